@@ -1,0 +1,134 @@
+"""A bounded pool of page-aligned buffers in memory that a child process can share.
+
+All buffers of a pool lie in one anonymous memory file: a reader's child process maps the same file and
+puts the disk's bytes where the kernels will find them, so nothing is copied and only small messages cross
+a pipe. The pool's size is the bound of what a job holds of its disks: a reader that finds no free buffer
+waits, and with it everything upstream.
+
+A buffer goes back with `release`. One that is forgotten goes back when its last array is gone: arrays keep
+their buffer alive, so a late reader of an array never sees the bytes of the next span.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import trio
+from numpy.typing import NDArray
+
+from .units import MiB, SPAN
+
+# Eight spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
+# the rest in the hands of the channels. More than this made no difference on two cores (bench/path.py).
+DEFAULT_POOL = 32 * MiB
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """Counts of buffers of a pool."""
+
+    buffers: int
+    free: int
+    waiting: int
+
+
+class Buffer:
+    """One span of memory. `array` is its bytes as uint8, `position` its byte offset in the pool's file."""
+
+    __slots__ = ("__weakref__", "_index", "_pool")
+
+    def __init__(self, pool: BufferPool, index: int) -> None:
+        self._pool = pool
+        self._index = index
+
+    @property
+    def position(self) -> int:
+        return self._index * SPAN
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The SPAN bytes of the buffer. The array keeps the buffer from being reused unless it is released."""
+        if self._index < 0:
+            raise ValueError("The buffer was released.")
+        return np.asarray(self)
+
+    @property
+    def __array_interface__(self) -> dict[str, object]:
+        address = self._pool._address + self.position
+        return {"version": 3, "shape": (SPAN,), "typestr": "|u1", "data": (address, False)}
+
+    def release(self) -> None:
+        """Give the memory back; from any thread, once or more often."""
+        index, self._index = self._index, -1
+        if index >= 0:
+            self._pool._give_back(index)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class BufferPool:
+    """`size` bytes of buffers of one span each. Memory is mapped at the first use.
+
+    `fileno()` is the memory file for a child process to map.
+    """
+
+    def __init__(self, size: int = DEFAULT_POOL) -> None:
+        self._count = max(1, size // SPAN)
+        self._free = deque(range(self._count))
+        self._lot = trio.lowlevel.ParkingLot()
+        self._mapped: tuple[int, NDArray[np.uint8]] | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._loop_thread = 0
+
+    @property
+    def size(self) -> int:
+        return self._count * SPAN
+
+    def fileno(self) -> int:
+        return self._map()[0]
+
+    async def acquire(self) -> Buffer:
+        """A free buffer with undefined content; waits for one."""
+        self._map()
+        if self._token is None or self._loop_thread != threading.get_ident():
+            self._token, self._loop_thread = trio.lowlevel.current_trio_token(), threading.get_ident()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._free:
+            await self._lot.park()
+        return Buffer(self, self._free.popleft())
+
+    def statistics(self) -> PoolStatistics:
+        return PoolStatistics(self._count, len(self._free), len(self._lot))
+
+    @property
+    def _address(self) -> int:
+        return self._map()[1].ctypes.data
+
+    def _map(self) -> tuple[int, NDArray[np.uint8]]:
+        if self._mapped is None:
+            descriptor = os.memfd_create("vadpipe-buffers") if hasattr(os, "memfd_create") else -1
+            if descriptor >= 0:
+                os.ftruncate(descriptor, self.size)
+            memory = mmap.mmap(descriptor, self.size)
+            self._mapped = descriptor, np.frombuffer(memory, dtype=np.uint8)
+        return self._mapped
+
+    def _give_back(self, index: int) -> None:
+        self._free.append(index)
+        if threading.get_ident() == self._loop_thread:
+            self._lot.unpark()
+        elif self._token is not None:
+            try:
+                self._token.run_sync_soon(self._lot.unpark)
+            except trio.RunFinishedError:  # nobody can be waiting any more
+                return
+
+    def __del__(self) -> None:
+        if self._mapped is not None and self._mapped[0] >= 0:
+            os.close(self._mapped[0])  # the mapping itself lives as long as its last array

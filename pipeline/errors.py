@@ -1,0 +1,89 @@
+"""Errors of the mover.
+
+Facts are attributes, the text is built from them and ends with what to do. A foreign error is
+translated in one place per library, with the cause kept. Only the retry wrappers ask `transient`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_DONE = 0
+EXIT_FAILED = 1  # nothing was published
+EXIT_USAGE = 2  # usage or configuration
+EXIT_ATTENTION = 3  # published, but something needs attention
+
+
+class MoverError(Exception):
+    """An error with a remedy. `remedy` is a full sentence or empty; `facts` are shown by --json."""
+
+    transient = False
+    exit_code = EXIT_FAILED
+
+    def __init__(self, problem: str, *, remedy: str = "", **facts: object) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        self.facts = facts
+        super().__init__(f"{problem} {remedy}" if remedy else problem)
+
+
+class ConfigError(MoverError):
+    """The configuration or the command line is wrong; raised before any I/O."""
+
+    exit_code = EXIT_USAGE
+
+
+class SourceError(MoverError):
+    """The VM, its disks or their server failed."""
+
+
+class SnapshotError(SourceError):
+    """A snapshot could not be taken or used."""
+
+
+class QuiesceFailed(SnapshotError):
+    """The guest could not be quiesced as asked."""
+
+
+class SnapshotLeaked(SnapshotError):
+    """A snapshot of ours could not be removed; facts name it."""
+
+    exit_code = EXIT_ATTENTION
+
+
+class ChangeTrackingInvalid(SourceError):
+    """The changed areas cannot be trusted; the disk has to be read in full."""
+
+
+class VddkError(SourceError):
+    """A call of the VDDK library failed. Facts: `call`, `code` (low 16 bits), `path`, `offset`, `length`."""
+
+    def __init__(self, problem: str, *, transient: bool = False, remedy: str = "", **facts: object) -> None:
+        super().__init__(problem, remedy=remedy, **facts)
+        self.transient = transient
+
+
+class IntegrityError(MoverError):
+    """Stored or read bytes are not what they must be."""
+
+
+class SinkError(MoverError):
+    """The place where bytes end failed: full, read-only, damaged, not a repository."""
+
+
+class ContractError(MoverError):
+    """A stage broke the rules of the engine, e.g. returned before its input ended."""
+
+
+class TransferFailed(ExceptionGroup[Exception]):
+    """One or more stages of a pipeline failed; nothing was published."""
+
+    def derive(self, excs: Sequence[Exception], /) -> TransferFailed:  # type: ignore[override]  # one type only
+        return TransferFailed(self.message, excs)
+
+
+def leaves(exc: BaseException) -> list[BaseException]:
+    """The exceptions inside any nesting of groups, in order."""
+    if isinstance(exc, BaseExceptionGroup):
+        return [leaf for child in exc.exceptions for leaf in leaves(child)]
+    return [exc]

@@ -1,0 +1,167 @@
+"""What flows between stages.
+
+A disk travels in ascending order and without a gap: every byte of it is in exactly one item, as data, as
+zero, or as unchanged since the previous point. So a sink can prove before it publishes that nothing was
+lost, and a changed range that became zero is a value of its own that overwrites what an older point had.
+
+    Window                      which bytes to read, from an extents source
+    Span | Zeros | Unchanged    the bytes, from ReadSpans
+    CutSpan                     ... with the borders of its grains
+    DigestedSpan                ... with the identity of each grain
+    DedupedSpan                 ... with the place of each grain in a frame, old or new
+    FramedSpan                  the new frames, encoded; the buffer is gone
+
+Facts about grains are numpy columns, one row per grain: never one Python object per grain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .buffers import Buffer
+from .extents import Extents
+
+DIGEST_SIZE = 32
+
+Digests = NDArray[np.uint8]  # shape (n, DIGEST_SIZE)
+NO_FRAME = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of the disk and what is known of it: `data` must be read, `zeros` reads as zero without being
+    read, the rest is unchanged since the previous point. Bytes; extents hold absolute disk offsets."""
+
+    offset: int
+    length: int
+    data: Extents
+    zeros: Extents
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """A range of the disk that reads as zero."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A range of the disk that holds what the previous point holds there."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """A range of the disk, at most SPAN bytes and within one multiple of SPAN, with its bytes.
+
+    The byte at disk offset `o` is `buffer.array[o - offset]`, and defined only inside `data`; `zeros` reads
+    as zero, the rest is unchanged. Whoever takes a span and does not pass it on releases it.
+    """
+
+    offset: int
+    length: int
+    data: Extents
+    zeros: Extents
+    buffer: Buffer
+
+    def bytes_of(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """A view of the bytes at disk offset `offset`."""
+        return self.buffer.array[offset - self.offset : offset - self.offset + length]
+
+    def release(self) -> None:
+        self.buffer.release()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutSpan(Span):
+    """A span whose data is cut into grains, in ascending order and covering `data` exactly.
+
+    `grain_offset`: int64 disk offsets; `grain_length`: int64 bytes.
+    """
+
+    grain_offset: NDArray[np.int64]
+    grain_length: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigestedSpan(CutSpan):
+    """A cut span with the identity of each grain, one row each."""
+
+    digest: Digests
+
+
+@dataclass(frozen=True)
+class PlannedFrame:
+    """Consecutive new grains that will be stored together: rows [first, last) of the span's columns."""
+
+    number: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupedSpan(DigestedSpan):
+    """A digested span where each grain has its place: byte `grain_place` of frame number `grain_frame`.
+
+    `frames` are the new ones among them; `known` marks the rows that were stored before.
+    """
+
+    grain_frame: NDArray[np.uint64]
+    grain_place: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    frames: Sequence[PlannedFrame]
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A new frame as it will be stored. `codec` is what decodes `payload` to `length` bytes."""
+
+    number: int
+    codec: str
+    length: int
+    payload: bytes | memoryview
+    grain_length: NDArray[np.int64]
+    digest: Digests
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramedSpan:
+    """A range of the disk whose grains all have a place, with the new frames. Columns as in DedupedSpan."""
+
+    offset: int
+    length: int
+    data: Extents
+    zeros: Extents
+    grain_offset: NDArray[np.int64]
+    grain_length: NDArray[np.int64]
+    grain_frame: NDArray[np.uint64]
+    grain_place: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    frames: Sequence[EncodedFrame]
+
+
+Gap = Zeros | Unchanged
+
+
+class GrainIndex(Protocol):
+    """What knows which grains are stored. Not thread-safe; used from the event loop only."""
+
+    def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Frame number (NO_FRAME when unknown) and byte place in that frame, one row per digest."""
+        ...
+
+    def add_frame(self, grain_length: NDArray[np.int64], digest: Digests) -> int:
+        """Promise a new frame that holds these grains in this order; `lookup` finds them from now on.
+
+        Returns the number of the frame. The digests must be unknown and distinct.
+        """
+        ...
