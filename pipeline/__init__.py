@@ -1,1 +1,133 @@
+"""The engine of vadpipe: values, contracts, runner, meters, jobs. It knows no vendor and no format.
 
+contracts   Source, Stage, Sink, `|`              values    what flows: windows, spans, gaps, frames
+runner      runs pipelines, `flow.open()`         extents   the algebra of byte ranges
+lift        kernels on threads, in order          buffers   the bounded pool of page-aligned memory
+meters      busy, starved, blocked                disk      protocols of disks, captures, machines, targets
+job         one VM from capture to point          events    what happens, for progress and tools
+config      jobs from a Python file               cli       the command; rooms add theirs by entry points
+testing     conformance checks and fakes for stages of your own
+"""
+
+from .buffers import Buffer, BufferPool
+from .contracts import Flow, Pipeline, Sink, Source, Stage
+from .disk import (
+    Capture,
+    ChangedAreas,
+    Disk,
+    DiskReceipt,
+    Evidence,
+    Finisher,
+    Machine,
+    MachineId,
+    PointWriter,
+    PreviousDisk,
+    Store,
+    Target,
+)
+from .errors import (
+    ChangeTrackingInvalid,
+    ConfigError,
+    ContractError,
+    IntegrityError,
+    MoverError,
+    QuiesceFailed,
+    SinkError,
+    SnapshotError,
+    SnapshotLeaked,
+    SourceError,
+    TransferFailed,
+    VddkError,
+)
+from .events import Event, emit, observed
+from .extents import Extents
+from .job import DiskRun, Job, JobReceipt
+from .lift import KernelStage, run_ordered
+from .meters import PipelineReport, StageMeter
+from .secrets import Secret
+from .units import CLUSTER, SPAN, GiB, KiB, MiB, TiB, format_size
+from .values import (
+    DIGEST_SIZE,
+    NO_FRAME,
+    CutSpan,
+    DedupedSpan,
+    DigestedSpan,
+    Digests,
+    EncodedFrame,
+    FramedSpan,
+    Gap,
+    GrainIndex,
+    PlannedFrame,
+    Span,
+    Unchanged,
+    Window,
+    Zeros,
+)
+
+__all__ = [
+    "CLUSTER",
+    "DIGEST_SIZE",
+    "NO_FRAME",
+    "SPAN",
+    "Buffer",
+    "BufferPool",
+    "Capture",
+    "ChangeTrackingInvalid",
+    "ChangedAreas",
+    "ConfigError",
+    "ContractError",
+    "CutSpan",
+    "DedupedSpan",
+    "DigestedSpan",
+    "Digests",
+    "Disk",
+    "DiskReceipt",
+    "DiskRun",
+    "EncodedFrame",
+    "Event",
+    "Evidence",
+    "Extents",
+    "Finisher",
+    "Flow",
+    "FramedSpan",
+    "Gap",
+    "GiB",
+    "GrainIndex",
+    "IntegrityError",
+    "Job",
+    "JobReceipt",
+    "KernelStage",
+    "KiB",
+    "Machine",
+    "MachineId",
+    "MiB",
+    "MoverError",
+    "Pipeline",
+    "PipelineReport",
+    "PlannedFrame",
+    "PointWriter",
+    "PreviousDisk",
+    "QuiesceFailed",
+    "Secret",
+    "Sink",
+    "SinkError",
+    "SnapshotError",
+    "SnapshotLeaked",
+    "Source",
+    "SourceError",
+    "Span",
+    "Stage",
+    "StageMeter",
+    "Store",
+    "Target",
+    "TiB",
+    "TransferFailed",
+    "Unchanged",
+    "VddkError",
+    "Window",
+    "Zeros",
+    "emit",
+    "format_size",
+    "observed",
+    "run_ordered",
+]

@@ -21,7 +21,8 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from .units import MiB, SPAN
+from .meters import current_meter
+from .units import SPAN, MiB
 
 # Eight spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
 # the rest in the hands of the channels. More than this made no difference on two cores (bench/path.py).
@@ -56,6 +57,11 @@ class Buffer:
         if self._index < 0:
             raise ValueError("The buffer was released.")
         return np.asarray(self)
+
+    @property
+    def memory(self) -> memoryview:
+        """The same bytes for who wants the buffer protocol."""
+        return self.array.data
 
     @property
     def __array_interface__(self) -> dict[str, object]:
@@ -99,8 +105,10 @@ class BufferPool:
         if self._token is None or self._loop_thread != threading.get_ident():
             self._token, self._loop_thread = trio.lowlevel.current_trio_token(), threading.get_ident()
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._free:
-            await self._lot.park()
+        if not self._free:
+            with current_meter().blocked():
+                while not self._free:
+                    await self._lot.park()
         return Buffer(self, self._free.popleft())
 
     def statistics(self) -> PoolStatistics:

@@ -68,10 +68,8 @@ class Flow(Source[B_co]):
     """A source followed by stages: itself a source, and the read side for an embedding program."""
 
     def __init__(self, source: Source[Any], *stages: Stage[Any, Any]) -> None:
-        before: tuple[Stage[Any, Any], ...] = ()
-        if isinstance(source, Flow):
-            source, before = source.source, source.stages
-        self.source: Source[Any] = source
+        self.source: Source[Any] = source.source if isinstance(source, Flow) else source
+        before: tuple[Stage[Any, Any], ...] = source.stages if isinstance(source, Flow) else ()
         self.stages: tuple[Stage[Any, Any], ...] = (*before, *stages)
 
     async def run(self, outbox: SendChannel[B_co]) -> None:
@@ -115,7 +113,9 @@ class Pipeline(Generic[R_co]):
         """Run to the end and return the sink's receipt. Raises TransferFailed."""
         return (await self.measure()).receipt
 
-    async def measure(self, watch: Callable[[PipelineReport[R_co]], None] | None = None) -> PipelineReport[R_co]:
+    async def measure(
+        self, watch: Callable[[PipelineReport[R_co]], None] | None = None
+    ) -> PipelineReport[R_co]:
         """Run like `run`, and account: items, bytes, busy, starved and blocked seconds per stage.
 
         `watch` is called once at the start with the report, whose counts grow while the pipeline runs.

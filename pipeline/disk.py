@@ -109,6 +109,11 @@ class Machine(Protocol[C_co]):
     @property
     def name(self) -> str: ...
 
+    @property
+    def pool_size(self) -> int:
+        """Bytes of buffers that a capture's disks share."""
+        ...
+
     def capture(self) -> AbstractAsyncContextManager[C_co]:
         """Hold the VM still; at the end release everything, or raise SnapshotLeaked."""
         ...
@@ -174,9 +179,7 @@ class PointWriter(Protocol):
         """The same disk in the newest point of this VM, if there is one."""
         ...
 
-    async def publish(
-        self, capture: Capture, disks: Sequence[DiskReceipt], evidence: Evidence | None
-    ) -> str:
+    async def publish(self, capture: Capture, disks: Sequence[DiskReceipt], evidence: Evidence | None) -> str:
         """Make the point durable and visible, last and atomically. Returns its id."""
         ...
 

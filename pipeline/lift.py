@@ -18,7 +18,7 @@ import trio
 from trio.abc import ReceiveChannel, SendChannel
 
 from .contracts import Stage
-from .meters import StageMeter, current_meter
+from .meters import current_meter
 from .values import Unchanged, Zeros
 
 A = TypeVar("A")
@@ -86,6 +86,7 @@ class KernelStage(Stage[A_contra, B_co]):
     """
 
     workers: int = 1
+    releases = False  # its results no longer hold the buffers of its items; for the memory bound of a plan
 
     @abstractmethod
     def kernel(self) -> Callable[[Any], Any]:
@@ -146,6 +147,3 @@ def fused(stages: Sequence[Stage[Any, Any]]) -> list[Stage[Any, Any]]:
 
 def stage_name(stage: object) -> str:
     return stage.name if isinstance(stage, FusedKernels) else type(stage).__name__
-
-
-__all__ = ["FusedKernels", "KernelStage", "StageMeter", "fused", "run_ordered", "stage_name"]

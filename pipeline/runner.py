@@ -69,7 +69,10 @@ async def open_flow(flow: Flow[T]) -> AsyncIterator[ReceiveChannel[T]]:
 
 
 def _start(
-    nursery: trio.Nursery, source: Source[Any], stages: Sequence[Stage[Any, Any]], meters: Sequence[StageMeter]
+    nursery: trio.Nursery,
+    source: Source[Any],
+    stages: Sequence[Stage[Any, Any]],
+    meters: Sequence[StageMeter],
 ) -> ReceiveChannel[Any]:
     """Start everything but a sink; returns the end where its items come out."""
     send, receive = trio.open_memory_channel[Any](0)

@@ -1,0 +1,229 @@
+"""A job: one VM, once, from its capture to the published point.
+
+The order is what matters. The store is opened first, so that a bad one costs no snapshot. The point is
+published while the capture still stands, as soon as the data is complete: releasing a snapshot can take
+hours and must not decide about a finished backup. A snapshot that stays behind is then told, not hidden.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import trio
+
+from .contracts import Pipeline
+from .disk import Capture, Disk, DiskReceipt, Evidence, Finisher, Machine, PointWriter, Target
+from .errors import MoverError, SnapshotLeaked, TransferFailed, leaves
+from .events import Event, emit, observed
+from .meters import PipelineReport
+
+C = TypeVar("C", bound=Capture)
+P = TypeVar("P", bound=PointWriter)
+
+DiskWatch = Callable[[Disk, PipelineReport[DiskReceipt]], None]
+
+
+@dataclass(frozen=True)
+class DiskRun:
+    """One disk of a finished job: its receipt, how it was read, and where the time went.
+
+    `allocated` and `changed` are bytes as the source was told; `changed` is None for a full read.
+    """
+
+    receipt: DiskReceipt
+    report: PipelineReport[DiskReceipt]
+    mode: str
+    reason: str
+    allocated: int | None
+    changed: int | None
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            **self.receipt.as_dict(),
+            "mode": self.mode,
+            "reason": self.reason,
+            "allocated": self.allocated,
+            "changed": self.changed,
+            "wall_s": round(self.report.wall_s, 3),
+            "bottleneck": self.report.bottleneck.name,
+        }
+
+
+@dataclass(frozen=True)
+class JobReceipt:
+    """A published point. `attention` lists what the user should know; empty is exit code 0.
+
+    `cpu_s` counts this process and its children. `snapshots_left` is None where nothing was snapshotted.
+    """
+
+    job: str
+    machine: str
+    point: str
+    disks: Sequence[DiskRun]
+    quiescing_asked: str
+    evidence: Evidence | None
+    snapshots_left: int | None
+    attention: Sequence[str]
+    wall_s: float
+    cpu_s: float
+
+    def as_dict(self) -> dict[str, object]:
+        evidence = self.evidence
+        return {
+            "job": self.job,
+            "machine": self.machine,
+            "point": self.point,
+            "disks": [disk.as_dict() for disk in self.disks],
+            "quiescing": {
+                "asked": self.quiescing_asked,
+                "reached": evidence.reached if evidence else None,
+                "reasons": list(evidence.reasons) if evidence else [],
+            },
+            "snapshots_left": self.snapshots_left,
+            "attention": list(self.attention),
+            "wall_s": round(self.wall_s, 3),
+            "cpu_s": round(self.cpu_s, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Job(Generic[C, P]):
+    """What to back up (`machine`), how each disk travels (`path`), and where to (`into`).
+
+    `path` gets an open disk and the point that is being written. `finish` runs while the capture stands, e.g.
+    to fetch the VSS manifest; the last finisher's evidence goes into the point.
+    """
+
+    machine: Machine[C]
+    path: Callable[[Disk, P], Pipeline[DiskReceipt]]
+    into: Target[P]
+    finish: Sequence[Finisher[C]] = ()
+    disks_at_once: int = 2
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.machine.name
+
+    async def run(self, watch: DiskWatch | None = None) -> JobReceipt:
+        """Run the job. `watch` gets each disk and its growing report when the disk starts.
+
+        Raises TransferFailed or a MoverError; then nothing was published.
+        """
+        begun, cpu = trio.current_time(), _cpu_s()
+        record = _Record()
+        attention: list[str] = []
+        try:
+            with observed(record.take):
+                async with (
+                    self.into.open() as store,
+                    self.machine.capture() as capture,
+                    store.begin(capture.machine) as point,
+                ):
+                    await self._transfer(capture, point, record, watch)
+        except BaseException as exc:
+            if not record.point or not all(isinstance(leaf, SnapshotLeaked) for leaf in leaves(exc)):
+                raise _flat(exc) from None
+            attention += [str(leaf) for leaf in leaves(exc)]
+        if record.evidence is not None and not record.evidence.satisfied:
+            attention.append(
+                f"Quiescing reached {record.evidence.reached}, asked for was {record.quiescing_asked}."
+            )
+        return JobReceipt(
+            job=self.title,
+            machine=self.machine.name,
+            point=record.point,
+            disks=record.disks,
+            quiescing_asked=record.quiescing_asked,
+            evidence=record.evidence,
+            snapshots_left=record.snapshots_left,
+            attention=attention,
+            wall_s=trio.current_time() - begun,
+            cpu_s=_cpu_s() - cpu,
+        )
+
+    async def _transfer(self, capture: C, point: P, record: _Record, watch: DiskWatch | None) -> None:
+        record.quiescing_asked = capture.quiescing_asked
+        limiter = trio.CapacityLimiter(self.disks_at_once)
+        runs: dict[str, DiskRun] = {}
+
+        async def transfer_disk(disk: Disk) -> None:
+            async with limiter:
+                runs[disk.key] = await self._transfer_disk(disk, point, watch)
+
+        async with trio.open_nursery() as nursery:
+            for disk in capture.disks:
+                nursery.start_soon(transfer_disk, disk)
+        record.disks = [runs[disk.key] for disk in capture.disks]
+        for finisher in self.finish:
+            record.evidence = await finisher.finish(capture)
+        record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
+        emit("published", job=self.title, point=record.point)
+
+    async def _transfer_disk(self, disk: Disk, point: P, watch: DiskWatch | None) -> DiskRun:
+        facts: dict[str, object] = {}
+
+        def take(event: Event) -> None:
+            if event.kind == "extents":
+                facts.update(event.facts)
+
+        emit("disk started", disk=disk.key, label=disk.label, capacity=disk.capacity)
+        with observed(take):
+            try:
+                report = await self.path(disk, point).measure(
+                    None if watch is None else lambda report: watch(disk, report)
+                )
+            except BaseExceptionGroup as group:
+                for leaf in leaves(group):
+                    if isinstance(leaf, Exception):
+                        leaf.add_note(f"disk {disk.label} ({disk.key})")
+                raise
+        run = DiskRun(
+            report.receipt,
+            report,
+            str(facts.get("mode", "full")),
+            str(facts.get("reason", "")),
+            _number(facts.get("allocated")),
+            _number(facts.get("changed")),
+        )
+        emit("disk finished", **run.as_dict())
+        return run
+
+
+@dataclass
+class _Record:
+    """What is known of a job while it runs."""
+
+    quiescing_asked: str = "none"
+    evidence: Evidence | None = None
+    point: str = ""
+    disks: list[DiskRun] = field(default_factory=list)
+    snapshots_left: int | None = None
+
+    def take(self, event: Event) -> None:
+        if event.kind == "snapshot removed":
+            self.snapshots_left = _number(event.facts.get("left"))
+
+
+def _number(fact: object) -> int | None:
+    return fact if isinstance(fact, int) else None
+
+
+def _flat(exc: BaseException) -> BaseException:
+    """Failures of several disks as one TransferFailed; a lone error of ours stays itself."""
+    found = leaves(exc)
+    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
+    if len(failures) < len(found):
+        return exc
+    if len(failures) == 1 and isinstance(exc, MoverError):
+        return exc
+    return TransferFailed("The transfer failed; nothing was published.", failures)
+
+
+def _cpu_s() -> float:
+    """CPU-seconds of this process and of its ended children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)

@@ -1,0 +1,22 @@
+"""Shipped checks and fakes: every source, stage and sink, ours or yours, runs the same conformance suite.
+
+check_source, check_stage, check_sink   the rules of pipeline.contracts, as assertions
+PatternDisk                             a disk in memory with chosen shares of zeros, holes and duplicates
+FaultyDisk                              wraps a disk and fails its n-th call
+FakeMachine, FakeTarget                 a job without a VM and without a store
+"""
+
+from .checks import check_sink, check_source, check_stage
+from .fakes import FakeCapture, FakeMachine, FakeTarget, FaultyDisk, Items, PatternDisk
+
+__all__ = [
+    "FakeCapture",
+    "FakeMachine",
+    "FakeTarget",
+    "FaultyDisk",
+    "Items",
+    "PatternDisk",
+    "check_sink",
+    "check_source",
+    "check_stage",
+]

@@ -1,0 +1,32 @@
+"""Everything between a VM and a sink.
+
+extents   which bytes to read: AllocatedExtents, ChangedExtents      vddk      reading through VDDK
+read      ReadSpans                                                  vmdk      LocalVm: a VM's own files
+zeros     MarkZeros                                                  vsphere   sessions, snapshots, VcenterVm
+grains    CutGrains                                                  vss       the VSS manifest and its verdict
+digest    Digest     dedupe   Dedupe     compress   Compress
+"""
+
+from .compress import Codec, Compress, Stored, Zstd
+from .dedupe import Dedupe, MemoryIndex
+from .digest import Blake3, Digest
+from .extents import AllocatedExtents, ChangedExtents
+from .grains import CutGrains
+from .read import ReadSpans
+from .zeros import MarkZeros
+
+__all__ = [
+    "AllocatedExtents",
+    "Blake3",
+    "ChangedExtents",
+    "Codec",
+    "Compress",
+    "CutGrains",
+    "Dedupe",
+    "Digest",
+    "MarkZeros",
+    "MemoryIndex",
+    "ReadSpans",
+    "Stored",
+    "Zstd",
+]

@@ -1,0 +1,74 @@
+"""Finding the clusters that hold nothing but zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import CLUSTER, Extents, Gap, KernelStage, Span, Zeros
+
+# A shorter run of zero clusters inside data stays data: it compresses to nothing, while a border there would
+# end a grain and a frame. As long as the smallest grain (stages/grains.py).
+SHORTEST_RUN = 4
+
+
+@dataclass(frozen=True)
+class MarkZeros(KernelStage[Span | Gap, Span | Gap]):
+    """Spans in, the same spans out with zero clusters moved from `data` to `zeros`; an empty span is a gap.
+
+    Gaps pass. Memory: the spans in hand. Cancel: leaves nothing behind.
+    """
+
+    workers: int = 2
+
+    def kernel(self) -> Callable[[Span], Span | Zeros]:
+        return mark_zeros
+
+
+def mark_zeros(span: Span) -> Span | Zeros:
+    """The kernel of MarkZeros."""
+    zero = zero_extents(span)
+    if not len(zero):
+        return span
+    data = span.data - zero
+    zeros = span.zeros | zero
+    if not len(data) and zeros.total == span.length:
+        span.release()
+        return Zeros(span.offset, span.length)
+    return replace(span, data=data, zeros=zeros)
+
+
+def zero_extents(span: Span) -> Extents:
+    """The parts of the span's data that are whole extents of zero, or runs of zero clusters long enough."""
+    whole = -(-span.length // CLUSTER)
+    memory = span.buffer.array[: whole * CLUSTER]
+    memory[span.length :] = 0  # the tail of a disk that is no whole number of clusters
+    words = memory.view(np.uint64).reshape(whole, -1)
+    empty = np.zeros(whole, dtype=np.bool_)
+    first = (span.data.start - span.offset) // CLUSTER
+    last = -(-(span.data.end - span.offset) // CLUSTER)
+    for low, high in zip(first.tolist(), last.tolist(), strict=True):
+        part: NDArray[np.bool_] = np.logical_not(words[low:high].any(axis=1))
+        if not part.all():
+            drop_short_runs(part, SHORTEST_RUN)
+        empty[low:high] = part
+    start, end = run_borders(empty)
+    offset = start * CLUSTER
+    return Extents(offset + span.offset, np.minimum(end * CLUSTER, span.length) + span.offset)
+
+
+def run_borders(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and one-past-last places of the runs of True."""
+    steps = np.diff(mask.view(np.int8), prepend=0, append=0)
+    return np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+
+
+def drop_short_runs(mask: NDArray[np.bool_], shortest: int) -> None:
+    """Set runs of True shorter than that to False, in place."""
+    start, end = run_borders(mask)
+    for low, high in zip(start.tolist(), end.tolist(), strict=True):
+        if high - low < shortest:
+            mask[low:high] = False
