@@ -1,0 +1,148 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import SPAN, ConfigError, Extents, MiB, Span
+from pipeline.buffers import Buffer
+from pipeline.testing import all_free, check_stage, covers, plain
+from stages import Blake3, Compress, Dedupe, Digest, MemoryIndex, Stored, Zstd
+from stages.dedupe import FRAME, dedupe, frame_borders
+from stages.grains import cut_span
+from stages.zeros import mark_zeros
+
+
+def digested(span):
+    marked = mark_zeros(span)
+    return Digest(Blake3()).kernel()(cut_span(marked)) if hasattr(marked, "buffer") else marked
+
+
+@pytest.fixture
+def digests(spans):
+    return lambda: spans(digested)
+
+
+async def test_every_grain_gets_a_place_and_new_ones_a_frame(disk, digests):
+    views = await check_stage(lambda: FreshDedupe(), digests, view=plain)
+    assert covers(views, disk.capacity)
+    content = {}
+    new = known = 0
+    for kind, facts in views:
+        if kind != "DedupedSpan":
+            continue
+        rows = list(
+            zip(
+                facts["grain_offset"],
+                facts["grain_length"],
+                facts["grain_frame"],
+                facts["grain_place"],
+                facts["known"],
+                strict=True,
+            )
+        )
+        for frame in facts["frames"]:
+            low, high = rows[frame["first"]][0], rows[frame["last"] - 1][0] + rows[frame["last"] - 1][1]
+            assert high - low <= FRAME
+            content[frame["number"]] = disk.bytes_at(low, high - low)
+        for offset, length, frame, place, is_known in rows:
+            assert np.array_equal(content[frame][place : place + length], disk.bytes_at(offset, length))
+            new, known = new + (not is_known), known + is_known
+    assert new
+    assert known
+    assert sum(len(data) for data in content.values()) == sum(
+        length
+        for kind, facts in views
+        if kind == "DedupedSpan"
+        for length, is_known in zip(facts["grain_length"], facts["known"], strict=True)
+        if not is_known
+    )
+
+
+class FreshDedupe(Dedupe):
+    """An index of its own for every run, so that a second run is equal to the first."""
+
+    def __init__(self):
+        super().__init__(MemoryIndex())
+
+    async def run(self, inbox, outbox):
+        await Dedupe(MemoryIndex()).run(inbox, outbox)
+
+
+def test_what_an_index_knows_is_not_stored_again(digests):
+    index = MemoryIndex()
+    first = [dedupe(span, index) for span in digests() if hasattr(span, "digest")]
+    again = [dedupe(span, index) for span in digests_again(digests, first) if hasattr(span, "digest")]
+    for one, two in zip(first, again, strict=True):
+        assert two.known.all()
+        assert not two.frames
+        assert np.array_equal(one.grain_frame, two.grain_frame)
+        assert np.array_equal(one.grain_place, two.grain_place)
+
+
+def digests_again(digests, spans):
+    for span in spans:
+        span.release()
+    return digests()
+
+
+rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(4, 64)), max_size=60)
+
+
+@given(rows)
+def test_frames_are_runs_of_new_grains_side_by_side(grains):
+    """Rows: is new, lies right behind the one before, clusters."""
+    offset, length, reached = [], [], 0
+    for _, adjacent, clusters in grains:
+        reached += 0 if adjacent else 4096
+        offset.append(reached)
+        length.append(clusters * 4096)
+        reached += clusters * 4096
+    new = np.array([row[0] for row in grains], dtype=np.bool_)
+    offset, length = np.array(offset, dtype=np.int64), np.array(length, dtype=np.int64)
+    borders = frame_borders(new, offset, length)
+    assert [place for low, high in borders for place in range(low, high)] == np.flatnonzero(new).tolist()
+    for low, high in borders:
+        assert (offset[low + 1 : high] == (offset + length)[low : high - 1]).all()
+        assert length[low:high].sum() <= FRAME
+    for (_, high), (low, end) in pairwise(borders):
+        together = high == low and offset[low] == (offset + length)[low - 1]
+        assert not together or length[borders[borders.index((low, end)) - 1][0] : low + 1].sum() > FRAME
+
+
+@pytest.mark.parametrize("codec", [Zstd(1), Zstd(3), Zstd(-1), Stored()])
+async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests, codec):
+    def deduped():
+        index = MemoryIndex()
+        return [dedupe(span, index) if hasattr(span, "digest") else span for span in digests()]
+
+    views = await check_stage(lambda: Compress(codec), deduped, view=plain)
+    assert covers(views, disk.capacity)
+    decoded = 0
+    for kind, facts in views:
+        for frame in facts["frames"] if kind == "FramedSpan" else ():
+            data = frame["payload"]
+            if frame["codec"] == "zstd":
+                data = zstandard.decompress(data)
+            assert len(data) == frame["length"] == sum(frame["grain_length"])
+            decoded += len(data)
+    assert decoded
+    assert all_free(disk.pool)
+
+
+def test_a_frame_that_does_not_shrink_is_stored_as_it_is(disk):
+    disk.pool.fileno()
+    buffer = Buffer(disk.pool, disk.pool._free.popleft())
+    noise = np.random.default_rng(1).integers(0, 256, MiB, dtype=np.uint8)
+    buffer.array[:MiB] = noise
+    span = Span(offset=0, length=SPAN, data=Extents.whole(MiB), zeros=Extents.empty(), buffer=buffer)
+    framed = Compress(Zstd(1)).kernel()(dedupe(digested(span), MemoryIndex()))
+    assert [frame.codec for frame in framed.frames] == ["raw"]
+    assert framed.frames[0].payload == noise.tobytes()
+
+
+def test_an_impossible_level_is_a_config_error():
+    with pytest.raises(ConfigError, match="no level 23"):
+        Zstd(23)

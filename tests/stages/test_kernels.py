@@ -1,0 +1,109 @@
+"""MarkZeros, CutGrains, Digest: the kernels that share one thread trip."""
+
+import numpy as np
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import CLUSTER, SPAN, BufferPool, Extents, Span, Zeros
+from pipeline.buffers import Buffer
+from pipeline.testing import all_free, check_stage, covers, plain
+from stages import Blake3, CutGrains, Digest, MarkZeros
+from stages.grains import LARGEST, SMALLEST, cut, cut_span
+from stages.zeros import mark_zeros
+
+POOL = BufferPool(SPAN)
+
+
+def span_of(data: bytes, extents: Extents | None = None) -> Span:
+    POOL.fileno()
+    POOL._free.clear()
+    buffer = Buffer(POOL, 0)
+    buffer.array[: len(data)] = np.frombuffer(data, np.uint8)
+    buffer.array[len(data) :] = 255
+    whole = Extents.whole(len(data), 8 * SPAN)
+    return Span(
+        offset=8 * SPAN, length=len(data), data=extents or whole, zeros=Extents.empty(), buffer=buffer
+    )
+
+
+async def test_mark_zeros_moves_zero_runs(disk, spans):
+    views = await check_stage(MarkZeros, spans, view=plain)
+    assert covers(views, disk.capacity)
+    for kind, facts in views:
+        if kind == "Span":
+            for offset, length in facts["zeros"]:
+                assert not disk.bytes_at(offset, length).any()
+    assert all_free(disk.pool)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=1, max_size=12),
+    st.sampled_from([0, 512, 1024]),
+)
+def test_zero_runs_of_four_clusters_are_found(runs, tail):
+    data = b"".join((b"\0" if zero else b"x") * CLUSTER * count for zero, count in runs) + bytes(tail)
+    marked = mark_zeros(span_of(data))
+    if isinstance(marked, Zeros):
+        assert not any(data)
+        assert (marked.offset, marked.length) == (8 * SPAN, len(data))
+        return
+    assert marked.data | marked.zeros == Extents.whole(len(data), 8 * SPAN)
+    assert len(marked.data & marked.zeros) == 0
+    for offset, length in marked.zeros:
+        start = offset - 8 * SPAN
+        assert not any(data[start : start + length])
+        assert length >= 4 * CLUSTER - tail or start + length == len(data)
+
+
+def test_a_changed_cluster_that_became_zero_is_zero_even_alone():
+    extents = Extents.of([(8 * SPAN + 2 * CLUSTER, CLUSTER), (8 * SPAN + 5 * CLUSTER, CLUSTER)])
+    data = bytes(5 * CLUSTER) + b"x" * CLUSTER
+    marked = mark_zeros(span_of(data, extents))
+    assert marked.zeros == Extents.of([(8 * SPAN + 2 * CLUSTER, CLUSTER)])
+    assert marked.data == Extents.of([(8 * SPAN + 5 * CLUSTER, CLUSTER)])
+
+
+async def test_grains_cover_the_data_within_their_limits(disk, spans):
+    views = await check_stage(CutGrains, lambda: spans(mark_zeros), view=plain)
+    for kind, facts in views:
+        if kind == "CutSpan":
+            grains = list(zip(facts["grain_offset"], facts["grain_length"], strict=True))
+            assert Extents.of(grains) == facts["data"]
+            assert sum(length for _, length in grains) == facts["data"].total
+            ends = set(facts["data"].end.tolist())
+            assert all(SMALLEST <= length <= LARGEST or offset + length in ends for offset, length in grains)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 1 << 30), st.integers(1, 40))
+def test_content_decides_where_grains_end_not_its_place(seed, shift):
+    """Behind the same content moved by whole clusters, cuts fall at the same places again."""
+    data = np.random.default_rng(seed).bytes(1 << 20)
+    plain_ends = cut(memoryview(data))
+    prefix = np.random.default_rng(seed + 1).bytes(shift * CLUSTER)
+    moved_ends = [end - len(prefix) for end in cut(memoryview(prefix + data))]
+    assert len(set(plain_ends[-8:]) & set(moved_ends)) >= 4
+
+
+def test_grains_have_the_promised_mean():
+    data = np.random.default_rng(5).bytes(SPAN)
+    assert 45 * 1024 < len(data) / len(cut(memoryview(data))) < 90 * 1024
+
+
+async def test_digests_are_keyed_blake3(disk, spans):
+    key = bytes(range(32))
+    views = await check_stage(
+        lambda: Digest(Blake3(key)), lambda: spans(lambda span: cut_span(span)), view=plain
+    )
+    for kind, facts in views:
+        if kind == "DigestedSpan":
+            for offset, length, digest in zip(
+                facts["grain_offset"], facts["grain_length"], facts["digest"], strict=True
+            ):
+                assert bytes(digest) == blake3(disk.bytes_at(offset, length).tobytes(), key=key).digest()
+
+
+def test_the_key_is_in_no_repr():
+    assert "313" not in repr(Digest(Blake3(b"1" * 32)))
+    assert repr(Blake3(b"1" * 32)) == "Blake3()"
