@@ -1,8 +1,9 @@
 """Where bytes end, and reading them back.
 
-null   NullSink, for measuring
+raw    RawFile, a sparse image      null   NullSink, for measuring
 """
 
 from .null import NullSink
+from .raw import RawFile, RawReceipt
 
-__all__ = ["NullSink"]
+__all__ = ["NullSink", "RawFile", "RawReceipt"]

@@ -28,7 +28,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 # Cancellation is tried at this many checkpoints from the start; a pass with few items has fewer.
-CHECKPOINTS = 60
+CHECKPOINTS = 40
 
 
 class _Crash(Exception):

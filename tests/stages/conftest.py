@@ -19,7 +19,7 @@ def take(pool):
 
 @pytest.fixture
 def disk():
-    return PatternDisk(6 * SPAN + 8192 + 512, seed=3, hole_ratio=0.3, zero_ratio=0.3)
+    return PatternDisk(4 * SPAN + 8192 + 512, seed=3, hole_ratio=0.3, zero_ratio=0.3)
 
 
 @pytest.fixture
