@@ -56,7 +56,7 @@ async def test_a_disk_that_is_not_whole_is_refused(items, tmp_path):
 
 
 FULL = """
-import resource, sys, trio
+import resource, signal, sys, trio
 from pathlib import Path
 from pipeline import MiB
 from pipeline.cli import error_lines
@@ -64,11 +64,11 @@ from pipeline.testing import PatternDisk
 from sinks import RawFile
 from stages import AllocatedExtents, ReadSpans
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MiB, 2 * MiB))
-import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-disk = PatternDisk(1 * MiB)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40 * MiB, 40 * MiB))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+disk = PatternDisk(48 * MiB)
 try:
-    trio.run((AllocatedExtents(disk) | ReadSpans(disk) | RawFile(Path(sys.argv[1]), 3 * MiB)).run)
+    trio.run((AllocatedExtents(disk) | ReadSpans(disk) | RawFile(Path(sys.argv[1]), 48 * MiB)).run)
 except Exception as failed:
     print(error_lines(failed)[0])
 """

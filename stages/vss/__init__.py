@@ -1,0 +1,41 @@
+"""The VSS manifest of a Windows snapshot: found, parsed, cross-checked, classified. Kernels only, no I/O.
+
+find            which file on the datastore belongs to the snapshot
+datastore_path  `[ds] dir/file` and its `/folder` URL
+archive         zip bytes -> members, within bounds
+text, parse     member bytes -> the values in `documents`
+writers         well-known writers by id
+evidence        the documents brought together writer by writer
+rules           the table of cross-checks; classify: the table of decisions -> `verdict`
+"""
+
+from stages.vss.archive import ManifestUnreadable, read_members
+from stages.vss.classify import DECISIONS, classify_documents, classify_manifest, classify_unfetched
+from stages.vss.datastore_path import DatastorePath, folder_url
+from stages.vss.find import FoundBy, FoundManifest, ManifestKind, find_manifest
+from stages.vss.parse import parse_document
+from stages.vss.rules import RULES
+from stages.vss.verdict import Coverage, Finding, Level, Severity, Verdict, WriterVerdict
+
+__all__ = [
+    "DECISIONS",
+    "RULES",
+    "Coverage",
+    "DatastorePath",
+    "Finding",
+    "FoundBy",
+    "FoundManifest",
+    "Level",
+    "ManifestKind",
+    "ManifestUnreadable",
+    "Severity",
+    "Verdict",
+    "WriterVerdict",
+    "classify_documents",
+    "classify_manifest",
+    "classify_unfetched",
+    "find_manifest",
+    "folder_url",
+    "parse_document",
+    "read_members",
+]

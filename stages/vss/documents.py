@@ -1,0 +1,145 @@
+"""The documents of a manifest as values. `parse.parse_document` makes them out of bytes.
+
+Names and meanings follow Microsoft's public documentation of the Volume Shadow Copy Service. Identifiers are
+normalised here once (GUIDs without braces in lower case), so that the rules compare plain strings. What
+is not known to the parser is left out, never refused: producers differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+def normalise_guid(text: str) -> str:
+    """A GUID as all documents can agree on: no braces, no white space, lower case."""
+    return text.strip().strip("{}").strip().lower()
+
+
+def join_path(logical_path: str, name: str) -> str:
+    """Full path of a component in its writer: `logicalPath\\name`, or the name alone at the root."""
+    return f"{logical_path}\\{name}" if logical_path else name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ComponentKey:
+    """Identity of a component inside its writer; letter case does not count."""
+
+    logical_path: str
+    name: str
+
+    @classmethod
+    def of(cls, logical_path: str, name: str) -> ComponentKey:
+        return cls(logical_path.lower(), name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class BackupComponent:
+    """A component that the requester included, as the backup components document tells it.
+
+    `backup_succeeded` is None when the document does not say. `failures` are (attribute, text).
+    """
+
+    logical_path: str
+    name: str
+    component_type: str
+    backup_succeeded: bool | None
+    has_backup_stamp: bool
+    has_backup_metadata: bool
+    failures: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> ComponentKey:
+        return ComponentKey.of(self.logical_path, self.name)
+
+    @property
+    def path(self) -> str:
+        return join_path(self.logical_path, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class BackupWriter:
+    """A writer with components in the backup components document. `backup_schema` is a bit mask."""
+
+    writer_id: str
+    instance_id: str
+    instance_name: str
+    backup_schema: int
+    components: tuple[BackupComponent, ...]
+    failures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupComponents:
+    """The requester's document (BCD). A yes/no attribute that is missing or spelled otherwise is None."""
+
+    document: str
+    select_components: bool | None
+    bootable_system_state: bool | None
+    partial_file_support: bool | None
+    backup_type: str
+    snapshot_set_id: str
+    writers: tuple[BackupWriter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriterComponent:
+    """A component that a writer offers. `kind` is filegroup or database; `files` counts its file entries."""
+
+    kind: str
+    logical_path: str
+    name: str
+    selectable: bool
+    files: int
+
+    @property
+    def key(self) -> ComponentKey:
+        return ComponentKey.of(self.logical_path, self.name)
+
+    @property
+    def path(self) -> str:
+        return join_path(self.logical_path, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class WriterMetadata:
+    """One writer's own document (WMD)."""
+
+    document: str
+    writer_id: str
+    instance_id: str
+    instance_name: str
+    friendly_name: str
+    usage: str
+    data_source: str
+    backup_schema: int
+    components: tuple[WriterComponent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuiesceManifest:
+    """What VMware Tools leaves for a Linux guest instead of a VSS manifest."""
+
+    document: str
+    provider_name: str
+    product_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecognised:
+    """Well-formed XML with a root element that is none of the above."""
+
+    document: str
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A document that could not be read: its name, why, and where in it."""
+
+    document: str
+    why: str
+    where: str
+
+
+Document: TypeAlias = BackupComponents | WriterMetadata | QuiesceManifest | Unrecognised | Unreadable

@@ -1,0 +1,159 @@
+"""What the rules look at: the documents of one manifest, brought together writer by writer.
+
+A writer takes part twice: its own document says what it offers, the backup components document says what
+the requester included. Both carry the writer's class id and the id of the running instance, which is new
+for each writer process; only documents that agree in both come from the same run.
+
+Which components have to be included explicitly follows from their logical paths. A component is an ancestor
+of those whose logical path equals or begins with its full path. Below a *selectable* ancestor a component
+comes along implicitly; without one it takes part only if it is listed. Microsoft's pages disagree about one
+case, a non-selectable component below a non-selectable one; it is accepted either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from stages.vss.documents import (
+    BackupComponent,
+    BackupComponents,
+    BackupWriter,
+    ComponentKey,
+    Document,
+    QuiesceManifest,
+    Unreadable,
+    WriterComponent,
+    WriterMetadata,
+)
+from stages.vss.writers import KnownWriter, known_writer
+
+
+@dataclass(frozen=True)
+class WriterEvidence:
+    """One writer instance as the documents tell it. Either side may be missing.
+
+    `twins` are further documents that claim the same ids.
+    """
+
+    writer_id: str
+    instance_id: str
+    backup: BackupWriter | None
+    metadata: WriterMetadata | None
+    twins: tuple[WriterMetadata, ...] = ()
+
+    @cached_property
+    def known(self) -> KnownWriter | None:
+        return known_writer(self.writer_id, self.metadata.friendly_name if self.metadata else "")
+
+    @property
+    def counts(self) -> bool:
+        return self.known.counts if self.known else True
+
+    @property
+    def name(self) -> str:
+        """The best name there is: the writer's own, the table's, the instance's, the id."""
+        told = self.metadata.friendly_name if self.metadata else ""
+        listed = self.backup.instance_name if self.backup else ""
+        return told or (self.known.name if self.known else "") or listed or self.writer_id or "unnamed writer"
+
+    @property
+    def included(self) -> tuple[BackupComponent, ...]:
+        return self.backup.components if self.backup else ()
+
+    @cached_property
+    def included_keys(self) -> frozenset[ComponentKey]:
+        return frozenset(component.key for component in self.included)
+
+    @cached_property
+    def offered(self) -> dict[ComponentKey, WriterComponent]:
+        return {component.key: component for component in (self.metadata.components if self.metadata else ())}
+
+    @cached_property
+    def explicit(self) -> tuple[WriterComponent, ...]:
+        """Offered components that take part only when the backup components document lists them."""
+        return tuple(component for component in self.offered.values() if self._is_explicit(component))
+
+    def ancestors(self, component: WriterComponent) -> Iterator[WriterComponent]:
+        """Components of this writer above this one in the tree of logical paths, nearest first."""
+        path = component.logical_path.lower()
+        while path:
+            yield from self._by_path.get(path, ())
+            path = path.rpartition("\\")[0]
+
+    def has_selectable_ancestor(self, component: WriterComponent) -> bool:
+        return any(ancestor.selectable for ancestor in self.ancestors(component))
+
+    def _is_explicit(self, component: WriterComponent) -> bool:
+        above = list(self.ancestors(component))
+        return not above or (component.selectable and not any(one.selectable for one in above))
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[WriterComponent]]:
+        found: dict[str, list[WriterComponent]] = {}
+        for component in self.offered.values():
+            found.setdefault(component.path.lower(), []).append(component)
+        return found
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything known about one snapshot's manifest.
+
+    `absent`: why there is none. `unfetched`: why it could not be fetched. `damage`: why the archive was
+    refused. All three are None when there are documents.
+    """
+
+    documents: tuple[Document, ...] = ()
+    absent: str | None = None
+    unfetched: str | None = None
+    damage: str | None = None
+
+    @cached_property
+    def backups(self) -> tuple[BackupComponents, ...]:
+        return tuple(one for one in self.documents if isinstance(one, BackupComponents))
+
+    @cached_property
+    def metadata(self) -> tuple[WriterMetadata, ...]:
+        return tuple(one for one in self.documents if isinstance(one, WriterMetadata))
+
+    @cached_property
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        return tuple(one for one in self.documents if isinstance(one, Unreadable))
+
+    @cached_property
+    def quiesce_manifests(self) -> tuple[QuiesceManifest, ...]:
+        return tuple(one for one in self.documents if isinstance(one, QuiesceManifest))
+
+    @property
+    def backup_document(self) -> str:
+        return self.backups[0].document if self.backups else ""
+
+    @cached_property
+    def writers(self) -> tuple[WriterEvidence, ...]:
+        """Writers of the backup components document first, in its order, then those that only have their own."""
+        included: dict[tuple[str, str], list[BackupWriter]] = {}
+        for writer in self.backups[0].writers if self.backups else ():
+            included.setdefault((writer.writer_id, writer.instance_id), []).append(writer)
+        told: dict[tuple[str, str], list[WriterMetadata]] = {}
+        for metadata in self.metadata:
+            told.setdefault((metadata.writer_id, metadata.instance_id), []).append(metadata)
+        return tuple(
+            WriterEvidence(
+                *ids,
+                backup=_joined(included[ids]) if ids in included else None,
+                metadata=told[ids][0] if ids in told else None,
+                twins=tuple(told.get(ids, ())[1:]),
+            )
+            for ids in dict.fromkeys([*included, *told])
+        )
+
+
+def _joined(parts: list[BackupWriter]) -> BackupWriter:
+    """One writer listed in several elements takes part with the components of all."""
+    return replace(
+        parts[0],
+        components=tuple(component for part in parts for component in part.components),
+        failures=tuple(failure for part in parts for failure in part.failures),
+    )

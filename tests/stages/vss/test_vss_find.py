@@ -1,0 +1,89 @@
+"""Which file belongs to the snapshot: both forms of backupManifest, the difference, the search."""
+
+import pytest
+
+from stages.vss.datastore_path import DatastorePath
+from stages.vss.find import FoundBy, FoundManifest, ManifestKind, find_manifest
+
+DISKS = ["[ds1] web01/web01.vmx", "[ds1] web01/web01.vmdk"]
+OLD = "[ds1] web01/web01-vss_manifests1.zip"
+NEW = "[ds1] web01/web01-vss_manifests2.zip"
+LINUX = "[ds1] web01/web01-quiesce_manifest1.xml"
+ZIP = ManifestKind.VSS_ZIP
+
+
+def found(path: str, found_by: FoundBy, kind: ManifestKind = ZIP) -> FoundManifest:
+    return FoundManifest(DatastorePath.parse(path), kind, found_by)
+
+
+@pytest.mark.parametrize("directory", ["[ds1] web01/", "[ds1] web01"])
+@pytest.mark.parametrize("told", [NEW, "web01-vss_manifests2.zip", "/web01-vss_manifests2.zip"])
+def test_backup_manifest_may_be_full_or_relative(directory, told):
+    assert find_manifest(told, directory, [], [], []) == found(NEW, FoundBy.BACKUP_MANIFEST)
+
+
+def test_backup_manifest_is_believed_before_everything_else():
+    other = "[ds2] elsewhere/of my own.zip"
+    answer = find_manifest(other, "[ds1] web01/", DISKS, [*DISKS, NEW], [NEW])
+    assert answer == found(other, FoundBy.BACKUP_MANIFEST)
+
+
+def test_a_snapshot_directory_at_the_root_of_a_datastore():
+    answer = find_manifest("vss-manifest.zip", "[ds1] ", [], [], [])
+    assert answer == found("[ds1] vss-manifest.zip", FoundBy.BACKUP_MANIFEST)
+
+
+@pytest.mark.parametrize("told", ["../other/x-vss_manifests1.zip", "", None])
+def test_an_unusable_backup_manifest_falls_through(told):
+    answer = find_manifest(told, "[ds1] web01/", DISKS, [*DISKS, NEW], [])
+    assert answer == found(NEW, FoundBy.LAYOUT)
+
+
+def test_the_new_name_of_the_layout_is_taken_and_the_old_one_never():
+    before = [*DISKS, OLD]
+    assert find_manifest(None, "[ds1] web01/", before, [*before, NEW], []) == found(NEW, FoundBy.LAYOUT)
+    assert find_manifest(None, "[ds1] web01/", before, before, [OLD]) is None
+
+
+def test_an_old_zip_is_known_by_its_name_in_any_directory_notation():
+    seen = "[vvol] naa.600a0b80/web01-vss_manifests1.zip"
+    before = ["[vvol] web01/web01.vmx", "[vvol] web01/web01-vss_manifests1.zip"]
+    assert find_manifest(None, "[vvol] naa.600a0b80/", before, before, [seen]) is None
+    fresh = "[vvol] naa.600a0b80/web01-vss_manifests2.zip"
+    answer = find_manifest(None, "[vvol] naa.600a0b80/", before, before, [seen, fresh])
+    assert answer == found(fresh, FoundBy.SEARCH)
+
+
+@pytest.mark.parametrize("directory", ["[ds1] web01", "[ds1] web01/"])
+@pytest.mark.parametrize(
+    "seen", ["web01-vss_manifests2.zip", NEW, "renamed-vss_manifests2.zip", "vss-manifest.zip"]
+)
+def test_the_search_may_give_names_or_paths(directory, seen):
+    answer = find_manifest(None, directory, DISKS, DISKS, ["web01.vmx", seen])
+    full = seen if seen.startswith("[") else f"[ds1] web01/{seen}"
+    assert answer == found(full, FoundBy.SEARCH)
+
+
+def test_without_knowing_what_was_there_nothing_is_new():
+    assert find_manifest(None, "[ds1] web01/", [], [OLD], [OLD]) is None
+
+
+def test_several_new_zips_are_ranked_by_number_not_by_text():
+    tenth = "[ds1] web01/web01-vss_manifests10.zip"
+    answer = find_manifest(None, "[ds1] web01/", DISKS, [*DISKS, NEW, tenth], [])
+    assert answer == found(tenth, FoundBy.LAYOUT)
+
+
+def test_the_manifest_of_a_linux_guest_is_found_for_what_it_is():
+    layout = find_manifest(None, "[ds1] web01/", DISKS, [*DISKS, LINUX], [])
+    assert layout == found(LINUX, FoundBy.LAYOUT, ManifestKind.LINUX_XML)
+    told = find_manifest("web01-quiesce_manifest1.xml", "[ds1] web01/", [], [], [])
+    assert told == found(LINUX, FoundBy.BACKUP_MANIFEST, ManifestKind.LINUX_XML)
+    both = find_manifest(None, "[ds1] web01/", DISKS, [LINUX, NEW], [])
+    assert both == found(NEW, FoundBy.LAYOUT)
+
+
+def test_nothing_like_a_manifest():
+    after = [*DISKS, "[ds1] web01/web01-000001.vmdk", "[ds1] web01/notes.zip", "garbage"]
+    assert find_manifest(None, "[ds1] web01/", DISKS, after, ["vmware.log"]) is None
+    assert find_manifest(None, "", DISKS, after, ["web01-vss_manifests2.zip"]) is None
