@@ -1,4 +1,4 @@
-"""The VSS manifest of a Windows snapshot: found, parsed, cross-checked, classified. Kernels only, no I/O.
+"""The VSS manifest of a Windows snapshot: found, parsed, cross-checked, classified. Kernels, but for the finisher.
 
 find            which file on the datastore belongs to the snapshot
 datastore_path  `[ds] dir/file` and its `/folder` URL
@@ -7,12 +7,15 @@ text, parse     member bytes -> the values in `documents`
 writers         well-known writers by id
 evidence        the documents brought together writer by writer
 rules           the table of cross-checks; classify: the table of decisions -> `verdict`
+finisher        VssManifest, the step of a job that brings all of this to a point
 """
 
 from stages.vss.archive import ManifestUnreadable, read_members
 from stages.vss.classify import DECISIONS, classify_documents, classify_manifest, classify_unfetched
 from stages.vss.datastore_path import DatastorePath, folder_url
+from stages.vss.fetched import FetchedManifest
 from stages.vss.find import FoundBy, FoundManifest, ManifestKind, find_manifest
+from stages.vss.finisher import ManifestCapture, VssManifest
 from stages.vss.parse import parse_document
 from stages.vss.rules import RULES
 from stages.vss.verdict import Coverage, Finding, Level, Severity, Verdict, WriterVerdict
@@ -22,14 +25,17 @@ __all__ = [
     "RULES",
     "Coverage",
     "DatastorePath",
+    "FetchedManifest",
     "Finding",
     "FoundBy",
     "FoundManifest",
     "Level",
+    "ManifestCapture",
     "ManifestKind",
     "ManifestUnreadable",
     "Severity",
     "Verdict",
+    "VssManifest",
     "WriterVerdict",
     "classify_documents",
     "classify_manifest",
