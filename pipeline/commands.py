@@ -93,6 +93,7 @@ def receipt_lines(receipt: JobReceipt) -> list[str]:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:
         lines += disk_lines(disk)
+    lines += [f"  {remark}" for remark in receipt.remarks]
     lines += [f"  ATTENTION: {sentence}" for sentence in receipt.attention]
     return lines
 

@@ -98,6 +98,21 @@ class Capture(Protocol):
         """What is needed to make the VM again; JSON values only."""
         ...
 
+    @property
+    def left_out(self) -> Sequence[str]:
+        """One sentence for each disk of the VM that is not among `disks`; never empty silently."""
+        ...
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What else a report should say, one sentence each."""
+        ...
+
+    @property
+    def snapshots_left(self) -> int | None:
+        """How many snapshots the VM has once the capture has ended; None where there is no such thing."""
+        ...
+
 
 C_co = TypeVar("C_co", bound=Capture, covariant=True)
 C_contra = TypeVar("C_contra", bound=Capture, contravariant=True)

@@ -56,7 +56,8 @@ class DiskRun:
 class JobReceipt:
     """A published point. `attention` lists what the user should know; empty is exit code 0.
 
-    `cpu_s` counts this process and its children. `snapshots_left` is None where nothing was snapshotted.
+    `remarks` are for the record. `cpu_s` counts this process and its children. `snapshots_left` is None where
+    there is no such thing.
     """
 
     job: str
@@ -67,6 +68,7 @@ class JobReceipt:
     evidence: Evidence | None
     snapshots_left: int | None
     attention: Sequence[str]
+    remarks: Sequence[str]
     wall_s: float
     cpu_s: float
 
@@ -84,6 +86,7 @@ class JobReceipt:
             },
             "snapshots_left": self.snapshots_left,
             "attention": list(self.attention),
+            "remarks": list(self.remarks),
             "wall_s": round(self.wall_s, 3),
             "cpu_s": round(self.cpu_s, 3),
         }
@@ -114,39 +117,42 @@ class Job(Generic[C, P]):
         Raises TransferFailed or a MoverError; then nothing was published.
         """
         begun, cpu = trio.current_time(), _cpu_s()
-        record = _Record()
+        record = _Record[C]()
         attention: list[str] = []
         try:
-            with observed(record.take):
-                async with (
-                    self.into.open() as store,
-                    self.machine.capture() as capture,
-                    store.begin(capture.machine) as point,
-                ):
-                    await self._transfer(capture, point, record, watch)
+            async with (
+                self.into.open() as store,
+                self.machine.capture() as capture,
+                store.begin(capture.machine) as point,
+            ):
+                record.capture = capture
+                await self._transfer(capture, point, record, watch)
         except BaseException as exc:
             if not record.point or not all(isinstance(leaf, SnapshotLeaked) for leaf in leaves(exc)):
                 raise _flat(exc) from None
             attention += [str(leaf) for leaf in leaves(exc)]
-        if record.evidence is not None and not record.evidence.satisfied:
+        assert record.capture is not None
+        capture, evidence = record.capture, record.evidence
+        attention += capture.left_out
+        if evidence is not None and not evidence.satisfied:
             attention.append(
-                f"Quiescing reached {record.evidence.reached}, asked for was {record.quiescing_asked}."
+                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
             )
         return JobReceipt(
             job=self.title,
             machine=self.machine.name,
             point=record.point,
             disks=record.disks,
-            quiescing_asked=record.quiescing_asked,
-            evidence=record.evidence,
-            snapshots_left=record.snapshots_left,
+            quiescing_asked=capture.quiescing_asked,
+            evidence=evidence,
+            snapshots_left=capture.snapshots_left,
             attention=attention,
+            remarks=list(capture.remarks),
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
 
-    async def _transfer(self, capture: C, point: P, record: _Record, watch: DiskWatch | None) -> None:
-        record.quiescing_asked = capture.quiescing_asked
+    async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
         runs: dict[str, DiskRun] = {}
 
@@ -194,18 +200,13 @@ class Job(Generic[C, P]):
 
 
 @dataclass
-class _Record:
-    """What is known of a job while it runs."""
+class _Record(Generic[C]):
+    """What is known of a job while it runs. `point` is set as soon as it is published."""
 
-    quiescing_asked: str = "none"
+    capture: C | None = None
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)
-    snapshots_left: int | None = None
-
-    def take(self, event: Event) -> None:
-        if event.kind == "snapshot removed":
-            self.snapshots_left = _number(event.facts.get("left"))
 
 
 def _number(fact: object) -> int | None:

@@ -168,6 +168,9 @@ class FakeCapture:
     disks: Sequence[Disk]
     quiescing_asked: str = "none"
     configuration: Mapping[str, object] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    snapshots_left: int | None = None
 
 
 @dataclass(frozen=True)

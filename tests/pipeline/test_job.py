@@ -14,7 +14,6 @@ from pipeline import (
     SnapshotLeaked,
     SourceError,
     TransferFailed,
-    emit,
 )
 from pipeline.plan import plan
 from pipeline.testing import FakeMachine, FakeTarget, FaultyDisk, PatternDisk
@@ -105,8 +104,7 @@ class Leaking(FakeMachine):
     @asynccontextmanager
     async def capture(self):
         async with super().capture() as capture:
-            yield capture
-        emit("snapshot removed", left=1)
+            yield replace(capture, snapshots_left=1)
         raise SnapshotLeaked("snapshot-7 stays behind.")
 
 
