@@ -23,8 +23,8 @@ class ChangedAreas:
     extents: Extents
 
 
-class Disk(Protocol):
-    """An open virtual disk, for reading. Offsets and lengths in bytes."""
+class DiskSize(Protocol):
+    """Which disk, and how large; all that showing progress needs."""
 
     @property
     def key(self) -> str:
@@ -32,12 +32,16 @@ class Disk(Protocol):
         ...
 
     @property
+    def capacity(self) -> int: ...
+
+
+class Disk(DiskSize, Protocol):
+    """An open virtual disk, for reading. Offsets and lengths in bytes."""
+
+    @property
     def label(self) -> str:
         """For people, e.g. 'Hard disk 1'."""
         ...
-
-    @property
-    def capacity(self) -> int: ...
 
     @property
     def change_id(self) -> str | None:

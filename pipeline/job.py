@@ -10,12 +10,12 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 
 from .contracts import Pipeline
-from .disk import Capture, Disk, DiskReceipt, Evidence, Finisher, Machine, PointWriter, Target
+from .disk import Capture, Disk, DiskReceipt, DiskSize, Evidence, Finisher, Machine, PointWriter, Target
 from .errors import MoverError, SnapshotLeaked, TransferFailed, leaves
 from .events import Event, emit, observed
 from .meters import PipelineReport
@@ -23,7 +23,7 @@ from .meters import PipelineReport
 C = TypeVar("C", bound=Capture)
 P = TypeVar("P", bound=PointWriter)
 
-DiskWatch = Callable[[Disk, PipelineReport[DiskReceipt]], None]
+DiskWatch = Callable[[DiskSize, PipelineReport[Any]], None]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .disk import Disk, DiskReceipt
+from .disk import DiskSize
 from .errors import ConfigError
 from .events import Event, observed
 from .job import DiskWatch
@@ -36,7 +37,7 @@ class _Rate(ProgressColumn):
 class _Running:
     """A disk on its way."""
 
-    def __init__(self, disk: Disk, report: PipelineReport[DiskReceipt]) -> None:
+    def __init__(self, disk: DiskSize, report: PipelineReport[Any]) -> None:
         self.disk = disk
         self.report = report
         self.begun = trio.current_time()
@@ -70,7 +71,7 @@ async def show_progress(quiet: bool) -> AsyncIterator[DiskWatch | None]:
     console = Console(stderr=True)
     running: list[_Running] = []
 
-    def watch(disk: Disk, report: PipelineReport[DiskReceipt]) -> None:
+    def watch(disk: DiskSize, report: PipelineReport[Any]) -> None:
         running.append(_Running(disk, report))
 
     async with trio.open_nursery() as nursery:
