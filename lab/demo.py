@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -121,7 +122,10 @@ def _vcenter(directory: Path, guest: Guest, libdir: Path, stack: ExitStack) -> L
         forks = [disk.fork_of(path) for disk, path in zip(guest.disks, frozen, strict=True)]
         guest.vss_writers(forks)
         witnessed.append(
-            [chain_digest(disk.frozen_chain(path)) for disk, path in zip(guest.disks, frozen, strict=True)]
+            [
+                chain_digest(disk.frozen_chain(path), disk.capacity)
+                for disk, path in zip(guest.disks, frozen, strict=True)
+            ]
         )
 
     vcenter.on_snapshot.append(witness)
@@ -166,17 +170,17 @@ def _clear(directory: Path) -> None:
     (directory / MARKER).touch()
 
 
-def _back_up(lab: Lab) -> dict[str, dict[str, int]]:
+def _back_up(lab: Lab) -> dict[str, dict[str, Any]]:
     """One run; returns the last event `disk finished` of each disk."""
     if lab.config.name == "local.py":
-        lab.witnessed.append([chain_digest(disk.chain) for disk in lab.guest.disks])
+        lab.witnessed.append([chain_digest(disk.chain, disk.capacity) for disk in lab.guest.disks])
     events = lab.directory / "events.jsonl"
     lab.vadpipe("run", lab.config, "--events", events)
     told = [json.loads(line) for line in events.read_text().splitlines()]
     return {event["key"]: event for event in told if event["event"] == "disk finished"}
 
 
-def _check_amount_read(disks: dict[str, dict[str, int]]) -> None:
+def _check_amount_read(disks: dict[str, dict[str, Any]]) -> None:
     for key, disk in disks.items():
         if disk["changed"] is None:
             continue

@@ -53,21 +53,21 @@ def _next_data(descriptor: int, offset: int, size: int) -> int:
         return size
 
 
-def chain_digest(chain: Sequence[Path]) -> str:
-    """BLAKE3 of the disk that a VMDK chain shows; `chain` is leaf first."""
+def chain_digest(chain: Sequence[Path], capacity: int) -> str:
+    """BLAKE3 of the disk that a VMDK chain shows; `chain` is leaf first, `capacity` its bytes."""
     with tempfile.TemporaryDirectory(dir=chain[0].parent, prefix=".witness-") as scratch:
         raw = Path(scratch, "disk.raw")
         if QEMU_IMG:
             subprocess.run([QEMU_IMG, "convert", "-O", "raw", chain[0], raw], check=True)
         else:
-            _copy(chain, raw)
+            _copy(chain, capacity, raw)
         return image_digest(raw)
 
 
-def _copy(chain: Sequence[Path], raw: Path) -> None:
+def _copy(chain: Sequence[Path], capacity: int, raw: Path) -> None:
     with opened_chain(chain) as disk, raw.open("wb") as image:
-        image.truncate(disk.capacity)
-        for start, length in disk.allocated(0, disk.capacity):
+        image.truncate(capacity)
+        for start, length in disk.allocated(0, capacity):
             for offset in range(start, start + length, _PIECE):
                 image.seek(offset)
                 image.write(disk.read(offset, min(_PIECE, start + length - offset)))

@@ -13,6 +13,10 @@ from .digest import Blake3, Digest
 from .extents import AllocatedExtents, ChangedExtents
 from .grains import CutGrains
 from .read import ReadSpans
+from .vddk import DiskAccess, Vddk
+from .vmdk import LocalVm
+from .vsphere import Journal, Quiesce, Vcenter, VcenterVm
+from .vss import VssManifest
 from .zeros import MarkZeros
 
 __all__ = [
@@ -24,9 +28,17 @@ __all__ = [
     "CutGrains",
     "Dedupe",
     "Digest",
+    "DiskAccess",
+    "Journal",
+    "LocalVm",
     "MarkZeros",
     "MemoryIndex",
+    "Quiesce",
     "ReadSpans",
     "Stored",
+    "Vcenter",
+    "VcenterVm",
+    "Vddk",
+    "VssManifest",
     "Zstd",
 ]
