@@ -14,7 +14,6 @@ import json
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from pipeline.errors import ConfigError
 from pipeline.units import MiB, format_size
 
 from .guest import Guest, build_windows_guest
+from .process_tree import run_measured
 from .vcenter import LabVcenter
 from .vddk_build import CompilationFailed, CompilerMissing, build_vddk
 from .witness import WITNESS, chain_digest, image_digest
@@ -61,11 +61,11 @@ class Lab:
         line = " ".join(str(argument) for argument in arguments)
         click.secho(f"$ vadpipe {line}", bold=True)
         command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-        done = subprocess.run(
-            command, env={**os.environ, **self.environment}, stdout=subprocess.PIPE, text=True, check=False
-        )
+        done = run_measured(command, {**os.environ, **self.environment})
+        click.echo(done.stderr, nl=False, err=True)
         if "--json" not in arguments:
             click.echo(done.stdout, nl=False)
+            click.echo(f"peak memory {format_size(done.peak_rss)}, child processes included")
         if done.returncode != 0:
             raise DemoFailed(f"vadpipe {line} ended with exit code {done.returncode}")
         return done.stdout

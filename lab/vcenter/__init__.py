@@ -1,0 +1,15 @@
+"""The lab's stand-in vCenter: SOAP over TLS on loopback, for an unmodified pyVmomi client.
+
+server      LabVcenter, the context manager; `python -m lab.vcenter ROOT` serves it as a process
+https       connections; `folder` answers /folder, `soap` is the wire format of /sdk
+service     finds objects and runs methods; `sessions`, `tasks`, `changes`, `injection` serve it
+objects     what a managed object is; `managers`, `collector`, `entities`, `vm`, `datastore` are those there are
+state       what is remembered; `vm_properties` and `vmx` render it, `snapshots` and `quiescing` act on it
+"""
+
+from lab.vcenter.injection import Drop
+from lab.vcenter.quiescing import Manifest, QuiesceRequest, Quiescing
+from lab.vcenter.server import LabVcenter
+from lab.vcenter.snapshots import OnSnapshot
+
+__all__ = ["Drop", "LabVcenter", "Manifest", "OnSnapshot", "QuiesceRequest", "Quiescing"]

@@ -1,0 +1,249 @@
+"""The inventory around the VMs: folders, one datacenter, one host with its pool, network and datastores."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, ClassVar
+
+from pyVmomi import VmomiSupport, vim
+
+from lab.vcenter.about import about
+from lab.vcenter.datastore import DatastoreBrowser
+from lab.vcenter.objects import Entity, vim_property
+
+if TYPE_CHECKING:
+    from lab.vcenter.service import Service
+
+HOST, POOL, NETWORK = "host-8", "resgroup-9", "network-10"  # morefs of the things that every VM refers to
+_HOST_NAME = "esxi01.lab.local"
+_MAX_FILE_SIZE = 62 << 40  # VMFS 6
+
+
+class Folder(Entity):
+    vim_type: ClassVar[type[VmomiSupport.ManagedObject]] = vim.Folder
+
+    def __init__(self, service: Service, moref: str, name: str) -> None:
+        super().__init__(service, moref)
+        self._name = name
+        self.entities: list[Entity] = []
+
+    def adopt(self, child: Entity) -> None:
+        self.entities.append(child)
+        child.parent_entity = self
+
+    @property
+    def display_name(self) -> str:
+        return self._name
+
+    @property
+    def children(self) -> list[Entity]:
+        return self.entities
+
+    @vim_property
+    def childEntity(self) -> list[VmomiSupport.ManagedObject]:
+        return [entity.ref for entity in self.entities]
+
+
+class Datacenter(Folder):
+    """Its four folders are its children; the API gives each a property of its own instead of a list."""
+
+    vim_type = vim.Datacenter
+    properties = Entity.properties
+
+    @vim_property
+    def vmFolder(self) -> vim.Folder:
+        return vim.Folder(self.entities[0].moref)
+
+    @vim_property
+    def hostFolder(self) -> vim.Folder:
+        return vim.Folder(self.entities[1].moref)
+
+    @vim_property
+    def datastoreFolder(self) -> vim.Folder:
+        return vim.Folder(self.entities[2].moref)
+
+    @vim_property
+    def networkFolder(self) -> vim.Folder:
+        return vim.Folder(self.entities[3].moref)
+
+    @vim_property
+    def datastore(self) -> list[vim.Datastore]:
+        return self.service.datastore_refs
+
+    @vim_property
+    def network(self) -> list[vim.Network]:
+        return [vim.Network(child.moref) for child in self.entities[3].children]
+
+
+class ComputeResource(Entity):
+    vim_type = vim.ComputeResource
+
+    def __init__(self, service: Service, moref: str) -> None:
+        super().__init__(service, moref)
+        self.host_system = HostSystem(service, HOST)
+        self.pool = ResourcePool(service, POOL)
+        for child in self.children:
+            child.parent_entity = self
+
+    @property
+    def display_name(self) -> str:
+        return _HOST_NAME
+
+    @property
+    def children(self) -> list[Entity]:
+        return [self.host_system, self.pool]
+
+    @vim_property
+    def host(self) -> list[vim.HostSystem]:
+        return [vim.HostSystem(self.host_system.moref)]
+
+    @vim_property
+    def resourcePool(self) -> vim.ResourcePool:
+        return vim.ResourcePool(self.pool.moref)
+
+    @vim_property
+    def datastore(self) -> list[vim.Datastore]:
+        return self.service.datastore_refs
+
+
+class HostSystem(Entity):
+    vim_type = vim.HostSystem
+
+    @property
+    def display_name(self) -> str:
+        return _HOST_NAME
+
+    @vim_property
+    def runtime(self) -> vim.host.RuntimeInfo:
+        return vim.host.RuntimeInfo(
+            connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
+        )
+
+    @vim_property
+    def summary(self) -> vim.host.Summary:
+        return vim.host.Summary(
+            host=self.ref,
+            runtime=self.runtime,
+            config=vim.host.Summary.ConfigSummary(
+                name=_HOST_NAME,
+                port=443,
+                product=about("HostAgent", self.service.inventory.instance_uuid),
+                vmotionEnabled=False,
+                faultToleranceEnabled=False,
+            ),
+            quickStats=vim.host.Summary.QuickStats(),
+            overallStatus="green",
+            rebootRequired=False,
+        )
+
+    @vim_property
+    def vm(self) -> list[vim.VirtualMachine]:
+        return self.service.vm_refs
+
+    @vim_property
+    def datastore(self) -> list[vim.Datastore]:
+        return self.service.datastore_refs
+
+    @vim_property
+    def datastoreBrowser(self) -> vim.host.DatastoreBrowser:
+        return vim.host.DatastoreBrowser(self.service.host_browser.moref)
+
+
+class ResourcePool(Entity):
+    vim_type = vim.ResourcePool
+
+    @property
+    def display_name(self) -> str:
+        return "Resources"
+
+    @vim_property
+    def owner(self) -> vim.ComputeResource | None:
+        return vim.ComputeResource(self.parent_entity.moref) if self.parent_entity else None
+
+    @vim_property
+    def vm(self) -> list[vim.VirtualMachine]:
+        return self.service.vm_refs
+
+
+class Network(Entity):
+    vim_type = vim.Network
+
+    @property
+    def display_name(self) -> str:
+        return "VM Network"
+
+    @vim_property
+    def summary(self) -> vim.Network.Summary:
+        return vim.Network.Summary(network=self.ref, name=self.display_name, accessible=True, ipPoolName="")
+
+
+class Datastore(Entity):
+    """A directory below `datastores`."""
+
+    vim_type = vim.Datastore
+
+    def __init__(self, service: Service, moref: str, name: str) -> None:
+        super().__init__(service, moref)
+        self._name = name
+        self.own_browser = DatastoreBrowser(service, f"datastoreBrowser-{moref}")
+
+    @property
+    def display_name(self) -> str:
+        return self._name
+
+    @vim_property
+    def browser(self) -> vim.host.DatastoreBrowser:
+        return vim.host.DatastoreBrowser(self.own_browser.moref)
+
+    @vim_property
+    def summary(self) -> vim.Datastore.Summary:
+        usage = shutil.disk_usage(self.service.inventory.datastore_root(self._name))
+        return vim.Datastore.Summary(
+            datastore=self.ref,
+            name=self._name,
+            url=f"ds:///vmfs/volumes/{self._name}/",
+            capacity=usage.total,
+            freeSpace=usage.free,
+            accessible=True,
+            multipleHostAccess=False,
+            type="VMFS",
+        )
+
+    @vim_property
+    def info(self) -> vim.Datastore.Info:
+        return vim.Datastore.Info(
+            name=self._name,
+            url=self.summary.url,
+            freeSpace=self.summary.freeSpace,
+            maxFileSize=_MAX_FILE_SIZE,
+            maxMemoryFileSize=_MAX_FILE_SIZE,
+        )
+
+    @vim_property
+    def vm(self) -> list[vim.VirtualMachine]:
+        vms = self.service.inventory.vms.values()
+        return [vim.VirtualMachine(vm.moref) for vm in vms if vm.datastore == self._name]
+
+
+def build(service: Service) -> tuple[Folder, Folder, Folder]:
+    """The tree down to the empty VM and datastore folders. Returns the root, the VM and the datastore folder.
+
+    The datacenter's name in the inventory may be a path: what is before its last slash are folders.
+    """
+    root = at = Folder(service, "group-d1", "Datacenters")
+    *folders, name = service.inventory.datacenter.split("/")
+    for number, folder_name in enumerate(folders):
+        folder = Folder(service, f"group-d{20 + number}", folder_name)
+        at.adopt(folder)
+        at = folder
+    datacenter = Datacenter(service, "datacenter-2", name)
+    at.adopt(datacenter)
+    vms = Folder(service, "group-v3", "vm")
+    hosts = Folder(service, "group-h4", "host")
+    datastores = Folder(service, "group-s5", "datastore")
+    networks = Folder(service, "group-n6", "network")
+    for folder in (vms, hosts, datastores, networks):
+        datacenter.adopt(folder)
+    hosts.adopt(ComputeResource(service, "domain-s7"))
+    networks.adopt(Network(service, NETWORK))
+    return root, vms, datastores

@@ -1,0 +1,268 @@
+"""The service behind the SOAP endpoint: finds the object that a call is for and runs the method."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from dataclasses import dataclass
+
+from pyVmomi import VmomiSupport, vim, vmodl
+
+from lab.certificate import Certificate
+from lab.vcenter import soap
+from lab.vcenter.changes import Changes
+from lab.vcenter.collector import PropertyCollector
+from lab.vcenter.datastore import DatastoreBrowser, FileManager
+from lab.vcenter.entities import HOST, Datastore, build
+from lab.vcenter.injection import ConnectionDroppedError, Drop, Injections
+from lab.vcenter.managers import (
+    EventManager,
+    SearchIndex,
+    ServiceInstance,
+    SessionManager,
+    ViewManager,
+    descendants,
+)
+from lab.vcenter.objects import Call, Managed, moref_of, typed
+from lab.vcenter.quiescing import Manifest
+from lab.vcenter.sessions import Session, Sessions, in_call
+from lab.vcenter.snapshots import OnSnapshot
+from lab.vcenter.state import Inventory, VmState, replace_file
+from lab.vcenter.tasks import Tasks, system_error
+from lab.vcenter.vm import VirtualMachine, VirtualMachineSnapshot
+from lab.vcenter.vmx import vmx_text
+
+_log = logging.getLogger(__name__)
+
+_WITHOUT_SESSION = {
+    ("ServiceInstance", "RetrieveServiceContent"),
+    ("ServiceInstance", "CurrentTime"),
+    ("ServiceInstance", soap.FETCH),
+    ("SessionManager", "Login"),
+    ("SessionManager", soap.FETCH),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the server behaves.
+
+    session_idle_s: idle seconds after which a session ends; task_s: seconds that a task takes besides its work;
+    page_size: objects per answer of RetrievePropertiesEx; changed_areas_page: extents per answer of
+    QueryChangedDiskAreas; manifest: makes the VSS manifest of a quiesced snapshot.
+    """
+
+    user: str
+    password: str
+    session_idle_s: float
+    task_s: float
+    page_size: int
+    changed_areas_page: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer: `session` is the one that the call was made in, or that it opened."""
+
+    status: int
+    body: bytes
+    session: Session | None
+
+
+@dataclass(frozen=True)
+class SessionScope:
+    """The objects that one session can name."""
+
+    service: Service
+    session: Session
+
+    def find(self, reference: VmomiSupport.ManagedObject) -> Managed:
+        """Raises ManagedObjectNotFound."""
+        return self.service.find(reference, self.session)
+
+
+class Service:
+    """All managed objects over one inventory. Its methods may be called from any thread."""
+
+    def __init__(self, inventory: Inventory, certificate: Certificate, settings: Settings) -> None:
+        self.inventory = inventory
+        self.certificate = certificate
+        self.settings = settings
+        self.changes = Changes()
+        self.injections = Injections()
+        self.sessions = Sessions(settings.session_idle_s, self._write_vddk_conf)
+        self.tasks = Tasks(self, settings.task_s)
+        self.events = EventManager(self)
+        self.on_snapshot: list[OnSnapshot] = []
+        self.forbidden_datastores: set[str] = set()
+        self.stopping = False
+        self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{HOST}")
+        self.root_folder, self._vm_folder, self._datastore_folder = build(self)
+        self._datastores: dict[str, Datastore] = {}
+        self._objects: dict[str, Managed] = {}
+        self._register(
+            ServiceInstance(self, "ServiceInstance"),
+            SearchIndex(self, "SearchIndex"),
+            FileManager(self, "FileManager"),
+            self.events,
+            self.host_browser,
+            self.root_folder,
+            *descendants(self.root_folder),
+        )
+        for name in inventory.datastores:
+            self.add_datastore(name)
+        for vm in inventory.vms.values():
+            self.add_vm(vm)
+
+    def stop(self) -> None:
+        """Release every wait and let the running tasks finish at once."""
+        self.stopping = True
+        self.changes.touch()
+        self.tasks.stop()
+
+    # The inventory
+
+    def add_datastore(self, name: str) -> None:
+        """Make datastore `name` unless there is one."""
+        if name not in self._datastores:
+            datastore = Datastore(self, self.inventory.add_datastore(name), name)
+            self._datastores[name] = datastore
+            self._datastore_folder.adopt(datastore)
+            self._register(datastore, datastore.own_browser)
+
+    def add_vm(self, vm: VmState) -> None:
+        managed = VirtualMachine(self, vm)
+        self._vm_folder.adopt(managed)
+        self._register(managed)
+        self.vm_changed(vm, self._vm_folder.moref)
+
+    def vm_changed(self, vm: VmState, *morefs: str) -> None:
+        """Save the state and tell who waits that this VM, its snapshots and `morefs` changed."""
+        with self.changes.lock:
+            self.inventory.save()
+            vmx = self.inventory.directory_of(vm) / f"{vm.files_name}.vmx"
+            replace_file(vmx, vmx_text(self.inventory, vm))
+            self._write_vddk_conf()
+            self.changes.touch(vm.moref, *(snapshot.moref for snapshot in vm.snapshots), *morefs)
+
+    def datastore(self, name: str) -> Datastore:
+        return self._datastores[name]
+
+    @property
+    def datastore_refs(self) -> list[vim.Datastore]:
+        return [vim.Datastore(datastore.moref) for datastore in self._datastores.values()]
+
+    @property
+    def vm_refs(self) -> list[vim.VirtualMachine]:
+        return [vim.VirtualMachine(moref) for moref in self.inventory.vms]
+
+    def _register(self, *managed: Managed) -> None:
+        self._objects.update((one.moref, one) for one in managed)
+
+    def _write_vddk_conf(self) -> None:
+        """What the VDDK stand-in may accept, one `key=value` per line."""
+        with self.changes.lock:
+            vms = self.inventory.vms.values()
+            lines = [
+                f"thumbprint={self.certificate.thumbprint_sha1}",
+                f"user={self.settings.user}",
+                f"password={self.settings.password}",
+                *(f"cookie={form}" for session in self.sessions.live() for form in session.cookie_forms),
+                *(f"vm={vm.moref}" for vm in vms),
+                *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
+            ]
+            replace_file(self.inventory.root / "vddk.conf", "".join(f"{line}\n" for line in lines))
+
+    # Sessions
+
+    def password_matches(self, user: str, password: str) -> bool:
+        return hmac.compare_digest(
+            f"{user}\0{password}".encode(), f"{self.settings.user}\0{self.settings.password}".encode()
+        )
+
+    def open_session(self, session: Session) -> Session:
+        scope = SessionScope(self, session)
+        for managed in (
+            SessionManager(self, session),
+            PropertyCollector(scope, "propertyCollector"),
+            ViewManager(scope),
+        ):
+            session.objects[managed.moref] = managed
+        self.sessions.open(session)
+        return session
+
+    def end_sessions(self, *sessions: Session) -> None:
+        """End sessions; their waits return with NotAuthenticated."""
+        self.sessions.end(*sessions)
+        self.changes.touch()
+
+    # Calls
+
+    def find(self, reference: VmomiSupport.ManagedObject, session: Session | None) -> Managed:
+        """The object of this reference as `session` sees it. Raises ManagedObjectNotFound."""
+        moref = moref_of(reference)
+        found = session.objects.get(moref) if session else None
+        found = found or self._objects.get(moref) or self.tasks.find(moref) or self._find_snapshot(moref)
+        if found is None and moref == "SessionManager":
+            found = SessionManager(self, None)
+        if found is None or not issubclass(found.vim_type, type(reference)):
+            raise vmodl.fault.ManagedObjectNotFound(
+                obj=reference, msg=f"The object '{reference}' has already been deleted or was never created."
+            )
+        return found
+
+    def _find_snapshot(self, moref: str) -> Managed | None:
+        for vm in self.inventory.vms.values():
+            for snapshot in vm.snapshots:
+                if snapshot.moref == moref:
+                    owner = self._objects[vm.moref]
+                    assert isinstance(owner, VirtualMachine)
+                    return VirtualMachineSnapshot(owner, snapshot)
+        return None
+
+    def answer(
+        self, body: bytes, *, soap_action: str | None, cookie: str | None, address: str, user_agent: str
+    ) -> Answer:
+        """Run one SOAP call. Raises ConnectionDroppedError where a fault injection wants no answer."""
+        version = soap.version_of(soap_action)
+        session = self.sessions.find(cookie)
+        try:
+            request = soap.decode(body, version)
+        except soap.MalformedRequestError as error:
+            fault = vmodl.fault.InvalidRequest(msg=str(error))
+            return Answer(500, soap.encode_fault(fault, version), session)
+        call = Call(request.method, session, address, user_agent)
+        with in_call(session):
+            dropped = None
+            try:
+                dropped = self.injections.before_call(request.method.name)
+                value, result_type = self._run(request, call)
+                answer = Answer(200, soap.encode(request, value, result_type), call.session)
+            except vmodl.MethodFault as fault:
+                answer = Answer(500, soap.encode_fault(fault, version), call.session)
+            except ConnectionDroppedError:
+                raise
+            except Exception as error:
+                _log.exception("%s failed", request.method.name)
+                answer = Answer(500, soap.encode_fault(system_error(error), version), call.session)
+        if dropped is Drop.AFTER:
+            raise ConnectionDroppedError
+        return answer
+
+    def _run(self, request: soap.Request, call: Call) -> tuple[object, type]:
+        """The value that the call returns and the type that the schema declares for it."""
+        reference = request.target_type(request.target)
+        if call.session is None and (request.target, request.method.name) not in _WITHOUT_SESSION:
+            raise vim.fault.NotAuthenticated(
+                object=reference, privilegeId="System.View", msg="The session is not authenticated."
+            )
+        managed = self.find(reference, call.session)
+        if request.method.name == soap.FETCH:
+            name = str(request.arguments[0])
+            with self.changes.lock:
+                return managed.read(name), managed.declared(name)[0]
+        method = getattr(managed, request.method.name, None)
+        if method is None:
+            raise vmodl.fault.NotSupported(msg=f"The lab does not have {request.method.description_id}.")
+        return typed(method(call, *request.arguments), request.method.result), request.method.result

@@ -1,0 +1,140 @@
+"""What snapshot operations do to a VM's disks and files.
+
+A fork is quick and happens under the lock, as the stun of a real VM, so that nobody sees half a snapshot. A
+merge takes as long as its data and happens outside. The state is saved when a snapshot leaves the tree, before
+its redo logs are merged: a server killed in between comes back with `consolidationNeeded`, as vCenter does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyVmomi import vim
+
+from lab.vcenter.quiescing import QuiesceRequest, QuiesceSpec, Quiescing, guest_quiescing, reached
+from lab.vcenter.state import SnapshotState, VmState
+from lab.vcenter.vm_properties import enable_uuid
+
+if TYPE_CHECKING:
+    from lab.vcenter.service import Service
+
+OnSnapshot = Callable[[str, list[Path]], None]
+"""Called with a VM's moref and its frozen VMDKs, in device order, when a quiesced snapshot was made."""
+
+_VSS_ERROR = (
+    "The guest OS has reported an error during quiescing. The error code was: 5 "
+    "The error message was: 'VssSyncStart' operation failed: IDispatch error #8449 (0x80042301)"
+)
+_MANIFEST = re.compile(r"-vss_manifests(\d+)\.zip$")
+
+
+def create(
+    service: Service, vm: VmState, name: str, description: str, spec: QuiesceSpec | None, memory: bool
+) -> SnapshotState:
+    """Make a snapshot. Raises ApplicationQuiesceFault, having made none.
+
+    A quiesce spec is silently ignored where VMware Tools does not run, as the API documents.
+    """
+    quiescing = _quiescing(vm, spec)
+    if quiescing == "fault":
+        service.events.warn(vim.VirtualMachine(vm.moref), vm.name, _VSS_ERROR)
+        raise vim.fault.ApplicationQuiesceFault(
+            msg="An error occurred while saving the snapshot: Failed to quiesce the virtual machine."
+        )
+    snapshot = _fork(service, vm, name, description, spec is not None, quiescing, memory)
+    if spec is not None and (quiescing == "application" or quiescing == "file-system"):
+        _write_manifest(service, vm, snapshot, QuiesceRequest.of(spec, quiescing, vm.name))
+    if quiescing is not None:
+        frozen = [service.inventory.fork_of(vm, snapshot, key).frozen for key in snapshot.redo_logs]
+        for callback in service.on_snapshot:
+            callback(vm.moref, frozen)
+    return snapshot
+
+
+def _quiescing(vm: VmState, spec: QuiesceSpec | None) -> Quiescing | None:
+    """How far quiescing gets; None when none was asked for or Tools cannot be reached."""
+    if spec is None or not vm.tools_running:
+        return None
+    derived = guest_quiescing(vm.guest_id, vm.tools_version, enable_uuid(vm), len(vm.disks))
+    return reached(spec, vm.quiescing or derived)
+
+
+def _fork(
+    service: Service,
+    vm: VmState,
+    name: str,
+    description: str,
+    quiesced: bool,
+    quiescing: Quiescing | None,
+    memory: bool,
+) -> SnapshotState:
+    with service.changes.lock:
+        apply_change_tracking(service, vm)
+        forks = {
+            key: disk.fork(quiesced_second=quiescing == "application")
+            for key, disk in service.inventory.disks_of(vm).items()
+        }
+        snapshot = SnapshotState(
+            number=service.inventory.number(),
+            name=name,
+            description=description,
+            created=datetime.now(UTC).isoformat(),
+            # Without memory a snapshot is that of a machine that is off, however it ran.
+            power=vm.power if memory else "poweredOff",
+            quiesced=quiesced,
+            manifest=None,
+            redo_logs={key: fork.live.name for key, fork in forks.items()},
+        )
+        vm.snapshots.append(snapshot)
+        service.vm_changed(vm)
+        return snapshot
+
+
+def _write_manifest(service: Service, vm: VmState, snapshot: SnapshotState, request: QuiesceRequest) -> None:
+    content = service.settings.manifest(request)
+    if content is None:
+        return
+    directory = service.inventory.directory_of(vm)
+    numbers = [int(found[1]) for path in directory.iterdir() if (found := _MANIFEST.search(path.name))]
+    snapshot.manifest = f"{vm.files_name}-vss_manifests{max(numbers, default=0) + 1}.zip"
+    (directory / snapshot.manifest).write_bytes(content)
+    service.vm_changed(vm)
+
+
+def apply_change_tracking(service: Service, vm: VmState) -> None:
+    """A stun: the VM's setting for change tracking reaches its disks."""
+    for disk in service.inventory.disks_of(vm).values():
+        if vm.change_tracking:
+            disk.enable_tracking()
+        else:
+            disk.disable_tracking()
+
+
+def remove(service: Service, vm: VmState, gone: Sequence[SnapshotState], *, consolidate: bool) -> None:
+    """Take snapshots out of the tree, with their manifests, and merge their redo logs if `consolidate`."""
+    with service.changes.lock:
+        vm.snapshots = [snapshot for snapshot in vm.snapshots if snapshot not in gone]
+        service.inventory.in_work.add(vm.moref)
+        service.vm_changed(vm, *(snapshot.moref for snapshot in gone))
+    try:
+        for snapshot in gone:
+            if snapshot.manifest:
+                (service.inventory.directory_of(vm) / snapshot.manifest).unlink(missing_ok=True)
+        if consolidate:
+            merge_forgotten(service, vm)
+    finally:
+        service.inventory.in_work.discard(vm.moref)
+        service.vm_changed(vm)
+
+
+def merge_forgotten(service: Service, vm: VmState) -> None:
+    """Merge every redo log that no snapshot names, and finish what was killed half way."""
+    for disk in service.inventory.disks_of(vm).values():
+        disk.consolidate()
+    for disk, fork in list(service.inventory.forgotten_forks(vm)):
+        # A merge may give the frozen file of a newer snapshot another name, so it is looked up again.
+        disk.merge(next(one for one in disk.forks if one.live == fork.live).frozen)

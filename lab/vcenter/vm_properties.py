@@ -1,0 +1,241 @@
+"""The state of a VM in the API's words: configuration, devices, files, snapshots, guest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+from pyVmomi import vim
+
+from lab.disks import LabDisk
+from lab.vcenter.state import Inventory, SnapshotState, VmState, controller_and_unit
+from lab.vmdk_flat import flat_path
+
+_HARDWARE_VERSION = "vmx-19"  # ESXi 7.0 U2 and later
+_FIRST_CONTROLLER_KEY = 1000
+_SCSI_OWN_UNIT = 7
+_UNMANAGED = 0x7FFFFFFF  # toolsVersion of open-vm-tools
+_MEMORY_MB = 4096
+_FULL_NAMES = {
+    "windows7Server64Guest": "Microsoft Windows Server 2008 R2 (64-bit)",
+    "windows8Server64Guest": "Microsoft Windows Server 2012 (64-bit)",
+    "windows9Server64Guest": "Microsoft Windows Server 2016 (64-bit)",
+    "windows2019srv_64Guest": "Microsoft Windows Server 2019 (64-bit)",
+    "windows2019srvNext_64Guest": "Microsoft Windows Server 2022 (64-bit)",
+    "windows2022srvNext_64Guest": "Microsoft Windows Server 2025 (64-bit)",
+    "windows9_64Guest": "Microsoft Windows 10 (64-bit)",
+    "ubuntu64Guest": "Ubuntu Linux (64-bit)",
+}
+_DESCRIPTORLESS_SUFFIXES = ("-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk")
+_FILE_TYPES = {
+    ".vmx": "config",
+    ".vmdk": "diskDescriptor",
+    ".vmsd": "snapshotList",
+    ".nvram": "nvram",
+    ".log": "log",
+    ".zip": "snapshotManifestList",
+}
+
+
+def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = None) -> vim.vm.ConfigInfo:
+    """The VM's configuration, with the disks as they run, or as `snapshot` froze them."""
+    return vim.vm.ConfigInfo(
+        changeVersion=datetime.now(UTC).isoformat(),
+        modified=datetime.now(UTC),
+        name=vm.name,
+        guestFullName=guest_full_name(vm),
+        version=_HARDWARE_VERSION,
+        uuid=vm.uuid,
+        instanceUuid=vm.instance_uuid,
+        template=False,
+        guestId=vm.guest_id,
+        alternateGuestName="",
+        files=vim.vm.FileInfo(
+            vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
+            snapshotDirectory=vm.datastore_path(),
+            suspendDirectory=vm.datastore_path(),
+            logDirectory=vm.datastore_path(),
+        ),
+        tools=vim.vm.ToolsConfigInfo(toolsVersion=vm.tools_version),
+        flags=vim.vm.FlagInfo(diskUuidEnabled=enable_uuid(vm)),
+        defaultPowerOps=vim.vm.DefaultPowerOpInfo(),
+        hardware=vim.vm.VirtualHardware(
+            numCPU=2, numCoresPerSocket=1, memoryMB=_MEMORY_MB, device=_devices(inventory, vm, snapshot)
+        ),
+        extraConfig=[vim.option.OptionValue(key=key, value=value) for key, value in vm.extra_config.items()],
+        changeTrackingEnabled=vm.change_tracking,
+        firmware="efi",
+    )
+
+
+def guest_full_name(vm: VmState) -> str:
+    return _FULL_NAMES.get(vm.guest_id, vm.guest_id)
+
+
+def enable_uuid(vm: VmState) -> bool:
+    return vm.extra_config.get("disk.EnableUUID", "").upper() == "TRUE"
+
+
+def _devices(
+    inventory: Inventory, vm: VmState, snapshot: SnapshotState | None
+) -> list[vim.vm.device.VirtualDevice]:
+    devices: list[vim.vm.device.VirtualDevice] = []
+    for bus, disks in groupby(vm.disks, key=lambda disk: controller_and_unit(disk.key)[0]):
+        keys = [disk.key for disk in disks]
+        devices.append(_controller(bus, keys))
+        for key in keys:
+            disk = inventory.disks_of(vm)[key]
+            file, change_id = disk.leaf, disk.change_id
+            if snapshot is not None:
+                fork = inventory.fork_of(vm, snapshot, key)
+                file, change_id = fork.frozen, fork.change_id
+            devices.append(_disk(inventory, vm, key, disk, file, change_id))
+    return devices
+
+
+def _controller(bus: int, keys: list[int]) -> vim.vm.device.ParaVirtualSCSIController:
+    return vim.vm.device.ParaVirtualSCSIController(
+        key=_FIRST_CONTROLLER_KEY + bus,
+        deviceInfo=vim.Description(label=f"SCSI controller {bus}", summary="VMware paravirtual SCSI"),
+        busNumber=bus,
+        device=keys,
+        hotAddRemove=True,
+        sharedBus="noSharing",
+        scsiCtlrUnitNumber=_SCSI_OWN_UNIT,
+    )
+
+
+def _disk(
+    inventory: Inventory, vm: VmState, key: int, disk: LabDisk, file: Path, change_id: str | None
+) -> vim.vm.device.VirtualDisk:
+    bus, unit = controller_and_unit(key)
+    number = [one.key for one in vm.disks].index(key) + 1
+    return vim.vm.device.VirtualDisk(
+        key=key,
+        deviceInfo=vim.Description(label=f"Hard disk {number}", summary=f"{disk.capacity // 1024:,} KB"),
+        controllerKey=_FIRST_CONTROLLER_KEY + bus,
+        unitNumber=unit,
+        capacityInKB=disk.capacity // 1024,
+        capacityInBytes=disk.capacity,
+        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+            fileName=vm.datastore_path(file.name),
+            datastore=vim.Datastore(inventory.datastores[vm.datastore]),
+            diskMode="persistent",
+            split=False,
+            writeThrough=False,
+            thinProvisioned=not flat_path(disk.base).exists(),
+            uuid=disk.uuid,
+            changeId=change_id,
+            sharing="sharingNone",
+        ),
+    )
+
+
+def runtime(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.RuntimeInfo:
+    return vim.vm.RuntimeInfo(
+        host=host,
+        connectionState="connected",
+        powerState=vm.power,
+        faultToleranceState="notConfigured",
+        toolsInstallerMounted=False,
+        numMksConnections=0,
+        recordReplayState="inactive",
+        onlineStandby=False,
+        consolidationNeeded=inventory.consolidation_needed(vm),
+    )
+
+
+def _version_status(vm: VmState) -> str:
+    if vm.tools_version == 0:
+        return "guestToolsNotInstalled"
+    return "guestToolsUnmanaged" if vm.tools_version == _UNMANAGED else "guestToolsCurrent"
+
+
+def guest(vm: VmState) -> vim.vm.GuestInfo:
+    running = vm.tools_running
+    status = "toolsNotRunning" if vm.tools_version else "toolsNotInstalled"
+    windows = vm.guest_id.startswith("win")
+    return vim.vm.GuestInfo(
+        toolsStatus="toolsOk" if running else status,
+        toolsVersionStatus2=_version_status(vm),
+        toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
+        toolsVersion=str(vm.tools_version),
+        guestId=vm.guest_id if running else None,
+        guestFamily=("windowsGuest" if windows else "linuxGuest") if running else None,
+        guestFullName=guest_full_name(vm) if running else None,
+        hostName=vm.name if running else None,
+        guestState="running" if running else "notRunning",
+    )
+
+
+def summary(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.Summary:
+    full_guest = guest(vm)
+    return vim.vm.Summary(
+        vm=vim.VirtualMachine(vm.moref),
+        runtime=runtime(inventory, vm, host),
+        guest=vim.vm.Summary.GuestSummary(
+            guestId=full_guest.guestId,
+            guestFullName=full_guest.guestFullName,
+            toolsVersionStatus2=full_guest.toolsVersionStatus2,
+            toolsRunningStatus=full_guest.toolsRunningStatus,
+            hostName=full_guest.hostName,
+        ),
+        config=vim.vm.Summary.ConfigSummary(
+            name=vm.name,
+            template=False,
+            vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
+            memorySizeMB=_MEMORY_MB,
+            numCpu=2,
+            numVirtualDisks=len(vm.disks),
+            uuid=vm.uuid,
+            instanceUuid=vm.instance_uuid,
+            guestId=vm.guest_id,
+            guestFullName=guest_full_name(vm),
+        ),
+        quickStats=vim.vm.Summary.QuickStats(guestHeartbeatStatus="green"),
+        overallStatus="green",
+    )
+
+
+def snapshot_info(vm: VmState) -> vim.vm.SnapshotInfo | None:
+    """The snapshot tree: a chain, whose last entry is the current one. None without snapshots."""
+    tree: list[vim.vm.SnapshotTree] = []
+    for snapshot in reversed(vm.snapshots):
+        tree = [_tree_entry(vm, snapshot, tree)]
+    if not tree:
+        return None
+    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(vm.snapshots[-1].moref), rootSnapshotList=tree)
+
+
+def _tree_entry(
+    vm: VmState, snapshot: SnapshotState, children: list[vim.vm.SnapshotTree]
+) -> vim.vm.SnapshotTree:
+    return vim.vm.SnapshotTree(
+        snapshot=vim.vm.Snapshot(snapshot.moref),
+        vm=vim.VirtualMachine(vm.moref),
+        name=snapshot.name,
+        description=snapshot.description,
+        id=snapshot.number,
+        createTime=datetime.fromisoformat(snapshot.created),
+        state=snapshot.power,
+        quiesced=snapshot.quiesced,
+        backupManifest=vm.datastore_path(snapshot.manifest) if snapshot.manifest else None,
+        childSnapshotList=children,
+        replaySupported=False,
+    )
+
+
+def layout(inventory: Inventory, vm: VmState) -> vim.vm.FileLayoutEx:
+    return vim.vm.FileLayoutEx(file=list(_files(inventory, vm)), timestamp=datetime.now(UTC))
+
+
+def _files(inventory: Inventory, vm: VmState) -> Iterator[vim.vm.FileLayoutEx.FileInfo]:
+    for key, path in enumerate(sorted(inventory.directory_of(vm).iterdir())):
+        kind = "diskExtent" if path.name.endswith(_DESCRIPTORLESS_SUFFIXES) else _FILE_TYPES.get(path.suffix)
+        if kind is not None:
+            size = path.stat().st_size
+            yield vim.vm.FileLayoutEx.FileInfo(
+                key=key, name=vm.datastore_path(path.name), type=kind, size=size, uniqueSize=size
+            )

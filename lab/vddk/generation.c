@@ -1,0 +1,3 @@
+#include "generation.h"
+
+const int vddk_generation = VDDK_GENERATION;
