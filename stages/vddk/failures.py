@@ -1,0 +1,115 @@
+"""Failures of the library and of its process, as errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pipeline.errors import ConfigError, MoverError, VddkError
+
+from .abi import CODE_MASK
+from .codes import code_of
+
+_QUOTED = 3  # log lines in a message; all that were kept are in the error's facts
+
+_THUMBPRINT = (
+    "The server's certificate thumbprint is most likely wrong or missing: compare it with the one that the"
+    " library's log names."
+)
+
+
+def call_failed(
+    call: str, error: int, text: str, path: str, log: Iterable[str], **place: object
+) -> MoverError:
+    """The error of one call of the library. `place` is offset and length, of a read."""
+    if call == "dlopen":
+        return ConfigError(
+            f"The VDDK library cannot be loaded: {text}.",
+            remedy="Check that libdir holds a complete 64-bit VDDK 6.7 or later.",
+        )
+    lines = list(log)
+    code = code_of(error)
+    words = f"{code.name}: {code.meaning}"
+    if text and text.lower() != code.meaning:
+        words += f", in its own words '{text}'"
+    remedy = code.remedy
+    quoted = quote(lines)
+    if call == "Open" and code.name == "FAIL":
+        remedy = _THUMBPRINT
+        quoted = [line for line in lines if "thumbprint" in line.lower()][-1:] or quoted
+    where = f" at offset {place['offset']}, length {place['length']}" if place else ""
+    return VddkError(
+        f"VDDK {call} of {path}{where} failed with code {error & CODE_MASK} ({words}).{said(quoted)}",
+        transient=code.transient,
+        remedy=remedy,
+        call=call,
+        code=error & CODE_MASK,
+        path=path,
+        log=lines,
+        **place,
+    )
+
+
+def answered(answer: Mapping[str, object], path: str, log: Iterable[str]) -> MoverError:
+    """The error in a child's answer to an order."""
+    error = answer["error"]
+    assert isinstance(error, int)
+    return call_failed(str(answer["call"]), error, str(answer["text"]), path, log)
+
+
+def not_started(path: str, cause: OSError) -> VddkError:
+    """The error of a child process that the system refused."""
+    return VddkError(
+        f"The VDDK process of {path} cannot be started: {cause.strerror}.",
+        remedy="Check the limits of processes and open files (ulimit -u, ulimit -n).",
+        path=path,
+    )
+
+
+def other_disk(path: str, was: int, now: int) -> VddkError:
+    """The error of a disk that has another capacity after reconnecting."""
+    return VddkError(
+        f"{path} had {was} bytes and has {now} after reconnecting: it is not the same disk any more.",
+        remedy="Start the job again with a new snapshot.",
+        call="GetInfo",
+        path=path,
+    )
+
+
+def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
+    """The error of a child process that crashed or hung; transient, because a new one may do better."""
+    lines = list(log)
+    where = f" at offset {place['offset']}" if place else ""
+    return VddkError(
+        f"The VDDK process of {path} {how}{where}.{said(quote(lines))}",
+        transient=True,
+        remedy="Look at the library's log and at the load of this machine and of the ESXi host.",
+        call="ReadAsync" if place else "Open",
+        code=None,
+        path=path,
+        log=lines,
+        **place,
+    )
+
+
+def given_up(last: MoverError, restarts: int) -> MoverError:
+    """The last of `restarts` + 1 setbacks in a row, without a byte read in between."""
+    if not last.transient or not restarts:
+        return last
+    return VddkError(
+        f"{last.problem} {restarts} new connections did not help.",
+        transient=True,
+        remedy=last.remedy,
+        **last.facts,
+    )
+
+
+def quote(log: list[str]) -> list[str]:
+    """The lines worth showing: the last ones that are not mere information."""
+    telling = dict.fromkeys(line for line in log if not line.startswith(("D ", "I ")))
+    return list(telling)[-_QUOTED:]
+
+
+def said(lines: list[str]) -> str:
+    """Log lines as a sentence, their tags removed."""
+    words = [line[2:] if line[1:2] == " " else line for line in lines]
+    return f" The library said: {' / '.join(words)}." if words else ""

@@ -1,0 +1,102 @@
+"""A small lab for the tests of the whole: a vCenter with a Windows-like VM, and the command run against it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lab.guest import Guest, build_windows_guest
+from lab.vcenter import LabVcenter
+from lab.vddk_build import CompilerMissing, build_vddk
+from lab.witness import chain_digest
+from pipeline import MiB
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def vddk(tmp_path_factory):
+    """The stand-in VDDK's libDir."""
+    try:
+        return build_vddk(tmp_path_factory.mktemp("vddk"))
+    except CompilerMissing as exc:
+        pytest.skip(f"no stand-in VDDK: {exc}")
+
+
+def vadpipe(*arguments, environment=None, **options):
+    """Run the command to its end."""
+    return subprocess.run(
+        command(*arguments),
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+
+
+@dataclass
+class SmallLab:
+    root: Path
+    vcenter: LabVcenter
+    guest: Guest
+    moref: str
+    environment: dict[str, str]
+    digests: list[list[str]] = field(default_factory=list)  # of the disks, per quiesced snapshot
+
+    @property
+    def repository(self):
+        return self.root / "repository"
+
+    @property
+    def snapshots(self):
+        """How many snapshots the VM has."""
+        return len(self.guest.disks[0].forks)
+
+    def run(self, *arguments, **changes):
+        """`vadpipe run` of examples/nightly.py, with changes to its environment."""
+        return self("run", EXAMPLES / "nightly.py", *arguments, **changes)
+
+    def __call__(self, *arguments, **changes):
+        return vadpipe(*arguments, environment={**self.environment, **changes})
+
+    def witness(self, _moref, frozen):
+        disks = list(zip(self.guest.disks, frozen, strict=True))
+        self.guest.vss_writers([disk.fork_of(path) for disk, path in disks])
+        self.digests.append([chain_digest(disk.frozen_chain(path), disk.capacity) for disk, path in disks])
+
+
+@pytest.fixture
+def small_lab(tmp_path, vddk):
+    """A vCenter in this process, with a VM `web01` of two small disks, and an empty repository."""
+    guest = build_windows_guest(
+        tmp_path / "datastores" / "datastore1" / "web01",
+        "web01",
+        system_capacity=96 * MiB,
+        data_capacity=40 * MiB,
+        fill=16 * MiB,
+    )
+    with LabVcenter(tmp_path, password="a secret of the lab", task_s=0.02) as vcenter:
+        moref = vcenter.register_vm(guest.directory, "web01", guest.disks)
+        environment = {
+            "VC_SERVER": vcenter.address,
+            "VC_PORT": str(vcenter.port),
+            "VC_USER": "backup",
+            "VC_PASSWORD": "a secret of the lab",
+            "VC_THUMBPRINT": vcenter.thumbprint,
+            "VDDK_LIBDIR": str(vddk),
+            "VADPIPE_LAB_ROOT": str(tmp_path),
+            "REPOSITORY": str(tmp_path / "repository"),
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+        }
+        lab = SmallLab(tmp_path, vcenter, guest, moref, environment)
+        vcenter.on_snapshot.append(lab.witness)
+        assert vadpipe("init", lab.repository).returncode == 0
+        yield lab

@@ -1,0 +1,245 @@
+"""The main job as a user sees it: quiesced backups, proved restores, and one clear message for every mistake."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lab.witness import image_digest
+from tests.conftest import EXAMPLES, command
+
+pytestmark = pytest.mark.slow
+
+
+def document(done):
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def points(lab):
+    return document(lab("points", lab.repository, "--json"))["points"]
+
+
+def assert_restored(lab, point, digests):
+    target = lab.root / "restored" / point["id"]
+    receipt = document(lab("restore", lab.repository, point["id"], f"raw:{target}", "--json"))
+    assert [image_digest(disk["path"]) for disk in receipt["disks"]] == digests
+
+
+def test_a_full_and_an_incremental_run_restore_to_what_was_quiesced(small_lab):
+    first = small_lab.run("--json")
+    assert first.returncode == 0, first.stderr
+    [job] = document(first)["jobs"]
+    assert job["quiescing"]["asked"] == job["quiescing"]["reached"] == "application"
+    assert job["snapshots_left"] == small_lab.snapshots == 0
+    assert [disk["mode"] for disk in job["disks"]] == ["full", "full"]
+
+    small_lab.guest.work(seed=7, amount=6 << 20)
+    second = small_lab.run("--json")
+    assert second.returncode == 0, second.stderr
+    [job] = document(second)["jobs"]
+    for disk in job["disks"]:
+        assert disk["mode"] == "incremental"
+        assert disk["read"] <= 1.05 * disk["changed"] + (1 << 20)
+        assert disk["read"] == disk["zero_read"] + disk["known"] + disk["new"]
+
+    found = points(small_lab)
+    assert [point["quiescing"] for point in found] == ["application", "application"]
+    for point, digests in zip(found, small_lab.digests, strict=True):
+        assert_restored(small_lab, point, digests)
+    assert small_lab("verify", small_lab.repository).returncode == 0
+
+
+def test_the_manifest_is_kept_with_the_point(small_lab, tmp_path):
+    assert small_lab.run().returncode == 0
+    shown = small_lab("show", small_lab.repository, "latest", "--extract", tmp_path / "documents", "--json")
+    verdict = document(shown)["quiescing"]["verdict"]
+    assert verdict["level"] == "application"
+    assert "SQL Server" in {writer["application"] for writer in verdict["writers"]}
+    assert (tmp_path / "documents" / "vss-manifest.zip").read_bytes().startswith(b"PK")
+
+
+def one_message(done, code, *parts):
+    """Exit code, exactly one line that holds all parts, no traceback."""
+    assert done.returncode == code, done.stderr
+    [line] = done.stderr.strip().splitlines()
+    assert "Traceback" not in done.stdout
+    for part in parts:
+        assert re.search(part, line), line
+
+
+def test_an_unknown_vm_is_named_with_its_likes(small_lab):
+    one_message(small_lab.run(VM="web0l"), 1, "web0l", "web01")
+    assert small_lab.snapshots == 0
+
+
+def test_a_wrong_password_is_refused(small_lab):
+    done = small_lab.run(VC_PASSWORD="not the secret")
+    one_message(done, 1, "backup", "(?i)password")
+    assert "not the secret" not in done.stderr
+
+
+def test_a_missing_password_is_a_config_error(small_lab):
+    one_message(small_lab.run(VC_PASSWORD=""), 2, "VC_PASSWORD")
+
+
+def test_a_wrong_thumbprint_shows_both(small_lab):
+    wrong = ":".join(["AB"] * 20)
+    one_message(small_lab.run(VC_THUMBPRINT=wrong), 1, wrong, small_lab.vcenter.thumbprint)
+    assert small_lab.vcenter.calls.get("Login", 0) == 0  # nothing was sent to a server that is not the one
+
+
+def test_a_missing_vddk_is_named(small_lab, tmp_path):
+    one_message(small_lab.run(VDDK_LIBDIR=str(tmp_path / "nothing")), 2, "nothing", "libvixDiskLib")
+    assert small_lab.snapshots == 0
+
+
+def test_a_directory_that_is_no_repository_is_found_before_the_snapshot(small_lab, tmp_path):
+    (tmp_path / "other").mkdir()
+    one_message(
+        small_lab.run(REPOSITORY=str(tmp_path / "other")), 1, "other", "(?i)repository", "vadpipe init"
+    )
+    assert "CreateSnapshotEx_Task" not in small_lab.vcenter.calls
+
+
+def test_a_truncated_vmdk_fails_and_publishes_nothing(small_lab):
+    flat = next(small_lab.guest.directory.glob("*-flat.vmdk"))
+    os.truncate(flat, 1 << 20)
+    done = small_lab.run()
+    one_message(done, 1, "web01_1-.*vmdk", "truncated: 1048576 bytes")
+    assert points(small_lab) == []
+    assert small_lab.snapshots == 0
+
+
+VANISHING = """
+import os, runpy
+from dataclasses import replace
+from pipeline import Flow, Stage
+
+found = runpy.run_path({nightly!r})
+
+class Vanish(Stage):
+    async def run(self, inbox, outbox):
+        async for window in inbox:
+            os.truncate({flat!r}, 1 << 20)
+            await outbox.send(window)
+
+def path(disk, point):
+    pipeline = found["job"].path(disk, point)
+    if disk.key == "scsi0:1":
+        pipeline.flow = Flow(pipeline.flow.source, Vanish(), *pipeline.flow.stages)
+    return pipeline
+
+job = replace(found["job"], path=path)
+"""
+
+
+def test_a_disk_that_vanishes_mid_read_is_named(small_lab, tmp_path):
+    flat = next(small_lab.guest.directory.glob("*-flat.vmdk"))
+    config = tmp_path / "vanishing.py"
+    config.write_text(VANISHING.format(nightly=str(EXAMPLES / "nightly.py"), flat=str(flat)))
+    one_message(small_lab("run", config), 1, "scsi0:1", r"offset \d+")
+    assert points(small_lab) == []
+    assert small_lab.snapshots == 0
+
+
+@pytest.fixture
+def full_file_system(tmp_path):
+    """A mounted file system of 8 MiB."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mount.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_file_system_is_named_and_nothing_published(small_lab, full_file_system):
+    repository = full_file_system / "repository"
+    assert small_lab("init", repository).returncode == 0
+    one_message(small_lab.run(REPOSITORY=str(repository)), 1, str(repository), "No space left")
+    assert document(small_lab("points", repository, "--json"))["points"] == []
+    assert small_lab.snapshots == 0
+
+
+def test_a_full_target_of_a_restore_leaves_nothing_half_written(small_lab, full_file_system):
+    assert small_lab.run().returncode == 0
+    done = small_lab("restore", small_lab.repository, "latest", f"raw:{full_file_system}")
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(full_file_system.glob("*.partial"))
+
+
+def test_a_damaged_frame_is_named_and_other_disks_can_be_restored(small_lab, tmp_path):
+    assert small_lab.run().returncode == 0
+    [point] = points(small_lab)
+    damage_a_frame_of(small_lab, "scsi0:1")
+    target = tmp_path / "restored"
+    done = small_lab("restore", small_lab.repository, "latest", f"raw:{target}", "--json")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    [error] = document(done)["errors"]
+    assert re.search(r"Disk scsi0:1 of point \w+, bytes \d+ to \d+", error)
+    assert ".pack" in error
+    assert [disk["key"] for disk in document(done)["disks"]] == ["scsi0:0"]
+    assert image_digest(target / "scsi0-0.raw") == small_lab.digests[0][0]
+    assert os.listdir(target) == ["scsi0-0.raw"]
+    verified = small_lab("verify", small_lab.repository)
+    assert verified.returncode == 1
+    assert point["id"] in verified.stdout
+
+
+def damage_a_frame_of(lab, key):
+    """Flip a byte in the middle of a pack until only that disk is hit."""
+    for pack in sorted(lab.repository.glob("packs/*/*.pack")):
+        content = bytearray(pack.read_bytes())
+        for place in range(len(content) // 2, len(content), 65536):
+            content[place] ^= 1
+            pack.write_bytes(content)
+            report = document(lab("restore", lab.repository, "latest", "null:", "--json"))
+            if report["errors"] and all(f"Disk {key} " in error for error in report["errors"]):
+                return
+            content[place] ^= 1
+            pack.write_bytes(content)
+    pytest.fail("no frame belongs to that disk alone")
+
+
+def kill_runs(lab, count, seed):
+    """Kill runs at random moments; after each, whole points only."""
+    chance = random.Random(seed)
+    for _ in range(count):
+        with subprocess.Popen(
+            command("run", EXAMPLES / "nightly.py"),
+            env={**os.environ, **lab.environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            time.sleep(chance.uniform(0.2, 2.5))
+            process.send_signal(signal.SIGKILL)
+        before = points(lab)
+    done = lab.run("--json")
+    assert done.returncode == 0, done.stderr
+    assert document(done)["jobs"][0]["snapshots_left"] == 0
+    assert lab.snapshots == 0
+    found = points(lab)
+    assert len(found) == len(before) + 1
+    assert_restored(lab, found[-1], lab.digests[-1])
+    assert lab("verify", lab.repository).returncode == 0
+
+
+def test_a_killed_run_leaves_nothing_that_the_next_does_not_sweep(small_lab):
+    kill_runs(small_lab, 3, seed=1)
+
+
+@pytest.mark.campaign
+def test_runs_killed_at_twenty_random_moments(small_lab):
+    kill_runs(small_lab, 20, seed=2)
