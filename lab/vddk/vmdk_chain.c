@@ -22,7 +22,10 @@ static const struct extent *extent_at(const struct link *link, uint64_t sector)
     return &link->extents[low];
 }
 
-/* Holes of the flat file are unallocated, as on thin VMFS; where the file system cannot tell, all is data. */
+/*
+ * Holes of the flat file are unallocated, as on thin VMFS; where the file system cannot tell, all is data. What lies
+ * behind the end of a file that lost its tail is no hole either: reading it has to fail.
+ */
 static void flat_holes(const struct extent *extent, uint64_t start, struct run *run)
 {
     off_t begin = (off_t)((extent->flat_offset + start) * SECTOR_SIZE);
@@ -30,7 +33,8 @@ static void flat_holes(const struct extent *extent, uint64_t start, struct run *
     off_t data = lseek(extent->file.fd, begin, SEEK_DATA);
     off_t hole = data < 0 ? -1 : lseek(extent->file.fd, data, SEEK_HOLE);
     if (data < 0 || hole < 0) {
-        run->kind = errno == ENXIO ? RUN_ZERO : RUN_DATA;
+        bool at_tail = errno == ENXIO && lseek(extent->file.fd, 0, SEEK_END) >= end;
+        run->kind = at_tail ? RUN_ZERO : RUN_DATA;
     } else if (data / SECTOR_SIZE > begin / SECTOR_SIZE) {
         run->kind = RUN_ZERO;
         run->length = (uint64_t)((data < end ? data : end) - begin) / SECTOR_SIZE;

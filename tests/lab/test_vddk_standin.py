@@ -845,6 +845,22 @@ def test_a_file_lost_while_open_fails_the_read(
     assert (got, detail) == (code, True), outcome
 
 
+@needs_qemu
+def test_a_lost_tail_is_no_hole(run: Run, tmp_path: Path) -> None:
+    disk = create(tmp_path / "a.vmdk", "2M", "monolithicFlat")
+    qemu_io(disk, "write -P 1 0 2M")
+
+    def lose(client, path, extent):
+        handle = client.open(path)
+        os.truncate(extent, 1 << 20)
+        runs = client.allocated(handle, 0, 4096)
+        client.finish(handle)
+        return runs
+
+    runs = run(lose, str(disk), str(tmp_path / "a-flat.vmdk"))
+    assert [list(run) for run in runs] == [[0, 4096]]
+
+
 # ---- facts about disks ------------------------------------------------------------------------------------------
 
 

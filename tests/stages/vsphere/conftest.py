@@ -1,0 +1,123 @@
+"""A running lab vCenter, VMs in it, and a reader that takes the bytes from the lab's own disks."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from lab.disks import LabDisk
+from lab.vcenter import LabVcenter
+from lab.vmdk_chain import open_link, opened_chain
+from lab.vmdk_descriptor import field
+from pipeline.buffers import Buffer, BufferPool
+from pipeline.extents import Extents
+from pipeline.secrets import Secret
+from pipeline.units import MiB
+from stages.vddk import DiskAccess
+from stages.vsphere import Journal, Vcenter, removal
+
+CAPACITY = 4 * MiB
+
+
+class LabReader:
+    """Reads the VMDK chains in the lab's datastores.
+
+    `opened`: what was asked for; `closed`: how many snapshots the lab had been told to remove at each closing.
+    """
+
+    def __init__(self, lab: LabVcenter) -> None:
+        self.lab = lab
+        self.opened: list[DiskAccess] = []
+        self.closed: list[int] = []
+
+    @asynccontextmanager
+    async def open(self, access: DiskAccess, pool: BufferPool) -> "AsyncIterator[LabOpenDisk]":
+        self.opened.append(access)
+        datastore, _, path = access.path.removeprefix("[").partition("] ")
+        try:
+            yield LabOpenDisk(self.lab.datastore(datastore) / path)
+        finally:
+            self.closed.append(self.lab.calls.get("RemoveSnapshot_Task", 0))
+
+
+class LabOpenDisk:
+    def __init__(self, leaf: Path) -> None:
+        self.chain = [leaf]
+        while (parent := _parent(self.chain[-1])) is not None:
+            self.chain.append(parent)
+        with opened_chain(self.chain) as chain:
+            self.capacity = chain.links[0].capacity
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        with opened_chain(self.chain) as chain:
+            return chain.allocated(offset, length)
+
+    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        with opened_chain(self.chain) as chain:
+            for start, length in wanted:
+                content = np.frombuffer(chain.read(start, length), dtype=np.uint8)
+                buffer.array[start - offset : start - offset + length] = content
+
+
+def _parent(path: Path) -> Path | None:
+    link = open_link(path)
+    try:
+        if field(link.descriptor, "parentCID") == "ffffffff":
+            return None
+        return path.with_name(field(link.descriptor, "parentFileNameHint"))
+    finally:
+        link.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[LabVcenter]:
+    with LabVcenter(tmp_path / "lab", task_s=0.02) as running:
+        yield running
+
+
+@pytest.fixture
+def vcenter(lab: LabVcenter) -> Vcenter:
+    return Vcenter(
+        lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint_sha256, port=lab.port
+    )
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def reader(lab: LabVcenter) -> LabReader:
+    return LabReader(lab)
+
+
+@pytest.fixture
+def add_vm(lab: LabVcenter) -> Callable[..., str]:
+    """Registers a VM with small disks; returns its moref."""
+
+    def add(name: str = "web01", *, disks: int = 1, **settings: object) -> str:
+        directory = lab.datastore("datastore1") / name.replace("/", "_")
+        made = [LabDisk.create(directory, f"disk{number}", CAPACITY) for number in range(disks)]
+        return lab.register_vm(directory, name, made, **settings)
+
+    return add
+
+
+@pytest.fixture
+def wait_for_call() -> Callable[[LabVcenter, str], Awaitable[None]]:
+    """Waits until the lab was called by this method; it has threads, so there is no event of trio's."""
+
+    async def wait(lab: LabVcenter, method: str) -> None:
+        while not lab.calls.get(method):  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+    return wait
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "PAUSES_S", (0.01, 0.02, 0.05, 0.1))
