@@ -1,0 +1,93 @@
+"""Disk images to measure with: ext4 file systems of the machine's own files, made without root."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.units import GiB, format_size
+
+ROOTS = ("/usr", "/opt", sys.prefix, sysconfig.get_path("stdlib"))
+
+_DESCRIPTOR = """\
+# Disk DescriptorFile
+version=1
+encoding="UTF-8"
+CID=fffffffe
+parentCID=ffffffff
+createType="monolithicFlat"
+RW {sectors} FLAT "{name}" 0
+ddb.adapterType = "lsilogic"
+"""
+
+
+def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
+    """A sparse raw image of `size` bytes with about `fill` bytes of files, chosen by seed; made once.
+
+    Beside it lies a VMDK descriptor, so that LocalVm(image.parent) reads it. Raises ConfigError without mke2fs.
+    """
+    place = directory / f"ext4-{size // GiB}g-{fill >> 20}m-{seed}"
+    image = place / "disk.raw"
+    if image.exists():
+        return image
+    mke2fs = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if mke2fs is None:
+        raise ConfigError("There is no mke2fs to make an image with.", remedy="Install e2fsprogs.")
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        tree, raw = Path(scratch, "tree"), Path(scratch, "disk.raw")
+        tree.mkdir()
+        taken = sum(_take(path, tree, length) for path, length in _chosen(fill, seed))
+        if taken < fill * 9 // 10:
+            raise ConfigError(
+                f"This machine has only {format_size(taken)} of files to fill an image with.",
+                remedy=f"Ask for a smaller --fill than {format_size(fill)}.",
+            )
+        with raw.open("wb") as file:
+            file.truncate(size)
+        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
+        (place / "disk.vmdk").write_text(_DESCRIPTOR.format(sectors=size // 512, name=image.name))
+        raw.rename(image)
+    return image
+
+
+def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:
+    """Whole directories in an order by seed, so that files keep the neighbours they have."""
+    directories = sorted({Path(found) for root in ROOTS for found, _, _ in os.walk(root)})
+    random.Random(seed).shuffle(directories)
+    for directory in directories:
+        for entry in sorted(_entries(directory), key=lambda entry: entry.name):
+            length = entry.stat(follow_symlinks=False).st_size
+            if entry.is_file(follow_symlinks=False) and length <= fill:
+                yield Path(entry.path), length
+                fill -= length
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _take(path: Path, tree: Path, length: int) -> int:
+    """Link or copy a file into the tree; the bytes taken."""
+    target = tree / path.parent.relative_to("/") / path.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:  # another file system
+            shutil.copyfile(path, target)
+    except OSError:  # unreadable, or gone meanwhile
+        return 0
+    return length

@@ -1,0 +1,30 @@
+"""What a result was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from pathlib import Path
+
+
+def machine_line() -> str:
+    """Processor, cores, kernel and Python, on one line."""
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    cores = len(os.sched_getaffinity(0))
+    return f"{model}, {cores} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def cpu_s() -> float:
+    """CPU-seconds of this process and its ended children until now."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def peak_rss() -> int:
+    """Largest resident size of this process until now, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,152 @@
+"""The whole path: from memory to nowhere, and from a disk image to a repository.
+
+Each case runs in a process of its own, so that its memory is its own: `python -m bench.path CASE IMAGE`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trio
+
+from bench.machine import cpu_s, peak_rss
+from pipeline import Disk, Flow, FramedSpan, Gap, GrainIndex, MachineId, MiB, PipelineReport
+from pipeline.testing import MemoryDisk
+from sinks import IntoRepository, NullSink, Repository
+from stages import (
+    AllocatedExtents,
+    Blake3,
+    Codec,
+    Compress,
+    CutGrains,
+    Dedupe,
+    Digest,
+    LocalVm,
+    MarkZeros,
+    MemoryIndex,
+    ReadSpans,
+    Stored,
+    Zstd,
+)
+
+# Of the image's data, what the cases from memory hold; more shows nothing more.
+IN_MEMORY = 512 * MiB
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a case. `read` bytes; `mib_per_cpu_s` and `mib_per_s` of what was read."""
+
+    case: str
+    read: int
+    wall_s: float
+    cpu_s: float
+    peak_rss: int
+    bottleneck: str
+
+    @property
+    def mib_per_cpu_s(self) -> float:
+        return self.read / MiB / self.cpu_s
+
+    @property
+    def mib_per_s(self) -> float:
+        return self.read / MiB / self.wall_s
+
+    def line(self) -> str:
+        return (
+            f"{self.case:28} {self.read / MiB:7.0f} MiB  {self.mib_per_cpu_s:6.0f} MiB/CPU-s  "
+            f"{self.mib_per_s:6.0f} MiB/s  {self.wall_s:6.2f} s  {self.cpu_s:6.2f} CPU-s  "
+            f"{self.peak_rss / MiB:5.0f} MiB RSS  limited by {self.bottleneck}"
+        )
+
+
+def stored_path(disk: Disk, index: GrainIndex, identity: Blake3, codec: Codec) -> Flow[FramedSpan | Gap]:
+    """What every case measures: read, mark zeros, cut, digest, dedupe, encode."""
+    return (
+        AllocatedExtents(disk)
+        | ReadSpans(disk)
+        | MarkZeros()
+        | CutGrains()
+        | Digest(identity)
+        | Dedupe(index)
+        | Compress(codec)
+    )
+
+
+async def memory_to_null(image: Path, codec: Codec) -> PipelineReport[Any]:
+    disk = MemoryDisk(await trio.to_thread.run_sync(_first_data, image))
+    return await (stored_path(disk, MemoryIndex(), Blake3(), codec) | NullSink()).measure()
+
+
+async def image_to_null(image: Path, codec: Codec) -> PipelineReport[Any]:
+    async with LocalVm(image.parent).capture() as capture:
+        [disk] = capture.disks
+        return await (stored_path(disk, MemoryIndex(), Blake3(), codec) | NullSink()).measure()
+
+
+async def image_to_repository(image: Path, codec: Codec) -> PipelineReport[Any]:
+    async with AsyncExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=image.parent.parent))
+        repository = Repository(Path(place, "repository"))
+        repository.init()
+        capture = await stack.enter_async_context(LocalVm(image.parent).capture())
+        store = await stack.enter_async_context(repository.open())
+        point = await stack.enter_async_context(store.begin(MachineId(capture.machine.uuid, "bench")))
+        [disk] = capture.disks
+        path = stored_path(disk, point, Blake3(point.key), codec) | IntoRepository(point, disk)
+        report = await path.measure()
+        await point.publish(capture, [report.receipt], None)
+        return report
+
+
+Case = Callable[[Path], Awaitable[PipelineReport[Any]]]
+
+CASES: Mapping[str, Case] = {
+    "memory-null-stored": lambda image: memory_to_null(image, Stored()),
+    "memory-null-zstd1": lambda image: memory_to_null(image, Zstd(1)),
+    "image-null-stored": lambda image: image_to_null(image, Stored()),
+    "image-null-zstd1": lambda image: image_to_null(image, Zstd(1)),
+    "image-repository-zstd1": lambda image: image_to_repository(image, Zstd(1)),
+}
+
+
+def measure(case: str, image: Path) -> Result:
+    """Run a case in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.path", case, image], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Result(**json.loads(done.stdout))
+
+
+def _first_data(image: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The first bytes of the image that are not holes, up to IN_MEMORY."""
+    mapped = np.memmap(image, np.uint8, "r")
+    pieces = mapped[: len(mapped) // MiB * MiB].reshape(-1, MiB)
+    held: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+    for piece in pieces:
+        if piece.any():
+            held.append(np.array(piece))
+        if len(held) * MiB >= IN_MEMORY:
+            break
+    return np.concatenate(held)
+
+
+def _run(case: str, image: Path) -> Result:
+    # The clock starts with the pipeline: making the index and reading memory cases in is not what they measure.
+    spent = cpu_s()
+    report = trio.run(CASES[case], image)
+    read = report.stages[1].bytes
+    return Result(case, read, report.wall_s, cpu_s() - spent, peak_rss(), report.bottleneck.name)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_run(sys.argv[1], Path(sys.argv[2])))))

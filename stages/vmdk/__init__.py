@@ -1,0 +1,15 @@
+"""VMDK files: a VM read from its own directory, and the parsers that it is made of.
+
+descriptor, vmx            texts: which files make a disk, which disks make a VM
+sparse, redo, grains       grain tables of hosted, COWD and SE-sparse files
+runs                       where the bytes of a disk range lie; the algebra of chains
+chain                      a disk from its links: `open_layout` -> `Layout`
+files, reading             open files, and plans read from them
+directory, local           the VM: `LocalVm`
+"""
+
+from .chain import open_layout
+from .layout import Layout
+from .local import LocalCapture, LocalDisk, LocalVm
+
+__all__ = ["Layout", "LocalCapture", "LocalDisk", "LocalVm", "open_layout"]

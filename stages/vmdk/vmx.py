@@ -1,0 +1,72 @@
+"""The .vmx: a VM's own configuration file, lines of `key = "value"`."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import SourceError
+
+from .descriptor import decode_text
+
+_LINE = re.compile(r'(?P<key>[^\s="]+)\s*=\s*"?(?P<value>.*?)"?')
+_ESCAPE = re.compile(r"\|([0-9a-fA-F]{2})")  # how the format writes a quotation mark, a bar or a control
+_DEVICE = re.compile(r"((?:scsi|sata|nvme|ide)\d+:\d+)\.filename")
+_SECRET = re.compile(r"password|passwd|vnc\.key", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Vmx:
+    """Settings of a VM; `settings` has lower-case keys, because the format does not mind their case."""
+
+    settings: Mapping[str, str]
+
+    @property
+    def display_name(self) -> str | None:
+        return self.settings.get("displayname")
+
+    @property
+    def uuid(self) -> str | None:
+        """The BIOS UUID in its usual form, from '56 4d .. ..-.. ..'; None where it is missing or no UUID."""
+        digits = re.sub(r"[\s-]", "", self.settings.get("uuid.bios", ""))
+        return str(uuid.UUID(digits)) if re.fullmatch(r"[0-9a-fA-F]{32}", digits) else None
+
+    def disks(self) -> Sequence[tuple[str, str]]:
+        """(device, file name) of each disk that is present, e.g. ('scsi0:0', 'web01.vmdk')."""
+        found = []
+        for setting, name in self.settings.items():
+            device = _DEVICE.fullmatch(setting)
+            if device is None or not name.lower().endswith(".vmdk"):
+                continue
+            kind = self.settings.get(f"{device[1]}.devicetype", "disk").lower()
+            if self.settings.get(f"{device[1]}.present", "").upper() == "TRUE" and "disk" in kind:
+                found.append((device[1], name))
+        return sorted(
+            found, key=lambda disk: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", disk[0])]
+        )
+
+    def facts(self) -> Mapping[str, str]:
+        """The settings without passwords."""
+        return {key: value for key, value in self.settings.items() if not _SECRET.search(key)}
+
+
+def parse_vmx(content: bytes, file: str) -> Vmx:
+    """Parse a .vmx. Raises SourceError with `file` and line."""
+    settings: dict[str, str] = {}
+    for number, raw in enumerate(decode_text(content, file).split("\n"), 1):
+        line = raw.strip(" \t\r\0\ufeff")
+        if not line or line.startswith("#"):
+            continue
+        setting = _LINE.fullmatch(line)
+        if setting is None:  # it may be the one that names a disk
+            raise SourceError(
+                f'Line {number} of {file} cannot be understood: {line[:80]!r} is not `key = "value"`.',
+                remedy="Repair that line, or restore the file.",
+                file=file,
+                line=number,
+            )
+        value = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), setting["value"])
+        settings.setdefault(setting["key"].lower(), value)
+    return Vmx(settings)
