@@ -1,0 +1,148 @@
+"""Finding a VM by its name, its inventory path, or its managed object reference."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from pyVmomi import vim
+from pyVmomi.VmomiSupport import ManagedObject
+
+from pipeline.errors import SourceError
+
+from .properties import Row, read, read_all
+from .session import VcenterSession
+
+_MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
+_NAMED_IN_AN_ERROR = 10
+
+
+@dataclass(frozen=True)
+class Vm:
+    """Which VM. `uuid`: its identity over renames and re-registration. `datacenter`: its inventory path, as in
+    'Folder/DC'."""
+
+    moref: str
+    name: str
+    path: str
+    datacenter: str
+    uuid: str
+
+    def reference(self, session: VcenterSession) -> vim.VirtualMachine:
+        return vim.VirtualMachine(self.moref, session.stub)
+
+
+async def find_vm(session: VcenterSession, wanted: str) -> Vm:
+    """The one VM with this name, inventory path ('/DC/vm/Web/web01', also without '/DC/vm') or moref ('vm-42').
+
+    Raises SourceError: none (with near names), or several (with their paths).
+    """
+
+    def inventory() -> list[Row]:
+        placed = ("name", "parent")
+        paths: dict[type[ManagedObject], Sequence[str]] = {
+            vim.VirtualMachine: (*placed, "parentVApp"),
+            vim.Folder: placed,
+            vim.Datacenter: placed,
+        }
+        return read_all(session.content, paths)
+
+    rows = await session.call("RetrieveProperties", inventory)
+    places = {row.moref: row for row in rows}
+    vms = [row for row in rows if row.kind == "VirtualMachine"]
+    found = [row for row in vms if _is_meant(row, wanted, places)]
+    if len(found) != 1:
+        raise _several(session, wanted, found, places) if found else _none(session, wanted, vms)
+    return await _identified(session, found[0], places)
+
+
+async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
+    """The moref of the VM with this instance UUID; None: not registered here."""
+    index = session.content.searchIndex
+    if index is None:
+        return None
+    found = await session.call("FindByUuid", lambda: index.FindByUuid(None, uuid, True, True))
+    return None if found is None else str(found._moId)
+
+
+async def _identified(session: VcenterSession, row: Row, places: Mapping[str, Row]) -> Vm:
+    subject = vim.VirtualMachine(row.moref, session.stub)
+    paths = ("config.instanceUuid", "config.uuid")
+    identity = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    uuid = identity.get("config.instanceUuid") or identity.get("config.uuid")
+    if uuid is None:
+        raise SourceError(
+            f"The VM {_name(row)} has no configuration: {session.server} cannot reach its files.",
+            remedy="See whether its host is connected and its datastore accessible.",
+            vm=_name(row),
+        )
+    above = list(_upwards(row, places))
+    last = next((index for index, place in enumerate(above) if place.kind == "Datacenter"), len(above))
+    return Vm(row.moref, _name(row), _path(row, places), _joined(above[last:]), uuid)
+
+
+def _is_meant(row: Row, wanted: str, places: Mapping[str, Row]) -> bool:
+    if wanted in (_name(row), row.get("name")) or (_MOREF.fullmatch(wanted) and row.moref == wanted):
+        return True
+    if "/" not in wanted:
+        return False
+    path, asked = _path(row, places), "/" + wanted.strip("/")
+    return path == asked or path.endswith(asked)
+
+
+def _none(session: VcenterSession, wanted: str, vms: Iterable[Row]) -> SourceError:
+    names = sorted({_name(row) for row in vms})
+    near = difflib.get_close_matches(wanted.rpartition("/")[2], names, n=_NAMED_IN_AN_ERROR, cutoff=0.5)
+    if near:
+        hint = f"Near names: {', '.join(near)}."
+    elif names:
+        hint = "Check the spelling, and that the account may see the VM."
+    else:
+        hint = "The account sees no VM at all."
+    return SourceError(
+        f"There is no VM {wanted!r} on {session.server}.",
+        remedy=hint,
+        vm=wanted,
+        server=session.server,
+        near=near,
+    )
+
+
+def _several(
+    session: VcenterSession, wanted: str, found: list[Row], places: Mapping[str, Row]
+) -> SourceError:
+    paths = sorted(f"{_path(row, places)} ({row.moref})" for row in found)
+    shown = ", ".join(paths[:_NAMED_IN_AN_ERROR]) + (", ..." if len(paths) > _NAMED_IN_AN_ERROR else "")
+    return SourceError(
+        f"{len(found)} VMs on {session.server} are called {wanted!r}: {shown}.",
+        remedy="Name the VM by its inventory path or by its moref.",
+        vm=wanted,
+        server=session.server,
+        found=paths,
+    )
+
+
+def _name(row: Row) -> str:
+    """The name as people write it: the inventory escapes '/', '\\' and '%'."""
+    return unquote(str(row.get("name") or row.moref))
+
+
+def _path(row: Row, places: Mapping[str, Row]) -> str:
+    return "/" + _joined([row, *_upwards(row, places)])
+
+
+def _joined(upwards: Iterable[Row]) -> str:
+    return "/".join(reversed([_name(place) for place in upwards]))
+
+
+def _upwards(row: Row, places: Mapping[str, Row]) -> Iterable[Row]:
+    """The folders above, nearest first, without the root folder (a container view does not hold its own root)."""
+    while (above := row.get("parent") or row.get("parentVApp")) is not None:
+        found = places.get(str(above._moId))
+        if found is None:
+            return
+        yield found
+        row = found

@@ -1,0 +1,192 @@
+"""A VM on a vCenter or an ESXi host as a source of backups."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import UTC, datetime
+
+import trio
+
+from pipeline.buffers import DEFAULT_POOL, BufferPool
+from pipeline.disk import MachineId
+from pipeline.errors import MoverError, SnapshotError, SourceError
+from stages.vddk import DiskAccess
+from stages.vss.fetched import FetchedManifest
+
+from .changes import enable_change_tracking
+from .disk import DiskReader, SnapshotDisk
+from .hardware import DiskFacts
+from .journal import Journal
+from .lookup import Vm, find_vm
+from .manifest import DirectoryState, directory_state, fetch_manifest
+from .quiesce import Quiesce
+from .session import Vcenter, VcenterSession
+from .snapshot import REMOVE_WITHIN_S, Snapshot, open_snapshot
+from .snapshot_tree import snapshots_left
+from .sweep import Outcome, sweep
+
+_COUNT_S = 30.0
+
+
+@dataclass(frozen=True)
+class VcenterVm:
+    """A VM to capture: a `pipeline.disk.Machine`. Settings only, no I/O.
+
+    `vm`: name, inventory path or moref. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes of
+    buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
+    `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
+    `remove_within_s`: how long to wait at the end for the snapshot to be gone.
+    """
+
+    vcenter: Vcenter
+    vm: str
+    _: KW_ONLY
+    reader: DiskReader
+    quiesce: Quiesce = field(default_factory=Quiesce.application)
+    pool_size: int = DEFAULT_POOL
+    journal: Journal | None = None
+    enable_change_tracking: bool = False
+    remove_within_s: float = REMOVE_WITHIN_S
+
+    @property
+    def name(self) -> str:
+        return self.vm
+
+    def capture(self) -> AbstractAsyncContextManager[VsphereCapture]:
+        """A snapshot with its disks open. At the end the disks are closed and the snapshot is removed.
+
+        Snapshots that killed runs left are swept first. Raises SourceError and its kinds; SnapshotLeaked, in a
+        group with the body's error when both failed.
+        """
+        return _capture(self)
+
+    def touches(self) -> Sequence[str]:
+        where = f"{self.vm} on {self.vcenter.server}"
+        quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
+        sentences = [
+            f"Takes a snapshot of {where} {quiesced}, and removes it at the end.",
+            f"Removes snapshots on {self.vcenter.server} that killed runs of this machine left behind.",
+            f"Notes both in {(self.journal or Journal()).directory}.",
+        ]
+        if self.enable_change_tracking:
+            sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
+        return sentences
+
+
+@dataclass
+class VsphereCapture:
+    """A VM held still by a snapshot: a `pipeline.disk.Capture`.
+
+    `left_out`: a sentence for each disk of the VM that no snapshot holds. `remarks`: what else a report should
+    say. `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
+    """
+
+    machine: MachineId
+    disks: Sequence[SnapshotDisk]
+    quiescing_asked: str
+    configuration: Mapping[str, object]
+    left_out: Sequence[str]
+    remarks: Sequence[str]
+    session: VcenterSession = field(repr=False)
+    snapshot: Snapshot = field(repr=False)
+    directory_before: DirectoryState | None = field(repr=False)
+    snapshots_left: int | None = None
+
+    async def fetch_vss_manifest(self) -> FetchedManifest:
+        """The VSS manifest of this snapshot, or why there is none; raises nothing."""
+        if self.directory_before is None:
+            return FetchedManifest(None, "quiescing was not asked for", None, absent=True)
+        return await fetch_manifest(self.session, self.snapshot, self.directory_before)
+
+
+@asynccontextmanager
+async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
+    journal = settings.journal or Journal()
+    pool = BufferPool(settings.pool_size)
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    async with settings.vcenter.connect() as session:
+        vm = await find_vm(session, settings.vm)
+        remarks = await _swept(session, journal)
+        if settings.enable_change_tracking and (obstacle := await enable_change_tracking(session, vm)):
+            remarks.append(obstacle)
+        before = None if settings.quiesce.kind == "none" else await directory_state(session, vm)
+        capture = None
+        try:
+            async with open_snapshot(
+                session, vm, settings.quiesce, journal, run=run, remove_within_s=settings.remove_within_s
+            ) as snapshot:
+                _require_disks(snapshot)
+                async with AsyncExitStack() as opened:  # closed before the snapshot is removed
+                    disks = [
+                        await _opened(settings, session, snapshot, facts, pool, opened)
+                        for facts in snapshot.disks
+                    ]
+                    capture = VsphereCapture(
+                        machine=MachineId(vm.uuid, vm.name),
+                        disks=disks,
+                        quiescing_asked=settings.quiesce.kind,
+                        configuration=snapshot.configuration,
+                        left_out=snapshot.left_out,
+                        remarks=remarks,
+                        session=session,
+                        snapshot=snapshot,
+                        directory_before=before,
+                    )
+                    yield capture
+        finally:
+            if capture is not None:
+                await _count_snapshots_left(capture, session, vm)
+
+
+def _require_disks(snapshot: Snapshot) -> None:
+    if not snapshot.disks:
+        raise SnapshotError(
+            f"A snapshot of {snapshot.vm.name} holds none of its disks. {' '.join(snapshot.left_out)}".rstrip(),
+            remedy="Back these disks up from inside the guest.",
+            vm=snapshot.vm.name,
+        )
+
+
+async def _opened(
+    settings: VcenterVm,
+    session: VcenterSession,
+    snapshot: Snapshot,
+    facts: DiskFacts,
+    pool: BufferPool,
+    opened: AsyncExitStack,
+) -> SnapshotDisk:
+    access = DiskAccess(
+        path=facts.path,
+        server=settings.vcenter.server,
+        port=settings.vcenter.port,
+        user=settings.vcenter.user,
+        password=settings.vcenter.password,
+        thumbprint=session.certificate_sha1,
+        vm=snapshot.vm.moref,
+        snapshot=snapshot.moref,
+    )
+    try:
+        reader = await opened.enter_async_context(settings.reader.open(access, pool))
+    except MoverError as exc:
+        exc.add_note(f"disk {facts.label} ({facts.key})")
+        raise
+    return SnapshotDisk(facts, pool, reader, session, snapshot)
+
+
+async def _swept(session: VcenterSession, journal: Journal) -> list[str]:
+    """What a report should say of the sweep; other runs at work and intents without a snapshot are no news."""
+    telling = (Outcome.REMOVED, Outcome.KEPT)
+    return [
+        f"Left by an earlier run: {swept}."
+        for swept in await sweep(session, journal)
+        if swept.outcome in telling
+    ]
+
+
+async def _count_snapshots_left(capture: VsphereCapture, session: VcenterSession, vm: Vm) -> None:
+    """For the report, also of a run that failed; what made it fail is the news, not a count that cannot be had."""
+    with trio.move_on_after(_COUNT_S, shield=True), suppress(SourceError):
+        capture.snapshots_left = await snapshots_left(session, vm)

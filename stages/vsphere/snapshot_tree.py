@@ -1,0 +1,59 @@
+"""The snapshots of a VM as a flat list, and which of them are ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pyVmomi import vim
+
+from .lookup import Vm
+from .properties import read
+from .session import VcenterSession
+
+_MARK = re.compile(r"\[vadpipe:(?P<token>[0-9a-f]{32})\]")
+
+
+@dataclass(frozen=True)
+class SnapshotNode:
+    """One snapshot of a VM. `token`: of our intent, from its description; None: it is not ours."""
+
+    moref: str
+    name: str
+    description: str
+    quiesced: bool
+    backup_manifest: str | None
+    token: str | None
+
+
+def description_with(token: str) -> str:
+    """The description of a snapshot of ours, which names its intent."""
+    return f"Temporary snapshot of a backup, removed at its end. Do not edit this line. [vadpipe:{token}]"
+
+
+async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotNode]:
+    """All snapshots of the VM, ours and others, parents before children."""
+    subject = vim.VirtualMachine(vm_moref, session.stub)
+    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["snapshot"]))
+    tree = row.get("snapshot")
+    return list(_flat(tree.rootSnapshotList)) if tree else []
+
+
+async def snapshots_left(session: VcenterSession, vm: Vm) -> int:
+    """How many snapshots the VM has, whoever made them."""
+    return len(await snapshots_of(session, vm.moref))
+
+
+def _flat(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
+    for tree in trees:
+        mark = _MARK.search(tree.description or "")
+        yield SnapshotNode(
+            moref=str(tree.snapshot._moId),
+            name=tree.name,
+            description=tree.description or "",
+            quiesced=bool(tree.quiesced),
+            backup_manifest=tree.backupManifest or None,
+            token=mark["token"] if mark else None,
+        )
+        yield from _flat(tree.childSnapshotList)
