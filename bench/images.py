@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 from pipeline.units import GiB, format_size
 
-ROOTS = ("/usr", "/opt", sys.prefix, sysconfig.get_path("stdlib"))
+# What an operating system and its programs consist of; caches of compressed archives would tell nothing.
+ROOTS = ("/usr", sys.base_prefix)
 
 _DESCRIPTOR = """\
 # Disk DescriptorFile

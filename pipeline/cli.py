@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import trio
 
+from .allocator import keep_freed_memory
 from .errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_USAGE, MoverError, leaves
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ def exit_code(exc: BaseException) -> int:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """The entry point of the command."""
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if args is None else args)
     as_json = "--json" in arguments
     try:

@@ -14,6 +14,9 @@ from pipeline import CLUSTER, Extents, Gap, KernelStage, Span, Zeros
 # end a grain and a frame. As long as the smallest grain (stages/grains.py).
 SHORTEST_RUN = 4
 
+# Of the 512 words of a cluster, one in this many is looked at first: eight cache lines of 64.
+SAMPLED = 64
+
 
 @dataclass(frozen=True)
 class MarkZeros(KernelStage[Span | Gap, Span | Gap]):
@@ -51,13 +54,24 @@ def zero_extents(span: Span) -> Extents:
     first = (span.data.start - span.offset) // CLUSTER
     last = -(-(span.data.end - span.offset) // CLUSTER)
     for low, high in zip(first.tolist(), last.tolist(), strict=True):
-        part: NDArray[np.bool_] = np.logical_not(words[low:high].any(axis=1))
+        part = zero_clusters(words[low:high])
         if not part.all():
             drop_short_runs(part, SHORTEST_RUN)
         empty[low:high] = part
     start, end = run_borders(empty)
     offset = start * CLUSTER
     return Extents(offset + span.offset, np.minimum(end * CLUSTER, span.length) + span.offset)
+
+
+def zero_clusters(words: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which rows, one per cluster, hold nothing but zeros.
+
+    A few words of each row are looked at first: nearly every cluster with data shows it there, and is not read.
+    """
+    zero: NDArray[np.bool_] = np.logical_not(words[:, ::SAMPLED].any(axis=1))
+    candidates = np.flatnonzero(zero)
+    zero[candidates] = np.logical_not(words[candidates].any(axis=1))
+    return zero
 
 
 def run_borders(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

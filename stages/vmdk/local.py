@@ -97,6 +97,9 @@ class LocalCapture:
     configuration: Mapping[str, object]
     directory: Path
     quiescing_asked: str = "none"
+    left_out: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    snapshots_left: None = None
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error."""
@@ -115,7 +118,7 @@ class LocalVm:
     ) -> None:
         self._directory = Path(directory)
         self._name = name
-        self._pool_size = pool_size
+        self.pool_size = pool_size
 
     def __repr__(self) -> str:
         named = f", name={self._name!r}" if self._name else ""
@@ -142,7 +145,7 @@ class LocalVm:
         vmx_path = find_vmx(self._directory)
         vmx = _read_vmx(vmx_path, files) if vmx_path else Vmx({})
         named = find_disks(self._directory, vmx_path, vmx, files)
-        pool = BufferPool(self._pool_size)
+        pool = BufferPool(self.pool_size)
         disks = [LocalDisk(disk.key, disk.path.name, open_layout(disk.path, files), pool) for disk in named]
         root = self._directory.resolve()
         return LocalCapture(

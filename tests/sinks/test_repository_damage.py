@@ -143,7 +143,7 @@ async def test_a_missing_pack_is_named(damaged):
 
 
 async def test_a_missing_segment_is_found(damaged):
-    files, write = damaged
+    _, write = damaged
     root = write()
     next(iter(root.glob("index/*"))).unlink()
     assert await verify_finds(root)
@@ -187,9 +187,9 @@ async def test_a_point_under_another_name_is_refused(damaged):
         assert "under another's name" in str(reader.damaged[0])
 
 
-def test_the_index_can_be_made_again_from_a_pack_alone(pristine, damaged):
+async def test_the_index_can_be_made_again_from_a_pack_alone(damaged):
     """What `index/` says of a pack's frames and grains stands in the pack, too."""
-    layout = Layout(pristine)
+    layout = Layout(damaged[1]())
     config = read_config(layout)
     reader = RepositoryReader(layout)
     for path in layout.packs.glob("*/*.pack"):

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,6 @@ from .repository_kit import (
     backup,
     files_of,
     full_path,
-    incremental_path,
     random_bytes,
     restore,
 )
@@ -176,7 +174,7 @@ async def test_killed_runs_leave_no_half_point_and_are_swept(repository):
     found_dead, said = [], []
     for turn in range(8):
         writer = start_writer(repository, turn)
-        time.sleep(moments.uniform(0.02, 0.6))
+        await trio.sleep(moments.uniform(0.02, 0.6))
         said += kill(writer)
         with observed(lambda event: found_dead.append(event.kind)):
             await backup(repository, [MemoryDisk(random_bytes(turn, MiB), key="other")])
@@ -267,7 +265,7 @@ async def test_no_space_while_publishing(repository, monkeypatch, step):
     monkeypatch.setattr(os, "fsync", fsync)
     disk = MemoryDisk(random_bytes(1, MiB))
     with pytest.raises((SinkError, TransferFailed)) as failed:
-        await backup(repository, [disk], incremental_path)
+        await backup(repository, [disk])
     monkeypatch.undo()
     assert "No space left on device" in repr(failed.value) + str(getattr(failed.value, "exceptions", ""))
     assert len(list(repository.path.glob("points/*/*"))) == 1

@@ -1,0 +1,174 @@
+"""Restore points as values, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Final, cast
+
+from pipeline import DiskReceipt, IntegrityError, MachineId
+
+from .damage import Damage
+from .keys import Keys
+from .layout import Layout, machine_directory
+from .sealed import seal, unseal
+
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class StoredDisk:
+    """A disk of a point. `pages` is the hex digest of its page list, `receipt.root` the root of its hash tree."""
+
+    receipt: DiskReceipt
+    change_id: str | None
+    pages: str
+
+    @property
+    def key(self) -> str:
+        return self.receipt.key
+
+    @property
+    def capacity(self) -> int:
+        return self.receipt.capacity
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of a point. `parts` are the hex digests of its pieces, in order."""
+
+    length: int
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quiescing:
+    """The consistency asked for, the one reached (None: nobody looked) and why."""
+
+    asked: str
+    reached: str | None
+    satisfied: bool
+    reasons: tuple[str, ...]
+    verdict: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RestorePoint:
+    """One VM at one time. `created` is ISO 8601 in UTC; `previous` is the point it was made from, if any."""
+
+    id: str
+    machine: MachineId
+    created: str
+    previous: str | None
+    disks: tuple[StoredDisk, ...]
+    quiescing: Quiescing
+    configuration: Mapping[str, object] = field(repr=False)
+    documents: Mapping[str, Document]
+
+    def disk(self, key: str) -> StoredDisk | None:
+        return next((disk for disk in self.disks if disk.key == key), None)
+
+    def as_dict(self) -> dict[str, object]:
+        """The point as it is stored, without its seal."""
+        return {
+            "version": VERSION,
+            "id": self.id,
+            "machine": {"uuid": self.machine.uuid, "name": self.machine.name},
+            "created": self.created,
+            "previous": self.previous,
+            "disks": [
+                {**disk.receipt.as_dict(), "change_id": disk.change_id, "pages": disk.pages}
+                for disk in self.disks
+            ],
+            "quiescing": {
+                "asked": self.quiescing.asked,
+                "reached": self.quiescing.reached,
+                "satisfied": self.quiescing.satisfied,
+                "reasons": list(self.quiescing.reasons),
+                "verdict": dict(self.quiescing.verdict),
+            },
+            "configuration": dict(self.configuration),
+            "documents": {
+                name: {"length": document.length, "parts": list(document.parts)}
+                for name, document in self.documents.items()
+            },
+        }
+
+
+def encode(point: RestorePoint, keys: Keys) -> bytes:
+    return seal(point.as_dict(), keys.seal)
+
+
+def read_point(path: Path, keys: Keys) -> RestorePoint:
+    """Raises IntegrityError."""
+    try:
+        point = _decode(unseal(path.read_bytes(), keys.seal))
+        if (path.stem, path.parent.name) != (point.id, machine_directory(point.machine.uuid)):
+            raise Damage(f"it is point {point.id} of VM {point.machine.name}, under another's name")
+        return point
+    except (Damage, OSError) as problem:
+        raise IntegrityError(
+            f"Restore point {path} is damaged: {problem}.",
+            remedy="Put this file back from a copy of the repository; other points are not hit.",
+            point=str(path),
+        ) from problem
+
+
+def read_points(paths: Iterator[Path], keys: Keys) -> tuple[list[RestorePoint], list[IntegrityError]]:
+    """The points of the files, oldest first, and what is wrong with the others."""
+    points: list[RestorePoint] = []
+    damaged: list[IntegrityError] = []
+    for path in sorted(paths):
+        try:
+            points.append(read_point(path, keys))
+        except IntegrityError as error:
+            damaged.append(error)
+    return sorted(points, key=lambda point: (point.created, point.id)), damaged
+
+
+def newest_of(layout: Layout, machine: MachineId, keys: Keys) -> RestorePoint | None:
+    """The newest readable point of a VM."""
+    directory = layout.points / machine_directory(machine.uuid)
+    points, _ = read_points(directory.glob("*.json"), keys)
+    return points[-1] if points else None
+
+
+def _decode(document: dict[str, object]) -> RestorePoint:
+    """From the fields of a proved file. Raises Damage."""
+    if document.get("version") != VERSION:
+        raise Damage(f"it has format version {document.get('version')}, known is {VERSION}")
+    try:
+        machine = cast("Mapping[str, str]", document["machine"])
+        quiescing = cast("Mapping[str, object]", document["quiescing"])
+        documents = cast("Mapping[str, Mapping[str, object]]", document["documents"])
+        return RestorePoint(
+            id=str(document["id"]),
+            machine=MachineId(machine["uuid"], machine["name"]),
+            created=str(document["created"]),
+            previous=cast("str | None", document["previous"]),
+            disks=tuple(map(_disk, cast("Sequence[Mapping[str, object]]", document["disks"]))),
+            quiescing=Quiescing(
+                asked=str(quiescing["asked"]),
+                reached=cast("str | None", quiescing["reached"]),
+                satisfied=bool(quiescing["satisfied"]),
+                reasons=tuple(cast("Sequence[str]", quiescing["reasons"])),
+                verdict=cast("Mapping[str, object]", quiescing["verdict"]),
+            ),
+            configuration=cast("Mapping[str, object]", document["configuration"]),
+            documents={
+                name: Document(cast(int, entry["length"]), tuple(cast("Sequence[str]", entry["parts"])))
+                for name, entry in documents.items()
+            },
+        )
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise Damage("a field is missing or of another type") from exc
+
+
+def _disk(entry: Mapping[str, object]) -> StoredDisk:
+    receipt = {column.name: entry[column.name] for column in fields(DiskReceipt)}
+    return StoredDisk(
+        receipt=DiskReceipt(**receipt),  # type: ignore[arg-type]  # sealed by us: of the right types
+        change_id=cast("str | None", entry["change_id"]),
+        pages=str(entry["pages"]),
+    )
