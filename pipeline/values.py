@@ -45,10 +45,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Zeros:
-    """A range of the disk that reads as zero."""
+    """A range of the disk that reads as zero. `read` bytes of it were read to find that out."""
 
     offset: int
     length: int
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,15 @@ class Span:
     """A range of the disk, at most SPAN bytes and within one multiple of SPAN, with its bytes.
 
     The byte at disk offset `o` is `buffer.array[o - offset]`, and defined only inside `data`; `zeros` reads
-    as zero, the rest is unchanged. Whoever takes a span and does not pass it on releases it.
+    as zero, `zero_read` bytes of that were read to find it out; the rest is unchanged. Whoever takes a span and
+    does not pass it on releases it.
     """
 
     offset: int
     length: int
     data: Extents
     zeros: Extents
+    zero_read: int = 0
     buffer: Buffer
 
     def bytes_of(self, offset: int, length: int) -> NDArray[np.uint8]:
@@ -141,6 +144,7 @@ class FramedSpan:
     length: int
     data: Extents
     zeros: Extents
+    zero_read: int = 0
     grain_offset: NDArray[np.int64]
     grain_length: NDArray[np.int64]
     grain_frame: NDArray[np.uint64]

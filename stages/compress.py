@@ -109,6 +109,7 @@ class Compress(KernelStage[DedupedSpan | Gap, FramedSpan | Gap]):
             length=span.length,
             data=span.data,
             zeros=span.zeros,
+            zero_read=span.zero_read,
             grain_offset=span.grain_offset,
             grain_length=span.grain_length,
             grain_frame=span.grain_frame,

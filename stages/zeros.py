@@ -40,8 +40,8 @@ def mark_zeros(span: Span) -> Span | Zeros:
     zeros = span.zeros | zero
     if not len(data) and zeros.total == span.length:
         span.release()
-        return Zeros(span.offset, span.length)
-    return replace(span, data=data, zeros=zeros)
+        return Zeros(span.offset, span.length, read=zero.total)
+    return replace(span, data=data, zeros=zeros, zero_read=zero.total)
 
 
 def zero_extents(span: Span) -> Extents:

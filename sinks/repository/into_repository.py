@@ -87,7 +87,7 @@ class _DiskWriter:
         if isinstance(item, FramedSpan):
             await self._take_span(item)
         elif isinstance(item, Zeros):
-            self._count(zero_unread=item.length)
+            self._count(read=item.read, zero_read=item.read, zero_unread=item.length - item.read)
             await self._take_gap(end, None)
         else:
             self._count(unchanged=item.length)
@@ -121,8 +121,8 @@ class _DiskWriter:
             await self._parent_pages()
         known = int(span.grain_length[span.known].sum())
         new = int(span.grain_length.sum()) - known
-        self._count(read=known + new, known=known, new=new, unchanged=unchanged)
-        self._count(zero_unread=span.zeros.total)
+        self._count(read=known + new + span.zero_read, known=known, new=new, unchanged=unchanged)
+        self._count(zero_read=span.zero_read, zero_unread=span.zeros.total - span.zero_read)
         if span.frames:
             self._count(stored=await self._point.store_frames(span.frames))
         self._rows.add(span)

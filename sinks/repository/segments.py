@@ -204,17 +204,11 @@ def write_segment(
     for column, start, end in zip(columns, starts, starts[1:], strict=False):
         parts += [column.view(np.uint8).data, memoryview(bytes(end - start - column.nbytes))]
     checks = _cell_checksums(parts)
-    header = _HEADER.pack(
-        _MAGIC,
-        repository_id,
-        bytes.fromhex(run_id),
-        serial,
-        len(frames),
-        len(digest),
-        len(packs),
-        0,
-        xxhash.xxh3_64_intdigest(checks),
-    ).ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
+    run = bytes.fromhex(run_id)
+    counts = len(frames), len(digest), len(packs)
+    guard = xxhash.xxh3_64_intdigest(checks)
+    header = _HEADER.pack(_MAGIC, repository_id, run, serial, *counts, 0, guard)
+    header = header.ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
     header += _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
     file = create(path)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -114,12 +114,13 @@ class RepositoryStore:
 
     def _clean_up(self, lock: RunLock, run: OpenRun | None) -> None:
         try:
-            if run is None or not run.published:
+            if run is not None and run.published:
+                with suppress(SinkError):  # the point exists, and the next run sweeps the lock file
+                    lock.release()
+            else:
                 if run is not None:
                     run.packs.close()
                 lock.roll_back(self._config.id)
-            else:
-                lock.release()
         finally:
             lock.abandon()
 

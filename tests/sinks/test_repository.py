@@ -136,6 +136,7 @@ async def test_a_changed_range_that_became_zero_overwrites(repository):
         assert reader.points[1].disks[0].receipt.new == 0
 
 
+@pytest.mark.slow
 async def test_unchanged_pages_are_shared_without_being_loaded(repository):
     """A thin disk of 4 TiB with a write in three pages; then one page changes, and one changes back."""
     wide = _Wide(4 * TiB, [0, 7 * PAGE, 900 * PAGE])
@@ -213,6 +214,7 @@ async def test_a_point_keeps_what_was_asked_and_found(repository):
         assert (await verify(reader)).damages == ()
 
 
+@pytest.mark.slow
 async def test_points_are_found_by_id_prefix_and_latest(repository):
     disk = MemoryDisk(random_bytes(1, 64 * KiB))
     ids = [await backup(repository, [disk]) for _ in range(18)]  # two of 18 begin with the same of 16 digits
@@ -326,6 +328,7 @@ def disk_of(capacity):
     return MemoryDisk(np.zeros(capacity, np.uint8))
 
 
+@pytest.mark.slow
 async def test_the_sink_keeps_the_rules(repository, point):
     seeds = iter(range(0, 10**9, 10**4))
 
@@ -341,6 +344,7 @@ async def test_the_sink_keeps_the_rules(repository, point):
     )
 
 
+@pytest.mark.slow
 async def test_the_source_keeps_the_rules(repository):
     disk = MemoryDisk(mixed_content(3 * SPAN + 512))
     await backup(repository, [disk])

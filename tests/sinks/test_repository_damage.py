@@ -42,16 +42,17 @@ async def damaged(pristine, tmp_path):
     return files, write
 
 
-async def read_everything(root) -> list[MoverError]:
-    """The errors of restoring all disks of all points, or of opening."""
+async def read_everything(root, whole: dict[tuple[str, str], np.ndarray] | None = None) -> list[MoverError]:
+    """The errors of restoring all disks of all points, or of opening. What was restored is added to `whole`."""
     errors: list[MoverError] = []
+    whole = {} if whole is None else whole
     try:
         async with open_repository(root) as reader:
             errors += reader.damaged
             for point in reader.points:
                 for disk in point.disks:
                     try:
-                        await restore(reader, point, disk.key)
+                        whole[point.id, disk.key] = await restore(reader, point, disk.key)
                     except TransferFailed as failed:
                         errors += leaves(failed)  # type: ignore[arg-type]
     except MoverError as error:
@@ -71,7 +72,9 @@ async def verify_finds(root) -> bool:
 async def test_every_byte_counts(damaged):
     """Verify finds any altered byte of any file; restoring never gives other bytes than were stored."""
     files, write = damaged
-    assert await read_everything(write()) == []
+    truth: dict[tuple[str, str], np.ndarray] = {}
+    assert await read_everything(write(), truth) == []
+    assert len(truth) == 4
     assert not await verify_finds(write())
     random = np.random.default_rng(1)
     for name, content in files.items():
@@ -81,7 +84,10 @@ async def test_every_byte_counts(damaged):
             altered[place] ^= int(random.integers(1, 256))
             root = write(**{name: bytes(altered)})
             assert await verify_finds(root), f"byte {place} of {name}"
-            assert all(isinstance(error, MoverError) for error in await read_everything(root))
+            restored: dict[tuple[str, str], np.ndarray] = {}
+            errors = await read_everything(root, restored)
+            assert all(isinstance(error, MoverError) for error in errors)
+            assert all(np.array_equal(content, truth[disk]) for disk, content in restored.items())
 
 
 async def test_a_damaged_frame_is_named_with_disk_and_offset(damaged):

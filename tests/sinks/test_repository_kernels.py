@@ -33,6 +33,7 @@ def digests(names):
 # --- the digest table ---
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sets(st.integers(0, 60), max_size=20), max_size=8), st.lists(st.integers(0, 80), max_size=40)
 )
@@ -80,6 +81,7 @@ def test_a_frame_gives_its_bytes_back(codec):
     assert frame.grain["length"].tolist() == [CLUSTER, 3 * CLUSTER, 4]
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_altered_byte_of_a_frame_is_found(data):
     content = bytearray(frame_of(b"some grain" * 50, b"another", codec="zstd"))
@@ -89,6 +91,7 @@ def test_every_altered_byte_of_a_frame_is_found(data):
         frames.decode(frames.parse(content, KEYS), KEYS)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_frame_cut_off_or_with_more_behind_is_found(data):
     content = frame_of(b"some grain" * 50)
@@ -154,6 +157,7 @@ def cells(page):
     return model
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(page_maps())
 def test_a_page_has_one_encoding_that_gives_it_back(made):
@@ -166,6 +170,7 @@ def test_a_page_has_one_encoding_that_gives_it_back(made):
     assert len({row.tobytes() for row in parsed.frame_ids}) == len(parsed.frame_ids)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(page_maps(), page_maps(), st.sets(st.integers(0, PLACES)))
 def test_pages_are_merged_like_arrays(one, other, edges):
@@ -188,6 +193,7 @@ def test_clusters_are_relative_to_the_page_and_the_tail_counts_whole():
     assert (first.tolist(), last.tolist()) == ([1, 5], [2, 7])
 
 
+@pytest.mark.slow
 def test_a_fully_mapped_page_fits_its_sixteen_bits():
     every = np.arange(1 << 16)
     page = PageMap(every, np.ones_like(every), every, np.zeros_like(every), digests(range(1 << 16)))
@@ -196,6 +202,7 @@ def test_a_fully_mapped_page_fits_its_sixteen_bits():
     assert int(parsed.end[-1]) * CLUSTER == PAGE
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(page_maps(), st.data())
 def test_a_page_that_is_cut_off_or_impossible_is_refused(made, data):
@@ -219,6 +226,7 @@ def test_the_root_hangs_on_capacity_and_on_every_page():
 # --- index segments ---
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 200), unique=True, max_size=60), st.lists(st.integers(0, 250), max_size=40))
 def test_a_segment_is_a_dict(tmp_path_factory, held, wanted):
@@ -255,6 +263,7 @@ def segment_path(tmp_path):
     return path, grains
 
 
+@pytest.mark.slow
 def test_every_altered_byte_of_a_segment_is_found(segment_path):
     path, _ = segment_path
     content = path.read_bytes()
@@ -309,6 +318,7 @@ def test_digests_with_equal_heads_sort_and_are_found(tmp_path):
 # --- sealed documents and names ---
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_every_altered_byte_of_a_sealed_document_is_found(data):
     fields = {"name": "Büro \ud800", "list": [1, 2.5, None, True], "nested": {"b": 1, "a": "x"}}

@@ -34,6 +34,7 @@ async def test_mark_zeros_moves_zero_runs(disk, spans):
         if kind == "Span":
             for offset, length in facts["zeros"]:
                 assert not disk.bytes_at(offset, length).any()
+            assert facts["zero_read"] == facts["zeros"].total  # all of it was in `data` before
     assert all_free(disk.pool)
 
 
@@ -46,7 +47,7 @@ def test_zero_runs_of_four_clusters_are_found(runs, tail):
     marked = mark_zeros(span_of(data))
     if isinstance(marked, Zeros):
         assert not any(data)
-        assert (marked.offset, marked.length) == (8 * SPAN, len(data))
+        assert marked == Zeros(8 * SPAN, len(data), read=len(data))
         return
     assert marked.data | marked.zeros == Extents.whole(len(data), 8 * SPAN)
     assert len(marked.data & marked.zeros) == 0
