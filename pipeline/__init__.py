@@ -6,6 +6,7 @@ lift        kernels on threads, in order          buffers   the bounded pool of 
 meters      busy, starved, blocked                disk      protocols of disks, captures, machines, targets
 job         one VM from capture to point          events    what happens, for progress and tools
 config      jobs from a Python file               cli       the command; rooms add theirs by entry points
+plan        what a job would do                   progress  bars, lines, event files
 testing     conformance checks and fakes for stages of your own
 """
 

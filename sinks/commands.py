@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import error_lines, json_option, run_async, show
-from pipeline.errors import EXIT_DONE, EXIT_FAILED
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, IntegrityError
 from pipeline.progress import show_progress
 from pipeline.units import MiB, format_size
 
@@ -69,6 +69,8 @@ def show_point(repository: Path, point: str, vm: str | None, extract: Path | Non
     if extract is not None:
         extract.mkdir(parents=True, exist_ok=True)
         for name in found.documents:
+            if Path(name).name != name:
+                raise IntegrityError(f"The document {name!r} of point {found.id} would leave {extract}.")
             (extract / name).write_bytes(reader.read_document(found, name))
     show(found.as_dict(), _point_lines(found), as_json)
 

@@ -26,6 +26,7 @@ from pipeline import (
     Unchanged,
     Zeros,
 )
+from pipeline.digest_table import DigestTable
 
 # One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section 3).
 FRAME = 1 * MiB
@@ -54,23 +55,32 @@ class Dedupe(Stage[DigestedSpan | Gap, DedupedSpan | Gap]):
 
 
 class MemoryIndex:
-    """A grain index that lives as long as the program: for embedding and for measuring."""
+    """A grain index that lives as long as the program: for embedding and for measuring. 80 bytes per grain."""
 
     def __init__(self) -> None:
-        self._place_of: dict[bytes, tuple[int, int]] = {}
+        self._table = DigestTable(1 << 16)
+        self._frame = np.empty(self._table.capacity, dtype=np.uint64)
+        self._place = np.empty(self._table.capacity, dtype=np.int64)
         self._frames = 0
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        unknown = (int(NO_FRAME), 0)
-        rows = [self._place_of.get(row.tobytes(), unknown) for row in digest]
-        return np.array([row[0] for row in rows], np.uint64), np.array([row[1] for row in rows], np.int64)
+        row = self._table.lookup(digest)
+        return np.where(row >= 0, self._frame[row], NO_FRAME), np.where(row >= 0, self._place[row], 0)
 
     def add_frame(self, grain_length: NDArray[np.int64], digest: Digests) -> int:
+        if len(self._table) + len(digest) > self._table.capacity:
+            self._grow()
+        row = self._table.insert(digest)
         number, self._frames = self._frames, self._frames + 1
-        place = (np.cumsum(grain_length) - grain_length).tolist()
-        for row, start in zip(digest, place, strict=True):
-            self._place_of[row.tobytes()] = (number, start)
+        self._frame[row] = number
+        self._place[row] = np.cumsum(grain_length) - grain_length
         return number
+
+    def _grow(self) -> None:
+        old, self._table = self._table, DigestTable(2 * self._table.capacity)
+        self._table.insert(old.digest)
+        self._frame = np.resize(self._frame, self._table.capacity)
+        self._place = np.resize(self._place, self._table.capacity)
 
 
 def dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:

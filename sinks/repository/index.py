@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, NO_FRAME, ContractError, Digests, IntegrityError, KiB, MiB
+from pipeline.digest_table import DigestTable
 
-from ..digest_table import DigestTable
 from .files import sink_errors
 from .layout import Layout, pack_id
 from .packs import FRAME_ROW, FrameAddress

@@ -6,7 +6,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import SPAN, ConfigError, Extents, MiB, Span
+from pipeline import NO_FRAME, SPAN, ConfigError, Extents, MiB, Span
 from pipeline.buffers import Buffer
 from pipeline.testing import all_free, check_stage, covers, plain
 from stages import Blake3, Compress, Dedupe, Digest, MemoryIndex, Stored, Zstd
@@ -146,3 +146,15 @@ def test_a_frame_that_does_not_shrink_is_stored_as_it_is(disk):
 def test_an_impossible_level_is_a_config_error():
     with pytest.raises(ConfigError, match="no level 23"):
         Zstd(23)
+
+
+def test_a_memory_index_grows():
+    digest = np.random.default_rng(2).integers(0, 256, (150_000, 32), dtype=np.uint8)
+    index = MemoryIndex()
+    length = np.full(1000, 4096)
+    for low in range(0, len(digest), 1000):
+        index.add_frame(length, digest[low : low + 1000])
+    frame, place = index.lookup(digest)
+    assert np.array_equal(frame, np.arange(len(digest)) // 1000)
+    assert np.array_equal(place, np.arange(len(digest)) % 1000 * 4096)
+    assert (index.lookup(digest[:, ::-1])[0] == NO_FRAME).all()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, Digests
+from .values import DIGEST_SIZE, Digests
 
 Rows = NDArray[np.int64]
 

@@ -1,0 +1,61 @@
+"""Memory is bounded by the settings, not by the disk: 4 TiB thin, read through VDDK, children included."""
+
+import os
+import random
+
+import pytest
+
+from lab.disks import LabDisk
+from lab.process_tree import run_measured
+from lab.vcenter import LabVcenter
+from pipeline import GiB, MiB, TiB, format_size
+from tests.conftest import EXAMPLES, command, vadpipe
+
+LIMIT = 256 * MiB
+CAPACITY = 4 * TiB
+
+
+def big_disk(directory, amount):
+    """4 TiB, with that many bytes of half compressible data in pieces all over it."""
+    disk = LabDisk.create(directory, "big", CAPACITY)
+    chance = random.Random(4)
+    for number in range(amount // (8 * MiB)):
+        noise = chance.randbytes(64 * 1024)
+        piece = b"".join(
+            noise[: 32 * 1024] + number.to_bytes(8) * 4096 + bytes([at]) * 4096 for at in range(120)
+        )
+        disk.write(number * (CAPACITY // (amount // (8 * MiB))) // 65536 * 65536, piece[: 8 * MiB])
+    return disk
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "amount", [pytest.param(128 * MiB, id="short"), pytest.param(GiB, id="1GiB", marks=pytest.mark.campaign)]
+)
+def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, vddk, amount):
+    directory = tmp_path / "datastores" / "datastore1" / "big"
+    disk = big_disk(directory, amount)
+    with LabVcenter(tmp_path, password="lab") as vcenter:
+        vcenter.register_vm(directory, "big", [disk])
+        environment = {
+            **os.environ,
+            "VC_SERVER": vcenter.address,
+            "VC_PORT": str(vcenter.port),
+            "VC_USER": "backup",
+            "VC_PASSWORD": "lab",
+            "VC_THUMBPRINT": vcenter.thumbprint,
+            "VDDK_LIBDIR": str(vddk),
+            "VADPIPE_LAB_ROOT": str(tmp_path),
+            "VM": "big",
+            "REPOSITORY": str(tmp_path / "repository"),
+            "XDG_STATE_HOME": str(tmp_path / "state"),
+        }
+        assert vadpipe("init", tmp_path / "repository").returncode == 0
+        run = run_measured(command("run", EXAMPLES / "nightly.py"), environment)
+        assert run.returncode == 0, run.stderr
+        restore = run_measured(command("restore", tmp_path / "repository", "latest", "null:"), environment)
+        assert restore.returncode == 0, restore.stderr
+    print(f"peak of the run {format_size(run.peak_rss)}, of the restore {format_size(restore.peak_rss)}")
+    assert "logical 4.0 TiB" in run.stdout
+    assert run.peak_rss < LIMIT
+    assert restore.peak_rss < LIMIT
