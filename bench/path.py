@@ -149,7 +149,7 @@ def _run(case: str, image: Path) -> Result:
     keep_freed_memory()  # as the command does
     report, spent_s = trio.run(CASES[case], image)
     read = report.stages[1].bytes
-    return Result(case, read, report.wall_s, spent_s, peak_rss(), report.bottleneck.name)
+    return Result(case, read, report.wall_s, spent_s, peak_rss(), report.limited_by)
 
 
 async def _timed(pipeline: Pipeline[R]) -> tuple[PipelineReport[R], float]:

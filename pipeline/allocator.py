@@ -16,10 +16,13 @@ from .units import MiB
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
-# Above what a job holds in encoded frames; the C library accepts at most 32 MiB for the second.
-TRIM_THRESHOLD = 64 * MiB
+# About what a job holds in encoded frames; the C library accepts no more for the second.
+TRIM_THRESHOLD = 32 * MiB
 MMAP_THRESHOLD = 32 * MiB
+# By default each thread gets an arena and keeps its own share of freed memory.
+ARENAS = 1
 
 
 def keep_freed_memory() -> None:
@@ -30,3 +33,4 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        libc.mallopt(_M_ARENA_MAX, ARENAS)

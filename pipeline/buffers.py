@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from .meters import current_meter
 from .units import SPAN, MiB
 
-# Eight spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
+# Six spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
 # the rest in the hands of the channels. More than this made no difference on two cores (bench/path.py).
-DEFAULT_POOL = 32 * MiB
+DEFAULT_POOL = 24 * MiB
 
 
 @dataclass(frozen=True)

@@ -117,5 +117,5 @@ def disk_lines(run: DiskRun) -> Sequence[str]:
     return [
         f"  disk {disk.key} ({disk.label}): {run.mode}, {run.reason}",
         f"    {sizes}",
-        f"    {wall_s:.2f} s, {rate:.0f} MiB/s, limited by {run.report.bottleneck.name}",
+        f"    {wall_s:.2f} s, {rate:.0f} MiB/s, limited by {run.report.limited_by}",
     ]

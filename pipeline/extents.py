@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Extents:
     def length(self) -> Offsets:
         return self.end - self.start
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Bytes covered."""
         return int(self.length.sum())

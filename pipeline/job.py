@@ -48,7 +48,7 @@ class DiskRun:
             "allocated": self.allocated,
             "changed": self.changed,
             "wall_s": round(self.report.wall_s, 3),
-            "bottleneck": self.report.bottleneck.name,
+            "bottleneck": self.report.limited_by,
         }
 
 

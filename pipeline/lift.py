@@ -1,18 +1,28 @@
 """Kernels on threads, several at once, in order.
 
-`run_ordered` keeps up to `places + 2` items in its hands: one being received, `places` at work, one waiting to
-be sent. Order out is order in: a finished item waits for its elders.
+`run_ordered` runs a fixed number of tasks that take turns at the inbox and at the outbox: each takes an item, works
+on it, and sends the result when its elder's result was sent. So order out is order in, and what is in the stage's
+hands is one item per task.
 
-Kernels of adjacent stages are fused into one thread trip (a trip costs 0.2 ms of CPU, see units.SPAN); gaps
-of the disk (zero, unchanged) have no bytes to work on and make no trip at all.
+Kernels of adjacent stages are fused into one thread trip. A trip costs 0.15 ms of CPU and a channel hop 0.01 ms by
+themselves, but several times that beside busy threads, because each wakes the event loop, and each waking has to
+win the interpreter lock. So a kernel that must see the items one at a time and in order (`serial`) is fused as
+well: its thread waits for its turn. Gaps of the disk (zero, unchanged) have no bytes to work on and make no trip.
+
+No more threads are at work in a process than it has processors: more of them only fight for the interpreter lock.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import trio
 from trio.abc import ReceiveChannel, SendChannel
@@ -27,16 +37,6 @@ A_contra = TypeVar("A_contra", contravariant=True)
 B_co = TypeVar("B_co", covariant=True)
 
 
-class _Promise(Generic[B]):
-    """The place of a result in the order of the output."""
-
-    __slots__ = ("kept", "result")
-
-    def __init__(self) -> None:
-        self.kept = trio.Event()
-        self.result: list[B] = []
-
-
 async def run_ordered(
     inbox: ReceiveChannel[A],
     outbox: SendChannel[B],
@@ -44,53 +44,66 @@ async def run_ordered(
     *,
     places: int,
 ) -> None:
-    """Send `await work(item)` for every item, with up to `places` of them at work, in order."""
-    tokens = trio.Semaphore(places + 2)
-    at_work = trio.CapacityLimiter(places)
+    """Send `await work(item)` for every item, in order, with up to `places` items in hand."""
     meter = current_meter()
     meter.places = places
+    intake = trio.Lock()
+    sent = trio.Event()  # what was taken last has been sent
+    sent.set()
+    ended = False
 
-    async def keep(promise: _Promise[B], item: A) -> None:
-        async with at_work:
-            with meter.working():
-                promise.result.append(await work(item))
-        promise.kept.set()
-
-    async def deliver(promises: ReceiveChannel[_Promise[B]]) -> None:
-        async for promise in promises:
-            await promise.kept.wait()
-            await outbox.send(promise.result.pop())
-            tokens.release()
-
-    async with trio.open_nursery() as nursery:
-        # Never more than the tokens allow; the channel itself needs no bound.
-        ordered, promises = trio.open_memory_channel[_Promise[B]](places + 2)
-        nursery.start_soon(deliver, promises)
-        with ordered:
-            while True:
-                await tokens.acquire()
+    async def serve() -> None:
+        nonlocal sent, ended
+        while True:
+            async with intake:
+                if ended:
+                    return
                 try:
                     item = await inbox.receive()
                 except trio.EndOfChannel:
+                    ended = True
                     return
-                promise = _Promise[B]()
-                await ordered.send(promise)
-                nursery.start_soon(keep, promise, item)
-                del item
+                elder_sent, sent = sent, trio.Event()
+                own_sent = sent
+            with meter.working():
+                result = await work(item)
+            del item
+            if not elder_sent.is_set():
+                await elder_sent.wait()
+            await outbox.send(result)
+            own_sent.set()
+            del result
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(places):
+            nursery.start_soon(serve)
+
+
+_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("kernel threads")
+
+
+def _kernel_threads() -> trio.CapacityLimiter:
+    """What limits the threads of all kernels of this run of trio, first come, first served."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        _limiter.set(trio.CapacityLimiter(len(os.sched_getaffinity(0))))
+        return _limiter.get()
 
 
 class KernelStage(Stage[A_contra, B_co]):
-    """A stage that is a kernel: a function from item to item, run on `workers` threads.
+    """A stage that is a kernel: a function from item to item, run on up to `workers` threads.
 
     A subclass gives `kernel`; its items may also be gaps of the disk, which pass untouched.
     """
 
     workers: int = 1
+    serial = False  # the kernel sees the items one at a time and in order
     releases = False  # its results no longer hold the buffers of its items; for the memory bound of a plan
 
     @abstractmethod
     def kernel(self) -> Callable[[Any], Any]:
-        """The function, made once per run. It must be safe to call from several threads at once."""
+        """The function, made once per run. Unless `serial`, several threads call it at once."""
 
     async def run(self, inbox: ReceiveChannel[A_contra], outbox: SendChannel[B_co]) -> None:
         await FusedKernels([self]).run(inbox, outbox)
@@ -108,40 +121,115 @@ class FusedKernels(Stage[Any, Any]):
 
     async def run(self, inbox: ReceiveChannel[Any], outbox: SendChannel[Any]) -> None:
         meter = current_meter()
-        places = max(stage.workers for stage in self.stages)
-        threads = trio.CapacityLimiter(places)
-        kernels = [stage.kernel() for stage in self.stages]
+        threads = _kernel_threads()
+        steps = [
+            _Step(type(stage).__name__, stage.kernel(), _Turns() if stage.serial else None)
+            for stage in self.stages
+        ]
+        tickets = itertools.count()
 
         async def work(item: object) -> object:
             if isinstance(item, Zeros | Unchanged):
                 return item
-            result, cpu_s = await trio.to_thread.run_sync(_trip, kernels, item, limiter=threads)
-            meter.cpu_s += cpu_s
+            trip = _Trip(steps, next(tickets), item)
+            try:
+                result = await trio.to_thread.run_sync(trip.run, limiter=threads)
+            finally:
+                trip.skip_if_not_begun()
+            for name, spent_s in trip.cpu_s.items():
+                meter.kernel_s[name] = meter.kernel_s.get(name, 0.0) + spent_s
             return result
 
-        await run_ordered(inbox, outbox, work, places=places)
+        # One more than the threads: a result that waits to be sent must not keep a thread idle.
+        await run_ordered(inbox, outbox, work, places=max(stage.workers for stage in self.stages) + 1)
 
 
-def _trip(kernels: Sequence[Callable[[Any], Any]], item: object) -> tuple[object, float]:
-    begun = time.thread_time()
-    for kernel in kernels:
-        if isinstance(item, Zeros | Unchanged):
-            break  # an earlier kernel found that there is nothing in it
-        item = kernel(item)
-    return item, time.thread_time() - begun
+@dataclass(frozen=True)
+class _Step:
+    """A kernel, and whose turn it is when it is serial."""
+
+    name: str
+    kernel: Callable[[Any], Any]
+    turns: _Turns | None
+
+
+class _Turns:
+    """Lets the holders of tickets 0, 1, 2, ... pass one at a time and in order."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._skipped: set[int] = set()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def turn(self, ticket: int) -> Iterator[None]:
+        """Wait for the turn of this ticket, from a worker thread; it is over at the end of the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == ticket)
+        try:
+            yield
+        finally:
+            self.skip(ticket)
+
+    def skip(self, ticket: int) -> None:
+        """Nobody will come with this ticket, or its turn is over."""
+        with self._changed:
+            self._skipped.add(ticket)
+            while self._next in self._skipped:
+                self._skipped.remove(self._next)
+                self._next += 1
+            self._changed.notify_all()
+
+
+class _Trip:
+    """One item on its way through the kernels, on a worker thread. Every turn is taken or skipped in the end."""
+
+    def __init__(self, steps: Sequence[_Step], ticket: int, item: object) -> None:
+        self.cpu_s: dict[str, float] = {}
+        self._steps = steps
+        self._ticket = ticket
+        self._item = item
+        self._begun = False
+
+    def run(self) -> object:
+        self._begun = True
+        item, self._item = self._item, None
+        turns_left = {step.turns for step in self._steps if step.turns}
+        try:
+            for step in self._steps:
+                if isinstance(item, Zeros | Unchanged):
+                    break  # an earlier kernel found that there is nothing in it
+                begun = time.thread_time()
+                if step.turns is None:
+                    item = step.kernel(item)
+                else:
+                    with step.turns.turn(self._ticket):
+                        turns_left.remove(step.turns)
+                        item = step.kernel(item)
+                self.cpu_s[step.name] = time.thread_time() - begun
+            return item
+        finally:
+            for turns in turns_left:
+                turns.skip(self._ticket)
+
+    def skip_if_not_begun(self) -> None:
+        """A cancelled trip that never reached its thread must not keep the younger ones waiting."""
+        if not self._begun:
+            for step in self._steps:
+                if step.turns:
+                    step.turns.skip(self._ticket)
 
 
 def fused(stages: Sequence[Stage[Any, Any]]) -> list[Stage[Any, Any]]:
     """The same stages with every run of adjacent kernel stages made one."""
     result: list[Stage[Any, Any]] = []
     for stage in stages:
-        if isinstance(stage, KernelStage):
-            if result and isinstance(result[-1], FusedKernels):
-                result[-1] = FusedKernels([*result[-1].stages, stage])
-            else:
-                result.append(FusedKernels([stage]))
-        else:
+        if not isinstance(stage, KernelStage):
             result.append(stage)
+        elif result and isinstance(result[-1], FusedKernels):
+            result[-1] = FusedKernels([*result[-1].stages, stage])
+        else:
+            result.append(FusedKernels([stage]))
     return result
 
 

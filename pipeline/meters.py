@@ -23,7 +23,7 @@ R_co = TypeVar("R_co", covariant=True)
 @dataclass
 class StageMeter:
     """Counts of one stage. `items` and `bytes` are what it sent, for a sink what it received; `bytes` counts
-    data only. `position` is the disk offset reached. `cpu_s` is thread time of its kernels."""
+    data only. `position` is the disk offset reached. `kernel_s` is thread time by kernel."""
 
     name: str
     items: int = 0
@@ -31,7 +31,7 @@ class StageMeter:
     position: int = 0
     starved_s: float = 0.0
     blocked_s: float = 0.0
-    cpu_s: float = 0.0
+    kernel_s: dict[str, float] = field(default_factory=dict)
     places: int = 0
     work_s: float = 0.0
     wall_s: float = 0.0
@@ -97,6 +97,12 @@ class PipelineReport(Generic[R_co]):
     def bottleneck(self) -> StageMeter:
         """The stage that was busy for the largest share of the time."""
         return max(self.stages, key=lambda stage: stage.busy_s)
+
+    @property
+    def limited_by(self) -> str:
+        """The name of that stage; of kernels that were fused, the one that took most."""
+        kernels = self.bottleneck.kernel_s
+        return max(kernels, key=kernels.__getitem__) if kernels else self.bottleneck.name
 
     @property
     def position(self) -> int:

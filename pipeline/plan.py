@@ -82,4 +82,4 @@ def plan(job: Job[Any, Any]) -> Plan:
 
 def _spans_held(part: object) -> int:
     """How many items a stage has in its hands at most (see lift.run_ordered)."""
-    return part.workers + 2 if isinstance(part, KernelStage) else 1
+    return part.workers + 1 if isinstance(part, KernelStage) else 1

@@ -16,6 +16,7 @@ Facts about grains are numpy columns, one row per grain: never one Python object
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -157,7 +158,12 @@ Gap = Zeros | Unchanged
 
 
 class GrainIndex(Protocol):
-    """What knows which grains are stored. Not thread-safe; used from the event loop only."""
+    """What knows which grains are stored, for all disks of a point: whoever uses it holds `lock`."""
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held from looking a span up until its new frames are promised, so that no grain is promised twice."""
+        ...
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Frame number (NO_FRAME when unknown) and byte place in that frame, one row per digest."""

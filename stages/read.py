@@ -18,7 +18,7 @@ class ReadSpans(Stage[Window, Span | Gap]):
 
     In: windows in ascending order. Out: spans and gaps, ascending, covering the windows; a span lies within one
     multiple of SPAN, so that a later read of the same disk is cut at the same places.
-    Memory: `ahead` + 2 spans, taken from the disk's pool. Cancel: waits for reads that are in flight.
+    Memory: `ahead` + 1 spans, taken from the disk's pool. Cancel: waits for reads that are in flight.
     Raises: SourceError with disk, offset and length.
     """
 

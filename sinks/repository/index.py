@@ -7,9 +7,10 @@ but not published, so that memory stays bounded however much is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ MAPPED_AT_MOST: Final = 64 * MiB
 _FAULTED: Final = 8 * 64 * KiB
 
 Numbers = NDArray[np.uint64]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Index:
@@ -177,8 +180,18 @@ class Draft:
             self._waiting, self._waiting_rows = [], 0
 
 
+def _locked(method: Callable[Concatenate[RunIndex, P], R]) -> Callable[Concatenate[RunIndex, P], R]:
+    def locked(self: RunIndex, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    locked.__doc__ = method.__doc__
+    return locked
+
+
 class RunIndex(Index):
-    """The published segments and what one run adds. Used from the event loop, but for `write`.
+    """The published segments and what one run adds. Every method may be called from any thread; who needs several
+    calls to see the same state holds `lock` around them.
 
     Raises IntegrityError when a segment is damaged.
     """
@@ -187,11 +200,13 @@ class RunIndex(Index):
         super().__init__(layout, repository_id)
         if self.damaged:  # what it does not find would be stored again, and nobody would look for the reason
             raise self.damaged[0]
+        self.lock = threading.RLock()
         self._layout = layout
         self._run_id = run_id
         self._first = len(self.segments)
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
 
+    @_locked
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
@@ -204,6 +219,11 @@ class RunIndex(Index):
         self._search(digest, number, place)
         return number, place
 
+    @_locked
+    def frame_ids(self, number: Numbers) -> Digests:
+        return super().frame_ids(number)
+
+    @_locked
     def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
         """Promise a frame; its number."""
         draft = self._own[-1]
@@ -212,24 +232,29 @@ class RunIndex(Index):
             self._own.append(draft)
         return (self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
 
+    @_locked
     def promised(self, number: int) -> bytes:
         """The id of a frame that was promised and is not stored yet. Raises ContractError."""
         return bytes(self._waiting(number)[1]["id"])
 
+    @_locked
     def stored(self, number: int, pack: int, offset: int, size: int) -> None:
         """Frame `number` lies at `offset` of the run's pack number `pack`. Raises ContractError."""
         draft, row = self._waiting(number)
         row["pack"], row["offset"], row["size"] = pack, offset, size
         draft.missing -= 1
 
+    @_locked
     def missing(self) -> int:
         """Frames that were promised and are not stored."""
         return sum(table.missing for table in self._own if isinstance(table, Draft))
 
+    @_locked
     def full(self) -> list[Draft]:
         """Drafts that can become segments: nothing is added to them any more, and all is stored."""
         return [table for table in self._own[:-1] if isinstance(table, Draft) and not table.missing]
 
+    @_locked
     def last(self) -> list[Draft]:
         """All that is left when everything is stored."""
         return [table for table in self._own if isinstance(table, Draft) and len(table)]
@@ -240,16 +265,18 @@ class RunIndex(Index):
         frames = draft.frames.copy()
         packs, frames["pack"] = np.unique(frames["pack"], return_inverse=True)
         names = [pack_id(self._run_id, serial) for serial in packs.tolist()]
+        with self.lock:
+            grains = draft.grains()
         with sink_errors(path, "write"):
-            write_segment(
-                path, self._repository_id, self._run_id, draft.serial, draft.grains(), frames, names
-            )
+            write_segment(path, self._repository_id, self._run_id, draft.serial, grains, frames, names)
         return Segment(path, self._repository_id)
 
+    @_locked
     def replace(self, draft: Draft, segment: Segment) -> None:
         """Give the memory of a draft back."""
         self._own[draft.serial] = segment
 
+    @_locked
     def written(self) -> Sequence[Path]:
         """The temporary names of the run's segments."""
         return [table.path for table in self._own if isinstance(table, Segment)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -59,8 +60,8 @@ class OpenRun:
 class Point:
     """A point writer and the grain index of its repository, for one run and all disks of one VM.
 
-    Made by a store's `begin`, or by `Repository.planned` for composing a path that will not run. Everything is
-    called from the event loop; file work happens on worker threads.
+    Made by a store's `begin`, or by `Repository.planned` for composing a path that will not run. The index is for
+    any thread; everything else is called from the event loop, and its file work happens on worker threads.
     """
 
     def __init__(self, target: str, run: OpenRun | None = None) -> None:
@@ -92,6 +93,11 @@ class Point:
         parent = self._run.parent if self._run else None
         return parent.disk(disk.key) if parent else None
 
+    @property
+    def lock(self) -> threading.RLock:
+        """See pipeline.GrainIndex."""
+        return self._opened.index.lock
+
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """See pipeline.GrainIndex. Raises IntegrityError for a damaged index."""
         return self._opened.index.lookup(digest)
@@ -122,9 +128,10 @@ class Point:
         run = self._opened
         digest, new = await trio.to_thread.run_sync(object_record, kind, content, run.config.keys)
         row = np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE)
-        if run.index.lookup(row)[0][0] != NO_FRAME:
-            return digest, 0
-        number = run.index.add_frame(np.array([len(content)]), row, new.id)
+        with run.index.lock:
+            if run.index.lookup(row)[0][0] != NO_FRAME:
+                return digest, 0
+            number = run.index.add_frame(np.array([len(content)]), row, new.id)
         async with run.turn:
             place = await trio.to_thread.run_sync(run.packs.append, [new])
             return digest, await self._settle([number], [new], *place)

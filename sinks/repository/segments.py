@@ -191,7 +191,7 @@ def write_segment(
     row = np.empty(len(digest), dtype=GRAIN_ROW)
     row["rest"], row["frame"], row["place"] = digest[order, 8:], frame[order], place[order]
     by_id = sorted_rows(frames["id"])
-    columns = (
+    columns: tuple[NDArray[np.generic], ...] = (
         heads(digest)[order],
         row,
         heads(frames["id"])[by_id],

@@ -67,8 +67,8 @@ class FreshDedupe(Dedupe):
     def __init__(self):
         super().__init__(MemoryIndex())
 
-    async def run(self, inbox, outbox):
-        await Dedupe(MemoryIndex()).run(inbox, outbox)
+    def kernel(self):
+        return Dedupe(MemoryIndex()).kernel()
 
 
 def test_what_an_index_knows_is_not_stored_again(digests):
