@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -41,16 +42,19 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
     mke2fs = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if mke2fs is None:
         raise ConfigError("There is no mke2fs to make an image with.", remedy="Install e2fsprogs.")
+    chosen = list(_chosen(fill, seed))
+    found = sum(length for _, length in chosen)
+    if found < fill * 9 // 10:
+        raise ConfigError(
+            f"This machine has only {format_size(found)} of files to fill an image with.",
+            remedy=f"Ask for a smaller --fill than {format_size(fill)}.",
+        )
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         tree, raw = Path(scratch, "tree"), Path(scratch, "disk.raw")
         tree.mkdir()
-        taken = sum(_take(path, tree, length) for path, length in _chosen(fill, seed))
-        if taken < fill * 9 // 10:
-            raise ConfigError(
-                f"This machine has only {format_size(taken)} of files to fill an image with.",
-                remedy=f"Ask for a smaller --fill than {format_size(fill)}.",
-            )
+        for path, _ in chosen:
+            _take(path, tree)
         with raw.open("wb") as file:
             file.truncate(size)
         subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
@@ -79,15 +83,12 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _take(path: Path, tree: Path, length: int) -> int:
-    """Link or copy a file into the tree; the bytes taken."""
+def _take(path: Path, tree: Path) -> None:
+    """Link or copy a file into the tree; one that is unreadable or gone meanwhile is left out."""
     target = tree / path.parent.relative_to("/") / path.name
-    try:
+    with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path, target)
         except OSError:  # another file system
             shutil.copyfile(path, target)
-    except OSError:  # unreadable, or gone meanwhile
-        return 0
-    return length

@@ -6,6 +6,7 @@ Each case runs in a process of its own, so that its memory is its own: `python -
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from bench.machine import cpu_s, peak_rss
 from pipeline import Disk, Flow, FramedSpan, Gap, GrainIndex, MachineId, MiB, Pipeline, PipelineReport
@@ -55,7 +57,7 @@ class Result:
     wall_s: float
     cpu_s: float
     peak_rss: int
-    bottleneck: str
+    limited_by: str
 
     @property
     def mib_per_cpu_s(self) -> float:
@@ -69,7 +71,7 @@ class Result:
         return (
             f"{self.case:28} {self.read / MiB:7.0f} MiB  {self.mib_per_cpu_s:6.0f} MiB/CPU-s  "
             f"{self.mib_per_s:6.0f} MiB/s  {self.wall_s:6.2f} s  {self.cpu_s:6.2f} CPU-s  "
-            f"{self.peak_rss / MiB:5.0f} MiB RSS  limited by {self.bottleneck}"
+            f"{self.peak_rss / MiB:5.0f} MiB RSS  limited by {self.limited_by}"
         )
 
 
@@ -132,17 +134,22 @@ def measure(case: str, image: Path) -> Result:
     return Result(**json.loads(done.stdout))
 
 
-def _first_data(image: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The first bytes of the image that are not holes, up to IN_MEMORY."""
-    mapped = np.memmap(image, np.uint8, "r")
-    pieces = mapped[: len(mapped) // MiB * MiB].reshape(-1, MiB)
-    held: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-    for piece in pieces:
-        if piece.any():
-            held.append(np.array(piece))
-        if len(held) * MiB >= IN_MEMORY:
-            break
-    return np.concatenate(held)
+def _first_data(image: Path) -> NDArray[np.uint8]:
+    """The first MiBs of the image that are not holes, up to IN_MEMORY."""
+    held = np.empty(IN_MEMORY, dtype=np.uint8)
+    filled = 0
+    with image.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while filled < IN_MEMORY:
+            try:
+                offset = os.lseek(file.fileno(), file.tell(), os.SEEK_DATA) // MiB * MiB
+            except OSError:  # nothing but a hole up to the end
+                break
+            if offset + MiB > size:
+                break
+            file.seek(offset)
+            filled += file.readinto(held[filled : filled + MiB].data)
+    return held[:filled]
 
 
 def _run(case: str, image: Path) -> Result:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
+import trio.lowlevel
 
 from pipeline import KernelStage, Sink, Stage, TransferFailed, Zeros, run_ordered
 from pipeline.lift import FusedKernels, fused
@@ -131,7 +132,7 @@ async def test_no_more_items_in_hand_than_places():
         nonlocal in_hand, most
         in_hand += 1
         most = max(most, in_hand)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return item
 
     async def drain():

@@ -1,0 +1,81 @@
+"""README stays true: its blocks are the tested examples, its commands give the output it shows."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import EXAMPLES, vadpipe
+
+README = (EXAMPLES.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHOWN = [text for language, text in BLOCKS if language == ""]
+
+
+def block(first_line):
+    [found] = [text for text in SHOWN if text.startswith(first_line)]
+    return found
+
+
+def test_the_configuration_is_the_example():
+    assert (EXAMPLES / "nightly.py").read_text().endswith(PYTHON[0])
+
+
+def test_the_embedding_is_the_example():
+    assert (EXAMPLES / "embed.py").read_text().endswith(PYTHON[1])
+
+
+def test_the_two_commands_are_targets():
+    [shell] = [text for language, text in BLOCKS if language == "sh"]
+    targets = re.findall(r"^(\w+):", (EXAMPLES.parent / "Makefile").read_text(), re.MULTILINE)
+    assert [line.split()[1] for line in shell.splitlines()] == ["demo", "test"]
+    assert {"demo", "test"} <= set(targets)
+
+
+@pytest.mark.slow
+def test_the_plan_is_what_the_command_prints(tmp_path):
+    config = tmp_path / "nightly.py"
+    config.write_text(PYTHON[0])
+    environment = {"HOME": "/home/you", "XDG_STATE_HOME": ""}
+    done = vadpipe("plan", config, environment=environment)
+    assert done.returncode == 0, done.stderr
+    command, shown = block("$ vadpipe plan").split("\n", 1)
+    assert command == "$ vadpipe plan nightly.py"
+    assert done.stdout == shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is missing")
+def test_the_embedding_prints_what_is_shown(tmp_path):
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "embed.py").write_text(PYTHON[1])
+    *commands, expected = block("$ qemu-img create").splitlines()
+    for command in commands:
+        line = command.removeprefix("$ ").replace("python ", f"{shlex.quote(sys.executable)} ")
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+@pytest.mark.slow
+def test_the_configuration_runs_and_reports_as_shown(small_lab, tmp_path):
+    config = tmp_path / "nightly.py"
+    config.write_text(PYTHON[0])
+    done = small_lab("run", config)
+    assert done.returncode == 0, done.stderr
+
+    def shape(text):
+        """The words of a report, without its figures."""
+        return re.sub(r"[0-9a-f]{16}|[\d.]+ ?(B|KiB|MiB|GiB|s\b)?", "#", text.split("limited by")[0])
+
+    shown = block("web01: point").split("\n...\n")[0].splitlines()
+    assert [shape(line) for line in done.stdout.splitlines()[:4]] == [shape(line) for line in shown[:4]]
+
+
+def test_the_table_names_what_is_there():
+    for path in re.findall(r"\]\(([\w./]+)\)", README):
+        assert (EXAMPLES.parent / path).exists(), path
