@@ -39,6 +39,6 @@ def test_the_path_bench_measures_every_case(tmp_path):
 def test_an_image_that_cannot_be_filled_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a file").write_bytes(bytes(1000))
     monkeypatch.setattr(images, "ROOTS", (str(tmp_path),))
-    with pytest.raises(ConfigError, match="only 1000 B of files.* smaller --fill"):
+    with pytest.raises(ConfigError, match=r"only 1000 B of files.* smaller --fill"):
         images.ext4_image(tmp_path / "images", GiB, GiB, 1)
     assert not (tmp_path / "images").exists()
