@@ -11,6 +11,8 @@ import time
 import pytest
 
 from lab.witness import image_digest
+from sinks import RepositoryReader
+from sinks.repository.layout import Layout
 from tests.conftest import EXAMPLES, command
 
 pytestmark = pytest.mark.slow
@@ -199,18 +201,24 @@ def test_a_damaged_frame_is_named_and_other_disks_can_be_restored(small_lab, tmp
 
 
 def damage_a_frame_of(lab, key):
-    """Flip a byte in the middle of a pack until only that disk is hit."""
-    for pack in sorted(lab.repository.glob("packs/*/*.pack")):
-        content = bytearray(pack.read_bytes())
-        for place in range(len(content) // 2, len(content), 65536):
-            content[place] ^= 1
-            pack.write_bytes(content)
-            report = document(lab("restore", lab.repository, "latest", "null:", "--json"))
-            if report["errors"] and all(f"Disk {key} " in error for error in report["errors"]):
-                return
-            content[place] ^= 1
-            pack.write_bytes(content)
-    pytest.fail("no frame belongs to that disk alone")
+    """Flip a byte in the middle of a frame that no other disk refers to."""
+    reader = RepositoryReader(Layout(lab.repository))
+    [point] = reader.points
+    frames = {disk.key: dict(frames_of(reader, point, disk)) for disk in point.disks}
+    others = {identity for other, found in frames.items() if other != key for identity in found}
+    address = next(address for identity, address in frames[key].items() if identity not in others)
+    pack = reader.layout.pack(address.pack)
+    content = bytearray(pack.read_bytes())
+    content[address.offset + address.size // 2] ^= 1
+    pack.write_bytes(content)
+
+
+def frames_of(reader, point, disk):
+    for number, digest in enumerate(reader.page_digests(point, disk)):
+        if digest.any():
+            page = reader.page(point, disk, number, digest.tobytes())
+            for identity, address in zip(page.frame_ids, reader.addresses(page), strict=True):
+                yield identity.tobytes(), address
 
 
 def kill_runs(lab, count, seed):
