@@ -72,6 +72,11 @@ class DiskFile:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    @property
+    def changed_s(self) -> float:
+        """When the file was last written before it was opened; Unix time."""
+        return self._opened.st_mtime
+
     def read(self, offset: int, length: int, what: str) -> bytes:
         if offset < 0 or offset + length > self.size:
             raise cut_off(self.name, self.size, offset, length, what)

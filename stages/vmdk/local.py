@@ -26,13 +26,16 @@ from ..vss.fetched import FetchedManifest
 from .chain import open_layout
 from .descriptor import MAX_DESCRIPTOR
 from .directory import find_disks, find_vmx, newest_manifest
-from .files import OpenFiles
+from .files import DiskFile, OpenFiles
 from .layout import Layout
 from .reading import read_plan
 from .vmx import Vmx, parse_vmx
 
 # The documents of a guest with a hundred VSS writers have a few MiB.
 _MAX_MANIFEST: Final = 64 * MiB
+
+# VSS writers still change the quiesced image while and shortly after the manifest is written.
+_SETTLING_S: Final = 60.0
 
 # Closing waits for nothing but a server of network files.
 _CLOSING_S: Final = 30
@@ -102,8 +105,11 @@ class LocalCapture:
     snapshots_left: None = None
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
-        """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error."""
-        return await trio.to_thread.run_sync(_read_manifest, self.directory)
+        """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error.
+
+        One that is older than the data says nothing of the data: it was made for another snapshot.
+        """
+        return await trio.to_thread.run_sync(_read_manifest, self.directory, self.disks)
 
 
 class LocalVm:
@@ -163,12 +169,16 @@ class LocalVm:
         )
 
 
+def _changed_s(file: DiskFile) -> float:
+    return file.changed_s
+
+
 def _read_vmx(path: Path, files: OpenFiles) -> Vmx:
     file = files.open(path)
     return parse_vmx(file.read(0, min(file.size, MAX_DESCRIPTOR), "text"), file.name)
 
 
-def _read_manifest(directory: Path) -> FetchedManifest:
+def _read_manifest(directory: Path, disks: Sequence[LocalDisk]) -> FetchedManifest:
     try:
         path = newest_manifest(directory)
     except OSError as error:
@@ -180,6 +190,10 @@ def _read_manifest(directory: Path) -> FetchedManifest:
         file = files.open(path)
         if file.size > _MAX_MANIFEST:
             return FetchedManifest(None, f"{path} has {file.size} bytes, too many for a manifest.", str(path))
+        newest = max((source.file for disk in disks for source in disk.layout.sources), key=_changed_s)
+        if newest.changed_s > file.changed_s + _SETTLING_S:
+            reason = f"{newest.name} was written after {path}, which therefore says nothing of it."
+            return FetchedManifest(None, reason, str(path))
         return FetchedManifest(file.read(0, file.size, "content"), "", str(path))
     except SourceError as error:
         return FetchedManifest(None, str(error), str(path))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -161,7 +163,8 @@ async def test_the_newest_manifest(directory):
         assert "no VSS manifest" in missing.reason
         for number, name in enumerate(("vm-vss_manifests2.zip", "vm-vss_manifests1.zip", "other.zip"), 1):
             (directory / name).write_bytes(name.encode())
-            os.utime(directory / name, (number, number))
+            later_s = time.time() + number
+            os.utime(directory / name, (later_s, later_s))
         fetched = await capture.fetch_vss_manifest()
         assert fetched.content == b"vm-vss_manifests1.zip"
         assert fetched.path == str(directory / "vm-vss_manifests1.zip")
@@ -170,6 +173,19 @@ async def test_the_newest_manifest(directory):
         assert unreadable.content is None
         assert not unreadable.absent
         assert "not a regular file" in unreadable.reason
+
+
+async def test_a_manifest_that_is_older_than_the_data_says_nothing_of_it(directory):
+    path = directory / "vm-vss_manifests1.zip"
+    path.write_bytes(b"of a snapshot long ago")
+    os.utime(path, (1, 1))
+    async with LocalVm(directory).capture() as capture:
+        fetched = await capture.fetch_vss_manifest()
+    assert fetched.content is None
+    assert not fetched.absent
+    assert re.search(
+        r"was written after .*manifests1\.zip, which therefore says nothing of it", fetched.reason
+    )
 
 
 def test_a_vmx_without_an_identity():
