@@ -169,6 +169,7 @@ async def test_the_newest_manifest(directory):
         assert fetched.content == b"vm-vss_manifests1.zip"
         assert fetched.path == str(directory / "vm-vss_manifests1.zip")
         (directory / "vss-manifest9.zip").mkdir()
+        os.utime(directory / "vss-manifest9.zip", (later_s + 1, later_s + 1))
         unreadable = await capture.fetch_vss_manifest()
         assert unreadable.content is None
         assert not unreadable.absent
