@@ -7,9 +7,19 @@ objects     what a managed object is; `managers`, `collector`, `entities`, `vm`,
 state       what is remembered; `vm_properties` and `vmx` render it, `snapshots` and `quiescing` act on it
 """
 
-from lab.vcenter.injection import Drop
+from lab.vcenter.injection import Delay, Drop, Event, Refusal
 from lab.vcenter.quiescing import Manifest, QuiesceRequest, Quiescing
 from lab.vcenter.server import LabVcenter
 from lab.vcenter.snapshots import OnSnapshot
 
-__all__ = ["Drop", "LabVcenter", "Manifest", "OnSnapshot", "QuiesceRequest", "Quiescing"]
+__all__ = [
+    "Delay",
+    "Drop",
+    "Event",
+    "LabVcenter",
+    "Manifest",
+    "OnSnapshot",
+    "QuiesceRequest",
+    "Quiescing",
+    "Refusal",
+]

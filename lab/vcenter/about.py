@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pyVmomi import vim
 
 from lab.vcenter.soap import API_VERSION
 
+ApiType = Literal["VirtualCenter", "HostAgent"]
 _VERSION, _BUILD = "8.0.3", "24322831"
 _NAMES = {"VirtualCenter": ("VMware vCenter Server", "vpx"), "HostAgent": ("VMware ESXi", "embeddedEsx")}
 
 
-def about(api_type: str, instance_uuid: str) -> vim.AboutInfo:
-    """api_type: "VirtualCenter" or "HostAgent"."""
+def about(api_type: ApiType, instance_uuid: str, api_version: str = API_VERSION) -> vim.AboutInfo:
+    """api_type: "HostAgent" for an ESXi host."""
     name, product_line = _NAMES[api_type]
     return vim.AboutInfo(
         name=name,
@@ -24,6 +27,6 @@ def about(api_type: str, instance_uuid: str) -> vim.AboutInfo:
         osType="linux-x64",
         productLineId=product_line,
         apiType=api_type,
-        apiVersion=API_VERSION,
+        apiVersion=api_version,
         instanceUuid=instance_uuid,
     )

@@ -10,12 +10,12 @@ from pyVmomi import VmomiSupport, vim
 from lab.vcenter.about import about
 from lab.vcenter.datastore import DatastoreBrowser
 from lab.vcenter.objects import Entity, vim_property
+from lab.vcenter.state import DatastoreTraits
 
 if TYPE_CHECKING:
     from lab.vcenter.service import Service
 
 HOST, POOL, NETWORK = "host-8", "resgroup-9", "network-10"  # morefs of the things that every VM refers to
-_HOST_NAME = "esxi01.lab.local"
 _MAX_FILE_SIZE = 62 << 40  # VMFS 6
 
 
@@ -87,7 +87,7 @@ class ComputeResource(Entity):
 
     @property
     def display_name(self) -> str:
-        return _HOST_NAME
+        return self.service.inventory.host.name
 
     @property
     def children(self) -> list[Entity]:
@@ -111,23 +111,27 @@ class HostSystem(Entity):
 
     @property
     def display_name(self) -> str:
-        return _HOST_NAME
+        return self.service.inventory.host.name
 
     @vim_property
     def runtime(self) -> vim.host.RuntimeInfo:
+        host = self.service.inventory.host
         return vim.host.RuntimeInfo(
-            connectionState="connected", powerState="poweredOn", inMaintenanceMode=False
+            connectionState=host.connection, powerState="poweredOn", inMaintenanceMode=host.maintenance
         )
 
     @vim_property
     def summary(self) -> vim.host.Summary:
+        host = self.service.inventory.host
+        product = about("HostAgent", self.service.inventory.instance_uuid)
+        product.version, product.build = host.version, host.build
         return vim.host.Summary(
             host=self.ref,
             runtime=self.runtime,
             config=vim.host.Summary.ConfigSummary(
-                name=_HOST_NAME,
+                name=host.name,
                 port=443,
-                product=about("HostAgent", self.service.inventory.instance_uuid),
+                product=product,
                 vmotionEnabled=False,
                 faultToleranceEnabled=False,
             ),
@@ -198,16 +202,32 @@ class Datastore(Entity):
     @vim_property
     def summary(self) -> vim.Datastore.Summary:
         usage = shutil.disk_usage(self.service.inventory.datastore_root(self._name))
+        traits = self._traits
         return vim.Datastore.Summary(
             datastore=self.ref,
             name=self._name,
             url=f"ds:///vmfs/volumes/{self._name}/",
             capacity=usage.total,
-            freeSpace=usage.free,
-            accessible=True,
+            freeSpace=usage.free if traits.free is None else traits.free,
+            accessible=traits.accessible,
             multipleHostAccess=False,
-            type="VMFS",
+            type=traits.kind,
+            maintenanceMode=traits.maintenance,
         )
+
+    @property
+    def _traits(self) -> DatastoreTraits:
+        return self.service.inventory.datastore_traits.get(self._name, DatastoreTraits())
+
+    @vim_property
+    def host(self) -> list[vim.Datastore.HostMount]:
+        mount = vim.host.MountInfo(
+            path=f"/vmfs/volumes/{self._name}",
+            accessMode="readWrite",
+            mounted=True,
+            accessible=self._traits.accessible,
+        )
+        return [vim.Datastore.HostMount(key=vim.HostSystem(HOST), mountInfo=mount)]
 
     @vim_property
     def info(self) -> vim.Datastore.Info:

@@ -11,6 +11,7 @@ import socket
 import socketserver
 import ssl
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
@@ -19,7 +20,7 @@ from pyVmomi import vmodl
 
 from lab.vcenter import soap
 from lab.vcenter.folder import FileContent, FolderError, FolderRequest, serve
-from lab.vcenter.injection import ConnectionDroppedError, Drop
+from lab.vcenter.injection import ConnectionDroppedError, Drop, ServiceUnavailableError
 from lab.vcenter.service import Service
 from lab.vcenter.sessions import COOKIE
 
@@ -57,11 +58,15 @@ class HttpsServer(socketserver.ThreadingTCPServer):
         level = logging.DEBUG if isinstance(sys.exception(), OSError) else logging.ERROR
         _log.log(level, "connection from %s ended", client_address, exc_info=True)
 
-    def stop(self) -> None:
-        """End the accept loop and every connection; returns when their threads have ended."""
+    def stop(self, release: Callable[[], None]) -> None:
+        """End the accept loop and every connection; returns when their threads have ended.
+
+        release: ends what the calls in those threads wait for.
+        """
         self.shutdown()
         self._closing = True
         self.close_connections()
+        release()
         self.server_close()
 
     def close_connections(self) -> None:
@@ -98,6 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionDroppedError:
             self.close_connection = True
             return
+        except ServiceUnavailableError:
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         headers = {}
         if answer.session is not None and answer.session.cookie != cookie:
             headers["Set-Cookie"] = f'{COOKIE}="{answer.session.cookie}"; Path=/; HttpOnly; Secure'
@@ -105,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/sdk/vimServiceVersions.xml":
-            self._send(HTTPStatus.OK, soap.service_versions(), "text/xml")
+            self._send(
+                HTTPStatus.OK, soap.service_versions(self.server.service.settings.api_version), "text/xml"
+            )
         elif self.path.split("?")[0] == _FOLDER or self.path.startswith(f"{_FOLDER}/"):
             self._folder()
         else:
@@ -122,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.headers.get("Range"),
         )
         try:
-            dropped = self.server.service.injections.before_call(_FOLDER)
+            later = self.server.service.injections.before_call(_FOLDER)
             content = serve(self.server.service, request)
         except FolderError as error:
             challenge = {"WWW-Authenticate": 'Basic realm="VMware HTTP server"'}
@@ -132,13 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionDroppedError:
             self.close_connection = True
             return
+        except ServiceUnavailableError:
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
         except vmodl.MethodFault as fault:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{soap.message_of(fault)}\n".encode())
             return
         if isinstance(content, str):
             self._send(HTTPStatus.OK, content.encode(), "text/html; charset=utf-8")
         else:
-            self._send_file(content, until=content.length // 2 if dropped is Drop.AFTER else content.length)
+            self._send_file(content, until=content.length // 2 if Drop.AFTER in later else content.length)
 
     def _send_file(self, content: FileContent, until: int) -> None:
         """Send the headers and `until` bytes; fewer than promised break the connection."""

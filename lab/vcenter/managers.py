@@ -32,7 +32,11 @@ class ServiceInstance(Managed):
             rootFolder=self.service.root_folder.ref,
             propertyCollector=vmodl.query.PropertyCollector("propertyCollector"),
             viewManager=vim.view.ViewManager("ViewManager"),
-            about=about("VirtualCenter", self.service.inventory.instance_uuid),
+            about=about(
+                self.service.settings.api_type,
+                self.service.inventory.instance_uuid,
+                self.service.settings.api_version,
+            ),
             sessionManager=vim.SessionManager("SessionManager"),
             eventManager=vim.event.EventManager("EventManager"),
             searchIndex=vim.SearchIndex("SearchIndex"),
@@ -167,10 +171,22 @@ class SearchIndex(Managed):
         vm_search: bool,
         instance_uuid: bool | None,
     ) -> vim.ManagedEntity | None:
-        for vm in self.service.inventory.vms.values() if vm_search else ():
-            if uuid.lower() == (vm.instance_uuid if instance_uuid else vm.uuid):
-                return vim.VirtualMachine(vm.moref)
-        return None
+        found = self.FindAllByUuid(call, datacenter, uuid, vm_search, instance_uuid)
+        return found[0] if found else None
+
+    def FindAllByUuid(
+        self,
+        call: Call,
+        datacenter: vim.Datacenter | None,
+        uuid: str,
+        vm_search: bool,
+        instance_uuid: bool | None,
+    ) -> list[vim.ManagedEntity]:
+        return [
+            vim.VirtualMachine(vm.moref)
+            for vm in (self.service.inventory.vms.values() if vm_search else ())
+            if uuid.lower() == (vm.instance_uuid if instance_uuid else vm.uuid)
+        ]
 
     def FindByDnsName(
         self, call: Call, datacenter: vim.Datacenter | None, dns_name: str, vm_search: bool

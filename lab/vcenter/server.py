@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from lab.certificate import load_or_create
 from lab.disks import LabDisk
+from lab.vcenter import snapshots
+from lab.vcenter.about import ApiType
 from lab.vcenter.https import HttpsServer
-from lab.vcenter.injection import Drop, FaultMaker
+from lab.vcenter.injection import Failure
 from lab.vcenter.quiescing import Manifest, Quiescing
 from lab.vcenter.service import Service, Settings
+from lab.vcenter.sessions import Clock
 from lab.vcenter.snapshots import OnSnapshot
-from lab.vcenter.state import DiskState, Inventory, VmState, disk_keys, replace_file
+from lab.vcenter.soap import API_VERSION
+from lab.vcenter.state import DiskState, Inventory, VmState, VmTraits, disk_keys, replace_file
 from lab.vss import manifest_zip
 
 
@@ -43,12 +48,26 @@ class LabVcenter:
         page_size: int = 100,
         changed_areas_page: int = 2000,  # about what vCenter answers at a time
         manifest: Manifest = manifest_zip,
+        api_type: ApiType = "VirtualCenter",
+        api_version: str = API_VERSION,
+        clock: Clock = time.monotonic,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._address = (host, port)
         self._certificate = load_or_create(root, host)
-        settings = Settings(user, password, session_idle_s, task_s, page_size, changed_areas_page, manifest)
+        settings = Settings(
+            user,
+            password,
+            session_idle_s,
+            task_s,
+            page_size,
+            changed_areas_page,
+            manifest,
+            api_type,
+            api_version,
+            clock,
+        )
         self._inventory = Inventory.load_or_create(root, datacenter)
         self._service = Service(self._inventory, self._certificate, settings)
         self._server: HttpsServer | None = None
@@ -68,12 +87,25 @@ class LabVcenter:
         self._thread.start()
         replace_file(self.root / "server.json", json.dumps(self.description()))
 
+    def restart(self, away_s: float = 0.0) -> None:
+        """Restart the vCenter: for `away_s` nobody listens, and all sessions and tasks are forgotten.
+
+        The hosts go on with what they are doing. The port stays the same. Not from a thread that answers a call.
+        """
+        assert self._server is not None, "start() comes before restart()"
+        assert self._thread is not None
+        self._address = (self.address, self.port)
+        self._server.stop(self._service.forget)
+        self._thread.join()
+        time.sleep(away_s)
+        self.start()
+
     def stop(self) -> None:
         """End every wait, connection and task, and stop listening."""
         assert self._server is not None, "start() comes before stop()"
         assert self._thread is not None
         self._service.stop()
-        self._server.stop()
+        self._server.stop(self._service.injections.let_go)
         self._thread.join()
 
     # Where it is
@@ -131,11 +163,13 @@ class LabVcenter:
         enable_uuid: bool = True,
         change_tracking: bool = False,
         quiescing: Quiescing | None = None,
+        traits: VmTraits | None = None,
     ) -> str:
         """Add a VM whose files are in `directory` of `datastore`; its moref.
 
         disks: in the order of their SCSI units; the server owns them from now on. tools_version: 0 without
         VMware Tools. quiescing: what its guest does, None to derive it from the guest id, Tools and disks.
+        traits: what else it is made of, None for a healthy VM of today.
         Raises ValueError for a directory outside the datastore.
         """
         root = self.datastore(datastore).resolve()
@@ -160,6 +194,7 @@ class LabVcenter:
             change_tracking=change_tracking,
             extra_config={"disk.EnableUUID": "TRUE"} if enable_uuid else {},
             disks=[DiskState(key, disk.name) for key, disk in keyed.items()],
+            traits=traits or VmTraits(),
         )
         with self._service.changes.lock:
             self._inventory.vms[vm.moref] = vm
@@ -190,12 +225,49 @@ class LabVcenter:
         """How often each method was called until now, by WSDL name; `/folder` for its requests."""
         return dict(self._service.injections.calls)
 
-    def inject(self, method: str, failure: FaultMaker | Drop, nth: int = 1, *, in_task: bool = False) -> None:
-        """Let the `nth` call of `method` from now on fail: with a vim fault, or with a broken connection.
+    def inject(
+        self,
+        method: str,
+        failure: Failure,
+        nth: int = 1,
+        *,
+        in_task: bool = False,
+        after: bool = False,
+        chance: float | None = None,
+    ) -> None:
+        """Let the `nth` call of `method` from now on fail: with a fault, a broken connection, HTTP 503, a delay.
 
-        in_task: the call itself succeeds and its task ends with the fault. `/folder` is a method too.
+        in_task: the call itself succeeds and its task ends with the fault, or hangs. after: the work is done all
+        the same. chance: every call may fail, with this probability (`seed`). `/folder` is a method too, "*" is
+        every method, and "consolidation", in a task, is the work on the disks after a removal.
         """
-        self._service.injections.add(method, failure, nth, in_task=in_task)
+        self._service.injections.add(method, failure, nth, in_task=in_task, after=after, chance=chance)
+
+    def seed(self, seed: int) -> None:
+        """Begin the row of chances of `inject` anew."""
+        self._service.injections.seed(seed)
+
+    def calm(self) -> None:
+        """Forget the failures that were to come and end every delay."""
+        self._service.injections.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task is at work on any host."""
+        return self._service.tasks.idle
+
+    def take_snapshot(self, moref: str, name: str, description: str = "") -> str:
+        """A snapshot that somebody else takes of a VM, without quiescing; its moref."""
+        vm = self._inventory.vms[moref]
+        return snapshots.create(self._service, vm, name, description, None, False).moref
+
+    def snapshots(self, moref: str) -> dict[str, str]:
+        """The descriptions of a VM's snapshots by their morefs, oldest first."""
+        return {one.moref: one.description for one in self._inventory.vms[moref].snapshots}
+
+    def needs_consolidation(self, moref: str) -> bool:
+        """Whether a VM has redo logs that no snapshot names."""
+        return self._inventory.consolidation_needed(self._inventory.vms[moref])
 
     def expire_sessions(self) -> None:
         """End every session, as idleness or a restart would: the next call gets NotAuthenticated."""

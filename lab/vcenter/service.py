@@ -10,11 +10,12 @@ from pyVmomi import VmomiSupport, vim, vmodl
 
 from lab.certificate import Certificate
 from lab.vcenter import soap
+from lab.vcenter.about import ApiType
 from lab.vcenter.changes import Changes
 from lab.vcenter.collector import PropertyCollector
 from lab.vcenter.datastore import DatastoreBrowser, FileManager
 from lab.vcenter.entities import HOST, Datastore, build
-from lab.vcenter.injection import ConnectionDroppedError, Drop, Injections
+from lab.vcenter.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
 from lab.vcenter.managers import (
     EventManager,
     SearchIndex,
@@ -25,7 +26,7 @@ from lab.vcenter.managers import (
 )
 from lab.vcenter.objects import Call, Managed, moref_of, typed
 from lab.vcenter.quiescing import Manifest
-from lab.vcenter.sessions import Session, Sessions, in_call
+from lab.vcenter.sessions import Clock, Session, Sessions
 from lab.vcenter.snapshots import OnSnapshot
 from lab.vcenter.state import Inventory, VmState, replace_file
 from lab.vcenter.tasks import Tasks, system_error
@@ -49,7 +50,8 @@ class Settings:
 
     session_idle_s: idle seconds after which a session ends; task_s: seconds that a task takes besides its work;
     page_size: objects per answer of RetrievePropertiesEx; changed_areas_page: extents per answer of
-    QueryChangedDiskAreas; manifest: makes the VSS manifest of a quiesced snapshot.
+    QueryChangedDiskAreas; manifest: makes the VSS manifest of a quiesced snapshot; api_type: "VirtualCenter", or
+    "HostAgent" for an ESXi host; api_version: the newest that it speaks; clock: of sessions, monotonic seconds.
     """
 
     user: str
@@ -59,6 +61,9 @@ class Settings:
     page_size: int
     changed_areas_page: int
     manifest: Manifest
+    api_type: ApiType
+    api_version: str
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Service:
         self.settings = settings
         self.changes = Changes()
         self.injections = Injections()
-        self.sessions = Sessions(settings.session_idle_s, self._write_vddk_conf)
+        self.sessions = Sessions(settings.session_idle_s, self._write_vddk_conf, settings.clock)
         self.tasks = Tasks(self, settings.task_s)
         self.events = EventManager(self)
         self.on_snapshot: list[OnSnapshot] = []
@@ -197,6 +202,12 @@ class Service:
         self.sessions.end(*sessions)
         self.changes.touch()
 
+    def forget(self) -> None:
+        """What a restart does to the service: sessions and tasks are forgotten, the work of hosts goes on."""
+        self.tasks.forget()
+        self.end_sessions(*self.sessions.live())
+        self.injections.let_go()
+
     # Calls
 
     def find(self, reference: VmomiSupport.ManagedObject, session: Session | None) -> Managed:
@@ -225,7 +236,7 @@ class Service:
         self, body: bytes, *, soap_action: str | None, cookie: str | None, address: str, user_agent: str
     ) -> Answer:
         """Run one SOAP call. Raises ConnectionDroppedError where a fault injection wants no answer."""
-        version = soap.version_of(soap_action)
+        version = soap.version_of(soap_action, self.settings.api_version)
         session = self.sessions.find(cookie)
         try:
             request = soap.decode(body, version)
@@ -233,21 +244,19 @@ class Service:
             fault = vmodl.fault.InvalidRequest(msg=str(error))
             return Answer(500, soap.encode_fault(fault, version), session)
         call = Call(request.method, session, address, user_agent)
-        with in_call(session):
-            dropped = None
+        with self.sessions.in_call(session):
             try:
-                dropped = self.injections.before_call(request.method.name)
+                later = self.injections.before_call(request.method.name)
                 value, result_type = self._run(request, call)
                 answer = Answer(200, soap.encode(request, value, result_type), call.session)
+                self.injections.happen(later)
             except vmodl.MethodFault as fault:
                 answer = Answer(500, soap.encode_fault(fault, version), call.session)
-            except ConnectionDroppedError:
+            except (ConnectionDroppedError, ServiceUnavailableError):
                 raise
             except Exception as error:
                 _log.exception("%s failed", request.method.name)
                 answer = Answer(500, soap.encode_fault(system_error(error), version), call.session)
-        if dropped is Drop.AFTER:
-            raise ConnectionDroppedError
         return answer
 
     def _run(self, request: soap.Request, call: Call) -> tuple[object, type]:

@@ -17,6 +17,8 @@ from lab.vcenter.objects import Managed
 
 COOKIE = "vmware_soap_session"
 
+Clock = Callable[[], float]
+
 
 @dataclass
 class Session:
@@ -31,7 +33,7 @@ class Session:
     cookie: str = field(default_factory=lambda: secrets.token_hex(20))
     login_time: datetime = field(default_factory=lambda: datetime.now(UTC))
     last_active_time: datetime = field(default_factory=lambda: datetime.now(UTC))
-    last_active_s: float = field(default_factory=time.monotonic)
+    last_active_s: float = 0.0
     calls: int = 0
     calls_running: int = 0
     alive: bool = True
@@ -62,28 +64,15 @@ class Session:
         )
 
 
-@contextmanager
-def in_call(session: Session | None) -> Iterator[None]:
-    """Keep `session` from counting as idle for the length of the `with` block."""
-    if session is None:
-        yield
-        return
-    session.calls_running += 1
-    try:
-        yield
-    finally:
-        session.calls_running -= 1
-        session.last_active_s = time.monotonic()
-
-
 class Sessions:
     """The live sessions by cookie, and the one-time tickets for `/folder`.
 
-    on_change: called after the set of live sessions changed.
+    on_change: called after the set of live sessions changed; clock: monotonic seconds.
     """
 
-    def __init__(self, idle_s: float, on_change: Callable[[], None]) -> None:
+    def __init__(self, idle_s: float, on_change: Callable[[], None], clock: Clock = time.monotonic) -> None:
         self.idle_s = idle_s
+        self._clock = clock
         self._on_change = on_change
         self._lock = threading.Lock()
         self._by_cookie: dict[str, Session] = {}
@@ -91,8 +80,22 @@ class Sessions:
 
     def open(self, session: Session) -> None:
         with self._lock:
+            session.last_active_s = self._clock()
             self._by_cookie[session.cookie] = session
         self._on_change()
+
+    @contextmanager
+    def in_call(self, session: Session | None) -> Iterator[None]:
+        """Keep `session` from counting as idle for the length of the `with` block."""
+        if session is None:
+            yield
+            return
+        session.calls_running += 1
+        try:
+            yield
+        finally:
+            session.calls_running -= 1
+            session.last_active_s = self._clock()
 
     def find(self, cookie: str | None) -> Session | None:
         """The live session of `cookie`, marked as active now. Idle sessions end here."""
@@ -100,7 +103,7 @@ class Sessions:
         with self._lock:
             session = self._by_cookie.get(cookie or "")
             if session is not None:
-                session.last_active_s = time.monotonic()
+                session.last_active_s = self._clock()
                 session.last_active_time = datetime.now(UTC)
                 session.calls += 1
             return session
@@ -120,7 +123,7 @@ class Sessions:
             return list(self._by_cookie.values())
 
     def _end_idle(self) -> None:
-        oldest_s = time.monotonic() - self.idle_s
+        oldest_s = self._clock() - self.idle_s
         idle = [one for one in self.live() if one.last_active_s < oldest_s and not one.calls_running]
         if idle:
             self.end(*idle)

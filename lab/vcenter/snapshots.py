@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
+from lab.vcenter.injection import CONSOLIDATION
 from lab.vcenter.quiescing import QuiesceRequest, QuiesceSpec, Quiescing, guest_quiescing, reached
 from lab.vcenter.state import SnapshotState, VmState
 from lab.vcenter.vm_properties import enable_uuid
@@ -125,7 +126,9 @@ def remove(service: Service, vm: VmState, gone: Sequence[SnapshotState], *, cons
             if snapshot.manifest:
                 (service.inventory.directory_of(vm) / snapshot.manifest).unlink(missing_ok=True)
         if consolidate:
+            later = service.injections.before_task_work(CONSOLIDATION)
             merge_forgotten(service, vm)
+            service.injections.happen(later)
     finally:
         service.inventory.in_work.discard(vm.moref)
         service.vm_changed(vm)

@@ -20,7 +20,7 @@ from pyVmomi import SoapAdapter, VmomiSupport, vmodl
 
 VIM25 = "urn:vim25"
 API_VERSION = "8.0.3.0"
-_SERVED_VERSION = str(VmomiSupport.versionMap[f"vim25/{API_VERSION}"])
+_NEWEST = str(VmomiSupport.versionMap[f"vim25/{API_VERSION}"])
 _NAMESPACES = {**SoapAdapter.SOAP_NSMAP, VIM25: ""}
 _BODY = f"{SoapAdapter.XMLNS_SOAPENV} Body"
 _HEADER = SoapAdapter.XML_HEADER + SoapAdapter.SOAP_START
@@ -71,24 +71,26 @@ def _method(target_type: type, name: str) -> Method:
     raise MalformedRequestError(f"{target_type.__name__} has no method {name}; see the vSphere API reference")
 
 
-def version_of(soap_action: str | None) -> str:
+def version_of(soap_action: str | None, served: str = API_VERSION) -> str:
     """The API version that a SOAPAction header asks for; the served one when it is absent or newer."""
+    newest = str(VmomiSupport.versionMap[f"vim25/{served}"])
     uri = (soap_action or "").strip('"').removeprefix("urn:")
-    wanted = str(VmomiSupport.versionMap.get(uri, _SERVED_VERSION))
-    return wanted if wanted in VmomiSupport.GetVersionParents(_SERVED_VERSION) else _SERVED_VERSION
+    wanted = str(VmomiSupport.versionMap.get(uri, newest))
+    return wanted if wanted in VmomiSupport.GetVersionParents(newest) else newest
 
 
-@lru_cache(maxsize=1)
-def service_versions() -> bytes:
+@lru_cache(maxsize=8)
+def service_versions(served: str = API_VERSION) -> bytes:
     """The document at `/sdk/vimServiceVersions.xml`: every version up to the served one."""
+    newest = str(VmomiSupport.versionMap[f"vim25/{served}"])
     prior = "".join(
         f"<version>{VmomiSupport.versionIdMap[version]}</version>"
         for version in VmomiSupport.GetServiceVersions("vim25")
-        if version.startswith("vim.") and version in VmomiSupport.GetVersionParents(_SERVED_VERSION)
+        if version.startswith("vim.") and version in VmomiSupport.GetVersionParents(newest)
     )
     return (
         '<?xml version="1.0" encoding="UTF-8"?><namespaces version="1.0"><namespace>'
-        f"<name>{VIM25}</name><version>{API_VERSION}</version>"
+        f"<name>{VIM25}</name><version>{served}</version>"
         f"<priorVersions>{prior}</priorVersions></namespace></namespaces>"
     ).encode()
 
@@ -194,4 +196,4 @@ def message_of(fault: vmodl.MethodFault) -> str:
 
 def fingerprint(value: object) -> str:
     """A text that is equal for equal vim values: they themselves compare by identity."""
-    return "" if value is None else str(SoapAdapter.SerializeToStr(value, None, _SERVED_VERSION, _NAMESPACES))
+    return "" if value is None else str(SoapAdapter.SerializeToStr(value, None, _NEWEST, _NAMESPACES))

@@ -59,6 +59,69 @@ class SnapshotState:
 
 
 @dataclass
+class GuestVolume:
+    """A file system of a guest. disks: keys of the virtual disks that it lies on, None: Tools do not tell."""
+
+    path: str
+    capacity: int
+    free: int
+    disks: list[int] | None
+
+
+@dataclass
+class VmTraits:
+    """What a VM is made of, and what is the matter with it; the defaults are a healthy one of today.
+
+    controller: of its disks: pvscsi, lsi-sas, ide, sata, nvme; disk_mode, raw (physicalMode, virtualMode, or
+    empty) and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for.
+    """
+
+    template: bool = False
+    connection: str = "connected"
+    hardware_version: int = 19  # ESXi 7.0 U2 and later
+    controller: str = "pvscsi"
+    bus_sharing: str = "noSharing"
+    disk_mode: str = "persistent"
+    raw: str = ""
+    multi_writer: bool = False
+    cdroms: int = 0
+    passthrough: bool = False
+    encrypted: bool = False
+    snapshots_disabled: bool = False
+    snapshots_locked: bool = False
+    question: str = ""
+    tools_status: str = ""  # toolsVersionStatus2, derived when empty
+    reported_guest_id: str = ""  # by Tools, the configured one when empty
+    volumes: list[GuestVolume] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> VmTraits:
+        fields["volumes"] = [GuestVolume(**volume) for volume in fields.get("volumes", ())]
+        return cls(**fields)
+
+
+@dataclass
+class HostTraits:
+    """The one host."""
+
+    name: str = "esxi01.lab.local"
+    version: str = "8.0.3"
+    build: str = "24022510"
+    connection: str = "connected"
+    maintenance: bool = False
+
+
+@dataclass
+class DatastoreTraits:
+    """A datastore. free: bytes, None for what the file system below has."""
+
+    kind: str = "VMFS"
+    accessible: bool = True
+    maintenance: str = "normal"
+    free: int | None = None
+
+
+@dataclass
 class VmState:
     """One VM.
 
@@ -81,6 +144,7 @@ class VmState:
     extra_config: dict[str, str]
     disks: list[DiskState]
     snapshots: list[SnapshotState] = field(default_factory=list)
+    traits: VmTraits = field(default_factory=VmTraits)
 
     @property
     def tools_running(self) -> bool:
@@ -95,6 +159,7 @@ class VmState:
         for snapshot in fields["snapshots"]:
             snapshot["redo_logs"] = {int(key): name for key, name in snapshot["redo_logs"].items()}
         fields["snapshots"] = [SnapshotState(**snapshot) for snapshot in fields["snapshots"]]
+        fields["traits"] = VmTraits.from_json(fields.get("traits", {}))
         return cls(**fields)
 
 
@@ -103,7 +168,7 @@ class Inventory:
     """All state of one lab directory.
 
     datastores: their morefs by name; disks: the open disks by VM moref and device key; in_work: VMs whose
-    redo logs are being merged now.
+    redo logs are being merged now; datastore_traits: by name, of those that are not as the defaults.
     """
 
     root: Path
@@ -114,6 +179,8 @@ class Inventory:
     vms: dict[str, VmState] = field(default_factory=dict)
     disks: dict[str, dict[int, LabDisk]] = field(default_factory=dict)
     in_work: set[str] = field(default_factory=set)
+    host: HostTraits = field(default_factory=HostTraits)
+    datastore_traits: dict[str, DatastoreTraits] = field(default_factory=dict)
 
     def add_datastore(self, name: str) -> str:
         """Make datastore `name` unless there is one; its moref."""
@@ -161,6 +228,8 @@ class Inventory:
             "next_number": self.next_number,
             "datastores": self.datastores,
             "vms": [asdict(vm) for vm in self.vms.values()],
+            "host": asdict(self.host),
+            "datastore_traits": {name: asdict(traits) for name, traits in self.datastore_traits.items()},
         }
         replace_file(self.root / "inventory.json", json.dumps(document))
 
@@ -179,6 +248,11 @@ class Inventory:
             document["instance_uuid"],
             document["next_number"],
             document["datastores"],
+            host=HostTraits(**document.get("host", {})),
+            datastore_traits={
+                name: DatastoreTraits(**fields)
+                for name, fields in document.get("datastore_traits", {}).items()
+            },
         )
         for fields in document["vms"]:
             vm = VmState.from_json(fields)

@@ -86,6 +86,7 @@ class Tasks:
         self._task_s = task_s
         self._numbers = itertools.count(1)
         self._tasks: dict[str, Task] = {}
+        self._forgotten: list[Task] = []
         self._threads: list[threading.Thread] = []
         self._stopping = threading.Event()
 
@@ -95,6 +96,17 @@ class Tasks:
     def of(self, entity: Entity) -> list[Task]:
         return [task for task in self._tasks.values() if task.entity is entity]
 
+    def forget(self) -> None:
+        """A restarted vCenter knows none of its tasks; the hosts go on with them, and refuse what collides."""
+        with self._service.changes.lock:
+            self._forgotten = [task for task in [*self._forgotten, *self._tasks.values()] if task.running]
+            self._tasks.clear()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no task is at work, known or forgotten."""
+        return not any(task.running for task in [*self._forgotten, *self._tasks.values()])
+
     def start(self, call: Call, entity: Entity | None, work: Work, *, exclusive: bool = False) -> vim.Task:
         """Run `work` as a task; what it returns is the task's result, a vim fault it raises its error.
 
@@ -102,7 +114,8 @@ class Tasks:
         """
         with self._service.changes.lock:
             if exclusive and entity is not None:
-                for other in self.of(entity):
+                forgotten = [task for task in self._forgotten if task.entity is entity]
+                for other in [*self.of(entity), *forgotten]:
                     if other.running and other.exclusive:
                         raise vim.fault.TaskInProgress(
                             task=other.ref, msg=f"Another task is already in progress on {entity.name}."
@@ -118,6 +131,7 @@ class Tasks:
     def stop(self) -> None:
         """Let running tasks finish without their waiting times."""
         self._stopping.set()
+        self._service.injections.let_go()
         for thread in self._threads:
             thread.join()
 
@@ -127,8 +141,9 @@ class Tasks:
         self._stopping.wait(self._task_s * _BEFORE)
         task.update(progress=50)
         try:
-            self._service.injections.before_task_work(call.method.name)
+            later = self._service.injections.before_task_work(call.method.name)
             result = work()
+            self._service.injections.happen(later)
         except vmodl.MethodFault as fault:
             task.update(state="error", error=fault, completeTime=datetime.now(UTC))
         except Exception as error:

@@ -1,23 +1,18 @@
-"""The state of a VM in the API's words: configuration, devices, files, snapshots, guest."""
+"""The state of a VM in the API's words: configuration, files, snapshots, guest. Devices: `vm_devices`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import groupby
-from pathlib import Path
 
 from pyVmomi import vim
 
-from lab.disks import LabDisk
-from lab.vcenter.state import Inventory, SnapshotState, VmState, controller_and_unit
-from lab.vmdk_flat import flat_path
+from lab.vcenter import vm_devices
+from lab.vcenter.state import GuestVolume, Inventory, SnapshotState, VmState
 
-_HARDWARE_VERSION = "vmx-19"  # ESXi 7.0 U2 and later
-_FIRST_CONTROLLER_KEY = 1000
-_SCSI_OWN_UNIT = 7
 _UNMANAGED = 0x7FFFFFFF  # toolsVersion of open-vm-tools
 _MEMORY_MB = 4096
+_KEY = vim.encryption.CryptoKeyId(keyId="lab", providerId=vim.encryption.KeyProviderId(id="lab"))
 _FULL_NAMES = {
     "windows7Server64Guest": "Microsoft Windows Server 2008 R2 (64-bit)",
     "windows8Server64Guest": "Microsoft Windows Server 2012 (64-bit)",
@@ -46,10 +41,10 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         modified=datetime.now(UTC),
         name=vm.name,
         guestFullName=guest_full_name(vm),
-        version=_HARDWARE_VERSION,
+        version=f"vmx-{vm.traits.hardware_version:02}",
         uuid=vm.uuid,
         instanceUuid=vm.instance_uuid,
-        template=False,
+        template=vm.traits.template,
         guestId=vm.guest_id,
         alternateGuestName="",
         files=vim.vm.FileInfo(
@@ -59,14 +54,22 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
             logDirectory=vm.datastore_path(),
         ),
         tools=vim.vm.ToolsConfigInfo(toolsVersion=vm.tools_version),
-        flags=vim.vm.FlagInfo(diskUuidEnabled=enable_uuid(vm)),
+        flags=vim.vm.FlagInfo(
+            diskUuidEnabled=enable_uuid(vm),
+            snapshotDisabled=vm.traits.snapshots_disabled,
+            snapshotLocked=vm.traits.snapshots_locked,
+        ),
         defaultPowerOps=vim.vm.DefaultPowerOpInfo(),
         hardware=vim.vm.VirtualHardware(
-            numCPU=2, numCoresPerSocket=1, memoryMB=_MEMORY_MB, device=_devices(inventory, vm, snapshot)
+            numCPU=2,
+            numCoresPerSocket=1,
+            memoryMB=_MEMORY_MB,
+            device=vm_devices.devices(inventory, vm, snapshot),
         ),
         extraConfig=[vim.option.OptionValue(key=key, value=value) for key, value in vm.extra_config.items()],
         changeTrackingEnabled=vm.change_tracking,
         firmware="efi",
+        keyId=_KEY if vm.traits.encrypted else None,
     )
 
 
@@ -78,66 +81,12 @@ def enable_uuid(vm: VmState) -> bool:
     return vm.extra_config.get("disk.EnableUUID", "").upper() == "TRUE"
 
 
-def _devices(
-    inventory: Inventory, vm: VmState, snapshot: SnapshotState | None
-) -> list[vim.vm.device.VirtualDevice]:
-    devices: list[vim.vm.device.VirtualDevice] = []
-    for bus, disks in groupby(vm.disks, key=lambda disk: controller_and_unit(disk.key)[0]):
-        keys = [disk.key for disk in disks]
-        devices.append(_controller(bus, keys))
-        for key in keys:
-            disk = inventory.disks_of(vm)[key]
-            file, change_id = disk.leaf, disk.change_id
-            if snapshot is not None:
-                fork = inventory.fork_of(vm, snapshot, key)
-                file, change_id = fork.frozen, fork.change_id
-            devices.append(_disk(inventory, vm, key, disk, file, change_id))
-    return devices
-
-
-def _controller(bus: int, keys: list[int]) -> vim.vm.device.ParaVirtualSCSIController:
-    return vim.vm.device.ParaVirtualSCSIController(
-        key=_FIRST_CONTROLLER_KEY + bus,
-        deviceInfo=vim.Description(label=f"SCSI controller {bus}", summary="VMware paravirtual SCSI"),
-        busNumber=bus,
-        device=keys,
-        hotAddRemove=True,
-        sharedBus="noSharing",
-        scsiCtlrUnitNumber=_SCSI_OWN_UNIT,
-    )
-
-
-def _disk(
-    inventory: Inventory, vm: VmState, key: int, disk: LabDisk, file: Path, change_id: str | None
-) -> vim.vm.device.VirtualDisk:
-    bus, unit = controller_and_unit(key)
-    number = [one.key for one in vm.disks].index(key) + 1
-    return vim.vm.device.VirtualDisk(
-        key=key,
-        deviceInfo=vim.Description(label=f"Hard disk {number}", summary=f"{disk.capacity // 1024:,} KB"),
-        controllerKey=_FIRST_CONTROLLER_KEY + bus,
-        unitNumber=unit,
-        capacityInKB=disk.capacity // 1024,
-        capacityInBytes=disk.capacity,
-        backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
-            fileName=vm.datastore_path(file.name),
-            datastore=vim.Datastore(inventory.datastores[vm.datastore]),
-            diskMode="persistent",
-            split=False,
-            writeThrough=False,
-            thinProvisioned=not flat_path(disk.base).exists(),
-            uuid=disk.uuid,
-            changeId=change_id,
-            sharing="sharingNone",
-        ),
-    )
-
-
 def runtime(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.RuntimeInfo:
     return vim.vm.RuntimeInfo(
         host=host,
-        connectionState="connected",
+        connectionState=vm.traits.connection,
         powerState=vm.power,
+        question=_question(vm),
         faultToleranceState="notConfigured",
         toolsInstallerMounted=False,
         numMksConnections=0,
@@ -147,7 +96,16 @@ def runtime(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.R
     )
 
 
+def _question(vm: VmState) -> vim.vm.QuestionInfo | None:
+    if not vm.traits.question:
+        return None
+    choices = vim.option.ChoiceOption(choiceInfo=[vim.ElementDescription(key="0", label="OK", summary="OK")])
+    return vim.vm.QuestionInfo(id="1", text=vm.traits.question, choice=choices)
+
+
 def _version_status(vm: VmState) -> str:
+    if vm.traits.tools_status:
+        return vm.traits.tools_status
     if vm.tools_version == 0:
         return "guestToolsNotInstalled"
     return "guestToolsUnmanaged" if vm.tools_version == _UNMANAGED else "guestToolsCurrent"
@@ -162,11 +120,21 @@ def guest(vm: VmState) -> vim.vm.GuestInfo:
         toolsVersionStatus2=_version_status(vm),
         toolsRunningStatus="guestToolsRunning" if running else "guestToolsNotRunning",
         toolsVersion=str(vm.tools_version),
-        guestId=vm.guest_id if running else None,
+        guestId=(vm.traits.reported_guest_id or vm.guest_id) if running else None,
         guestFamily=("windowsGuest" if windows else "linuxGuest") if running else None,
         guestFullName=guest_full_name(vm) if running else None,
         hostName=vm.name if running else None,
         guestState="running" if running else "notRunning",
+        disk=[_volume(volume) for volume in vm.traits.volumes] if running else [],
+    )
+
+
+def _volume(volume: GuestVolume) -> vim.vm.GuestInfo.DiskInfo:
+    return vim.vm.GuestInfo.DiskInfo(
+        diskPath=volume.path,
+        capacity=volume.capacity,
+        freeSpace=volume.free,
+        mappings=[vim.vm.GuestInfo.VirtualDiskMapping(key=key) for key in volume.disks or ()],
     )
 
 
@@ -184,7 +152,7 @@ def summary(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.S
         ),
         config=vim.vm.Summary.ConfigSummary(
             name=vm.name,
-            template=False,
+            template=vm.traits.template,
             vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
             memorySizeMB=_MEMORY_MB,
             numCpu=2,

@@ -2,16 +2,19 @@
 
 machine      VcenterVm: all of it together, what a job captures
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
-certificate  pinned or verified, before anything is sent                      properties   narrow reads
-lookup       a VM by name, path or moref                                      tasks        waiting, cancellable
+transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
+lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
 quiesce      what is asked of the guest                                       events       what the guest answered
+ladder       retried, weakened or given up, by policy                         catalogue    every code -> what to do
 journal      intents, durable before the call                                 snapshot     the resource
-removal      removing what is ours                                            sweep        after killed runs
+removal, consolidation   removing what is ours                                sweep        after killed runs
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
 """
 
+from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
+from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .journal import Intent, Journal
@@ -24,8 +27,11 @@ from .snapshot_tree import snapshots_left
 from .sweep import Outcome, Swept, sweep
 
 __all__ = [
+    "CATALOGUE",
+    "Advice",
     "CertificateRefused",
     "ConnectionLost",
+    "ConsolidationNeeded",
     "DiskReader",
     "Intent",
     "Journal",
@@ -42,6 +48,7 @@ __all__ = [
     "Vm",
     "VsphereCapture",
     "VsphereError",
+    "advice_for",
     "find_vm",
     "open_snapshot",
     "same_tracking",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 
-from .faults import CertificateRefused
+from .faults import CertificateRefused, NotConnected
 
 # Algorithm of a thumbprint by its length in bytes.
 _ALGORITHMS = {20: "sha1", 32: "sha256"}
@@ -99,6 +99,8 @@ class TrustedConnection(http.client.HTTPSConnection):
             super().connect()
         except ssl.SSLCertVerificationError as exc:
             raise self._unverified(exc) from exc
+        except OSError as exc:
+            raise NotConnected(*exc.args) from exc
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.certificate = _peer_certificate(self.sock)

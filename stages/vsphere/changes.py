@@ -94,7 +94,8 @@ def _invalid(disk: DiskFacts, reason: str, remedy: str = "") -> ChangeTrackingIn
 async def enable_change_tracking(session: VcenterSession, vm: Vm) -> str:
     """Switch change tracking on for the VM; it takes effect with the next snapshot.
 
-    Returns a sentence that says why it was not possible, or nothing. Raises VsphereError.
+    Returns a sentence that says why it was not possible, or nothing. Begins with looking, so it can be repeated
+    after a lost answer. Raises VsphereError.
     """
     subject = vm.reference(session)
     paths = ["config.changeTrackingEnabled", "snapshot"]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 
 from pyVmomi import vim
 
 from pipeline.errors import QuiesceFailed
 
+from .catalogue import Advice, advice_for, tools_status, vss_code
 from .faults import VsphereError
 from .lookup import Vm
 from .session import VcenterSession
-
-_HRESULT = re.compile(r"0x8004[0-9A-Fa-f]{4}")
 
 
 async def server_time(session: VcenterSession) -> datetime:
@@ -23,15 +21,30 @@ async def server_time(session: VcenterSession) -> datetime:
 
 
 async def explained(session: VcenterSession, vm: Vm, failed: QuiesceFailed, since: datetime) -> QuiesceFailed:
-    """The same error with the text of the VM's event and the VSS code in it, as facts `event` and `vss_code`."""
+    """The same error with what the VM's event and the catalogue tell of it.
+
+    Facts: `event`, and the codes found in it or in the fault, `vss_code` and `tools_status`.
+    """
     event = await _quiescing_event(session, vm, since)
-    if not event:
-        return failed
-    code = _HRESULT.search(event)
-    facts = {**failed.facts, "event": event, "vss_code": code[0].lower() if code else None}
+    told = f"{event} {failed.facts.get('message') or ''}"
+    codes = {"vss_code": vss_code(told), "tools_status": tools_status(told)}
+    advice = advice_for(codes["vss_code"]) or advice_for(codes["tools_status"])
+    problem = failed.problem
+    if event:
+        problem += f" The guest said: {event.rstrip('.')}."
+    if advice is not None:
+        problem += f" {advice.code} ({advice.name}): {advice.cause}."
     return QuiesceFailed(
-        f"{failed.problem} The guest said: {event.rstrip('.')}.", remedy=failed.remedy, **facts
+        problem,
+        remedy=advice.remedy if advice else failed.remedy,
+        **{**failed.facts, **codes, "event": event},
     )
+
+
+def advice_on(failed: QuiesceFailed) -> Advice | None:
+    """The catalogue's entry for the most exact code that is known of a failed quiesce."""
+    codes = (failed.facts.get(name) for name in ("vss_code", "tools_status", "fault"))
+    return next((advice for code in codes if (advice := advice_for(str(code)))), None)
 
 
 async def _quiescing_event(session: VcenterSession, vm: Vm, since: datetime) -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import http.client
 import socket
-from dataclasses import dataclass
 from xml.parsers.expat import ExpatError
 
 from pyVmomi import vmodl
 
 from pipeline.errors import MoverError, QuiesceFailed, SnapshotError, SourceError
+
+from .catalogue import advice_for
 
 
 class VsphereError(SourceError):
@@ -23,9 +24,13 @@ class VsphereError(SourceError):
 
 
 class ConnectionLost(VsphereError):
-    """The server could not be reached or closed the connection: whether the call took effect is not known."""
+    """The connection broke during the call: whether the call took effect is not known."""
 
     transient = True
+
+
+class Unreachable(ConnectionLost):
+    """The server could not be reached, or said that it is not ready: the call had no effect."""
 
 
 class Busy(VsphereError):
@@ -50,86 +55,47 @@ class ObjectGone(VsphereError):
     """The object that was called, or one that it needs, does not exist (any more)."""
 
 
+class TaskForgotten(ObjectGone):
+    """The server does not know a task of ours any more: it was restarted. What the task did is not known."""
+
+    transient = True
+
+
 class NotOffered(VsphereError):
     """The server does not have this call, or not in this form."""
 
 
+class NotConnected(ConnectionError):
+    """Its cause happened while a connection was being made, before the first byte of a request."""
+
+
 FOREIGN = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
 
-
-@dataclass(frozen=True)
-class _Entry:
-    error: type[MoverError]
-    meaning: str
-    remedy: str
+# What the proxy in front of a vCenter answers while the services behind it start; nothing was run.
+_NOT_READY = ("503", "502")
 
 
-_QUIESCE_REMEDY = (
-    "Look into the guest's Application event log and 'vssadmin list writers', then run again; "
-    "or ask for Quiesce.file_system() or Quiesce.none()."
-)
-_LATER = "Wait for it to end and run again."
-
-# By the name of a fault's type; the nearest in its ancestry counts. Meanings: vSphere API reference.
-_CATALOGUE: dict[str, _Entry] = {
-    "InvalidLogin": _Entry(
-        LoginRefused,
-        "the user name or the password is wrong",
-        "Check both; a vCenter wants user@domain. Repeated failures may lock the account.",
-    ),
-    "NotAuthenticated": _Entry(SessionExpired, "the session has ended", ""),
-    "NoPermission": _Entry(
-        VsphereError,
-        "the account lacks a privilege",
-        "Give the account that privilege on the object named, or on a folder above it with propagation.",
-    ),
-    "ManagedObjectNotFound": _Entry(ObjectGone, "the object does not exist (any more)", ""),
-    "NotSupported": _Entry(NotOffered, "the server does not support it here", ""),
-    "NotImplemented": _Entry(NotOffered, "the server does not implement it", ""),
-    "MethodNotFound": _Entry(NotOffered, "this version of the server does not have the call", ""),
-    "ApplicationQuiesceFault": _Entry(QuiesceFailed, "the guest could not be quiesced", _QUIESCE_REMEDY),
-    "FilesystemQuiesceFault": _Entry(
-        QuiesceFailed,
-        "the guest was quiesced longer than it can hold its writes",
-        "Run again when the guest is less busy, or spread its disks over faster storage.",
-    ),
-    "ToolsUnavailable": _Entry(
-        QuiesceFailed,
-        "VMware Tools do not answer",
-        "Start VMware Tools in the guest, or ask for Quiesce.none().",
-    ),
-    "TaskInProgress": _Entry(Busy, "another operation is running on it", _LATER),
-    "ConcurrentAccess": _Entry(Busy, "it was changed by somebody else at the same moment", "Run again."),
-    "ResourceInUse": _Entry(Busy, "it is in use", _LATER),
-    "SnapshotLocked": _Entry(
-        SnapshotError, "its snapshots are locked", "Find out what holds the VM's snapshots."
-    ),
-    "SnapshotDisabled": _Entry(
-        SnapshotError,
-        "snapshots are disabled for it",
-        "Remove snapshot.maxSnapshots=0 from its configuration.",
-    ),
-    "MultipleSnapshotsNotSupported": _Entry(
-        SnapshotError, "it can hold only one snapshot", "Remove the snapshot that it has."
-    ),
-    "TooManySnapshotLevels": _Entry(
-        SnapshotError, "its chain of snapshots is too long", "Remove old snapshots of the VM."
-    ),
-    "SnapshotIncompatibleDeviceInVm": _Entry(
-        SnapshotError,
-        "one of its devices prevents snapshots",
-        "Look for raw disks, bus sharing and passed-through devices.",
-    ),
-    "SnapshotFault": _Entry(SnapshotError, "the snapshot failed", ""),
-    "NoDiskSpace": _Entry(
-        SourceError,
-        "the datastore is full",
-        "Free space on it: a snapshot needs room for what the guest writes.",
-    ),
-    "FileLocked": _Entry(Busy, "one of its files is locked", _LATER),
-    "InvalidPowerState": _Entry(VsphereError, "its power state does not allow it", ""),
-    "InvalidState": _Entry(VsphereError, "its state does not allow it", ""),
-    "RequestCanceled": _Entry(VsphereError, "the call was cancelled", ""),
+# The classes of faults by the name of their type; the nearest in a fault's ancestry counts. Texts: `catalogue`.
+_CLASSES: dict[str, type[MoverError]] = {
+    "InvalidLogin": LoginRefused,
+    "NotAuthenticated": SessionExpired,
+    "ManagedObjectNotFound": ObjectGone,
+    "NotSupported": NotOffered,
+    "NotImplemented": NotOffered,
+    "MethodNotFound": NotOffered,
+    "ApplicationQuiesceFault": QuiesceFailed,
+    "FilesystemQuiesceFault": QuiesceFailed,
+    "ToolsUnavailable": QuiesceFailed,
+    "TaskInProgress": Busy,
+    "ConcurrentAccess": Busy,
+    "ResourceInUse": Busy,
+    "FileLocked": Busy,
+    "HostCommunication": Busy,
+    "SnapshotFault": SnapshotError,
+    "NoDiskSpace": SourceError,
+    "CannotAccessFile": SourceError,
+    "FileNotFound": SourceError,
+    "FileFault": SourceError,
 }
 
 
@@ -157,22 +123,26 @@ def fault_text(fault: vmodl.MethodFault) -> str:
 
 def _from_fault(fault: vmodl.MethodFault, call: str, server: str) -> MoverError:
     ancestry = [ancestor.__name__.rpartition(".")[2] for ancestor in type(fault).__mro__]
-    entry = next((_CATALOGUE[name] for name in ancestry if name in _CATALOGUE), None)
+    error = next((_CLASSES[name] for name in ancestry if name in _CLASSES), VsphereError)
+    advice = next((found for name in ancestry if (found := advice_for(name))), None)
     said = fault_text(fault)
     if (
         "quiesc" in said.lower()
         and call.startswith("CreateSnapshot")
-        and (not entry or entry.error is SnapshotError)
+        and error in (SnapshotError, VsphereError)
     ):
         # Hosts also wrap a failed quiesce into a general fault ("Failed to quiesce the virtual machine.").
-        entry = _CATALOGUE["ApplicationQuiesceFault"]
-    error, meaning, remedy = (entry.error, entry.meaning, entry.remedy) if entry else (VsphereError, "", "")
+        error, advice = QuiesceFailed, advice_for("ApplicationQuiesceFault")
     privilege = getattr(fault, "privilegeId", None)
-    parts = [meaning, f"privilege {privilege}" if privilege else "", said.rstrip(".")]
+    parts = [
+        advice.cause if advice else "",
+        f"privilege {privilege}" if privilege else "",
+        said.rstrip("."),
+    ]
     reason = "; ".join(part for part in parts if part) or ancestry[0]
     return error(
         f"{server}: {call} failed: {reason}.",
-        remedy=remedy,
+        remedy=advice.remedy if advice else "",
         server=server,
         call=call,
         fault=ancestry[0],
@@ -182,20 +152,30 @@ def _from_fault(fault: vmodl.MethodFault, call: str, server: str) -> MoverError:
 
 def _from_transport(exc: BaseException, call: str, server: str) -> MoverError:
     facts = {"server": server, "call": call}
+    kind = ConnectionLost
+    if isinstance(exc, NotConnected) and exc.__cause__ is not None:
+        exc, kind = exc.__cause__, Unreachable
+    error: ConnectionLost
     if isinstance(exc, socket.gaierror):
-        error = ConnectionLost(
+        error = Unreachable(
             f"The name of the server {server} cannot be resolved: {exc.strerror}.",
             remedy="Check its spelling and the name resolution of this machine.",
             **facts,
         )
+    elif isinstance(exc, http.client.HTTPException) and str(exc).startswith(_NOT_READY):
+        error = Unreachable(
+            f"{server} is not ready ({call}): it answered {exc}.",
+            remedy="Wait until its services have started, then run again.",
+            **facts,
+        )
     elif isinstance(exc, ConnectionRefusedError | TimeoutError):
-        error = ConnectionLost(
+        error = kind(
             f"{server} does not answer ({call}): {exc.strerror or 'timed out'}.",
             remedy="Check that the server runs and that its port (443 by default) is open from here.",
             **facts,
         )
     else:
-        error = ConnectionLost(
+        error = kind(
             f"The connection to {server} was lost during {call}: {exc or type(exc).__name__}.",
             remedy="Check the server and the network, then run again.",
             **facts,

@@ -47,6 +47,16 @@ class Intent:
     process_start: str
     abandoned: bool = False
 
+    @property
+    def origin(self) -> str:
+        """Which run of which process made it, for people."""
+        return f"run {self.run} (process {self.pid} on {self.host})"
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was written, by this machine's clock."""
+        return (datetime.now(UTC) - datetime.fromisoformat(self.created)).total_seconds()
+
     def is_live(self) -> bool:
         """Whether its process may still be at work on it; True also for one of another machine: who could tell?"""
         if self.abandoned:

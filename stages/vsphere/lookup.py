@@ -1,4 +1,4 @@
-"""Finding a VM by its name, its inventory path, or its managed object reference."""
+"""Finding a VM by its name, its inventory path, its managed object reference, or a UUID."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .properties import Row, read, read_all
 from .session import VcenterSession
 
 _MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NAMED_IN_AN_ERROR = 10
 
 
@@ -36,7 +37,8 @@ class Vm:
 
 
 async def find_vm(session: VcenterSession, wanted: str) -> Vm:
-    """The one VM with this name, inventory path ('/DC/vm/Web/web01', also without '/DC/vm') or moref ('vm-42').
+    """The one VM with this name, inventory path ('/DC/vm/Web/web01', also without '/DC/vm'), moref ('vm-42'),
+    instance UUID or BIOS UUID.
 
     Raises SourceError: none (with near names), or several (with their paths).
     """
@@ -53,7 +55,8 @@ async def find_vm(session: VcenterSession, wanted: str) -> Vm:
     rows = await session.call("RetrieveProperties", inventory)
     places = {row.moref: row for row in rows}
     vms = [row for row in rows if row.kind == "VirtualMachine"]
-    found = [row for row in vms if _is_meant(row, wanted, places)]
+    with_uuid = await _with_uuid(session, wanted)
+    found = [row for row in vms if row.moref in with_uuid or _is_meant(row, wanted, places)]
     if len(found) != 1:
         raise _several(session, wanted, found, places) if found else _none(session, wanted, vms)
     return await _identified(session, found[0], places)
@@ -66,6 +69,18 @@ async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
         return None
     found = await session.call("FindByUuid", lambda: index.FindByUuid(None, uuid, True, True))
     return None if found is None else str(found._moId)
+
+
+async def _with_uuid(session: VcenterSession, wanted: str) -> frozenset[str]:
+    """The morefs of the VMs with this UUID, none when it is no UUID. A BIOS UUID may be that of several clones."""
+    index = session.content.searchIndex
+    if index is None or not _UUID.fullmatch(wanted):
+        return frozenset()
+    instances = await session.call("FindAllByUuid", lambda: index.FindAllByUuid(None, wanted, True, True))
+    found = instances or await session.call(
+        "FindAllByUuid", lambda: index.FindAllByUuid(None, wanted, True, False)
+    )
+    return frozenset(str(vm._moId) for vm in found)
 
 
 async def _identified(session: VcenterSession, row: Row, places: Mapping[str, Row]) -> Vm:

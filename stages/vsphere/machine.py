@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 
 from pipeline.buffers import DEFAULT_POOL, BufferPool
 from pipeline.disk import MachineId
 from pipeline.errors import MoverError, SnapshotError, SourceError
+from pipeline.secrets import Secret
 from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
 
@@ -22,10 +24,11 @@ from .hardware import DiskFacts
 from .journal import Journal
 from .lookup import Vm, find_vm
 from .manifest import DirectoryState, directory_state, fetch_manifest
+from .patience import patiently
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
 from .snapshot import REMOVE_WITHIN_S, Snapshot, open_snapshot
-from .snapshot_tree import snapshots_left
+from .snapshot_tree import snapshots_left, snapshots_of
 from .sweep import Outcome, sweep
 
 _COUNT_S = 30.0
@@ -35,10 +38,11 @@ _COUNT_S = 30.0
 class VcenterVm:
     """A VM to capture: a `pipeline.disk.Machine`. Settings only, no I/O.
 
-    `vm`: name, inventory path or moref. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes of
-    buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
+    `vm`: name, inventory path, moref or UUID. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes
+    of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
-    `remove_within_s`: how long to wait at the end for the snapshot to be gone.
+    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named.
     """
 
     vcenter: Vcenter
@@ -50,6 +54,7 @@ class VcenterVm:
     journal: Journal | None = None
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
+    consolidate: bool = True
 
     @property
     def name(self) -> str:
@@ -71,6 +76,8 @@ class VcenterVm:
             f"Removes snapshots on {self.vcenter.server} that killed runs of this machine left behind.",
             f"Notes both in {(self.journal or Journal()).directory}.",
         ]
+        if self.quiesce.warning:
+            sentences.append(self.quiesce.warning)
         if self.enable_change_tracking:
             sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
         return sentences
@@ -109,14 +116,25 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     async with settings.vcenter.connect() as session:
         vm = await find_vm(session, settings.vm)
-        remarks = await _swept(session, journal)
-        if settings.enable_change_tracking and (obstacle := await enable_change_tracking(session, vm)):
-            remarks.append(obstacle)
-        before = None if settings.quiesce.kind == "none" else await directory_state(session, vm)
+        patience_s = session.settings.patience_s
+        remarks = await _swept(session, journal, settings.consolidate)
+        remarks += await _not_ours(session, vm)
+        if settings.enable_change_tracking:
+            obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
+            remarks += [obstacle] if obstacle else []
+        before = None
+        if settings.quiesce.kind != "none":
+            before = await patiently(partial(directory_state, session, vm), patience_s)
         capture = None
         try:
             async with open_snapshot(
-                session, vm, settings.quiesce, journal, run=run, remove_within_s=settings.remove_within_s
+                session,
+                vm,
+                settings.quiesce,
+                journal,
+                run=run,
+                remove_within_s=settings.remove_within_s,
+                consolidate=settings.consolidate,
             ) as snapshot:
                 _require_disks(snapshot)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
@@ -130,7 +148,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         quiescing_asked=settings.quiesce.kind,
                         configuration=snapshot.configuration,
                         left_out=snapshot.left_out,
-                        remarks=remarks,
+                        remarks=[*remarks, *snapshot.remarks],
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,
@@ -162,8 +180,9 @@ async def _opened(
         path=facts.path,
         server=settings.vcenter.server,
         port=settings.vcenter.port,
-        user=settings.vcenter.user,
+        user=session.user,
         password=settings.vcenter.password,
+        cookie=Secret.from_text(session.cookie) if settings.vcenter.cookie else None,
         thumbprint=session.certificate_sha1,
         vm=snapshot.vm.moref,
         snapshot=snapshot.moref,
@@ -176,13 +195,23 @@ async def _opened(
     return SnapshotDisk(facts, pool, reader, session, snapshot)
 
 
-async def _swept(session: VcenterSession, journal: Journal) -> list[str]:
+async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
     """What a report should say of the sweep; other runs at work and intents without a snapshot are no news."""
-    telling = (Outcome.REMOVED, Outcome.KEPT)
+    telling = (Outcome.REMOVED, Outcome.CONSOLIDATED, Outcome.KEPT)
     return [
         f"Left by an earlier run: {swept}."
-        for swept in await sweep(session, journal)
+        for swept in await sweep(session, journal, consolidate=consolidate)
         if swept.outcome in telling
+    ]
+
+
+async def _not_ours(session: VcenterSession, vm: Vm) -> list[str]:
+    """A sentence for each snapshot that the VM has; what is not ours, or not of this machine, is left alone."""
+    return [
+        f"{vm.name} has the snapshot {node.name!r} ({node.moref}), "
+        + ("made by vadpipe elsewhere" if node.token else "not made by vadpipe")
+        + "; it is left alone."
+        for node in await snapshots_of(session, vm.moref)
     ]
 
 

@@ -21,10 +21,10 @@ from stages.vss.datastore_path import DatastorePath, folder_url
 from stages.vss.fetched import FetchedManifest
 from stages.vss.find import find_manifest
 
-from .faults import ConnectionLost, ObjectGone, SessionExpired, VsphereError
+from .faults import ConnectionLost, ObjectGone, SessionExpired, TaskForgotten, VsphereError
 from .lookup import Vm
+from .patience import patiently
 from .properties import read
-from .removal import patiently
 from .session import VcenterSession
 from .snapshot import Snapshot
 from .snapshot_tree import snapshots_of
@@ -59,7 +59,7 @@ async def directory_state(session: VcenterSession, vm: Vm) -> DirectoryState:
     names = frozenset(file.name for file in layout.file) if layout else frozenset[str]()
     try:
         found = await _search(session, row.get("datastore") or (), directory)
-    except ConnectionLost:
+    except (ConnectionLost, TaskForgotten):
         raise
     except (SourceError, ValueError) as exc:  # ValueError: not a datastore path
         return DirectoryState(directory, names, frozenset(), str(exc))
@@ -74,7 +74,7 @@ async def fetch_manifest(
     Waits for a server that is away for some minutes. Nothing is raised: not knowing is an answer too.
     """
     try:
-        return await patiently(partial(_fetched, session, snapshot, before))
+        return await patiently(partial(_fetched, session, snapshot, before), session.settings.patience_s)
     except SourceError as exc:
         return FetchedManifest(None, f"it could not be looked for: {exc.problem}", None)
 

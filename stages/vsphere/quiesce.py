@@ -1,8 +1,9 @@
-"""How the guest is quiesced for a snapshot, and the call that does it."""
+"""How the guest is quiesced for a snapshot, and the call that does it. What becomes of a failure: `ladder`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyVmomi import vim
@@ -15,12 +16,21 @@ from .session import VcenterSession
 
 Kind = Literal["application", "file-system", "none"]
 BackupType = Literal["copy", "full", "incremental", "differential", "log"]
+Policy = Literal["require", "try", "never"]
 
 # VSS_BACKUP_TYPE of the Windows SDK (vss.h).
 _BACKUP_TYPES: dict[BackupType, int] = {"full": 1, "incremental": 2, "differential": 3, "log": 4, "copy": 5}
 
 # VirtualMachineWindowsQuiesceSpec.vssBackupContext. `ctx_backup` cannot degrade by itself, `ctx_auto` can.
 _CONTEXTS: dict[Kind, str] = {"application": "ctx_backup", "file-system": "ctx_file_share_backup"}
+
+# What the documentation of VSS_BACKUP_TYPE and of the writers says about logs.
+_LOG_WARNINGS: dict[BackupType, str] = {
+    "full": "applications such as Exchange may truncate their logs",
+    "incremental": "applications may truncate their logs, and count it into their backup history",
+    "differential": "applications count from the last full backup, which another product may have made",
+    "log": "applications may truncate their logs",
+}
 
 _TIMEOUT_MIN = range(5, 241)  # VirtualMachineGuestQuiesceSpec.timeout
 _EX_SINCE = (6, 5)
@@ -30,8 +40,12 @@ _EX_SINCE = (6, 5)
 class Quiesce:
     """What is asked of the guest. Made by `application()`, `file_system()` and `none()`.
 
-    `backup_type`: 'copy' leaves the applications' logs alone; 'full' and 'log' let them truncate their logs.
-    `timeout_min`: 5 to 240 minutes for the guest to get ready, None for the server's default (15).
+    `policy`: 'require' fails the backup when the guest cannot be quiesced so; 'try' takes the next weaker kind,
+    down to none, and says so; 'never' does not ask at all. `retries`: further attempts where the failure is one
+    that may pass, after the time that the catalogue of failures gives, or after `retry_after_s`.
+    `backup_type`: 'copy' leaves the applications' logs and backup history alone, see `warning` for the others.
+    `bootable_system_state`, `partial_files`: VSS options. `timeout_min`: 5 to 240 minutes for the guest to get
+    ready, None for the server's default (15).
     """
 
     kind: Kind
@@ -39,6 +53,9 @@ class Quiesce:
     bootable_system_state: bool = True
     partial_files: bool = False
     timeout_min: int | None = None
+    policy: Policy = "require"
+    retries: int = 1
+    retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in (*_CONTEXTS, "none"):
@@ -53,6 +70,17 @@ class Quiesce:
                 f"A quiescing time-out of {self.timeout_min} minutes is outside what vSphere takes.",
                 remedy=f"Choose {_TIMEOUT_MIN[0]} to {_TIMEOUT_MIN[-1]} minutes, or None for its default.",
             )
+        if self.policy not in ("require", "try", "never") or (self.policy == "never") != (
+            self.kind == "none"
+        ):
+            raise ConfigError(
+                f"{self.policy!r} is no policy for {self.kind} quiescing.",
+                remedy="Choose 'require' or 'try'; Quiesce.none() is the policy 'never'.",
+            )
+        if self.retries < 0 or (self.retry_after_s or 0) < 0:
+            raise ConfigError(
+                "retries and retry_after_s are not negative.", remedy="Give 0 for one attempt only."
+            )
 
     @classmethod
     def application(
@@ -62,19 +90,63 @@ class Quiesce:
         bootable_system_state: bool = True,
         partial_files: bool = False,
         timeout_min: int | None = None,
+        policy: Policy = "require",
+        retries: int = 1,
+        retry_after_s: float | None = None,
     ) -> Quiesce:
         """Applications bring their files into order (on Windows: VSS with its writers)."""
-        return cls("application", backup_type, bootable_system_state, partial_files, timeout_min)
+        return cls(
+            "application",
+            backup_type,
+            bootable_system_state,
+            partial_files,
+            timeout_min,
+            policy,
+            retries,
+            retry_after_s,
+        )
 
     @classmethod
-    def file_system(cls, *, timeout_min: int | None = None) -> Quiesce:
+    def file_system(
+        cls,
+        *,
+        timeout_min: int | None = None,
+        policy: Policy = "require",
+        retries: int = 1,
+        retry_after_s: float | None = None,
+    ) -> Quiesce:
         """File systems flush and hold; applications are not told."""
-        return cls("file-system", timeout_min=timeout_min)
+        return cls(
+            "file-system",
+            timeout_min=timeout_min,
+            policy=policy,
+            retries=retries,
+            retry_after_s=retry_after_s,
+        )
 
     @classmethod
     def none(cls) -> Quiesce:
         """The disks as after a power failure."""
-        return cls("none")
+        return cls("none", policy="never", retries=0)
+
+    @property
+    def warning(self) -> str:
+        """What the backup type does to the applications' logs; empty for 'copy', which leaves them alone."""
+        said = _LOG_WARNINGS.get(self.backup_type) if self.kind == "application" else None
+        if said is None:
+            return ""
+        return (
+            f"With the VSS backup type {self.backup_type!r} {said}, even when this backup fails afterwards; "
+            "use 'copy' unless this is the only backup of these applications."
+        )
+
+    def rungs(self, guest_id: str) -> Sequence[Quiesce]:
+        """What to ask for, best first. Other guests than Windows know no difference between the first two."""
+        if self.policy != "try":
+            return [self]
+        weaker = replace(self, kind="file-system", backup_type="copy")
+        between = [weaker] if self.kind == "application" and is_windows(guest_id) else []
+        return [self, *between, Quiesce.none()]
 
 
 async def create_snapshot(
@@ -107,7 +179,7 @@ def quiesce_spec(quiesce: Quiesce, guest_id: str) -> vim.vm.GuestQuiesceSpec | N
     """The API's specification for a guest with this configured guest id; None: do not quiesce."""
     if quiesce.kind == "none":
         return None
-    if not guest_id.lower().startswith("win"):
+    if not is_windows(guest_id):
         return vim.vm.GuestQuiesceSpec(timeout=quiesce.timeout_min)
     return vim.vm.WindowsQuiesceSpec(
         timeout=quiesce.timeout_min,
@@ -116,3 +188,8 @@ def quiesce_spec(quiesce: Quiesce, guest_id: str) -> vim.vm.GuestQuiesceSpec | N
         vssPartialFileSupport=quiesce.partial_files,
         vssBackupContext=_CONTEXTS[quiesce.kind],
     )
+
+
+def is_windows(guest_id: str) -> bool:
+    """By the guest id that is configured."""
+    return guest_id.lower().startswith("win")

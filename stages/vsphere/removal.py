@@ -7,42 +7,52 @@ snapshot that is still being made is in no tree yet, and would outlive a removal
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-import trio
 from pyVmomi import vim, vmodl
 
 from pipeline.errors import MoverError, SourceError
 
-from .faults import ConnectionLost, ObjectGone
+from .consolidation import settle_consolidation
+from .faults import ConnectionLost
 from .properties import read
 from .session import VcenterSession
 from .snapshot_tree import SnapshotNode, snapshots_of
 from .tasks import wait_for_task
 
-T = TypeVar("T")
 
-# Together a little over four minutes: a vCenter that restarts is back by then, and a busy VM is free.
-PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120)
+async def remove_ours(
+    session: VcenterSession, vm_moref: str, vm_name: str, token: str, *, consolidate: bool
+) -> int:
+    """Remove the snapshots of this VM that carry our token, and see that its disks are consolidated.
 
-
-async def remove_ours(session: VcenterSession, vm_moref: str, token: str) -> int:
-    """Remove the snapshots of this VM that carry our token, and let the disks be consolidated.
-
-    Returns how many were removed. Raises MoverError; what is transient may be tried again.
+    `consolidate`: ask for it where it does not come by itself. Returns how many were removed. Raises
+    ConsolidationNeeded when only that is left to do, MoverError; what is transient may be tried again.
     """
     await wait_for_snapshot_tasks(session, vm_moref)
-    ours = [node for node in await snapshots_of(session, vm_moref) if node.token == token]
+    ours = await ours_of(session, vm_moref, token)
     for node in ours:
-        await _remove(session, node)
+        try:
+            await _remove(session, node)
+        except ConnectionLost:
+            raise
+        except MoverError as exc:
+            # One that failed at its disks, or whose snapshot somebody else removed, left none all the same.
+            if exc.transient or node.moref in {
+                left.moref for left in await ours_of(session, vm_moref, token)
+            }:
+                raise
+    await settle_consolidation(session, vm_moref, vm_name, allowed=consolidate)
     return len(ours)
 
 
-async def find_ours(session: VcenterSession, vm_moref: str, token: str) -> str | None:
-    """The moref of the snapshot with our token, also of one that is being made now; None: it never came to be."""
+async def ours_of(session: VcenterSession, vm_moref: str, token: str) -> list[SnapshotNode]:
+    """The snapshots of the VM with our token, as the tree shows them now."""
+    return [node for node in await snapshots_of(session, vm_moref) if node.token == token]
+
+
+async def find_ours(session: VcenterSession, vm_moref: str, token: str) -> SnapshotNode | None:
+    """The snapshot with our token, also one that is being made now; None: it is not there."""
     await wait_for_snapshot_tasks(session, vm_moref)
-    return next((node.moref for node in await snapshots_of(session, vm_moref) if node.token == token), None)
+    return next(iter(await ours_of(session, vm_moref, token)), None)
 
 
 async def wait_for_snapshot_tasks(session: VcenterSession, vm_moref: str) -> None:
@@ -62,31 +72,17 @@ async def wait_for_snapshot_tasks(session: VcenterSession, vm_moref: str) -> Non
             continue
 
 
-async def patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """`work` again and again while its error is transient, with growing pauses."""
-    for pause_s in PAUSES_S:
-        try:
-            return await work()
-        except MoverError as exc:
-            if not exc.transient:
-                raise
-        await trio.sleep(pause_s)
-    return await work()
-
-
 def _is_snapshot_at_work(session: VcenterSession, task: vim.Task) -> bool:
     try:
         facts = read(session.content, task, ["info.descriptionId", "info.state"])
     except vmodl.fault.ManagedObjectNotFound:
         return False
     at_work = facts.get("info.state") in ("queued", "running")
-    return at_work and "snapshot" in str(facts.get("info.descriptionId")).lower()
+    description = str(facts.get("info.descriptionId")).lower()
+    return at_work and ("snapshot" in description or "consolidate" in description)
 
 
 async def _remove(session: VcenterSession, node: SnapshotNode) -> None:
     subject = vim.vm.Snapshot(node.moref, session.stub)
-    try:
-        task = await session.call("RemoveSnapshot_Task", lambda: subject.Remove(False, True), changes=True)
-        await wait_for_task(session, task, "RemoveSnapshot_Task")
-    except ObjectGone:  # somebody else removed it, or the server forgot the task
-        return
+    task = await session.call("RemoveSnapshot_Task", lambda: subject.Remove(False, True), changes=True)
+    await wait_for_task(session, task, "RemoveSnapshot_Task")

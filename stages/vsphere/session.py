@@ -1,12 +1,13 @@
 """The session with a vCenter or an ESXi host: one door, `call`, through which every API call goes.
 
-pyVmomi is synchronous, so a call runs in a worker thread. Inside that thread its faults become our errors, and the
-two things that happen to every long session are mended:
+pyVmomi is synchronous, so a call runs in a worker thread. Inside that thread its faults become our errors. What
+happens to every long session is mended here, so that nobody above sees it:
 
 * The session ended (30 idle minutes, a restarted vCenter). The server refused the call without running it, so
-  after one new login any call may be repeated.
-* The connection was lost. Whether the call took effect is not known: a reading call is repeated once on a fresh
-  connection; a changing one ends in ConnectionLost, and whoever made it looks first whether it happened.
+  after one new login any call may be repeated. A task of its own touches the session, so that it seldom ends.
+* The server could not be reached. Nothing was run either: the call waits, with growing pauses, for `patience_s`.
+* The connection broke during the call. Whether it took effect is not known: a reading call is repeated; a changing
+  one ends in ConnectionLost, and whoever made it looks first whether it happened.
 
 Cancelling leaves a reading call behind in its thread, at once; a changing call is waited for, so that what it made
 is known. Every socket has a time-out, so neither waits for ever.
@@ -19,25 +20,34 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
-from xml.etree.ElementTree import ParseError
 
-import defusedxml.ElementTree
 import trio
-from defusedxml.common import DefusedXmlException
 from pyVmomi import vim
-from pyVmomi.SoapAdapter import SoapStubAdapter
-from pyVmomi.VmomiSupport import GetServiceVersions, versionIdMap
 
 from pipeline.errors import ConfigError
 from pipeline.secrets import Secret
 
 from .certificate import Trust, TrustedConnection, thumbprint_of
-from .faults import FOREIGN, ConnectionLost, NotOffered, SessionExpired, VsphereError, translate
+from .faults import (
+    FOREIGN,
+    ConnectionLost,
+    LoginRefused,
+    NotOffered,
+    SessionExpired,
+    Unreachable,
+    VsphereError,
+    translate,
+)
+from .keep_alive import kept_alive
+from .patience import PATIENCE_S, pauses
+from .transport import negotiated_stub, session_id
 
 T = TypeVar("T")
 
 # Longer than any single answer takes: a wait for updates is cut into pieces of half of it (tasks.py).
 SOCKET_TIMEOUT_S = 120.0
+# A third of the 30 idle minutes after which a vCenter ends a session, unless it is configured otherwise.
+KEEP_ALIVE_S = 600.0
 _LOGOUT_S = 10.0
 
 
@@ -45,25 +55,39 @@ _LOGOUT_S = 10.0
 class Vcenter:
     """A vCenter or an ESXi host, and who we are there. Settings only, no I/O.
 
-    The certificate is the one pinned by `thumbprint` (SHA-1 or SHA-256), else it is verified by the authorities in
-    `ca_file` or by the system's.
+    Login is by `user` and `password`, or by the `cookie` of a session that somebody else opened and closes: that
+    one cannot be renewed. The certificate is the one pinned by `thumbprint` (SHA-1 or SHA-256), else it is verified
+    by the authorities in `ca_file` or by the system's. `keep_alive_s`: how often the session is touched.
+    `patience_s`: how long a call waits for a server that is away; logging in for the first time does not wait.
 
     >>> Vcenter("vc01.example.com", "backup@vsphere.local", Secret.from_env("VC_PASSWORD"))
     Vcenter(server='vc01.example.com', user='backup@vsphere.local', password=Secret(environment VC_PASSWORD), ...
     """
 
     server: str
-    user: str
-    password: Secret
+    user: str = ""
+    password: Secret | None = None
     _: KW_ONLY
+    cookie: Secret | None = None
     thumbprint: str | None = None
     ca_file: str | None = None
     port: int = 443
+    keep_alive_s: float = KEEP_ALIVE_S
+    patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
         if not self.server or "/" in self.server:
             raise ConfigError(
                 f"{self.server!r} is not the name of a server.", remedy="Give a host name or an address."
+            )
+        if (self.password is None) == (self.cookie is None) or (self.password and not self.user):
+            raise ConfigError(
+                f"It is not clear how to log in at {self.server}.",
+                remedy="Give either user and password, or the cookie of an open session.",
+            )
+        if self.keep_alive_s <= 0 or self.patience_s < 0:
+            raise ConfigError(
+                "keep_alive_s and patience_s are seconds.", remedy="Give a time, or leave them out."
             )
         Trust(self.thumbprint, self.ca_file)
 
@@ -85,13 +109,16 @@ class VcenterSession:
         self._context = settings.trust.context()
         self._login_lock = threading.Lock()
         self._logins = 0
-        self._certificate = b""
-        self.stub = self._negotiated_stub()
+        self._ended = False
+        self.stub, self._certificate = self._repeated(
+            "vimServiceVersions.xml",
+            lambda: negotiated_stub(settings.server, settings.port, self.connection),
+        )
         try:
             self.content: vim.ServiceInstanceContent = self._repeated(
                 "RetrieveServiceContent", vim.ServiceInstance("ServiceInstance", self.stub).RetrieveContent
             )
-            self._login()
+            self.user = self._login()
         except BaseException:
             self.stub.DropConnections()
             raise
@@ -108,6 +135,7 @@ class VcenterSession:
 
     @property
     def is_vcenter(self) -> bool:
+        """False for an ESXi host (apiType HostAgent)."""
         return self.content.about.apiType == "VirtualCenter"
 
     @property
@@ -125,15 +153,36 @@ class VcenterSession:
         """The session cookie as an HTTP header value; a secret."""
         return str(self.stub.cookie).partition(";")[0]
 
-    async def call(self, name: str, work: Callable[[], T], *, changes: bool = False) -> T:
+    async def call(
+        self,
+        name: str,
+        work: Callable[[], T],
+        *,
+        changes: bool = False,
+        repeat: bool = True,
+        patience_s: float | None = None,
+    ) -> T:
         """Run `work`, which makes API calls, in a worker thread; `name` is the API's name of the call.
 
-        `changes`: it changes something outside, so it is neither repeated after a lost connection nor left
-        behind when cancelled. Without it `work` as a whole may run twice. Raises MoverError, never a fault.
+        `changes`: it changes something outside, so it is neither repeated once it may have taken effect nor left
+        behind when cancelled. Without it `work` as a whole may run again, unless `repeat` is False: then a lost
+        connection is the caller's business. Raises MoverError, never a fault.
         """
-        return await trio.to_thread.run_sync(
-            self._perform, name, work, changes, abandon_on_cancel=not changes
-        )
+        waits = pauses(self.settings.patience_s if patience_s is None else patience_s)
+        while True:
+            try:
+                return await trio.to_thread.run_sync(
+                    self._perform, name, work, changes, repeat, abandon_on_cancel=not changes
+                )
+            except ConnectionLost as exc:
+                in_doubt = changes and not isinstance(exc, Unreachable)
+                if in_doubt or not repeat or (pause_s := next(waits, None)) is None:
+                    raise
+            await trio.sleep(pause_s)
+
+    async def keep_alive(self) -> None:
+        """Touch the session; log in again when it has ended."""
+        await self.call("CurrentSession", self._current_user)
 
     def connection(self) -> TrustedConnection:
         """A connection to the server that is not open yet, with the same rules for its certificate."""
@@ -145,7 +194,17 @@ class VcenterSession:
             timeout_s=SOCKET_TIMEOUT_S,
         )
 
-    def _perform(self, name: str, work: Callable[[], T], changes: bool) -> T:
+    def _perform(self, name: str, work: Callable[[], T], changes: bool, repeat: bool) -> T:
+        """`work`, once more after a new login, and when it only reads once more on a fresh connection."""
+        if changes:
+            self.stub.DropConnections()  # a stale one would leave the call's effect in doubt for nothing
+        try:
+            return self._mended(name, work, repeat and not changes)
+        finally:
+            if self._ended:  # this call was left behind; nobody else would close its connection
+                self.stub.DropConnections()
+
+    def _mended(self, name: str, work: Callable[[], T], repeat: bool) -> T:
         renewed = reconnected = False
         while True:
             logins = self._logins
@@ -156,7 +215,7 @@ class VcenterSession:
                     raise
                 renewed = True
             except ConnectionLost:
-                if changes or reconnected:
+                if reconnected or not repeat:
                     raise
                 reconnected = True
                 continue
@@ -176,64 +235,68 @@ class VcenterSession:
         except ConnectionLost:
             return self._translated(name, work)
 
-    def _login(self) -> None:
-        settings = self.settings
-        password = settings.password.reveal()
+    @property
+    def _manager(self) -> vim.SessionManager:
         manager = self.content.sessionManager
         if manager is None:
             raise NotOffered(f"{self.server} offers no logins.", server=self.server, call="Login")
-        self.stub.SetSessionId(None)
-        self._repeated(f"Login as {settings.user}", lambda: manager.Login(settings.user, password, None))
+        return manager
+
+    def _current_user(self) -> str:
+        """The name we are logged in with. Raises NotAuthenticated, a fault, when we are not."""
+        current = self._manager.currentSession
+        if current is None:
+            raise vim.fault.NotAuthenticated(msg="The session has ended.")
+        return str(current.userName)
+
+    def _login(self) -> str:
+        """Make this a session, and return its user's name."""
+        settings, manager = self.settings, self._manager
+        if settings.cookie is not None:
+            self.stub.SetSessionId(session_id(settings.cookie.reveal()))
+            try:
+                user = self._repeated("Login by cookie", self._current_user)
+            except SessionExpired:
+                raise _cookie_refused(settings) from None
+        else:
+            assert settings.password is not None
+            password, user = settings.password.reveal(), settings.user
+            self.stub.SetSessionId(None)
+            self._repeated(f"Login as {user}", lambda: manager.Login(user, password, None))
         self._logins += 1
+        return user
 
     def _login_again(self, logins_before: int) -> None:
         with self._login_lock:
+            if self._ended:  # a call that was left behind must not leave a login behind
+                raise SessionExpired(f"The session with {self.server} was closed.", server=self.server)
             if self._logins == logins_before:  # else another thread's call was faster
                 self._login()
 
     def _logout(self) -> None:
-        manager = self.content.sessionManager
-        if manager is not None:
+        with self._login_lock:
+            self._ended = True
+        if self.settings.cookie is None:
             # Nobody can act on a failed logout: the server ends an idle session by itself.
             with suppress(VsphereError):
-                self._translated("Logout", manager.Logout)
+                self._translated("Logout", self._manager.Logout)
         self.stub.DropConnections()
 
-    def _negotiated_stub(self) -> SoapStubAdapter:
-        """pyVmomi's transport, with our connections, in the newest version that both sides speak."""
-        offered = self._repeated("vimServiceVersions.xml", self._offered_versions)
-        version = next((name for name in GetServiceVersions("vim25") if versionIdMap[name] in offered), None)
-        if version is None:
-            raise VsphereError(
-                f"{self.server} speaks no version of the vSphere API that this program knows.",
-                remedy="Check the name and port of the server; update pyVmomi for a newer vSphere.",
-                server=self.server,
-            )
-        stub = SoapStubAdapter(host=self.settings.server, port=self.settings.port, version=version)
-        # pyVmomi makes its connections by calling this attribute, a class of http.client when left alone.
-        setattr(stub, "scheme", lambda host, port: self.connection())  # noqa: B010
-        return stub
 
-    def _offered_versions(self) -> frozenset[str]:
-        connection = self.connection()
-        try:
-            connection.request("GET", "/sdk/vimServiceVersions.xml")
-            self._certificate = connection.certificate
-            response = connection.getresponse()
-            document = response.read(1 << 20) if response.status == 200 else b""
-            versions = defusedxml.ElementTree.fromstring(document).iter("version")
-            return frozenset(element.text or "" for element in versions)
-        except (ParseError, DefusedXmlException):
-            return frozenset()
-        finally:
-            connection.close()
+def _cookie_refused(settings: Vcenter) -> LoginRefused:
+    return LoginRefused(
+        f"{settings.server} does not know the session of the given cookie (any more).",
+        remedy="Give the cookie of an open session, or user and password, with which a session can be renewed.",
+        server=settings.server,
+    )
 
 
 @asynccontextmanager
 async def _session(settings: Vcenter) -> AsyncIterator[VcenterSession]:
     session = await _logged_in(settings)
     try:
-        yield session
+        async with kept_alive(session.keep_alive, settings.keep_alive_s):
+            yield session
     finally:
         with trio.move_on_after(_LOGOUT_S, shield=True):
             await trio.to_thread.run_sync(session._logout, abandon_on_cancel=True)

@@ -5,7 +5,8 @@ it came, our snapshots are removed in a shielded scope with a deadline; then the
 be removed keeps its intent for the next sweep and is reported as SnapshotLeaked, beside whatever the body raised.
 
 A creation whose answer was lost may have happened: it is looked for by the token in its description before it is
-repeated. A cancelled creation goes on at the server: the removal waits for it.
+repeated; and where it is still at work unseen, the host refuses the repetition, and it is looked for again. A
+cancelled creation goes on at the server: the removal waits for it. A creation that stays in doubt keeps its intent.
 """
 
 from __future__ import annotations
@@ -18,33 +19,42 @@ from functools import partial
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked
+from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
 
-from .events import explained, server_time
-from .faults import ConnectionLost, ObjectGone
+from .faults import Busy
 from .hardware import DiskFacts, configuration, disk_facts
 from .journal import Intent, Journal, new_intent
+from .ladder import GUEST_PATHS, Guest, Quiesced, found_out, take_quiesced
 from .lookup import Vm
-from .properties import read
+from .patience import patiently
+from .properties import Row, read
 from .quiesce import Quiesce, create_snapshot
-from .removal import find_ours, patiently, remove_ours
+from .removal import find_ours, ours_of, remove_ours
 from .session import VcenterSession
 from .snapshot_tree import description_with
 from .tasks import wait_for_task
 
 # A snapshot that grew during a night of writes takes its time to consolidate.
 REMOVE_WITHIN_S = 3600.0
+# What a creation may take beyond the time for quiescing, whose default is 15 minutes.
+_CREATE_MARGIN_S = 1800.0
+_QUIESCE_MIN = 15
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that exists now. `disks` are those it holds; `left_out`: a sentence for each that it does not."""
+    """A snapshot that exists now. `disks` are those it holds; `left_out`: a sentence for each that it does not.
+
+    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing.
+    """
 
     moref: str
     vm: Vm
     disks: Sequence[DiskFacts]
     left_out: Sequence[str]
     configuration: Mapping[str, object]
+    quiesce: Quiesce
+    remarks: Sequence[str]
 
 
 @asynccontextmanager
@@ -56,11 +66,13 @@ async def open_snapshot(
     *,
     run: str,
     remove_within_s: float = REMOVE_WITHIN_S,
+    consolidate: bool = True,
 ) -> AsyncIterator[Snapshot]:
     """Hold the VM's disks still. `run` is the identity of the run, for the snapshot's name.
 
-    Raises QuiesceFailed, SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, in a
-    group with the body's own error when both failed.
+    `consolidate`: whether disks that still need it after the removal are consolidated. Raises QuiesceFailed,
+    SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, or ConsolidationNeeded, its
+    kind, when only its redo logs remain; in a group with the body's own error when both failed.
     """
     intent = new_intent(
         server=session.server,
@@ -71,70 +83,142 @@ async def open_snapshot(
         run=run,
     )
     await trio.to_thread.run_sync(journal.write, intent)
-    release = partial(_release, session, vm, intent, journal, remove_within_s)
-    moref = None
+    held = _Held(session, vm, intent, journal, consolidate)
     try:
-        snapshot = await _created(session, vm, quiesce, intent)
-        moref = snapshot.moref
-        yield snapshot
+        yield await held.take(quiesce)
     except BaseException as failure:
-        if (leaked := await release(moref)) is not None:
+        if (leaked := await held.release(remove_within_s)) is not None:
             raise BaseExceptionGroup("The run failed, and so did its clean-up", [failure, leaked]) from None
         raise
-    if (leaked := await release(moref)) is not None:
+    if (leaked := await held.release(remove_within_s)) is not None:
         raise leaked
 
 
-async def _created(session: VcenterSession, vm: Vm, quiesce: Quiesce, intent: Intent) -> Snapshot:
-    subject = vm.reference(session)
-    paths = ["config.guestId", "config.hardware.device"]
-    before = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
-    started = await server_time(session)
-    try:
-        moref = await _create(session, vm, quiesce, intent, before.get("config.guestId") or "")
-    except QuiesceFailed as exc:
-        raise await explained(session, vm, exc, started) from exc.__cause__
-    return await _described(session, vm, moref, disk_facts(before.get("config.hardware.device") or ()))
+@dataclass
+class _Held:
+    """One intent on its way. `moref`: of its snapshot, once known; `in_doubt`: it may come without our knowing."""
+
+    session: VcenterSession
+    vm: Vm
+    intent: Intent
+    journal: Journal
+    consolidate: bool
+    moref: str | None = None
+    in_doubt: bool = False
+
+    async def take(self, quiesce: Quiesce) -> Snapshot:
+        subject = self.vm.reference(self.session)
+        paths = [*GUEST_PATHS, "config.hardware.device"]
+        before = await self.session.call(
+            "RetrieveProperties", lambda: read(self.session.content, subject, paths)
+        )
+        guest = Guest.of(before.values)
+        taken = await take_quiesced(
+            self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
+        )
+        node = next(iter(await ours_of(self.session, self.vm.moref, self.intent.token)), None)
+        await found_out(self.session, self.vm, taken, guest, node)
+        return await _described(self.session, self.vm, taken, before)
+
+    async def release(self, within_s: float) -> SnapshotLeaked | None:
+        """Remove our snapshot and forget the intent; what could not be done comes back as an error, not raised."""
+        reason = f"it was not gone after {within_s:.0f} s; the server may still be at it"
+        leaked: SnapshotLeaked | None = None
+        with trio.move_on_after(within_s, shield=True):
+            try:
+                if await self._clear() or not self.in_doubt:
+                    await trio.to_thread.run_sync(self.journal.remove, self.intent)
+                else:
+                    await trio.to_thread.run_sync(self.journal.abandon, self.intent)
+                return None
+            except SnapshotLeaked as exc:
+                leaked = exc
+            except MoverError as exc:
+                reason = str(exc)
+        leaked = leaked or self._leaked(reason)
+        with trio.CancelScope(shield=True):
+            try:
+                await trio.to_thread.run_sync(self.journal.abandon, self.intent)
+            except MoverError as exc:
+                leaked.add_note(str(exc))
+        return leaked
+
+    async def _create(self, guest_id: str, quiesce: Quiesce) -> str:
+        """Create the snapshot once, and find it again when its answer is lost. Returns its moref."""
+        within_s = _CREATE_MARGIN_S + 60 * (quiesce.timeout_min or _QUIESCE_MIN)
+        attempt = partial(self._create_or_find, guest_id, quiesce)
+        try:
+            with trio.fail_after(within_s):
+                self.moref = await patiently(attempt, self.session.settings.patience_s)
+        except trio.TooSlowError:
+            raise Busy(
+                f"The snapshot of {self.vm.name} was not there after {within_s:.0f} s.",
+                remedy="Look at the VM's tasks and at its host.",
+                vm=self.vm.name,
+            ) from None
+        except MoverError as exc:
+            self.in_doubt = exc.transient
+            raise
+        self.in_doubt = False
+        return self.moref
+
+    async def _create_or_find(self, guest_id: str, quiesce: Quiesce) -> str:
+        token = self.intent.token
+        if self.in_doubt and (node := await find_ours(self.session, self.vm.moref, token)):
+            return node.moref
+        self.in_doubt = True
+        task = await create_snapshot(
+            self.session,
+            self.vm,
+            quiesce,
+            name=self.intent.snapshot_name,
+            description=description_with(token, self.intent.origin),
+            guest_id=guest_id,
+        )
+        created = await wait_for_task(self.session, task, "CreateSnapshot_Task")
+        assert isinstance(created, vim.vm.Snapshot)
+        return str(created._moId)
+
+    async def _clear(self) -> int:
+        """Remove every snapshot with our token; returns how many there were."""
+        remove = partial(
+            remove_ours,
+            self.session,
+            self.vm.moref,
+            self.vm.name,
+            self.intent.token,
+            consolidate=self.consolidate,
+        )
+        return await patiently(remove, self.session.settings.patience_s)
+
+    def _leaked(self, reason: str) -> SnapshotLeaked:
+        name = self.intent.snapshot_name
+        return SnapshotLeaked(
+            f"The snapshot {name!r} ({self.moref or 'unconfirmed'}) of {self.vm.name} "
+            f"could not be removed: {reason.rstrip('.')}.",
+            remedy="The next run or 'vadpipe cleanup' tries again; or remove it in the vSphere Client.",
+            vm=self.vm.name,
+            vm_moref=self.vm.moref,
+            snapshot=self.moref,
+            snapshot_name=name,
+            token=self.intent.token,
+            server=self.session.server,
+        )
 
 
-async def _create(session: VcenterSession, vm: Vm, quiesce: Quiesce, intent: Intent, guest_id: str) -> str:
-    """Create the snapshot once, and find it again when its answer is lost. Returns its moref."""
-    create = partial(
-        create_snapshot,
-        session,
-        vm,
-        quiesce,
-        name=intent.snapshot_name,
-        description=description_with(intent.token),
-        guest_id=guest_id,
-    )
-    look = partial(patiently, partial(find_ours, session, vm.moref, intent.token))
-    try:
-        task = await create()
-    except ConnectionLost:
-        if (found := await look()) is not None:
-            return found
-        task = await create()
-    try:
-        created = await wait_for_task(session, task, "CreateSnapshot_Task")
-    except (ConnectionLost, ObjectGone):
-        if (found := await look()) is not None:
-            return found
-        raise
-    assert isinstance(created, vim.vm.Snapshot)
-    return str(created._moId)
-
-
-async def _described(session: VcenterSession, vm: Vm, moref: str, had: Sequence[DiskFacts]) -> Snapshot:
-    """The snapshot with its disks. `had`: the disks that the VM had before, to account for every one of them."""
-    subject = vim.vm.Snapshot(moref, session.stub)
+async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: Row) -> Snapshot:
+    """The snapshot with its disks. `before`: the VM as it was, to account for every one of them."""
+    subject = vim.vm.Snapshot(taken.moref, session.stub)
     row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["config"]))
     config: vim.vm.ConfigInfo | None = row.get("config")
     if config is None:
         raise SnapshotError(
-            f"The snapshot {moref} of {vm.name} has no configuration.", vm=vm.name, snapshot=moref
+            f"The snapshot {taken.moref} of {vm.name} has no configuration.",
+            vm=vm.name,
+            snapshot=taken.moref,
         )
     holds = {facts.device_key: facts for facts in disk_facts(config.hardware.device)}
+    had = disk_facts(before.get("config.hardware.device") or ())
     missing = [facts for facts in had if facts.device_key not in holds]
     left_out = [
         f"{facts.label} ({facts.key}) is left out: {facts.left_out or 'the snapshot does not hold it'}."
@@ -142,40 +226,12 @@ async def _described(session: VcenterSession, vm: Vm, moref: str, had: Sequence[
         if facts.left_out or facts in missing
     ]
     disks = [facts for facts in holds.values() if not facts.left_out]
-    return Snapshot(moref, vm, disks, left_out, configuration(config, left_out))
-
-
-async def _release(
-    session: VcenterSession,
-    vm: Vm,
-    intent: Intent,
-    journal: Journal,
-    within_s: float,
-    moref: str | None,
-) -> SnapshotLeaked | None:
-    """Remove our snapshot and forget the intent; what could not be done comes back as an error, not raised."""
-    reason = f"it was not gone after {within_s:.0f} s; the server may still be at it"
-    with trio.move_on_after(within_s, shield=True):
-        try:
-            await patiently(partial(remove_ours, session, vm.moref, intent.token))
-            await trio.to_thread.run_sync(journal.remove, intent)
-            return None
-        except MoverError as exc:
-            reason = str(exc)
-    leaked = SnapshotLeaked(
-        f"The snapshot {intent.snapshot_name!r} ({moref or 'unconfirmed'}) of {vm.name} "
-        f"could not be removed: {reason.rstrip('.')}.",
-        remedy="The next run or 'vadpipe cleanup' tries again; or remove it in the vSphere Client.",
-        vm=vm.name,
-        vm_moref=vm.moref,
-        snapshot=moref,
-        snapshot_name=intent.snapshot_name,
-        token=intent.token,
-        server=session.server,
+    return Snapshot(
+        taken.moref,
+        vm,
+        disks,
+        left_out,
+        configuration(config, left_out),
+        taken.quiesce,
+        taken.remarks,
     )
-    with trio.CancelScope(shield=True):
-        try:
-            await trio.to_thread.run_sync(journal.abandon, intent)
-        except MoverError as exc:
-            leaked.add_note(str(exc))
-    return leaked

@@ -27,9 +27,12 @@ class SnapshotNode:
     token: str | None
 
 
-def description_with(token: str) -> str:
-    """The description of a snapshot of ours, which names its intent."""
-    return f"Temporary snapshot of a backup, removed at its end. Do not edit this line. [vadpipe:{token}]"
+def description_with(token: str, origin: str = "") -> str:
+    """The description of a snapshot of ours, which names its intent. `origin`: for people, what made it where."""
+    made = f" by {origin}" if origin else ""
+    return (
+        f"Temporary snapshot of a backup{made}, removed at its end. Do not edit this line. [vadpipe:{token}]"
+    )
 
 
 async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotNode]:

@@ -4,20 +4,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trio
 
+from lab.campaign_kit import LabOpenDisk
 from lab.disks import LabDisk
 from lab.vcenter import LabVcenter
-from lab.vmdk_chain import open_link, opened_chain
-from lab.vmdk_descriptor import field
-from pipeline.buffers import Buffer, BufferPool
-from pipeline.extents import Extents
+from pipeline.buffers import BufferPool
 from pipeline.secrets import Secret
 from pipeline.units import MiB
 from stages.vddk import DiskAccess
-from stages.vsphere import Journal, Vcenter, removal
+from stages.vsphere import Journal, Vcenter
 
 CAPACITY = 4 * MiB
 
@@ -34,42 +31,13 @@ class LabReader:
         self.closed: list[int] = []
 
     @asynccontextmanager
-    async def open(self, access: DiskAccess, pool: BufferPool) -> "AsyncIterator[LabOpenDisk]":
+    async def open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[LabOpenDisk]:
         self.opened.append(access)
         datastore, _, path = access.path.removeprefix("[").partition("] ")
         try:
             yield LabOpenDisk(self.lab.datastore(datastore) / path)
         finally:
             self.closed.append(self.lab.calls.get("RemoveSnapshot_Task", 0))
-
-
-class LabOpenDisk:
-    def __init__(self, leaf: Path) -> None:
-        self.chain = [leaf]
-        while (parent := _parent(self.chain[-1])) is not None:
-            self.chain.append(parent)
-        with opened_chain(self.chain) as chain:
-            self.capacity = chain.links[0].capacity
-
-    async def allocated(self, offset: int, length: int) -> Extents:
-        with opened_chain(self.chain) as chain:
-            return chain.allocated(offset, length)
-
-    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        with opened_chain(self.chain) as chain:
-            for start, length in wanted:
-                content = np.frombuffer(chain.read(start, length), dtype=np.uint8)
-                buffer.array[start - offset : start - offset + length] = content
-
-
-def _parent(path: Path) -> Path | None:
-    link = open_link(path)
-    try:
-        if field(link.descriptor, "parentCID") == "ffffffff":
-            return None
-        return path.with_name(field(link.descriptor, "parentFileNameHint"))
-    finally:
-        link.close()
 
 
 @pytest.fixture
@@ -81,7 +49,12 @@ def lab(tmp_path: Path) -> Iterator[LabVcenter]:
 @pytest.fixture
 def vcenter(lab: LabVcenter) -> Vcenter:
     return Vcenter(
-        lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint_sha256, port=lab.port
+        lab.address,
+        "backup",
+        Secret.from_text("lab"),
+        thumbprint=lab.thumbprint_sha256,
+        port=lab.port,
+        patience_s=1,
     )
 
 
@@ -93,6 +66,23 @@ def journal(tmp_path: Path) -> Journal:
 @pytest.fixture
 def reader(lab: LabVcenter) -> LabReader:
     return LabReader(lab)
+
+
+@pytest.fixture
+def reader_of() -> Callable[[LabVcenter], LabReader]:
+    """A reader for a lab that a test made itself."""
+    return LabReader
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Waits until something that threads do has come true."""
+
+    async def wait(is_so: Callable[[], bool]) -> None:
+        while not is_so():  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+    return wait
 
 
 @pytest.fixture
@@ -116,8 +106,3 @@ def wait_for_call() -> Callable[[LabVcenter, str], Awaitable[None]]:
             await trio.sleep(0.001)
 
     return wait
-
-
-@pytest.fixture(autouse=True)
-def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "PAUSES_S", (0.01, 0.02, 0.05, 0.1))

@@ -69,3 +69,15 @@ async def test_many_vms_come_in_pages(lab: LabVcenter, vcenter: Vcenter, add_vm:
     async with vcenter.connect() as session:
         assert (await find_vm(session, "vm119")).name == "vm119"
     assert lab.calls["ContinueRetrievePropertiesEx"] >= 1
+
+
+async def test_by_uuid(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+    moref = add_vm("web01")
+    add_vm("web02")
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, moref)
+        assert await find_vm(session, vm.uuid.upper()) == vm
+        bios = await session.call("Read", lambda: vm.reference(session).config.uuid)
+        assert await find_vm(session, bios) == vm
+        with pytest.raises(SourceError, match="no VM"):
+            await find_vm(session, "00000000-0000-0000-0000-000000000000")

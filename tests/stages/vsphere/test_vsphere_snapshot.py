@@ -7,6 +7,7 @@ import trio
 from pyVmomi import vim
 
 from lab.vcenter import Drop, LabVcenter
+from lab.vcenter.fault_kinds import fault_maker
 from pipeline.errors import EXIT_ATTENTION, MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
 from stages.vsphere import (
     Journal,
@@ -168,7 +169,7 @@ async def test_a_guest_that_cannot_be_quiesced_is_reported_with_its_own_words(
     add_vm(quiescing="fault")
     async with vcenter.connect() as session:
         with pytest.raises(QuiesceFailed) as caught:
-            await _take(session, journal, quiesce=Quiesce.application())
+            await _take(session, journal, quiesce=Quiesce.application(retries=0))
         assert await _left(session) == 0
     assert caught.value.facts["vss_code"] == "0x80042301"
     assert "VssSyncStart" in str(caught.value)
@@ -183,7 +184,7 @@ async def test_a_failed_quiesce_survives_events_that_cannot_be_read(
     lab.inject("QueryEvents", _denied)
     async with vcenter.connect() as session:
         with pytest.raises(QuiesceFailed):
-            await _take(session, journal, quiesce=Quiesce.application())
+            await _take(session, journal, quiesce=Quiesce.application(retries=0))
 
 
 async def test_a_refused_snapshot_leaves_no_intent(
@@ -215,6 +216,17 @@ async def test_one_that_cannot_be_removed_is_named_and_kept_for_the_sweep(
         assert swept.outcome is Outcome.REMOVED
         assert await _left(session) == 0
     assert journal.intents() == []
+
+
+async def test_a_removal_that_misses_some_object_is_not_taken_for_done(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    moref = add_vm()
+    lab.inject("RemoveSnapshot_Task", fault_maker("ManagedObjectNotFound"), in_task=True)
+    async with vcenter.connect() as session:
+        with pytest.raises(SnapshotLeaked):
+            await _take(session, journal)
+    assert len(lab.snapshots(moref)) == 1
 
 
 async def test_both_errors_come_out_when_body_and_removal_fail(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
-from lab.vcenter import LabVcenter
+from lab.vcenter import Delay, LabVcenter
 from stages.vsphere import Journal, Outcome, Vcenter, VcenterSession, find_vm, sweep
 from stages.vsphere.journal import Intent, new_intent
 from stages.vsphere.snapshot_tree import description_with, snapshots_of
@@ -130,7 +130,7 @@ async def test_an_interrupted_process_leaves_nothing_to_sweep(
         assert await _morefs(session) == []
 
 
-async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped(
+async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it_is_old(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -139,6 +139,10 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped(
         (looked,) = await sweep(session, journal, dry_run=True)
         assert looked.outcome is Outcome.NEVER_CREATED
         assert len(journal.intents()) == 1
+        (swept,) = await sweep(session, journal)
+        assert swept.outcome is Outcome.NEVER_CREATED
+        (young,) = journal.intents()  # a host may still be making it
+        journal.write(replace(young, created="2001-01-01T00:00:00+00:00"))
         (swept,) = await sweep(session, journal)
     assert swept.outcome is Outcome.NEVER_CREATED
     assert journal.intents() == []
@@ -207,4 +211,20 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
         journal.write(replace(intent, token="2" * 32, vm_uuid="no such VM"))
         outcomes = {swept.intent.token: swept.outcome for swept in await sweep(session, journal)}
     assert outcomes == {intent.token: Outcome.NEVER_CREATED, "2" * 32: Outcome.KEPT}
-    assert {kept.token for kept in journal.intents()} == {"1" * 32, "2" * 32}
+    assert {kept.token for kept in journal.intents()} == {intent.token, "1" * 32, "2" * 32}
+
+
+async def test_a_task_that_hangs_does_not_hold_up_the_sweep(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    add_vm()
+    async with vcenter.connect() as session:
+        await _dead_intent(session, journal)
+        subject = (await find_vm(session, "web01")).reference(session)
+        lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
+        await session.call(
+            "CreateSnapshot_Task", lambda: subject.CreateSnapshot("theirs", "", False, False), changes=True
+        )
+        (swept,) = await sweep(session, journal, within_s=0.1)
+        assert (swept.outcome, swept.reason) == (Outcome.KEPT, "it was not dealt with in 0 s")
+        lab.calm()

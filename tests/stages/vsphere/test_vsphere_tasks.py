@@ -8,7 +8,7 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from lab.vcenter import LabVcenter
+from lab.vcenter import Delay, LabVcenter
 from pipeline.errors import SnapshotError
 from pipeline.secrets import Secret
 from stages.vsphere import Vcenter, VcenterSession, find_vm
@@ -93,3 +93,19 @@ async def test_a_task_that_the_server_does_not_know_is_gone(vcenter: Vcenter) ->
     async with vcenter.connect() as session:
         with pytest.raises(ObjectGone):
             await wait_for_task(session, vim.Task("task-4711", session.stub), "Some_Task")
+
+
+async def test_a_wait_left_behind_at_the_server_takes_no_news_from_the_next(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call: Calls
+) -> None:
+    add_vm()
+    lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
+    with trio.fail_after(20):  # a third of a wait's own time-out
+        async with _task(vcenter) as (session, task), trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_task, session, task, "CreateSnapshot_Task")
+            await wait_for_call(lab, "WaitForUpdatesEx")
+            await trio.sleep(0.05)  # so that it waits by now
+            lab.drop_connections()
+            while lab.calls["CreatePropertyCollector"] < 2:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            lab.calm()

@@ -98,7 +98,9 @@ async def test_a_session_that_was_ended_is_renewed(vcsim: Vcenter) -> None:
 async def test_a_snapshot_comes_and_goes(vcsim: Vcenter, journal: Journal) -> None:
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
-        async with open_snapshot(session, vm, Quiesce.application(), journal, run="r") as snapshot:
+        async with open_snapshot(
+            session, vm, Quiesce.application(policy="try"), journal, run="r"
+        ) as snapshot:
             assert await snapshots_left(session, vm) == 1
             assert snapshot.disks
             assert snapshot.configuration["name"] == WEB01

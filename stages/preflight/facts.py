@@ -1,0 +1,239 @@
+"""What the rules look at: plain frozen facts of a VM, its surroundings, this machine and the job.
+
+None always means "not known": a property that may not be read, that this server's version does not have, or that
+nobody can tell. Rules say so instead of guessing. Sizes and offsets are bytes, versions tuples of numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .guests import GuestOs, guest_os
+
+Version = tuple[int, ...]
+
+TOOLS_UNMANAGED = 0x7FFFFFFF  # open-vm-tools: the guest's own package, its version is not in this field
+_TOOLS_VERSIONLESS = (TOOLS_UNMANAGED, 0xFFFFFFFF)  # the second: not available
+_TOOLS_BITS = 5  # vm_tools_version.h of open-vm-tools: (major << 10) + (minor << 5) + base
+
+
+@dataclass(frozen=True)
+class VmDisk:
+    """A virtual disk. `bus`: scsi, ide, sata, nvme, or empty. `left_out`: why no snapshot holds it, or empty.
+
+    `raw`: 'physical' or 'virtual' for a raw device mapping, else empty. `files`: how many VMDKs its chain has.
+    """
+
+    key: str
+    device_key: int
+    label: str
+    bus: str
+    datastore: str
+    capacity: int
+    left_out: str = ""
+    raw: str = ""
+    multi_writer: bool = False
+    encrypted: bool = False
+    tracked: bool = True
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class VmController:
+    """A disk controller. `sharing`: the API's word for its bus sharing. `attached`: devices of any kind on it."""
+
+    key: str
+    kind: str
+    sharing: str
+    attached: int
+
+    @property
+    def is_scsi(self) -> bool:
+        return self.key.startswith("scsi")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file system of the guest, as VMware Tools report it. `disks`: device keys, None where Tools do not tell."""
+
+    path: str
+    capacity: int
+    free: int
+    disks: frozenset[int] | None
+
+
+@dataclass(frozen=True)
+class VmFacts:
+    """A VM. `readable`: the server has its configuration. `guest_build`: the running Windows, e.g. (20348, 2582).
+
+    `methods_disabled`: API calls that the server refuses for it now. `services`: start modes of guest services by
+    name, which vSphere itself does not report. `missing_privileges`: of those that a job may need.
+    """
+
+    moref: str
+    name: str
+    readable: bool = True
+    template: bool = False
+    guest_id: str = ""
+    reported_guest_id: str | None = None
+    guest_build: Version | None = None
+    hardware_version: int | None = None
+    enable_uuid: bool | None = None
+    encrypted: bool | None = None
+    power: str = "poweredOn"
+    connection: str = "connected"
+    host: str | None = None
+    question: str = ""
+    methods_disabled: frozenset[str] = frozenset()
+    tasks: Sequence[str] = ()
+    snapshots_supported: bool | None = True
+    snapshots_disabled: bool = False
+    snapshots_locked: bool = False
+    max_snapshots: int | None = None
+    own_snapshots: int = 0
+    foreign_snapshots: Sequence[str] = ()
+    consolidation_needed: bool = False
+    change_tracking: bool | None = None
+    change_tracking_supported: bool | None = None
+    disks: Sequence[VmDisk] = ()
+    controllers: Sequence[VmController] = ()
+    passthrough: Sequence[str] = ()
+    boot_bus: str | None = None
+    tools_running: bool | None = None
+    tools_version: int | None = None
+    tools_status: str | None = None
+    heartbeat: str | None = None
+    volumes: Sequence[Volume] | None = None
+    services: Mapping[str, str] | None = None
+    missing_privileges: frozenset[str] | None = None
+
+    @property
+    def guest(self) -> GuestOs | None:
+        """Its row in the table of guests; None: a Windows that the table does not have."""
+        return guest_os(self.guest_id)
+
+    @property
+    def snapshots(self) -> int:
+        return self.own_snapshots + len(self.foreign_snapshots)
+
+    @property
+    def tools_release(self) -> Version | None:
+        """Version of VMware Tools as (major, minor, base); None: not installed, unmanaged, or not known."""
+        if not self.tools_version or self.tools_version in _TOOLS_VERSIONLESS:
+            return None
+        mask = (1 << _TOOLS_BITS) - 1
+        number = self.tools_version
+        return number >> 2 * _TOOLS_BITS, number >> _TOOLS_BITS & mask, number & mask
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """An ESXi host. `unresolved`: why its name has no address; empty: it has one; None: not tried.
+
+    `closed_ports`: why a port cannot be reached, by port; a port that was reached has an empty reason, one that was
+    not tried is absent.
+    """
+
+    moref: str
+    name: str
+    version: Version | None = None
+    build: str = ""
+    connection: str = "connected"
+    maintenance: bool = False
+    unresolved: str | None = None
+    closed_ports: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatastoreFacts:
+    """A datastore. `kind`: VMFS, NFS, vsan, VVOL... `hosts`: morefs of the hosts that mount it."""
+
+    moref: str
+    name: str
+    kind: str = "VMFS"
+    accessible: bool = True
+    maintenance: str = "normal"
+    free: int | None = None
+    hosts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """The vCenter or ESXi host that we are logged in to.
+
+    `clock_ahead_s`: how far its clock is ahead of ours, None: not asked. `editions`: its licences' edition keys.
+    """
+
+    name: str
+    is_vcenter: bool
+    version: Version
+    api_version: Version
+    clock_ahead_s: float | None = None
+    editions: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class VddkFacts:
+    """The VDDK of the job. `version` None with an empty `problem`: found, but its file does not name a version.
+
+    `transports`: in the order wanted; empty: what the library prefers.
+    """
+
+    version: Version | None
+    problem: str = ""
+    transports: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class ProxyFacts:
+    """The machine that this program runs on. `vm`: itself as a VM of the same server, None: not one, not known."""
+
+    virtual: bool | None
+    vm: VmFacts | None = None
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the job wants. `quiescing`: 'application', 'file-system' or 'none'.
+
+    `may_degrade`: less quiescing than asked is a remark, not a failure. `backup_type`: of VSS.
+    `vddk` None: the disks are not read through VDDK.
+    """
+
+    quiescing: str = "application"
+    may_degrade: bool = False
+    backup_type: str = "copy"
+    enable_change_tracking: bool = False
+    vddk: VddkFacts | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known when the rules judge one VM. `host`: where it runs. `hosts`: all that see its datastores."""
+
+    vm: VmFacts
+    server: ServerFacts
+    job: JobFacts
+    host: HostFacts | None = None
+    hosts: Sequence[HostFacts] = ()
+    datastores: Sequence[DatastoreFacts] = ()
+    proxy: ProxyFacts | None = None
+
+    @property
+    def quiesces(self) -> bool:
+        return self.job.quiescing != "none"
+
+    @property
+    def application(self) -> bool:
+        """Application quiescing is asked of a guest that VMware Tools quiesce through VSS with its writers."""
+        guest = self.vm.guest
+        return self.job.quiescing == "application" and guest is not None and guest.reaches == "application"
+
+    @property
+    def transports(self) -> Sequence[str]:
+        return self.job.vddk.transports if self.job.vddk else ()
+
+    def only(self, *transports: str) -> bool:
+        """Whether the job's transports are named, and none is beside these."""
+        return bool(self.transports) and set(self.transports) <= set(transports)

@@ -1,0 +1,146 @@
+"""A VM that is powered off for a moment, as a resource: afterwards it is powered as it was, whatever happened.
+
+It starts from what the server shows, never from what we remember: an answer that was lost, a task that was
+cancelled and a guest that goes down only after we gave up on it all end in the same loop, shielded and with a
+deadline, which asks for the power state and powers on what is off. A VM that was off before is left off.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from pyVmomi import vim
+
+from pipeline.errors import SourceError
+from stages.vsphere.faults import ConnectionLost
+from stages.vsphere.lookup import Vm
+from stages.vsphere.properties import read
+from stages.vsphere.session import VcenterSession
+from stages.vsphere.tasks import wait_for_task
+
+# Windows installs its updates on the way down.
+SHUTDOWN_WITHIN_S = 900.0
+RESTORE_WITHIN_S = 900.0
+# A guest that was asked to shut down and has not at the deadline may still do so: it is watched for so long.
+LATE_S = 120.0
+POLL_S = 1.0
+
+
+class PowerNotRestored(SourceError):
+    """A VM that was on before may be off now. Facts: `vm`, `moref`."""
+
+
+async def power_state(session: VcenterSession, vm: Vm) -> str:
+    """The API's word for it: poweredOn, poweredOff or suspended."""
+    subject = vm.reference(session)
+    row = await session.call(
+        "RetrieveProperties", lambda: read(session.content, subject, ["runtime.powerState"])
+    )
+    return str(row.get("runtime.powerState"))
+
+
+@asynccontextmanager
+async def powered_off(
+    session: VcenterSession,
+    vm: Vm,
+    *,
+    shutdown_within_s: float = SHUTDOWN_WITHIN_S,
+    restore_within_s: float = RESTORE_WITHIN_S,
+    late_s: float = LATE_S,
+) -> AsyncIterator[bool]:
+    """The VM is off inside, by a shutdown of its guest, never by force. The value tells whether it was on before.
+
+    Raises SourceError when the guest does not shut down in time, or is suspended; PowerNotRestored when the VM
+    could not be powered on again, in a group with the body's own error when both failed. Cancelled while the guest
+    goes down, it waits for that, as long as it would have waited uncancelled, to power it on again.
+    """
+    before = await power_state(session, vm)
+    if before == "suspended":
+        raise SourceError(
+            f"{vm.name} is suspended.", remedy="Resume it or shut it down, then run again.", vm=vm.name
+        )
+    if before == "poweredOff":
+        yield False
+        return
+    watch_until = trio.current_time() + shutdown_within_s + late_s
+    going_down = threading.Event()
+    try:
+        await _ask_to_shut_down(session, vm, going_down)
+        await _wait_until_off(session, vm, shutdown_within_s)
+        going_down.clear()
+        yield True
+    except BaseException as failure:
+        until = watch_until if going_down.is_set() else -math.inf
+        if (error := await _restored(session, vm, restore_within_s, until)) is not None:
+            raise BaseExceptionGroup("The work failed, and so did powering on", [failure, error]) from None
+        raise
+    if (error := await _restored(session, vm, restore_within_s, -math.inf)) is not None:
+        raise error
+
+
+async def _ask_to_shut_down(session: VcenterSession, vm: Vm, going_down: threading.Event) -> None:
+    """Sets `going_down` when the guest was asked, or may have been. Raises SourceError when it cannot be asked."""
+    subject = vm.reference(session)
+
+    def shut_down() -> None:
+        going_down.set()
+        subject.ShutdownGuest()
+
+    try:
+        await session.call("ShutdownGuest", shut_down, changes=True)
+    except ConnectionLost:
+        return  # the answer was lost: the power state will tell
+    except SourceError as exc:
+        going_down.clear()
+        raise SourceError(
+            f"The guest of {vm.name} cannot be asked to shut down: {exc.problem}",
+            remedy="Shut it down by hand and run again: a VM that is off is changed without any restart.",
+            vm=vm.name,
+        ) from exc
+
+
+async def _wait_until_off(session: VcenterSession, vm: Vm, within_s: float) -> None:
+    with trio.move_on_after(within_s) as scope:
+        while await power_state(session, vm) != "poweredOff":  # noqa: ASYNC110
+            await trio.sleep(POLL_S)
+    if scope.cancelled_caught:
+        raise SourceError(
+            f"The guest of {vm.name} did not shut down within {within_s:g} s.",
+            remedy="See what holds it up (updates, an open dialogue); it may still go down by itself.",
+            vm=vm.name,
+        )
+
+
+async def _restored(
+    session: VcenterSession, vm: Vm, within_s: float, watch_until: float
+) -> PowerNotRestored | None:
+    """Power the VM on. Until `watch_until` a VM that is on is watched, because its guest may be going down."""
+    last = "the deadline passed."
+    watch_s = max(watch_until - trio.current_time(), 0)
+    with trio.move_on_after(watch_s + within_s, shield=True):
+        while True:
+            try:
+                if await power_state(session, vm) == "poweredOff":
+                    await _power_on(session, vm)
+                    return None
+                if trio.current_time() >= watch_until:
+                    return None
+            except SourceError as exc:  # whatever it is, a VM that stays off is worse than one more attempt
+                last = exc.problem
+            await trio.sleep(POLL_S)
+    return PowerNotRestored(
+        f"{vm.name} was powered on before, and could not be powered on again within {within_s:g} s: {last}",
+        remedy="Power it on by hand.",
+        vm=vm.name,
+        moref=vm.moref,
+    )
+
+
+async def _power_on(session: VcenterSession, vm: Vm) -> None:
+    subject: vim.VirtualMachine = vm.reference(session)
+    task = await session.call("PowerOnVM_Task", lambda: subject.PowerOn(None), changes=True)
+    await wait_for_task(session, task, "PowerOnVM_Task")

@@ -1,0 +1,47 @@
+"""A running lab vCenter that can tell privileges and licences, VMs in it, and settings to reach it."""
+
+import pytest
+
+from lab.disks import LabDisk
+from lab.vcenter import LabVcenter
+from pipeline.secrets import Secret
+from pipeline.units import MiB
+from stages.preflight import power
+from stages.vsphere import Vcenter
+from tests.stages.preflight.lab_managers import install
+
+
+@pytest.fixture
+def lab(tmp_path):
+    with LabVcenter(tmp_path / "lab", task_s=0.02) as running:
+        yield running
+
+
+@pytest.fixture
+def vcenter(lab):
+    return Vcenter(
+        lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint_sha256, port=lab.port
+    )
+
+
+@pytest.fixture
+def managers(lab):
+    """The lab's managers of privileges and licences, for tests to change."""
+    return install(lab)
+
+
+@pytest.fixture
+def add_vm(lab):
+    """Registers a VM with small disks; returns its moref."""
+
+    def add(name="web01", *, disks=2, **settings):
+        directory = lab.datastore("datastore1") / name
+        made = [LabDisk.create(directory, f"disk{number}", 4 * MiB) for number in range(disks)]
+        return lab.register_vm(directory, name, made, **settings)
+
+    return add
+
+
+@pytest.fixture(autouse=True)
+def _quick_polls(monkeypatch):
+    monkeypatch.setattr(power, "POLL_S", 0.02)
