@@ -44,16 +44,19 @@ async def run_ordered(
     *,
     places: int,
 ) -> None:
-    """Send `await work(item)` for every item, in order, with up to `places` items in hand."""
+    """Send `await work(item)` for every item, in order, with up to `places` items in hand.
+
+    The first failure is the one that is raised: what fails beside it fails most often for the same reason.
+    """
     meter = current_meter()
     meter.places = places
     intake = trio.Lock()
     sent = trio.Event()  # what was taken last has been sent
     sent.set()
-    ended = False
+    ended = failed = False
 
     async def serve() -> None:
-        nonlocal sent, ended
+        nonlocal sent, ended, failed
         while True:
             async with intake:
                 if ended:
@@ -65,8 +68,14 @@ async def run_ordered(
                     return
                 elder_sent, sent = sent, trio.Event()
                 own_sent = sent
-            with meter.working():
-                result = await work(item)
+            try:
+                with meter.working():
+                    result = await work(item)
+            except Exception:
+                if failed:
+                    return
+                failed = True
+                raise
             del item
             if not elder_sent.is_set():
                 await elder_sent.wait()

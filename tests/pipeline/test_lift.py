@@ -152,3 +152,20 @@ async def test_no_more_items_in_hand_than_places():
         await run_ordered(taken, out, work, places=3)
         await out.aclose()
     assert most <= 4  # three places, and the one that the reader holds
+
+
+async def test_of_failures_at_the_same_time_the_first_is_raised():
+    meet = trio.Event()
+
+    async def work(item):
+        if item == 1:
+            meet.set()
+        await meet.wait()
+        raise ValueError(f"item {item}")
+
+    sent, taken = trio.open_memory_channel(2)
+    for item in range(2):
+        sent.send_nowait(item)
+    with pytest.raises(ExceptionGroup) as failed:
+        await run_ordered(taken, trio.open_memory_channel(0)[0], work, places=2)
+    assert len(failed.value.exceptions) == 1
