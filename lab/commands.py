@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.errors import EXIT_FAILED
+from pipeline.units import MiB
 
 from .demo import DemoFailed, run_demo
 from .vcenter.__main__ import main as serve
@@ -19,10 +20,11 @@ def lab() -> None:
 
 @lab.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def demo(directory: Path) -> int:
+@click.option("--fill", default=300, show_default=True, metavar="MIB", help="Files on the VM's disks.")
+def demo(directory: Path, fill: int) -> int:
     """Run the main job on a lab built in DIRECTORY: two backups, two restores, compared."""
     try:
-        run_demo(directory.resolve())
+        run_demo(directory.resolve(), fill * MiB)
     except DemoFailed as exc:
         click.echo(f"vadpipe: the demo failed: {exc}.", err=True)
         return EXIT_FAILED

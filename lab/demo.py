@@ -75,11 +75,11 @@ class DemoFailed(RuntimeError):
     """A step of the demo did not do what it has to."""
 
 
-def run_demo(directory: Path) -> None:
-    """Build the lab in `directory` and run the main job on it. Raises DemoFailed."""
+def run_demo(directory: Path, fill: int) -> None:
+    """Build the lab in `directory`, with `fill` bytes of files, and run the main job on it. Raises DemoFailed."""
     begun = time.monotonic()
     with ExitStack() as stack:
-        lab = _prepare(directory, stack)
+        lab = _prepare(directory, fill, stack)
         lab.vadpipe("init", lab.repository)
         _say("First run: everything that is allocated")
         _back_up(lab)
@@ -95,11 +95,11 @@ def run_demo(directory: Path) -> None:
     click.echo(f"Done in {time.monotonic() - begun:.0f} s.")
 
 
-def _prepare(directory: Path, stack: ExitStack) -> Lab:
+def _prepare(directory: Path, fill: int, stack: ExitStack) -> Lab:
     _clear(directory)
     vm_directory = directory / "datastores" / DATASTORE / VM
     _say("The lab: a vCenter and a Windows VM")
-    guest = build_windows_guest(vm_directory, VM)
+    guest = build_windows_guest(vm_directory, VM, fill=fill)
     click.echo(
         f"VM {VM}: {', '.join(f'{disk.name} {format_size(disk.capacity)}' for disk in guest.disks)}; "
         f"file system {guest.filesystem}, {len(guest.files)} files; digests by {WITNESS}"
