@@ -34,7 +34,7 @@ class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
     """
 
     identity: Blake3 = Blake3()
-    workers: int = 2
+    serial = True  # many small calls: see pipeline.lift
 
     def kernel(self) -> Callable[[CutSpan], DigestedSpan]:
         return self._digest

@@ -31,7 +31,7 @@ class CutGrains(KernelStage[Span | Gap, CutSpan | Gap]):
     Gaps pass. Memory: the spans in hand. Cancel: leaves nothing behind.
     """
 
-    workers: int = 2
+    serial = True  # many small calls: see pipeline.lift
 
     def kernel(self) -> Callable[[Span], CutSpan]:
         return cut_span

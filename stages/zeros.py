@@ -25,7 +25,7 @@ class MarkZeros(KernelStage[Span | Gap, Span | Gap]):
     Gaps pass. Memory: the spans in hand. Cancel: leaves nothing behind.
     """
 
-    workers: int = 2
+    serial = True  # many small calls: see pipeline.lift
 
     def kernel(self) -> Callable[[Span], Span | Zeros]:
         return mark_zeros

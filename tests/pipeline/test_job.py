@@ -173,7 +173,7 @@ def test_plan_describes_without_running():
     assert planned.stages == [
         "AllocatedExtents(disk=disk)",
         "ReadSpans(disk=disk, ahead=2)",
-        "MarkZeros(workers=2)",
+        "MarkZeros()",
         "Count(disk=disk)",
     ]
     assert planned.memory == 32 * MiB
