@@ -4,7 +4,7 @@ Each run draws its own trouble from its own seed: faults at calls and in tasks, 
 dropped connections, HTTP 503, expired sessions; restarts that forget sessions and tasks; tasks that take long;
 consolidation that fails; SIGKILL. Then the lab is calm, and one more run has to succeed. After it: no snapshot of
 ours, disks consolidated or named, no foreign snapshot touched, no point published that is not whole. Moments are
-counted in calls, not in seconds, so that `--seed S --only N` plays run N again.
+counted in calls, not in seconds: `--seed S --only N` draws run N again, though threads may order its calls anew.
 """
 
 from __future__ import annotations
