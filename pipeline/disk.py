@@ -108,6 +108,11 @@ class Capture(Protocol):
         ...
 
     @property
+    def attention(self) -> Sequence[str]:
+        """What else is not as it was asked for, one sentence each; it makes exit code 3."""
+        ...
+
+    @property
     def remarks(self) -> Sequence[str]:
         """What else a report should say, one sentence each."""
         ...

@@ -133,7 +133,7 @@ class Job(Generic[C, P]):
             attention += [str(leaf) for leaf in leaves(exc)]
         assert record.capture is not None
         capture, evidence = record.capture, record.evidence
-        attention += capture.left_out
+        attention += [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
             attention.append(
                 f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."

@@ -66,6 +66,28 @@ def test_the_manifest_is_kept_with_the_point(small_lab, tmp_path):
     assert (tmp_path / "documents" / "vss-manifest.zip").read_bytes().startswith(b"PK")
 
 
+def test_quiescing_that_left_no_manifest_is_published_as_what_it_is(small_lab):
+    """The snapshot's own flag says quiesced; without a manifest nothing shows that it was."""
+    small_lab.vcenter._inventory.vms[small_lab.moref].quiescing = "crash"
+    small_lab.vcenter.on_snapshot.clear()  # no VSS writers take part
+    done = small_lab.run("--json")
+    assert done.returncode == 3, done.stderr
+    [job] = document(done)["jobs"]
+    assert job["quiescing"]["reached"] == "crash"
+    assert "Quiescing reached crash, asked for was application." in job["attention"]
+    [point] = points(small_lab)
+    assert point["quiescing"] == "crash"
+    assert small_lab.snapshots == 0
+
+
+def test_a_vm_that_is_off_is_not_called_quiesced(small_lab):
+    small_lab.vcenter._inventory.vms[small_lab.moref].power = "poweredOff"
+    done = small_lab.run("--json")
+    assert done.returncode == 3, done.stderr
+    [job] = document(done)["jobs"]
+    assert "The snapshot was taken with quiescing 'none'; asked for was 'application'." in job["attention"]
+
+
 def one_message(done, code, *parts):
     """Exit code, exactly one line that holds all parts, no traceback."""
     assert done.returncode == code, done.stderr

@@ -196,6 +196,7 @@ class FakeCapture:
     quiescing_asked: str = "none"
     configuration: Mapping[str, object] = field(default_factory=dict)
     left_out: Sequence[str] = ()
+    attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
     snapshots_left: int | None = None
 

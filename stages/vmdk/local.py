@@ -101,6 +101,7 @@ class LocalCapture:
     directory: Path
     quiescing_asked: str = "none"
     left_out: Sequence[str] = ()
+    attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
     snapshots_left: None = None
 

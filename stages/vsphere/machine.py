@@ -87,8 +87,9 @@ class VcenterVm:
 class VsphereCapture:
     """A VM held still by a snapshot: a `pipeline.disk.Capture`.
 
-    `left_out`: a sentence for each disk of the VM that no snapshot holds. `remarks`: what else a report should
-    say. `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
+    `left_out`: a sentence for each disk of the VM that no snapshot holds. `attention`: what else is not as it was
+    asked for; `remarks`: what else a report should say. `snapshots_left`: how many snapshots the VM has, whoever
+    made them, known once the capture has ended.
     """
 
     machine: MachineId
@@ -96,6 +97,7 @@ class VsphereCapture:
     quiescing_asked: str
     configuration: Mapping[str, object]
     left_out: Sequence[str]
+    attention: Sequence[str]
     remarks: Sequence[str]
     session: VcenterSession = field(repr=False)
     snapshot: Snapshot = field(repr=False)
@@ -148,6 +150,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         quiescing_asked=settings.quiesce.kind,
                         configuration=snapshot.configuration,
                         left_out=snapshot.left_out,
+                        attention=_weaker(settings.quiesce, snapshot.quiesce),
                         remarks=[*remarks, *snapshot.remarks],
                         session=session,
                         snapshot=snapshot,
@@ -193,6 +196,13 @@ async def _opened(
         exc.add_note(f"disk {facts.label} ({facts.key})")
         raise
     return SnapshotDisk(facts, pool, reader, session, snapshot)
+
+
+def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
+    """A sentence when the snapshot was taken with weaker quiescing than asked for."""
+    if taken.kind == asked.kind:
+        return []
+    return [f"The snapshot was taken with quiescing {taken.kind!r}; asked for was {asked.kind!r}."]
 
 
 async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:

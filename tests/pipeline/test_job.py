@@ -140,6 +140,21 @@ async def test_quiescing_below_what_was_asked_needs_attention():
     assert receipt.as_dict()["quiescing"] == {"asked": "none", "reached": "crash", "reasons": ["no manifest"]}
 
 
+@dataclass(frozen=True)
+class Weaker(FakeMachine):
+    """Could not hold everything still, nor as it was asked."""
+
+    @asynccontextmanager
+    async def capture(self):
+        async with super().capture() as capture:
+            yield replace(capture, left_out=["One disk is left out."], attention=["It was not quiesced."])
+
+
+async def test_what_a_capture_could_not_do_needs_attention():
+    receipt = await Job(Weaker(disks()), path, into=FakeTarget()).run()
+    assert receipt.attention == ["One disk is left out.", "It was not quiesced."]
+
+
 class BadTarget(FakeTarget):
     @asynccontextmanager
     async def open(self):
