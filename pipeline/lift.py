@@ -10,8 +10,8 @@ win the interpreter lock. So a kernel that must see the items one at a time and 
 well: its thread waits for its turn. Gaps of the disk (zero, unchanged) have no bytes to work on and make no trip.
 
 Kernels that make many small calls (cutting, digests) are `serial` too, though they need not be: two threads of them
-hand the interpreter lock to and fro some hundred times per span, which cost a tenth of all CPU-seconds. While one
-thread is at them, the others compress, which takes longer.
+hand the interpreter lock to and fro (bench path, image to repository, 4 GiB: 389,000 futex calls, 304,000 with one
+thread at a time). While one thread is at them, the others compress, which takes longer.
 
 No more threads are at work in a process than it has processors: more of them only fight for the interpreter lock.
 """
