@@ -13,6 +13,7 @@ import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import ContractError, Sink, SinkError, Span, Unchanged, Zeros
+from pipeline.files import flush_directory
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,7 @@ def _write(descriptor: int, span: Span) -> int:
 
 def _publish(partial: Path, path: Path) -> None:
     partial.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush_directory(path.parent)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import json_option, run_async, show
+from pipeline.commands import config_argument
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
 
@@ -14,7 +15,7 @@ from .vsphere import Journal, Outcome, Swept, Vcenter, VcenterVm, sweep
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@config_argument
 @click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
 @json_option
 def cleanup(config: Path, dry_run: bool, as_json: bool) -> int:

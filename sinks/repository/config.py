@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pipeline import IntegrityError, SinkError
+from pipeline.files import flush_directory
 
 from .damage import Damage
-from .files import DIRECTORY_MODE, flush_directory, sink_errors, write_durably
+from .files import DIRECTORY_MODE, sink_errors, write_durably
 from .keys import KEY_SIZE, Keys
 from .layout import Layout
 from .sealed import parse, seal, unseal

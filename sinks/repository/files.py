@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import SinkError
+from pipeline.files import flush_directory
 
 # VM data lies in these files: only their owner may read them.
 FILE_MODE = 0o600
@@ -74,11 +75,3 @@ def write_durably(final: Path, temporary: Path, content: bytes) -> None:
     finally:
         os.close(descriptor)
     publish(temporary, final)
-
-
-def flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from .files import create, flush_directory, sink_errors
+from pipeline.files import flush_directory
+
+from .files import create, sink_errors
 from .layout import Layout, run_of
 from .segments import Segment
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli import json_option, run_async, show
+from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from stages.vsphere import Vcenter, VcenterVm, find_vm
@@ -18,12 +19,9 @@ from .reach import probe
 from .report import PreflightReport, job_facts, preflight_all
 from .rules import RULES
 
-job_option = click.option("--job", "only", metavar="NAME", help="Only this job of the configuration.")
-config_type = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("config", type=config_type, required=False)
+@click.argument("config", type=click.Path(path_type=Path), required=False)
 @job_option
 @click.option("--rules", "list_rules", is_flag=True, help="List the rules instead; needs no configuration.")
 @click.option("--no-network", is_flag=True, help="Do not try the names and ports of hosts.")
@@ -55,7 +53,7 @@ def preflight(
 
 
 @click.command()
-@click.argument("config", type=config_type)
+@config_argument
 @job_option
 @click.option(
     "--enable-uuid", "uuid", is_flag=True, help="Set disk.EnableUUID=TRUE, which restarts the guest."

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pyVmomi import vim
 
 from stages.vsphere.properties import Row
+from stages.vsphere.snapshot_tree import flat_tree
 
 from .devices import boot_bus, passed_through, vm_controllers, vm_disks
 from .facts import Version, VmFacts, Volume
@@ -16,7 +17,6 @@ from .facts import Version, VmFacts, Volume
 MAX_SNAPSHOTS = 'config.extraConfig["snapshot.maxSnapshots"]'
 DETAILS = 'config.extraConfig["guestInfo.detailed.data"]'  # what VMware Tools tell of the system, from 11 on
 
-_OURS = "[vadpipe:"  # in the description of our snapshots
 _ENCRYPTION_SINCE: Version = (6, 5)
 _BUILD = re.compile(r"kernelVersion='(?P<build>\d+)\.(?P<revision>\d+)'")
 _HARDWARE = re.compile(r"vmx-(?P<number>\d+)")
@@ -78,15 +78,9 @@ def _tools_running(status: str | None) -> bool | None:
 
 def _snapshots(info: vim.vm.SnapshotInfo | None) -> tuple[int, list[str]]:
     """How many are ours, and the names of the others."""
-    nodes = list(_nodes(info.rootSnapshotList)) if info is not None else []
-    foreign = [node.name for node in nodes if _OURS not in (node.description or "")]
+    nodes = list(flat_tree(info.rootSnapshotList)) if info is not None else []
+    foreign = [node.name for node in nodes if node.token is None]
     return len(nodes) - len(foreign), foreign
-
-
-def _nodes(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[vim.vm.SnapshotTree]:
-    for tree in trees:
-        yield tree
-        yield from _nodes(tree.childSnapshotList)
 
 
 def _volumes(disks: Iterable[vim.vm.GuestInfo.DiskInfo] | None) -> list[Volume] | None:

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from pipeline.files import flush_directory
+
 
 def replace_durably(path: Path, text: str, *, mode: int) -> None:
     """Write the text; on disk when this returns. An existing file's mode, owner and attributes are kept.
@@ -28,13 +30,14 @@ def replace_durably(path: Path, text: str, *, mode: int) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(target.parent)
+    flush_directory(target.parent)
 
 
 def remove_durably(path: Path) -> None:
     """Remove the file, if it is there. Raises OSError."""
     path.unlink(missing_ok=True)
-    _sync(path.parent)
+    if path.parent.is_dir():
+        flush_directory(path.parent)
 
 
 def read_whole(path: Path) -> str | None:
@@ -51,14 +54,3 @@ def _look_alike(old: Path, new: Path) -> None:
     if hasattr(os, "chown"):
         status = old.stat()
         os.chown(new, status.st_uid, status.st_gid)
-
-
-def _sync(directory: Path) -> None:
-    """Make renames and removals in the directory durable (Windows does it without being asked)."""
-    if not hasattr(os, "O_DIRECTORY") or not directory.is_dir():
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

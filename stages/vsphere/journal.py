@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.files import flush_directory
 
 _SUFFIX = ".intent.json"
 
@@ -111,7 +112,7 @@ class Journal:
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise
-            _sync(self.directory)
+            flush_directory(self.directory)
 
     def abandon(self, intent: Intent) -> None:
         """This process gave up on undoing it: the next sweep may, even one of this process. Raises SourceError."""
@@ -121,7 +122,7 @@ class Journal:
         """Forget an intent that was undone or never came into being. Raises SourceError."""
         with self._errors():
             self._path(intent).unlink(missing_ok=True)
-            _sync(self.directory)
+            flush_directory(self.directory)
 
     def intents(self) -> Sequence[Intent]:
         """All of them, oldest first. Raises SourceError for a file that cannot be read as one."""
@@ -184,14 +185,3 @@ def _exists(pid: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def _sync(directory: Path) -> None:
-    """Make renames and removals in the directory durable (Windows does it without being asked)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

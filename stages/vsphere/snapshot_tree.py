@@ -40,7 +40,7 @@ async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotN
     subject = vim.VirtualMachine(vm_moref, session.stub)
     row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["snapshot"]))
     tree = row.get("snapshot")
-    return list(_flat(tree.rootSnapshotList)) if tree else []
+    return list(flat_tree(tree.rootSnapshotList)) if tree else []
 
 
 async def snapshots_left(session: VcenterSession, vm: Vm) -> int:
@@ -48,7 +48,8 @@ async def snapshots_left(session: VcenterSession, vm: Vm) -> int:
     return len(await snapshots_of(session, vm.moref))
 
 
-def _flat(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
+def flat_tree(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
+    """The snapshots of the API's trees, parents before children."""
     for tree in trees:
         mark = _MARK.search(tree.description or "")
         yield SnapshotNode(
@@ -59,4 +60,4 @@ def _flat(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
             backup_manifest=tree.backupManifest or None,
             token=mark["token"] if mark else None,
         )
-        yield from _flat(tree.childSnapshotList)
+        yield from flat_tree(tree.childSnapshotList)
