@@ -46,9 +46,11 @@ def _is_of_applications(fetched: FetchedManifest) -> bool:
 @pytest.fixture
 def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not say `backupManifest`, as older ones."""
-    flat = snapshot_tree._flat
+    flat = snapshot_tree.flat_tree
     monkeypatch.setattr(
-        snapshot_tree, "_flat", lambda trees: [replace(node, backup_manifest=None) for node in flat(trees)]
+        snapshot_tree,
+        "flat_tree",
+        lambda trees: [replace(node, backup_manifest=None) for node in flat(trees)],
     )
 
 
