@@ -625,11 +625,10 @@ def test_a_write_invalidates_the_children(run: Run, tmp_path: Path) -> None:
 
     def refused(client, path):
         client.open(path, expect=16008)
-        return client.log[-1]
+        return client.log  # a thread that starts may write its own line last
 
     log = run(refused, str(leaf))
-    assert "content id" in log
-    assert "redo1.vmdk" in log
+    assert any("content id" in line and "redo1.vmdk" in line for line in log), log
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
