@@ -11,7 +11,7 @@ demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
 
 test: .venv/installed tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
