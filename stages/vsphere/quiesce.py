@@ -14,7 +14,7 @@ from .faults import NotOffered
 from .lookup import Vm
 from .session import VcenterSession
 
-Kind = Literal["application", "file-system", "none"]
+Kind = Literal["application", "auto", "file-system", "none"]
 BackupType = Literal["copy", "full", "incremental", "differential", "log"]
 Policy = Literal["require", "try", "never"]
 
@@ -22,7 +22,11 @@ Policy = Literal["require", "try", "never"]
 _BACKUP_TYPES: dict[BackupType, int] = {"full": 1, "incremental": 2, "differential": 3, "log": 4, "copy": 5}
 
 # VirtualMachineWindowsQuiesceSpec.vssBackupContext. `ctx_backup` cannot degrade by itself, `ctx_auto` can.
-_CONTEXTS: dict[Kind, str] = {"application": "ctx_backup", "file-system": "ctx_file_share_backup"}
+_CONTEXTS: dict[Kind, str] = {
+    "application": "ctx_backup",
+    "auto": "ctx_auto",
+    "file-system": "ctx_file_share_backup",
+}
 
 # What the documentation of VSS_BACKUP_TYPE and of the writers says about logs.
 _LOG_WARNINGS: dict[BackupType, str] = {
@@ -38,7 +42,7 @@ _EX_SINCE = (6, 5)
 
 @dataclass(frozen=True)
 class Quiesce:
-    """What is asked of the guest. Made by `application()`, `file_system()` and `none()`.
+    """What is asked of the guest. Made by `application()`, `auto()`, `file_system()` and `none()`.
 
     `policy`: 'require' fails the backup when the guest cannot be quiesced so; 'try' takes the next weaker kind,
     down to none, and says so; 'never' does not ask at all. `retries`: further attempts where the failure is one
@@ -107,6 +111,30 @@ class Quiesce:
         )
 
     @classmethod
+    def auto(
+        cls,
+        *,
+        backup_type: BackupType = "copy",
+        bootable_system_state: bool = True,
+        partial_files: bool = False,
+        timeout_min: int | None = None,
+        policy: Policy = "require",
+        retries: int = 1,
+        retry_after_s: float | None = None,
+    ) -> Quiesce:
+        """VMware Tools choose: applications where they can, else file systems. Only the VSS manifest tells which."""
+        asked = cls.application(
+            backup_type=backup_type,
+            bootable_system_state=bootable_system_state,
+            partial_files=partial_files,
+            timeout_min=timeout_min,
+            policy=policy,
+            retries=retries,
+            retry_after_s=retry_after_s,
+        )
+        return replace(asked, kind="auto")
+
+    @classmethod
     def file_system(
         cls,
         *,
@@ -132,7 +160,7 @@ class Quiesce:
     @property
     def warning(self) -> str:
         """What the backup type does to the applications' logs; empty for 'copy', which leaves them alone."""
-        said = _LOG_WARNINGS.get(self.backup_type) if self.kind == "application" else None
+        said = _LOG_WARNINGS.get(self.backup_type) if self.kind in ("application", "auto") else None
         if said is None:
             return ""
         return (
@@ -145,7 +173,7 @@ class Quiesce:
         if self.policy != "try":
             return [self]
         weaker = replace(self, kind="file-system", backup_type="copy")
-        between = [weaker] if self.kind == "application" and is_windows(guest_id) else []
+        between = [weaker] if self.kind in ("application", "auto") and is_windows(guest_id) else []
         return [self, *between, Quiesce.none()]
 
 
