@@ -29,6 +29,7 @@ __all__ = [
     "Dedupe",
     "Digest",
     "DiskAccess",
+    "GuestControl",
     "Journal",
     "LocalVm",
     "MarkZeros",

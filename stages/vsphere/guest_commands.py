@@ -37,7 +37,10 @@ class GuestState:
 
     def lines(self) -> list[str]:
         return [
-            *(f"{self.vm}: {sentence}" for sentence in self.told or ["Nothing is set in it, and no script is there."]),
+            *(
+                f"{self.vm}: {sentence}"
+                for sentence in self.told or ["Nothing is set in it, and no script is there."]
+            ),
             *(f"{self.vm}: ATTENTION: {sentence}" for sentence in self.attention),
         ]
 
@@ -45,8 +48,12 @@ class GuestState:
 @click.command("guest-config")
 @config_argument
 @job_option
-@click.option("--show", "action", flag_value="show", default="show", help="What the guests have; changes nothing.")
-@click.option("--apply", "action", flag_value="apply", help="Change tools.conf in the guests as their jobs ask.")
+@click.option(
+    "--show", "action", flag_value="show", default="show", help="What the guests have; changes nothing."
+)
+@click.option(
+    "--apply", "action", flag_value="apply", help="Change tools.conf in the guests as their jobs ask."
+)
 @click.option("--undo", "action", flag_value="undo", help="Put tools.conf in the guests back.")
 @json_option
 def guest_config(config: Path, only: str | None, action: Action, as_json: bool) -> int:

@@ -1,9 +1,9 @@
 """What a job expects inside a guest, and whether it is so, looked at before the snapshot.
 
 A job never changes a guest: a killed run would leave the change behind, and two jobs of one VM would undo each
-other's. Changing is a command of its own (`vadpipe guest-config --apply`, `guest_change`), done once and by a person.
-A job that was given an account of the guest only looks: it reads tools.conf and lists the scripts, says what will
-run, and takes a difference from what was asked by the policy of its quiescing: 'require' fails before the snapshot,
+other's. Changing is a command of its own (`vadpipe guest-config --apply`, in `guest_change`), done once, by a person.
+A job that was given an account of the guest only looks: it reads tools.conf, lists the scripts, says what will run,
+and takes a difference from what was asked by the policy of its quiescing: 'require' fails before the snapshot, and
 'try' goes on and says it.
 """
 
@@ -86,20 +86,26 @@ class Inside:
         found = []
         if SETTINGS["enableVSS"].equals(self.config.value("enableVSS"), False):
             found.append("tools.conf switches VSS off (enableVSS=false): the guest cannot be quiesced by it.")
-        disabled = SETTINGS["vss.disableAppQuiescing"].equals(self.config.value("vss.disableAppQuiescing"), True)
+        disabled = SETTINGS["vss.disableAppQuiescing"].equals(
+            self.config.value("vss.disableAppQuiescing"), True
+        )
         if disabled and quiesce.kind == "application":
             found.append("tools.conf allows file-system quiescing only (vss.disableAppQuiescing=true).")
         return found
 
     def remarks(self) -> list[str]:
         """What a report should say of the guest, beside differences."""
-        said = [f"Runs in the guest when it is quiesced: {', '.join(self.scripts.paths)}."] if self.scripts else []
+        said = (
+            [f"Runs in the guest when it is quiesced: {', '.join(self.scripts.paths)}."]
+            if self.scripts
+            else []
+        )
         if set_here := self.config.values():
             shown = ", ".join(f"{key}={value}" for key, value in set_here.items())
             said.append(f"tools.conf of the guest has in [vmbackup]: {shown}.")
         if older := [key for key in set_here if key in SETTINGS and SETTINGS[key].older_call]:
             said.append(
-                f"{', '.join(older)}: VMware Tools heed that for CreateSnapshot_Task, of vSphere before 6.5; not now."
+                f"{', '.join(older)}: VMware Tools heed that for CreateSnapshot_Task only, the call before 6.5."
             )
         return said
 
@@ -144,8 +150,8 @@ async def look_inside(
     if against and quiesce.policy == "require":
         raise QuiesceFailed(
             f"The guest of {vm.name} is not as the job asks: {' '.join(against)}",
-            remedy="Change the guest ('vadpipe guest-config CONFIG.py --apply' for tools.conf) or the job; with the "
-            "policy 'try' it goes on and says so.",
+            remedy="Change the guest ('vadpipe guest-config CONFIG.py --apply' for tools.conf) or the job; with "
+            "the policy 'try' it goes on and says so.",
             vm=vm.name,
             differences=against,
         )

@@ -83,7 +83,7 @@ class GuestFiles:
     windows: bool
 
     async def names(self, directory: str) -> list[str]:
-        """The names of the files, no directories, in a directory, or the name of that one file; none: no such path."""
+        """The names of the files, not directories, in a directory, or that of the one file; none: no such path."""
         names: list[str] = []
         seen = 0
         while True:
@@ -96,7 +96,9 @@ class GuestFiles:
             seen += len(page.files)
             # Servers give a name or a whole path.
             names += [
-                file.path.replace("\\", "/").rpartition("/")[2] if self.windows else file.path.rpartition("/")[2]
+                file.path.replace("\\", "/").rpartition("/")[2]
+                if self.windows
+                else file.path.rpartition("/")[2]
                 for file in page.files
                 if file.type != "directory"
             ]
@@ -117,7 +119,10 @@ class GuestFiles:
         attributes = like.attributes if like is not None else self._no_attributes()
         await self._again_if_broken(lambda: self._upload(path + _NEW, content, attributes))
         await self._call(
-            "MoveFileInGuest", path, lambda files, vm, auth: files.MoveFile(vm, auth, path + _NEW, path, True), True
+            "MoveFileInGuest",
+            path,
+            lambda files, vm, auth: files.MoveFile(vm, auth, path + _NEW, path, True),
+            True,
         )
 
     async def remove(self, path: str) -> None:
@@ -132,7 +137,9 @@ class GuestFiles:
 
     async def _page(self, directory: str, index: int) -> vim.vm.guest.FileManager.ListFileInfo:
         return await self._call(
-            "ListFilesInGuest", directory, lambda files, vm, auth: files.ListFiles(vm, auth, directory, index, _PAGE, None)
+            "ListFilesInGuest",
+            directory,
+            lambda files, vm, auth: files.ListFiles(vm, auth, directory, index, _PAGE, None),
         )
 
     async def _read(self, path: str) -> GuestFile:
@@ -142,7 +149,9 @@ class GuestFiles:
             lambda files, vm, auth: files.InitiateFileTransferFromGuest(vm, auth, path),
         )
         door = await self.session.call("RetrieveProperties", lambda: door_of(self.session, self.vm, told.url))
-        content = await self.session.call(f"GET {path}", lambda: download(door, READ_LIMIT, path), repeat=False)
+        content = await self.session.call(
+            f"GET {path}", lambda: download(door, READ_LIMIT, path), repeat=False
+        )
         if len(content) != told.size:
             raise ConnectionLost(
                 f"{door.host} gave {len(content)} bytes of {path} in {self.vm.name}, which has {told.size}.",
@@ -157,11 +166,15 @@ class GuestFiles:
         url = await self._call(
             "InitiateFileTransferToGuest",
             path,
-            lambda files, vm, auth: files.InitiateFileTransferToGuest(vm, auth, path, attributes, len(content), True),
+            lambda files, vm, auth: files.InitiateFileTransferToGuest(
+                vm, auth, path, attributes, len(content), True
+            ),
             True,
         )
         door = await self.session.call("RetrieveProperties", lambda: door_of(self.session, self.vm, url))
-        await self.session.call(f"PUT {path}", lambda: upload(door, content, path), changes=True, repeat=False)
+        await self.session.call(
+            f"PUT {path}", lambda: upload(door, content, path), changes=True, repeat=False
+        )
 
     async def _again_if_broken(self, work: Callable[[], Awaitable[T]]) -> T:
         """An address for a file is good once, so a broken transfer begins with a new one."""

@@ -1,15 +1,15 @@
 """The bytes of a file of a guest: an HTTPS request to the address that the server gave for it.
 
-The address names vCenter ('*' stands for the server that was called) or, mostly, the ESXi host of the VM. A host has
-a certificate of its own, which neither the pin nor perhaps the authority of vCenter fits. But vCenter knows the
+The address names vCenter ('*' stands for the server that was called) or, mostly, the ESXi host of the VM. A host
+has a certificate of its own, which neither the pin nor perhaps the authority of vCenter fits. But vCenter knows the
 certificate of each of its hosts, and we know vCenter; so the host has to show exactly the certificate that vCenter
-told us over the session, and anything else is refused before the first byte. Without such a statement nothing is sent.
+told us over the session, and anything else is refused before the first byte. Without such a word nothing is sent.
 
 The address holds a token that is as good as the file, so it is in no error and in no log. Nothing else that is
 secret travels: neither the session's cookie nor the guest's password.
 
-Source: vSphere API reference, GuestFileManager and FileTransferInformation ("the X.509 certificate for the host must
-be used to authenticate the remote end").
+Source: vSphere API reference, GuestFileManager and FileTransferInformation: the remote end is to be authenticated
+by the X.509 certificate of the host.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def _require(door: Door, call: str, status: int, reason: str) -> None:
 
 def _trust_of_host(session: VcenterSession, vm: Vm, name: str) -> Trust:
     """Pinned to the certificate that vCenter knows of the host that the VM runs on now."""
-    host: vim.HostSystem | None = read(session.content, vm.reference(session), ["runtime.host"]).get("runtime.host")
+    host: vim.HostSystem | None = read(session.content, vm.reference(session), ["runtime.host"]).get(
+        "runtime.host"
+    )
     thumbprint = read(session.content, host, [_THUMBPRINT]).get(_THUMBPRINT) if host is not None else None
     if thumbprint:
         return Trust(thumbprint)

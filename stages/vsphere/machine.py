@@ -43,8 +43,8 @@ class VcenterVm:
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `guest`: an account of
-    the guest, by which the run looks at what governs quiescing in there; nothing in the guest is changed.
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `guest`: an account
+    of the guest, by which the run looks at what governs quiescing in there; nothing in the guest is changed.
     """
 
     vcenter: Vcenter
@@ -82,7 +82,9 @@ class VcenterVm:
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
         if self.guest is not None and self.quiesce.kind != "none":
-            sentences.append(f"Reads tools.conf in the guest of {where} and lists its scripts, as {self.guest.user}.")
+            sentences.append(
+                f"Reads tools.conf and lists scripts in the guest of {where}, as {self.guest.user}."
+            )
         if self.enable_change_tracking:
             sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
         return sentences

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -122,7 +122,7 @@ class Quiesce:
         retries: int = 1,
         retry_after_s: float | None = None,
     ) -> Quiesce:
-        """VMware Tools choose: applications where they can, else file systems. Only the VSS manifest tells which."""
+        """VMware Tools choose: applications where they can, else file systems. Only the manifest tells which."""
         asked = cls.application(
             backup_type=backup_type,
             bootable_system_state=bootable_system_state,
@@ -178,12 +178,19 @@ class Quiesce:
 
 
 async def create_snapshot(
-    session: VcenterSession, vm: Vm, quiesce: Quiesce, *, name: str, description: str, guest_id: str
+    session: VcenterSession,
+    vm: Vm,
+    quiesce: Quiesce,
+    *,
+    name: str,
+    description: str,
+    guest_id: str,
+    tell: Callable[[str], None],
 ) -> vim.Task:
     """Start a snapshot without memory; returns its task.
 
     By CreateSnapshotEx_Task, which takes a specification; where that is not to be had (API before 6.5) by
-    CreateSnapshot_Task, where VMware Tools choose between applications and file systems.
+    CreateSnapshot_Task, which takes yes or no. What is lost by that is told to `tell`.
     """
     subject = vm.reference(session)
     spec = quiesce_spec(quiesce, guest_id)
@@ -196,6 +203,8 @@ async def create_snapshot(
             )
         except NotOffered:
             pass  # it was refused, not run: the older call follows
+    if lost := not_conveyed(quiesce, guest_id):
+        tell(lost)
     return await session.call(
         "CreateSnapshot_Task",
         lambda: subject.CreateSnapshot(name, description, False, spec is not None),
@@ -215,6 +224,26 @@ def quiesce_spec(quiesce: Quiesce, guest_id: str) -> vim.vm.GuestQuiesceSpec | N
         vssBootableSystemState=quiesce.bootable_system_state,
         vssPartialFileSupport=quiesce.partial_files,
         vssBackupContext=_CONTEXTS[quiesce.kind],
+    )
+
+
+def not_conveyed(quiesce: Quiesce, guest_id: str) -> str:
+    """What CreateSnapshot_Task cannot say of `quiesce`, as a sentence; empty: nothing. It always makes a 'copy'."""
+    lost = [] if quiesce.timeout_min is None else [f"the time-out of {quiesce.timeout_min} minutes"]
+    if is_windows(guest_id) and quiesce.kind != "none":
+        if quiesce.kind != "auto":
+            lost.append(f"the context ({quiesce.kind}), which VMware Tools choose")
+        if quiesce.backup_type != "copy":
+            lost.append(f"the backup type {quiesce.backup_type!r}, which is 'copy' instead")
+        if not quiesce.bootable_system_state:
+            lost.append("to leave out the bootable system state")
+        if quiesce.partial_files:
+            lost.append("partial files")
+    if not lost:
+        return ""
+    return (
+        "The server has no CreateSnapshotEx_Task, so the guest was not told: "
+        f"{'; '.join(lost)}. The VSS manifest tells what was done."
     )
 
 

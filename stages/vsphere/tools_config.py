@@ -2,12 +2,12 @@
 
 The file belongs to the guest's administrator, so it is a list of lines that is edited, not a dictionary that is
 written anew: comments, order, spacing, line ends and bytes of an unknown encoding come out as they came in; those
-travel as surrogates. The rules are those of GLib's key files, which VMware Tools read the file by: lines end at line
-feeds; a comment begins with '#' only; a group may come twice, and so may a key, whose last value counts; one line
-that is none of these makes GLib refuse the whole file, and so does a byte order mark.
+travel as surrogates. The rules are those of GLib's key files, which VMware Tools read the file by: lines end at
+line feeds; a comment begins with '#' only; a group may come twice, and so may a key, whose last value counts; one
+line that is none of these makes GLib refuse the whole file, and so does a byte order mark.
 
-Sources: GLib reference manual, "Key-value file parser", and what the library itself accepts (compared in the tests);
-tools.conf of open-vm-tools (groups and keys).
+Sources: GLib reference manual, "Key-value file parser", and what the library itself accepts (compared in the
+tests); tools.conf of open-vm-tools (groups and keys).
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ class ToolsConfig:
     @classmethod
     def parse(cls, content: bytes) -> ToolsConfig:
         """Raises ToolsConfigUnreadable where VMware Tools would ignore the file."""
-        if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+        if (
+            content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            or b"\0" in content
+        ):
             raise _unreadable("it is not UTF-8 without a byte order mark", None)
         config = cls(content.decode("utf-8", "surrogateescape"))
         for _ in config._lines():
@@ -113,7 +116,9 @@ class ToolsConfig:
             else:
                 pair = _PAIR.fullmatch(bare)
                 if pair is None:
-                    raise _unreadable("it is neither a group, nor a key with its value, nor a comment", number)
+                    raise _unreadable(
+                        "it is neither a group, nor a key with its value, nor a comment", number
+                    )
                 if group is None:
                     raise _unreadable("it stands before the first group", number)
                 yield _Line(number, text, group, pair["key"], pair["value"])
@@ -122,7 +127,9 @@ class ToolsConfig:
         """With one line more: after the last key of the group, or in a group of its own at the end."""
         raws = self.text.split("\n")
         end = "\r" if raws[0].endswith("\r") or (len(raws) == 1 and line_end == "\r\n") else ""
-        inside = [line.number for line in self._lines() if line.group == group and (line.key or line.is_header)]
+        inside = [
+            line.number for line in self._lines() if line.group == group and (line.key or line.is_header)
+        ]
         if inside:
             at = inside[-1] + 1
             if at == len(raws):  # the last line has no end yet
@@ -146,8 +153,10 @@ class ToolsConfig:
     def _without(self, key: str, group: str) -> ToolsConfig:
         """Without any of the key's lines: an earlier one would count otherwise."""
         gone = {line.number for line in self._lines() if (line.group, line.key) == (group, key)}
-        raws = self.text.split("\n")
-        return ToolsConfig("\n".join(raw for number, raw in enumerate(raws) if number not in gone))
+        kept = [raw for number, raw in enumerate(self.text.split("\n")) if number not in gone]
+        if kept and kept[-1]:  # it was followed by what is gone, and would be left with half a line end
+            kept[-1] = kept[-1].removesuffix("\r")
+        return ToolsConfig("\n".join(kept))
 
 
 def put_back(now: ToolsConfig, before: ToolsConfig, keys: Iterable[str]) -> tuple[ToolsConfig, bool]:
@@ -171,9 +180,7 @@ def escaped(value: str) -> str:
 
 def unescaped(text: str) -> str:
     """A value as it is meant; an escape that GLib does not know stays as it is spelt."""
-    return re.sub(
-        r"\\(.)", lambda found: _ESCAPED.get(found[1], found[0]), text, flags=re.DOTALL
-    )
+    return re.sub(r"\\(.)", lambda found: _ESCAPED.get(found[1], found[0]), text, flags=re.DOTALL)
 
 
 def _unreadable(problem: str, number: int | None) -> ToolsConfigUnreadable:

@@ -1,7 +1,7 @@
 """The settings of group [vmbackup] in tools.conf: what an administrator of a guest may say about quiescing.
 
-Sources: services/plugins/vmbackup and tools.conf of open-vm-tools; KB 2146204 (vss.disableAppQuiescing). There are no
-documented keys beside these: KB 1031200 is said to exclude writers, its text is not to be had, so nothing here does.
+Sources: services/plugins/vmbackup and tools.conf of open-vm-tools; KB 2146204 (vss.disableAppQuiescing). None of
+them excludes a writer: KB 1031200 is said to tell how, its text is not to be had, so nothing here does.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SETTINGS: Mapping[str, GuestSetting] = {
         GuestSetting("excludedFileSystems", str, "all", False, "not frozen by file-system quiescing"),
         GuestSetting("enableSyncDriver", bool, "linux", False, "whether file systems are frozen"),
         GuestSetting("enableXmlManifest", bool, "linux", False, "whether a manifest is written"),
-        GuestSetting("ignoreFrozenFileSystems", bool, "linux", False, "whether one that is frozen already is no error"),
+        GuestSetting("ignoreFrozenFileSystems", bool, "linux", False, "whether frozen ones are no error"),
         GuestSetting("execScripts", bool, "all", True, "whether freeze and thaw scripts run"),
         GuestSetting("scriptArg", str, "all", True, "argument of the scripts"),
         GuestSetting("timeout", int, "all", True, "time for quiescing"),

@@ -86,8 +86,12 @@ def test_others_changes_survive_a_putting_back() -> None:
 
 
 _lines = st.one_of(
-    st.sampled_from(["", "# note", " [vmbackup]", "[vmbackup]", "[logging] ", "enableVSS = true", "scriptArg=", "x"]),
-    st.builds("{}={}".format, st.sampled_from([*KEYS, "a b", "n[de]", "q]"]), st.text("a\\ s;#[]=\x0b\t", max_size=6)),
+    st.sampled_from(
+        ["", "# note", " [vmbackup]", "[vmbackup]", "[logging] ", "enableVSS = true", "scriptArg="]
+    ),
+    st.builds(
+        "{}={}".format, st.sampled_from([*KEYS, "a b", "n[de]", "q]"]), st.text("a\\ s;#[]=\t", max_size=6)
+    ),
     st.text("[]=#ab \t\x0b\x0c\\", max_size=8),
 )
 _texts = st.builds(
@@ -110,6 +114,7 @@ def _readable(content: bytes) -> ToolsConfig | None:
 
 @given(_texts, _wanted)
 @example(b"[vmbackup]\r\nscriptArg=x", {"enableVSS": "1"})
+@example(b"[vmbackup]\r\nscriptArg=x", {"scriptArg": None})
 def test_after_a_change_the_values_are_as_wanted_and_all_else_as_it_was(
     content: bytes, wanted: dict[str, str | None]
 ) -> None:
@@ -147,7 +152,12 @@ def glib() -> Load:
     library.g_key_file_load_from_data.argtypes = [
         ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p,
     ]  # fmt: skip
-    library.g_key_file_get_string.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
+    library.g_key_file_get_string.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+    ]
     library.g_key_file_get_string.restype = ctypes.c_char_p
 
     def load(content: bytes) -> Callable[[str, str], bytes | None] | None:
