@@ -100,8 +100,9 @@ _FAULTS = (
     ("QuiesceDatastoreIOForHAFailed", "a datastore could not be brought to rest to be unmounted",
      "It has nothing to do with quiescing a guest: see vSphere HA and its datastores.", None),
     ("FileLocked", "one of its files is locked", _LATER, _SOON),
-    ("InvalidPowerState", "its power state does not allow it", "", None),
-    ("InvalidState", "its state does not allow it", "", None),
+    ("InvalidPowerState", "its power state does not allow it",
+     "See whether the VM runs: one that is off is at rest, and quiescing it is pointless.", None),
+    ("InvalidState", "its state does not allow it", "See the VM's state and its running tasks.", None),
     # Snapshots
     # As vSphere's own base of both quiescing faults; a hint at quiescing in its text makes it one of them.
     ("SnapshotFault", "the snapshot failed", "Look at the VM's recent events.", _MINUTES),

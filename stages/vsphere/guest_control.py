@@ -1,7 +1,7 @@
 """What a job expects inside a guest, and whether it is so, looked at before the snapshot.
 
 A job never changes a guest: a killed run would leave the change behind, and two jobs of one VM would undo each
-other's. Changing is a command of its own (`vadpipe guest-config --apply`, in `guest_change`), done once, by a person.
+other's. Changing is a command of its own (`vadpipe guest-config --apply`, `guest_change`), done once, by a person.
 A job that was given an account of the guest only looks: it reads tools.conf, lists the scripts, says what will run,
 and takes a difference from what was asked by the policy of its quiescing: 'require' fails before the snapshot, and
 'try' goes on and says it.
