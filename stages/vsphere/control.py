@@ -33,8 +33,8 @@ CONTROL = (
         "whether pre-freeze and post-thaw scripts run",
         '`GuestControl(scripts="none")`, `"required"` or `"any"`; `settings={"execScripts": False}`',
         ("guest",),
-        "Scripts are listed in the guest before the snapshot and reported; one too many, or none, fails the run, or "
-        "is said. `execScripts` is heeded by VMware Tools for CreateSnapshot_Task only.",
+        "Scripts are listed in the guest before the snapshot and reported; one too many, or none, fails the run "
+        "or is said. `execScripts` is heeded by VMware Tools for CreateSnapshot_Task only.",
         "open-vm-tools vmbackup; KB 1006671",
     ),
     ControlPoint(
@@ -68,7 +68,7 @@ CONTROL = (
         "`VssManifest()` in `finish`",
         ("evidence",),
         "The API takes no list. The manifest tells which writers and components took part; one that is missing "
-        "lowers the verdict. How a guest excludes a writer (KB 1031200) could not be verified: nothing does it here.",
+        "lowers the verdict. How a guest excludes a writer (KB 1031200) could not be verified: nothing does that.",
         "VSS manifest",
     ),
     ControlPoint(

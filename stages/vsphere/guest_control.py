@@ -28,6 +28,9 @@ from .session import VcenterSession
 from .tools_config import ToolsConfig
 from .vmbackup import SETTINGS, Value, check_settings
 
+# The session waits for a vCenter that is away; a busy guest, or a host that cannot be reached, is told soon.
+_PATIENCE_S = 30.0
+
 Scripts = Literal["any", "none", "required"]
 
 
@@ -140,7 +143,7 @@ async def look_inside(
         return Looked()
     try:
         look = partial(inside, control.files(session, vm, guest.guest_id))
-        found = await patiently(look, session.settings.patience_s)
+        found = await patiently(look, min(_PATIENCE_S, session.settings.patience_s))
     except SourceError as exc:
         problem = f"The guest of {vm.name} could not be looked into: {exc.problem}"
         if quiesce.policy == "require" and (control.settings or control.scripts != "any"):

@@ -69,7 +69,8 @@ class Quiesce:
                 f"{self.backup_type!r} is not a VSS backup type.",
                 remedy=f"Choose one of {', '.join(_BACKUP_TYPES)}.",
             )
-        if self.timeout_min is not None and self.timeout_min not in _TIMEOUT_MIN:
+        whole = isinstance(self.timeout_min, int | None)
+        if not whole or (self.timeout_min is not None and self.timeout_min not in _TIMEOUT_MIN):
             raise ConfigError(
                 f"A quiescing time-out of {self.timeout_min} minutes is outside what vSphere takes.",
                 remedy=f"Choose {_TIMEOUT_MIN[0]} to {_TIMEOUT_MIN[-1]} minutes, or None for its default.",

@@ -62,6 +62,7 @@ def test_the_documentation_has_the_table() -> None:
     assert control_table() in OPERATIONS.read_text()
 
 
+@pytest.mark.slow
 async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
     moref = add_vm()
     required = replace(web01, guest=replace(ACCOUNT, scripts="required"))
@@ -99,6 +100,7 @@ async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[obje
     assert len(asked) == 1
 
 
+@pytest.mark.slow
 async def test_point_snapshot_context(
     lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[object]
 ) -> None:
@@ -115,6 +117,7 @@ async def test_point_snapshot_context(
         await _captured(replace(web01, guest=ACCOUNT))
 
 
+@pytest.mark.slow
 async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
     add_vm()
     for backup_type in ("copy", "full", "incremental", "differential", "log"):
@@ -134,6 +137,7 @@ async def test_point_writers(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -
     assert any("SqlServerWriter" in reason for reason in evidence.reasons)
 
 
+@pytest.mark.slow
 async def test_point_fail_or_continue(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
     add_vm(quiescing="fault")
     with pytest.raises(QuiesceFailed):
@@ -143,6 +147,7 @@ async def test_point_fail_or_continue(lab: LabVcenter, web01: VcenterVm, add_vm:
     assert capture.attention
 
 
+@pytest.mark.slow
 async def test_point_fail_or_continue_when_one_writer_failed(
     lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
 ) -> None:

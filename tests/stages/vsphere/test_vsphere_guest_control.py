@@ -144,6 +144,7 @@ def test_the_keys_are_those_of_the_collected_facts() -> None:
 # The change and the way back
 
 
+@pytest.mark.slow
 async def test_a_change_and_the_way_back(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     place = lab.guests.write(moref, PATH, ADMINS)
     change = await changed(vcenter, WANTED)
@@ -160,6 +161,7 @@ async def test_a_change_and_the_way_back(lab: LabVcenter, vcenter: Vcenter, more
     assert "nothing was changed" in (await changed(vcenter, None)).done[0]
 
 
+@pytest.mark.slow
 async def test_a_file_that_was_not_there_is_gone_again(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     place = lab.guests.write(moref, PATH, b"")
     place.unlink()
@@ -169,6 +171,7 @@ async def test_a_file_that_was_not_there_is_gone_again(lab: LabVcenter, vcenter:
     assert list(place.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_what_others_changed_since_stays(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     place = lab.guests.write(moref, PATH, ADMINS)
     await changed(vcenter, WANTED)
@@ -262,6 +265,7 @@ def command(lab: LabVcenter, moref: str, tmp_path: Path, monkeypatch: pytest.Mon
     return run
 
 
+@pytest.mark.slow
 def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, command) -> None:
     place = lab.guests.write(moref, PATH, ADMINS)
     code, output = command()

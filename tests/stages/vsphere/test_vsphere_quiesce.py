@@ -73,7 +73,7 @@ def test_the_other_kinds() -> None:
     assert type(quiesce_spec(Quiesce.application(), "ubuntu64Guest")) is vim.vm.GuestQuiesceSpec
 
 
-@pytest.mark.parametrize("timeout_min", [0, 4, 241, -1])
+@pytest.mark.parametrize("timeout_min", [0, 4, 241, -1, 10.0])
 def test_a_time_out_outside_what_vsphere_takes_is_a_config_error(timeout_min: int) -> None:
     with pytest.raises(ConfigError, match="5 to 240"):
         Quiesce.application(timeout_min=timeout_min)

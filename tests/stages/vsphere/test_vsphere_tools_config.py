@@ -112,6 +112,7 @@ def _readable(content: bytes) -> ToolsConfig | None:
         return None
 
 
+@pytest.mark.slow
 @given(_texts, _wanted)
 @example(b"[vmbackup]\r\nscriptArg=x", {"enableVSS": "1"})
 @example(b"[vmbackup]\r\nscriptArg=x", {"scriptArg": None})
@@ -169,6 +170,7 @@ def glib() -> Load:
     return load
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(_texts, _wanted)
 @example(b"[vmbackup]\nn[de]=1\na b = 2\n", {})
