@@ -15,7 +15,7 @@ from .grains import CutGrains
 from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
-from .vsphere import Journal, Quiesce, Vcenter, VcenterVm
+from .vsphere import GuestControl, Journal, Quiesce, Vcenter, VcenterVm
 from .vss import VssManifest
 from .zeros import MarkZeros
 
@@ -29,6 +29,7 @@ __all__ = [
     "Dedupe",
     "Digest",
     "DiskAccess",
+    "GuestControl",
     "Journal",
     "LocalVm",
     "MarkZeros",

@@ -131,6 +131,7 @@ class HostSystem(Entity):
             config=vim.host.Summary.ConfigSummary(
                 name=host.name,
                 port=443,
+                sslThumbprint=self.service.guests.host_thumbprint,
                 product=product,
                 vmotionEnabled=False,
                 faultToleranceEnabled=False,

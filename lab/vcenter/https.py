@@ -15,6 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
+from urllib.parse import parse_qs, urlsplit
 
 from pyVmomi import vmodl
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _PIECE = 1 << 20
 _FOLDER = "/folder"
+_GUEST_FILE = "/guestFile"
 
 
 class HttpsServer(socketserver.ThreadingTCPServer):
@@ -118,10 +120,36 @@ class _Handler(BaseHTTPRequestHandler):
             )
         elif self.path.split("?")[0] == _FOLDER or self.path.startswith(f"{_FOLDER}/"):
             self._folder()
+        elif self.path.startswith(f"{_GUEST_FILE}?"):
+            self._guest_file(None)
         else:
             self._send(HTTPStatus.NOT_FOUND)
 
     do_HEAD = do_GET
+
+    def do_PUT(self) -> None:
+        self._guest_file(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    def _guest_file(self, content: bytes | None) -> None:
+        """A file out of a guest, or `content` into one."""
+        try:
+            later = self.server.service.injections.before_call(_GUEST_FILE)
+        except ConnectionDroppedError:
+            self.close_connection = True
+            return
+        token = parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        transfer = self.server.service.guests.redeem(token, incoming=content is not None)
+        if transfer is None or (content is not None and len(content) != transfer.size):
+            self._send(
+                HTTPStatus.INTERNAL_SERVER_ERROR
+            )  # what a host answers to a token that it does not know
+        elif content is not None:
+            transfer.store(content)
+            self._send(HTTPStatus.OK)
+        else:
+            size = transfer.file.stat().st_size
+            until = size // 2 if Drop.AFTER in later else size
+            self._send_file(FileContent(transfer.file, 0, size, size, partial=False), until)
 
     def _folder(self) -> None:
         request = FolderRequest(

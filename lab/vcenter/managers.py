@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pyVmomi import VmomiSupport, vim, vmodl
 
 from lab.vcenter.about import about
+from lab.vcenter.guest_operations import MANAGER as GUEST_OPERATIONS
 from lab.vcenter.objects import Call, Entity, Managed, moref_of, vim_property
 from lab.vcenter.sessions import Session
 
@@ -41,6 +42,7 @@ class ServiceInstance(Managed):
             eventManager=vim.event.EventManager("EventManager"),
             searchIndex=vim.SearchIndex("SearchIndex"),
             fileManager=vim.FileManager("FileManager"),
+            guestOperationsManager=vim.vm.guest.GuestOperationsManager(GUEST_OPERATIONS),
         )
 
     @vim_property

@@ -6,8 +6,9 @@ quiescing leaves one with `backup.xml` alone; without VSS there is no zip, whate
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 Quiescing = Literal["application", "file-system", "crash", "fault"]
@@ -28,18 +29,20 @@ _CLIENT_PREFIXES = ("winVista", "windows7", "windows8", "windows9", "windows11",
 _TOOLS_10_1_0 = 10272  # (major << 10) + (minor << 5) + base
 _SCSI_SLOTS = 15  # per controller; its sixteenth unit is the controller itself
 _DEFAULT_TIMEOUT_MIN = 15
+_NOTHING_SET: Mapping[str, str] = MappingProxyType({})
 _COPY = 5  # VSS_BT_COPY, the only backup type before vSphere 6.5
 
 
 @dataclass(frozen=True)
 class QuiesceSpec:
-    """What the caller asked for. context: vSphere's `vssBackupContext`."""
+    """What the caller asked for. context: vSphere's `vssBackupContext`; older_call: by CreateSnapshot_Task."""
 
     context: str = "ctx_auto"
     backup_type: int = _COPY
     bootable_system_state: bool = True
     partial_file_support: bool = False
     timeout_min: int = _DEFAULT_TIMEOUT_MIN
+    older_call: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,17 @@ def guest_quiescing(guest_id: str, tools_version: int, enable_uuid: bool, disk_c
     return "crash"
 
 
-def reached(spec: QuiesceSpec, ability: Quiescing) -> Quiescing:
+def reached(spec: QuiesceSpec, ability: Quiescing, vmbackup: Mapping[str, str] = _NOTHING_SET) -> Quiescing:
     """What `spec` gets from a guest with `ability`; "fault" where the snapshot fails.
 
-    `ctx_backup` cannot degrade, `ctx_auto` takes the best there is.
+    `ctx_backup` cannot degrade, `ctx_auto` takes the best there is. vmbackup: that group of the guest's tools.conf;
+    `vss.disableAppQuiescing` forces file-system quiescing, without VSS the new call fails, the older does nothing.
     """
     if ability in ("crash", "fault"):
         return ability
-    if spec.context == "ctx_file_share_backup":
+    if vmbackup.get("enableVSS") == "false":
+        return "crash" if spec.older_call else "fault"
+    if spec.context == "ctx_file_share_backup" or vmbackup.get("vss.disableAppQuiescing") == "true":
         return "file-system"
     if spec.context == "ctx_backup" and ability == "file-system":
         return "fault"

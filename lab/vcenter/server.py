@@ -13,6 +13,7 @@ from lab.certificate import load_or_create
 from lab.disks import LabDisk
 from lab.vcenter import snapshots
 from lab.vcenter.about import ApiType
+from lab.vcenter.guests import Guests
 from lab.vcenter.https import HttpsServer
 from lab.vcenter.injection import Failure
 from lab.vcenter.quiescing import Manifest, Quiescing
@@ -219,6 +220,11 @@ class LabVcenter:
     def on_snapshot(self) -> list[OnSnapshot]:
         """Called in this order, before the task ends, when a quiesced snapshot was made."""
         return self._service.on_snapshot
+
+    @property
+    def guests(self) -> Guests:
+        """What is inside the VMs: files, scripts that ran, the account."""
+        return self._service.guests
 
     @property
     def calls(self) -> dict[str, int]:

@@ -15,6 +15,8 @@ from lab.vcenter.changes import Changes
 from lab.vcenter.collector import PropertyCollector
 from lab.vcenter.datastore import DatastoreBrowser, FileManager
 from lab.vcenter.entities import HOST, Datastore, build
+from lab.vcenter.guest_operations import guest_managers
+from lab.vcenter.guests import Guests
 from lab.vcenter.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
 from lab.vcenter.managers import (
     EventManager,
@@ -99,6 +101,7 @@ class Service:
         self.sessions = Sessions(settings.session_idle_s, self._write_vddk_conf, settings.clock)
         self.tasks = Tasks(self, settings.task_s)
         self.events = EventManager(self)
+        self.guests = Guests(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
         self.stopping = False
@@ -111,6 +114,7 @@ class Service:
             SearchIndex(self, "SearchIndex"),
             FileManager(self, "FileManager"),
             self.events,
+            *guest_managers(self),
             self.host_browser,
             self.root_folder,
             *descendants(self.root_folder),

@@ -30,6 +30,10 @@ _VSS_ERROR = (
     "The guest OS has reported an error during quiescing. The error code was: 5 "
     "The error message was: 'VssSyncStart' operation failed: IDispatch error #8449 (0x80042301)"
 )
+_SCRIPT_ERROR = (
+    "The guest OS has reported an error during quiescing. The error code was: 2 "
+    "The error message was: Custom quiesce script failed."
+)
 _MANIFEST = re.compile(r"-vss_manifests(\d+)\.zip$")
 
 
@@ -40,13 +44,18 @@ def create(
 
     A quiesce spec is silently ignored where VMware Tools does not run, as the API documents.
     """
-    quiescing = _quiescing(vm, spec)
-    if quiescing == "fault":
-        service.events.warn(vim.VirtualMachine(vm.moref), vm.name, _VSS_ERROR)
-        raise vim.fault.ApplicationQuiesceFault(
-            msg="An error occurred while saving the snapshot: Failed to quiesce the virtual machine."
-        )
-    snapshot = _fork(service, vm, name, description, spec is not None, quiescing, memory)
+    quiescing = _quiescing(service, vm, spec)
+    if spec is None or quiescing is None:
+        snapshot = _fork(service, vm, name, description, spec is not None, quiescing, memory)
+    else:
+        if not service.guests.freeze(vm, older_call=spec.older_call):
+            raise _failed(service, vm, _SCRIPT_ERROR)
+        try:
+            if quiescing == "fault":
+                raise _failed(service, vm, _VSS_ERROR)
+            snapshot = _fork(service, vm, name, description, True, quiescing, memory)
+        finally:
+            service.guests.thaw(vm, older_call=spec.older_call)
     if spec is not None and (quiescing == "application" or quiescing == "file-system"):
         _write_manifest(service, vm, snapshot, QuiesceRequest.of(spec, quiescing, vm.name))
     if quiescing is not None:
@@ -56,12 +65,20 @@ def create(
     return snapshot
 
 
-def _quiescing(vm: VmState, spec: QuiesceSpec | None) -> Quiescing | None:
+def _failed(service: Service, vm: VmState, event: str) -> vim.fault.ApplicationQuiesceFault:
+    service.events.warn(vim.VirtualMachine(vm.moref), vm.name, event)
+    return vim.fault.ApplicationQuiesceFault(
+        msg="An error occurred while saving the snapshot: Failed to quiesce the virtual machine."
+    )
+
+
+def _quiescing(service: Service, vm: VmState, spec: QuiesceSpec | None) -> Quiescing | None:
     """How far quiescing gets; None when none was asked for or Tools cannot be reached."""
     if spec is None or not vm.tools_running:
         return None
     derived = guest_quiescing(vm.guest_id, vm.tools_version, enable_uuid(vm), len(vm.disks))
-    return reached(spec, vm.quiescing or derived)
+    vmbackup = service.guests.vmbackup(vm) if vm.guest_id.startswith("win") else {}
+    return reached(spec, vm.quiescing or derived, vmbackup)
 
 
 def _fork(

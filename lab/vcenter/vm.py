@@ -91,7 +91,9 @@ class VirtualMachine(Entity):
     def CreateSnapshot_Task(
         self, call: Call, name: str, description: str | None, memory: bool, quiesce: bool
     ) -> vim.Task:
-        return self._create_snapshot(call, name, description, memory, QuiesceSpec() if quiesce else None)
+        return self._create_snapshot(
+            call, name, description, memory, QuiesceSpec(older_call=True) if quiesce else None
+        )
 
     def _create_snapshot(
         self, call: Call, name: str, description: str | None, memory: bool, spec: QuiesceSpec | None

@@ -101,9 +101,10 @@ async def preflight_all(
 
 async def job_facts(quiesce: Quiesce, reader: object, *, enable_change_tracking: bool) -> JobFacts:
     """What a job wants, from its settings. `reader`: what opens its disks; conditions of VDDK hold for `Vddk`."""
+    chosen_by_tools = quiesce.kind == "auto"  # what stands against applications costs them, not the snapshot
     return JobFacts(
-        quiescing=quiesce.kind,
-        may_degrade=quiesce.policy == "try",
+        quiescing="application" if chosen_by_tools else quiesce.kind,
+        may_degrade=quiesce.policy == "try" or chosen_by_tools,
         backup_type=quiesce.backup_type,
         enable_change_tracking=enable_change_tracking,
         vddk=await trio.to_thread.run_sync(partial(vddk_facts, reader)) if isinstance(reader, Vddk) else None,

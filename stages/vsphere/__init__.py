@@ -8,6 +8,9 @@ quiesce      what is asked of the guest                                       ev
 ladder       retried, weakened or given up, by policy                         catalogue    every code -> what to do
 journal      intents, durable before the call                                 snapshot     the resource
 removal, consolidation   removing what is ours                                sweep        after killed runs
+guest_control  what a job expects inside the guest                            control      the seven points
+guest_files, guest_transfer, guest_scripts, tools_config, vmbackup   what is in there
+guest_change   tools.conf changed and put back                                guest_commands  guest-config
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
 """
@@ -17,6 +20,7 @@ from .changes import same_tracking
 from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
+from .guest_control import GuestControl
 from .journal import Intent, Journal
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
@@ -33,6 +37,7 @@ __all__ = [
     "ConnectionLost",
     "ConsolidationNeeded",
     "DiskReader",
+    "GuestControl",
     "Intent",
     "Journal",
     "LoginRefused",

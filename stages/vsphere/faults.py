@@ -65,6 +65,10 @@ class NotOffered(VsphereError):
     """The server does not have this call, or not in this form."""
 
 
+class GuestRefused(VsphereError):
+    """The guest cannot, or does not want to, do what was asked of it inside."""
+
+
 class NotConnected(ConnectionError):
     """Its cause happened while a connection was being made, before the first byte of a request."""
 
@@ -92,6 +96,7 @@ _CLASSES: dict[str, type[MoverError]] = {
     "FileLocked": Busy,
     "HostCommunication": Busy,
     "SnapshotFault": SnapshotError,
+    "GuestOperationsFault": GuestRefused,
     "NoDiskSpace": SourceError,
     "CannotAccessFile": SourceError,
     "FileNotFound": SourceError,

@@ -20,6 +20,7 @@ from stages.vss.fetched import FetchedManifest
 
 from .changes import enable_change_tracking
 from .disk import DiskReader, SnapshotDisk
+from .guest_control import GuestControl, look_inside
 from .hardware import DiskFacts
 from .journal import Journal
 from .lookup import Vm, find_vm
@@ -42,7 +43,8 @@ class VcenterVm:
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named.
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `guest`: an account
+    of the guest, by which the run looks at what governs quiescing in there; nothing in the guest is changed.
     """
 
     vcenter: Vcenter
@@ -55,6 +57,7 @@ class VcenterVm:
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
     consolidate: bool = True
+    guest: GuestControl | None = None
 
     @property
     def name(self) -> str:
@@ -78,6 +81,10 @@ class VcenterVm:
         ]
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
+        if self.guest is not None and self.quiesce.kind != "none":
+            sentences.append(
+                f"Reads tools.conf and lists scripts in the guest of {where}, as {self.guest.user}."
+            )
         if self.enable_change_tracking:
             sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
         return sentences
@@ -124,6 +131,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
         if settings.enable_change_tracking:
             obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
             remarks += [obstacle] if obstacle else []
+        looked = await look_inside(session, vm, settings.guest, settings.quiesce)
         before = None
         if settings.quiesce.kind != "none":
             before = await patiently(partial(directory_state, session, vm), patience_s)
@@ -148,10 +156,12 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         machine=MachineId(vm.uuid, vm.name),
                         disks=disks,
                         quiescing_asked=settings.quiesce.kind,
-                        configuration=snapshot.configuration,
+                        configuration=snapshot.configuration
+                        if looked.inside is None
+                        else {**snapshot.configuration, "inside_guest": looked.inside},
                         left_out=snapshot.left_out,
-                        attention=_weaker(settings.quiesce, snapshot.quiesce),
-                        remarks=[*remarks, *snapshot.remarks],
+                        attention=[*looked.attention, *_weaker(settings.quiesce, snapshot.quiesce)],
+                        remarks=[*remarks, *looked.remarks, *snapshot.remarks],
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ from .faults import NotOffered
 from .lookup import Vm
 from .session import VcenterSession
 
-Kind = Literal["application", "file-system", "none"]
+Kind = Literal["application", "auto", "file-system", "none"]
 BackupType = Literal["copy", "full", "incremental", "differential", "log"]
 Policy = Literal["require", "try", "never"]
 
@@ -22,7 +22,11 @@ Policy = Literal["require", "try", "never"]
 _BACKUP_TYPES: dict[BackupType, int] = {"full": 1, "incremental": 2, "differential": 3, "log": 4, "copy": 5}
 
 # VirtualMachineWindowsQuiesceSpec.vssBackupContext. `ctx_backup` cannot degrade by itself, `ctx_auto` can.
-_CONTEXTS: dict[Kind, str] = {"application": "ctx_backup", "file-system": "ctx_file_share_backup"}
+_CONTEXTS: dict[Kind, str] = {
+    "application": "ctx_backup",
+    "auto": "ctx_auto",
+    "file-system": "ctx_file_share_backup",
+}
 
 # What the documentation of VSS_BACKUP_TYPE and of the writers says about logs.
 _LOG_WARNINGS: dict[BackupType, str] = {
@@ -38,7 +42,7 @@ _EX_SINCE = (6, 5)
 
 @dataclass(frozen=True)
 class Quiesce:
-    """What is asked of the guest. Made by `application()`, `file_system()` and `none()`.
+    """What is asked of the guest. Made by `application()`, `auto()`, `file_system()` and `none()`.
 
     `policy`: 'require' fails the backup when the guest cannot be quiesced so; 'try' takes the next weaker kind,
     down to none, and says so; 'never' does not ask at all. `retries`: further attempts where the failure is one
@@ -65,7 +69,8 @@ class Quiesce:
                 f"{self.backup_type!r} is not a VSS backup type.",
                 remedy=f"Choose one of {', '.join(_BACKUP_TYPES)}.",
             )
-        if self.timeout_min is not None and self.timeout_min not in _TIMEOUT_MIN:
+        whole = isinstance(self.timeout_min, int | None)
+        if not whole or (self.timeout_min is not None and self.timeout_min not in _TIMEOUT_MIN):
             raise ConfigError(
                 f"A quiescing time-out of {self.timeout_min} minutes is outside what vSphere takes.",
                 remedy=f"Choose {_TIMEOUT_MIN[0]} to {_TIMEOUT_MIN[-1]} minutes, or None for its default.",
@@ -107,6 +112,30 @@ class Quiesce:
         )
 
     @classmethod
+    def auto(
+        cls,
+        *,
+        backup_type: BackupType = "copy",
+        bootable_system_state: bool = True,
+        partial_files: bool = False,
+        timeout_min: int | None = None,
+        policy: Policy = "require",
+        retries: int = 1,
+        retry_after_s: float | None = None,
+    ) -> Quiesce:
+        """VMware Tools choose: applications where they can, else file systems. Only the manifest tells which."""
+        asked = cls.application(
+            backup_type=backup_type,
+            bootable_system_state=bootable_system_state,
+            partial_files=partial_files,
+            timeout_min=timeout_min,
+            policy=policy,
+            retries=retries,
+            retry_after_s=retry_after_s,
+        )
+        return replace(asked, kind="auto")
+
+    @classmethod
     def file_system(
         cls,
         *,
@@ -132,7 +161,7 @@ class Quiesce:
     @property
     def warning(self) -> str:
         """What the backup type does to the applications' logs; empty for 'copy', which leaves them alone."""
-        said = _LOG_WARNINGS.get(self.backup_type) if self.kind == "application" else None
+        said = _LOG_WARNINGS.get(self.backup_type) if self.kind in ("application", "auto") else None
         if said is None:
             return ""
         return (
@@ -145,17 +174,24 @@ class Quiesce:
         if self.policy != "try":
             return [self]
         weaker = replace(self, kind="file-system", backup_type="copy")
-        between = [weaker] if self.kind == "application" and is_windows(guest_id) else []
+        between = [weaker] if self.kind in ("application", "auto") and is_windows(guest_id) else []
         return [self, *between, Quiesce.none()]
 
 
 async def create_snapshot(
-    session: VcenterSession, vm: Vm, quiesce: Quiesce, *, name: str, description: str, guest_id: str
+    session: VcenterSession,
+    vm: Vm,
+    quiesce: Quiesce,
+    *,
+    name: str,
+    description: str,
+    guest_id: str,
+    tell: Callable[[str], None],
 ) -> vim.Task:
     """Start a snapshot without memory; returns its task.
 
     By CreateSnapshotEx_Task, which takes a specification; where that is not to be had (API before 6.5) by
-    CreateSnapshot_Task, where VMware Tools choose between applications and file systems.
+    CreateSnapshot_Task, which takes yes or no. What is lost by that is told to `tell`.
     """
     subject = vm.reference(session)
     spec = quiesce_spec(quiesce, guest_id)
@@ -168,6 +204,8 @@ async def create_snapshot(
             )
         except NotOffered:
             pass  # it was refused, not run: the older call follows
+    if lost := not_conveyed(quiesce, guest_id):
+        tell(lost)
     return await session.call(
         "CreateSnapshot_Task",
         lambda: subject.CreateSnapshot(name, description, False, spec is not None),
@@ -187,6 +225,26 @@ def quiesce_spec(quiesce: Quiesce, guest_id: str) -> vim.vm.GuestQuiesceSpec | N
         vssBootableSystemState=quiesce.bootable_system_state,
         vssPartialFileSupport=quiesce.partial_files,
         vssBackupContext=_CONTEXTS[quiesce.kind],
+    )
+
+
+def not_conveyed(quiesce: Quiesce, guest_id: str) -> str:
+    """What CreateSnapshot_Task cannot say of `quiesce`, as a sentence; empty: nothing. It always makes a 'copy'."""
+    lost = [] if quiesce.timeout_min is None else [f"the time-out of {quiesce.timeout_min} minutes"]
+    if is_windows(guest_id) and quiesce.kind != "none":
+        if quiesce.kind != "auto":
+            lost.append(f"the context ({quiesce.kind}), which VMware Tools choose")
+        if quiesce.backup_type != "copy":
+            lost.append(f"the backup type {quiesce.backup_type!r}, which is 'copy' instead")
+        if not quiesce.bootable_system_state:
+            lost.append("to leave out the bootable system state")
+        if quiesce.partial_files:
+            lost.append("partial files")
+    if not lost:
+        return ""
+    return (
+        "The server has no CreateSnapshotEx_Task, so the guest was not told: "
+        f"{'; '.join(lost)}. The VSS manifest tells what was done."
     )
 
 

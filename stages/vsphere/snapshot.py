@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -105,6 +105,7 @@ class _Held:
     consolidate: bool
     moref: str | None = None
     in_doubt: bool = False
+    told: dict[str, None] = field(default_factory=dict)  # by the creation; each once
 
     async def take(self, quiesce: Quiesce) -> Snapshot:
         subject = self.vm.reference(self.session)
@@ -116,6 +117,7 @@ class _Held:
         taken = await take_quiesced(
             self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
         )
+        taken.remarks.extend(self.told)
         node = next(iter(await ours_of(self.session, self.vm.moref, self.intent.token)), None)
         await found_out(self.session, self.vm, taken, guest, node)
         return await _described(self.session, self.vm, taken, before)
@@ -174,6 +176,7 @@ class _Held:
             name=self.intent.snapshot_name,
             description=description_with(token, self.intent.origin),
             guest_id=guest_id,
+            tell=lambda sentence: self.told.update({sentence: None}),
         )
         created = await wait_for_task(self.session, task, "CreateSnapshot_Task")
         assert isinstance(created, vim.vm.Snapshot)

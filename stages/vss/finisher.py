@@ -13,8 +13,13 @@ from .classify import classify_manifest, classify_unfetched
 from .fetched import FetchedManifest
 from .verdict import Level, Verdict
 
-# What each kind of quiescing has to show. Nothing was asked with 'none', so everything satisfies it.
-REQUIRED = {"application": Level.APPLICATION, "file-system": Level.FILE_SYSTEM}
+# What each kind of quiescing has to show. Nothing was asked with 'none', so everything satisfies it; with 'auto'
+# VMware Tools choose, and file systems are the least they may choose.
+REQUIRED = {
+    "application": Level.APPLICATION,
+    "auto": Level.FILE_SYSTEM,
+    "file-system": Level.FILE_SYSTEM,
+}
 
 
 class ManifestCapture(Capture, Protocol):

@@ -56,6 +56,7 @@ def run(command, *arguments):
         ({"guest_id": "ubuntu64Guest"}, "", 3),
         ({"enable_uuid": False}, "", 1),
         ({"enable_uuid": False}, ", quiesce=Quiesce.application(policy='try')", 3),
+        ({"enable_uuid": False}, ", quiesce=Quiesce.auto()", 3),
     ],
 )
 def test_the_exit_code_says_the_worst(add_vm, config, settings, quiesce, code):

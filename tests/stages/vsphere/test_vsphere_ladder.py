@@ -41,6 +41,17 @@ async def test_no_more_attempts_than_allowed(
     assert journal.intents() == []
 
 
+async def test_a_general_fault_that_speaks_of_quiescing_is_one_of_quiescing(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    add_vm()
+    said = "An error occurred while saving the snapshot: Failed to quiesce the virtual machine."
+    lab.inject(CREATE, lambda: vim.fault.SnapshotFault(msg=said), in_task=True)
+    snapshot = await _taken(vcenter, journal, Quiesce.application(retry_after_s=0))
+    assert snapshot.quiesce.kind == "application"
+    assert lab.calls[CREATE] == 2
+
+
 async def test_a_failure_for_good_is_not_tried_again(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:

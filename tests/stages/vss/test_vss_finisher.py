@@ -49,6 +49,9 @@ BROKEN = FetchedManifest(b"PK\x03\x04 broken", "", "[ds] web01/m.zip")
         ("file-system", FILE_SYSTEM, "file-system", True),
         ("file-system", APPLICATION, "application", True),
         ("file-system", UNFETCHED, "unknown", False),
+        ("auto", APPLICATION, "application", True),
+        ("auto", FILE_SYSTEM, "file-system", True),
+        ("auto", ABSENT, "crash", False),
         ("none", ABSENT, "crash", True),
     ],
 )

@@ -1,0 +1,97 @@
+"""The seven points of granular control over quiescing that the VDDK programming guide lists, and who keeps each.
+
+The documentation's table is made from this one, so that neither says what the other does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+How = Literal["API", "guest", "evidence", "vadpipe"]
+
+
+@dataclass(frozen=True)
+class ControlPoint:
+    """One point. `setting`: where a user says it; `how`: what applies it; `kept`: how, and what is left open.
+
+    `how`: 'API', sent with the snapshot; 'guest', set or looked at inside; 'evidence', judged afterwards by the VSS
+    manifest; 'vadpipe', decided by the run itself.
+    """
+
+    id: str
+    point: str
+    setting: str
+    how: tuple[How, ...]
+    kept: str
+    source: str
+
+
+CONTROL = (
+    ControlPoint(
+        "scripts",
+        "whether pre-freeze and post-thaw scripts run",
+        '`GuestControl(scripts="none")`, `"required"` or `"any"`; `settings={"execScripts": False}`',
+        ("guest",),
+        "Scripts are listed in the guest before the snapshot and reported; one too many, or none, fails the run "
+        "or is said. `execScripts` is heeded by VMware Tools for CreateSnapshot_Task only.",
+        "open-vm-tools vmbackup; KB 1006671",
+    ),
+    ControlPoint(
+        "quiescing",
+        "whether the guest is quiesced",
+        "`Quiesce.none()`, or any other",
+        ("API",),
+        "With a quiesce spec or without. That vSphere ignored one is found out before and after the call.",
+        "CreateSnapshotEx_Task",
+    ),
+    ControlPoint(
+        "snapshot-context",
+        "VSS snapshot context",
+        "`Quiesce.application()`, `.auto()`, `.file_system()`",
+        ("API", "evidence"),
+        "`vssBackupContext`: ctx_backup, ctx_auto, ctx_file_share_backup. What was reached is judged by the "
+        "manifest; that a guest forbids it (`vss.disableAppQuiescing`) is told before, with a `GuestControl`.",
+        "VirtualMachineWindowsQuiesceSpec",
+    ),
+    ControlPoint(
+        "backup-context",
+        "VSS backup context",
+        '`backup_type="copy"`, `"full"`, `"incremental"`, `"differential"`, `"log"`',
+        ("API",),
+        "`vssBackupType`. All but copy may let applications truncate their logs; plan and report warn.",
+        "VirtualMachineWindowsQuiesceSpec, VSS_BACKUP_TYPE",
+    ),
+    ControlPoint(
+        "writers",
+        "writers and components that take part",
+        "`VssManifest()` in `finish`",
+        ("evidence",),
+        "The API takes no list. The manifest tells which writers and components took part; one that is missing "
+        "lowers the verdict. How a guest excludes a writer (KB 1031200) could not be verified: nothing does that.",
+        "VSS manifest",
+    ),
+    ControlPoint(
+        "fail-or-continue",
+        "whether a writer that fails ends the quiescing",
+        '`policy="require"` or `"try"`',
+        ("vadpipe", "evidence"),
+        "A quiesce that fails ends the run, or goes on with the next weaker kind and says so. A writer that failed "
+        "while the snapshot succeeded is found in the manifest: the point says so, and the exit code is 3.",
+        "faults and events of the snapshot; VSS manifest",
+    ),
+    ControlPoint(
+        "retries",
+        "retry count",
+        "`retries=`, `retry_after_s=`",
+        ("vadpipe",),
+        "Further attempts, as far as the catalogue of failures says that one can help, after the time it gives.",
+        "catalogue of failures",
+    ),
+)
+
+
+def control_table() -> str:
+    """The table as Markdown, for the documentation."""
+    rows = [f"| {row.point} | {row.setting} | {', '.join(row.how)} | {row.kept} |" for row in CONTROL]
+    return "\n".join(["| What | Setting | Applied by | How |", "|---|---|---|---|", *rows])
