@@ -75,7 +75,7 @@ def other_disk(path: str, was: int, now: int) -> VddkError:
     )
 
 
-def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
+def child_lost(how: str, path: str, log: Iterable[str], *, call: str = "", **place: object) -> VddkError:
     """The error of a child process that crashed or hung; transient, because a new one may do better."""
     lines = list(log)
     where = f" at offset {place['offset']}" if place else ""
@@ -83,7 +83,7 @@ def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> Vddk
         f"The VDDK process of {path} {how}{where}.{said(quote(lines))}",
         transient=True,
         remedy="Look at the library's log and at the load of this machine and of the ESXi host.",
-        call="ReadAsync" if place else "Open",
+        call=call or ("ReadAsync" if place else "Open"),
         code=None,
         path=path,
         log=lines,
