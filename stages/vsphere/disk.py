@@ -30,7 +30,8 @@ class OpenDisk(Protocol):
 
 
 class DiskReader(Protocol):
-    """What opens disks: `stages.vddk.Vddk`, or another mover's."""
+    """What opens disks: `stages.vddk.Vddk`, or another mover's. One that is also an `access.AccessReader` has the VM
+    locked against Storage vMotion, and its hot-added disks cleaned up."""
 
     def open(self, access: DiskAccess, pool: BufferPool) -> AbstractAsyncContextManager[OpenDisk]: ...
 

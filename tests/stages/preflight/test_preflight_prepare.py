@@ -8,7 +8,7 @@ from lab.vcenter import Drop
 from lab.vcenter.vm import VirtualMachine
 from pipeline.errors import ConfigError, SourceError, leaves
 from stages.preflight import PowerNotRestored, enable_uuid, powered_off, track_changes
-from stages.vsphere import find_vm
+from stages.vsphere import Journal, find_vm
 
 UUID_OFF = {"enable_uuid": False}
 
@@ -22,7 +22,7 @@ def state(lab):
 async def prepared(vcenter, **options):
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        return await enable_uuid(session, vm, **{"allow_power_off": True, **options})
+        return await enable_uuid(session, vm, Journal(), **{"allow_power_off": True, **options})
 
 
 def is_set(vm):
@@ -82,7 +82,7 @@ async def test_a_guest_that_does_not_go_down_is_left_running(lab, vcenter, add_v
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, shutdown_within_s=0.1, late_s=0.1):
+            async with powered_off(session, vm, Journal(), shutdown_within_s=0.1, late_s=0.1):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert not {"ReconfigVM_Task", "PowerOnVM_Task"} & lab.calls.keys()
@@ -104,7 +104,7 @@ async def test_a_guest_that_goes_down_too_late_is_powered_on_again(
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, shutdown_within_s=0.05, late_s=30):
+            async with powered_off(session, vm, Journal(), shutdown_within_s=0.05, late_s=30):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert lab.calls["PowerOnVM_Task"] == 1
@@ -155,7 +155,7 @@ async def test_it_is_powered_as_it_was_after_a_cancellation(lab, vcenter, add_vm
                 scope.cancel()
 
             nursery.start_soon(cancel)
-            await enable_uuid(session, vm, allow_power_off=True)
+            await enable_uuid(session, vm, Journal(), allow_power_off=True)
         assert scope.cancelled_caught
     assert state(moref).power == "poweredOn"
 

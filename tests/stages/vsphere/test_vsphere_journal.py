@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from stages.vsphere.journal import Intent, Journal, default_directory, new_intent, process_start
+from pipeline.files import state_directory
+from stages.vsphere.journal import Intent, Journal, new_intent, process_start
 
 
 def _intent(**changes: object) -> Intent:
@@ -134,7 +135,7 @@ def test_the_default_place_follows_the_base_directory_specification(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "vadpipe"
+    assert state_directory() == tmp_path / "vadpipe"
     for ignored in ("", "relative/path"):
         monkeypatch.setenv("XDG_STATE_HOME", ignored)
-        assert default_directory() == Path.home() / ".local" / "state" / "vadpipe"
+        assert state_directory() == Path.home() / ".local" / "state" / "vadpipe"
