@@ -11,7 +11,7 @@ import trio
 
 from . import wire
 from .client import LOG_TAIL, Child, ChildLost
-from .failures import answered, child_lost, not_started
+from .failures import answered, call_lost, not_started
 from .limits import Limits
 
 
@@ -40,7 +40,7 @@ async def call_once(
     finally:
         await child.reap()
     if answer is None:
-        raise child_lost(child.ending_of_it, subject, log, call=call)
+        raise call_lost(call, child.ending_of_it, subject, log)
     if "error" in answer:
         raise answered(answer, subject, log)
     return answer

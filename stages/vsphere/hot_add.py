@@ -73,8 +73,8 @@ async def detach(reader: AccessReader, access: VmAccess, vm_name: str, patience_
         if result.remaining:
             raise DisksStillAttached(
                 f"{result.remaining} disks of {vm_name} are still hot-added to this machine.",
-                remedy="The next run or 'vadpipe cleanup' tries again; or remove the disks from this machine's VM in "
-                "the vSphere Client, without deleting them, before the snapshot is removed.",
+                remedy="The next run or 'vadpipe cleanup' tries again; or remove the disks from this machine in "
+                "the vSphere Client, without deleting them, and then the snapshot.",
                 vm=vm_name,
                 vm_moref=access.vm,
                 server=access.server,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
@@ -220,6 +221,8 @@ async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -
 
 async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
     """The same for what other runs left meanwhile, and what this one gave up on; nobody waits long for it."""
+    if trio.current_effective_deadline() == -math.inf:  # the user wants to leave
+        return []
     with trio.move_on_after(2 * _SWEEP_AT_END_S, shield=True), suppress(SourceError):
         found = await sweep(session, journal, consolidate=consolidate, within_s=_SWEEP_AT_END_S)
         return [f"At the end: {swept}." for swept in found if swept.outcome in TELLING]

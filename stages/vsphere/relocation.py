@@ -1,8 +1,8 @@
 """The lock that keeps Storage vMotion from moving a VM's disks while they are read.
 
-VDDK's PrepareForAccess disables RelocateVM_Task of the VM, and EndAccess, given the same identity, enables it again.
-It is taken before the snapshot and ended when that is gone. Our identity is our token: nobody else's lock can be
-ended by it. Another backup may hold the lock; it is waited for, as the vendor's sample does. A VM that cannot be
+VDDK's PrepareForAccess disables RelocateVM_Task of the VM, and EndAccess, given the same identity, enables it. It
+is taken before the snapshot and ended when that is gone. Our identity is our token: nobody else's lock can be ended
+by it. Another backup may hold the lock; it is waited for, as the vendor's sample does. A VM that cannot be
 locked is backed up all the same, since one that can be moved seldom is; the report then says so.
 """
 
@@ -133,6 +133,6 @@ class _Lock:
 
     def _unlocked(self, reason: str) -> str:
         return (
-            f"{self.vm.name} was not locked against Storage vMotion, which could have moved its disks while they were "
-            f"read: {reason.rstrip('.')}."
+            f"{self.vm.name} was not locked against Storage vMotion, which could have moved its disks while they "
+            f"were read: {reason.rstrip('.')}."
         )

@@ -1,11 +1,11 @@
 """Undoing what killed runs left behind: exactly what a dead run's intent names by its token.
 
-Per VM in the one order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and what
-was shut down is powered on. What cannot be undone does not hold up the rest, but for one thing: a snapshot stays as
-long as a disk of it is attached to a machine.
+Per VM in the one order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and a
+VM that was shut down is powered on. What cannot be undone does not hold up the rest, but for one thing: a snapshot
+stays as long as a disk of it is attached to a machine.
 
 A snapshot is ours when two witnesses agree: an intent of the journal, and the token in the snapshot's description.
-Other snapshots are never touched, nor those of a run that lives. A lock is ours by its identity, which is the token.
+Other snapshots are never touched, nor those of a run that lives. A lock is ours by its identity, the same token.
 An intent of something that never came into being is dropped once it is too old for anybody to be still making it;
 one that could not be dealt with stays, and is reported each time. A removal that was killed half way may have left
 redo logs: those are consolidated, or named, as well.
@@ -172,8 +172,8 @@ class _Sweep:
         if intent.host == socket.gethostname():
             return holder
         return (
-            f"{holder}; run 'vadpipe cleanup' there, or, if that machine is gone for good, undo it by hand and remove "
-            f"{self.journal.path(intent)}"
+            f"{holder}; run 'vadpipe cleanup' there, or, if that machine is gone for good, undo it by hand and "
+            f"remove {self.journal.path(intent)}"
         )
 
     async def _detach(self, intent: Intent, vm_moref: str) -> Swept:

@@ -15,7 +15,7 @@ from pipeline.secrets import Secret
 from stages.preflight import JobFacts, enable_uuid, gather, preflight_all
 from stages.preflight.power import power_state
 from stages.preflight.prepare import uuid_enabled
-from stages.vsphere import Vcenter, find_vm
+from stages.vsphere import Journal, Vcenter, find_vm
 
 pytestmark = [
     pytest.mark.slow,
