@@ -754,7 +754,7 @@ def test_session_cookie_and_reread_conf(run: Run, tmp_path: Path) -> None:
 
 
 def lock(client, call, identity, vm=b"moref=vm-42"):
-    """Its code, and what was logged."""
+    """The code of one of the two calls about a lock."""
     params = client.c.VixDiskLib_AllocateConnectParams()
     params[0].serverName, params[0].vmxSpec, params[0].credType = b"vc01", vm, 1
     params[0].userName, params[0].password = b"backup", b"secret"
@@ -791,14 +791,15 @@ def test_a_hot_added_disk_stays_until_it_is_closed_and_cleaned_up(run: Run, tmp_
     create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
     state = tmp_path / "hotadd" / "vm-42" / "a.vmdk"
 
-    def use(client, cleaned_first):
-        login = {"thumbprint": THUMBPRINT, "snapshot": b"snapshot-7", "readonly": 1}
+    def use(client, thumbprint):
+        login = {"thumbprint": thumbprint.encode(), "snapshot": b"snapshot-7", "readonly": 1}
         handle = client.open("[ds1] vm/a.vmdk", modes=b"hotadd:nbdssl", **login)
         mode = client.c.VixDiskLib_GetTransportMode(handle).decode()
         counts = []
         for close in (False, True):
             if close:
-                client.finish(handle)
+                client.call("Close", handle)
+                client.call("Disconnect", client.connection)
             params = client.c.VixDiskLib_AllocateConnectParams()
             params[0].serverName, params[0].credType = b"vc01", 1
             params[0].userName, params[0].password = b"backup", b"secret"
@@ -808,7 +809,7 @@ def test_a_hot_added_disk_stays_until_it_is_closed_and_cleaned_up(run: Run, tmp_
             counts.append([cleaned.value, remaining.value])
         return [mode, counts]
 
-    assert run(use, True) == ["hotadd", [[0, 1], [1, 0]]]
+    assert run(use, THUMBPRINT) == ["hotadd", [[0, 1], [1, 0]]]
     assert not state.exists()
 
 
