@@ -38,6 +38,12 @@ class Attachable(Protocol):
     def may_be_attached(self) -> bool: ...
 
 
+def library_of(reader: AccessReader, access: VmAccess) -> dict[str, str]:
+    """What an intent has to say of the library, so that any later process can undo what this one did with it."""
+    places = {"libdir": Path(reader.libdir), "tmp_directory": reader.tmp_directory(access)}
+    return {name: str(place.absolute()) for name, place in places.items()}
+
+
 def vm_access(session: VcenterSession, vm_moref: str) -> VmAccess:
     """How VDDK gets at a VM: with the login and the certificate of the session."""
     settings = session.settings

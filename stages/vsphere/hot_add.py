@@ -15,7 +15,7 @@ import trio
 from pipeline.errors import LeftBehind, MoverError
 from stages.vddk import VmAccess
 
-from .access import AccessReader, Attachable, vm_access
+from .access import AccessReader, Attachable, library_of, vm_access
 from .announcing import announce, settle, undone_by
 from .journal import Journal, Kind
 from .lookup import Vm
@@ -47,10 +47,8 @@ async def hot_added(
         yield opened
         return
     access = vm_access(session, vm.moref)
-    place = str(reader.tmp_directory(access))
-    intent = await announce(
-        session, vm, journal, run, Kind.HOT_ADD, libdir=str(reader.libdir), tmp_directory=place
-    )
+    library = library_of(reader, access)
+    intent = await announce(session, vm, journal, run, Kind.HOT_ADD, **library)
 
     async def undo(failed: bool) -> MoverError | None:
         left = None

@@ -18,7 +18,7 @@ from pyVmomi import vim
 from pipeline.errors import LeftBehind, MoverError, VddkError
 from stages.vddk import VmAccess
 
-from .access import AccessReader, vm_access
+from .access import AccessReader, library_of, vm_access
 from .announcing import announce, settle, undone_by
 from .journal import Intent, Journal, Kind
 from .lookup import Vm
@@ -46,10 +46,8 @@ async def relocation_locked(
         yield []
         return
     access = vm_access(session, vm.moref)
-    place = str(reader.tmp_directory(access))
-    intent = await announce(
-        session, vm, journal, run, Kind.RELOCATION_LOCK, libdir=str(reader.libdir), tmp_directory=place
-    )
+    library = library_of(reader, access)
+    intent = await announce(session, vm, journal, run, Kind.RELOCATION_LOCK, **library)
     lock = _Lock(session, vm, reader, access, intent, journal)
     async with undone_by(lock.end):
         yield await lock.take()
