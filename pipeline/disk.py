@@ -139,7 +139,7 @@ class Machine(Protocol[C_co]):
         ...
 
     def capture(self) -> AbstractAsyncContextManager[C_co]:
-        """Hold the VM still; at the end release everything, or raise SnapshotLeaked."""
+        """Hold the VM still; at the end release everything, or raise LeftBehind."""
         ...
 
     def touches(self) -> Sequence[str]:

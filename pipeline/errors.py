@@ -45,10 +45,14 @@ class QuiesceFailed(SnapshotError):
     """The guest could not be quiesced as asked."""
 
 
-class SnapshotLeaked(SnapshotError):
-    """A snapshot of ours could not be removed; facts name it."""
+class LeftBehind(SourceError):
+    """Something of ours at a server could not be undone: it needs attention, and spoils no finished backup."""
 
     exit_code = EXIT_ATTENTION
+
+
+class SnapshotLeaked(SnapshotError, LeftBehind):
+    """A snapshot of ours could not be removed; facts name it."""
 
 
 class ChangeTrackingInvalid(SourceError):

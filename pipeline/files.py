@@ -1,4 +1,4 @@
-"""What every room that keeps files needs to make them durable."""
+"""What every room that keeps files needs: to make them durable, and a place for its state."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ def flush_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def state_directory() -> Path:
+    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification)."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state") / "vadpipe"

@@ -16,7 +16,7 @@ import trio
 
 from .contracts import Pipeline
 from .disk import Capture, Disk, DiskReceipt, DiskSize, Evidence, Finisher, Machine, PointWriter, Target
-from .errors import MoverError, SnapshotLeaked, TransferFailed, leaves
+from .errors import LeftBehind, MoverError, TransferFailed, leaves
 from .events import Event, emit, observed
 from .meters import PipelineReport
 
@@ -128,7 +128,7 @@ class Job(Generic[C, P]):
                 record.capture = capture
                 await self._transfer(capture, point, record, watch)
         except BaseException as exc:
-            if not record.point or not all(isinstance(leaf, SnapshotLeaked) for leaf in leaves(exc)):
+            if not record.point or not all(isinstance(leaf, LeftBehind) for leaf in leaves(exc)):
                 raise _flat(exc) from None
             attention += [str(leaf) for leaf in leaves(exc)]
         assert record.capture is not None

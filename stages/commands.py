@@ -16,23 +16,31 @@ from .vsphere import Journal, Outcome, Swept, Vcenter, VcenterVm, sweep
 
 @click.command()
 @config_argument
-@click.option("--dry-run", is_flag=True, help="Only tell what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would be undone.")
 @json_option
 def cleanup(config: Path, dry_run: bool, as_json: bool) -> int:
-    """Remove what killed runs left on the servers of a configuration: exactly the snapshots that we made."""
-    machines = [job.machine for job in load_jobs(config)]
-    places = dict.fromkeys(
-        (machine.vcenter, machine.journal or Journal())
-        for machine in machines
-        if isinstance(machine, VcenterVm)
-    )
-    found = [swept for server, journal in places for swept in run_async(_sweep, server, journal, dry_run)]
+    """Undo what killed runs left on the servers of a configuration, and nothing else.
+
+    Hot-added disks are detached, snapshots removed, locks against Storage vMotion ended, VMs that were shut down
+    powered on. Disks are consolidated unless every job of their server has consolidate=False. Exit code 3:
+    something could not be undone.
+    """
+    places: dict[tuple[Vcenter, Journal], bool] = {}
+    for job in load_jobs(config):
+        if isinstance(machine := job.machine, VcenterVm):
+            place = machine.vcenter, machine.journal or Journal()
+            places[place] = places.get(place, False) or machine.consolidate
+    found = [
+        swept
+        for (server, journal), consolidate in places.items()
+        for swept in run_async(_sweep, server, journal, dry_run, consolidate)
+    ]
     lines = [str(swept) for swept in found] or ["Nothing was left behind."]
     show({"swept": [swept.as_dict() for swept in found]}, lines, as_json)
     kept = any(swept.outcome is Outcome.KEPT for swept in found)
     return EXIT_ATTENTION if kept else EXIT_DONE
 
 
-async def _sweep(server: Vcenter, journal: Journal, dry_run: bool) -> list[Swept]:
+async def _sweep(server: Vcenter, journal: Journal, dry_run: bool, consolidate: bool) -> list[Swept]:
     async with server.connect() as session:
-        return await sweep(session, journal, dry_run=dry_run)
+        return await sweep(session, journal, dry_run=dry_run, consolidate=consolidate)

@@ -260,6 +260,7 @@ def kill_runs(lab, count, seed):
     assert done.returncode == 0, done.stderr
     assert document(done)["jobs"][0]["snapshots_left"] == 0
     assert lab.snapshots == 0
+    assert list((lab.root / "locks").iterdir()) == []
     found = points(lab)
     assert len(found) == len(before) + 1
     assert_restored(lab, found[-1], lab.digests[-1])

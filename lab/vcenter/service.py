@@ -178,6 +178,7 @@ class Service:
                 f"user={self.settings.user}",
                 f"password={self.settings.password}",
                 *(f"cookie={form}" for session in self.sessions.live() for form in session.cookie_forms),
+                f"api={self.settings.api_type}",
                 *(f"vm={vm.moref}" for vm in vms),
                 *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
             ]
@@ -275,6 +276,10 @@ class Service:
             name = str(request.arguments[0])
             with self.changes.lock:
                 return managed.read(name), managed.declared(name)[0]
+        if isinstance(managed, VirtualMachine) and request.method.name in managed.disabledMethod:
+            raise vim.fault.MethodDisabled(
+                source="a backup", msg=f"{request.method.name} is disabled by 'a backup'."
+            )
         method = getattr(managed, request.method.name, None)
         if method is None:
             raise vmodl.fault.NotSupported(msg=f"The lab does not have {request.method.description_id}.")

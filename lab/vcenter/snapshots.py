@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
+from lab.vcenter.calls_log import note
 from lab.vcenter.injection import CONSOLIDATION
+from lab.vcenter.outside import hot_added
 from lab.vcenter.quiescing import QuiesceRequest, QuiesceSpec, Quiescing, guest_quiescing, reached
 from lab.vcenter.state import SnapshotState, VmState
 from lab.vcenter.vm_properties import enable_uuid
@@ -109,6 +111,7 @@ def _fork(
         )
         vm.snapshots.append(snapshot)
         service.vm_changed(vm)
+        note(service.inventory.root, f"CreateSnapshot {vm.moref} {snapshot.moref}")
         return snapshot
 
 
@@ -140,15 +143,23 @@ def remove(service: Service, vm: VmState, gone: Sequence[SnapshotState], *, cons
         service.vm_changed(vm, *(snapshot.moref for snapshot in gone))
     try:
         for snapshot in gone:
+            note(service.inventory.root, f"RemoveSnapshot {vm.moref} {snapshot.moref}")
             if snapshot.manifest:
                 (service.inventory.directory_of(vm) / snapshot.manifest).unlink(missing_ok=True)
         if consolidate:
             later = service.injections.before_task_work(CONSOLIDATION)
+            _refuse_attached(service, vm)
             merge_forgotten(service, vm)
             service.injections.happen(later)
     finally:
         service.inventory.in_work.discard(vm.moref)
         service.vm_changed(vm)
+
+
+def _refuse_attached(service: Service, vm: VmState) -> None:
+    """A disk that a proxy has hot-added is locked: its redo logs stay, and need consolidation."""
+    for file in hot_added(service.inventory.root, vm.moref):
+        raise vim.fault.FileLocked(file=vm.datastore_path(file), msg=f"Failed to lock the file {file}.")
 
 
 def merge_forgotten(service: Service, vm: VmState) -> None:

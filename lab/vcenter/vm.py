@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from pyVmomi import vim, vmodl
 
 from lab.vcenter import snapshots, vm_properties
+from lab.vcenter.calls_log import note
 from lab.vcenter.entities import HOST, NETWORK, POOL
 from lab.vcenter.objects import Call, Entity, Managed, moref_of, vim_property
+from lab.vcenter.outside import relocation_lock
 from lab.vcenter.quiescing import QuiesceSpec
 from lab.vcenter.state import SnapshotState, VmState
 from lab.vmdk_files import LabDiskError
@@ -74,6 +76,11 @@ class VirtualMachine(Entity):
     @vim_property
     def guestHeartbeatStatus(self) -> str:
         return "green" if self.state.tools_running else "gray"
+
+    @vim_property
+    def disabledMethod(self) -> list[str]:
+        locked = relocation_lock(self.service.inventory.root, self.moref)
+        return [] if locked is None else ["RelocateVM_Task"]
 
     # Snapshots
 
@@ -203,6 +210,7 @@ class VirtualMachine(Entity):
             if self.state.power == wanted:
                 raise self._power_fault(wanted)
             self.state.power = wanted
+            note(self.service.inventory.root, f"{wanted} {self.moref}")
             if wanted == "poweredOn":
                 snapshots.apply_change_tracking(self.service, self.state)
             self.service.vm_changed(self.state)

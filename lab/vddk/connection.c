@@ -10,6 +10,7 @@
 #include "log.h"
 #include "params.h"
 
+const char HOTADD[] = "hotadd";
 const char TRANSPORT_MODES[] = "file:san:hotadd:nbdssl:nbd";
 
 static struct connection *_Atomic connections; /* changed only inside Connect, which excludes itself */
@@ -35,10 +36,9 @@ static int check_login(const struct lab_conf *conf, const VixDiskLibConnectParam
 
 static int check_vm(const struct lab_conf *conf, const VixDiskLibConnectParams *params)
 {
-    static const char prefix[] = "moref=";
     const char *spec = params->vmxSpec;
-    if (spec != NULL &&
-        (strncmp(spec, prefix, strlen(prefix)) != 0 || !lab_conf_has(conf, "vm", spec + strlen(prefix)))) {
+    const char *vm = params_vm(params);
+    if (spec != NULL && (vm == NULL || !lab_conf_has(conf, "vm", vm))) {
         log_warn("%s: there is no virtual machine '%s'\n", params->serverName, spec);
         return VIX_E_VM_NOT_FOUND;
     }
@@ -100,14 +100,14 @@ int connection_authorise(const struct connection *connection)
 
 const char *connection_transport(const struct connection *connection)
 {
-    static const char *const working[] = {"nbdssl", "nbd"};
+    static const char *const working[] = {"nbdssl", "nbd", HOTADD};
     if (!connection->remote) {
         return "file";
     }
     const char *mode = connection->modes == NULL ? TRANSPORT_MODES : connection->modes;
     while (*mode != '\0') {
         size_t length = strcspn(mode, ":");
-        for (size_t i = 0; i < sizeof working / sizeof *working; i++) {
+        for (size_t i = 0; i < sizeof working / sizeof *working - !knobs.hot_add; i++) {
             if (strlen(working[i]) == length && strncmp(mode, working[i], length) == 0) {
                 return working[i];
             }

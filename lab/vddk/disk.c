@@ -3,6 +3,8 @@
 #include "disk.h"
 #include "errors.h"
 #include "log.h"
+#include "outside.h"
+#include "params.h"
 
 uint64_t session_buffer_bytes = 65536;
 uint64_t session_buffer_count = 4;
@@ -112,6 +114,14 @@ static int open_chain(const struct connection *connection, const char *path, uin
         code = chain_open(file, (flags & OPEN_READ_ONLY) == 0, (flags & OPEN_SINGLE_LINK) != 0, &disk->chain);
     }
     free(file);
+    if (code == VIX_OK && disk->transport == HOTADD) {
+        disk->remote = false; /* its reads are synchronous, as those of a local disk */
+        disk->attached = hot_add(connection->root, params_vm(connection->params), path);
+        if (disk->attached < 0) {
+            chain_close(disk->chain);
+            code = VIX_E_FILE_ACCESS_ERROR; /* as where no slot is free */
+        }
+    }
     return code;
 }
 
@@ -122,6 +132,7 @@ static struct disk *disk_new(struct connection *connection, uint32_t flags)
         disk->connection = connection;
         disk->flags = flags;
         disk->remote = connection->remote;
+        disk->attached = -1;
         pthread_mutex_init(&disk->lock, NULL);
         pthread_cond_init(&disk->settled, NULL);
     }
@@ -168,6 +179,7 @@ static void disk_shut(struct disk *disk, enum disk_state state, const char *call
     chain_close(disk->chain);
     disk->chain = NULL;
     disk->connection = NULL;
+    hot_close(disk->attached);
     atomic_fetch_sub(&totals.live_disks, 1);
 }
 

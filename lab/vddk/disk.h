@@ -20,7 +20,8 @@ struct disk {
     struct chain *chain;
     const char *transport;
     uint32_t flags;
-    bool remote; /* asynchronous calls go to the library's threads */
+    bool remote;  /* asynchronous calls go to the library's threads */
+    int attached; /* descriptor of a hot-added disk (outside.h), or -1 */
     struct exclusion busy;
 
     pthread_mutex_t lock; /* of what follows */

@@ -103,6 +103,7 @@ void knobs_read(void)
     knobs.threads = (unsigned)number_knob("VADPIPE_VDDK_THREADS", 4);
     knobs.seed = (uint64_t)number_knob("VADPIPE_VDDK_SEED", 1);
     knobs.slow_exit = number_knob("VADPIPE_VDDK_SLOW_EXIT", 0) > 0;
+    knobs.hot_add = number_knob("VADPIPE_VDDK_HOTADD", 0) > 0;
     if (knobs.threads < 1 || knobs.threads > 64) {
         bad_knob("VADPIPE_VDDK_THREADS", getenv("VADPIPE_VDDK_THREADS"), "1 to 64");
     }

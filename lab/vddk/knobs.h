@@ -39,6 +39,7 @@ struct knobs {
     uint64_t seed;
     enum allocated_answer allocated;
     bool slow_exit;
+    bool hot_add; /* the transport hotadd works */
 };
 extern struct knobs knobs;
 

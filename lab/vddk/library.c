@@ -8,14 +8,15 @@
  * (guard.c).
  *
  *   library.c   InitEx, Exit           connection.c, params.c, lab_conf.c, access.c   who may open what
+ *   outside.c   locks, hot-added disks
  *   disk.c      Open, Close            transfer.c, async.c                            reads, writes, threads
  *   info.c, metadata.c, allocated.c    facts about a disk
  *   vmdk_*.c                           the disks as files
  *
  * Datastore paths "[name] folder/disk.vmdk" are files $VADPIPE_LAB_ROOT/datastores/name/folder/disk.vmdk.
  * $VADPIPE_LAB_ROOT/vddk.conf says who may log in and what exists, in lines thumbprint=, user=, password=,
- * cookie=, vm= and snapshot=, several of each; it is read again at every ConnectEx and Open. Without
- * VADPIPE_LAB_ROOT every connection is one to this machine.
+ * cookie=, vm= and snapshot=, several of each, and api=HostAgent for an ESXi host; it is read again at every
+ * ConnectEx and Open. Without VADPIPE_LAB_ROOT every connection is one to this machine.
  *
  * Knobs, read at InitEx:
  *
@@ -31,6 +32,7 @@
  *   VADPIPE_VDDK_QAB=unsupported|all   QueryAllocatedBlocks fails, or (as on NFS) says all is allocated
  *   VADPIPE_VDDK_COUNTERS=file         Exit appends calls, bytes and live objects as one line of JSON
  *   VADPIPE_VDDK_SLOW_EXIT=1           Exit takes a second, as the original's does
+ *   VADPIPE_VDDK_HOTADD=1              this machine is a VM that can hot-add disks (outside.c)
  *
  * Kinds of calls: connect disconnect prepare end cleanup open close info query read write flush wait metadata
  * manage init. Reads and writes count synchronous and asynchronous calls together.
@@ -48,6 +50,7 @@
 #include "generation.h"
 #include "knobs.h"
 #include "log.h"
+#include "outside.h"
 
 /* ---- the configuration file ------------------------------------------------------------------------- */
 
@@ -78,6 +81,8 @@ static void apply_setting(const char *path, char *line)
         session_buffer_bytes = strtoull(value, NULL, 10) * 65536;
     } else if (strcmp(name, "vixDiskLib.nfcAio.Session.BufCount") == 0) {
         session_buffer_count = strtoull(value, NULL, 10);
+    } else if (strcmp(name, "tmpDirectory") == 0) {
+        snprintf(tmp_directory, sizeof tmp_directory, "%s", value);
     }
 }
 

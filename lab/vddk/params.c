@@ -62,6 +62,13 @@ bool params_local(const VixDiskLibConnectParams *params)
     return params == NULL || (params->vmxSpec == NULL && params->serverName == NULL);
 }
 
+const char *params_vm(const VixDiskLibConnectParams *params)
+{
+    static const char prefix[] = "moref=";
+    const char *spec = params->vmxSpec;
+    return spec == NULL || strncmp(spec, prefix, strlen(prefix)) != 0 ? NULL : spec + strlen(prefix);
+}
+
 int params_check(const char *call, const VixDiskLibConnectParams *params, bool vm_needed)
 {
     if (!object_known(OBJECT_PARAMS, params)) {

@@ -10,6 +10,8 @@
 bool params_local(const VixDiskLibConnectParams *params);
 /* Abort on what the real library dereferences without looking; a vix code for what it refuses. */
 int params_check(const char *call, const VixDiskLibConnectParams *params, bool vm_needed);
+/* The moref in vmxSpec, NULL without one. */
+const char *params_vm(const VixDiskLibConnectParams *params);
 /* To be released with FreeConnectParams; NULL when out of memory. */
 VixDiskLibConnectParams *params_copy(const VixDiskLibConnectParams *params);
 

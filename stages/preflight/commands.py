@@ -11,7 +11,8 @@ from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
-from stages.vsphere import Vcenter, VcenterVm, find_vm
+from stages.vsphere import Journal, Outcome, Vcenter, VcenterSession, VcenterVm, find_vm, sweep
+from stages.vsphere.sweep import TELLING
 
 from .facts import JobFacts
 from .prepare import Prepared, enable_uuid, track_changes
@@ -103,14 +104,32 @@ async def _wanted(machine: VcenterVm) -> JobFacts:
 async def _prepare(
     server: Vcenter, machines: Sequence[VcenterVm], uuid: bool, allow_power_off: bool, tracking: bool
 ) -> list[Prepared]:
-    prepared = []
     async with server.connect() as session:
+        prepared = await _swept(session, machines)
         for machine in machines:
             vm = await find_vm(session, machine.vm)
             if tracking:  # first: a restart for the other makes it take effect
                 prepared.append(await track_changes(session, vm))
             if uuid:
-                prepared.append(await enable_uuid(session, vm, allow_power_off=allow_power_off))
+                prepared.append(
+                    await enable_uuid(
+                        session, vm, machine.journal or Journal(), allow_power_off=allow_power_off
+                    )
+                )
+    return prepared
+
+
+async def _swept(session: VcenterSession, machines: Sequence[VcenterVm]) -> list[Prepared]:
+    """What killed runs left, first of all a VM that one of them shut down."""
+    journals = dict.fromkeys(machine.journal or Journal() for machine in machines)
+    consolidate = any(machine.consolidate for machine in machines)
+    prepared = []
+    for journal in journals:
+        for one in await sweep(session, journal, consolidate=consolidate):
+            if one.outcome in TELLING:
+                lines = [f"Left by an earlier run: {one}."]
+                kept = one.outcome is Outcome.KEPT
+                prepared.append(Prepared(one.intent.vm_name, [] if kept else lines, lines if kept else []))
     return prepared
 
 

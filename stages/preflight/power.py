@@ -2,7 +2,8 @@
 
 It starts from what the server shows, never from what we remember: an answer that was lost, a task that was
 cancelled and a guest that goes down only after we gave up on it all end in the same loop, shielded and with a
-deadline, which asks for the power state and powers on what is off. A VM that was off before is left off.
+deadline, which asks for the power state and powers on what is off. A VM that was off before is left off. What is
+to be powered on again is in the journal before it is shut down: the next start does it for a run that was killed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
-from pyVmomi import vim
 
-from pipeline.errors import SourceError
+from pipeline.errors import MoverError, SourceError
+from stages.vsphere.announcing import announce, new_run, settle
 from stages.vsphere.faults import ConnectionLost
+from stages.vsphere.journal import Intent, Journal, Kind
 from stages.vsphere.lookup import Vm
-from stages.vsphere.properties import read
+from stages.vsphere.power import power_on, power_state
 from stages.vsphere.session import VcenterSession
-from stages.vsphere.tasks import wait_for_task
 
 # Windows installs its updates on the way down.
 SHUTDOWN_WITHIN_S = 900.0
@@ -34,19 +35,11 @@ class PowerNotRestored(SourceError):
     """A VM that was on before may be off now. Facts: `vm`, `moref`."""
 
 
-async def power_state(session: VcenterSession, vm: Vm) -> str:
-    """The API's word for it: poweredOn, poweredOff or suspended."""
-    subject = vm.reference(session)
-    row = await session.call(
-        "RetrieveProperties", lambda: read(session.content, subject, ["runtime.powerState"])
-    )
-    return str(row.get("runtime.powerState"))
-
-
 @asynccontextmanager
 async def powered_off(
     session: VcenterSession,
     vm: Vm,
+    journal: Journal,
     *,
     shutdown_within_s: float = SHUTDOWN_WITHIN_S,
     restore_within_s: float = RESTORE_WITHIN_S,
@@ -58,7 +51,7 @@ async def powered_off(
     could not be powered on again, in a group with the body's own error when both failed. Cancelled while the guest
     goes down, it waits for that, as long as it would have waited uncancelled, to power it on again.
     """
-    before = await power_state(session, vm)
+    before = await power_state(session, vm.moref)
     if before == "suspended":
         raise SourceError(
             f"{vm.name} is suspended.", remedy="Resume it or shut it down, then run again.", vm=vm.name
@@ -66,6 +59,7 @@ async def powered_off(
     if before == "poweredOff":
         yield False
         return
+    intent = await announce(session, vm, journal, new_run(), Kind.POWER)
     watch_until = trio.current_time() + shutdown_within_s + late_s
     going_down = threading.Event()
     try:
@@ -75,10 +69,12 @@ async def powered_off(
         yield True
     except BaseException as failure:
         until = watch_until if going_down.is_set() else -math.inf
-        if (error := await _restored(session, vm, restore_within_s, until)) is not None:
+        error = await _settled(session, vm, restore_within_s, until, journal, intent)
+        if error is not None:
             raise BaseExceptionGroup("The work failed, and so did powering on", [failure, error]) from None
         raise
-    if (error := await _restored(session, vm, restore_within_s, -math.inf)) is not None:
+    error = await _settled(session, vm, restore_within_s, -math.inf, journal, intent)
+    if error is not None:
         raise error
 
 
@@ -105,7 +101,7 @@ async def _ask_to_shut_down(session: VcenterSession, vm: Vm, going_down: threadi
 
 async def _wait_until_off(session: VcenterSession, vm: Vm, within_s: float) -> None:
     with trio.move_on_after(within_s) as scope:
-        while await power_state(session, vm) != "poweredOff":  # noqa: ASYNC110
+        while await power_state(session, vm.moref) != "poweredOff":  # noqa: ASYNC110
             await trio.sleep(POLL_S)
     if scope.cancelled_caught:
         raise SourceError(
@@ -113,6 +109,12 @@ async def _wait_until_off(session: VcenterSession, vm: Vm, within_s: float) -> N
             remedy="See what holds it up (updates, an open dialogue); it may still go down by itself.",
             vm=vm.name,
         )
+
+
+async def _settled(
+    session: VcenterSession, vm: Vm, within_s: float, watch_until: float, journal: Journal, intent: Intent
+) -> MoverError | None:
+    return await settle(journal, intent, await _restored(session, vm, within_s, watch_until))
 
 
 async def _restored(
@@ -124,8 +126,7 @@ async def _restored(
     with trio.move_on_after(watch_s + within_s, shield=True):
         while True:
             try:
-                if await power_state(session, vm) == "poweredOff":
-                    await _power_on(session, vm)
+                if await power_on(session, vm.moref):
                     return None
                 if trio.current_time() >= watch_until:
                     return None
@@ -138,9 +139,3 @@ async def _restored(
         vm=vm.name,
         moref=vm.moref,
     )
-
-
-async def _power_on(session: VcenterSession, vm: Vm) -> None:
-    subject: vim.VirtualMachine = vm.reference(session)
-    task = await session.call("PowerOnVM_Task", lambda: subject.PowerOn(None), changes=True)
-    await wait_for_task(session, task, "PowerOnVM_Task")

@@ -15,13 +15,15 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError
 from stages.vsphere.changes import enable_change_tracking
+from stages.vsphere.journal import Journal
 from stages.vsphere.lookup import Vm
+from stages.vsphere.power import power_state
 from stages.vsphere.properties import read
 from stages.vsphere.session import VcenterSession
 from stages.vsphere.tasks import wait_for_task
 
 from . import power
-from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, power_state, powered_off
+from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, powered_off
 
 TOOLS_WITHIN_S = 900.0
 
@@ -47,6 +49,7 @@ class Prepared:
 async def enable_uuid(
     session: VcenterSession,
     vm: Vm,
+    journal: Journal,
     *,
     allow_power_off: bool,
     shutdown_within_s: float = SHUTDOWN_WITHIN_S,
@@ -55,19 +58,21 @@ async def enable_uuid(
 ) -> Prepared:
     """Set disk.EnableUUID=TRUE, with the VM powered off meanwhile, and as it was before afterwards.
 
+    `journal`: where a restart that is under way is noted, for the case that this process is killed.
+
     Raises ConfigError without the permission to shut a running guest down, SourceError where it does not shut down
     in time or the server refuses, PowerNotRestored (see `powered_off`).
     """
     if await uuid_enabled(session, vm):
         return Prepared(vm.name, ["disk.EnableUUID was TRUE already."], [])
-    if not allow_power_off and await power_state(session, vm) != "poweredOff":
+    if not allow_power_off and await power_state(session, vm.moref) != "poweredOff":
         raise ConfigError(
             f"{vm.name} runs: setting disk.EnableUUID shuts its guest down and starts it again.",
             remedy="Allow that with --allow-power-off, or shut it down by hand first.",
             vm=vm.name,
         )
     async with powered_off(
-        session, vm, shutdown_within_s=shutdown_within_s, restore_within_s=restore_within_s
+        session, vm, journal, shutdown_within_s=shutdown_within_s, restore_within_s=restore_within_s
     ) as was_on:
         await _set_uuid(session, vm)
     if not await uuid_enabled(session, vm):

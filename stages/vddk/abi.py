@@ -121,6 +121,8 @@ SYMBOLS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "FreeConnectParams": (None, (Params,)),
     "ConnectEx": (VixError, (Params, ctypes.c_byte, Text, Text, ctypes.POINTER(Handle))),
     "Disconnect": (VixError, (Handle,)),
+    "PrepareForAccess": (VixError, (Params, Text)),
+    "EndAccess": (VixError, (Params, Text)),
     "Cleanup": (VixError, (Params, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint32))),
     "Open": (VixError, (Handle, Text, ctypes.c_uint32, ctypes.POINTER(Handle))),
     "Close": (VixError, (Handle,)),

@@ -1,4 +1,4 @@
-"""The program of the child process that holds one VDDK connection with one open disk.
+"""The program of the child process that holds one VDDK connection with one open disk, or makes a single call.
 
 Why a process: the library brings its own OpenSSL, which crashes beside Python's; it needs LD_LIBRARY_PATH
 from the start of the process; nothing may fork once it is initialised; and it hangs and crashes in the
@@ -10,8 +10,7 @@ the library: the callback only writes one record to standard output. The bytes g
 is shared with the mover. A second thread waits for nothing but the mover's death: end of input ends the
 process even while a call of the library hangs.
 
-Standard error carries the library's log, one line per message, tagged "D", "I", "W" or "P" by level.
-Secrets come over standard input; they are blotted out should the library log them.
+Standard error carries the library's log. Secrets come over standard input.
 """
 
 from __future__ import annotations
@@ -28,29 +27,21 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from stages.vddk import abi, wire
+    from stages.vddk.child_log import Log, send
 else:
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     import abi
     import wire
+    from child_log import Log, send
 
-LOG_LINE = 2000  # bytes; well below PIPE_BUF, so lines of different threads do not mix
-BLOTTED = 6  # characters of a secret: shorter ones are parts of words, and blots would give them away
 ERROR_TEXT = 500  # characters of an error's text in an answer, which must fit a record
-
-# Warnings of healthy systems: telemetry that cannot reach its server.
-NOISE = (b"CEIP", b"VDDK_PhoneHome")
 
 # Records leave over a copy of standard output: what the library might print joins its log.
 RECORDS = os.dup(1)
 os.dup2(2, 1)
-LOG = 2
-
-libc = ctypes.CDLL(None)
-libc.vsnprintf.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
 
 
 class CallFailed(Exception):
@@ -59,41 +50,6 @@ class CallFailed(Exception):
     def __init__(self, call: str, error: int, text: str) -> None:
         super().__init__(call, error, text)
         self.answer = {"call": call, "error": error, "text": text[:ERROR_TEXT]}
-
-
-class Log:
-    """The library's log on standard error. Called on any thread of the library."""
-
-    def __init__(self) -> None:
-        self.secrets: list[bytes] = []
-        self.probing = False  # a probe that fails is no reason to warn
-        # The library keeps these pointers: the objects must live as long as the process.
-        self.functions = [abi.LogFunction(self._writer(level)) for level in (b"I", b"W", b"P")]
-
-    def _writer(self, level: bytes) -> Callable[[int, int], None]:
-        def write(message: int, arguments: int) -> None:
-            line = ctypes.create_string_buffer(LOG_LINE)
-            libc.vsnprintf(line, LOG_LINE, message, arguments)
-            self.line(level, line.value)
-            if level == b"P":  # the library does not expect a panic to return
-                os._exit(70)
-
-        return write
-
-    def line(self, level: bytes, text: bytes) -> None:
-        for secret in self.secrets:
-            text = text.replace(secret, b"***")
-        if level == b"W" and (self.probing or any(noise in text for noise in NOISE)):
-            level = b"D"
-        send(LOG, level + b" " + b" ".join(text.split()) + b"\n")
-
-
-def send(descriptor: int, record: bytes) -> None:
-    """Write at most PIPE_BUF bytes at once. Nobody left to read them is seen by `leave_with_parent`."""
-    try:
-        os.write(descriptor, record)
-    except OSError:
-        return
 
 
 def report(request: int, error: int) -> None:
@@ -121,7 +77,10 @@ def leave_with_parent(grace_s: float) -> None:
 
 
 class OpenDisk:
-    """The library, a connection, a disk: opened by `start`, given back by `end` as far as it got."""
+    """The library, a connection, a disk: opened by `start`, given back by `end` as far as it got.
+
+    `access` instead of `start` makes one call about a VM, without a connection.
+    """
 
     def __init__(self) -> None:
         self.log = Log()
@@ -134,12 +93,31 @@ class OpenDisk:
         self.kept: list[object] = []  # strings and memory that the library points to
 
     def start(self, order: dict[str, Any]) -> dict[str, object]:
-        secrets = (order["password"].encode(), order["cookie"].encode())
-        self.log.secrets = [secret for secret in secrets if len(secret) >= BLOTTED]
         shared = mmap.mmap(order["memory"], 0)
         os.close(order["memory"])
         self.memory = ctypes.addressof(ctypes.c_char.from_buffer(shared))
         self.kept.append(shared)
+        library = self.load(order)
+        self.connect(library, order)
+        flags = abi.OPEN_READ_ONLY | abi.OPEN_COMPRESSION[order["compression"]]
+        path = order["path"].encode()
+        self.check("Open", library, library.Open(self.connection, path, flags, ctypes.byref(self.handle)))
+        return self.describe(library)
+
+    def access(self, order: dict[str, Any]) -> dict[str, object]:
+        library, call = self.load(order), order["call"]
+        self.allocate(library)
+        self.fill(self.params.contents, order)
+        counts = ctypes.c_uint32(), ctypes.c_uint32()  # Cleanup's
+        if call == "Cleanup":
+            error = library.Cleanup(self.params, *map(ctypes.byref, counts))
+        else:
+            error = getattr(library, call)(self.params, self.text(order["identity"]))
+        self.check(call, library, error)
+        return {"cleaned": counts[0].value, "remaining": counts[1].value}
+
+    def load(self, order: dict[str, Any]) -> abi.Library:
+        self.log.keep_secret(order["password"], order["cookie"])
         try:
             library = abi.Library(order["library"])
         except OSError as exc:
@@ -149,16 +127,15 @@ class OpenDisk:
         if error:
             raise CallFailed("InitEx", error, "")  # a library that does not run has no texts either
         self.library = library
-        self.connect(library, order)
-        flags = abi.OPEN_READ_ONLY | abi.OPEN_COMPRESSION[order["compression"]]
-        path = order["path"].encode()
-        self.check("Open", library, library.Open(self.connection, path, flags, ctypes.byref(self.handle)))
-        return self.describe(library)
+        return library
 
-    def connect(self, library: abi.Library, order: dict[str, Any]) -> None:
+    def allocate(self, library: abi.Library) -> None:
         self.params = library.AllocateConnectParams()
         if not self.params:
             raise CallFailed("AllocateConnectParams", 2, "no memory")
+
+    def connect(self, library: abi.Library, order: dict[str, Any]) -> None:
+        self.allocate(library)
         self.remote = bool(order["vm"])
         if self.remote:
             self.fill(self.params.contents, order)
@@ -168,7 +145,7 @@ class OpenDisk:
         self.check("ConnectEx", library, error)
 
     def fill(self, params: abi.ConnectParams, order: dict[str, Any]) -> None:
-        params.vmxSpec = self.text("moref=" + order["vm"])
+        params.vmxSpec = self.text(order["vm"] and "moref=" + order["vm"])
         params.serverName = self.text(order["server"])
         params.port = order["port"]
         params.thumbPrint = self.text(order["thumbprint"])
@@ -227,8 +204,9 @@ class OpenDisk:
                 report(request, error)
 
     def end(self) -> None:
-        """Give everything back in the library's order; errors no longer matter."""
+        """Give everything back in the library's order; of its errors only what Cleanup leaves matters."""
         library = self.library
+        remaining = ctypes.c_uint32()
         if library is None:
             return
         if self.handle:
@@ -236,13 +214,14 @@ class OpenDisk:
             library.Close(self.handle)
         if self.connection:
             library.Disconnect(self.connection)
-            if self.remote:  # a hot-added disk must be gone before its snapshot is removed
-                library.Cleanup(self.params, None, None)
+            # A hot-added disk must be gone before its snapshot is removed. After an error it counts as there.
+            if self.remote and library.Cleanup(self.params, None, ctypes.byref(remaining)):
+                remaining.value = max(1, remaining.value)
         if self.params:
             library.FreeConnectParams(self.params)
         library.Exit()
         used = {name: times for name, times in library.times.items() if times[0]}
-        answer(wire.FAREWELL, {"times": used})
+        answer(wire.FAREWELL, {"times": used, "remaining": remaining.value})
 
     def check(self, call: str, library: abi.Library, error: int) -> None:
         if error == abi.VIX_OK:
@@ -259,9 +238,12 @@ def obey(disk: OpenDisk, kind: int, body: bytes) -> None:
         return
     order = json.loads(body)
     try:
-        if kind == wire.START:
+        if kind != wire.QUERY:  # the first order
             _thread.start_new_thread(leave_with_parent, (order["grace_s"],))
+        if kind == wire.START:
             answer(order["id"], disk.start(order))
+        elif kind == wire.ACCESS:
+            answer(order["id"], disk.access(order))
         else:
             answer(order["id"], {}, disk.query(order))
     except CallFailed as failed:

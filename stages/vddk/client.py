@@ -74,24 +74,25 @@ class Child:
         self.killed = False  # it was killed because the caller wanted that
         self.reaped = trio.Event()
         self.times: dict[str, list[float]] = {}
+        self.remaining = 0  # hot-added disks that its Cleanup could not detach
 
     @classmethod
     async def spawn(
         cls,
         libraries: Path,
-        memory: int,
+        memory: int | None,
         secrets: Sequence[str],
         log: deque[str],
         on_done: Done,
         limits: Limits,
     ) -> Child:
-        """Start a child that finds its libraries in `libraries` and maps the file `memory`. Raises OSError."""
+        """Start a child that finds its libraries in `libraries` and may map the file `memory`. Raises OSError."""
         process = await trio.lowlevel.open_process(
             [sys.executable, "-I", "-S", str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(memory,),
+            pass_fds=() if memory is None else (memory,),
             env=child_environment(os.environ, libraries, secrets),
             start_new_session=True,  # the terminal's Ctrl-C is for the mover, which ends its children in order
         )
@@ -244,7 +245,8 @@ class Child:
 
     def _take(self, kind: int, number: int, content: bytes) -> None:
         if number == wire.FAREWELL:
-            self.times = json.loads(content)["times"]
+            farewell = json.loads(content)
+            self.times, self.remaining = farewell["times"], farewell["remaining"]
         elif call := self._calls.get(number):
             if kind == wire.PART:
                 call.runs += content

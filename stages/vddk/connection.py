@@ -235,7 +235,7 @@ class Connection:
             self._detach()
             await child.reap()
             lost = self._queue.recover()
-            self._tally.count_child(child.clean, child.times)
+            self._tally.count_child(child.clean, child.remaining, child.times)
             if len(self._queue):
                 self._wanted.set()
         return self._reason(child, answer, lost)

@@ -5,9 +5,8 @@ Sectors are known in this room only: what is offered here counts bytes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,12 +18,13 @@ from numpy.typing import NDArray
 from pipeline.buffers import Buffer, BufferPool
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
-from pipeline.secrets import Secret
 from pipeline.units import CLUSTER, SPAN, MiB
 
 from .abi import MAX_CHUNKS, MIN_CHUNK, SECTOR
+from .access import DiskAccess, VmAccess
+from .calls import call_once
 from .connection import Connection, QueryRefused
-from .library import distribution_root, find_library, settings_file
+from .library import TMP_DIRECTORY, distribution_root, find_library, settings_file, working_directory
 from .limits import Limits
 from .requests import Batch, split
 from .tally import VddkStatistics
@@ -34,79 +34,6 @@ Allocation = Literal["queried", "unavailable"]
 
 CHUNK = MIN_CHUNK * SECTOR  # the finest that allocation can be asked for: 64 KiB
 QUERY_SPAN = MAX_CHUNKS * CHUNK  # the most that one query may cover: 32 GiB
-
-# SHA-1 or SHA-256 of the certificate, hex pairs with colons between them.
-_THUMBPRINT = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){19}((:[0-9A-Fa-f]{2}){12})?")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskAccess:
-    """Which disk, and how to get at it.
-
-    `path`: "[datastore] folder/disk.vmdk" exactly as the snapshot's configuration names it, or an absolute
-    path of a local VMDK when `vm` is empty. `vm` and `snapshot` are moref values such as "vm-16" and
-    "snapshot-456". `server` is the vCenter or ESXi host, `thumbprint` that of its certificate. Login is by
-    `user` and `password`, or by the `cookie` of a vSphere session.
-    """
-
-    path: str
-    server: str = ""
-    port: int = 443
-    user: str = ""
-    password: Secret | None = None
-    cookie: Secret | None = None
-    thumbprint: str = ""
-    vm: str = ""
-    snapshot: str | None = None
-
-    @classmethod
-    def local(cls, path: str | Path) -> DiskAccess:
-        """A VMDK in the file system of this machine."""
-        return cls(path=str(path))
-
-    def __post_init__(self) -> None:
-        """Refuse what the library would not check: a missing string makes it crash."""
-        if not self.path:
-            raise ConfigError(
-                "A VDDK disk needs a path.", remedy="Give `path`, e.g. '[ds1] web01/web01.vmdk'."
-            )
-        for name in ("path", "server", "user", "thumbprint", "vm", "snapshot"):
-            if "\0" in (getattr(self, name) or ""):
-                raise ConfigError(f"`{name}` of {self.path!r} holds a NUL character.")
-        if self.vm:
-            self._check_remote()
-        elif not Path(self.path).is_absolute():
-            raise ConfigError(
-                f"{self.path} is neither a disk of a VM nor an absolute path.",
-                remedy="Give `vm`, the moref value of the VM, or the absolute path of a local VMDK.",
-            )
-
-    def _check_remote(self) -> None:
-        for name in ("server", "user"):
-            if not getattr(self, name):
-                raise ConfigError(f"VDDK needs `{name}` to open {self.path}.", remedy=f"Give `{name}`.")
-        if (self.password is None) == (self.cookie is None):
-            raise ConfigError(
-                f"VDDK needs either a password or a session cookie to open {self.path}.",
-                remedy="Give `password` or `cookie`, as a Secret.",
-            )
-        if self.thumbprint and not _THUMBPRINT.fullmatch(self.thumbprint):
-            raise ConfigError(
-                f"{self.thumbprint!r} is not a certificate thumbprint.",
-                remedy="Write it as 20 (SHA-1) or 32 (SHA-256) hex pairs with colons, e.g. 'AB:12:...'.",
-            )
-
-    def credentials(self) -> dict[str, object]:
-        """The secrets themselves. Raises ConfigError when one is missing or empty."""
-        revealed: dict[str, object] = {"password": "", "cookie": ""}
-        for name, secret in (("password", self.password), ("cookie", self.cookie)):
-            if self.vm and secret is not None:
-                revealed[name] = text = secret.reveal()
-                if not text or "\0" in text:
-                    raise ConfigError(
-                        f"The {name} for {self.server} is empty or holds a NUL.", remedy=f"Check {secret}."
-                    )
-        return revealed
 
 
 @dataclass(frozen=True)
@@ -152,45 +79,92 @@ class Vddk:
 
         Raises ConfigError (no library, no password) or VddkError. At the end the child is gone.
         """
-        library = find_library(self.libdir)
-        with settings_file(self.config) as config:
+        with self._library(access) as common:
 
             def order() -> dict[str, object]:
-                return {
-                    **{name: getattr(access, name) for name in ("path", "server", "port", "user", "vm")},
-                    **{"thumbprint": access.thumbprint, "snapshot": access.snapshot},
-                    **access.credentials(),
-                    **{
-                        "library": str(library),
-                        "root": str(distribution_root(library)),
-                        "config": str(config),
-                    },
-                    **{"transports": self.transports, "compression": self.compression},
-                }
+                mine = {"transports": self.transports, "compression": self.compression}
+                return {**access.order(), **common, **mine}
 
-            limits = Limits(
-                self.depth, self.call_timeout_s, self.open_timeout_s, self.end_timeout_s,
-                self.restarts, self.restart_pause_s,
-            )  # fmt: skip
-            connection = Connection(library, pool.fileno(), access.path, order, limits)
+            library = Path(common["library"])
+            connection = Connection(library, pool.fileno(), access.path, order, self._limits)
             async with connection.serving():
-                yield await VddkDisk.probed(connection, self.request)
+                yield await VddkDisk.probed(connection, self.request, self.may_hot_add)
+
+    @property
+    def may_hot_add(self) -> bool:
+        """Whether a disk may come to be attached to this machine: the library tries that unless told otherwise."""
+        return self.transports is None or "hotadd" in self.transports.split(":")
+
+    def tmp_directory(self, access: VmAccess) -> Path:
+        """Where the library remembers what it hot-added of this VM. Raises ConfigError."""
+        own = self.config.get(TMP_DIRECTORY)
+        return Path(own) if own else working_directory(access.server, access.vm)
+
+    async def prepare_for_access(self, access: VmAccess, identity: str) -> None:
+        """Lock the VM against Storage vMotion, to be called before its snapshot is taken; vCenter only.
+
+        `identity`: at most 50 characters, needed to end it. Raises VddkError, also where somebody else holds it.
+        """
+        await self._call("PrepareForAccess", access, identity)
+
+    async def end_access(self, access: VmAccess, identity: str) -> None:
+        """End the lock that was taken with this identity, by any process. Raises VddkError."""
+        await self._call("EndAccess", access, identity)
+
+    async def clean_up(self, access: VmAccess) -> CleanedUp:
+        """Detach what processes that are gone left hot-added to this machine, of all VMs with this `tmp_directory`.
+
+        Raises VddkError.
+        """
+        answer = await self._call("Cleanup", access)
+        return CleanedUp(int(str(answer["cleaned"])), int(str(answer["remaining"])))
+
+    async def _call(self, call: str, access: VmAccess, identity: str = "") -> Mapping[str, object]:
+        with self._library(access) as common:
+            order = {**access.order(), **common, "identity": identity}
+            if call == "Cleanup":
+                order["vm"] = ""  # so it is after a crash
+            return await call_once(Path(common["library"]), call, order, self._limits, access.subject)
+
+    @contextmanager
+    def _library(self, access: VmAccess) -> Iterator[dict[str, str]]:
+        """Which library, and how it is set up, for a child's order. Raises ConfigError."""
+        library = find_library(self.libdir)
+        with settings_file(self.config, self.tmp_directory(access)) as config:
+            root = distribution_root(library)
+            yield {"library": str(library), "root": str(root), "config": str(config)}
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(
+            self.depth, self.call_timeout_s, self.open_timeout_s, self.end_timeout_s,
+            self.restarts, self.restart_pause_s,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CleanedUp:
+    """How many hot-added disks were detached, and how many could not be."""
+
+    cleaned: int
+    remaining: int
 
 
 class VddkDisk:
     """A disk that is open for reading. `allocation` says whether holes are known, and if not,
     `allocation_reason` why not."""
 
-    def __init__(self, connection: Connection, request: int) -> None:
+    def __init__(self, connection: Connection, request: int, may_hot_add: bool) -> None:
         self._connection = connection
         self._request = request
+        self._may_hot_add = may_hot_add
         self.allocation: Allocation = "queried"
         self.allocation_reason = ""
 
     @classmethod
-    async def probed(cls, connection: Connection, request: int) -> VddkDisk:
+    async def probed(cls, connection: Connection, request: int, may_hot_add: bool) -> VddkDisk:
         """Find out whether allocation can be queried at all, without alarming the log's readers."""
-        disk = cls(connection, request)
+        disk = cls(connection, request, may_hot_add)
         if disk.capacity >= CHUNK:
             await disk._query(0, CHUNK, probing=True)
         return disk
@@ -204,6 +178,12 @@ class VddkDisk:
     def transport(self) -> str:
         """file, san, hotadd, nbd or nbdssl: what the library chose."""
         return self._connection.opened.transport
+
+    @property
+    def may_be_attached(self) -> bool:
+        """Whether something of the VM may be hot-added to this machine although the disk was closed."""
+        counts = self.statistics()
+        return self._may_hot_add and bool(counts.unclean or counts.remaining)
 
     def statistics(self) -> VddkStatistics:
         return self._connection.statistics()

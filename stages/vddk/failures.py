@@ -77,13 +77,18 @@ def other_disk(path: str, was: int, now: int) -> VddkError:
 
 def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
     """The error of a child process that crashed or hung; transient, because a new one may do better."""
-    lines = list(log)
     where = f" at offset {place['offset']}" if place else ""
+    return call_lost("ReadAsync" if place else "Open", f"{how}{where}", path, log, **place)
+
+
+def call_lost(call: str, how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
+    """The same for any call."""
+    lines = list(log)
     return VddkError(
-        f"The VDDK process of {path} {how}{where}.{said(quote(lines))}",
+        f"The VDDK process of {path} {how}.{said(quote(lines))}",
         transient=True,
         remedy="Look at the library's log and at the load of this machine and of the ESXi host.",
-        call="ReadAsync" if place else "Open",
+        call=call,
         code=None,
         path=path,
         log=lines,

@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.errors import ConfigError
+from pipeline.files import state_directory
 
 # libvixDiskLib.so.N of VDDK 9.x, 8.0, 7.0 and 6.7.
 GENERATIONS = (9, 8, 7, 6)
@@ -20,6 +22,9 @@ SESSION = {
     "vixDiskLib.nfcAio.Session.BufSizeIn64KB": "16",
     "vixDiskLib.nfcAio.Session.BufCount": "4",
 }
+
+TMP_DIRECTORY = "tmpDirectory"
+_OWN = f"Mend or remove it, or set config={{'{TMP_DIRECTORY}': ...}} to a directory of your own."
 
 
 def find_library(libdir: str | Path) -> Path:
@@ -47,25 +52,29 @@ def distribution_root(library: Path) -> Path:
 
 
 @contextmanager
-def settings_file(settings: Mapping[str, str]) -> Iterator[Path]:
+def settings_file(settings: Mapping[str, str], tmp_directory: Path) -> Iterator[Path]:
     """A file with the defaults and `settings` for InitEx; it holds no secret. Removed at the end."""
-    complete = {**SESSION, **settings}
-    if "tmpDirectory" not in complete:
-        complete["tmpDirectory"] = str(_working_directory())
+    complete = {**SESSION, **settings, TMP_DIRECTORY: str(tmp_directory)}
     with tempfile.NamedTemporaryFile("w", prefix="vadpipe-vddk-", suffix=".conf") as file:
         file.writelines(f'{name} = "{value}"\n' for name, value in complete.items())
         file.flush()
         yield Path(file.name)
 
 
-def _working_directory() -> Path:
-    """Where the library keeps its state. The same in every run: what a crashed one left is found there."""
-    directory = Path(tempfile.gettempdir()) / f"vadpipe-vddk-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(
-            f"{directory} is not a private directory of this user.",
-            remedy="Remove it, or set config={'tmpDirectory': ...} to a directory of your own.",
-        )
+def working_directory(server: str, vm: str) -> Path:
+    """Where the library keeps its state of a VM. The same in every run: what a crashed one left is found there.
+
+    One per VM: what is cleaned up after one run is none of another's. Raises ConfigError.
+    """
+    root = state_directory() / "vddk"
+    directory = root / (quote(f"{server} {vm}", safe=" ") if vm else "local")
+    try:
+        root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=0o700, exist_ok=True)
+        found = root.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise ConfigError(f"{root} is not a private directory of this user.", remedy=_OWN)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{directory} cannot be made: {exc.strerror}.", remedy=_OWN) from exc
     return directory

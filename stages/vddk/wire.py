@@ -3,6 +3,7 @@
 To the child: a header (kind, length of the body), then the body.
 
     START, QUERY   one JSON object                   READS   any number of READ records
+    ACCESS         one JSON object: a single call about a VM, in a child that opens no disk
 
 From the child: records (kind, id, value). A library thread may report a completion at any moment, so
 nothing longer than PIPE_BUF is ever written at once: such writes are atomic, and no lock is needed.
@@ -17,7 +18,7 @@ is the order to close the disk and leave. The child imports this file: only the 
 
 import struct
 
-START, QUERY, READS = 1, 2, 3
+START, QUERY, READS, ACCESS = 1, 2, 3, 4
 DONE, PART, ANSWER = 1, 2, 3
 
 HEADER = struct.Struct("<II")  # kind, length
@@ -26,4 +27,4 @@ RECORD = struct.Struct("<IIQ")  # kind, id, value
 
 PIPE_BUF = 4096  # Linux; POSIX guarantees 512
 PART_SIZE = PIPE_BUF - RECORD.size
-FAREWELL = 0  # the id of the unasked ANSWER at an orderly end: the times of all calls
+FAREWELL = 0  # the id of the unasked ANSWER at an orderly end: the times of all calls, and what Cleanup left

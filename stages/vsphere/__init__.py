@@ -6,7 +6,8 @@ transport, certificate, keep_alive, patience   what a session is made of      pr
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
 quiesce      what is asked of the guest                                       events       what the guest answered
 ladder       retried, weakened or given up, by policy                         catalogue    every code -> what to do
-journal      intents, durable before the call                                 snapshot     the resource
+journal, announcing  intents, durable before the call                         snapshot     the resource
+access, relocation, hot_add, power   locks, attached disks and power as resources
 removal, consolidation   removing what is ours                                sweep        after killed runs
 guest_control  what a job expects inside the guest                            control      the seven points
 guest_files, guest_transfer, guest_scripts, tools_config, vmbackup   what is in there
@@ -21,7 +22,7 @@ from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .guest_control import GuestControl
-from .journal import Intent, Journal
+from .journal import Intent, Journal, Kind
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
 from .quiesce import Quiesce
@@ -40,6 +41,7 @@ __all__ = [
     "GuestControl",
     "Intent",
     "Journal",
+    "Kind",
     "LoginRefused",
     "OpenDisk",
     "Outcome",

@@ -30,7 +30,8 @@ class OpenDisk(Protocol):
 
 
 class DiskReader(Protocol):
-    """What opens disks: `stages.vddk.Vddk`, or another mover's."""
+    """What opens disks: `stages.vddk.Vddk`, or another mover's. With one that is also an `access.AccessReader` the
+    VM is locked against Storage vMotion, and hot-added disks are cleaned up."""
 
     def open(self, access: DiskAccess, pool: BufferPool) -> AbstractAsyncContextManager[OpenDisk]: ...
 

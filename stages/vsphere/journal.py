@@ -1,4 +1,4 @@
-"""What we are about to do outside, written down durably before we do it.
+"""What we are about to do outside, written down durably before we do it: each an intent, of one kind.
 
 An intent is one small JSON file. It is on disk, with its directory entry, before the call that it announces, and
 is removed only after the undoing succeeded. So whatever a killed run leaves behind on a server is named by a file
@@ -16,19 +16,34 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.files import flush_directory
+from pipeline.files import flush_directory, state_directory
 
 _SUFFIX = ".intent.json"
 
 
+class Kind(StrEnum):
+    """What there is to undo, in the order in which it is undone for a VM."""
+
+    HOT_ADD = "hot-added disks"
+    SNAPSHOT = "snapshot"
+    RELOCATION_LOCK = "relocation lock"
+    POWER = "power"
+
+
 @dataclass(frozen=True)
 class Intent:
-    """A snapshot that we are about to create. `token` is in its description and nowhere else.
+    """Something that we are about to do to a VM, and what its undoing needs. `token` is ours and nobody else's.
+
+    snapshot          the token is in its description
+    relocation lock   the token is in its identity; ended through the VDDK in `libdir`
+    hot-added disks   detached through the VDDK in `libdir`, which remembers them in `tmp_directory`
+    power             the VM ran, was shut down by us, and has to be powered on
 
     `server_id`: the server's own identity; `vm_uuid`: the VM's instance UUID. `abandoned`: its process lives on,
     but gave up on undoing it.
@@ -47,6 +62,20 @@ class Intent:
     pid: int
     process_start: str
     abandoned: bool = False
+    kind: Kind = Kind.SNAPSHOT  # what an entry without a kind is: there was no other
+    libdir: str = ""
+    tmp_directory: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is about, for people."""
+        name = f" {self.snapshot_name!r}" if self.kind is Kind.SNAPSHOT else ""
+        return f"{self.kind}{name} of {self.vm_name}"
+
+    @property
+    def identity(self) -> str:
+        """The identity of a relocation lock; VDDK takes 50 characters."""
+        return f"vadpipe {self.token}"
 
     @property
     def origin(self) -> str:
@@ -67,7 +96,18 @@ class Intent:
         return process_start(self.pid) == self.process_start
 
 
-def new_intent(*, server: str, server_id: str, vm_moref: str, vm_uuid: str, vm_name: str, run: str) -> Intent:
+def new_intent(
+    *,
+    server: str,
+    server_id: str,
+    vm_moref: str,
+    vm_uuid: str,
+    vm_name: str,
+    run: str,
+    kind: Kind = Kind.SNAPSHOT,
+    libdir: str = "",
+    tmp_directory: str = "",
+) -> Intent:
     """An intent of this process, with a token of its own."""
     return Intent(
         token=uuid.uuid4().hex,
@@ -76,30 +116,27 @@ def new_intent(*, server: str, server_id: str, vm_moref: str, vm_uuid: str, vm_n
         vm_moref=vm_moref,
         vm_uuid=vm_uuid,
         vm_name=vm_name,
-        snapshot_name=f"vadpipe {run}",
+        snapshot_name=f"vadpipe {run}" if kind is Kind.SNAPSHOT else "",
         run=run,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         host=socket.gethostname(),
         pid=os.getpid(),
         process_start=process_start(os.getpid()) or "",
+        kind=kind,
+        libdir=libdir,
+        tmp_directory=tmp_directory,
     )
-
-
-def default_directory() -> Path:
-    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification)."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state") / "vadpipe"
 
 
 @dataclass(frozen=True)
 class Journal:
     """The intents of this machine, in one directory."""
 
-    directory: Path = field(default_factory=default_directory)
+    directory: Path = field(default_factory=state_directory)
 
     def write(self, intent: Intent) -> None:
         """Write the intent, or its new version; durable when this returns. Raises SourceError."""
-        path = self._path(intent)
+        path = self.path(intent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with self._errors():
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -121,7 +158,7 @@ class Journal:
     def remove(self, intent: Intent) -> None:
         """Forget an intent that was undone or never came into being. Raises SourceError."""
         with self._errors():
-            self._path(intent).unlink(missing_ok=True)
+            self.path(intent).unlink(missing_ok=True)
             flush_directory(self.directory)
 
     def intents(self) -> Sequence[Intent]:
@@ -141,20 +178,23 @@ class Journal:
                 directory=str(self.directory),
             ) from exc
 
-    def _path(self, intent: Intent) -> Path:
+    def path(self, intent: Intent) -> Path:
+        """The file of this intent."""
         return self.directory / f"{intent.token}{_SUFFIX}"
 
 
 def _load(path: Path) -> Intent | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return Intent(**{item.name: document[item.name] for item in fields(Intent)})
+        missing = {item.name: item.default for item in fields(Intent) if item.default is not MISSING}
+        known = {item.name: {**missing, **document}[item.name] for item in fields(Intent)}
+        return Intent(**{**known, "kind": Kind(known["kind"])})
     except FileNotFoundError:  # another process removed it just now
         return None
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise SourceError(
             f"The journal entry {path} cannot be read: {exc}.",
-            remedy="It may name a snapshot that still exists: look into it, remove the snapshot, then the file.",
+            remedy="It may name a snapshot or a lock that still exists: look into it, undo that, remove the file.",
         ) from exc
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 
 import trio
@@ -14,25 +13,28 @@ import trio
 from pipeline.buffers import DEFAULT_POOL, BufferPool
 from pipeline.disk import MachineId
 from pipeline.errors import MoverError, SnapshotError, SourceError
-from pipeline.secrets import Secret
-from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
 
+from .access import AccessReader, vm_access
+from .announcing import new_run
 from .changes import enable_change_tracking
 from .disk import DiskReader, SnapshotDisk
 from .guest_control import GuestControl, look_inside
 from .hardware import DiskFacts
+from .hot_add import hot_added
 from .journal import Journal
 from .lookup import Vm, find_vm
 from .manifest import DirectoryState, directory_state, fetch_manifest
 from .patience import patiently
 from .quiesce import Quiesce
+from .relocation import relocation_locked
 from .session import Vcenter, VcenterSession
 from .snapshot import REMOVE_WITHIN_S, Snapshot, open_snapshot
 from .snapshot_tree import snapshots_left, snapshots_of
-from .sweep import Outcome, sweep
+from .sweep import TELLING, sweep
 
 _COUNT_S = 30.0
+_SWEEP_AT_END_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class VcenterVm:
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `guest`: an account
-    of the guest, by which the run looks at what governs quiescing in there; nothing in the guest is changed.
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `lock_relocation`:
+    keep Storage vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an
+    account of the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
     """
 
     vcenter: Vcenter
@@ -57,6 +60,7 @@ class VcenterVm:
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
     consolidate: bool = True
+    lock_relocation: bool = True
     guest: GuestControl | None = None
 
     @property
@@ -66,18 +70,20 @@ class VcenterVm:
     def capture(self) -> AbstractAsyncContextManager[VsphereCapture]:
         """A snapshot with its disks open. At the end the disks are closed and the snapshot is removed.
 
-        Snapshots that killed runs left are swept first. Raises SourceError and its kinds; SnapshotLeaked, in a
-        group with the body's error when both failed.
+        What killed runs left is swept first, and once more at the end. Raises SourceError and its kinds; LeftBehind
+        and its kind SnapshotLeaked, in a group with the body's error when both failed.
         """
         return _capture(self)
 
     def touches(self) -> Sequence[str]:
         where = f"{self.vm} on {self.vcenter.server}"
         quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
-        sentences = [
-            f"Takes a snapshot of {where} {quiesced}, and removes it at the end.",
-            f"Removes snapshots on {self.vcenter.server} that killed runs of this machine left behind.",
-            f"Notes both in {(self.journal or Journal()).directory}.",
+        sentences = [f"Takes a snapshot of {where} {quiesced}, and removes it at the end."]
+        if self.lock_relocation and isinstance(self.reader, AccessReader):
+            sentences.append(f"Locks {where} against Storage vMotion meanwhile, if that is a vCenter.")
+        sentences += [
+            f"Undoes on {self.vcenter.server} what killed runs of this machine left behind.",
+            f"Notes all of that in {(self.journal or Journal()).directory}.",
         ]
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
@@ -122,7 +128,8 @@ class VsphereCapture:
 async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
     journal = settings.journal or Journal()
     pool = BufferPool(settings.pool_size)
-    run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    run = new_run()
+    lockable = settings.reader if settings.lock_relocation else None
     async with settings.vcenter.connect() as session:
         vm = await find_vm(session, settings.vm)
         patience_s = session.settings.patience_s
@@ -132,26 +139,32 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
             obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
             remarks += [obstacle] if obstacle else []
         looked = await look_inside(session, vm, settings.guest, settings.quiesce)
+        remarks += looked.remarks
         before = None
         if settings.quiesce.kind != "none":
             before = await patiently(partial(directory_state, session, vm), patience_s)
         capture = None
         try:
-            async with open_snapshot(
-                session,
-                vm,
-                settings.quiesce,
-                journal,
-                run=run,
-                remove_within_s=settings.remove_within_s,
-                consolidate=settings.consolidate,
-            ) as snapshot:
+            async with (
+                relocation_locked(session, vm, lockable, journal, run=run) as unlocked,
+                open_snapshot(
+                    session,
+                    vm,
+                    settings.quiesce,
+                    journal,
+                    run=run,
+                    remove_within_s=settings.remove_within_s,
+                    consolidate=settings.consolidate,
+                ) as snapshot,
+                hot_added(session, vm, settings.reader, journal, run=run) as attachable,
+            ):
                 _require_disks(snapshot)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
                     disks = [
-                        await _opened(settings, session, snapshot, facts, pool, opened)
+                        await _opened(settings, session, snapshot, facts, pool, opened, attachable)
                         for facts in snapshot.disks
                     ]
+                    remarks += snapshot.remarks
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
                         disks=disks,
@@ -160,14 +173,19 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         if looked.inside is None
                         else {**snapshot.configuration, "inside_guest": looked.inside},
                         left_out=snapshot.left_out,
-                        attention=[*looked.attention, *_weaker(settings.quiesce, snapshot.quiesce)],
-                        remarks=[*remarks, *looked.remarks, *snapshot.remarks],
+                        attention=[
+                            *looked.attention,
+                            *_weaker(settings.quiesce, snapshot.quiesce),
+                            *unlocked,
+                        ],
+                        remarks=remarks,
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,
                     )
                     yield capture
         finally:
+            remarks += await _swept_at_end(session, journal, settings.consolidate)
             if capture is not None:
                 await _count_snapshots_left(capture, session, vm)
 
@@ -188,23 +206,15 @@ async def _opened(
     facts: DiskFacts,
     pool: BufferPool,
     opened: AsyncExitStack,
+    attachable: list[object],
 ) -> SnapshotDisk:
-    access = DiskAccess(
-        path=facts.path,
-        server=settings.vcenter.server,
-        port=settings.vcenter.port,
-        user=session.user,
-        password=settings.vcenter.password,
-        cookie=Secret.from_text(session.cookie) if settings.vcenter.cookie else None,
-        thumbprint=session.certificate_sha1,
-        vm=snapshot.vm.moref,
-        snapshot=snapshot.moref,
-    )
+    access = vm_access(session, snapshot.vm.moref).disk(facts.path, snapshot.moref)
     try:
         reader = await opened.enter_async_context(settings.reader.open(access, pool))
     except MoverError as exc:
         exc.add_note(f"disk {facts.label} ({facts.key})")
         raise
+    attachable.append(reader)
     return SnapshotDisk(facts, pool, reader, session, snapshot)
 
 
@@ -216,13 +226,22 @@ def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
 
 
 async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
-    """What a report should say of the sweep; other runs at work and intents without a snapshot are no news."""
-    telling = (Outcome.REMOVED, Outcome.CONSOLIDATED, Outcome.KEPT)
+    """What a report should say of the sweep; other runs at work and intents of nothing are no news."""
     return [
         f"Left by an earlier run: {swept}."
         for swept in await sweep(session, journal, consolidate=consolidate)
-        if swept.outcome in telling
+        if swept.outcome in TELLING
     ]
+
+
+async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
+    """The same for what other runs left meanwhile, and what this one gave up on; nobody waits long for it."""
+    if trio.current_effective_deadline() == -math.inf:  # the user wants to leave
+        return []
+    with trio.move_on_after(2 * _SWEEP_AT_END_S, shield=True), suppress(SourceError):
+        found = await sweep(session, journal, consolidate=consolidate, within_s=_SWEEP_AT_END_S)
+        return [f"At the end: {swept}." for swept in found if swept.outcome in TELLING]
+    return []
 
 
 async def _not_ours(session: VcenterSession, vm: Vm) -> list[str]:

@@ -19,11 +19,13 @@ from functools import partial
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
+from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
 
+from .announcing import announce, settle
 from .faults import Busy
 from .hardware import DiskFacts, configuration, disk_facts
-from .journal import Intent, Journal, new_intent
+from .hot_add import DisksStillAttached
+from .journal import Intent, Journal, Kind
 from .ladder import GUEST_PATHS, Guest, Quiesced, found_out, take_quiesced
 from .lookup import Vm
 from .patience import patiently
@@ -72,22 +74,17 @@ async def open_snapshot(
 
     `consolidate`: whether disks that still need it after the removal are consolidated. Raises QuiesceFailed,
     SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, or ConsolidationNeeded, its
-    kind, when only its redo logs remain; in a group with the body's own error when both failed.
+    kind, when only its redo logs remain; in a group with the body's own error when both failed. After a body that
+    ended with DisksStillAttached the snapshot stays: removing it would tear the disk from the machine that has it.
     """
-    intent = new_intent(
-        server=session.server,
-        server_id=session.server_id,
-        vm_moref=vm.moref,
-        vm_uuid=vm.uuid,
-        vm_name=vm.name,
-        run=run,
-    )
-    await trio.to_thread.run_sync(journal.write, intent)
+    intent = await announce(session, vm, journal, run, Kind.SNAPSHOT)
     held = _Held(session, vm, intent, journal, consolidate)
     try:
         yield await held.take(quiesce)
     except BaseException as failure:
-        if (leaked := await held.release(remove_within_s)) is not None:
+        attached = any(isinstance(leaf, DisksStillAttached) for leaf in leaves(failure))
+        leaked = await (held.keep() if attached else held.release(remove_within_s))
+        if leaked is not None:
             raise BaseExceptionGroup("The run failed, and so did its clean-up", [failure, leaked]) from None
         raise
     if (leaked := await held.release(remove_within_s)) is not None:
@@ -138,11 +135,13 @@ class _Held:
             except MoverError as exc:
                 reason = str(exc)
         leaked = leaked or self._leaked(reason)
-        with trio.CancelScope(shield=True):
-            try:
-                await trio.to_thread.run_sync(self.journal.abandon, self.intent)
-            except MoverError as exc:
-                leaked.add_note(str(exc))
+        await settle(self.journal, self.intent, leaked)
+        return leaked
+
+    async def keep(self) -> SnapshotLeaked:
+        """Leave our snapshot to the next sweep."""
+        leaked = self._leaked("a disk of it is still attached to this machine")
+        await settle(self.journal, self.intent, leaked)
         return leaked
 
     async def _create(self, guest_id: str, quiesce: Quiesce) -> str:

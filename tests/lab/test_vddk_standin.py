@@ -752,6 +752,66 @@ def test_session_cookie_and_reread_conf(run: Run, tmp_path: Path) -> None:
     assert texts == ["vc01", "012", "any"]
 
 
+def lock(client, call, identity, vm=b"moref=vm-42"):
+    """The code of one of the two calls about a lock."""
+    params = client.c.VixDiskLib_AllocateConnectParams()
+    params[0].serverName, params[0].vmxSpec, params[0].credType = b"vc01", vm, 1
+    params[0].userName, params[0].password = b"backup", b"secret"
+    code = client.call(call, params, identity)
+    client.c.VixDiskLib_FreeConnectParams(params)
+    return code
+
+
+def test_a_lock_has_one_holder_who_alone_can_end_it(run: Run, tmp_path: Path) -> None:
+    run.remote()
+    assert run(lock, "PrepareForAccess", b"mover") == 0
+    assert (tmp_path / "locks" / "vm-42").read_text() == "mover"
+    assert run(lock, "PrepareForAccess", b"other") == 5
+    assert run(lock, "PrepareForAccess", b"mover") == 5
+    assert run(lock, "EndAccess", b"other") == 1
+    assert run(lock, "EndAccess", b"mover") == 0
+    assert run(lock, "EndAccess", b"mover") == 0  # alone it does no harm
+    noted = [line.split()[0] for line in (tmp_path / "calls.log").read_text().splitlines()]
+    assert noted == ["PrepareForAccess", "EndAccess", "EndAccess"]
+
+
+def test_an_esxi_host_locks_nothing(run: Run, tmp_path: Path) -> None:
+    run.remote()
+    with (tmp_path / "vddk.conf").open("a") as conf:
+        conf.write("api=HostAgent\n")
+    assert run(lock, "PrepareForAccess", b"mover") == 6
+    assert not (tmp_path / "locks").exists()
+
+
+@needs_qemu
+def test_a_hot_added_disk_stays_until_it_is_closed_and_cleaned_up(run: Run, tmp_path: Path) -> None:
+    run.remote()
+    run.env["VADPIPE_VDDK_HOTADD"] = "1"
+    create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
+    state = tmp_path / "hotadd" / "vm-42" / "a.vmdk"
+
+    def use(client, thumbprint):
+        login = {"thumbprint": thumbprint.encode(), "snapshot": b"snapshot-7", "readonly": 1}
+        handle = client.open("[ds1] vm/a.vmdk", modes=b"hotadd:nbdssl", **login)
+        mode = client.c.VixDiskLib_GetTransportMode(handle).decode()
+        counts = []
+        for close in (False, True):
+            if close:
+                client.call("Close", handle)
+                client.call("Disconnect", client.connection)
+            params = client.c.VixDiskLib_AllocateConnectParams()
+            params[0].serverName, params[0].credType = b"vc01", 1
+            params[0].userName, params[0].password = b"backup", b"secret"
+            cleaned, remaining = ctypes.c_uint32(), ctypes.c_uint32()
+            assert client.call("Cleanup", params, ctypes.byref(cleaned), ctypes.byref(remaining)) == 0
+            client.c.VixDiskLib_FreeConnectParams(params)
+            counts.append([cleaned.value, remaining.value])
+        return [mode, counts]
+
+    assert run(use, THUMBPRINT) == ["hotadd", [[0, 1], [1, 0]]]
+    assert not state.exists()
+
+
 def test_the_lab_without_a_conf_cannot_be_reached(run: Run, tmp_path: Path) -> None:
     run.env["VADPIPE_LAB_ROOT"] = str(tmp_path)
     stage, code, log = run(attempt, "[ds1] a.vmdk", READ_ONLY, {})

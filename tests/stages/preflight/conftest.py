@@ -45,3 +45,9 @@ def add_vm(lab):
 @pytest.fixture(autouse=True)
 def _quick_polls(monkeypatch):
     monkeypatch.setattr(power, "POLL_S", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path, monkeypatch):
+    """The journal and VDDK's working directories are below the test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -1,14 +1,19 @@
 """disk.EnableUUID: the whole procedure, and a VM that is powered as it was whatever happens in between."""
 
+import json
+import signal
+import subprocess
+import sys
+
 import pytest
 import trio
 from pyVmomi import vim
 
-from lab.vcenter import Drop
+from lab.vcenter import Delay, Drop
 from lab.vcenter.vm import VirtualMachine
 from pipeline.errors import ConfigError, SourceError, leaves
 from stages.preflight import PowerNotRestored, enable_uuid, powered_off, track_changes
-from stages.vsphere import find_vm
+from stages.vsphere import Journal, Kind, Outcome, find_vm, sweep
 
 UUID_OFF = {"enable_uuid": False}
 
@@ -22,7 +27,7 @@ def state(lab):
 async def prepared(vcenter, **options):
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        return await enable_uuid(session, vm, **{"allow_power_off": True, **options})
+        return await enable_uuid(session, vm, Journal(), **{"allow_power_off": True, **options})
 
 
 def is_set(vm):
@@ -82,7 +87,7 @@ async def test_a_guest_that_does_not_go_down_is_left_running(lab, vcenter, add_v
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, shutdown_within_s=0.1, late_s=0.1):
+            async with powered_off(session, vm, Journal(), shutdown_within_s=0.1, late_s=0.1):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert not {"ReconfigVM_Task", "PowerOnVM_Task"} & lab.calls.keys()
@@ -104,7 +109,7 @@ async def test_a_guest_that_goes_down_too_late_is_powered_on_again(
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, shutdown_within_s=0.05, late_s=30):
+            async with powered_off(session, vm, Journal(), shutdown_within_s=0.05, late_s=30):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert lab.calls["PowerOnVM_Task"] == 1
@@ -155,7 +160,7 @@ async def test_it_is_powered_as_it_was_after_a_cancellation(lab, vcenter, add_vm
                 scope.cancel()
 
             nursery.start_soon(cancel)
-            await enable_uuid(session, vm, allow_power_off=True)
+            await enable_uuid(session, vm, Journal(), allow_power_off=True)
         assert scope.cancelled_caught
     assert state(moref).power == "poweredOn"
 
@@ -205,3 +210,92 @@ async def test_change_tracking_needs_no_restart_and_no_snapshots(lab, vcenter, a
         assert (await track_changes(session, vm)).attention == []
         assert state(moref).change_tracking
         assert "ShutdownGuest" not in lab.calls
+
+
+PREPARING = """
+import json, sys
+import trio
+from pathlib import Path
+from pipeline.secrets import Secret
+from stages.preflight import enable_uuid
+from stages.vsphere import Journal, Vcenter, find_vm
+
+where = json.loads(sys.argv[1])
+vcenter = Vcenter(where["host"], "backup", Secret.from_text("lab"),
+                  thumbprint=where["thumbprint_sha1"], port=where["port"])
+
+async def main():
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, "web01")
+        await enable_uuid(session, vm, Journal(Path(sys.argv[2])), allow_power_off=True)
+
+trio.run(main)
+"""
+
+
+def preparing(lab, journal):
+    """The same in a process of its own."""
+    where = json.dumps(lab.description())
+    return subprocess.Popen([sys.executable, "-c", PREPARING, where, str(journal.directory)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ShutdownGuest", "ReconfigVM_Task", "PowerOnVM_Task"])
+async def test_a_vm_whose_preparation_was_killed_is_powered_on_by_the_next_start(
+    lab, vcenter, add_vm, state, tmp_path, method
+):
+    moref = add_vm(**UUID_OFF)
+    journal = Journal(tmp_path / "journal")
+    lab.inject(method, Delay(), after=method == "ShutdownGuest")
+    with preparing(lab, journal) as process:
+        while state(moref).power == "poweredOn" or not lab.calls.get(method):  # noqa: ASYNC110
+            await trio.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    lab.drop_connections()  # so that what hangs never happens
+    assert [intent.kind for intent in journal.intents()] == [Kind.POWER]
+    assert state(moref).power == "poweredOff"
+    async with vcenter.connect() as session:
+        (would,) = await sweep(session, journal, dry_run=True)
+        assert would.outcome is Outcome.WOULD_POWER_ON
+        assert state(moref).power == "poweredOff"
+        (swept,) = await sweep(session, journal)
+    assert str(swept) == "power of web01: powered on again"
+    assert state(moref).power == "poweredOn"
+    assert journal.intents() == []
+
+
+async def test_the_intent_is_durable_before_the_shutdown_and_gone_at_the_end(
+    lab, vcenter, add_vm, monkeypatch, tmp_path
+):
+    add_vm(**UUID_OFF)
+    journal = Journal(tmp_path / "journal")
+    seen = []
+    shut_down = VirtualMachine.ShutdownGuest
+
+    def look(self, call):
+        seen.extend(intent.kind for intent in journal.intents())
+        shut_down(self, call)
+
+    monkeypatch.setattr(VirtualMachine, "ShutdownGuest", look)
+    async with vcenter.connect() as session:
+        await enable_uuid(session, await find_vm(session, "web01"), journal, allow_power_off=True)
+    assert seen == [Kind.POWER]
+    assert journal.intents() == []
+
+
+async def test_a_vm_that_cannot_be_powered_on_stays_in_the_journal(vcenter, add_vm, monkeypatch, tmp_path):
+    add_vm(**UUID_OFF)
+    journal = Journal(tmp_path / "journal")
+
+    def refuse(self, call, host):
+        raise vim.fault.InsufficientResourcesFault(msg="no host has room")
+
+    with monkeypatch.context() as refused:
+        refused.setattr(VirtualMachine, "PowerOnVM_Task", refuse)
+        async with vcenter.connect() as session:
+            vm = await find_vm(session, "web01")
+            with pytest.raises(PowerNotRestored):
+                await enable_uuid(session, vm, journal, allow_power_off=True, restore_within_s=0.1)
+    async with vcenter.connect() as session:
+        (swept,) = await sweep(session, journal)
+    assert swept.outcome is Outcome.POWERED_ON

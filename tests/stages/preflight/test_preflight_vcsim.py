@@ -15,7 +15,7 @@ from pipeline.secrets import Secret
 from stages.preflight import JobFacts, enable_uuid, gather, preflight_all
 from stages.preflight.power import power_state
 from stages.preflight.prepare import uuid_enabled
-from stages.vsphere import Vcenter, find_vm
+from stages.vsphere import Journal, Vcenter, find_vm
 
 pytestmark = [
     pytest.mark.slow,
@@ -80,7 +80,7 @@ async def test_a_vm_is_restarted_for_disk_uuids(vcsim):
     async with vcsim.connect() as session:
         vm = await find_vm(session, NAMES[0])
         assert not await uuid_enabled(session, vm)
-        report = await enable_uuid(session, vm, allow_power_off=True, tools_within_s=1)
+        report = await enable_uuid(session, vm, Journal(), allow_power_off=True, tools_within_s=1)
         assert report.done
         assert await uuid_enabled(session, vm)
         assert await power_state(session, vm) == "poweredOn"

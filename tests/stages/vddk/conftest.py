@@ -193,3 +193,9 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     path = tmp_path / "counters"
     monkeypatch.setenv("VADPIPE_VDDK_COUNTERS", str(path))
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's working directories are below the test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -106,3 +106,9 @@ def wait_for_call() -> Callable[[LabVcenter, str], Awaitable[None]]:
             await trio.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VDDK's working directories are below the test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

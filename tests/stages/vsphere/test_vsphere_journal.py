@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from stages.vsphere.journal import Intent, Journal, default_directory, new_intent, process_start
+from pipeline.files import state_directory
+from stages.vsphere.journal import Intent, Journal, Kind, new_intent, process_start
 
 
 def _intent(**changes: object) -> Intent:
@@ -30,6 +31,40 @@ def test_what_was_written_is_read(journal: Journal) -> None:
     journal.remove(first)
     journal.remove(first)  # once more does no harm
     assert journal.intents() == [second]
+
+
+def test_an_entry_of_the_time_before_kinds_is_a_snapshot(journal: Journal) -> None:
+    intent = _intent()
+    journal.write(intent)
+    entry = json.loads(journal.path(intent).read_text())
+    for name in ("kind", "libdir", "tmp_directory"):
+        del entry[name]
+    journal.path(intent).write_text(json.dumps(entry))
+    assert journal.intents() == [intent]
+    assert intent.kind is Kind.SNAPSHOT
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_is_read_as_it_was_written(journal: Journal, kind: Kind) -> None:
+    intent = _intent(kind=kind, libdir="/opt/vddk", tmp_directory="/var/tmp/x")
+    journal.write(intent)
+    assert journal.intents() == [intent]
+    assert kind in intent.title
+    assert len(intent.identity) <= 50  # what PrepareForAccess takes
+
+
+@pytest.mark.parametrize("damage", [{"kind": "unheard of"}, {"token": None}])
+def test_an_entry_that_makes_no_sense_is_not_passed_over(journal: Journal, damage: dict[str, object]) -> None:
+    intent = _intent()
+    journal.write(intent)
+    entry = json.loads(journal.path(intent).read_text())
+    for name, value in damage.items():
+        del entry[name]
+        if value:
+            entry[name] = value
+    journal.path(intent).write_text(json.dumps(entry))
+    with pytest.raises(SourceError, match=intent.token):
+        journal.intents()
 
 
 def test_an_empty_or_missing_directory_has_none(tmp_path: Path) -> None:
@@ -134,7 +169,7 @@ def test_the_default_place_follows_the_base_directory_specification(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert default_directory() == tmp_path / "vadpipe"
+    assert state_directory() == tmp_path / "vadpipe"
     for ignored in ("", "relative/path"):
         monkeypatch.setenv("XDG_STATE_HOME", ignored)
-        assert default_directory() == Path.home() / ".local" / "state" / "vadpipe"
+        assert state_directory() == Path.home() / ".local" / "state" / "vadpipe"

@@ -111,7 +111,8 @@ async def test_what_an_earlier_run_left_is_swept_and_reported(
     lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
 ) -> None:
     add_vm()
-    lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked)
+    for number in (1, 2):  # at the end of the run, and in the sweep after it
+        lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, number)
     with pytest.raises(SnapshotLeaked):
         async with web01.capture() as capture:
             pass
@@ -119,6 +120,18 @@ async def test_what_an_earlier_run_left_is_swept_and_reported(
     async with web01.capture() as capture:
         (remark,) = capture.remarks
         assert "removed" in remark
+    assert capture.snapshots_left == 0
+
+
+async def test_what_a_run_gave_up_on_is_tried_once_more_at_its_end(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    add_vm()
+    lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked)
+    with pytest.raises(SnapshotLeaked):
+        async with web01.capture() as capture:
+            pass
+    assert "At the end: snapshot" in capture.remarks[-1]
     assert capture.snapshots_left == 0
 
 
