@@ -14,7 +14,7 @@ changes      changed areas, page by page                                      di
 
 from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
-from .consolidation import ConsolidationNeeded
+from .consolidation import Consolidate, ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .journal import Intent, Journal
@@ -31,6 +31,7 @@ __all__ = [
     "Advice",
     "CertificateRefused",
     "ConnectionLost",
+    "Consolidate",
     "ConsolidationNeeded",
     "DiskReader",
     "Intent",

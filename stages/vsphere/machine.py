@@ -19,6 +19,7 @@ from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
 
 from .changes import enable_change_tracking
+from .consolidation import Consolidate
 from .disk import DiskReader, SnapshotDisk
 from .hardware import DiskFacts
 from .journal import Journal
@@ -41,8 +42,9 @@ class VcenterVm:
     `vm`: name, inventory path, moref or UUID. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
-    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named.
+    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: what may be done
+    for disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks vSphere, 'ladder'
+    also makes and removes further snapshots, where the VM has none of others.
     """
 
     vcenter: Vcenter
@@ -54,7 +56,7 @@ class VcenterVm:
     journal: Journal | None = None
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
-    consolidate: bool = True
+    consolidate: Consolidate = "ask"
 
     @property
     def name(self) -> str:
@@ -76,6 +78,8 @@ class VcenterVm:
             f"Removes snapshots on {self.vcenter.server} that killed runs of this machine left behind.",
             f"Notes both in {(self.journal or Journal()).directory}.",
         ]
+        if self.consolidate == "ladder":
+            sentences.append("Makes and removes further snapshots of it if its disks stay unconsolidated.")
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
         if self.enable_change_tracking:
@@ -205,7 +209,7 @@ def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
     return [f"The snapshot was taken with quiescing {taken.kind!r}; asked for was {asked.kind!r}."]
 
 
-async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
+async def _swept(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
     """What a report should say of the sweep; other runs at work and intents without a snapshot are no news."""
     telling = (Outcome.REMOVED, Outcome.CONSOLIDATED, Outcome.KEPT)
     return [

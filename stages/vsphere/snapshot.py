@@ -21,6 +21,7 @@ from pyVmomi import vim
 
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
 
+from .consolidation import Consolidate
 from .faults import Busy
 from .hardware import DiskFacts, configuration, disk_facts
 from .journal import Intent, Journal, new_intent
@@ -66,11 +67,11 @@ async def open_snapshot(
     *,
     run: str,
     remove_within_s: float = REMOVE_WITHIN_S,
-    consolidate: bool = True,
+    consolidate: Consolidate = "ask",
 ) -> AsyncIterator[Snapshot]:
     """Hold the VM's disks still. `run` is the identity of the run, for the snapshot's name.
 
-    `consolidate`: whether disks that still need it after the removal are consolidated. Raises QuiesceFailed,
+    `consolidate`: what may be done for disks that still need it after the removal. Raises QuiesceFailed,
     SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, or ConsolidationNeeded, its
     kind, when only its redo logs remain; in a group with the body's own error when both failed.
     """
@@ -102,7 +103,7 @@ class _Held:
     vm: Vm
     intent: Intent
     journal: Journal
-    consolidate: bool
+    consolidate: Consolidate
     moref: str | None = None
     in_doubt: bool = False
 

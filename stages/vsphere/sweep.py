@@ -16,7 +16,7 @@ import trio
 
 from pipeline.errors import MoverError
 
-from .consolidation import needs_consolidation
+from .consolidation import Consolidate, needs_consolidation
 from .journal import Intent, Journal
 from .lookup import find_vm_by_uuid
 from .patience import patiently
@@ -70,12 +70,12 @@ async def sweep(
     journal: Journal,
     *,
     dry_run: bool = False,
-    consolidate: bool = True,
+    consolidate: Consolidate = "ask",
     within_s: float = _WITHIN_S,
 ) -> list[Swept]:
     """Deal with every intent for this server, each `within_s` seconds.
 
-    `dry_run`: look only. `consolidate`: whether disks that a removal left in need of it are consolidated. Raises
+    `dry_run`: look only. `consolidate`: what may be done for disks that a removal left in need of it. Raises
     SourceError: an unreadable journal.
     """
     intents = await trio.to_thread.run_sync(journal.intents)
@@ -90,7 +90,7 @@ async def sweep(
 
 
 async def _deal_with(
-    session: VcenterSession, journal: Journal, intent: Intent, dry_run: bool, consolidate: bool
+    session: VcenterSession, journal: Journal, intent: Intent, dry_run: bool, consolidate: Consolidate
 ) -> Swept:
     if intent.is_live():
         return Swept(intent, Outcome.IN_USE, f"process {intent.pid} on {intent.host} may be at work on it")
@@ -104,7 +104,9 @@ async def _deal_with(
         found = await find_ours(session, vm_moref, intent.token)
         unfinished = await needs_consolidation(session, vm_moref)
         if dry_run:
-            would = Outcome.WOULD_CONSOLIDATE if unfinished and consolidate else Outcome.NEVER_CREATED
+            would = (
+                Outcome.WOULD_CONSOLIDATE if unfinished and consolidate != "never" else Outcome.NEVER_CREATED
+            )
             return Swept(intent, Outcome.WOULD_REMOVE if found else would)
         remove = partial(
             remove_ours, session, vm_moref, intent.vm_name, intent.token, consolidate=consolidate
