@@ -53,7 +53,8 @@ class VirtualMachine(Entity):
 
     @vim_property
     def rootSnapshot(self) -> list[vim.vm.Snapshot]:
-        return [vim.vm.Snapshot(snapshot.moref) for snapshot in self.state.snapshots[:1]]
+        tree = vm_properties.snapshot_info(self.state)
+        return [entry.snapshot for entry in tree.rootSnapshotList] if tree else []
 
     @vim_property
     def layoutEx(self) -> vim.vm.FileLayoutEx:

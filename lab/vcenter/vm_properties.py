@@ -168,13 +168,19 @@ def summary(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.S
 
 
 def snapshot_info(vm: VmState) -> vim.vm.SnapshotInfo | None:
-    """The snapshot tree: a chain, whose last entry is the current one. None without snapshots."""
+    """The snapshot tree: a chain, with writable siblings beside it. None without snapshots."""
     tree: list[vim.vm.SnapshotTree] = []
+    siblings: list[vim.vm.SnapshotTree] = []
     for snapshot in reversed(vm.snapshots):
-        tree = [_tree_entry(vm, snapshot, tree)]
+        if snapshot.side == "writable":
+            siblings = [_tree_entry(vm, snapshot, [])]
+        else:
+            tree, siblings = [_tree_entry(vm, snapshot, tree), *siblings], []
+    tree += siblings  # of one that was removed
     if not tree:
         return None
-    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(vm.snapshots[-1].moref), rootSnapshotList=tree)
+    current = [snapshot for snapshot in vm.snapshots if snapshot.side != "writable"] or vm.snapshots
+    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(current[-1].moref), rootSnapshotList=tree)
 
 
 def _tree_entry(

@@ -154,7 +154,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         quiescing_asked=settings.quiesce.kind,
                         configuration=snapshot.configuration,
                         left_out=snapshot.left_out,
-                        attention=_weaker(settings.quiesce, snapshot.quiesce),
+                        attention=[*_weaker(settings.quiesce, snapshot.quiesce), *snapshot.attention],
                         remarks=[*remarks, *snapshot.remarks],
                         session=session,
                         snapshot=snapshot,

@@ -26,6 +26,7 @@ from .lookup import Vm
 from .patience import patiently
 from .properties import read
 from .session import VcenterSession
+from .siblings import named_manifest
 from .snapshot import Snapshot
 from .snapshot_tree import snapshots_of
 from .tasks import wait_for_task
@@ -82,7 +83,7 @@ async def fetch_manifest(
 async def _fetched(session: VcenterSession, snapshot: Snapshot, before: DirectoryState) -> FetchedManifest:
     nodes = await snapshots_of(session, snapshot.vm.moref)
     after = await directory_state(session, snapshot.vm)
-    named = next((node.backup_manifest for node in nodes if node.moref == snapshot.moref), None)
+    named = named_manifest(nodes, snapshot.family | {snapshot.moref})
     known = before.layout | before.searched
     found = find_manifest(named, after.directory, known, after.layout, after.searched)
     if found is None:

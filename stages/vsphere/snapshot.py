@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -30,8 +30,9 @@ from .lookup import Vm
 from .patience import patiently
 from .properties import Row, read
 from .quiesce import Quiesce, create_snapshot
-from .removal import find_ours, ours_of, remove_ours
+from .removal import find_ours, remove_ours
 from .session import VcenterSession
+from .siblings import family_of
 from .snapshot_tree import description_with
 from .tasks import wait_for_task
 
@@ -46,7 +47,8 @@ _QUIESCE_MIN = 15
 class Snapshot:
     """A snapshot that exists now. `disks` are those it holds; `left_out`: a sentence for each that it does not.
 
-    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing.
+    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing. `family`: the
+    morefs of all that its creation made; `attention`: what of that is not removed with it.
     """
 
     moref: str
@@ -56,6 +58,8 @@ class Snapshot:
     configuration: Mapping[str, object]
     quiesce: Quiesce
     remarks: Sequence[str]
+    family: frozenset[str] = frozenset()
+    attention: Sequence[str] = ()
 
 
 @asynccontextmanager
@@ -117,9 +121,12 @@ class _Held:
         taken = await take_quiesced(
             self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
         )
-        node = next(iter(await ours_of(self.session, self.vm.moref, self.intent.token)), None)
-        await found_out(self.session, self.vm, taken, guest, node)
-        return await _described(self.session, self.vm, taken, before)
+        family = await family_of(self.session, self.vm, self.intent.token, taken.moref)
+        await found_out(self.session, self.vm, taken, guest, family.node if family else None)
+        if family is None:
+            return await _described(self.session, self.vm, taken, before)
+        described = await _described(self.session, self.vm, replace(taken, moref=family.node.moref), before)
+        return replace(described, family=family.morefs, attention=family.attention)
 
     async def release(self, within_s: float) -> SnapshotLeaked | None:
         """Remove our snapshot and forget the intent; what could not be done comes back as an error, not raised."""

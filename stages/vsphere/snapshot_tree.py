@@ -17,7 +17,8 @@ _MARK = re.compile(r"\[vadpipe:(?P<token>[0-9a-f]{32})\]")
 
 @dataclass(frozen=True)
 class SnapshotNode:
-    """One snapshot of a VM. `token`: of our intent, from its description; None: it is not ours."""
+    """One snapshot of a VM. `token`: of our intent, from its description; None: it is not ours. `parent`: the moref
+    of the snapshot above it, empty at the root."""
 
     moref: str
     name: str
@@ -25,6 +26,7 @@ class SnapshotNode:
     quiesced: bool
     backup_manifest: str | None
     token: str | None
+    parent: str = ""
 
 
 def description_with(token: str, origin: str = "") -> str:
@@ -48,7 +50,7 @@ async def snapshots_left(session: VcenterSession, vm: Vm) -> int:
     return len(await snapshots_of(session, vm.moref))
 
 
-def flat_tree(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
+def flat_tree(trees: Iterable[vim.vm.SnapshotTree], parent: str = "") -> Iterable[SnapshotNode]:
     """The snapshots of the API's trees, parents before children."""
     for tree in trees:
         mark = _MARK.search(tree.description or "")
@@ -59,5 +61,6 @@ def flat_tree(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
             quiesced=bool(tree.quiesced),
             backup_manifest=tree.backupManifest or None,
             token=mark["token"] if mark else None,
+            parent=parent,
         )
-        yield from flat_tree(tree.childSnapshotList)
+        yield from flat_tree(tree.childSnapshotList, str(tree.snapshot._moId))
