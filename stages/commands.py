@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -10,9 +11,20 @@ import click
 from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument
 from pipeline.config import load_jobs
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, MoverError
 
-from .vsphere import Consolidate, Journal, Outcome, Swept, Vcenter, VcenterVm, sweep
+from .vsphere import (
+    Consolidate,
+    Journal,
+    Orphan,
+    Outcome,
+    Swept,
+    Vcenter,
+    VcenterVm,
+    find_vm,
+    orphan_candidates,
+    sweep,
+)
 
 
 @click.command()
@@ -39,9 +51,36 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate, as_json: bool
         for swept in run_async(_sweep, server, journal, dry_run, consolidate)
     ]
     lines = [str(swept) for swept in found] or ["Nothing was left behind."]
-    show({"swept": [swept.as_dict() for swept in found]}, lines, as_json)
+    orphans, unknown = _orphans(machines)
+    lines += [f"Orphan candidate, never touched: {orphan}." for orphan in orphans] + unknown
+    document = {
+        "swept": [swept.as_dict() for swept in found],
+        "orphan_candidates": [orphan.as_dict() for orphan in orphans],
+        "orphans_unknown": unknown,
+    }
+    show(document, lines, as_json)
     kept = any(swept.outcome is Outcome.KEPT for swept in found)
     return EXIT_ATTENTION if kept else EXIT_DONE
+
+
+def _orphans(machines: Iterable[object]) -> tuple[list[Orphan], list[str]]:
+    """Of all VMs on a server, each disk once; and a sentence for each VM where nobody could look."""
+    found: dict[tuple[str, str], Orphan] = {}
+    unknown: list[str] = []
+    for machine in machines:
+        if isinstance(machine, VcenterVm):
+            orphans, problem = run_async(_orphans_of, machine)
+            unknown += [f"Orphan candidates of {machine.vm} are not known: {problem}"] if problem else []
+            found |= {(machine.vcenter.server, orphan.path): orphan for orphan in orphans}
+    return list(found.values()), unknown
+
+
+async def _orphans_of(machine: VcenterVm) -> tuple[list[Orphan], str]:
+    async with machine.vcenter.connect() as session:
+        try:
+            return await orphan_candidates(session, await find_vm(session, machine.vm)), ""
+        except MoverError as exc:
+            return [], exc.problem
 
 
 async def _sweep(server: Vcenter, journal: Journal, dry_run: bool, consolidate: Consolidate) -> list[Swept]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -24,6 +25,7 @@ _FULL_NAMES = {
     "ubuntu64Guest": "Ubuntu Linux (64-bit)",
 }
 _DESCRIPTORLESS_SUFFIXES = ("-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk")
+_EXTENT = re.compile(r"-(flat|delta|sesparse)\.vmdk$")
 _FILE_TYPES = {
     ".vmx": "config",
     ".vmdk": "diskDescriptor",
@@ -205,8 +207,18 @@ def layout(inventory: Inventory, vm: VmState) -> vim.vm.FileLayoutEx:
     return vim.vm.FileLayoutEx(file=list(_files(inventory, vm)), timestamp=datetime.now(UTC))
 
 
+def _descriptors(inventory: Inventory, vm: VmState) -> set[str]:
+    """Names of the VMDKs that the running disks and the snapshots hang on."""
+    disks = inventory.disks_of(vm).values()
+    frozen = [path for disk in disks for fork in disk.forks for path in disk.frozen_chain(fork.frozen)]
+    return {path.name for path in [*frozen, *(path for disk in disks for path in disk.chain)]}
+
+
 def _files(inventory: Inventory, vm: VmState) -> Iterator[vim.vm.FileLayoutEx.FileInfo]:
+    named = _descriptors(inventory, vm)
     for key, path in enumerate(sorted(inventory.directory_of(vm).iterdir())):
+        if path.suffix == ".vmdk" and _EXTENT.sub(".vmdk", path.name) not in named:
+            continue  # it lies here, but the VM does not know of it
         kind = "diskExtent" if path.name.endswith(_DESCRIPTORLESS_SUFFIXES) else _FILE_TYPES.get(path.suffix)
         if kind is not None:
             size = path.stat().st_size

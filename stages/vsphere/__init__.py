@@ -10,6 +10,7 @@ journal      intents, durable before the call                                 sn
 removal, consolidation   removing what is ours                                sweep        after killed runs
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
+siblings     what one quiescing made                                          orphans      what nothing refers to
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
@@ -20,6 +21,7 @@ from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereErr
 from .journal import Intent, Journal
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
+from .orphans import Orphan, orphan_candidates
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
 from .snapshot import Snapshot, open_snapshot
@@ -38,6 +40,7 @@ __all__ = [
     "Journal",
     "LoginRefused",
     "OpenDisk",
+    "Orphan",
     "Outcome",
     "Quiesce",
     "Snapshot",
@@ -52,6 +55,7 @@ __all__ = [
     "advice_for",
     "find_vm",
     "open_snapshot",
+    "orphan_candidates",
     "same_tracking",
     "snapshots_left",
     "sweep",

@@ -1,4 +1,4 @@
-"""An application-quiesced snapshot in each form that it shows in: what the writers left is read, ours is removed."""
+"""A snapshot of quiesced applications in each form that it has: what the writers left is read, and ours removed."""
 
 from collections.abc import Callable
 
