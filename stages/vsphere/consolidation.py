@@ -30,7 +30,7 @@ Consolidate = Literal["never", "ask", "ladder"]
 
 # How long a host may take to say that the disks are consolidated after a removal has ended.
 _SETTLE_S = 30.0
-_NEEDED = "runtime.consolidationNeeded"
+NEEDED = "runtime.consolidationNeeded"
 
 
 class ConsolidationNeeded(SnapshotLeaked):
@@ -69,8 +69,8 @@ def rungs(
 async def needs_consolidation(session: VcenterSession, vm_moref: str) -> bool:
     """Whether vSphere says that the VM's disks need consolidation."""
     subject = vim.VirtualMachine(vm_moref, session.stub)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, [_NEEDED]))
-    return bool(row.get(_NEEDED))
+    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, [NEEDED]))
+    return bool(row.get(NEEDED))
 
 
 async def settle_consolidation(

@@ -21,7 +21,8 @@ from pyVmomi import vim
 
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
 
-from .consolidation import Consolidate
+from .changes import OUT_OF_ORDER, untracked
+from .consolidation import NEEDED, Consolidate
 from .faults import Busy
 from .hardware import DiskFacts, configuration, disk_facts
 from .journal import Intent, Journal, new_intent
@@ -113,7 +114,7 @@ class _Held:
 
     async def take(self, quiesce: Quiesce) -> Snapshot:
         subject = self.vm.reference(self.session)
-        paths = [*GUEST_PATHS, "config.hardware.device"]
+        paths = [*GUEST_PATHS, "config.hardware.device", NEEDED]
         before = await self.session.call(
             "RetrieveProperties", lambda: read(self.session.content, subject, paths)
         )
@@ -234,6 +235,9 @@ async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: R
         if facts.left_out or facts in missing
     ]
     disks = [facts for facts in holds.values() if not facts.left_out]
+    remarks = list(taken.remarks)
+    if before.get(NEEDED):
+        disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
     return Snapshot(
         taken.moref,
         vm,
@@ -241,5 +245,5 @@ async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: R
         left_out,
         configuration(config, left_out),
         taken.quiesce,
-        taken.remarks,
+        remarks,
     )
