@@ -80,7 +80,8 @@ class VmTraits:
 
     controller: of its disks: pvscsi, lsi-sas, ide, sata, nvme; disk_mode, raw (physicalMode, virtualMode, or
     empty) and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for;
-    quiesced_form: how a snapshot with a second redo log per disk shows.
+    quiesced_form: how a snapshot with a second redo log per disk shows; directory_slash: whether the names of its
+    directories end in one; relative_manifest: `backupManifest` names the file only.
     """
 
     template: bool = False
@@ -100,6 +101,8 @@ class VmTraits:
     tools_status: str = ""  # toolsVersionStatus2, derived when empty
     reported_guest_id: str = ""  # by Tools, the configured one when empty
     quiesced_form: QuiescedForm = "one snapshot"
+    directory_slash: bool = True
+    relative_manifest: bool = False
     volumes: list[GuestVolume] = field(default_factory=list)
 
     @classmethod

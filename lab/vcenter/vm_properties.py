@@ -51,9 +51,9 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         alternateGuestName="",
         files=vim.vm.FileInfo(
             vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
-            snapshotDirectory=vm.datastore_path(),
-            suspendDirectory=vm.datastore_path(),
-            logDirectory=vm.datastore_path(),
+            snapshotDirectory=_directory(vm),
+            suspendDirectory=_directory(vm),
+            logDirectory=_directory(vm),
         ),
         tools=vim.vm.ToolsConfigInfo(toolsVersion=vm.tools_version),
         flags=vim.vm.FlagInfo(
@@ -73,6 +73,11 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         firmware="efi",
         keyId=_KEY if vm.traits.encrypted else None,
     )
+
+
+def _directory(vm: VmState) -> str:
+    path = vm.datastore_path()
+    return path if vm.traits.directory_slash else path.rstrip("/")
 
 
 def guest_full_name(vm: VmState) -> str:
@@ -197,10 +202,14 @@ def _tree_entry(
         createTime=datetime.fromisoformat(snapshot.created),
         state=snapshot.power,
         quiesced=snapshot.quiesced,
-        backupManifest=vm.datastore_path(snapshot.manifest) if snapshot.manifest else None,
+        backupManifest=_manifest(vm, snapshot.manifest),
         childSnapshotList=children,
         replaySupported=False,
     )
+
+
+def _manifest(vm: VmState, name: str | None) -> str | None:
+    return vm.datastore_path(name) if name and not vm.traits.relative_manifest else name
 
 
 def layout(inventory: Inventory, vm: VmState) -> vim.vm.FileLayoutEx:

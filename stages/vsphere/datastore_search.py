@@ -8,7 +8,7 @@ from pyVmomi import vim
 
 from stages.vss.datastore_path import DatastorePath
 
-from .faults import ObjectGone
+from .faults import ObjectGone, VsphereError
 from .properties import read
 from .session import VcenterSession
 from .tasks import wait_for_task
@@ -42,5 +42,8 @@ async def search_directory(
 
     task = await session.call("SearchDatastore_Task", start)
     found = await wait_for_task(session, task, "SearchDatastore_Task")
-    assert isinstance(found, Browser.SearchResults)
+    if not isinstance(found, Browser.SearchResults):
+        raise VsphereError(
+            f"The search of {directory} has no result.", server=session.server, call="SearchDatastore_Task"
+        )
     return found.file

@@ -23,7 +23,7 @@ from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
 
 from .changes import OUT_OF_ORDER, untracked
 from .consolidation import NEEDED, Consolidate
-from .faults import Busy
+from .faults import Busy, ObjectGone
 from .hardware import DiskFacts, configuration, disk_facts
 from .journal import Intent, Journal, new_intent
 from .ladder import GUEST_PATHS, Guest, Quiesced, found_out, take_quiesced
@@ -135,7 +135,7 @@ class _Held:
         leaked: SnapshotLeaked | None = None
         with trio.move_on_after(within_s, shield=True):
             try:
-                if await self._clear() or not self.in_doubt:
+                if await self._clear() or (not self.in_doubt and await self._is_gone()):
                     await trio.to_thread.run_sync(self.journal.remove, self.intent)
                 else:
                     await trio.to_thread.run_sync(self.journal.abandon, self.intent)
@@ -185,8 +185,15 @@ class _Held:
             guest_id=guest_id,
         )
         created = await wait_for_task(self.session, task, "CreateSnapshot_Task")
-        assert isinstance(created, vim.vm.Snapshot)
-        return str(created._moId)
+        if isinstance(created, vim.vm.Snapshot):
+            return str(created._moId)
+        if node := await find_ours(self.session, self.vm.moref, token):
+            return node.moref
+        raise SnapshotError(
+            f"The snapshot of {self.vm.name} succeeded, but {self.session.server} does not show it.",
+            remedy="Look at the VM's snapshots and recent tasks.",
+            vm=self.vm.name,
+        )
 
     async def _clear(self) -> int:
         """Remove every snapshot with our token; returns how many there were."""
@@ -199,6 +206,19 @@ class _Held:
             consolidate=self.consolidate,
         )
         return await patiently(remove, self.session.settings.patience_s)
+
+    async def _is_gone(self) -> bool:
+        """Whether somebody else removed our snapshot, which the tree does not show. Raises SnapshotLeaked."""
+        if self.moref is None:
+            return True
+        subject = vim.vm.Snapshot(self.moref, self.session.stub)
+        try:
+            await self.session.call(
+                "RetrieveProperties", lambda: read(self.session.content, subject, ["childSnapshot"])
+            )
+        except ObjectGone:
+            return True
+        raise self._leaked("the VM's snapshot tree does not show it, though it exists")
 
     def _leaked(self, reason: str) -> SnapshotLeaked:
         name = self.intent.snapshot_name
