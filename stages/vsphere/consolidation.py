@@ -56,7 +56,7 @@ def rungs(
     if allowed == "never":
         return ()
     asking = Rung("ConsolidateVMDisks", partial(_consolidate, session, vm_moref))
-    if allowed == "ask":
+    if allowed != "ladder":
         return (asking,)
     snapshot = partial(_by_snapshot, session, vm_moref, token, remove)
     return (

@@ -8,12 +8,13 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import get_args
 
 import trio
 
 from pipeline.buffers import DEFAULT_POOL, BufferPool
 from pipeline.disk import MachineId
-from pipeline.errors import MoverError, SnapshotError, SourceError
+from pipeline.errors import ConfigError, MoverError, SnapshotError, SourceError
 from pipeline.secrets import Secret
 from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
@@ -57,6 +58,13 @@ class VcenterVm:
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
     consolidate: Consolidate = "ask"
+
+    def __post_init__(self) -> None:
+        if self.consolidate not in get_args(Consolidate):
+            raise ConfigError(
+                f"consolidate={self.consolidate!r} is not known.",
+                remedy=f"Choose one of {', '.join(map(repr, get_args(Consolidate)))}.",
+            )
 
     @property
     def name(self) -> str:

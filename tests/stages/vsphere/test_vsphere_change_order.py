@@ -37,7 +37,7 @@ def log(lab: LabVcenter) -> list[str]:
 
 @pytest.fixture
 def vcenter(vcenter: Vcenter) -> Vcenter:
-    return replace(vcenter, patience_s=0.3)
+    return replace(vcenter, patience_s=0.15)
 
 
 @pytest.fixture

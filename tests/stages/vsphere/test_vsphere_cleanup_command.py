@@ -25,7 +25,7 @@ from pipeline.secrets import Secret
 from stages.vsphere import Journal, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port},
-                  patience_s=0.3)
+                  patience_s=0.15)
 journal = Journal(Path({journal!r}))
 jobs = [
     Job(VcenterVm(vcenter, vm, reader=None, journal=journal), None, into=None, name=f"{{vm}} {{number}}")

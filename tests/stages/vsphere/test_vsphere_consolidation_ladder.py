@@ -8,7 +8,7 @@ import trio
 from pyVmomi import vim
 
 from lab.vcenter import Drop, Event, LabVcenter
-from pipeline.errors import EXIT_ATTENTION, SnapshotLeaked
+from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
 from stages.vsphere import (
     Consolidate,
     ConsolidationNeeded,
@@ -16,6 +16,7 @@ from stages.vsphere import (
     Outcome,
     Quiesce,
     Vcenter,
+    VcenterVm,
     find_vm,
     open_snapshot,
     sweep,
@@ -29,7 +30,7 @@ DISKS = "consolidation"
 
 @pytest.fixture
 def vcenter(vcenter: Vcenter) -> Vcenter:
-    return replace(vcenter, patience_s=0.3)
+    return replace(vcenter, patience_s=0.15)
 
 
 @pytest.fixture
@@ -50,6 +51,18 @@ async def _take(vcenter: Vcenter, journal: Journal, consolidate: Consolidate) ->
         vm = await find_vm(session, "web01")
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
             pass
+
+
+@pytest.mark.parametrize("consolidate", [True, False, "always"])
+def test_other_wishes_are_refused_before_anything_is_done(vcenter: Vcenter, consolidate: object) -> None:
+    with pytest.raises(ConfigError, match="'never', 'ask', 'ladder'"):
+        VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
+
+
+def test_the_ladder_is_announced(vcenter: Vcenter) -> None:
+    machine = VcenterVm(vcenter, "web01", reader=None)
+    assert "further snapshots" not in " ".join(machine.touches())
+    assert "further snapshots" in " ".join(replace(machine, consolidate="ladder").touches())
 
 
 async def test_asking_climbs_no_further_than_the_first_rung(
