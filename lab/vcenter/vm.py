@@ -232,7 +232,9 @@ class VirtualMachineSnapshot(Managed):
 
     @vim_property
     def childSnapshot(self) -> list[vim.vm.Snapshot]:
-        chain = self._owner.state.snapshots
+        if self._state.side == "writable":
+            return []
+        chain = [one for one in self._owner.state.snapshots if one.side != "writable"]
         after = chain.index(self._state) + 1
         return [vim.vm.Snapshot(child.moref) for child in chain[after : after + 1]]
 
