@@ -27,7 +27,11 @@ def _read(
     """The values of the wanted paths, and those that the lab cannot give. Unset ones are in neither."""
     values: dict[str, object] = {}
     missing = []
+    service = selected.managed.service
+    service.asked.update((selected.managed.vim_type, path) for path in selected.paths)
     for path in selected.paths:
+        if path in service.unset:
+            continue
         try:
             value = read_path(selected.managed, path)
         except vmodl.fault.NotSupported as fault:

@@ -287,3 +287,12 @@ class LabVcenter:
     def forbid_datastore(self, name: str) -> None:
         """Take the account's privileges on datastore `name`: NoPermission, and 403 from `/folder`."""
         self._service.forbidden_datastores.add(name)
+
+    @property
+    def asked(self) -> set[tuple[type, str]]:
+        """The property paths that were asked for until now, with the type of the object."""
+        return set(self._service.asked)
+
+    def leave_unset(self, *paths: str) -> None:
+        """Give no value for these property paths from now on, and for all others again."""
+        self._service.unset = frozenset(paths)

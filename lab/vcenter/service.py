@@ -104,6 +104,8 @@ class Service:
         self.guests = Guests(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
+        self.asked: set[tuple[type, str]] = set()
+        self.unset: frozenset[str] = frozenset()
         self.stopping = False
         self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{HOST}")
         self.root_folder, self._vm_folder, self._datastore_folder = build(self)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +111,11 @@ def _fork(
             redo_logs={key: fork.live.name for key, fork in forks.items()},
         )
         vm.snapshots.append(snapshot)
+        if quiescing == "application" and vm.traits.quiesced_form != "one snapshot":
+            said = description if vm.traits.quiesced_form == "siblings" else ""
+            number = service.inventory.number()
+            vm.snapshots.append(replace(snapshot, number=number, description=said, side="writable"))
+            snapshot.side = "fixed"
         service.vm_changed(vm)
         note(service.inventory.root, f"CreateSnapshot {vm.moref} {snapshot.moref}")
         return snapshot

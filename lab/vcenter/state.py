@@ -20,10 +20,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lab.disks import Fork, LabDisk
 from lab.vcenter.quiescing import Quiescing
+
+QuiescedForm = Literal["one snapshot", "siblings", "unmarked sibling"]
+"""One that names the second redo logs; two siblings; the same, and the second's description is empty."""
 
 _FIRST_DISK_KEY = 2000  # vSphere numbers a VM's SCSI disks 2000 + 16 * bus + unit
 
@@ -41,7 +44,9 @@ class SnapshotState:
     """One snapshot; a VM's snapshots form a chain, oldest first.
 
     manifest: file name of its VSS manifest; redo_logs: by device key, the redo log that it made. That name
-    stays, while the frozen file below may get another one when an older snapshot is removed.
+    stays, while the frozen file below may get another one when an older snapshot is removed. side: of a quiesced
+    snapshot that shows as two siblings, which follow each other and share their redo logs: "fixed" names what was
+    frozen, "writable" the second redo log, which VSS writers may change.
     """
 
     number: int
@@ -52,6 +57,7 @@ class SnapshotState:
     quiesced: bool
     manifest: str | None
     redo_logs: dict[int, str]
+    side: Literal["", "fixed", "writable"] = ""
 
     @property
     def moref(self) -> str:
@@ -73,7 +79,9 @@ class VmTraits:
     """What a VM is made of, and what is the matter with it; the defaults are a healthy one of today.
 
     controller: of its disks: pvscsi, lsi-sas, ide, sata, nvme; disk_mode, raw (physicalMode, virtualMode, or
-    empty) and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for.
+    empty) and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for;
+    quiesced_form: how a snapshot with a second redo log per disk shows; directory_slash: whether the names of its
+    directories end in one; relative_manifest: `backupManifest` names the file only.
     """
 
     template: bool = False
@@ -92,6 +100,9 @@ class VmTraits:
     question: str = ""
     tools_status: str = ""  # toolsVersionStatus2, derived when empty
     reported_guest_id: str = ""  # by Tools, the configured one when empty
+    quiesced_form: QuiescedForm = "one snapshot"
+    directory_slash: bool = True
+    relative_manifest: bool = False
     volumes: list[GuestVolume] = field(default_factory=list)
 
     @classmethod

@@ -55,7 +55,8 @@ class VirtualMachine(Entity):
 
     @vim_property
     def rootSnapshot(self) -> list[vim.vm.Snapshot]:
-        return [vim.vm.Snapshot(snapshot.moref) for snapshot in self.state.snapshots[:1]]
+        tree = vm_properties.snapshot_info(self.state)
+        return [entry.snapshot for entry in tree.rootSnapshotList] if tree else []
 
     @vim_property
     def layoutEx(self) -> vim.vm.FileLayoutEx:
@@ -241,7 +242,9 @@ class VirtualMachineSnapshot(Managed):
 
     @vim_property
     def childSnapshot(self) -> list[vim.vm.Snapshot]:
-        chain = self._owner.state.snapshots
+        if self._state.side == "writable":
+            return []
+        chain = [one for one in self._owner.state.snapshots if one.side != "writable"]
         after = chain.index(self._state) + 1
         return [vim.vm.Snapshot(child.moref) for child in chain[after : after + 1]]
 

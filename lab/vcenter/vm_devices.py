@@ -34,11 +34,12 @@ def devices(
         found.append(_controller(vm, bus, keys))
         for key in keys:
             disk = inventory.disks_of(vm)[key]
-            file, change_id = disk.leaf, disk.change_id
+            chain, change_id = disk.chain, disk.change_id
             if snapshot is not None:
                 fork = inventory.fork_of(vm, snapshot, key)
-                file, change_id = fork.frozen, fork.change_id
-            found.append(_disk(inventory, vm, key, disk, file, change_id))
+                chain, change_id = disk.frozen_chain(fork.frozen), fork.change_id
+                chain = chain[1:] if snapshot.side == "fixed" else chain
+            found.append(_disk(inventory, vm, key, disk, chain, change_id))
     return [*found, *_others(vm)]
 
 
@@ -58,11 +59,10 @@ def _controller(vm: VmState, bus: int, keys: list[int]) -> vim.vm.device.Virtual
 
 
 def _disk(
-    inventory: Inventory, vm: VmState, key: int, disk: LabDisk, file: Path, change_id: str | None
+    inventory: Inventory, vm: VmState, key: int, disk: LabDisk, chain: list[Path], change_id: str | None
 ) -> vim.vm.device.VirtualDisk:
     bus, unit = controller_and_unit(key)
     keys = [one.key for one in vm.disks]
-    path = vm.datastore_path(file.name)
     return vim.vm.device.VirtualDisk(
         key=key,
         deviceInfo=vim.Description(
@@ -72,15 +72,22 @@ def _disk(
         unitNumber=unit,
         capacityInKB=disk.capacity // 1024,
         capacityInBytes=disk.capacity,
-        backing=_backing(inventory, vm, disk, path, change_id, is_last=key == keys[-1]),
+        backing=_backing(inventory, vm, disk, chain, change_id, is_last=key == keys[-1]),
     )
 
 
 def _backing(
-    inventory: Inventory, vm: VmState, disk: LabDisk, path: str, change_id: str | None, *, is_last: bool
+    inventory: Inventory,
+    vm: VmState,
+    disk: LabDisk,
+    chain: list[Path],
+    change_id: str | None,
+    *,
+    is_last: bool,
 ) -> vim.vm.device.VirtualDevice.FileBackingInfo:
     traits = vm.traits
     datastore = vim.Datastore(inventory.datastores[vm.datastore])
+    path = vm.datastore_path(chain[0].name)
     mode = traits.disk_mode if is_last else "persistent"
     if is_last and traits.raw:
         return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
@@ -95,19 +102,19 @@ def _backing(
         thinProvisioned=not flat_path(disk.base).exists(),
         uuid=disk.uuid,
         changeId=change_id,
-        parent=_parent(vm, disk, datastore, disk.leaf.name == path.rpartition("/")[2]),
+        parent=_parent(vm, datastore, chain[1:]),
         sharing="sharingMultiWriter" if is_last and traits.multi_writer else "sharingNone",
     )
 
 
 def _parent(
-    vm: VmState, disk: LabDisk, datastore: vim.Datastore, is_leaf: bool
+    vm: VmState, datastore: vim.Datastore, chain: list[Path]
 ) -> vim.vm.device.VirtualDisk.FlatVer2BackingInfo | None:
-    """The chain below the running disk, one frozen file per snapshot."""
+    """What a disk hangs on. chain: leaf first."""
     parent = None
-    for fork in disk.forks if is_leaf else ():
+    for file in reversed(chain):
         parent = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
-            fileName=vm.datastore_path(fork.frozen.name),
+            fileName=vm.datastore_path(file.name),
             datastore=datastore,
             diskMode="persistent",
             parent=parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -24,6 +25,7 @@ _FULL_NAMES = {
     "ubuntu64Guest": "Ubuntu Linux (64-bit)",
 }
 _DESCRIPTORLESS_SUFFIXES = ("-flat.vmdk", "-delta.vmdk", "-sesparse.vmdk")
+_EXTENT = re.compile(r"-(flat|delta|sesparse)\.vmdk$")
 _FILE_TYPES = {
     ".vmx": "config",
     ".vmdk": "diskDescriptor",
@@ -49,9 +51,9 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         alternateGuestName="",
         files=vim.vm.FileInfo(
             vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
-            snapshotDirectory=vm.datastore_path(),
-            suspendDirectory=vm.datastore_path(),
-            logDirectory=vm.datastore_path(),
+            snapshotDirectory=_directory(vm),
+            suspendDirectory=_directory(vm),
+            logDirectory=_directory(vm),
         ),
         tools=vim.vm.ToolsConfigInfo(toolsVersion=vm.tools_version),
         flags=vim.vm.FlagInfo(
@@ -71,6 +73,11 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         firmware="efi",
         keyId=_KEY if vm.traits.encrypted else None,
     )
+
+
+def _directory(vm: VmState) -> str:
+    path = vm.datastore_path()
+    return path if vm.traits.directory_slash else path.rstrip("/")
 
 
 def guest_full_name(vm: VmState) -> str:
@@ -168,13 +175,19 @@ def summary(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.S
 
 
 def snapshot_info(vm: VmState) -> vim.vm.SnapshotInfo | None:
-    """The snapshot tree: a chain, whose last entry is the current one. None without snapshots."""
+    """The snapshot tree: a chain, with writable siblings beside it. None without snapshots."""
     tree: list[vim.vm.SnapshotTree] = []
+    siblings: list[vim.vm.SnapshotTree] = []
     for snapshot in reversed(vm.snapshots):
-        tree = [_tree_entry(vm, snapshot, tree)]
+        if snapshot.side == "writable":
+            siblings = [_tree_entry(vm, snapshot, [])]
+        else:
+            tree, siblings = [_tree_entry(vm, snapshot, tree), *siblings], []
+    tree += siblings  # of one that was removed
     if not tree:
         return None
-    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(vm.snapshots[-1].moref), rootSnapshotList=tree)
+    current = [snapshot for snapshot in vm.snapshots if snapshot.side != "writable"] or vm.snapshots
+    return vim.vm.SnapshotInfo(currentSnapshot=vim.vm.Snapshot(current[-1].moref), rootSnapshotList=tree)
 
 
 def _tree_entry(
@@ -189,18 +202,32 @@ def _tree_entry(
         createTime=datetime.fromisoformat(snapshot.created),
         state=snapshot.power,
         quiesced=snapshot.quiesced,
-        backupManifest=vm.datastore_path(snapshot.manifest) if snapshot.manifest else None,
+        backupManifest=_manifest(vm, snapshot.manifest),
         childSnapshotList=children,
         replaySupported=False,
     )
+
+
+def _manifest(vm: VmState, name: str | None) -> str | None:
+    return vm.datastore_path(name) if name and not vm.traits.relative_manifest else name
 
 
 def layout(inventory: Inventory, vm: VmState) -> vim.vm.FileLayoutEx:
     return vim.vm.FileLayoutEx(file=list(_files(inventory, vm)), timestamp=datetime.now(UTC))
 
 
+def _descriptors(inventory: Inventory, vm: VmState) -> set[str]:
+    """Names of the VMDKs that the running disks and the snapshots hang on."""
+    disks = inventory.disks_of(vm).values()
+    frozen = [path for disk in disks for fork in disk.forks for path in disk.frozen_chain(fork.frozen)]
+    return {path.name for path in [*frozen, *(path for disk in disks for path in disk.chain)]}
+
+
 def _files(inventory: Inventory, vm: VmState) -> Iterator[vim.vm.FileLayoutEx.FileInfo]:
+    named = _descriptors(inventory, vm)
     for key, path in enumerate(sorted(inventory.directory_of(vm).iterdir())):
+        if path.suffix == ".vmdk" and _EXTENT.sub(".vmdk", path.name) not in named:
+            continue  # it lies here, but the VM does not know of it
         kind = "diskExtent" if path.name.endswith(_DESCRIPTORLESS_SUFFIXES) else _FILE_TYPES.get(path.suffix)
         if kind is not None:
             size = path.stat().st_size

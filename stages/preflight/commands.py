@@ -11,7 +11,7 @@ from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
-from stages.vsphere import Journal, Outcome, Vcenter, VcenterSession, VcenterVm, find_vm, sweep
+from stages.vsphere import Journal, Outcome, Vcenter, VcenterSession, VcenterVm, find_vm, most_allowed, sweep
 from stages.vsphere.sweep import TELLING
 
 from .facts import JobFacts
@@ -122,7 +122,7 @@ async def _prepare(
 async def _swept(session: VcenterSession, machines: Sequence[VcenterVm]) -> list[Prepared]:
     """What killed runs left, first of all a VM that one of them shut down."""
     journals = dict.fromkeys(machine.journal or Journal() for machine in machines)
-    consolidate = any(machine.consolidate for machine in machines)
+    consolidate = most_allowed(machine.consolidate for machine in machines)
     prepared = []
     for journal in journals:
         for one in await sweep(session, journal, consolidate=consolidate):

@@ -14,17 +14,19 @@ guest_files, guest_transfer, guest_scripts, tools_config, vmbackup   what is in 
 guest_change   tools.conf changed and put back                                guest_commands  guest-config
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
+siblings     what one quiescing made                                          orphans      what nothing refers to
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
-from .consolidation import ConsolidationNeeded
+from .consolidation import Consolidate, ConsolidationNeeded, most_allowed
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .guest_control import GuestControl
 from .journal import Intent, Journal, Kind
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
+from .orphans import Orphan, orphan_candidates
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
 from .snapshot import Snapshot, open_snapshot
@@ -36,6 +38,7 @@ __all__ = [
     "Advice",
     "CertificateRefused",
     "ConnectionLost",
+    "Consolidate",
     "ConsolidationNeeded",
     "DiskReader",
     "GuestControl",
@@ -44,6 +47,7 @@ __all__ = [
     "Kind",
     "LoginRefused",
     "OpenDisk",
+    "Orphan",
     "Outcome",
     "Quiesce",
     "Snapshot",
@@ -57,7 +61,9 @@ __all__ = [
     "VsphereError",
     "advice_for",
     "find_vm",
+    "most_allowed",
     "open_snapshot",
+    "orphan_candidates",
     "same_tracking",
     "snapshots_left",
     "sweep",

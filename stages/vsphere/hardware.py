@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyVmomi import vim
@@ -44,6 +44,15 @@ def disk_facts(devices: Sequence[vim.vm.device.VirtualDevice]) -> list[DiskFacts
     controllers = {device.key: device for device in devices}
     disks = [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
     return sorted((_disk(disk, controllers) for disk in disks), key=lambda facts: facts.device_key)
+
+
+def chains(devices: Sequence[vim.vm.device.VirtualDevice]) -> dict[int, Sequence[str]]:
+    """By device key, the datastore paths of each disk's descriptors: what it names first, its base last.
+
+    An ancestor that the server does not tell ends the chain.
+    """
+    disks = [device for device in devices if isinstance(device, vim.vm.device.VirtualDisk)]
+    return {disk.key: list(_files_below(disk.backing)) for disk in disks}
 
 
 def configuration(config: vim.vm.ConfigInfo, left_out: Sequence[str]) -> dict[str, object]:
@@ -94,6 +103,13 @@ def _disk(
         mode=getattr(backing, "diskMode", None) or "",
         left_out=_left_out(backing),
     )
+
+
+def _files_below(backing: vim.vm.device.VirtualDevice.BackingInfo | None) -> Iterator[str]:
+    while backing is not None:
+        if name := getattr(backing, "fileName", None):
+            yield name
+        backing = getattr(backing, "parent", None)
 
 
 def _left_out(backing: vim.vm.device.VirtualDevice.BackingInfo | None) -> str:

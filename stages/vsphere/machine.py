@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
+from typing import get_args
 
 import trio
 
 from pipeline.buffers import DEFAULT_POOL, BufferPool
 from pipeline.disk import MachineId
-from pipeline.errors import MoverError, SnapshotError, SourceError
+from pipeline.errors import ConfigError, MoverError, SnapshotError, SourceError
 from stages.vss.fetched import FetchedManifest
 
 from .access import AccessReader, vm_access
 from .announcing import new_run
 from .changes import enable_change_tracking
+from .consolidation import Consolidate
 from .disk import DiskReader, SnapshotDisk
 from .guest_control import GuestControl, look_inside
 from .hardware import DiskFacts
@@ -44,10 +46,11 @@ class VcenterVm:
     `vm`: name, inventory path, moref or UUID. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
-    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `lock_relocation`:
-    keep Storage vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an
-    account of the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
+    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: what may be done for
+    disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks vSphere, 'ladder'
+    also makes and removes further snapshots, where the VM has none of others. `lock_relocation`: keep Storage
+    vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an account of
+    the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
     """
 
     vcenter: Vcenter
@@ -59,9 +62,16 @@ class VcenterVm:
     journal: Journal | None = None
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
-    consolidate: bool = True
+    consolidate: Consolidate = "ask"
     lock_relocation: bool = True
     guest: GuestControl | None = None
+
+    def __post_init__(self) -> None:
+        if self.consolidate not in get_args(Consolidate):
+            raise ConfigError(
+                f"consolidate={self.consolidate!r} is not known.",
+                remedy=f"Choose one of {', '.join(map(repr, get_args(Consolidate)))}.",
+            )
 
     @property
     def name(self) -> str:
@@ -85,6 +95,8 @@ class VcenterVm:
             f"Undoes on {self.vcenter.server} what killed runs of this machine left behind.",
             f"Notes all of that in {(self.journal or Journal()).directory}.",
         ]
+        if self.consolidate == "ladder":
+            sentences.append("Makes and removes further snapshots of it if its disks stay unconsolidated.")
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
         if self.guest is not None and self.quiesce.kind != "none":
@@ -176,6 +188,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         attention=[
                             *looked.attention,
                             *_weaker(settings.quiesce, snapshot.quiesce),
+                            *snapshot.attention,
                             *unlocked,
                         ],
                         remarks=remarks,
@@ -225,7 +238,7 @@ def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
     return [f"The snapshot was taken with quiescing {taken.kind!r}; asked for was {asked.kind!r}."]
 
 
-async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
+async def _swept(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
     """What a report should say of the sweep; other runs at work and intents of nothing are no news."""
     return [
         f"Left by an earlier run: {swept}."
@@ -234,7 +247,7 @@ async def _swept(session: VcenterSession, journal: Journal, consolidate: bool) -
     ]
 
 
-async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: bool) -> list[str]:
+async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
     """The same for what other runs left meanwhile, and what this one gave up on; nobody waits long for it."""
     if trio.current_effective_deadline() == -math.inf:  # the user wants to leave
         return []

@@ -21,14 +21,15 @@ from stages.vss.datastore_path import DatastorePath, folder_url
 from stages.vss.fetched import FetchedManifest
 from stages.vss.find import find_manifest
 
-from .faults import ConnectionLost, ObjectGone, SessionExpired, TaskForgotten, VsphereError
+from .datastore_search import search_directory
+from .faults import ConnectionLost, SessionExpired, TaskForgotten, VsphereError
 from .lookup import Vm
 from .patience import patiently
 from .properties import read
 from .session import VcenterSession
+from .siblings import named_manifest
 from .snapshot import Snapshot
 from .snapshot_tree import snapshots_of
-from .tasks import wait_for_task
 
 _PATTERNS = ("*vss_manifests*.zip", "vss-manifest*.zip", "*quiesce_manifest*.xml")
 
@@ -82,7 +83,7 @@ async def fetch_manifest(
 async def _fetched(session: VcenterSession, snapshot: Snapshot, before: DirectoryState) -> FetchedManifest:
     nodes = await snapshots_of(session, snapshot.vm.moref)
     after = await directory_state(session, snapshot.vm)
-    named = next((node.backup_manifest for node in nodes if node.moref == snapshot.moref), None)
+    named = named_manifest(nodes, snapshot.family | {snapshot.moref})
     known = before.layout | before.searched
     found = find_manifest(named, after.directory, known, after.layout, after.searched)
     if found is None:
@@ -107,22 +108,8 @@ async def _search(
 ) -> frozenset[str]:
     """Full paths of the manifests in the directory, by the browser of its datastore."""
     place = DatastorePath.parse(directory)
-
-    def start() -> vim.Task:
-        for datastore in datastores:
-            facts = read(session.content, datastore, ["name", "browser"])
-            if facts.get("name") == place.datastore:
-                browser: vim.host.DatastoreBrowser = facts.get("browser")
-                wanted = vim.host.DatastoreBrowser.SearchSpec(matchPattern=list(_PATTERNS))
-                return browser.Search(str(place), wanted)
-        raise ObjectGone(
-            f"The VM has no datastore {place.datastore!r}.", server=session.server, call="SearchDatastore"
-        )
-
-    task = await session.call("SearchDatastore_Task", start)
-    found = await wait_for_task(session, task, "SearchDatastore_Task")
-    assert isinstance(found, vim.host.DatastoreBrowser.SearchResults)
-    return frozenset(str(place.join(file.path)) for file in found.file)
+    found = await search_directory(session, datastores, place, _PATTERNS)
+    return frozenset(str(place.join(file.path)) for file in found)
 
 
 def _get(session: VcenterSession, vm: Vm, path: DatastorePath) -> bytes:

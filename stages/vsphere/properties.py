@@ -43,6 +43,19 @@ def read(content: vim.ServiceInstanceContent, subject: ManagedObject, paths: Seq
     return _row(found, strict=True)
 
 
+def read_each(
+    content: vim.ServiceInstanceContent, subjects: Sequence[ManagedObject], paths: Sequence[str]
+) -> list[Row]:
+    """The properties of several objects of one type; what may not be read of one is absent from its row."""
+    if not subjects:
+        return []
+    spec = Collector.FilterSpec(
+        objectSet=[Collector.ObjectSpec(obj=subject) for subject in subjects],
+        propSet=[Collector.PropertySpec(type=type(subjects[0]), pathSet=list(paths))],
+    )
+    return [_row(found, strict=False) for found in _pages(content, spec)]
+
+
 def read_all(
     content: vim.ServiceInstanceContent, wanted: Mapping[type[ManagedObject], Sequence[str]]
 ) -> list[Row]:

@@ -7,11 +7,13 @@ snapshot that is still being made is in no tree yet, and would outlive a removal
 
 from __future__ import annotations
 
+from functools import partial
+
 from pyVmomi import vim, vmodl
 
 from pipeline.errors import MoverError, SourceError
 
-from .consolidation import settle_consolidation
+from .consolidation import Consolidate, rungs, settle_consolidation
 from .faults import ConnectionLost
 from .properties import read
 from .session import VcenterSession
@@ -20,13 +22,23 @@ from .tasks import wait_for_task
 
 
 async def remove_ours(
-    session: VcenterSession, vm_moref: str, vm_name: str, token: str, *, consolidate: bool
+    session: VcenterSession, vm_moref: str, vm_name: str, token: str, *, consolidate: Consolidate
 ) -> int:
     """Remove the snapshots of this VM that carry our token, and see that its disks are consolidated.
 
-    `consolidate`: ask for it where it does not come by itself. Returns how many were removed. Raises
-    ConsolidationNeeded when only that is left to do, MoverError; what is transient may be tried again.
+    `consolidate`: what may be done where that does not come by itself; the token's intent must be in the journal.
+    Returns how many were removed. Raises ConsolidationNeeded when only that is left to do, MoverError; what is
+    transient may be tried again.
     """
+    remove = partial(_out_of_the_tree, session, vm_moref, token)
+    removed = await remove()
+    ladder = rungs(session, vm_moref, token, consolidate, remove)
+    await settle_consolidation(session, vm_moref, vm_name, ladder)
+    return removed
+
+
+async def _out_of_the_tree(session: VcenterSession, vm_moref: str, token: str) -> int:
+    """Remove the snapshots with our token, whatever becomes of their disks; returns how many there were."""
     await wait_for_snapshot_tasks(session, vm_moref)
     ours = await ours_of(session, vm_moref, token)
     for node in ours:
@@ -40,7 +52,6 @@ async def remove_ours(
                 left.moref for left in await ours_of(session, vm_moref, token)
             }:
                 raise
-    await settle_consolidation(session, vm_moref, vm_name, allowed=consolidate)
     return len(ours)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -22,7 +22,9 @@ from pyVmomi import vim
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
 
 from .announcing import announce, settle
-from .faults import Busy
+from .changes import OUT_OF_ORDER, untracked
+from .consolidation import NEEDED, Consolidate
+from .faults import Busy, ObjectGone
 from .hardware import DiskFacts, configuration, disk_facts
 from .hot_add import DisksStillAttached
 from .journal import Intent, Journal, Kind
@@ -31,8 +33,9 @@ from .lookup import Vm
 from .patience import patiently
 from .properties import Row, read
 from .quiesce import Quiesce, create_snapshot
-from .removal import find_ours, ours_of, remove_ours
+from .removal import find_ours, remove_ours
 from .session import VcenterSession
+from .siblings import family_of
 from .snapshot_tree import description_with
 from .tasks import wait_for_task
 
@@ -47,7 +50,8 @@ _QUIESCE_MIN = 15
 class Snapshot:
     """A snapshot that exists now. `disks` are those it holds; `left_out`: a sentence for each that it does not.
 
-    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing.
+    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing. `family`: the
+    morefs of all that its creation made; `attention`: what of that is not removed with it.
     """
 
     moref: str
@@ -57,6 +61,8 @@ class Snapshot:
     configuration: Mapping[str, object]
     quiesce: Quiesce
     remarks: Sequence[str]
+    family: frozenset[str] = frozenset()
+    attention: Sequence[str] = ()
 
 
 @asynccontextmanager
@@ -68,11 +74,11 @@ async def open_snapshot(
     *,
     run: str,
     remove_within_s: float = REMOVE_WITHIN_S,
-    consolidate: bool = True,
+    consolidate: Consolidate = "ask",
 ) -> AsyncIterator[Snapshot]:
     """Hold the VM's disks still. `run` is the identity of the run, for the snapshot's name.
 
-    `consolidate`: whether disks that still need it after the removal are consolidated. Raises QuiesceFailed,
+    `consolidate`: what may be done for disks that still need it after the removal. Raises QuiesceFailed,
     SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, or ConsolidationNeeded, its
     kind, when only its redo logs remain; in a group with the body's own error when both failed. After a body that
     ended with DisksStillAttached the snapshot stays: removing it would tear the disk from the machine that has it.
@@ -99,14 +105,14 @@ class _Held:
     vm: Vm
     intent: Intent
     journal: Journal
-    consolidate: bool
+    consolidate: Consolidate
     moref: str | None = None
     in_doubt: bool = False
     told: dict[str, None] = field(default_factory=dict)  # by the creation; each once
 
     async def take(self, quiesce: Quiesce) -> Snapshot:
         subject = self.vm.reference(self.session)
-        paths = [*GUEST_PATHS, "config.hardware.device"]
+        paths = [*GUEST_PATHS, "config.hardware.device", NEEDED]
         before = await self.session.call(
             "RetrieveProperties", lambda: read(self.session.content, subject, paths)
         )
@@ -115,9 +121,12 @@ class _Held:
             self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
         )
         taken.remarks.extend(self.told)
-        node = next(iter(await ours_of(self.session, self.vm.moref, self.intent.token)), None)
-        await found_out(self.session, self.vm, taken, guest, node)
-        return await _described(self.session, self.vm, taken, before)
+        family = await family_of(self.session, self.vm, self.intent.token, taken.moref)
+        await found_out(self.session, self.vm, taken, guest, family.node if family else None)
+        if family is None:
+            return await _described(self.session, self.vm, taken, before)
+        described = await _described(self.session, self.vm, replace(taken, moref=family.node.moref), before)
+        return replace(described, family=family.morefs, attention=family.attention)
 
     async def release(self, within_s: float) -> SnapshotLeaked | None:
         """Remove our snapshot and forget the intent; what could not be done comes back as an error, not raised."""
@@ -125,7 +134,7 @@ class _Held:
         leaked: SnapshotLeaked | None = None
         with trio.move_on_after(within_s, shield=True):
             try:
-                if await self._clear() or not self.in_doubt:
+                if await self._clear() or (not self.in_doubt and await self._is_gone()):
                     await trio.to_thread.run_sync(self.journal.remove, self.intent)
                 else:
                     await trio.to_thread.run_sync(self.journal.abandon, self.intent)
@@ -178,8 +187,15 @@ class _Held:
             tell=lambda sentence: self.told.update({sentence: None}),
         )
         created = await wait_for_task(self.session, task, "CreateSnapshot_Task")
-        assert isinstance(created, vim.vm.Snapshot)
-        return str(created._moId)
+        if isinstance(created, vim.vm.Snapshot):
+            return str(created._moId)
+        if node := await find_ours(self.session, self.vm.moref, token):
+            return node.moref
+        raise SnapshotError(
+            f"The snapshot of {self.vm.name} succeeded, but {self.session.server} does not show it.",
+            remedy="Look at the VM's snapshots and recent tasks.",
+            vm=self.vm.name,
+        )
 
     async def _clear(self) -> int:
         """Remove every snapshot with our token; returns how many there were."""
@@ -192,6 +208,19 @@ class _Held:
             consolidate=self.consolidate,
         )
         return await patiently(remove, self.session.settings.patience_s)
+
+    async def _is_gone(self) -> bool:
+        """Whether somebody else removed our snapshot, which the tree does not show. Raises SnapshotLeaked."""
+        if self.moref is None:
+            return True
+        subject = vim.vm.Snapshot(self.moref, self.session.stub)
+        try:
+            await self.session.call(
+                "RetrieveProperties", lambda: read(self.session.content, subject, ["childSnapshot"])
+            )
+        except ObjectGone:
+            return True
+        raise self._leaked("the VM's snapshot tree does not show it, though it exists")
 
     def _leaked(self, reason: str) -> SnapshotLeaked:
         name = self.intent.snapshot_name
@@ -228,6 +257,9 @@ async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: R
         if facts.left_out or facts in missing
     ]
     disks = [facts for facts in holds.values() if not facts.left_out]
+    remarks = list(taken.remarks)
+    if before.get(NEEDED):
+        disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
     return Snapshot(
         taken.moref,
         vm,
@@ -235,5 +267,5 @@ async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: R
         left_out,
         configuration(config, left_out),
         taken.quiesce,
-        taken.remarks,
+        remarks,
     )

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 
 from pyVmomi import vim
 
+from .faults import Busy
 from .lookup import Vm
 from .properties import read
 from .session import VcenterSession
 
+_CONNECTION = "runtime.connectionState"
 _MARK = re.compile(r"\[vadpipe:(?P<token>[0-9a-f]{32})\]")
 
 
 @dataclass(frozen=True)
 class SnapshotNode:
-    """One snapshot of a VM. `token`: of our intent, from its description; None: it is not ours."""
+    """One snapshot of a VM. `token`: of our intent, from its description; None: it is not ours. `parent`: the moref
+    of the snapshot above it, empty at the root."""
 
     moref: str
     name: str
@@ -25,6 +28,7 @@ class SnapshotNode:
     quiesced: bool
     backup_manifest: str | None
     token: str | None
+    parent: str = ""
 
 
 def description_with(token: str, origin: str = "") -> str:
@@ -36,10 +40,21 @@ def description_with(token: str, origin: str = "") -> str:
 
 
 async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotNode]:
-    """All snapshots of the VM, ours and others, parents before children."""
-    subject = vim.VirtualMachine(vm_moref, session.stub)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["snapshot"]))
-    tree = row.get("snapshot")
+    """All snapshots of the VM, ours and others, parents before children.
+
+    Raises Busy, which is transient, where the server cannot see: an unset tree means "none" only for a VM whose
+    host is connected and whose files are accessible.
+    """
+    subject, paths = vim.VirtualMachine(vm_moref, session.stub), ["snapshot", _CONNECTION]
+    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    tree, connection = row.get("snapshot"), row.get(_CONNECTION)
+    if tree is None and connection != "connected":
+        raise Busy(
+            f"{session.server} shows no snapshots of the VM {vm_moref}, but the VM is {connection}.",
+            remedy="See whether its host is connected and its datastore accessible.",
+            server=session.server,
+            vm_moref=vm_moref,
+        )
     return list(flat_tree(tree.rootSnapshotList)) if tree else []
 
 
@@ -48,7 +63,7 @@ async def snapshots_left(session: VcenterSession, vm: Vm) -> int:
     return len(await snapshots_of(session, vm.moref))
 
 
-def flat_tree(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
+def flat_tree(trees: Iterable[vim.vm.SnapshotTree], parent: str = "") -> Iterable[SnapshotNode]:
     """The snapshots of the API's trees, parents before children."""
     for tree in trees:
         mark = _MARK.search(tree.description or "")
@@ -59,5 +74,6 @@ def flat_tree(trees: Iterable[vim.vm.SnapshotTree]) -> Iterable[SnapshotNode]:
             quiesced=bool(tree.quiesced),
             backup_manifest=tree.backupManifest or None,
             token=mark["token"] if mark else None,
+            parent=parent,
         )
-        yield from flat_tree(tree.childSnapshotList)
+        yield from flat_tree(tree.childSnapshotList, str(tree.snapshot._moId))

@@ -25,7 +25,7 @@ from pipeline.errors import MoverError
 from stages.vddk import Vddk
 
 from .access import vm_access
-from .consolidation import needs_consolidation
+from .consolidation import Consolidate, needs_consolidation
 from .hot_add import detach
 from .journal import Intent, Journal, Kind
 from .lookup import find_vm_by_uuid
@@ -98,12 +98,12 @@ async def sweep(
     journal: Journal,
     *,
     dry_run: bool = False,
-    consolidate: bool = True,
+    consolidate: Consolidate = "ask",
     within_s: float = _WITHIN_S,
 ) -> list[Swept]:
     """Deal with every intent for this server, each `within_s` seconds.
 
-    `dry_run`: look only. `consolidate`: whether disks that a removal left in need of it are consolidated. Raises
+    `dry_run`: look only. `consolidate`: what may be done for disks that a removal left in need of it. Raises
     SourceError: an unreadable journal.
     """
     intents = await trio.to_thread.run_sync(journal.intents)
@@ -136,7 +136,7 @@ class _Sweep:
     session: VcenterSession
     journal: Journal
     dry_run: bool
-    consolidate: bool
+    consolidate: Consolidate
     busy: set[str] = field(default_factory=set)
     attached: set[tuple[str, str]] = field(default_factory=set)
 
@@ -194,7 +194,7 @@ class _Sweep:
         found = await find_ours(session, vm_moref, intent.token)
         unfinished = await needs_consolidation(session, vm_moref)
         if self.dry_run:
-            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed else Outcome.NEVER_CREATED
+            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NEVER_CREATED
             return Swept(intent, Outcome.WOULD_REMOVE if found else would)
         remove = partial(remove_ours, session, vm_moref, name, intent.token, consolidate=allowed)
         await patiently(remove, session.settings.patience_s)

@@ -29,7 +29,7 @@ def job(vm, consolidate):
                         journal=Journal(Path({journal!r})), consolidate=consolidate)
     return Job(machine, lambda disk, point: None, None, name=vm)
 
-jobs = [job("web01", False), job("db01", {consolidate})]
+jobs = [job("web01", "never"), job("db01", {consolidate!r})]
 """
 
 
@@ -43,7 +43,7 @@ def lab(tmp_path):
 
 @pytest.fixture
 def run(lab, tmp_path):
-    def run(*options, consolidate=True):
+    def run(*options, consolidate="ask"):
         config = tmp_path / "config.py"
         settings = {**lab.description(), "journal": str(tmp_path / "journal"), "consolidate": consolidate}
         config.write_text(CONFIG.format(**settings))
@@ -107,7 +107,7 @@ def test_hot_added_disks_whose_library_is_gone_are_kept_and_named(run, dead):
     assert "/nowhere" in kept["reason"]
 
 
-@pytest.mark.parametrize("consolidate", [True, False])
+@pytest.mark.parametrize("consolidate", ["ask", "never"])
 def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolidate):
     moref = lab.moref("web01")
     dead(Kind.SNAPSHOT)
@@ -115,6 +115,7 @@ def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolida
     lab._inventory.vms[moref].snapshots.clear()  # gone from the tree, its redo log is not
     assert lab.needs_consolidation(moref)
     code, [swept] = run(consolidate=consolidate)
-    assert lab.needs_consolidation(moref) == (not consolidate)
-    assert code == (0 if consolidate else 3)
-    assert consolidate or "not allowed" in swept["reason"]
+    asked = consolidate == "ask"
+    assert lab.needs_consolidation(moref) == (not asked)
+    assert code == (0 if asked else 3)
+    assert asked or "allows nothing" in swept["reason"]

@@ -9,6 +9,7 @@ from pyVmomi import vim
 from lab.vcenter import LabVcenter
 from pipeline.errors import EXIT_ATTENTION, leaves
 from stages.vsphere import (
+    Consolidate,
     ConsolidationNeeded,
     Journal,
     Outcome,
@@ -27,7 +28,7 @@ AddVm = Callable[..., str]
 DISKS = "consolidation"
 
 
-async def _take(vcenter: Vcenter, journal: Journal, *, consolidate: bool = True) -> None:
+async def _take(vcenter: Vcenter, journal: Journal, *, consolidate: Consolidate = "ask") -> None:
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
@@ -60,13 +61,13 @@ async def test_where_it_is_not_allowed_it_is_named(
 ) -> None:
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
-    with pytest.raises(ConsolidationNeeded, match=r"web01 need consolidation.*not allowed") as caught:
-        await _take(vcenter, journal, consolidate=False)
+    with pytest.raises(ConsolidationNeeded, match=r"web01 need consolidation.*allows nothing") as caught:
+        await _take(vcenter, journal, consolidate="never")
     assert caught.value.exit_code == EXIT_ATTENTION
     assert "ConsolidateVMDisks_Task" not in lab.calls
     assert lab.needs_consolidation(moref)
     async with vcenter.connect() as session:
-        (kept,) = await sweep(session, journal, consolidate=False)
+        (kept,) = await sweep(session, journal, consolidate="never")
         assert kept.outcome is Outcome.KEPT
         (would,) = await sweep(session, journal, dry_run=True)
         assert would.outcome is Outcome.WOULD_CONSOLIDATE

@@ -50,7 +50,7 @@ def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         snapshot_tree,
         "flat_tree",
-        lambda trees: [replace(node, backup_manifest=None) for node in flat(trees)],
+        lambda *trees: [replace(node, backup_manifest=None) for node in flat(*trees)],
     )
 
 
