@@ -18,7 +18,7 @@ import click
 import trio
 
 from .allocator import keep_freed_memory
-from .errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_USAGE, MoverError, leaves
+from .errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = EXIT_INTERRUPTED
     except Exception as exc:
         code = exit_code(exc)
-        if not all(isinstance(leaf, MoverError) for leaf in leaves(exc)):
+        if not are_ours(exc):
             traceback.print_exception(exc)  # a defect of ours, not a user's mistake
         for line in error_lines(exc):
             click.echo(f"vadpipe: {line}", err=True)
