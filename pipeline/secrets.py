@@ -89,7 +89,7 @@ def _from_keyring(service: str, user: str) -> str:
         keyring = importlib.import_module("keyring")
     except ModuleNotFoundError as exc:
         raise ConfigError(
-            f"The password is to come from the keyring ({service}, {user}), but there is no Python package keyring.",
+            f"The password of {user} for {service} is in the keyring, but there is no Python package keyring.",
             remedy="Install it beside vadpipe: pip install keyring",
         ) from exc
     try:

@@ -15,7 +15,7 @@ from .grains import CutGrains
 from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
-from .vsphere import Journal, Quiesce, Vcenter, VcenterVm
+from .vsphere import EachVm, Journal, Quiesce, SelectVms, Vcenter, VcenterVm
 from .vss import VssManifest
 from .zeros import MarkZeros
 
@@ -29,12 +29,14 @@ __all__ = [
     "Dedupe",
     "Digest",
     "DiskAccess",
+    "EachVm",
     "Journal",
     "LocalVm",
     "MarkZeros",
     "MemoryIndex",
     "Quiesce",
     "ReadSpans",
+    "SelectVms",
     "Stored",
     "Vcenter",
     "VcenterVm",

@@ -8,8 +8,9 @@ import click
 
 from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument
-from pipeline.config import load_jobs
+from pipeline.config import read_config
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
+from pipeline.job import Job
 
 from .vsphere import Journal, Outcome, Swept, Vcenter, VcenterVm, sweep
 
@@ -20,7 +21,9 @@ from .vsphere import Journal, Outcome, Swept, Vcenter, VcenterVm, sweep
 @json_option
 def cleanup(config: Path, dry_run: bool, as_json: bool) -> int:
     """Remove what killed runs left on the servers of a configuration: exactly the snapshots that we made."""
-    machines = [job.machine for job in load_jobs(config)]
+    # A source's VMs need not be known for this, and may be none any more while their snapshots are left.
+    jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
+    machines = [job.machine for job in jobs]
     places = dict.fromkeys(
         (machine.vcenter, machine.journal or Journal())
         for machine in machines

@@ -11,7 +11,7 @@ from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
-from stages.vsphere import Vcenter, VcenterVm, find_vm
+from stages.vsphere import Vcenter, VcenterSession, VcenterVm, Vm, find_vm
 
 from .facts import JobFacts
 from .prepare import Prepared, enable_uuid, track_changes
@@ -88,10 +88,13 @@ async def _preflight(
     server: Vcenter, machines: Sequence[VcenterVm], no_network: bool
 ) -> list[PreflightReport]:
     async with server.connect() as session:
-        jobs = [(await find_vm(session, machine.vm), await _wanted(machine)) for machine in machines]
-        return await preflight_all(
-            session, [(vm.moref, job) for vm, job in jobs], probe_hosts=None if no_network else probe
-        )
+        jobs = [(await _moref(session, machine.vm), await _wanted(machine)) for machine in machines]
+        return await preflight_all(session, jobs, probe_hosts=None if no_network else probe)
+
+
+async def _moref(session: VcenterSession, vm: str | Vm) -> str:
+    """That of a VM that was selected a moment ago is known."""
+    return vm.moref if isinstance(vm, Vm) else (await find_vm(session, vm)).moref
 
 
 async def _wanted(machine: VcenterVm) -> JobFacts:

@@ -4,6 +4,7 @@ machine      VcenterVm: all of it together, what a job captures
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
 transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
+selection, each_vm   many VMs by pattern, place or tag; a job for each       tagging, inventory  what these read
 quiesce      what is asked of the guest                                       events       what the guest answered
 ladder       retried, weakened or given up, by policy                         catalogue    every code -> what to do
 journal      intents, durable before the call                                 snapshot     the resource
@@ -16,11 +17,13 @@ from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
 from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
+from .each_vm import EachVm
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .journal import Intent, Journal
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
 from .quiesce import Quiesce
+from .selection import SelectVms, select_vms
 from .session import Vcenter, VcenterSession
 from .snapshot import Snapshot, open_snapshot
 from .snapshot_tree import snapshots_left
@@ -33,12 +36,14 @@ __all__ = [
     "ConnectionLost",
     "ConsolidationNeeded",
     "DiskReader",
+    "EachVm",
     "Intent",
     "Journal",
     "LoginRefused",
     "OpenDisk",
     "Outcome",
     "Quiesce",
+    "SelectVms",
     "Snapshot",
     "SnapshotDisk",
     "Swept",
@@ -52,6 +57,7 @@ __all__ = [
     "find_vm",
     "open_snapshot",
     "same_tracking",
+    "select_vms",
     "snapshots_left",
     "sweep",
 ]

@@ -55,7 +55,7 @@ def test_its_repr_names_the_entry_only(entries):
 
 
 def test_a_missing_entry_says_how_to_store_it(entries):
-    with pytest.raises(ConfigError, match="no password of backup for vc01.*keyring set vc01 backup"):
+    with pytest.raises(ConfigError, match=r"no password of backup for vc01.*keyring set vc01 backup"):
         Secret.from_keyring("vc01", "backup").reveal()
 
 
@@ -67,12 +67,12 @@ def test_a_locked_keyring_is_told(entries):
 
 def test_a_machine_without_a_keyring(entries):
     keyring.set_keyring(NoKeyring())
-    with pytest.raises(ConfigError, match="has no keyring.*file descriptor"):
+    with pytest.raises(ConfigError, match=r"has no keyring.*file descriptor"):
         Secret.from_keyring("vc01", "backup").reveal()
 
 
 def test_the_library_is_needed_only_when_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "keyring", None)
     secret = Secret.from_keyring("vc01", "backup")
-    with pytest.raises(ConfigError, match="no Python package keyring.*pip install keyring"):
+    with pytest.raises(ConfigError, match=r"no Python package keyring.*pip install keyring"):
         secret.reveal()
