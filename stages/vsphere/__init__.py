@@ -20,7 +20,7 @@ from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .each_vm import EachVm
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .journal import Intent, Journal
-from .lookup import Vm, find_vm
+from .lookup import Vm, find_vm, find_vms
 from .machine import VcenterVm, VsphereCapture
 from .quiesce import Quiesce
 from .selection import SelectVms, select_vms
@@ -55,6 +55,7 @@ __all__ = [
     "VsphereError",
     "advice_for",
     "find_vm",
+    "find_vms",
     "open_snapshot",
     "same_tracking",
     "select_vms",

@@ -6,6 +6,7 @@ is the first of these; a host or a pool, as a place to select from, means the ot
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,11 @@ class Inventory:
     @cached_property
     def vms(self) -> Sequence[Row]:
         return [row for row in self.rows if row.kind == "VirtualMachine"]
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """How many VMs have each name."""
+        return Counter(name_of(row) for row in self.vms)
 
     def path(self, row: Row) -> str:
         """Its inventory path, from below the root folder: '/DC/vm/Web/web01'."""

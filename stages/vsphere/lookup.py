@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyVmomi import vim
@@ -12,7 +12,7 @@ from pyVmomi import vim
 from pipeline.errors import SourceError
 
 from .inventory import TREE, Inventory, name_of
-from .properties import Row, read, read_all
+from .properties import Row, read_all, read_each
 from .session import VcenterSession
 
 _MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
@@ -47,18 +47,16 @@ async def find_vm(session: VcenterSession, wanted: str | Vm) -> Vm:
 
     Raises SourceError: none (with near names), several (with their paths), or no longer there.
     """
+    [found] = await find_vms(session, [wanted])
+    return found
+
+
+async def find_vms(session: VcenterSession, wanted: Sequence[str | Vm]) -> list[Vm]:
+    """The VM for each of these, as `find_vm` finds it, in one look at the inventory however many there are."""
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, TREE))
     inventory = Inventory(rows)
-    if isinstance(wanted, Vm):
-        found = [row for row in inventory.vms if row.moref == wanted.moref]
-        if not found:
-            raise _gone(session, wanted)
-    else:
-        with_uuid = await _with_uuid(session, wanted)
-        found = [row for row in inventory.vms if row.moref in with_uuid or _is_meant(row, wanted, inventory)]
-        if len(found) != 1:
-            raise _several(session, wanted, found, inventory) if found else _none(session, wanted, inventory)
-    return await _identified(session, found[0], inventory)
+    found = [await _meant(session, one, inventory) for one in wanted]
+    return await _identified(session, found, inventory)
 
 
 async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
@@ -82,20 +80,40 @@ async def _with_uuid(session: VcenterSession, wanted: str) -> frozenset[str]:
     return frozenset(str(vm._moId) for vm in found)
 
 
-async def _identified(session: VcenterSession, row: Row, inventory: Inventory) -> Vm:
-    subject = vim.VirtualMachine(row.moref, session.stub)
+async def _meant(session: VcenterSession, wanted: str | Vm, inventory: Inventory) -> Row:
+    if isinstance(wanted, Vm):
+        row = inventory.places.get(wanted.moref)
+        if row is None:
+            raise _gone(session, wanted)
+        return row
+    with_uuid = await _with_uuid(session, wanted)
+    found = [row for row in inventory.vms if row.moref in with_uuid or _is_meant(row, wanted, inventory)]
+    if len(found) != 1:
+        raise _several(session, wanted, found, inventory) if found else _none(session, wanted, inventory)
+    return found[0]
+
+
+async def _identified(session: VcenterSession, rows: Sequence[Row], inventory: Inventory) -> list[Vm]:
+    subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(row.moref for row in rows)]
     paths = ("config.instanceUuid", "config.uuid")
-    identity = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
-    uuid = identity.get("config.instanceUuid") or identity.get("config.uuid")
+    found = await session.call("RetrieveProperties", lambda: read_each(session.content, subjects, paths))
+    uuids = {one.moref: one.get("config.instanceUuid") or one.get("config.uuid") for one in found}
+    for row in rows:
+        if uuids[row.moref] is None:
+            raise SourceError(
+                f"The VM {name_of(row)} has no configuration: {session.server} cannot reach its files.",
+                remedy="See whether its host is connected and its datastore accessible.",
+                vm=name_of(row),
+            )
+    return [vm_of(row, inventory, uuids[row.moref]) for row in rows]
+
+
+def vm_of(row: Row, inventory: Inventory, uuid: str) -> Vm:
+    """What is known of a VM by its place in the inventory."""
     name = name_of(row)
-    if uuid is None:
-        raise SourceError(
-            f"The VM {name} has no configuration: {session.server} cannot reach its files.",
-            remedy="See whether its host is connected and its datastore accessible.",
-            vm=name,
-        )
-    alone = sum(name_of(other) == name for other in inventory.vms) == 1
-    return Vm(row.moref, name, inventory.path(row), inventory.datacenter(row), uuid, alone)
+    return Vm(
+        row.moref, name, inventory.path(row), inventory.datacenter(row), uuid, inventory.names[name] == 1
+    )
 
 
 def _is_meant(row: Row, wanted: str, inventory: Inventory) -> bool:

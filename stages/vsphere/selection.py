@@ -6,7 +6,6 @@ here. Case counts, as in all look-ups by name: 'Web*' does not select 'web01'.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from pyVmomi import vim
 from pipeline.errors import ConfigError, SourceError
 
 from .inventory import TREE, TREE_OF_HOSTS, Inventory, name_of
-from .lookup import Vm, nearest
+from .lookup import Vm, nearest, vm_of
 from .properties import Row, read_all
 from .session import VcenterSession
 from .tagging import tagged
@@ -108,16 +107,8 @@ def selected(inventory: Inventory, selections: Sequence[SelectVms], tags: Tagged
         if not here:
             raise search.nothing(selection)
         found |= here
-    names = Counter(name_of(row) for row in inventory.vms)
     vms = [
-        Vm(
-            row.moref,
-            name_of(row),
-            inventory.path(row),
-            inventory.datacenter(row),
-            row.get("config.instanceUuid") or row.get("config.uuid") or "",
-            names[name_of(row)] == 1,
-        )
+        vm_of(row, inventory, row.get("config.instanceUuid") or row.get("config.uuid") or "")
         for row in found.values()
     ]
     return sorted(vms, key=lambda vm: (vm.path, vm.moref))
