@@ -21,6 +21,7 @@ from .session import VcenterSession
 from .tagging import tagged
 
 _IDENTITY = ("config.instanceUuid", "config.uuid", "config.template")
+_NAMED_IN_AN_ERROR = 10
 
 Tagged = Mapping[str, frozenset[tuple[str, str]]]
 
@@ -144,7 +145,7 @@ class _Search:
     def nothing(self, selection: SelectVms) -> SourceError:
         """The error for a selection without a VM."""
         remedies = []
-        if selection.pattern and (near := nearest(selection.pattern, map(name_of, self.inventory.vms))):
+        if selection.pattern and (near := self._near(selection.pattern)):
             remedies.append(f"Near names: {', '.join(near)}.")
         others = {kind for kind, _ in self.tags.get(selection.tag or "", ())} - {"VirtualMachine"}
         if others:
@@ -176,4 +177,14 @@ class _Search:
         return found
 
     def _fits(self, row: Row, pattern: str) -> bool:
-        return fnmatchcase(self.inventory.path(row) if pattern.startswith("/") else name_of(row), pattern)
+        return fnmatchcase(self._told(row, pattern), pattern)
+
+    def _near(self, pattern: str) -> list[str]:
+        """What fits in another case, else what is spelled like the pattern without its wildcards."""
+        told = sorted({self._told(row, pattern) for row in self.inventory.vms})
+        other_case = [text for text in told if fnmatchcase(text.casefold(), pattern.casefold())]
+        return other_case[:_NAMED_IN_AN_ERROR] or nearest(pattern.strip("*?"), told)
+
+    def _told(self, row: Row, pattern: str) -> str:
+        """What of a VM the pattern is for."""
+        return self.inventory.path(row) if pattern.startswith("/") else name_of(row)
