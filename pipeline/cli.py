@@ -69,14 +69,15 @@ async def _with_signals(function: Callable[..., Awaitable[T]], args: Sequence[ob
     result: list[T] = []
     error: list[BaseException] = []
 
-    async def watch() -> None:
+    async def watch(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for number in signals:
                 caught.append(signal.Signals(number))
                 nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
+        await nursery.start(watch)
         try:
             result.append(await function(*args))
         except Exception as exc:  # kept aside, so that the nursery does not wrap it
