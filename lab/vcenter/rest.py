@@ -109,9 +109,10 @@ def _answer(service: Service, request: RestRequest) -> tuple[HTTPStatus, object]
         raise RestError(HTTPStatus.NOT_FOUND, f"There is no resource {url.path}.")
     action = parse_qs(url.query).get(action_name, [""])[0]
     operation = f"{request.method} {action}".strip()
-    return HTTPStatus.OK, _operate(
-        service.tagging, operation, _resource(url.path.removeprefix(resources), request.family), request.body
-    )
+    resource = _resource(url.path.removeprefix(resources), request.family)
+    if (request.family, operation, resource[0]) == (_OLDER, "POST list-tags-for-category", "tag"):
+        return HTTPStatus.OK, _tags_of(service.tagging, resource[1])  # there the path names the category
+    return HTTPStatus.OK, _operate(service.tagging, operation, resource, request.body)
 
 
 def _logged_in(service: Service, authorization: str | None) -> str:
@@ -147,14 +148,17 @@ def _operate(tagging: Tagging, operation: str, resource: tuple[str, str | None],
             ]
             return {"id": id, "category_id": category_id, "name": name, "description": "", "used_by": []}
         case "POST list-tags-for-category", ("tag", None):
-            id = _parameter(body, "category_id", str)
-            if id not in tagging.categories:
-                raise RestError(HTTPStatus.NOT_FOUND, f"There is no category {id}.")
-            return list(tagging.categories[id].tags)
+            return _tags_of(tagging, _parameter(body, "category_id", str))
         case "POST list-attached-objects-on-tags", ("tag-association", None):
             ids = _parameter(body, "tag_ids", list)
             return [{"tag_id": id, "object_ids": _carriers(tagging, id)} for id in ids]
     raise RestError(HTTPStatus.NOT_FOUND, f"There is no {operation} for {resource}.")
+
+
+def _tags_of(tagging: Tagging, category_id: str | None) -> list[str]:
+    if category_id not in tagging.categories:
+        raise RestError(HTTPStatus.NOT_FOUND, f"There is no category {category_id}.")
+    return list(tagging.categories[category_id].tags)
 
 
 def _carriers(tagging: Tagging, tag_id: str) -> list[dict[str, str]]:

@@ -180,8 +180,10 @@ class _Search:
         return fnmatchcase(self._told(row, pattern), pattern)
 
     def _near(self, pattern: str) -> list[str]:
-        """What fits in another case, else what is spelled like the pattern without its wildcards."""
+        """What fits in another case, else what is spelled like the pattern without its wildcards; none if VMs fit."""
         told = sorted({self._told(row, pattern) for row in self.inventory.vms})
+        if any(fnmatchcase(text, pattern) for text in told):
+            return []
         other_case = [text for text in told if fnmatchcase(text.casefold(), pattern.casefold())]
         return other_case[:_NAMED_IN_AN_ERROR] or nearest(pattern.strip("*?"), told)
 

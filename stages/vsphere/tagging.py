@@ -34,19 +34,25 @@ _MAX_ANSWER_SIZE = 64 << 20  # an attached object takes about 50 bytes
 
 @dataclass(frozen=True)
 class _Generation:
-    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `wrapped`:
-    answers are the member `value` of an object."""
+    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `tags_of`: the
+    resource that lists the tags of a category; `wrapped`: answers are the member `value` of an object."""
 
     session: str
     resources: str
     action: str
     identified: str
+    tags_of: str
     wrapped: bool
 
 
-_NEWER = _Generation("/api/session", "/api/cis/tagging", "?action=", "/", wrapped=False)
+_NEWER = _Generation("/api/session", "/api/cis/tagging", "?action=", "/", "tag", wrapped=False)
 _OLDER = _Generation(
-    "/rest/com/vmware/cis/session", "/rest/com/vmware/cis/tagging", "?~action=", "/id:", wrapped=True
+    "/rest/com/vmware/cis/session",
+    "/rest/com/vmware/cis/tagging",
+    "?~action=",
+    "/id:",
+    "tag/id:{category}",
+    wrapped=True,
 )
 
 
@@ -115,7 +121,7 @@ class _Client:
         for category, category_id in names.items():
             if not tag.startswith(f"{category}/"):
                 continue
-            for tag_id in self.ask("POST", "tag", action="list-tags-for-category", category_id=category_id):
+            for tag_id in self._tags_of(category_id):
                 known.append(f"{category}/{self._name('tag', tag_id)}")
                 if known[-1] == tag:
                     return str(tag_id)
@@ -130,8 +136,12 @@ class _Client:
             near=near,
         )
 
+    def _tags_of(self, category_id: str) -> list[str]:
+        resource = self._generation.tags_of.format(category=_in_path(category_id))
+        return list(self.ask("POST", resource, action="list-tags-for-category", category_id=category_id))
+
     def _name(self, kind: str, id: str) -> str:
-        return str(self.ask("GET", f"{kind}{self._generation.identified}{quote(id, safe=':')}")["name"])
+        return str(self.ask("GET", f"{kind}{self._generation.identified}{_in_path(id)}")["name"])
 
     def ask(self, method: str, resource: str, *, action: str = "", **parameters: object) -> Any:  # noqa: ANN401
         """The answer of one operation; the function that asked knows its shape."""
@@ -213,3 +223,8 @@ class _Client:
         return kind(
             f"{server}: {call} failed: {meaning}.", remedy=remedy, server=server, call=call, status=status
         )
+
+
+def _in_path(id: str) -> str:
+    """E.g. 'urn:vmomi:InventoryServiceTag:...:GLOBAL', whose colons stay."""
+    return quote(id, safe=":")

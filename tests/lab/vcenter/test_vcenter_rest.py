@@ -73,6 +73,12 @@ def test_the_older_generation_wraps_its_answers(vcenter, rest):
     rest.token = answer["value"]
     assert rest.ask("GET", f"{tagging}/tag{by_id}{daily}")[1]["value"]["name"] == "daily"
     assert rest.ask("GET", f"{tagging}/tag/{daily}")[0] == 404
+    [category] = rest.ask("GET", f"{tagging}/category")[1]["value"]
+    listing = f"{tagging}/tag{by_id}{category}{action}list-tags-for-category"
+    assert rest.ask("POST", listing)[1]["value"] == [daily]
+    assert (
+        rest.ask("POST", f"{tagging}/tag{action}list-tags-for-category", {"category_id": category})[0] == 404
+    )
     path = f"{tagging}/tag-association{action}list-attached-objects-on-tags"
     assert rest.ask("POST", path, {"tag_ids": [daily]})[1]["value"][0]["object_ids"] == []
     assert rest.ask("DELETE", session)[0] == 200
@@ -88,10 +94,13 @@ def test_it_is_strict(vcenter, rest, generation):
     rest.token = answer["value"] if generation is OLDER else answer
     assert rest.ask("GET", f"{tagging}/tag{by_id}urn:vmomi:InventoryServiceTag:none:GLOBAL")[0] == 404
     assert rest.ask("GET", f"{tagging}/nothing")[0] == 404
-    listing = f"{tagging}/tag{action}list-tags-for-category"
+    in_path = f"{by_id}none" if generation is OLDER else ""
+    listing = f"{tagging}/tag{in_path}{action}list-tags-for-category"
     assert rest.ask("POST", listing, {"category_id": "none"})[0] == 404
-    for body in (b"", b"{", {"category": "x"}, {"category_id": 3}):
-        assert rest.ask("POST", listing, body)[0] == 400
+    on_tags = f"{tagging}/tag-association{action}list-attached-objects-on-tags"
+    assert rest.ask("POST", on_tags, {"tag_ids": ["none"]})[0] == 404
+    for body in (b"", b"{", {"tags": []}, {"tag_ids": 3}):
+        assert rest.ask("POST", on_tags, body)[0] == 400
     wrong_form = OLDER[2] if generation is NEWER else NEWER[2]
     assert (
         rest.ask("POST", f"{tagging}/tag{wrong_form}list-tags-for-category", {"category_id": "x"})[0] == 404
