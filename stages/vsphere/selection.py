@@ -147,16 +147,17 @@ class _Search:
         remedies = []
         if selection.pattern and (near := self._near(selection.pattern)):
             remedies.append(f"Near names: {', '.join(near)}.")
-        others = {kind for kind, _ in self.tags.get(selection.tag or "", ())} - {"VirtualMachine"}
-        if others:
+        kinds = {kind for kind, _ in self.tags.get(selection.tag or "", ())}
+        if kinds and "VirtualMachine" not in kinds:
             remedies.append(
-                f"The tag is on objects of the type {', '.join(sorted(others))}: vSphere does not pass it down "
+                f"The tag is on objects of the type {', '.join(sorted(kinds))}: vSphere does not pass it down "
                 "to VMs; select by inside=, or tag the VMs."
             )
         seen = len(self.inventory.vms)
         return SourceError(
             f"No VM on {self.server} is {selection}; the account sees {seen} VM{'s' * (seen != 1)}.",
-            remedy=" ".join(remedies) or "Check the selection, and that the account may see the VMs.",
+            remedy=" ".join(remedies)
+            or "Check the selection, and that the account may see the VMs; templates are left out.",
             server=self.server,
             selection=str(selection),
         )
@@ -180,7 +181,10 @@ class _Search:
         return fnmatchcase(self._told(row, pattern), pattern)
 
     def _near(self, pattern: str) -> list[str]:
-        """What fits in another case, else what is spelled like the pattern without its wildcards; none if VMs fit."""
+        """What fits in another case, else what is spelled like the pattern without its wildcards.
+
+        Nothing where VMs fit, so that it is something else that does not hold.
+        """
         told = sorted({self._told(row, pattern) for row in self.inventory.vms})
         if any(fnmatchcase(text, pattern) for text in told):
             return []

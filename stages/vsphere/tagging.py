@@ -34,8 +34,8 @@ _MAX_ANSWER_SIZE = 64 << 20  # an attached object takes about 50 bytes
 
 @dataclass(frozen=True)
 class _Generation:
-    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `tags_of`: the
-    resource that lists the tags of a category; `wrapped`: answers are the member `value` of an object."""
+    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `tags_of`:
+    the resource that lists the tags of a category; `wrapped`: answers are the member `value` of an object."""
 
     session: str
     resources: str
