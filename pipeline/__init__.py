@@ -5,6 +5,7 @@ runner      runs pipelines, `flow.open()`         extents   the algebra of byte 
 lift        kernels on threads, in order          buffers   the bounded pool of page-aligned memory
 meters      busy, starved, blocked                disk      protocols of disks, captures, machines, targets
 job         one VM from capture to point          events    what happens, for progress and tools
+job_source  many jobs from one line of a config   secrets   read late, shown never
 config      jobs from a Python file               cli       the command; rooms add theirs by entry points
 plan        what a job would do                   progress  bars, lines, event files
 testing     conformance checks and fakes for stages of your own
@@ -43,6 +44,7 @@ from .errors import (
 from .events import Event, emit, observed
 from .extents import Extents
 from .job import DiskRun, Job, JobReceipt
+from .job_source import JobSource
 from .lift import KernelStage, run_ordered
 from .meters import PipelineReport, StageMeter
 from .secrets import Secret
@@ -97,6 +99,7 @@ __all__ = [
     "IntegrityError",
     "Job",
     "JobReceipt",
+    "JobSource",
     "KernelStage",
     "KiB",
     "Machine",

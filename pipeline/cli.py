@@ -18,7 +18,7 @@ import click
 import trio
 
 from .allocator import keep_freed_memory
-from .errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_USAGE, MoverError, leaves
+from .errors import EXIT_ATTENTION, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
 
 T = TypeVar("T")
 
@@ -69,14 +69,15 @@ async def _with_signals(function: Callable[..., Awaitable[T]], args: Sequence[ob
     result: list[T] = []
     error: list[BaseException] = []
 
-    async def watch() -> None:
+    async def watch(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for number in signals:
                 caught.append(signal.Signals(number))
                 nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch)
+        await nursery.start(watch)
         try:
             result.append(await function(*args))
         except Exception as exc:  # kept aside, so that the nursery does not wrap it
@@ -131,7 +132,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = EXIT_INTERRUPTED
     except Exception as exc:
         code = exit_code(exc)
-        if not all(isinstance(leaf, MoverError) for leaf in leaves(exc)):
+        if not are_ours(exc):
             traceback.print_exception(exc)  # a defect of ours, not a user's mistake
         for line in error_lines(exc):
             click.echo(f"vadpipe: {line}", err=True)

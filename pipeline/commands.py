@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from .cli import error_lines, exit_code, json_option, run_async, show
-from .config import load_jobs
-from .errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, MoverError, leaves
+from .cli import EXIT_INTERRUPTED, error_lines, exit_code, json_option, run_async, show
+from .config import read_config, resolve
+from .errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, are_ours
 from .job import DiskRun, Job, JobReceipt
 from .plan import plan as plan_job
 from .progress import events_to, show_progress
@@ -30,14 +30,17 @@ events_option = click.option(
 @json_option
 def run(config: Path, only: str | None, events: Path | None, as_json: bool) -> int:
     """Run the jobs of a configuration file, one after the other."""
-    jobs = load_jobs(config, only)
-    outcomes = [_run_job(job, events, as_json) for job in jobs]
-    document = {"ok": all(code == EXIT_DONE for code, _ in outcomes), "jobs": [job for _, job in outcomes]}
-    show(document, [], as_json)
-    codes = {code for code, _ in outcomes}
-    if len(codes) == 1:
-        return codes.pop()
-    return EXIT_FAILED if codes - {EXIT_DONE, EXIT_ATTENTION} else EXIT_ATTENTION
+    resolved = run_async(resolve, config, only)
+    outcomes = [_told_failure(title, exc) for title, exc in resolved.failed]
+    for job in resolved.jobs:
+        outcomes.append(_run_job(job, events, as_json))
+        if outcomes[-1][0] == EXIT_INTERRUPTED:
+            break
+    codes = [code for code, _ in outcomes]
+    document = {"ok": set(codes) == {EXIT_DONE}, "jobs": [told for _, told in outcomes]}
+    not_run = len(resolved.failed) + len(resolved.jobs) - len(codes)
+    show(document, [_summary(codes, not_run)] if len(codes) + not_run > 1 else [], as_json)
+    return _code_of_all(codes)
 
 
 def _run_job(job: Job[Any, Any], events: Path | None, as_json: bool) -> tuple[int, dict[str, object]]:
@@ -46,24 +49,46 @@ def _run_job(job: Job[Any, Any], events: Path | None, as_json: bool) -> tuple[in
         with events_to(events):
             receipt = run_async(_run_watched, job, as_json)
     except Exception as exc:
-        if not _is_ours(exc):
+        if not are_ours(exc):
             raise
-        for line in error_lines(exc):
-            click.echo(f"vadpipe: {job.title}: {line}", err=True)
-        return exit_code(exc), {"job": job.title, "exit_code": exit_code(exc), "errors": error_lines(exc)}
+        return _told_failure(job.title, exc)
     if not as_json:
         show({}, receipt_lines(receipt), False)
     code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
     return code, {**receipt.as_dict(), "exit_code": code}
 
 
+def _told_failure(title: str, exc: Exception) -> tuple[int, dict[str, object]]:
+    for line in error_lines(exc):
+        click.echo(f"vadpipe: {title}: {line}", err=True)
+    return exit_code(exc), {"job": title, "exit_code": exit_code(exc), "errors": error_lines(exc)}
+
+
+def _code_of_all(codes: Sequence[int]) -> int:
+    """The exit code of a run; a signal ended it, or some of its jobs failed, or one needs attention."""
+    if EXIT_INTERRUPTED in codes:
+        return EXIT_INTERRUPTED
+    if len(set(codes)) == 1:
+        return codes[0]
+    return EXIT_FAILED if set(codes) - {EXIT_DONE, EXIT_ATTENTION} else EXIT_ATTENTION
+
+
+def _summary(codes: Sequence[int], not_run: int) -> str:
+    """The last line of a run of several jobs, e.g. '12 jobs: 10 done, 1 needs attention, 1 failed'."""
+    done, attention = codes.count(EXIT_DONE), codes.count(EXIT_ATTENTION)
+    counts = {
+        "done": done,
+        "need attention" if attention > 1 else "needs attention": attention,
+        "failed": len(codes) - done - attention,
+        "not run": not_run,
+    }
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{len(codes) + not_run} jobs: {told}"
+
+
 async def _run_watched(job: Job[Any, Any], quiet: bool) -> JobReceipt:
     async with show_progress(quiet) as watch:
         return await job.run(watch)
-
-
-def _is_ours(exc: BaseException) -> bool:
-    return all(isinstance(leaf, MoverError) for leaf in leaves(exc))
 
 
 @click.command()
@@ -72,7 +97,7 @@ def _is_ours(exc: BaseException) -> bool:
 @json_option
 def plan(config: Path, only: str | None, as_json: bool) -> None:
     """Show the stages, the memory and what the jobs would touch, without touching anything."""
-    plans = [plan_job(job) for job in load_jobs(config, only)]
+    plans = [plan_job(entry) for entry in read_config(config, only)]
     show(
         {"jobs": [plan.as_dict() for plan in plans]},
         [line for plan in plans for line in plan.lines()],

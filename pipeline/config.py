@@ -1,23 +1,41 @@
 """Jobs from a Python file: a module with the name `job` or `jobs`.
 
-The file is executed, nothing more: making jobs does no I/O. Every mistake in it ends in one message with file
-and line.
+Reading: the file is executed, nothing more; making jobs does no I/O. Every mistake in it ends in one message with
+file and line. Resolving: the sources of jobs in it are asked which jobs there are today.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import traceback
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, MoverError
+from .cli import run_async
+from .errors import ConfigError, MoverError, are_ours
 from .job import Job
+from .job_source import JobSource
+
+_NAMED_IN_AN_ERROR = 10
 
 
-def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
-    """The jobs of a configuration file, or the one of that title. Raises ConfigError."""
+@dataclass(frozen=True)
+class Resolved:
+    """The jobs of a configuration as of now. `failed`: sources that could not tell theirs, by title."""
+
+    jobs: Sequence[Job[Any, Any]]
+    failed: Sequence[tuple[str, Exception]]
+
+
+def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] | JobSource]:
+    """What a configuration file assigns to `job` or `jobs`, without any I/O but reading it.
+
+    With `only` the job of that title; where there is none yet, the sources that may give it. Raises ConfigError.
+    """
     module = _execute(path)
     found = getattr(module, "jobs", None)
     if found is None:
@@ -26,19 +44,81 @@ def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
         raise ConfigError(
             f"{path} defines neither `job` nor `jobs`.", remedy="Assign a pipeline.Job to the name `job`."
         )
-    jobs = list(found) if isinstance(found, list | tuple) else [found]
-    for job in jobs:
-        if not isinstance(job, Job):
-            raise ConfigError(f"{path}: `jobs` holds {job!r}, which is not a pipeline.Job.")
-    titles = [job.title for job in jobs]
-    for title in titles:
-        if titles.count(title) > 1:
+    entries = list(found) if isinstance(found, list | tuple) else [found]
+    for entry in entries:
+        if not isinstance(entry, Job | JobSource):
+            raise ConfigError(f"{path}: `jobs` holds {entry!r}, which is not a pipeline.Job or JobSource.")
+    jobs = [entry for entry in entries if isinstance(entry, Job)]
+    _check_titles(path, jobs)
+    if only is None:
+        return entries
+    sources = [entry for entry in entries if not isinstance(entry, Job)]
+    named = [job for job in jobs if job.title == only] or sources
+    if not named:
+        raise _no_such_job(path, only, jobs)
+    return named
+
+
+def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
+    """The jobs of a configuration file as of now, or the one of that title; not for use inside an event loop.
+
+    Raises ConfigError, and the MoverError of a source that cannot tell its jobs.
+    """
+    resolved = run_async(resolve, path, only)
+    if resolved.failed:
+        raise _failure(resolved)
+    return resolved.jobs
+
+
+async def resolve(path: Path, only: str | None = None) -> Resolved:
+    """The jobs of a configuration file as of now, or the one of that title.
+
+    A source that fails is told in the result and costs the others nothing. Raises ConfigError; with `only`, when no
+    job has that title, also the failure of the source that may have had it.
+    """
+    jobs: list[Job[Any, Any]] = []
+    failed: list[tuple[str, Exception]] = []
+    for entry in read_config(path):
+        if isinstance(entry, Job):
+            jobs.append(entry)
+            continue
+        try:
+            jobs += await entry.jobs()
+        except Exception as exc:
+            if not are_ours(exc):
+                raise
+            failed.append((entry.title, exc))
+    _check_titles(path, jobs)
+    resolved = Resolved(jobs, failed)
+    return resolved if only is None else _only(path, only, resolved)
+
+
+def _only(path: Path, title: str, resolved: Resolved) -> Resolved:
+    found = [job for job in resolved.jobs if job.title == title]
+    if found:
+        return Resolved(found, [])
+    if resolved.failed:
+        raise _failure(resolved)
+    raise _no_such_job(path, title, resolved.jobs)
+
+
+def _check_titles(path: Path, jobs: Sequence[Job[Any, Any]]) -> None:
+    for title, count in Counter(job.title for job in jobs).items():
+        if count > 1:
             raise ConfigError(f"{path}: two jobs are called {title}.", remedy="Give them a name=.")
-    if only is not None:
-        jobs = [job for job in jobs if job.title == only]
-        if not jobs:
-            raise ConfigError(f"{path} has no job {only}; it has {', '.join(titles)}.")
-    return jobs
+
+
+def _no_such_job(path: Path, title: str, jobs: Sequence[Job[Any, Any]]) -> ConfigError:
+    titles = [job.title for job in jobs]
+    if len(titles) > _NAMED_IN_AN_ERROR:
+        titles = [*difflib.get_close_matches(title, titles, n=_NAMED_IN_AN_ERROR, cutoff=0), "..."]
+    return ConfigError(f"{path} has no job {title}; it has {', '.join(titles)}.")
+
+
+def _failure(resolved: Resolved) -> Exception:
+    """The failure of the sources; of several, all at once."""
+    failures = [exc for _, exc in resolved.failed]
+    return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs cannot be told.", failures)
 
 
 def _execute(path: Path) -> object:

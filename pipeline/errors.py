@@ -91,3 +91,8 @@ def leaves(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         return [leaf for child in exc.exceptions for leaf in leaves(child)]
     return [exc]
+
+
+def are_ours(exc: BaseException) -> bool:
+    """Whether it is a failure that users are told, and no defect: a MoverError, or a group of nothing else."""
+    return all(isinstance(leaf, MoverError) for leaf in leaves(exc))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .buffers import BufferPool
@@ -11,6 +11,7 @@ from .disk import ChangedAreas
 from .errors import ChangeTrackingInvalid, SourceError
 from .extents import Extents
 from .job import Job
+from .job_source import JobSource
 from .lift import KernelStage
 from .units import SPAN, format_size
 
@@ -64,8 +65,15 @@ class Plan:
         ]
 
 
-def plan(job: Job[Any, Any]) -> Plan:
-    """Compose the path of a job for a disk that stands for each, and describe it."""
+def plan(entry: Job[Any, Any] | JobSource) -> Plan:
+    """Describe a job, or those of a source by one that stands for each: its jobs run one after the other.
+
+    The path is composed for a disk that stands for each.
+    """
+    if isinstance(entry, JobSource):
+        each = plan(entry.planned())
+        return replace(each, job=entry.title, touches=[*entry.touches(), *each.touches])
+    job = entry
     pipeline = job.path(PlannedDisk(), job.into.planned())
     parts = [pipeline.flow.source, *pipeline.flow.stages, pipeline.sink]
     releasing = next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from dataclasses import dataclass, field
 
@@ -10,14 +11,14 @@ from .errors import ConfigError
 
 @dataclass(frozen=True)
 class Secret:
-    """A password that is read when it is needed. Its repr names the place, never the value.
+    """A password or a session cookie that is read when it is needed. Its repr names the place, never the value.
 
     >>> Secret.from_env("VC_PASSWORD")
     Secret(environment VC_PASSWORD)
     """
 
     origin: str
-    _place: str | int | None = field(repr=False, compare=False)
+    _place: str | int | tuple[str, str] | None = field(repr=False, compare=False)
     _text: str | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -29,6 +30,14 @@ class Secret:
     def from_fd(cls, descriptor: int) -> Secret:
         """The first line that an inherited file descriptor gives; read once."""
         return cls(f"file descriptor {descriptor}", descriptor)
+
+    @classmethod
+    def from_keyring(cls, service: str, user: str) -> Secret:
+        """The entry of the system's keyring, by the names that it was stored under; needs `keyring` installed.
+
+        Source: https://keyring.readthedocs.io
+        """
+        return cls(f"keyring {service}, {user}", (service, user))
 
     @classmethod
     def from_text(cls, text: str) -> Secret:
@@ -47,6 +56,8 @@ class Secret:
                     remedy=f"Set it for this command: {self._place}=... vadpipe ...",
                 )
             return text
+        if isinstance(self._place, tuple):
+            return _from_keyring(*self._place)
         assert isinstance(self._place, int)
         text = _first_line(self._place)
         object.__setattr__(self, "_text", text)
@@ -70,3 +81,33 @@ def _first_line(descriptor: int) -> str:
     if not text:
         raise ConfigError(f"File descriptor {descriptor} gave an empty password.")
     return text
+
+
+def _from_keyring(service: str, user: str) -> str:
+    """Asked anew each time: the keyring is the place that may hold it. Loaded here, so that only users need it."""
+    try:
+        keyring = importlib.import_module("keyring")
+    except ModuleNotFoundError as exc:
+        raise ConfigError(
+            f"The password of {user} for {service} is in the keyring, but there is no Python package keyring.",
+            remedy="Install it beside vadpipe: pip install keyring",
+        ) from exc
+    try:
+        text = keyring.get_password(service, user)
+    except keyring.errors.NoKeyringError as exc:
+        raise ConfigError(
+            f"This machine has no keyring to take the password of {user} from.",
+            remedy="Start or install a backend ('keyring diagnose' lists them), or use the environment or a file "
+            "descriptor.",
+        ) from exc
+    except keyring.errors.KeyringError as exc:
+        raise ConfigError(
+            f"The keyring does not give the password of {user} for {service}: {exc or type(exc).__name__}.",
+            remedy="Unlock it for the account that vadpipe runs as, then run again.",
+        ) from exc
+    if not text:
+        raise ConfigError(
+            f"The keyring has no password of {user} for {service}.",
+            remedy=f"Store it, as the account that vadpipe runs as: keyring set {service} {user}",
+        )
+    return str(text)

@@ -15,7 +15,7 @@ from .grains import CutGrains
 from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
-from .vsphere import GuestControl, Journal, Quiesce, Vcenter, VcenterVm
+from .vsphere import EachVm, GuestControl, Journal, Quiesce, SelectVms, Vcenter, VcenterVm, Vm
 from .vss import VssManifest
 from .zeros import MarkZeros
 
@@ -29,6 +29,7 @@ __all__ = [
     "Dedupe",
     "Digest",
     "DiskAccess",
+    "EachVm",
     "GuestControl",
     "Journal",
     "LocalVm",
@@ -36,10 +37,12 @@ __all__ = [
     "MemoryIndex",
     "Quiesce",
     "ReadSpans",
+    "SelectVms",
     "Stored",
     "Vcenter",
     "VcenterVm",
     "Vddk",
+    "Vm",
     "VssManifest",
     "Zstd",
 ]

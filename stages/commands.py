@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -10,8 +9,9 @@ import click
 
 from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument
-from pipeline.config import load_jobs
+from pipeline.config import read_config, resolve
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, MoverError
+from pipeline.job import Job
 
 from .vsphere import (
     Consolidate,
@@ -21,7 +21,7 @@ from .vsphere import (
     Swept,
     Vcenter,
     VcenterVm,
-    find_vm,
+    find_vms,
     most_allowed,
     orphan_candidates,
     sweep,
@@ -45,10 +45,11 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     powered on. Disks are consolidated as far as any job of their server allows. Disks that nothing refers to are
     listed, never touched. Exit code 3: something could not be undone.
     """
-    machines = [job.machine for job in load_jobs(config)]
+    # A source's VMs need not be known for this, and may be none any more while their snapshots are left.
+    jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
     places: dict[tuple[Vcenter, Journal], Consolidate] = {}
-    for machine in machines:
-        if isinstance(machine, VcenterVm):
+    for job in jobs:
+        if isinstance(machine := job.machine, VcenterVm):
             place = machine.vcenter, machine.journal or Journal()
             places[place] = most_allowed((places.get(place, "never"), machine.consolidate))
     found = [
@@ -57,7 +58,7 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
         for swept in run_async(_sweep, server, journal, dry_run, consolidate or allowed)
     ]
     lines = [str(swept) for swept in found] or ["Nothing was left behind."]
-    orphans, unknown = _orphans(machines)
+    orphans, unknown = run_async(_orphans, config)
     lines += [f"Orphan candidate, never touched: {orphan}." for orphan in orphans] + unknown
     document = {
         "swept": [swept.as_dict() for swept in found],
@@ -69,24 +70,20 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     return EXIT_ATTENTION if kept else EXIT_DONE
 
 
-def _orphans(machines: Iterable[object]) -> tuple[list[Orphan], list[str]]:
-    """Of all VMs on a server, each disk once; and a sentence for each VM where nobody could look."""
-    found: dict[tuple[str, str], Orphan] = {}
-    unknown: list[str] = []
-    for machine in machines:
-        if isinstance(machine, VcenterVm):
-            orphans, problem = run_async(_orphans_of, machine)
-            unknown += [f"Orphan candidates of {machine.vm} are not known: {problem}"] if problem else []
-            found |= {(machine.vcenter.server, orphan.path): orphan for orphan in orphans}
-    return list(found.values()), unknown
-
-
-async def _orphans_of(machine: VcenterVm) -> tuple[list[Orphan], str]:
-    async with machine.vcenter.connect() as session:
+async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
+    """Of the VMs of all jobs, server by server; and a sentence for each source or server where nobody looked."""
+    resolved = await resolve(config)
+    unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
+    machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VcenterVm)]
+    orphans: list[Orphan] = []
+    for server in dict.fromkeys(machine.vcenter for machine in machines):
+        names = dict.fromkeys(machine.vm for machine in machines if machine.vcenter == server)
         try:
-            return await orphan_candidates(session, await find_vm(session, machine.vm)), ""
+            async with server.connect() as session:
+                orphans += await orphan_candidates(session, await find_vms(session, list(names)))
         except MoverError as exc:
-            return [], exc.problem
+            unknown.append(f"Orphan candidates on {server.server} are not known: {exc.problem}")
+    return orphans, unknown
 
 
 async def _sweep(server: Vcenter, journal: Journal, dry_run: bool, consolidate: Consolidate) -> list[Swept]:

@@ -1,9 +1,10 @@
 """The lab's stand-in vCenter: SOAP over TLS on loopback, for an unmodified pyVmomi client.
 
 server      LabVcenter, the context manager; `python -m lab.vcenter ROOT` serves it as a process
-https       connections; `folder` answers /folder, `soap` is the wire format of /sdk
+https       connections; `folder` answers /folder, `soap` is the wire format of /sdk; `rest` answers /api and /rest
 service     finds objects and runs methods; `sessions`, `tasks`, `changes`, `injection` serve it
-objects     what a managed object is; `managers`, `collector`, `entities`, `vm`, `datastore` are those there are
+objects     what a managed object is; `managers`, `collector`, `entities`, `vm`, `vm_folders`, `datastore` are
+tagging     categories, tags, and what carries them
 state       what is remembered; `vm_properties` and `vmx` render it, `snapshots` and `quiescing` act on it
 """
 

@@ -9,7 +9,7 @@ from pyVmomi import VmomiSupport, vim
 
 from lab.vcenter.about import about
 from lab.vcenter.datastore import DatastoreBrowser
-from lab.vcenter.objects import Entity, vim_property
+from lab.vcenter.objects import Entity, Managed, vim_property
 from lab.vcenter.state import DatastoreTraits
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Folder(Entity):
     def adopt(self, child: Entity) -> None:
         self.entities.append(child)
         child.parent_entity = self
+
+    def drop(self, child: Managed) -> None:
+        self.entities = [entity for entity in self.entities if entity is not child]
+        self.service.changes.touch(self.moref)
 
     @property
     def display_name(self) -> str:

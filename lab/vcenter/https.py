@@ -1,4 +1,4 @@
-"""HTTPS on loopback: one thread per connection, kept alive, for `/sdk` and `/folder`.
+"""HTTPS on loopback: one thread per connection, kept alive, for `/sdk`, `/folder` and the REST API.
 
 Answers leave in one piece (buffered, Nagle off): unbuffered small writes meet delayed acknowledgements and cost
 44 ms a call. The TLS handshake runs in the connection's own thread, so a silent client blocks nobody.
@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pyVmomi import vmodl
 
-from lab.vcenter import soap
+from lab.vcenter import rest, soap
 from lab.vcenter.folder import FileContent, FolderError, FolderRequest, serve
 from lab.vcenter.injection import ConnectionDroppedError, Drop, ServiceUnavailableError
 from lab.vcenter.service import Service
@@ -89,6 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
+        if rest.is_served(self.path):
+            self._rest()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.path.startswith("/sdk"):
             self._send(HTTPStatus.NOT_FOUND)
@@ -122,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._folder()
         elif self.path.startswith(f"{_GUEST_FILE}?"):
             self._guest_file(None)
+        elif rest.is_served(self.path):
+            self._rest()
         else:
             self._send(HTTPStatus.NOT_FOUND)
 
@@ -150,6 +155,27 @@ class _Handler(BaseHTTPRequestHandler):
             size = transfer.file.stat().st_size
             until = size // 2 if Drop.AFTER in later else size
             self._send_file(FileContent(transfer.file, 0, size, size, partial=False), until)
+
+    def do_DELETE(self) -> None:
+        if rest.is_served(self.path):
+            self._rest()
+        else:
+            self._send(HTTPStatus.NOT_FOUND)
+
+    def _rest(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = rest.RestRequest(self.command, self.path, self.headers, body)
+        try:
+            later = self.server.service.injections.before_call(request.family)
+            answer = rest.serve(self.server.service, request)
+            self.server.service.injections.happen(later)
+        except ConnectionDroppedError:
+            self.close_connection = True
+            return
+        except (ServiceUnavailableError, vmodl.MethodFault):
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE)
+            return
+        self._send(answer.status, answer.body, "application/json")
 
     def _folder(self) -> None:
         request = FolderRequest(

@@ -22,6 +22,7 @@ from lab.vcenter.sessions import Clock
 from lab.vcenter.snapshots import OnSnapshot
 from lab.vcenter.soap import API_VERSION
 from lab.vcenter.state import DiskState, Inventory, VmState, VmTraits, disk_keys, replace_file
+from lab.vcenter.tagging import Tagging
 from lab.vss import manifest_zip
 
 
@@ -165,12 +166,14 @@ class LabVcenter:
         change_tracking: bool = False,
         quiescing: Quiescing | None = None,
         traits: VmTraits | None = None,
+        folder: str = "",
     ) -> str:
         """Add a VM whose files are in `directory` of `datastore`; its moref.
 
         disks: in the order of their SCSI units; the server owns them from now on. tools_version: 0 without
         VMware Tools. quiescing: what its guest does, None to derive it from the guest id, Tools and disks.
-        traits: what else it is made of, None for a healthy VM of today.
+        traits: what else it is made of, None for a healthy VM of today. folder: its path below the folder of all
+        VMs, as in "Web/Test"; made when it is not there.
         Raises ValueError for a directory outside the datastore.
         """
         root = self.datastore(datastore).resolve()
@@ -196,12 +199,22 @@ class LabVcenter:
             extra_config={"disk.EnableUUID": "TRUE"} if enable_uuid else {},
             disks=[DiskState(key, disk.name) for key, disk in keyed.items()],
             traits=traits or VmTraits(),
+            folder=folder,
         )
         with self._service.changes.lock:
             self._inventory.vms[vm.moref] = vm
             self._inventory.disks[vm.moref] = keyed
             self._service.add_vm(vm)
         return vm.moref
+
+    def unregister_vm(self, moref: str) -> None:
+        """Take a VM from the inventory; its files stay."""
+        self._service.remove_vm(self._inventory.vms[moref])
+
+    @property
+    def tags(self) -> Tagging:
+        """Categories, tags, and what carries them."""
+        return self._service.tagging
 
     def disks(self, moref: str) -> list[LabDisk]:
         """The disks of a VM in device order: the server's own objects, for "the guest" to write to."""

@@ -31,8 +31,10 @@ from lab.vcenter.quiescing import Manifest
 from lab.vcenter.sessions import Clock, Session, Sessions
 from lab.vcenter.snapshots import OnSnapshot
 from lab.vcenter.state import Inventory, VmState, replace_file
+from lab.vcenter.tagging import Tagging
 from lab.vcenter.tasks import Tasks, system_error
 from lab.vcenter.vm import VirtualMachine, VirtualMachineSnapshot
+from lab.vcenter.vm_folders import VmFolders
 from lab.vcenter.vmx import vmx_text
 
 _log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class Service:
         self.injections = Injections()
         self.sessions = Sessions(settings.session_idle_s, self._write_vddk_conf, settings.clock)
         self.tasks = Tasks(self, settings.task_s)
+        self.tagging = Tagging(inventory.root, settings.session_idle_s, settings.clock)
         self.events = EventManager(self)
         self.guests = Guests(self)
         self.on_snapshot: list[OnSnapshot] = []
@@ -108,7 +111,8 @@ class Service:
         self.unset: frozenset[str] = frozenset()
         self.stopping = False
         self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{HOST}")
-        self.root_folder, self._vm_folder, self._datastore_folder = build(self)
+        self.root_folder, vm_folder, self._datastore_folder = build(self)
+        self._vm_folders = VmFolders(vm_folder, self._register)
         self._datastores: dict[str, Datastore] = {}
         self._objects: dict[str, Managed] = {}
         self._register(
@@ -144,9 +148,18 @@ class Service:
 
     def add_vm(self, vm: VmState) -> None:
         managed = VirtualMachine(self, vm)
-        self._vm_folder.adopt(managed)
+        folder = self._vm_folders.at(vm.folder)
+        folder.adopt(managed)
         self._register(managed)
-        self.vm_changed(vm, self._vm_folder.moref)
+        self.vm_changed(vm, folder.moref)
+
+    def remove_vm(self, vm: VmState) -> None:
+        """Take a VM from the inventory, as unregistering does; its files stay."""
+        with self.changes.lock:
+            self._vm_folders.at(vm.folder).drop(self._objects.pop(vm.moref))
+            del self.inventory.vms[vm.moref], self.inventory.disks[vm.moref]
+            self.inventory.save()
+            self._write_vddk_conf()
 
     def vm_changed(self, vm: VmState, *morefs: str) -> None:
         """Save the state and tell who waits that this VM, its snapshots and `morefs` changed."""
@@ -212,6 +225,7 @@ class Service:
     def forget(self) -> None:
         """What a restart does to the service: sessions and tasks are forgotten, the work of hosts goes on."""
         self.tasks.forget()
+        self.tagging.end_sessions()
         self.end_sessions(*self.sessions.live())
         self.injections.let_go()
 

@@ -137,7 +137,7 @@ class VmState:
     """One VM.
 
     files_name: what its own files are called: its first name, which a rename does not change;
-    quiescing: what its guest can do, None to derive it.
+    quiescing: what its guest can do, None to derive it; folder: its path below the folder of all VMs.
     """
 
     moref: str
@@ -156,6 +156,7 @@ class VmState:
     disks: list[DiskState]
     snapshots: list[SnapshotState] = field(default_factory=list)
     traits: VmTraits = field(default_factory=VmTraits)
+    folder: str = ""
 
     @property
     def tools_running(self) -> bool:
@@ -179,7 +180,8 @@ class Inventory:
     """All state of one lab directory.
 
     datastores: their morefs by name; disks: the open disks by VM moref and device key; in_work: VMs whose
-    redo logs are being merged now; datastore_traits: by name, of those that are not as the defaults.
+    redo logs are being merged now; datastore_traits: by name, of those that are not as the defaults; folders:
+    morefs of the folders of VMs, by path.
     """
 
     root: Path
@@ -192,6 +194,7 @@ class Inventory:
     in_work: set[str] = field(default_factory=set)
     host: HostTraits = field(default_factory=HostTraits)
     datastore_traits: dict[str, DatastoreTraits] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
 
     def add_datastore(self, name: str) -> str:
         """Make datastore `name` unless there is one; its moref."""
@@ -238,6 +241,7 @@ class Inventory:
             "instance_uuid": self.instance_uuid,
             "next_number": self.next_number,
             "datastores": self.datastores,
+            "folders": self.folders,
             "vms": [asdict(vm) for vm in self.vms.values()],
             "host": asdict(self.host),
             "datastore_traits": {name: asdict(traits) for name, traits in self.datastore_traits.items()},
@@ -264,6 +268,7 @@ class Inventory:
                 name: DatastoreTraits(**fields)
                 for name, fields in document.get("datastore_traits", {}).items()
             },
+            folders=document.get("folders", {}),
         )
         for fields in document["vms"]:
             vm = VmState.from_json(fields)

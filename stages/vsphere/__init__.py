@@ -4,6 +4,7 @@ machine      VcenterVm: all of it together, what a job captures
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
 transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
+selection, each_vm   many VMs by pattern, place or tag; a job for each       tagging, inventory  what these read
 quiesce      what is asked of the guest                                       events       what the guest answered
 ladder       retried, weakened or given up, by policy                         catalogue    every code -> what to do
 journal, announcing  intents, durable before the call                         snapshot     the resource
@@ -21,13 +22,15 @@ from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
 from .consolidation import Consolidate, ConsolidationNeeded, most_allowed
 from .disk import DiskReader, OpenDisk, SnapshotDisk
+from .each_vm import EachVm
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .guest_control import GuestControl
 from .journal import Intent, Journal, Kind
-from .lookup import Vm, find_vm
+from .lookup import Vm, find_vm, find_vms
 from .machine import VcenterVm, VsphereCapture
 from .orphans import Orphan, orphan_candidates
 from .quiesce import Quiesce
+from .selection import SelectVms, select_vms
 from .session import Vcenter, VcenterSession
 from .snapshot import Snapshot, open_snapshot
 from .snapshot_tree import snapshots_left
@@ -41,6 +44,7 @@ __all__ = [
     "Consolidate",
     "ConsolidationNeeded",
     "DiskReader",
+    "EachVm",
     "GuestControl",
     "Intent",
     "Journal",
@@ -50,6 +54,7 @@ __all__ = [
     "Orphan",
     "Outcome",
     "Quiesce",
+    "SelectVms",
     "Snapshot",
     "SnapshotDisk",
     "Swept",
@@ -61,10 +66,12 @@ __all__ = [
     "VsphereError",
     "advice_for",
     "find_vm",
+    "find_vms",
     "most_allowed",
     "open_snapshot",
     "orphan_candidates",
     "same_tracking",
+    "select_vms",
     "snapshots_left",
     "sweep",
 ]

@@ -43,8 +43,9 @@ _SWEEP_AT_END_S = 30.0
 class VcenterVm:
     """A VM to capture: a `pipeline.disk.Machine`. Settings only, no I/O.
 
-    `vm`: name, inventory path, moref or UUID. `reader` opens the disks, e.g. `stages.vddk.Vddk`. `pool_size`: bytes
-    of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
+    `vm`: name, inventory path, moref or UUID, or a VM that was found before. `reader` opens the disks, e.g.
+    `stages.vddk.Vddk`. `pool_size`: bytes of buffers that all its disks share. `journal`: where intents are kept,
+    None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: what may be done for
     disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks vSphere, 'ladder'
@@ -54,7 +55,7 @@ class VcenterVm:
     """
 
     vcenter: Vcenter
-    vm: str
+    vm: str | Vm
     _: KW_ONLY
     reader: DiskReader
     quiesce: Quiesce = field(default_factory=Quiesce.application)
@@ -75,7 +76,7 @@ class VcenterVm:
 
     @property
     def name(self) -> str:
-        return self.vm
+        return self.vm.title if isinstance(self.vm, Vm) else self.vm
 
     def capture(self) -> AbstractAsyncContextManager[VsphereCapture]:
         """A snapshot with its disks open. At the end the disks are closed and the snapshot is removed.
@@ -86,7 +87,7 @@ class VcenterVm:
         return _capture(self)
 
     def touches(self) -> Sequence[str]:
-        where = f"{self.vm} on {self.vcenter.server}"
+        where = f"{self.name} on {self.vcenter.server}"
         quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
         sentences = [f"Takes a snapshot of {where} {quiesced}, and removes it at the end."]
         if self.lock_relocation and isinstance(self.reader, AccessReader):

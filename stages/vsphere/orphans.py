@@ -22,7 +22,7 @@ from stages.vss.datastore_path import DatastorePath
 from .datastore_search import Browser, search_directory
 from .hardware import chains
 from .lookup import Vm
-from .properties import Row, read, read_each
+from .properties import Row, read_each
 from .session import VcenterSession
 from .snapshot_tree import flat_tree
 
@@ -76,37 +76,41 @@ def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, l
     return disks
 
 
-async def orphan_candidates(session: VcenterSession, vm: Vm) -> list[Orphan]:
-    """Disks in the VM's directories that nothing visible refers to, by name. Raises VsphereError."""
-    row = await _vm_row(session, vm)
-    referenced = set(await _referenced(session, row))
+async def orphan_candidates(session: VcenterSession, vms: Sequence[Vm]) -> list[Orphan]:
+    """Disks in the directories of these VMs that nothing visible refers to, by name. Raises VsphereError."""
+    rows = await _rows(session, vms)
+    referenced = set(await _referenced(session, rows))
     files: dict[str, Browser.FileInfo] = {}
     details = Browser.FileInfo.Details(fileType=False, fileSize=True, modification=True, fileOwner=False)
-    for directory in _directories(row):
-        found = await search_directory(session, row.get("datastore") or (), directory, ["*.vmdk"], details)
+    places = {directory: row.get("datastore") or () for row in rows for directory in _directories(row)}
+    for directory, datastores in places.items():
+        found = await search_directory(session, datastores, directory, ["*.vmdk"], details)
         files |= {str(directory.join(file.path)): file for file in found}
     if files:
-        referenced.update(await _referenced(session, await _vm_row(session, vm)))
+        referenced.update(await _referenced(session, await _rows(session, vms)))
     orphans = unreferenced(files, referenced)
     return [_orphan(name, parts, files) for name, parts in sorted(orphans.items())]
 
 
-async def _vm_row(session: VcenterSession, vm: Vm) -> Row:
-    subject = vm.reference(session)
-    return await session.call("RetrieveProperties", lambda: read(session.content, subject, _VM_PATHS))
+async def _rows(session: VcenterSession, vms: Sequence[Vm]) -> list[Row]:
+    subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(vm.moref for vm in vms)]
+    return await session.call(
+        "RetrieveProperties", lambda: read_each(session.content, subjects, _VM_PATHS, strict=True)
+    )
 
 
-async def _referenced(session: VcenterSession, row: Row) -> Collection[str]:
-    """The files of the VM's disks, of its snapshots' disks, and of all VMs on its datastores."""
+async def _referenced(session: VcenterSession, rows: Sequence[Row]) -> Collection[str]:
+    """The files of the VMs' disks, of their snapshots' disks, and of all VMs on their datastores."""
 
     def gathered() -> list[str]:
         content = session.content
-        tree = row.get("snapshot")
-        nodes = flat_tree(tree.rootSnapshotList) if tree else ()
+        trees = [tree for row in rows if (tree := row.get("snapshot"))]
+        nodes = [node for tree in trees for node in flat_tree(tree.rootSnapshotList)]
         snapshots = [vim.vm.Snapshot(node.moref, session.stub) for node in nodes]
-        stores = read_each(content, list(row.get("datastore") or ()), ["vm"])
+        datastores = {str(one._moId): one for row in rows for one in row.get("datastore") or ()}
+        stores = read_each(content, list(datastores.values()), ["vm"])
         others = {str(other._moId): other for store in stores for other in store.get("vm") or ()}
-        shown = [row, *read_each(content, snapshots, ["config.hardware.device"])]
+        shown = [*rows, *read_each(content, snapshots, ["config.hardware.device"])]
         found = [
             path
             for one in shown

@@ -1,7 +1,8 @@
 """Reading properties: narrow paths, one PropertyCollector pass, page by page.
 
 These functions block: they run inside `VcenterSession.call`. A property that is unset is absent from a row. One
-that may not be read raises its fault, so that an ended session or a missing privilege never looks like "unset".
+that may not be read raises its fault where one object is asked for, so that an ended session or a missing privilege
+never looks like "unset".
 """
 
 from __future__ import annotations
@@ -35,25 +36,28 @@ class Row:
 
 def read(content: vim.ServiceInstanceContent, subject: ManagedObject, paths: Sequence[str]) -> Row:
     """The properties of one object."""
-    spec = Collector.FilterSpec(
-        objectSet=[Collector.ObjectSpec(obj=subject)],
-        propSet=[Collector.PropertySpec(type=type(subject), pathSet=list(paths))],
-    )
-    (found,) = _pages(content, spec)
-    return _row(found, strict=True)
+    (row,) = read_each(content, [subject], paths, strict=True)
+    return row
 
 
 def read_each(
-    content: vim.ServiceInstanceContent, subjects: Sequence[ManagedObject], paths: Sequence[str]
+    content: vim.ServiceInstanceContent,
+    subjects: Sequence[ManagedObject],
+    paths: Sequence[str],
+    *,
+    strict: bool = False,
 ) -> list[Row]:
-    """The properties of several objects of one type; what may not be read of one is absent from its row."""
+    """The properties of some objects of one type, in any order.
+
+    What may not be read of one is absent from its row; with `strict` it raises its fault.
+    """
     if not subjects:
         return []
     spec = Collector.FilterSpec(
         objectSet=[Collector.ObjectSpec(obj=subject) for subject in subjects],
         propSet=[Collector.PropertySpec(type=type(subjects[0]), pathSet=list(paths))],
     )
-    return [_row(found, strict=False) for found in _pages(content, spec)]
+    return [_row(found, strict=strict) for found in _pages(content, spec)]
 
 
 def read_all(

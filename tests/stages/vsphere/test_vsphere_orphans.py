@@ -68,7 +68,7 @@ def home(lab: LabVcenter, add_vm: AddVm) -> Path:
 
 async def _candidates(vcenter: Vcenter) -> list[str]:
     async with vcenter.connect() as session:
-        return [orphan.path for orphan in await orphan_candidates(session, await find_vm(session, "web01"))]
+        return [orphan.path for orphan in await orphan_candidates(session, [await find_vm(session, "web01")])]
 
 
 async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, home: Path) -> None:
@@ -77,7 +77,7 @@ async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, 
     (home / "lost-delta.vmdk").write_bytes(b"#")
     (home / "notes.txt").write_bytes(b"#")
     async with vcenter.connect() as session:
-        lost, stray = await orphan_candidates(session, await find_vm(session, "web01"))
+        lost, stray = await orphan_candidates(session, [await find_vm(session, "web01")])
     assert (stray.path, stray.size) == ("[datastore1] web01/stray.vmdk", 1100)
     assert stray.modified is not None
     assert lost.path == "[datastore1] web01/lost-delta.vmdk"
@@ -95,13 +95,13 @@ async def test_what_disks_and_snapshots_hang_on_is_not(
         async with open_snapshot(session, vm, Quiesce.application(), journal, run="r"):
             # two bases, theirs, and two redo logs each of ours
             assert len([name for name in os.listdir(home) if name.endswith(".vmdk")]) == 8
-            assert await orphan_candidates(session, vm) == []
+            assert await orphan_candidates(session, [vm]) == []
         lab.inject("consolidation", lambda: vim.fault.FileFault(file="x"), in_task=True)
         subject = vim.vm.Snapshot(next(iter(lab.snapshots(moref))), session.stub)
         await session.call("RemoveSnapshot_Task", lambda: subject.Remove(False, True), changes=True)
         await wait_until(lambda: lab.idle)
         assert lab.needs_consolidation(moref)
-        assert await orphan_candidates(session, vm) == []  # the running disks still hang on them
+        assert await orphan_candidates(session, [vm]) == []  # the running disks still hang on them
 
 
 async def test_what_another_vm_uses_is_not(lab: LabVcenter, vcenter: Vcenter, home: Path) -> None:

@@ -54,7 +54,7 @@ async def test_snapshot_directory_ends_in_a_slash_or_not(
         state = await directory_state(session, vm)
         assert state.directory.endswith("/") is slash
         assert state.problem == ""
-        (orphan,) = await orphan_candidates(session, vm)
+        (orphan,) = await orphan_candidates(session, [vm])
         assert orphan.path == "[datastore1] web01/stray.vmdk"
     async with web01.capture() as capture:
         fetched = await capture.fetch_vss_manifest()
@@ -228,7 +228,7 @@ async def test_any_property_that_may_be_unset_may_be_unset(
     async def everything() -> None:
         async with impatient.capture() as capture:
             await capture.fetch_vss_manifest()
-            await orphan_candidates(capture.session, capture.snapshot.vm)
+            await orphan_candidates(capture.session, [capture.snapshot.vm])
 
     await everything()
     optional = sorted({path for kind, path in lab.asked if _may_be_unset(kind, path)})

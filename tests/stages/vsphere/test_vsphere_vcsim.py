@@ -182,7 +182,7 @@ async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(
 async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim: Vcenter) -> None:
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
-        assert await orphan_candidates(session, vm) == []
+        assert await orphan_candidates(session, [vm]) == []
         stray = f"[LocalDS_0] {WEB01}/stray.vmdk"
         manager = session.content.virtualDiskManager
         assert manager is not None
@@ -194,7 +194,7 @@ async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim: Vcent
             "CreateVirtualDisk_Task", lambda: manager.CreateVirtualDisk(stray, place, spec), changes=True
         )
         await wait_for_task(session, task, "CreateVirtualDisk_Task")
-        assert [orphan.path for orphan in await orphan_candidates(session, vm)] == [stray]
+        assert [orphan.path for orphan in await orphan_candidates(session, [vm])] == [stray]
 
 
 def _datacenter(session: VcenterSession) -> str:
