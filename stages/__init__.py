@@ -16,7 +16,7 @@ from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
 from .vsphere import Journal, Quiesce, Vcenter, VcenterVm
-from .vss import VssManifest
+from .vss import Require, RequireApplication, VssManifest
 from .zeros import MarkZeros
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "MemoryIndex",
     "Quiesce",
     "ReadSpans",
+    "Require",
+    "RequireApplication",
     "Stored",
     "Vcenter",
     "VcenterVm",

@@ -17,6 +17,7 @@ from pipeline.errors import MoverError, SnapshotError, SourceError
 from pipeline.secrets import Secret
 from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
+from stages.vss.sent import SentQuiescing
 
 from .changes import enable_change_tracking
 from .disk import DiskReader, SnapshotDisk
@@ -103,6 +104,12 @@ class VsphereCapture:
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
     snapshots_left: int | None = None
+
+    @property
+    def quiescing_sent(self) -> SentQuiescing:
+        """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
+        sent = self.snapshot.quiesce
+        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""

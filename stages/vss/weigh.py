@@ -63,7 +63,7 @@ def _weigh(
     """What the writer's own findings leave of its components. One about the whole writer leaves none."""
     doubted = {finding.component.lower(): finding.component for finding in own if finding.severity.lowers}
     believed = claimable and writer.metadata is not None and writer.backup is not None and "" not in doubted
-    carried = {component.key: component.path for component in (*writer.included, *writer.explicit)}
+    carried = {one.key: one.path for one in writer.included} | {one.key: one.path for one in writer.explicit}
     proven = {key for key, path in carried.items() if believed and path.lower() not in doubted}
     paths = {path.lower(): path for path in carried.values()}
     good = {carried[key].lower() for key in proven}

@@ -21,6 +21,7 @@ class Request:
 class Capture:
     machine = MachineId("uuid", "web01")
     disks = ()
+    quiescing_sent = None
     configuration = {}  # noqa: RUF012
 
     def __init__(self, asked, fetched):
