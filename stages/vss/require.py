@@ -28,7 +28,7 @@ class RequireApplication:
     """An application that has to be proven consistent: as a whole, or only the databases that are named.
 
     `name`: as verdicts call it, e.g. 'SQL Server', 'Exchange', 'DHCP server'; a writer that is not well known goes
-    by its own name. `databases`: a component's name or the end of its path, e.g. 'sales' or 'INSTANCE\\\\sales';
+    by its own name. `databases`: a component's name or the end of its path, e.g. 'sales' or 'INSTANCE\\sales';
     every one that is called so has to be covered. Letter case does not count. Raises ConfigError.
     """
 
