@@ -77,6 +77,11 @@ def needing(dependency):
         ([offered("SRV\\sales")], ["SRV\\sales"], ""),
         ([offered("SRV\\sales")], ["srv\\SALES"], ""),
         ([offered("SRV"), offered("SRV\\sales", selectable=False)], ["SRV"], ""),  # comes along
+        (
+            [offered("SRV", selectable=False), offered("SRV\\sales", selectable=False)],
+            ["SRV"],
+            "not shown to be covered",  # Microsoft's pages disagree whether it does
+        ),
         ([offered("SRV\\sales")], [], "not shown to be covered"),
         ([offered("SRV\\sales"), offered("SRV\\hr")], ["SRV\\hr"], "not shown to be covered"),
         ([offered("SRV\\hr")], ["SRV\\hr"], "not shown to be covered"),
