@@ -33,6 +33,15 @@ from stages.vss.sent import BACKUP_TYPES, SentQuiescing, effective_type
 from stages.vss.writers import KnownWriter, known_writer
 
 
+@dataclass(frozen=True, slots=True)
+class Above:
+    """A component's ancestors: whether there are any, selectable ones, and the nearest of these that is listed."""
+
+    any: bool
+    selectable: bool
+    listed: ComponentKey | None
+
+
 @dataclass(frozen=True)
 class WriterEvidence:
     """One writer instance as the documents tell it. Either side may be missing.
@@ -94,15 +103,14 @@ class WriterEvidence:
         return tuple(
             component
             for component in self.offered.values()
-            if component.key not in self.included_keys and self.has_selectable_ancestor(component)
+            if component.key not in self.included_keys and self.above(component).selectable
         )
 
     def carrier(self, component: WriterComponent) -> ComponentKey | None:
         """What brings the component into the backup: itself when listed, else a listed selectable ancestor."""
         if component.key in self.included_keys:
             return component.key
-        above = (one.key for one in self.ancestors(component) if one.selectable)
-        return next((key for key in above if key in self.included_keys), None)
+        return self.above(component).listed
 
     def takes_part(self, component: WriterComponent) -> bool:
         """True when the component is in the backup and nothing says that it failed."""
@@ -110,19 +118,30 @@ class WriterEvidence:
         failed = self.backup.failures if self.backup else ()
         return carrier is not None and not failed and carrier not in self._failed_keys
 
-    def ancestors(self, component: WriterComponent) -> Iterator[WriterComponent]:
-        """Components of this writer above this one in the tree of logical paths, nearest first."""
+    def above(self, component: WriterComponent) -> Above:
+        """The component's ancestors; looked for once per logical path, which may be long."""
         path = component.logical_path.lower()
+        found = self._above.get(path)
+        if found is None:
+            ancestors = list(self._ancestors(path))
+            listed = (one.key for one in ancestors if one.selectable and one.key in self.included_keys)
+            found = Above(bool(ancestors), any(one.selectable for one in ancestors), next(listed, None))
+            self._above[path] = found
+        return found
+
+    def _ancestors(self, path: str) -> Iterator[WriterComponent]:
+        """Components of this writer at this logical path and above, nearest first."""
         while path:
             yield from self._by_path.get(path, ())
             path = path.rpartition("\\")[0]
 
-    def has_selectable_ancestor(self, component: WriterComponent) -> bool:
-        return any(ancestor.selectable for ancestor in self.ancestors(component))
-
     def _is_explicit(self, component: WriterComponent) -> bool:
-        above = list(self.ancestors(component))
-        return not above or (component.selectable and not any(one.selectable for one in above))
+        above = self.above(component)
+        return not above.any or (component.selectable and not above.selectable)
+
+    @cached_property
+    def _above(self) -> dict[str, Above]:
+        return {}
 
     @cached_property
     def _failed_keys(self) -> frozenset[ComponentKey]:

@@ -136,8 +136,7 @@ def _below_included_ancestor(evidence: Evidence) -> Iterator[Breach]:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
-            above = writer.ancestors(offer) if offer else ()
-            if any(one.selectable and one.key in writer.included_keys for one in above):
+            if offer and writer.above(offer).listed:
                 text = f"{writer.name}: component {component.path} is listed, its listed ancestor includes it"
                 yield Breach(evidence.backup_document, text, writer, component.path)
 
@@ -146,7 +145,7 @@ def _implicit_component_listed(evidence: Evidence) -> Iterator[Breach]:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
-            if offer and not offer.selectable and writer.has_selectable_ancestor(offer):
+            if offer and not offer.selectable and writer.above(offer).selectable:
                 text = f"{writer.name}: component {component.path} is listed, though it cannot be selected"
                 yield Breach(evidence.backup_document, text, writer, component.path)
 

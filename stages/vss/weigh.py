@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from stages.vss.evidence import Evidence, WriterEvidence
 from stages.vss.sent import about_logs, tells_types_apart
@@ -60,20 +60,7 @@ def _application_of(writer: WriterVerdict) -> str:
 def _weigh(
     evidence: Evidence, writer: WriterEvidence, own: list[Finding], *, claimable: bool
 ) -> WriterVerdict:
-    """What the writer's own findings leave of its components. One about the whole writer leaves none."""
-    doubted = {finding.component.lower(): finding.component for finding in own if finding.severity.lowers}
-    believed = claimable and writer.metadata is not None and writer.backup is not None and "" not in doubted
-    carried = {one.key: one.path for one in writer.included} | {one.key: one.path for one in writer.explicit}
-    proven = {key for key, path in carried.items() if believed and path.lower() not in doubted}
-    paths = {path.lower(): path for path in carried.values()}
-    good = {carried[key].lower() for key in proven}
-    for component in writer.implied:
-        paths.setdefault(component.path.lower(), component.path)
-        if writer.carrier(component) in proven and component.path.lower() not in doubted:
-            good.add(component.path.lower())
-    paths |= {lower: path for lower, path in doubted.items() if path and lower not in paths}
-    covered = tuple(path for lower, path in paths.items() if lower in good)
-    uncovered = tuple(path for lower, path in paths.items() if lower not in good)
+    covered, uncovered = _components(writer, own, claimable=claimable)
     effective = evidence.effective_type(writer)
     keeps_logs = tells_types_apart(writer.application, writer.backup_schema)
     return WriterVerdict(
@@ -90,6 +77,40 @@ def _weigh(
         effective_backup_type=effective,
         logs=about_logs(writer.application, effective) if keeps_logs else "",
     )
+
+
+def _components(
+    writer: WriterEvidence, own: Iterable[Finding], *, claimable: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the writer's own findings leave of its components: full paths of the covered ones, and of the others.
+
+    A finding about the whole writer leaves none; one about a component leaves none of those below it either, when
+    these come along with one above.
+    """
+    doubted = {finding.component.lower(): finding.component for finding in own if finding.severity.lowers}
+    believed = claimable and writer.metadata is not None and writer.backup is not None and "" not in doubted
+    carried = {one.key: one.path for one in writer.included} | {one.key: one.path for one in writer.explicit}
+    proven = {key for key, path in carried.items() if believed and path.lower() not in doubted}
+    paths = {path.lower(): path for path in carried.values()}
+    good = {carried[key].lower() for key in proven}
+    for component in writer.implied:
+        paths.setdefault(component.path.lower(), component.path)
+        carrier = writer.carrier(component)
+        if carrier in proven and not _doubted_below(carried[carrier], component.path, doubted):
+            good.add(component.path.lower())
+    paths |= {lower: path for lower, path in doubted.items() if path and lower not in paths}
+    covered = tuple(path for lower, path in paths.items() if lower in good)
+    return covered, tuple(path for lower, path in paths.items() if lower not in good)
+
+
+def _doubted_below(carrier: str, path: str, doubted: Collection[str]) -> bool:
+    """True when the component at `path` is doubted, or one between it and the one that brings it along."""
+    carrier, path = carrier.lower(), path.lower()
+    while doubted and path and path != carrier:
+        if path in doubted:
+            return True
+        path = path.rpartition("\\")[0]
+    return False
 
 
 def _coverage(covered: Sequence[str], uncovered: Sequence[str]) -> Coverage:

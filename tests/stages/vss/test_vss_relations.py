@@ -333,6 +333,19 @@ def test_members_of_a_listed_component_are_named_with_it():
     assert (missed.level, missed.uncovered) == (Level.FILE_SYSTEM, ("SRV", "SRV\\a", "SRV\\b"))
 
 
+def test_a_doubt_about_a_member_is_one_about_what_is_below_it():
+    sql = metadata(
+        SQL,
+        offered("SRV"),
+        offered("SRV\\a", selectable=False, database_files=("d:\\a.mdf",)),
+        offered("SRV\\a\\part", selectable=False),
+        offered("SRV\\ab", selectable=False),
+        excluded=("d:\\a.mdf",),
+    )
+    told = classify_documents([backup(part(sql, "SRV")), sql]).applications[0]
+    assert (told.covered, told.uncovered) == (("SRV", "SRV\\ab"), ("SRV\\a", "SRV\\a\\part"))
+
+
 @pytest.mark.parametrize(("mode", "level"), [(None, Level.APPLICATION_PARTIAL), (False, Level.FILE_SYSTEM)])
 def test_a_doubt_about_the_manifest_is_one_about_every_application(mode, level):
     sql = metadata(SQL, offered("a"))
