@@ -52,6 +52,7 @@ class ManifestRecipe:
     `declaration` is the encoding that the XML declaration names (it may lie); empty for no declaration.
     `drop_writers` are left out of the backup components document, the first component of `failing_writers`
     carries a failure message; both by friendly name. `huge` is the number of the System Writer's file entries.
+    `excluded_databases` are there, and SQL Server's writer leaves their files out and offers no component for them.
     """
 
     seed: int = 0
@@ -63,6 +64,7 @@ class ManifestRecipe:
     drop_writers: frozenset[str] = frozenset()
     failing_writers: frozenset[str] = frozenset()
     huge: int = 40
+    excluded_databases: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         known = {writer.name for writer in _WRITERS} | {_SQL_SERVER}
@@ -166,7 +168,7 @@ def _guest_writers(recipe: ManifestRecipe) -> Iterator[_Writer]:
     for writer in _WRITERS:
         yield _system_writer(writer, recipe.huge) if writer.name == "System Writer" else writer
     if recipe.databases:
-        yield _sql_server_writer(recipe.databases)
+        yield _sql_server_writer(recipe.databases, recipe.excluded_databases)
 
 
 def _system_writer(writer: _Writer, entries: int) -> _Writer:
@@ -178,8 +180,10 @@ def _system_writer(writer: _Writer, entries: int) -> _Writer:
     return replace(writer, components=(system, services))
 
 
-def _sql_server_writer(databases: Sequence[str]) -> _Writer:
+def _sql_server_writer(databases: Sequence[str], excluded: Sequence[str]) -> _Writer:
     data = r"D:\MSSQL\DATA"
+    left_out = ["tempdb.mdf", "templog.ldf"]
+    left_out += [file for name in excluded for file in (f"{name}.mdf", f"{name}_log.ldf")]
     return _Writer(
         "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a",
         _SQL_SERVER,
@@ -194,7 +198,7 @@ def _sql_server_writer(databases: Sequence[str]) -> _Writer:
             )
             for name in databases
         ),
-        excludes=(("EXCLUDE_FILES", data, "tempdb.mdf"), ("EXCLUDE_FILES", data, "templog.ldf")),
+        excludes=tuple(("EXCLUDE_FILES", data, file) for file in left_out),
     )
 
 

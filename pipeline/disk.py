@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from .buffers import Buffer, BufferPool
 from .extents import Extents
@@ -149,19 +149,35 @@ class Machine(Protocol[C_co]):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finisher found out about the point: the consistency reached, and the documents that say so."""
+    """What a finisher found out about the point: the consistency reached, and the documents that say so.
+
+    `shortfalls`: where that is less than required, a sentence each, when `satisfied` is False.
+    """
 
     reached: str
     satisfied: bool
     reasons: Sequence[str]
     verdict: Mapping[str, object] = field(default_factory=dict)
     documents: Mapping[str, bytes] = field(default_factory=dict)
+    shortfalls: Sequence[str] = ()
 
 
 class Finisher(Protocol[C_contra]):
     """A last step of a job, while the snapshot still exists."""
 
     async def finish(self, capture: C_contra) -> Evidence: ...
+
+
+@runtime_checkable
+class Examiner(Protocol[C_contra]):
+    """A finisher that can tell before anything is read whether the capture is good enough."""
+
+    async def examine(self, capture: C_contra, attempt: int) -> Evidence | None:
+        """What `finish` would say; None to be asked at the end. `attempt` counts the captures given up before.
+
+        Raises QuiescingShort: with `retry_after_s` for another capture, without to fail the job.
+        """
+        ...
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,19 @@ class QuiesceFailed(SnapshotError):
     """The guest could not be quiesced as asked."""
 
 
+class QuiescingShort(QuiesceFailed):
+    """A snapshot was taken, and is shown to be less consistent than required.
+
+    `retry_after_s`: when to take another one; None: not again, the job fails.
+    """
+
+    def __init__(
+        self, problem: str, *, retry_after_s: float | None = None, remedy: str = "", **facts: object
+    ) -> None:
+        super().__init__(problem, remedy=remedy, **facts)
+        self.retry_after_s = retry_after_s
+
+
 class LeftBehind(SourceError):
     """Something of ours at a server could not be undone: it needs attention, and spoils no finished backup."""
 

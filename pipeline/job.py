@@ -3,6 +3,9 @@
 The order is what matters. The store is opened first, so that a bad one costs no snapshot. The point is
 published while the capture still stands, as soon as the data is complete: releasing a snapshot can take
 hours and must not decide about a finished backup. A snapshot that stays behind is then told, not hidden.
+
+A capture may turn out too poor to be worth reading, because the guest was not quiesced as required. A finisher that
+can tell so does before anything is read; then the capture is released, and another one taken while it says so.
 """
 
 from __future__ import annotations
@@ -15,8 +18,20 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from .contracts import Pipeline
-from .disk import Capture, Disk, DiskReceipt, DiskSize, Evidence, Finisher, Machine, PointWriter, Target
-from .errors import LeftBehind, MoverError, TransferFailed, leaves
+from .disk import (
+    Capture,
+    Disk,
+    DiskReceipt,
+    DiskSize,
+    Evidence,
+    Examiner,
+    Finisher,
+    Machine,
+    PointWriter,
+    Store,
+    Target,
+)
+from .errors import LeftBehind, MoverError, QuiescingShort, TransferFailed, leaves
 from .events import Event, emit, observed
 from .meters import PipelineReport
 
@@ -97,7 +112,8 @@ class Job(Generic[C, P]):
     """What to back up (`machine`), how each disk travels (`path`), and where to (`into`).
 
     `path` gets an open disk and the point that is being written. `finish` runs while the capture stands, e.g.
-    to fetch the VSS manifest; the last finisher's evidence goes into the point.
+    to fetch the VSS manifest; the last finisher's evidence goes into the point. One that is an `Examiner` too is
+    asked before anything is read.
     """
 
     machine: Machine[C]
@@ -120,13 +136,9 @@ class Job(Generic[C, P]):
         record = _Record[C]()
         attention: list[str] = []
         try:
-            async with (
-                self.into.open() as store,
-                self.machine.capture() as capture,
-                store.begin(capture.machine) as point,
-            ):
-                record.capture = capture
-                await self._transfer(capture, point, record, watch)
+            async with self.into.open() as store:
+                while not await self._published(store, record, watch):
+                    pass
         except BaseException as exc:
             if not record.point or not all(isinstance(leaf, LeftBehind) for leaf in leaves(exc)):
                 raise _flat(exc) from None
@@ -135,9 +147,9 @@ class Job(Generic[C, P]):
         capture, evidence = record.capture, record.evidence
         attention += [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
-            attention.append(
+            attention += evidence.shortfalls or [
                 f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
-            )
+            ]
         return JobReceipt(
             job=self.title,
             machine=self.machine.name,
@@ -147,10 +159,36 @@ class Job(Generic[C, P]):
             evidence=evidence,
             snapshots_left=capture.snapshots_left,
             attention=attention,
-            remarks=list(capture.remarks),
+            remarks=[*record.given_up, *capture.remarks],
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
+
+    async def _published(self, store: Store[P], record: _Record[C], watch: DiskWatch | None) -> bool:
+        """One capture, to the published point; or False, when it is time to take another one."""
+        try:
+            async with self.machine.capture() as capture:
+                record.capture = capture
+                record.examined = await self._examined(capture, len(record.given_up))
+                async with store.begin(capture.machine) as point:
+                    await self._transfer(capture, point, record, watch)
+        except BaseException as exc:
+            [short, *others] = leaves(exc)
+            if others or not isinstance(short, QuiescingShort) or short.retry_after_s is None:
+                raise
+        else:
+            return True
+        record.given_up.append(f"A snapshot was given up for another one. {short.problem}")
+        emit("capture given up", job=self.title, problem=short.problem, again_after_s=short.retry_after_s)
+        await trio.sleep(short.retry_after_s)
+        return False
+
+    async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
+        """What each finisher knows already; None for those that are to be asked at the end."""
+        return [
+            await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
+            for finisher in self.finish
+        ]
 
     async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
@@ -164,8 +202,8 @@ class Job(Generic[C, P]):
             for disk in capture.disks:
                 nursery.start_soon(transfer_disk, disk)
         record.disks = [runs[disk.key] for disk in capture.disks]
-        for finisher in self.finish:
-            record.evidence = await finisher.finish(capture)
+        for finisher, known in zip(self.finish, record.examined, strict=True):
+            record.evidence = known or await finisher.finish(capture)
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
         emit("published", job=self.title, point=record.point)
 
@@ -201,9 +239,14 @@ class Job(Generic[C, P]):
 
 @dataclass
 class _Record(Generic[C]):
-    """What is known of a job while it runs. `point` is set as soon as it is published."""
+    """What is known of a job while it runs. `point` is set as soon as it is published.
+
+    `examined`: what the finishers knew before the transfer; `given_up`: a sentence for each capture before it.
+    """
 
     capture: C | None = None
+    examined: list[Evidence | None] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)

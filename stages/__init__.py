@@ -16,7 +16,7 @@ from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
 from .vsphere import EachVm, GuestControl, Journal, Quiesce, SelectVms, Vcenter, VcenterVm, Vm
-from .vss import VssManifest
+from .vss import Require, RequireApplication, VssManifest
 from .zeros import MarkZeros
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "MemoryIndex",
     "Quiesce",
     "ReadSpans",
+    "Require",
+    "RequireApplication",
     "SelectVms",
     "Stored",
     "Vcenter",

@@ -100,6 +100,7 @@ class LocalCapture:
     configuration: Mapping[str, object]
     directory: Path
     quiescing_asked: str = "none"
+    quiescing_sent: None = None  # whoever took the snapshot, it was not us
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()

@@ -65,19 +65,23 @@ CONTROL = (
     ControlPoint(
         "writers",
         "writers and components that take part",
-        "`VssManifest()` in `finish`",
+        '`VssManifest(require=Require(applications=(RequireApplication("SQL Server", databases=("sales",)),)))`, '
+        "`excluded=`",
         ("evidence",),
-        "The API takes no list. The manifest tells which writers and components took part; one that is missing "
-        "lowers the verdict. How a guest excludes a writer (KB 1031200) could not be verified: nothing does that.",
+        "The API takes no list. The manifest tells which writers and components took part, and a requirement is "
+        "held against it before anything is read. How a guest excludes a writer (KB 1031200) could not be verified: "
+        "nothing does that; writers that were left out on purpose are listed in `excluded`.",
         "VSS manifest",
     ),
     ControlPoint(
         "fail-or-continue",
         "whether a writer that fails ends the quiescing",
-        '`policy="require"` or `"try"`',
+        '`policy="require"` or `"try"`; `VssManifest(missing_writer="fail"` or `"continue"`, '
+        '`on_shortfall="publish"` or `"discard")`',
         ("vadpipe", "evidence"),
         "A quiesce that fails ends the run, or goes on with the next weaker kind and says so. A writer that failed "
-        "while the snapshot succeeded is found in the manifest: the point says so, and the exit code is 3.",
+        "while the snapshot succeeded is found in the manifest: the point is published with a mark and exit code 3, "
+        "or not at all.",
         "faults and events of the snapshot; VSS manifest",
     ),
     ControlPoint(
@@ -85,7 +89,8 @@ CONTROL = (
         "retry count",
         "`retries=`, `retry_after_s=`",
         ("vadpipe",),
-        "Further attempts, as far as the catalogue of failures says that one can help, after the time it gives.",
+        "Of `Quiesce`: further attempts, as far as the catalogue of failures says that one can help, after the time "
+        "it gives. Of `VssManifest`: further snapshots, when one falls short of what is required.",
         "catalogue of failures",
     ),
 )

@@ -15,6 +15,7 @@ from pipeline.buffers import DEFAULT_POOL, BufferPool
 from pipeline.disk import MachineId
 from pipeline.errors import ConfigError, MoverError, SnapshotError, SourceError
 from stages.vss.fetched import FetchedManifest
+from stages.vss.sent import SentQuiescing
 
 from .access import AccessReader, vm_access
 from .announcing import new_run
@@ -129,6 +130,12 @@ class VsphereCapture:
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
     snapshots_left: int | None = None
+
+    @property
+    def quiescing_sent(self) -> SentQuiescing:
+        """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
+        sent = self.snapshot.quiesce
+        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""

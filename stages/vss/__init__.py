@@ -6,8 +6,10 @@ archive         zip bytes -> members, within bounds
 text, parse     member bytes -> the values in `documents`
 writers         well-known writers by id
 evidence        the documents brought together writer by writer
-rules           the table of cross-checks; classify: the table of decisions -> `verdict`
-finisher        VssManifest, the step of a job that brings all of this to a point
+sent            the quiesce spec, and what a type of backup does to a writer's logs
+rules           the table of cross-checks (more of them in rules_*); classify: the table of decisions -> `verdict`
+weigh           what the findings leave of each writer and application
+require         what a job needs; finisher: VssManifest, the step of a job that brings all of this to a point
 """
 
 from stages.vss.archive import ManifestUnreadable, read_members
@@ -17,12 +19,23 @@ from stages.vss.fetched import FetchedManifest
 from stages.vss.find import FoundBy, FoundManifest, ManifestKind, find_manifest
 from stages.vss.finisher import ManifestCapture, VssManifest
 from stages.vss.parse import parse_document
+from stages.vss.require import Require, RequireApplication
 from stages.vss.rules import RULES
-from stages.vss.verdict import Coverage, Finding, Level, Severity, Verdict, WriterVerdict
+from stages.vss.sent import SentQuiescing
+from stages.vss.verdict import (
+    ApplicationVerdict,
+    Coverage,
+    Finding,
+    Level,
+    Severity,
+    Verdict,
+    WriterVerdict,
+)
 
 __all__ = [
     "DECISIONS",
     "RULES",
+    "ApplicationVerdict",
     "Coverage",
     "DatastorePath",
     "FetchedManifest",
@@ -33,6 +46,9 @@ __all__ = [
     "ManifestCapture",
     "ManifestKind",
     "ManifestUnreadable",
+    "Require",
+    "RequireApplication",
+    "SentQuiescing",
     "Severity",
     "Verdict",
     "VssManifest",

@@ -8,25 +8,34 @@ it, as long as the writer documents account for what is taken out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from stages.vss.archive import DamagedMember, ManifestUnreadable, looks_like_zip, read_members
 from stages.vss.documents import Document, QuiesceManifest, Unreadable
-from stages.vss.evidence import Evidence, WriterEvidence
+from stages.vss.evidence import Evidence
 from stages.vss.parse import parse_document
 from stages.vss.rules import RULES
-from stages.vss.verdict import Coverage, Finding, Level, Severity, Verdict, WriterVerdict
+from stages.vss.sent import SentQuiescing
+from stages.vss.verdict import Finding, Level, Severity, Verdict, WriterVerdict, doubts_of
+from stages.vss.weigh import weigh_applications, weigh_writers
 
 _QUIESCE_MANIFEST_SIZE = 1 << 16  # it names a product and a provider: a few hundred bytes
 
 
-def classify_manifest(zip_bytes: bytes | None, *, absent_reason: str = "") -> Verdict:
+def classify_manifest(
+    zip_bytes: bytes | None,
+    *,
+    absent_reason: str = "",
+    sent: SentQuiescing | None = None,
+    excluded: Sequence[str] = (),
+) -> Verdict:
     """The verdict on a manifest file as it came from the datastore; None when the snapshot has none.
 
-    `absent_reason` says why there is none, for the verdict's text. Never raises on bad input. For a file
-    that exists and could not be fetched ask `classify_unfetched`.
+    `absent_reason` says why there is none, for the verdict's text. `sent`: the quiesce spec of the snapshot, None
+    when nobody knows it. `excluded`: writers by name, application or class id that the user says may be left out.
+    Never raises on bad input. For a file that exists and could not be fetched ask `classify_unfetched`.
     """
     if zip_bytes is None:
         return _judge(Evidence(absent=absent_reason or "the snapshot left no manifest"))
@@ -43,12 +52,14 @@ def classify_manifest(zip_bytes: bytes | None, *, absent_reason: str = "") -> Ve
         ]
     except ManifestUnreadable as exc:
         return _judge(Evidence(damage=exc.reason))
-    return classify_documents(documents)
+    return classify_documents(documents, sent=sent, excluded=excluded)
 
 
-def classify_documents(documents: Iterable[Document]) -> Verdict:
-    """The verdict on documents that were parsed already, e.g. loose files."""
-    return _judge(Evidence(tuple(documents)))
+def classify_documents(
+    documents: Iterable[Document], *, sent: SentQuiescing | None = None, excluded: Sequence[str] = ()
+) -> Verdict:
+    """The verdict on documents that were parsed already, e.g. loose files. Arguments as of `classify_manifest`."""
+    return _judge(Evidence(tuple(documents), sent=sent, excluded=tuple(excluded)))
 
 
 def classify_unfetched(reason: str) -> Verdict:
@@ -65,15 +76,7 @@ class Judged:
 
     @cached_property
     def writers(self) -> tuple[WriterVerdict, ...]:
-        backups = self.evidence.backups
-        claimable = len(backups) == 1 and backups[0].select_components is not False
-        by_writer: dict[tuple[str, str], list[Finding]] = {}
-        for finding in self.findings:
-            by_writer.setdefault((finding.writer_id, finding.instance_id), []).append(finding)
-        return tuple(
-            _weigh(writer, by_writer.get((writer.writer_id, writer.instance_id), []), claimable=claimable)
-            for writer in self.evidence.writers
-        )
+        return weigh_writers(self.evidence, self.findings)
 
     @cached_property
     def covered(self) -> tuple[WriterVerdict, ...]:
@@ -83,12 +86,7 @@ class Judged:
     @cached_property
     def doubts(self) -> tuple[Finding, ...]:
         """Findings that keep the level below `application`."""
-        idle = {(writer.writer_id, writer.instance_id) for writer in self.writers if not writer.counts}
-        return tuple(
-            finding
-            for finding in self.findings
-            if finding.severity.lowers and (finding.writer_id, finding.instance_id) not in idle
-        )
+        return doubts_of(self.findings, self.writers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,37 +107,9 @@ def _judge(evidence: Evidence) -> Verdict:
         if reason := decision.applies(judged):
             severity = Severity.INFO if decision.level is Level.APPLICATION else Severity.WARNING
             first = Finding(decision.id, severity, evidence.backup_document, reason)
-            return Verdict(decision.level, (first, *findings), judged.writers)
+            applications = weigh_applications(judged.writers, findings, decision.level)
+            return Verdict(decision.level, (first, *findings), judged.writers, applications)
     raise AssertionError("the last decision applies to everything")
-
-
-def _weigh(writer: WriterEvidence, own: list[Finding], *, claimable: bool) -> WriterVerdict:
-    """What the writer's own findings leave of its components. One about the whole writer leaves none."""
-    doubted = {finding.component.lower() for finding in own if finding.severity.lowers}
-    believed = claimable and writer.metadata is not None and writer.backup is not None and "" not in doubted
-    listed = {component.key: component.path for component in writer.included}
-    expected = {component.key: component.path for component in writer.explicit}
-    covered: list[str] = []
-    uncovered: list[str] = []
-    for path in (listed | expected).values():
-        (covered if believed and path.lower() not in doubted else uncovered).append(path)
-    return WriterVerdict(
-        writer_id=writer.writer_id,
-        instance_id=writer.instance_id,
-        name=writer.name,
-        application=writer.known.application if writer.known else "",
-        counts=writer.counts,
-        coverage=_coverage(covered, uncovered),
-        covered=tuple(covered),
-        uncovered=tuple(uncovered),
-        rules=tuple(dict.fromkeys(finding.rule for finding in own)),
-    )
-
-
-def _coverage(covered: list[str], uncovered: list[str]) -> Coverage:
-    if covered:
-        return Coverage.PARTLY if uncovered else Coverage.COVERED
-    return Coverage.NOT_COVERED if uncovered else Coverage.NOTHING_TO_COVER
 
 
 def _unfetched(judged: Judged) -> str:

@@ -21,6 +21,12 @@ def join_path(logical_path: str, name: str) -> str:
     return f"{logical_path}\\{name}" if logical_path else name
 
 
+def normalise_file(directory: str, filespec: str) -> str:
+    """A file as all entries can agree on: Windows tells no letter cases apart."""
+    directory = directory.rstrip("\\")
+    return f"{directory}\\{filespec}".lower()
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ComponentKey:
     """Identity of a component inside its writer; letter case does not count."""
@@ -56,6 +62,10 @@ class BackupComponent:
     def path(self) -> str:
         return join_path(self.logical_path, self.name)
 
+    @property
+    def failed(self) -> bool:
+        return self.backup_succeeded is False or bool(self.failures)
+
 
 @dataclass(frozen=True, slots=True)
 class BackupWriter:
@@ -83,14 +93,43 @@ class BackupComponents:
 
 
 @dataclass(frozen=True, slots=True)
+class Dependency:
+    """A component that another one needs to be of use, in a writer named by its class id."""
+
+    writer_id: str
+    logical_path: str
+    name: str
+
+    @property
+    def key(self) -> ComponentKey:
+        return ComponentKey.of(self.logical_path, self.name)
+
+    @property
+    def path(self) -> str:
+        return join_path(self.logical_path, self.name)
+
+    @property
+    def is_remote(self) -> bool:
+        """On another machine: its logical path begins with `\\\\computer\\`."""
+        return self.logical_path.startswith("\\\\")
+
+
+@dataclass(frozen=True, slots=True)
 class WriterComponent:
-    """A component that a writer offers. `kind` is filegroup or database; `files` counts its file entries."""
+    """A component that a writer offers. `kind` is filegroup or database; `files` counts its file entries.
+
+    `system_state` is False when a component of a system writer is marked as no part of the system state.
+    `database_files` are those of its files that hold a database, as `normalise_file` writes them.
+    """
 
     kind: str
     logical_path: str
     name: str
     selectable: bool
     files: int
+    system_state: bool = True
+    dependencies: tuple[Dependency, ...] = ()
+    database_files: tuple[str, ...] = ()
 
     @property
     def key(self) -> ComponentKey:
@@ -103,7 +142,8 @@ class WriterComponent:
 
 @dataclass(frozen=True, slots=True)
 class WriterMetadata:
-    """One writer's own document (WMD)."""
+    """One writer's own document (WMD). `excluded_databases`: database files that the writer says are to be left
+    out, as `normalise_file` writes them."""
 
     document: str
     writer_id: str
@@ -114,6 +154,7 @@ class WriterMetadata:
     data_source: str
     backup_schema: int
     components: tuple[WriterComponent, ...]
+    excluded_databases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,20 +21,32 @@ from stages.vss.documents import (
     BackupComponents,
     BackupWriter,
     ComponentKey,
+    Dependency,
     Document,
     QuiesceManifest,
     Unreadable,
     WriterComponent,
     WriterMetadata,
+    normalise_guid,
 )
+from stages.vss.sent import BACKUP_TYPES, SentQuiescing, effective_type
 from stages.vss.writers import KnownWriter, known_writer
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """A component's ancestors: whether there are any, selectable ones, and the nearest of these that is listed."""
+
+    any: bool
+    selectable: bool
+    listed: ComponentKey | None
 
 
 @dataclass(frozen=True)
 class WriterEvidence:
     """One writer instance as the documents tell it. Either side may be missing.
 
-    `twins` are further documents that claim the same ids.
+    `twins` are further documents that claim the same ids. `excluded`: the user said that it may be left out.
     """
 
     writer_id: str
@@ -42,14 +54,24 @@ class WriterEvidence:
     backup: BackupWriter | None
     metadata: WriterMetadata | None
     twins: tuple[WriterMetadata, ...] = ()
+    excluded: bool = False
 
     @cached_property
     def known(self) -> KnownWriter | None:
         return known_writer(self.writer_id, self.metadata.friendly_name if self.metadata else "")
 
     @property
+    def application(self) -> str:
+        return self.known.application if self.known else ""
+
+    @property
     def counts(self) -> bool:
-        return self.known.counts if self.known else True
+        return not self.excluded and (self.known.counts if self.known else True)
+
+    @property
+    def backup_schema(self) -> int:
+        told = self.metadata or self.backup
+        return told.backup_schema if told else 0
 
     @property
     def name(self) -> str:
@@ -75,19 +97,55 @@ class WriterEvidence:
         """Offered components that take part only when the backup components document lists them."""
         return tuple(component for component in self.offered.values() if self._is_explicit(component))
 
-    def ancestors(self, component: WriterComponent) -> Iterator[WriterComponent]:
-        """Components of this writer above this one in the tree of logical paths, nearest first."""
+    @cached_property
+    def implied(self) -> tuple[WriterComponent, ...]:
+        """Offered components that come along with a selectable ancestor, and are not listed themselves."""
+        return tuple(
+            component
+            for component in self.offered.values()
+            if component.key not in self.included_keys and self.above(component).selectable
+        )
+
+    def carrier(self, component: WriterComponent) -> ComponentKey | None:
+        """What brings the component into the backup: itself when listed, else a listed selectable ancestor."""
+        if component.key in self.included_keys:
+            return component.key
+        return self.above(component).listed
+
+    def takes_part(self, component: WriterComponent) -> bool:
+        """True when the component is in the backup and nothing says that it failed."""
+        carrier = self.carrier(component)
+        failed = self.backup.failures if self.backup else ()
+        return carrier is not None and not failed and carrier not in self._failed_keys
+
+    def above(self, component: WriterComponent) -> Above:
+        """The component's ancestors; looked for once per logical path, which may be long."""
         path = component.logical_path.lower()
+        found = self._above.get(path)
+        if found is None:
+            ancestors = list(self._ancestors(path))
+            listed = (one.key for one in ancestors if one.selectable and one.key in self.included_keys)
+            found = Above(bool(ancestors), any(one.selectable for one in ancestors), next(listed, None))
+            self._above[path] = found
+        return found
+
+    def _ancestors(self, path: str) -> Iterator[WriterComponent]:
+        """Components of this writer at this logical path and above, nearest first."""
         while path:
             yield from self._by_path.get(path, ())
             path = path.rpartition("\\")[0]
 
-    def has_selectable_ancestor(self, component: WriterComponent) -> bool:
-        return any(ancestor.selectable for ancestor in self.ancestors(component))
-
     def _is_explicit(self, component: WriterComponent) -> bool:
-        above = list(self.ancestors(component))
-        return not above or (component.selectable and not any(one.selectable for one in above))
+        above = self.above(component)
+        return not above.any or (component.selectable and not above.selectable)
+
+    @cached_property
+    def _above(self) -> dict[str, Above]:
+        return {}
+
+    @cached_property
+    def _failed_keys(self) -> frozenset[ComponentKey]:
+        return frozenset(component.key for component in self.included if component.failed)
 
     @cached_property
     def _by_path(self) -> dict[str, list[WriterComponent]]:
@@ -102,13 +160,16 @@ class Evidence:
     """Everything known about one snapshot's manifest.
 
     `absent`: why there is none. `unfetched`: why it could not be fetched. `damage`: why the archive was
-    refused. All three are None when there are documents.
+    refused. All three are None when there are documents. `sent`: what the snapshot was asked for, None when nobody
+    knows. `excluded`: names, applications or class ids of writers that the user says may be left out.
     """
 
     documents: tuple[Document, ...] = ()
     absent: str | None = None
     unfetched: str | None = None
     damage: str | None = None
+    sent: SentQuiescing | None = None
+    excluded: tuple[str, ...] = ()
 
     @cached_property
     def backups(self) -> tuple[BackupComponents, ...]:
@@ -140,14 +201,49 @@ class Evidence:
         for metadata in self.metadata:
             told.setdefault((metadata.writer_id, metadata.instance_id), []).append(metadata)
         return tuple(
-            WriterEvidence(
-                *ids,
-                backup=_joined(included[ids]) if ids in included else None,
-                metadata=told[ids][0] if ids in told else None,
-                twins=tuple(told.get(ids, ())[1:]),
+            self._with_exclusion(
+                WriterEvidence(
+                    *ids,
+                    backup=_joined(included[ids]) if ids in included else None,
+                    metadata=told[ids][0] if ids in told else None,
+                    twins=tuple(told.get(ids, ())[1:]),
+                )
             )
             for ids in dict.fromkeys([*included, *told])
         )
+
+    def _with_exclusion(self, writer: WriterEvidence) -> WriterEvidence:
+        names = {writer.name.lower(), writer.application.lower(), writer.writer_id}
+        wanted = {name.strip().lower() for name in self.excluded} | {
+            normalise_guid(one) for one in self.excluded
+        }
+        return replace(writer, excluded=True) if wanted & names - {""} else writer
+
+    @property
+    def backup_type(self) -> str:
+        """The type of backup that the writers were told; empty when no document says it and nobody knows."""
+        told = self.backups[0].backup_type if self.backups else ""
+        if told in BACKUP_TYPES:
+            return told
+        return self.sent.backup_type if self.sent else ""
+
+    def effective_type(self, writer: WriterEvidence) -> str:
+        """What the type of backup comes to for a writer that takes part; empty for all others, and if unknown."""
+        return effective_type(self.backup_type, writer.backup_schema) if writer.backup else ""
+
+    def finds(self, dependency: Dependency) -> bool:
+        """True when a writer of the class takes part with the component that the dependency names."""
+        targets = (
+            (one, one.offered.get(dependency.key)) for one in self._by_class.get(dependency.writer_id, ())
+        )
+        return any(target is not None and writer.takes_part(target) for writer, target in targets)
+
+    @cached_property
+    def _by_class(self) -> dict[str, list[WriterEvidence]]:
+        found: dict[str, list[WriterEvidence]] = {}
+        for writer in self.writers:
+            found.setdefault(writer.writer_id, []).append(writer)
+        return found
 
 
 def _joined(parts: list[BackupWriter]) -> BackupWriter:

@@ -15,10 +15,12 @@ from xml.parsers.expat import ErrorString
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
+from stages.vss.attributes import MAX_TEXT, database_file_of, decimal, dependency_of, shown, yes_or_no
 from stages.vss.documents import (
     BackupComponent,
     BackupComponents,
     BackupWriter,
+    Dependency,
     Document,
     QuiesceManifest,
     Unreadable,
@@ -30,12 +32,14 @@ from stages.vss.documents import (
 from stages.vss.text import decode_document
 
 MAX_ELEMENTS = 200_000  # ten times the largest document seen (System Writer, 18,900 file entries)
-MAX_COMPONENTS = 20_000  # writers and components together; real sets have some dozens to some thousands
+MAX_COMPONENTS = 20_000  # writers, components, dependencies; real sets have some dozens to some thousands
+MAX_DATABASE_FILES = 50_000  # of one document; ten thousand databases with five files each
 MAX_DEPTH = 32  # the schemas need five
-MAX_TEXT = 256  # of what is only shown
 MAX_FAILURES = 16  # kept of one component
 MAX_PATH = 1024  # of a component; every step up its logical path is looked at
 MAX_NAMESPACE = 1024  # expat repeats the namespace in every element's name
+
+_NOT_SYSTEM_STATE = 4  # of VSS_COMPONENT_FLAGS
 
 _Attributes = dict[str, str]
 _ROOT = "root"
@@ -50,6 +54,7 @@ _ROLES = {
     ("offer", "BACKUP_LOCATIONS"): "locations",
     ("locations", "FILE_GROUP"): "filegroup",
     ("locations", "DATABASE"): "database",
+    ("locations", "EXCLUDE_FILES"): "excluded",
     ("filegroup", "FILE_LIST"): "files",
     ("database", "DATABASE_FILES"): "files",
     ("database", "DATABASE_LOGFILES"): "files",
@@ -97,13 +102,15 @@ class _OpenComponent:
     failures: list[tuple[str, str]] = field(default_factory=list)
     has_metadata: bool = False
     files: int = 0
+    dependencies: list[Dependency] = field(default_factory=list)
+    database_files: list[str] = field(default_factory=list)
 
     def included(self) -> BackupComponent:
         return BackupComponent(
             logical_path=self.attributes.get("logicalPath", ""),
             name=self.attributes.get("componentName", ""),
             component_type=self.attributes.get("componentType", ""),
-            backup_succeeded=_yes_or_no(self.attributes.get("backupSucceeded")),
+            backup_succeeded=yes_or_no(self.attributes.get("backupSucceeded")),
             has_backup_stamp=bool(self.attributes.get("backupStamp")),
             has_backup_metadata=self.has_metadata,
             failures=tuple(self.failures),
@@ -114,8 +121,11 @@ class _OpenComponent:
             kind=kind,
             logical_path=self.attributes.get("logicalPath", ""),
             name=self.attributes.get("componentName", ""),
-            selectable=_yes_or_no(self.attributes.get("selectable")) is True,
+            selectable=yes_or_no(self.attributes.get("selectable")) is True,
             files=self.files,
+            system_state=not decimal(self.attributes.get("componentFlags")) & _NOT_SYSTEM_STATE,
+            dependencies=tuple(self.dependencies),
+            database_files=tuple(self.database_files),
         )
 
 
@@ -131,8 +141,8 @@ class _OpenWriter:
         return BackupWriter(
             writer_id=normalise_guid(self.attributes.get("writerId", "")),
             instance_id=normalise_guid(self.attributes.get("instanceId", "")),
-            instance_name=_shown(self.attributes.get("instanceName", "")),
-            backup_schema=_decimal(self.attributes.get("backupSchema")),
+            instance_name=shown(self.attributes.get("instanceName", "")),
+            backup_schema=decimal(self.attributes.get("backupSchema")),
             components=tuple(self.components),
             failures=tuple(self.failures),
         )
@@ -153,8 +163,10 @@ class _Reader:
         self._identity: _Attributes = {}
         self._writers: list[BackupWriter] = []
         self._offers: list[WriterComponent] = []
+        self._excluded: list[str] = []
         self._text = ""
         self._components = 0
+        self._database_files = 0
 
     def start_ns(self, prefix: str, uri: str) -> None:
         if len(uri) > MAX_NAMESPACE:
@@ -177,9 +189,7 @@ class _Reader:
                 self._count_component()
                 self._writer = _OpenWriter(attributes)
             case "component" | "filegroup" | "database":
-                self._count_component()
-                if len(attributes.get("logicalPath", "") + attributes.get("componentName", "")) > MAX_PATH:
-                    raise _RefusalError(f"component path longer than {MAX_PATH:,} characters")
+                self._count_component(attributes.get("logicalPath", "") + attributes.get("componentName", ""))
                 self._component = _OpenComponent(attributes)
             case "identification":
                 self._identity = attributes
@@ -187,13 +197,22 @@ class _Reader:
                 self._component.has_metadata |= bool(attributes.get("metadata"))
             case "files" if self._component:
                 self._component.files += 1
+                self._note_database_file(attributes, self._component.database_files)
+            case "excluded":
+                self._note_database_file(attributes, self._excluded)
+            case "" if self._component and not self._writer:
+                if dependency := dependency_of(attributes):
+                    self._count_component(dependency.path)
+                    self._component.dependencies.append(dependency)
         if self._writer:
             self._note_failures(self._component or self._writer, attributes)
 
-    def _count_component(self) -> None:
+    def _count_component(self, path: str = "") -> None:
         self._components += 1
         if self._components > MAX_COMPONENTS:
             raise _RefusalError(f"more than {MAX_COMPONENTS:,} writers and components")
+        if len(path) > MAX_PATH:
+            raise _RefusalError(f"component path longer than {MAX_PATH:,} characters")
 
     def data(self, text: str) -> None:
         if self._roles[-1] == "quiesce_text" and len(self._text) < MAX_TEXT:
@@ -222,11 +241,11 @@ class _Reader:
             case "quiesceManifest":
                 return QuiesceManifest(
                     document=self._name,
-                    provider_name=_shown(self._root.get("providerName", "")),
-                    product_version=_shown(self._root.get("productVersion", "")),
+                    provider_name=shown(self._root.get("providerName", "")),
+                    product_version=shown(self._root.get("productVersion", "")),
                 )
             case _:
-                return Unrecognised(self._name, _shown(self._root_name))
+                return Unrecognised(self._name, shown(self._root_name))
 
     def _local(self, name: str) -> str:
         """The name without its namespace; cached, because a hostile name may be long."""
@@ -239,14 +258,21 @@ class _Reader:
         """Failure messages count wherever they stand in their component: the exact spelling is undocumented."""
         for name, value in attributes.items():
             if name.lower().endswith("failuremsg") and value.strip() and len(holder.failures) < MAX_FAILURES:
-                holder.failures.append((_shown(self._local(name)), _shown(value)))
+                holder.failures.append((shown(self._local(name)), shown(value)))
+
+    def _note_database_file(self, attributes: _Attributes, files: list[str]) -> None:
+        if file := database_file_of(attributes):
+            files.append(file)
+            self._database_files += 1
+            if self._database_files > MAX_DATABASE_FILES:
+                raise _RefusalError(f"more than {MAX_DATABASE_FILES:,} files of databases")
 
     def _backup_components(self) -> BackupComponents:
         return BackupComponents(
             document=self._name,
-            select_components=_yes_or_no(self._root.get("selectComponents")),
-            bootable_system_state=_yes_or_no(self._root.get("bootableSystemStateBackup")),
-            partial_file_support=_yes_or_no(self._root.get("partialFileSupport")),
+            select_components=yes_or_no(self._root.get("selectComponents")),
+            bootable_system_state=yes_or_no(self._root.get("bootableSystemStateBackup")),
+            partial_file_support=yes_or_no(self._root.get("partialFileSupport")),
             backup_type=self._root.get("backupType", "").strip().lower(),
             snapshot_set_id=normalise_guid(self._root.get("snapshotSetId", "")),
             writers=tuple(self._writers),
@@ -262,25 +288,11 @@ class _Reader:
             document=self._name,
             writer_id=writer_id,
             instance_id=instance_id,
-            instance_name=_shown(identity.get("instanceName", "")),
-            friendly_name=_shown(identity.get("friendlyName", "")),
-            usage=_shown(identity.get("usage", "")),
-            data_source=_shown(identity.get("dataSource", "")),
-            backup_schema=_decimal(self._root.get("backupSchema")),
+            instance_name=shown(identity.get("instanceName", "")),
+            friendly_name=shown(identity.get("friendlyName", "")),
+            usage=shown(identity.get("usage", "")),
+            data_source=shown(identity.get("dataSource", "")),
+            backup_schema=decimal(self._root.get("backupSchema")),
             components=tuple(self._offers),
+            excluded_databases=tuple(self._excluded),
         )
-
-
-def _shown(text: str) -> str:
-    """Text for people: one line, not longer than they would read."""
-    return " ".join(text[: 4 * MAX_TEXT].split())[:MAX_TEXT]
-
-
-def _yes_or_no(text: str | None) -> bool | None:
-    return {"yes": True, "no": False}.get((text or "").strip().lower())
-
-
-def _decimal(text: str | None) -> int:
-    """A decimal mask; absent means 0, and so does a spelling that is not a number."""
-    digits = (text or "").strip()
-    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 10 else 0

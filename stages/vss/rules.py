@@ -10,47 +10,24 @@ chapter on Windows backup of VMware's Virtual Disk Development Kit programming g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from stages.vss.documents import BackupComponent, Unrecognised, WriterComponent
 from stages.vss.evidence import Evidence, WriterEvidence
-from stages.vss.verdict import Finding, Severity
+from stages.vss.rule import Breach, Rule
+from stages.vss.rules_relations import (
+    database_excluded,
+    dependency_not_covered,
+    system_state_incomplete,
+    writer_excluded,
+)
+from stages.vss.rules_sent import context_differs, counts_as_full, logs_changed, logs_kept, options_differ
+from stages.vss.verdict import Severity
 from stages.vss.writers import SQL_SERVER_WRITER
 
-
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """One place where a rule does not hold. `component` is a full path."""
-
-    document: str
-    text: str
-    writer: WriterEvidence | None = None
-    component: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One row: what it reads, what it says when it does not hold, and where it comes from."""
-
-    id: str
-    severity: Severity
-    reads: str
-    says: str
-    source: str
-    check: Callable[[Evidence], Iterator[Breach]]
-
-    def findings(self, evidence: Evidence) -> Iterator[Finding]:
-        for breach in self.check(evidence):
-            yield Finding(
-                rule=self.id,
-                severity=self.severity,
-                document=breach.document,
-                text=breach.text,
-                writer_id=breach.writer.writer_id if breach.writer else "",
-                instance_id=breach.writer.instance_id if breach.writer else "",
-                component=breach.component,
-            )
+# What the requirements of a job ask for by name.
+COMPONENT_MODE_UNSTATED = "component-mode-unstated"
+WRITER_NOT_INCLUDED = "writer-not-included"
 
 
 def _unreadable_document(evidence: Evidence) -> Iterator[Breach]:
@@ -93,7 +70,7 @@ def _writer_failed(evidence: Evidence) -> Iterator[Breach]:
 
 def _writer_not_included(evidence: Evidence) -> Iterator[Breach]:
     for writer in evidence.writers:
-        if writer.metadata and writer.backup is None and writer.explicit:
+        if writer.metadata and writer.backup is None and writer.explicit and not writer.excluded:
             text = f"{writer.name} has components, but was not part of the backup: it was not frozen"
             yield Breach(writer.metadata.document, text, writer)
 
@@ -159,8 +136,7 @@ def _below_included_ancestor(evidence: Evidence) -> Iterator[Breach]:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
-            above = writer.ancestors(offer) if offer else ()
-            if any(one.selectable and one.key in writer.included_keys for one in above):
+            if offer and writer.above(offer).listed:
                 text = f"{writer.name}: component {component.path} is listed, its listed ancestor includes it"
                 yield Breach(evidence.backup_document, text, writer, component.path)
 
@@ -169,7 +145,7 @@ def _implicit_component_listed(evidence: Evidence) -> Iterator[Breach]:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
-            if offer and not offer.selectable and writer.has_selectable_ancestor(offer):
+            if offer and not offer.selectable and writer.above(offer).selectable:
                 text = f"{writer.name}: component {component.path} is listed, though it cannot be selected"
                 yield Breach(evidence.backup_document, text, writer, component.path)
 
@@ -199,6 +175,9 @@ def _sql_component_without_stamp(evidence: Evidence) -> Iterator[Breach]:
 _BOTH = "BCD and WMD"
 _INTERFACES = "Microsoft, interface reference"
 _SELECTABILITY = "Microsoft, Working with Selectability for Backup"
+_SQL_SERVER = "Microsoft SQL Server, VSS writer backup guide"
+_TYPES = "Microsoft, VSS_BACKUP_TYPE; the writers' own documentation"
+_SENT = "BCD and the quiesce spec that was sent"
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -210,7 +189,7 @@ RULES: tuple[Rule, ...] = (
         "own", _unrecognised_document,
     ),
     Rule(
-        "component-mode-unstated", Severity.UNPROVEN, "BCD", "the selectComponents attribute is missing",
+        COMPONENT_MODE_UNSTATED, Severity.UNPROVEN, "BCD", "the selectComponents attribute is missing",
         "VDDK guide: VMware Tools selects components", _component_mode_unstated,
     ),
     Rule(
@@ -226,7 +205,7 @@ RULES: tuple[Rule, ...] = (
         "Microsoft, Writer Errors and Vetoes", _writer_failed,
     ),
     Rule(
-        "writer-not-included", Severity.UNPROVEN, _BOTH, "a writer with components is not listed: not frozen",
+        WRITER_NOT_INCLUDED, Severity.UNPROVEN, _BOTH, "a writer with components is not listed: not frozen",
         "Microsoft, Backup Components Document Contents; VDDK guide: all writers are involved",
         _writer_not_included,
     ),
@@ -268,6 +247,42 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "sql-component-without-stamp", Severity.INFO, "BCD", "SQL Server left no stamp and metadata at a component",
-        "Microsoft SQL Server, VSS writer backup guide", _sql_component_without_stamp,
+        _SQL_SERVER, _sql_component_without_stamp,
+    ),
+    Rule(
+        "database-excluded", Severity.UNPROVEN, "WMD", "a writer leaves files of a database out",
+        _SQL_SERVER, database_excluded,
+    ),
+    Rule(
+        "dependency-not-covered", Severity.WARNING, _BOTH, "a component that another one needs is not covered",
+        "Microsoft, Dependencies between Components Managed by Different Writers", dependency_not_covered,
+    ),
+    Rule(
+        "system-state-incomplete", Severity.WARNING, _BOTH, "a part of the system state did not take part",
+        "Microsoft, Backing Up and Restoring System State", system_state_incomplete,
+    ),
+    Rule(
+        "writer-excluded", Severity.INFO, "configuration", "a writer is excluded by the user: it does not count",
+        "VDDK guide: writers can be excluded", writer_excluded,
+    ),
+    Rule(
+        "options-differ", Severity.WARNING, _SENT, "VSS was run with other options than were sent",
+        "VDDK guide and the API's quiesce spec: VMware's defaults", options_differ,
+    ),
+    Rule(
+        "context-differs", Severity.WARNING, _SENT, "writers took part though not asked, or did not though asked",
+        "vSphere API, vssBackupContext", context_differs,
+    ),
+    Rule(
+        "logs-kept", Severity.INFO, _BOTH, "the backup type leaves a writer's logs and history alone",
+        _TYPES, logs_kept,
+    ),
+    Rule(
+        "logs-changed", Severity.WARNING, _BOTH, "the backup type changes a writer's logs or backup history",
+        _TYPES, logs_changed,
+    ),
+    Rule(
+        "counts-as-full", Severity.INFO, _BOTH, "a writer with a database takes any backup type for a full one",
+        _TYPES, counts_as_full,
     ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -92,7 +93,10 @@ class Coverage(Enum):
 class WriterVerdict:
     """One writer: components (full paths) that are shown consistent and that are not, and the rules that say why.
 
-    `counts` is False for writers that a disk image does not need; their state does not change the level.
+    `counts` is False for writers that a disk image does not need and for `excluded` ones, which the user said may
+    be left out; their state does not change the level. `effective_backup_type` is what the type that was asked for
+    comes to under the writer's schema, `logs` what that means for its logs; both are empty for writers that took no
+    part or keep none.
     """
 
     writer_id: str
@@ -104,6 +108,13 @@ class WriterVerdict:
     covered: tuple[str, ...]
     uncovered: tuple[str, ...]
     rules: tuple[str, ...]
+    excluded: bool = False
+    effective_backup_type: str = ""
+    logs: str = ""
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        return self.writer_id, self.instance_id
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -116,6 +127,30 @@ class WriterVerdict:
             "covered": list(self.covered),
             "uncovered": list(self.uncovered),
             "rules": list(self.rules),
+            "excluded": self.excluded,
+            "effective_backup_type": self.effective_backup_type,
+            "logs": self.logs,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationVerdict:
+    """One application over all its writers: its level, and its components (full paths; of SQL Server
+    `SERVER\\INSTANCE\\database`), listed ones and those that come along with them."""
+
+    name: str
+    level: Level
+    writers: tuple[str, ...]
+    covered: tuple[str, ...]
+    uncovered: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "level": self.level.value,
+            "writers": list(self.writers),
+            "covered": list(self.covered),
+            "uncovered": list(self.uncovered),
         }
 
 
@@ -126,15 +161,34 @@ class Verdict:
     level: Level
     findings: tuple[Finding, ...]
     writers: tuple[WriterVerdict, ...] = ()
+    applications: tuple[ApplicationVerdict, ...] = ()
 
     @property
     def reason(self) -> str:
         return self.findings[0].text
+
+    @property
+    def doubts(self) -> tuple[Finding, ...]:
+        """Findings that keep the level below `application`."""
+        return doubts_of(self.findings, self.writers)
+
+    def application(self, name: str) -> ApplicationVerdict | None:
+        """The application of this name; letter case does not count."""
+        return next((one for one in self.applications if one.name.lower() == name.strip().lower()), None)
 
     def as_dict(self) -> dict[str, object]:
         return {
             "level": self.level.value,
             "reason": self.reason,
             "findings": [finding.as_dict() for finding in self.findings],
+            "applications": [application.as_dict() for application in self.applications],
             "writers": [writer.as_dict() for writer in self.writers],
         }
+
+
+def doubts_of(findings: Iterable[Finding], writers: Iterable[WriterVerdict]) -> tuple[Finding, ...]:
+    """The findings that lower the level: not those about writers that do not count."""
+    idle = {writer.ids for writer in writers if not writer.counts}
+    return tuple(
+        one for one in findings if one.severity.lowers and (one.writer_id, one.instance_id) not in idle
+    )

@@ -73,6 +73,7 @@ _WRITERS = (
     KnownWriter("41db4dbf-6046-470e-8ad5-d5081dfb1b70", "Dedup Writer", "Data Deduplication"),
 )
 WELL_KNOWN_WRITERS = {writer.writer_id: writer for writer in _WRITERS}
+APPLICATIONS = frozenset(writer.application for writer in _WRITERS)
 
 
 def known_writer(writer_id: str, friendly_name: str = "") -> KnownWriter | None:

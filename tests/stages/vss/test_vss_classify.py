@@ -10,6 +10,7 @@ import pytest
 from lab.vss import ManifestRecipe, manifest_zip
 from stages.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from stages.vss.rules import RULES
+from stages.vss.sent import SentQuiescing
 from stages.vss.verdict import Coverage, Level, Severity, Verdict
 from stages.vss.writers import WELL_KNOWN_WRITERS, known_writer
 
@@ -44,6 +45,10 @@ class Writer:
     attributes: str = ""  # of each listed component
     writer_attributes: str = ""
     described: int = 1  # how many documents
+    usage: str = "USER_DATA"
+    source: str = "OTHER"
+    inside: str = ""  # of each offered component
+    beside: str = ""  # the offered components
 
 
 def component(path: str) -> str:
@@ -68,14 +73,15 @@ def manifest(
     documents = {"backup.xml": f"<BACKUP_COMPONENTS {root}>{listed}</BACKUP_COMPONENTS>"}
     for number, one in enumerate(writers, 1):
         offers = "".join(
-            f'<{one.kind} {component(path)} selectable="{"yes" if selectable else "no"}"/>'
+            f'<{one.kind} {component(path)} selectable="{"yes" if selectable else "no"}">{one.inside}</{one.kind}>'
             for path, selectable in one.offers
         )
         for copy in range(one.described):
             documents[f"writer{number}{'abc'[copy]}.xml"] = (
                 f'<WRITER_METADATA backupSchema="{one.schema}"><IDENTIFICATION writerId="{one.writer_id}" '
-                f'instanceId="{one.instance}" friendlyName="{one.name}"/>'
-                f"<BACKUP_LOCATIONS>{offers}</BACKUP_LOCATIONS></WRITER_METADATA>"
+                f'instanceId="{one.instance}" friendlyName="{one.name}" usage="{one.usage}" '
+                f'dataSource="{one.source}"/>'
+                f"<BACKUP_LOCATIONS>{one.beside}{offers}</BACKUP_LOCATIONS></WRITER_METADATA>"
             )
     return zipped(documents | (extra or {}))
 
@@ -240,6 +246,8 @@ def test_no_writer_is_called_covered_below_application_partial():
 
 # -- rules --------------------------------------------------------------------------------------
 
+EXCLUDED = r'<EXCLUDE_FILES path="D:\Data" filespec="sales.mdf" recursive="no"/>'
+NEEDS_ANOTHER = f'<DEPENDENCY writerId="{{{ASR}}}" logicalPath="" componentName="other"/>'
 PARENT_AND_CHILD = [("app", True), ("app\\child", False)]
 
 
@@ -264,6 +272,8 @@ PARENT_AND_CHILD = [("app", True), ("app\\child", False)]
         ("component-twice", Writer(listed=["data", "DATA"])),
         ("component-twice", Writer(offers=[("data", True), ("Data", True)])),
         ("sql-component-without-stamp", Writer(writer_id=SQL)),
+        ("database-excluded", Writer(writer_id=SQL, beside=EXCLUDED)),
+        ("dependency-not-covered", Writer(inside=NEEDS_ANOTHER)),
     ],
 )
 def test_each_rule_about_a_writer(rule, writer):
@@ -276,16 +286,38 @@ def test_each_rule_about_a_writer(rule, writer):
     assert (own.coverage is Coverage.COVERED) is not finding.severity.lowers
 
 
+COPY = 'selectComponents="yes" backupType="copy"'
+FULL = 'selectComponents="yes" backupType="full"'
+SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
+
+
 @pytest.mark.parametrize(
-    ("rule", "data", "level"),
+    ("rule", "data", "level", "known"),
     [
-        ("document-unreadable", manifest(GOOD, extra={"w.xml": "<a"}), Level.APPLICATION_PARTIAL),
-        ("document-unrecognised", manifest(GOOD, extra={"w.xml": "<a/>"}), Level.APPLICATION),
-        ("component-mode-unstated", manifest(GOOD, root=""), Level.APPLICATION_PARTIAL),
+        ("document-unreadable", manifest(GOOD, extra={"w.xml": "<a"}), Level.APPLICATION_PARTIAL, {}),
+        ("document-unrecognised", manifest(GOOD, extra={"w.xml": "<a/>"}), Level.APPLICATION, {}),
+        ("component-mode-unstated", manifest(GOOD, root=""), Level.APPLICATION_PARTIAL, {}),
+        ("options-differ", manifest(GOOD, root=FULL), Level.APPLICATION, {}),
+        ("logs-kept", manifest(Writer(writer_id=SQL, schema=0x10), root=COPY), Level.APPLICATION, {}),
+        ("logs-changed", manifest(Writer(writer_id=SQL), root=COPY), Level.APPLICATION, {}),
+        ("counts-as-full", manifest(Writer(source="TRANSACTION_DB"), root=COPY), Level.APPLICATION, {}),
+        (
+            "system-state-incomplete",
+            manifest(GOOD, Writer(listed=None, usage="SYSTEM_SERVICE"), root=SYSTEM_STATE),
+            Level.APPLICATION_PARTIAL,
+            {},
+        ),
+        (
+            "writer-excluded",
+            manifest(GOOD, Writer(listed=None)),
+            Level.APPLICATION,
+            {"excluded": ["own writer"]},
+        ),
+        ("context-differs", manifest(GOOD), Level.APPLICATION, {"sent": SentQuiescing("file-system")}),
     ],
 )
-def test_each_rule_about_the_manifest(rule, data, level):
-    verdict = classify_manifest(data)
+def test_each_rule_about_the_manifest(rule, data, level, known):
+    verdict = classify_manifest(data, **known)
     assert rule in rules(verdict)
     assert verdict.level is level
 

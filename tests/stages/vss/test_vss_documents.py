@@ -14,6 +14,7 @@ from stages.vss.documents import (
     BackupComponent,
     BackupComponents,
     BackupWriter,
+    Dependency,
     QuiesceManifest,
     Unreadable,
     Unrecognised,
@@ -71,7 +72,10 @@ METADATA = """<v:WRITER_METADATA xmlns:v="x-schema:#VssWriterMetadataInfo" versi
   <v:DATABASE logicalPath="C:_Windows" componentName="ntds" caption="two
 lines" selectable="no"><v:DATABASE_FILES path="a" filespec="b"/>
    <v:DATABASE_LOGFILES path="c" filespec="d"/></v:DATABASE>
-  <v:FILE_GROUP componentName="files" selectable="yes"><v:FILE_LIST path="e" filespec="f"/></v:FILE_GROUP>
+  <v:FILE_GROUP componentName="files" selectable="yes" componentFlags="4"><v:FILE_LIST path="e" filespec="f"/>
+   <v:FILE_LIST path="E:\\" filespec="A.MDF"/><v:FILE_LIST path="E:" filespec="*.mdf"/>
+   <v:ANYTHING><v:NEEDED logicalPath="\\\\srv\\app" componentName="base"
+    writerId="{A65FAA63-5EA8-4EBC-9DBD-A0C4DB26912A}"/></v:ANYTHING><v:OTHER componentName="no id"/></v:FILE_GROUP>
  </v:BACKUP_LOCATIONS>
 </v:WRITER_METADATA>"""
 METADATA_VALUE = WriterMetadata(
@@ -85,8 +89,18 @@ METADATA_VALUE = WriterMetadata(
     backup_schema=0,
     components=(
         WriterComponent("database", "C:_Windows", "ntds", False, 2),
-        WriterComponent("filegroup", "", "files", True, 1),
+        WriterComponent(
+            "filegroup",
+            "",
+            "files",
+            True,
+            3,
+            system_state=False,
+            dependencies=(Dependency("a65faa63-5ea8-4ebc-9dbd-a0c4db26912a", "\\\\srv\\app", "base"),),
+            database_files=("e:\\a.mdf",),
+        ),
     ),
+    excluded_databases=("c:\\windows\\ntds\\temp.edb",),
 )
 MARKS = {"utf-8": codecs.BOM_UTF8, "utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
 VARIANTS = list(
