@@ -69,8 +69,8 @@ CONTROL = (
         "`excluded=`",
         ("evidence",),
         "The API takes no list. The manifest tells which writers and components took part, and a requirement is "
-        "held against it before anything is read. How a guest excludes a writer (KB 1031200) could not be verified: "
-        "nothing does that; writers that were left out on purpose are listed in `excluded`.",
+        "held against it before anything is read. How a guest excludes a writer (KB 1031200) could not be "
+        "verified: nothing does that; writers that were left out on purpose are listed in `excluded`.",
         "VSS manifest",
     ),
     ControlPoint(
@@ -80,8 +80,8 @@ CONTROL = (
         '`on_shortfall="publish"` or `"discard")`',
         ("vadpipe", "evidence"),
         "A quiesce that fails ends the run, or goes on with the next weaker kind and says so. A writer that failed "
-        "while the snapshot succeeded is found in the manifest: the point is published with a mark and exit code 3, "
-        "or not at all.",
+        "while the snapshot succeeded is found in the manifest: the point is published with a mark and exit code "
+        "3, or not at all.",
         "faults and events of the snapshot; VSS manifest",
     ),
     ControlPoint(
@@ -89,8 +89,8 @@ CONTROL = (
         "retry count",
         "`retries=`, `retry_after_s=`",
         ("vadpipe",),
-        "Of `Quiesce`: further attempts, as far as the catalogue of failures says that one can help, after the time "
-        "it gives. Of `VssManifest`: further snapshots, when one falls short of what is required.",
+        "Of `Quiesce`: further attempts, as far as the catalogue of failures says that one can help, after the "
+        "time it gives. Of `VssManifest`: further snapshots, when one falls short of what is required.",
         "catalogue of failures",
     ),
 )
