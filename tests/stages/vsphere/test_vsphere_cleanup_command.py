@@ -65,7 +65,7 @@ def test_orphan_candidates_are_listed_once_and_left(
 
 
 @pytest.mark.parametrize(
-    ("vms", "problem"), [(("web01",), "datastore1"), (("web01", "nowhere"), "no VM 'nowhere'")]
+    ("vms", "problem"), [(("web01",), "Datastore.Browse"), (("web01", "nowhere"), "no VM 'nowhere'")]
 )
 def test_where_nobody_can_look_that_is_said(
     lab: LabVcenter, add_vm: AddVm, run_cleanup: RunCleanup, vms: tuple[str, ...], problem: str
