@@ -118,6 +118,11 @@ class Capture(Protocol):
         ...
 
     @property
+    def preflight(self) -> Mapping[str, object] | None:
+        """What was found out before anything was touched, as JSON values; None: nobody looked."""
+        ...
+
+    @property
     def snapshots_left(self) -> int | None:
         """How many snapshots the VM has once the capture has ended; None where there is no such thing."""
         ...

@@ -198,6 +198,7 @@ class FakeCapture:
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    preflight: Mapping[str, object] | None = None
     snapshots_left: int | None = None
 
 

@@ -11,7 +11,7 @@ from pipeline.cli import json_option, run_async, show
 from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
-from stages.vsphere import Vcenter, VcenterVm, find_vm
+from stages.vsphere import Vcenter, VcenterVm, find_vms
 
 from .facts import JobFacts
 from .prepare import Prepared, enable_uuid, track_changes
@@ -88,10 +88,9 @@ async def _preflight(
     server: Vcenter, machines: Sequence[VcenterVm], no_network: bool
 ) -> list[PreflightReport]:
     async with server.connect() as session:
-        jobs = [(await find_vm(session, machine.vm), await _wanted(machine)) for machine in machines]
-        return await preflight_all(
-            session, [(vm.moref, job) for vm, job in jobs], probe_hosts=None if no_network else probe
-        )
+        vms = await find_vms(session, [machine.vm for machine in machines])
+        jobs = [(vm.moref, await _wanted(machine)) for vm, machine in zip(vms, machines, strict=True)]
+        return await preflight_all(session, jobs, probe_hosts=None if no_network else probe)
 
 
 async def _wanted(machine: VcenterVm) -> JobFacts:
@@ -105,8 +104,8 @@ async def _prepare(
 ) -> list[Prepared]:
     prepared = []
     async with server.connect() as session:
-        for machine in machines:
-            vm = await find_vm(session, machine.vm)
+        vms = await find_vms(session, [machine.vm for machine in machines])
+        for vm in vms:
             if tracking:  # first: a restart for the other makes it take effect
                 prepared.append(await track_changes(session, vm))
             if uuid:

@@ -103,6 +103,7 @@ class LocalCapture:
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    preflight: None = None
     snapshots_left: None = None
 
     async def fetch_vss_manifest(self) -> FetchedManifest:

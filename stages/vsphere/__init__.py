@@ -1,6 +1,6 @@
 """VMs on a vCenter or an ESXi host: session, snapshot, change tracking, VSS manifest, clean-up.
 
-machine      VcenterVm: all of it together, what a job captures
+machine      VcenterVm: all of it together, what a job captures              check        before the snapshot
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
 transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
@@ -14,11 +14,12 @@ changes      changed areas, page by page                                      di
 
 from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
+from .check import Check, Checked
 from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from .journal import Intent, Journal
-from .lookup import Vm, find_vm
+from .lookup import Vm, find_vm, find_vms
 from .machine import VcenterVm, VsphereCapture
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
@@ -30,6 +31,8 @@ __all__ = [
     "CATALOGUE",
     "Advice",
     "CertificateRefused",
+    "Check",
+    "Checked",
     "ConnectionLost",
     "ConsolidationNeeded",
     "DiskReader",
@@ -50,6 +53,7 @@ __all__ = [
     "VsphereError",
     "advice_for",
     "find_vm",
+    "find_vms",
     "open_snapshot",
     "same_tracking",
     "snapshots_left",

@@ -13,7 +13,7 @@ from pyVmomi.VmomiSupport import ManagedObject
 
 from pipeline.errors import SourceError
 
-from .properties import Row, read, read_all
+from .properties import Row, read_all, read_each
 from .session import VcenterSession
 
 _MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
@@ -42,6 +42,12 @@ async def find_vm(session: VcenterSession, wanted: str) -> Vm:
 
     Raises SourceError: none (with near names), or several (with their paths).
     """
+    [found] = await find_vms(session, [wanted])
+    return found
+
+
+async def find_vms(session: VcenterSession, wanted: Sequence[str]) -> list[Vm]:
+    """The VM for each of these, as `find_vm` finds it, in one look at the inventory however many there are."""
 
     def inventory() -> list[Row]:
         placed = ("name", "parent")
@@ -55,11 +61,14 @@ async def find_vm(session: VcenterSession, wanted: str) -> Vm:
     rows = await session.call("RetrieveProperties", inventory)
     places = {row.moref: row for row in rows}
     vms = [row for row in rows if row.kind == "VirtualMachine"]
-    with_uuid = await _with_uuid(session, wanted)
-    found = [row for row in vms if row.moref in with_uuid or _is_meant(row, wanted, places)]
-    if len(found) != 1:
-        raise _several(session, wanted, found, places) if found else _none(session, wanted, vms)
-    return await _identified(session, found[0], places)
+    one_each = []
+    for one in wanted:
+        with_uuid = await _with_uuid(session, one)
+        found = [row for row in vms if row.moref in with_uuid or _is_meant(row, one, places)]
+        if len(found) != 1:
+            raise _several(session, one, found, places) if found else _none(session, one, vms)
+        one_each += found
+    return await _identified(session, one_each, places)
 
 
 async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
@@ -83,10 +92,15 @@ async def _with_uuid(session: VcenterSession, wanted: str) -> frozenset[str]:
     return frozenset(str(vm._moId) for vm in found)
 
 
-async def _identified(session: VcenterSession, row: Row, places: Mapping[str, Row]) -> Vm:
-    subject = vim.VirtualMachine(row.moref, session.stub)
+async def _identified(session: VcenterSession, rows: Sequence[Row], places: Mapping[str, Row]) -> list[Vm]:
+    subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(row.moref for row in rows)]
     paths = ("config.instanceUuid", "config.uuid")
-    identity = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    found = await session.call("RetrieveProperties", lambda: read_each(session.content, subjects, paths))
+    identities = {identity.moref: identity for identity in found}
+    return [_vm(session, row, identities[row.moref], places) for row in rows]
+
+
+def _vm(session: VcenterSession, row: Row, identity: Row, places: Mapping[str, Row]) -> Vm:
     uuid = identity.get("config.instanceUuid") or identity.get("config.uuid")
     if uuid is None:
         raise SourceError(

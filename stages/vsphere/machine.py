@@ -19,6 +19,7 @@ from stages.vddk import DiskAccess
 from stages.vss.fetched import FetchedManifest
 
 from .changes import enable_change_tracking
+from .check import Check, Checked, default_check
 from .disk import DiskReader, SnapshotDisk
 from .hardware import DiskFacts
 from .journal import Journal
@@ -42,7 +43,8 @@ class VcenterVm:
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named.
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `preflight`: what is
+    checked before the snapshot, None for nothing.
     """
 
     vcenter: Vcenter
@@ -55,6 +57,7 @@ class VcenterVm:
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
     consolidate: bool = True
+    preflight: Check | None = field(default_factory=default_check)
 
     @property
     def name(self) -> str:
@@ -88,8 +91,8 @@ class VsphereCapture:
     """A VM held still by a snapshot: a `pipeline.disk.Capture`.
 
     `left_out`: a sentence for each disk of the VM that no snapshot holds. `attention`: what else is not as it was
-    asked for; `remarks`: what else a report should say. `snapshots_left`: how many snapshots the VM has, whoever
-    made them, known once the capture has ended.
+    asked for; `remarks`: what else a report should say. `preflight`: what the check before the snapshot said.
+    `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
     """
 
     machine: MachineId
@@ -99,6 +102,7 @@ class VsphereCapture:
     left_out: Sequence[str]
     attention: Sequence[str]
     remarks: Sequence[str]
+    preflight: Mapping[str, object] | None
     session: VcenterSession = field(repr=False)
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
@@ -121,6 +125,9 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
         patience_s = session.settings.patience_s
         remarks = await _swept(session, journal, settings.consolidate)
         remarks += await _not_ours(session, vm)
+        checked = Checked({})
+        if settings.preflight is not None:
+            checked = await settings.preflight.check(session, vm, settings)
         if settings.enable_change_tracking:
             obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
             remarks += [obstacle] if obstacle else []
@@ -150,8 +157,9 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         quiescing_asked=settings.quiesce.kind,
                         configuration=snapshot.configuration,
                         left_out=snapshot.left_out,
-                        attention=_weaker(settings.quiesce, snapshot.quiesce),
-                        remarks=[*remarks, *snapshot.remarks],
+                        attention=[*checked.attention, *_weaker(settings.quiesce, snapshot.quiesce)],
+                        remarks=[*remarks, *checked.remarks, *snapshot.remarks],
+                        preflight=checked.document or None,
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,

@@ -35,12 +35,19 @@ class Row:
 
 def read(content: vim.ServiceInstanceContent, subject: ManagedObject, paths: Sequence[str]) -> Row:
     """The properties of one object."""
+    (row,) = read_each(content, [subject], paths)
+    return row
+
+
+def read_each(
+    content: vim.ServiceInstanceContent, subjects: Sequence[ManagedObject], paths: Sequence[str]
+) -> list[Row]:
+    """The properties of some objects of one type, at least one, in any order."""
     spec = Collector.FilterSpec(
-        objectSet=[Collector.ObjectSpec(obj=subject)],
-        propSet=[Collector.PropertySpec(type=type(subject), pathSet=list(paths))],
+        objectSet=[Collector.ObjectSpec(obj=subject) for subject in subjects],
+        propSet=[Collector.PropertySpec(type=type(subjects[0]), pathSet=list(paths))],
     )
-    (found,) = _pages(content, spec)
-    return _row(found, strict=True)
+    return [_row(found, strict=True) for found in _pages(content, spec)]
 
 
 def read_all(
