@@ -1,4 +1,4 @@
-"""`examples/nightly.py` as it is, on the lab: preflight leaves out its hosts, which have neither names nor ports."""
+"""`examples/nightly.py` on the lab, whose hosts have no names and no ports: preflight leaves them out."""
 
 import runpy
 from dataclasses import replace

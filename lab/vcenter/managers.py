@@ -41,6 +41,8 @@ class ServiceInstance(Managed):
             eventManager=vim.event.EventManager("EventManager"),
             searchIndex=vim.SearchIndex("SearchIndex"),
             fileManager=vim.FileManager("FileManager"),
+            authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
+            licenseManager=vim.LicenseManager("LicenseManager"),
         )
 
     @vim_property

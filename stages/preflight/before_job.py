@@ -70,14 +70,14 @@ def _remarks(report: PreflightReport) -> list[str]:
 
 def _sentence(finding: Finding) -> str:
     subject = f"{finding.subject}: " if finding.subject else ""
-    return f"Preflight, {finding.rule}: {subject}{finding.found}. {finding.remedy}"
+    return f"Preflight, {finding.rule}: {subject}{finding.found.rstrip('.')}. {finding.remedy}"
 
 
 def _not_ready(report: PreflightReport, errors: Sequence[Finding]) -> NotReady:
-    conditions = "".join(f"\n  {_sentence(finding).removeprefix('Preflight, ')}" for finding in errors)
+    conditions = " ".join(_sentence(finding).removeprefix("Preflight, ") for finding in errors)
     return NotReady(
-        f"{report.vm} is not ready for this job; no snapshot was taken:{conditions}\n",
-        remedy="Mend this, or set preflight=Preflight(report_only=True) for this VM to run all the same.",
+        f"{report.vm} is not ready for this job, so no snapshot was taken. {conditions}",
+        remedy="To run all the same, set preflight=Preflight(report_only=True) for this VM.",
         vm=report.vm,
         findings=[finding.as_dict() for finding in errors],
     )

@@ -10,6 +10,7 @@ journal      intents, durable before the call                                 sn
 removal, consolidation   removing what is ours                                sweep        after killed runs
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
+movement     whether it stayed where it was
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
@@ -21,6 +22,7 @@ from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereErr
 from .journal import Intent, Journal
 from .lookup import Vm, find_vm, find_vms
 from .machine import VcenterVm, VsphereCapture
+from .movement import Moved
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
 from .snapshot import Snapshot, open_snapshot
@@ -39,6 +41,7 @@ __all__ = [
     "Intent",
     "Journal",
     "LoginRefused",
+    "Moved",
     "OpenDisk",
     "Outcome",
     "Quiesce",

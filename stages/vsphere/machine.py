@@ -25,6 +25,7 @@ from .hardware import DiskFacts
 from .journal import Journal
 from .lookup import Vm, find_vm
 from .manifest import DirectoryState, directory_state, fetch_manifest
+from .movement import host_of, require_unmoved
 from .patience import patiently
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
@@ -106,7 +107,12 @@ class VsphereCapture:
     session: VcenterSession = field(repr=False)
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
+    host_before: str = field(repr=False)
     snapshots_left: int | None = None
+
+    async def confirm(self) -> None:
+        """Raises Moved when the VM or the files of the snapshot were moved while they were read."""
+        await require_unmoved(self.session, self.snapshot, self.host_before)
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""
@@ -146,6 +152,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                 consolidate=settings.consolidate,
             ) as snapshot:
                 _require_disks(snapshot)
+                host = await patiently(partial(host_of, session, vm), patience_s)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
                     disks = [
                         await _opened(settings, session, snapshot, facts, pool, opened)
@@ -163,6 +170,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,
+                        host_before=host,
                     )
                     yield capture
         finally:

@@ -19,7 +19,7 @@ CHANGING = ("Create", "Remove", "Reconfig", "Power")
 
 
 @pytest.fixture
-def web01(lab, vcenter, managers, tmp_path):
+def web01(lab, vcenter, tmp_path):
     return VcenterVm(
         replace(vcenter, patience_s=0.5),
         "web01",
