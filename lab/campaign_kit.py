@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,19 +38,23 @@ from stages import AllocatedExtents, DiskAccess, ReadSpans
 
 @dataclass(frozen=True)
 class LabReader:
-    """Opens the VMDK chains below a lab directory's datastores; a `stages.vsphere.DiskReader`."""
+    """Opens the VMDK chains below a lab directory's datastores; a `stages.vsphere.DiskReader`.
+
+    `before_read`: called before each read, for what has to happen just then.
+    """
 
     root: Path
+    before_read: Callable[[], None] | None = None
 
     @asynccontextmanager
     async def open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[LabOpenDisk]:
         datastore, _, path = access.path.removeprefix("[").partition("] ")
-        with open_disk(self.root / "datastores" / datastore / path) as disk:
+        with open_disk(self.root / "datastores" / datastore / path, self.before_read) as disk:
             yield disk
 
 
 @contextmanager
-def open_disk(leaf: Path) -> Iterator[LabOpenDisk]:
+def open_disk(leaf: Path, before_read: Callable[[], None] | None = None) -> Iterator[LabOpenDisk]:
     """The chain of a leaf, open until the end, wherever its files go meanwhile. Raises SourceError."""
     files = [leaf]
     with ExitStack() as stack:
@@ -60,20 +64,23 @@ def open_disk(leaf: Path) -> Iterator[LabOpenDisk]:
             chain = stack.enter_context(opened_chain(files))
         except OSError as exc:
             raise SourceError(f"{files[-1]} cannot be opened: {exc.strerror}.") from exc
-        yield LabOpenDisk(chain)
+        yield LabOpenDisk(chain, before_read)
 
 
 class LabOpenDisk:
     """One open chain."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, before_read: Callable[[], None] | None) -> None:
         self._chain = chain
+        self._before_read = before_read
         self.capacity = chain.links[0].capacity
 
     async def allocated(self, offset: int, length: int) -> Extents:
         return self._chain.allocated(offset, length)
 
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        if self._before_read is not None:
+            self._before_read()
         for start, length in wanted:
             content = np.frombuffer(self._chain.read(start, length), dtype=np.uint8)
             buffer.array[start - offset : start - offset + length] = content

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pyVmomi import vmodl
 
-from lab.campaign_kit import DirectoryTarget
-from lab.campaign_scenario import Scenario
+from lab.campaign_kit import DirectoryTarget, LabReader
+from lab.campaign_scenario import READ, Scenario
 from lab.disks import LabDisk
 from lab.vcenter import Event, LabVcenter
 from lab.vcenter.state import HostTraits
@@ -58,6 +58,9 @@ class Lab:
     def settings(self) -> Vcenter:
         vcenter = self.vcenter
         return server_settings(vcenter.address, vcenter.port, vcenter.thumbprint)
+
+    def reader(self) -> LabReader:
+        return LabReader(self.root, partial(self.vcenter.meet, READ))
 
     def arm(self) -> None:
         """Set up everything that the scenario wants to go wrong."""

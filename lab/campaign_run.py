@@ -34,12 +34,14 @@ class Ended:
     wrong: list[str]
 
 
-def job(root: Path, scenario: Scenario, server: Vcenter) -> Job[VsphereCapture, DirectoryPoint]:
+def job(
+    root: Path, scenario: Scenario, server: Vcenter, reader: LabReader
+) -> Job[VsphereCapture, DirectoryPoint]:
     """The backup of the campaign's VM."""
     machine = VcenterVm(
         server,
         VM,
-        reader=LabReader(root),
+        reader=reader,
         quiesce=scenario.quiesce,
         pool_size=16 * MiB,
         journal=Journal(root / "journal"),
@@ -89,7 +91,7 @@ def _outcome(lab: Lab) -> tuple[str, list[str], str]:
 
 async def _watched(lab: Lab) -> JobReceipt | None:
     with trio.move_on_after(_HANGS_AFTER_S):
-        return await job(lab.root, lab.scenario, lab.settings()).run()
+        return await job(lab.root, lab.scenario, lab.settings(), lab.reader()).run()
     return None
 
 
@@ -109,7 +111,8 @@ def _killed(lab: Lab, seed: int, number: int) -> tuple[str, list[str]]:
 
 def _run_child(root: Path, seed: int, number: int, host: str, port: int, thumbprint: str) -> None:
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - how it fails is not asked here
-    trio.run(job(root, Scenario.drawn(seed, number), server_settings(host, port, thumbprint)).run)
+    server = server_settings(host, port, thumbprint)
+    trio.run(job(root, Scenario.drawn(seed, number), server, LabReader(root)).run)
 
 
 def _in_peace(lab: Lab) -> list[str]:

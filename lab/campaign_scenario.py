@@ -27,7 +27,9 @@ CALLS: Mapping[str, int] = {
     "ConsolidateVMDisks_Task": 1, "QueryEvents": 1, "/folder": 1,
 }  # fmt: skip
 TASKS = ("CreateSnapshotEx_Task", "RemoveSnapshot_Task", "ConsolidateVMDisks_Task", CONSOLIDATION)
-EVENTS = ("restart", "expire", "cut", "vmotion", "storage vmotion", "both vmotions")
+EVENTS = ("restart", "expire", "cut")
+MOVES = ("vmotion", "storage vmotion", "both vmotions")
+READ = "read"  # of a disk: no call of the vSphere API
 # The last is longer than a removal may take in the campaign.
 _DELAYS_S = (0.05, 0.05, 0.05, 0.05, 0.5, 0.5, 0.5, 0.5, 0.5, 7.0)
 # Each call as often as it is made: where an event or a kill may strike.
@@ -92,7 +94,7 @@ def _fault_in_turn(seed: int, number: int, chance: random.Random) -> Trouble:
 
 
 def _trouble(chance: random.Random) -> Trouble:
-    kind = chance.choice(("fault", "drop", "refusal", "event", "event", "delay"))
+    kind = chance.choice(("fault", "drop", "refusal", "event", "move", "delay"))
     after = chance.random() < 0.3
     method, nth = chance.choice(_MOMENTS)
     if kind == "fault":
@@ -105,5 +107,7 @@ def _trouble(chance: random.Random) -> Trouble:
         return Trouble(f"drop {drop.value}", method, drop, nth)
     if kind == "refusal":
         return Trouble("503", method, Refusal.UNAVAILABLE, nth)
-    event = chance.choice(EVENTS)
+    if kind == "move" and chance.random() < 0.3:
+        return Trouble(move := chance.choice(MOVES), READ, move, 1)
+    event = chance.choice(MOVES if kind == "move" else EVENTS)
     return Trouble(event, method, event, nth, after=after)

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from lab.campaign import campaign, main
-from lab.campaign_scenario import CALLS, EVENTS, TASKS, Scenario
+from lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
 from lab.vcenter.fault_kinds import FAULT_KINDS
 
 SEED = 3
@@ -35,7 +35,7 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
             if one.name in FAULT_KINDS:
                 kinds[one.method, one.in_task].add(one.name)
                 nths[one.method].add(one.nth)
-            elif one.name in EVENTS:
+            elif one.name in EVENTS + MOVES:
                 events[one.name].add((one.method, one.nth))
     for place in [*((call, False) for call in CALLS), *((task, True) for task in TASKS)]:
         assert len(kinds[place]) >= 40, place
@@ -44,7 +44,8 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
     sites = {(call, nth) for call, count in CALLS.items() for nth in range(1, count + 1)}
     assert killed - {None} == sites
     assert all(len(met) > len(sites) / 2 for met in events.values())
-    assert set(events) == set(EVENTS)
+    assert set(events) == {*EVENTS, *MOVES}
+    assert all((READ, 1) in events[move] for move in MOVES)
 
 
 @pytest.mark.slow

@@ -251,6 +251,10 @@ class LabVcenter:
         """
         self._service.injections.add(method, failure, nth, in_task=in_task, after=after, chance=chance)
 
+    def meet(self, moment: str) -> None:
+        """A moment of the test's own counts as a call of that name: what was injected for it happens now."""
+        self._service.injections.happen(self._service.injections.before_call(moment))
+
     def seed(self, seed: int) -> None:
         """Begin the row of chances of `inject` anew."""
         self._service.injections.seed(seed)
