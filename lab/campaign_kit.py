@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from trio.abc import ReceiveChannel
 
-from lab.vmdk_chain import open_link, opened_chain
+from lab.vmdk_chain import Chain, open_link, opened_chain
 from lab.vmdk_descriptor import field
 from pipeline import (
     Buffer,
@@ -28,6 +28,7 @@ from pipeline import (
     Pipeline,
     PreviousDisk,
     Sink,
+    SourceError,
     Span,
     Unchanged,
     Zeros,
@@ -37,35 +38,52 @@ from stages import AllocatedExtents, DiskAccess, ReadSpans
 
 @dataclass(frozen=True)
 class LabReader:
-    """Opens the VMDK chains below a lab directory's datastores; a `stages.vsphere.DiskReader`."""
+    """Opens the VMDK chains below a lab directory's datastores; a `stages.vsphere.DiskReader`.
+
+    `before_read`: called before each read, for what has to happen just then.
+    """
 
     root: Path
+    before_read: Callable[[], None] | None = None
 
     @asynccontextmanager
     async def open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[LabOpenDisk]:
         datastore, _, path = access.path.removeprefix("[").partition("] ")
-        yield LabOpenDisk(self.root / "datastores" / datastore / path)
+        with open_disk(self.root / "datastores" / datastore / path, self.before_read) as disk:
+            yield disk
+
+
+@contextmanager
+def open_disk(leaf: Path, before_read: Callable[[], None] | None = None) -> Iterator[LabOpenDisk]:
+    """The chain of a leaf, open until the end, wherever its files go meanwhile. Raises SourceError."""
+    files = [leaf]
+    with ExitStack() as stack:
+        try:
+            while (parent := _parent(files[-1])) is not None:
+                files.append(parent)
+            chain = stack.enter_context(opened_chain(files))
+        except OSError as exc:
+            raise SourceError(f"{files[-1]} cannot be opened: {exc.strerror}.") from exc
+        yield LabOpenDisk(chain, before_read)
 
 
 class LabOpenDisk:
-    """One chain, opened anew for each call."""
+    """One open chain."""
 
-    def __init__(self, leaf: Path) -> None:
-        self._chain = [leaf]
-        while (parent := _parent(self._chain[-1])) is not None:
-            self._chain.append(parent)
-        with opened_chain(self._chain) as chain:
-            self.capacity = chain.links[0].capacity
+    def __init__(self, chain: Chain, before_read: Callable[[], None] | None) -> None:
+        self._chain = chain
+        self._before_read = before_read
+        self.capacity = chain.links[0].capacity
 
     async def allocated(self, offset: int, length: int) -> Extents:
-        with opened_chain(self._chain) as chain:
-            return chain.allocated(offset, length)
+        return self._chain.allocated(offset, length)
 
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        with opened_chain(self._chain) as chain:
-            for start, length in wanted:
-                content = np.frombuffer(chain.read(start, length), dtype=np.uint8)
-                buffer.array[start - offset : start - offset + length] = content
+        if self._before_read is not None:
+            self._before_read()
+        for start, length in wanted:
+            content = np.frombuffer(self._chain.read(start, length), dtype=np.uint8)
+            buffer.array[start - offset : start - offset + length] = content
 
 
 def _parent(path: Path) -> Path | None:

@@ -2,8 +2,8 @@
 
 The lab lives in this process: a vCenter over SOAP and TLS, and a Windows-like VM on real VMDK files. The product
 runs as its users run it, as the command `vadpipe` in processes of its own, with `examples/nightly.py` as its
-configuration and the stand-in VDDK library to read through. Digests of the disks are taken from each quiesced
-snapshot by an independent reader, and compared with what was restored in the end.
+configuration (by way of `lab/nightly.py`) and the stand-in VDDK library to read through. Digests of the disks are
+taken from each quiesced snapshot by an independent reader, and compared with what was restored in the end.
 
 Where the stand-in VDDK cannot be built, the VM's files are backed up without a vCenter (`examples/local.py`).
 """
@@ -37,6 +37,7 @@ VM = "web01"
 DATASTORE = "datastore1"
 MARKER = ".vadpipe-lab"
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NIGHTLY = Path(__file__).resolve().with_name("nightly.py")
 
 # What one incremental run may read beyond what change tracking reports: spans are cut at clusters.
 READ_RATIO, READ_SLACK = 1.05, 1 * MiB
@@ -140,22 +141,22 @@ def _vcenter(directory: Path, guest: Guest, libdir: Path, stack: ExitStack) -> L
         "VADPIPE_LAB_ROOT": str(directory),
         "VM": VM,
     }
-    return _lab(directory, guest, "nightly.py", environment, witnessed)
+    return _lab(directory, guest, NIGHTLY, environment, witnessed)
 
 
 def _local(directory: Path, guest: Guest) -> Lab:
     """Without VDDK: the VM's own files, one digest per run taken just before it."""
-    return _lab(directory, guest, "local.py", {"VM_DIRECTORY": str(guest.directory)}, [])
+    return _lab(directory, guest, EXAMPLES / "local.py", {"VM_DIRECTORY": str(guest.directory)}, [])
 
 
 def _lab(
-    directory: Path, guest: Guest, config: str, environment: dict[str, str], witnessed: list[list[str]]
+    directory: Path, guest: Guest, config: Path, environment: dict[str, str], witnessed: list[list[str]]
 ) -> Lab:
     common = {
         "REPOSITORY": str(directory / "repository"),
         "XDG_STATE_HOME": str(directory / "state"),  # the intent journal of this lab only
     }
-    return Lab(directory, guest, EXAMPLES / config, {**environment, **common}, witnessed)
+    return Lab(directory, guest, config, {**environment, **common}, witnessed)
 
 
 def _clear(directory: Path) -> None:

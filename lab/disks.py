@@ -255,6 +255,14 @@ class LabDisk:
             self._delete_unreferenced()
             return moved
 
+    @contextmanager
+    def moving(self, directory: Path) -> Iterator[None]:
+        """Nobody uses the disk meanwhile; from the end on its files are those of the same names in `directory`."""
+        with self._lock:
+            yield
+            self._files = replace(self._files, directory=directory)
+            self.directory, self.base, self._modified = directory, self._files.base, None
+
     # -- change tracking
 
     def enable_tracking(self) -> None:

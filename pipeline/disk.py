@@ -118,6 +118,18 @@ class Capture(Protocol):
         ...
 
     @property
+    def preflight(self) -> Mapping[str, object] | None:
+        """What was found out before anything was touched, as JSON values; None: nobody looked."""
+        ...
+
+    async def confirm(self) -> None:
+        """After the last read and before the point is published: the VM was held still until now.
+
+        Raises SourceError when what was read may not be whole.
+        """
+        ...
+
+    @property
     def snapshots_left(self) -> int | None:
         """How many snapshots the VM has once the capture has ended; None where there is no such thing."""
         ...

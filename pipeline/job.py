@@ -204,6 +204,7 @@ class Job(Generic[C, P]):
         record.disks = [runs[disk.key] for disk in capture.disks]
         for finisher, known in zip(self.finish, record.examined, strict=True):
             record.evidence = known or await finisher.finish(capture)
+        await capture.confirm()
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
         emit("published", job=self.title, point=record.point)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -63,7 +65,7 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
 )
 @json_option
 def show_point(repository: Path, point: str, vm: str | None, extract: Path | None, as_json: bool) -> None:
-    """Show a restore point: its disks, how consistent it is and why."""
+    """Show a restore point: its disks, how consistent it is and why, and what preflight said."""
     reader = run_async(_opened, repository)
     found = reader.resolve(point, machine=vm)
     if extract is not None:
@@ -153,6 +155,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         _point_line(point),
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
+        *_preflight_lines(point.preflight),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""
@@ -161,6 +164,22 @@ def _point_lines(point: RestorePoint) -> list[str]:
             f"    root {disk.receipt.root}",
         ]
     return lines + [f"  document {name}: {each.length} bytes" for name, each in point.documents.items()]
+
+
+def _preflight_lines(document: Mapping[str, object] | None) -> list[str]:
+    """What was found before the snapshot; what nobody could tell is counted, and listed by --json."""
+    if document is None:
+        return ["  preflight: none"]
+    if "problem" in document:
+        return [f"  preflight: none, because {document['problem']}"]
+    findings = cast("Sequence[Mapping[str, str]]", document.get("findings", ()))
+    unknown = cast("Sequence[object]", document.get("unknown", ()))
+    told = ["  preflight: " + (f"{len(findings)} found" if findings else "nothing found")]
+    told[0] += f", {len(unknown)} not known" if unknown else ""
+    for finding in findings:
+        subject = f"{finding['subject']}: " if finding["subject"] else ""
+        told.append(f"    {finding['severity']} {finding['rule']}: {subject}{finding['found']}")
+    return told
 
 
 def _restored(disk: RestoredDisk) -> dict[str, object]:

@@ -15,6 +15,7 @@ from lab.witness import chain_digest
 from pipeline import MiB
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NIGHTLY = Path(__file__).parent.parent / "lab" / "nightly.py"  # the example, on the lab
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ class SmallLab:
 
     def run(self, *arguments, **changes):
         """`vadpipe run` of examples/nightly.py, with changes to its environment."""
-        return self("run", EXAMPLES / "nightly.py", *arguments, **changes)
+        return self("run", NIGHTLY, *arguments, **changes)
 
     def __call__(self, *arguments, **changes):
         return vadpipe(*arguments, environment={**self.environment, **changes})

@@ -1,31 +1,59 @@
-"""Backups where everything fails leave nothing behind: a part of the campaign at once, all of it on demand."""
+"""Backups where everything fails leave nothing behind: 300 runs at once, 5,000 on demand."""
+
+from collections import defaultdict
 
 import pytest
 from click.testing import CliRunner
 
 from lab.campaign import campaign, main
-from lab.campaign_scenario import Scenario
+from lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
+from lab.vcenter.fault_kinds import FAULT_KINDS
 
-SHORT_S = 10.0  # each of the four parts; `make campaign` runs all of it
+SEED = 3
+SHORT, LONG = 300, 5000
+
+
+def facts(seed, number):
+    drawn = Scenario.drawn(seed, number)
+    troubles = [(one.name, one.method, one.nth, one.in_task, one.after) for one in drawn.troubles]
+    return drawn.disks, drawn.foreign, drawn.quiesce, drawn.killed, troubles
 
 
 def test_a_seed_decides_everything():
-    def facts(seed, number):
-        drawn = Scenario.drawn(seed, number)
-        troubles = [(one.name, one.method, one.nth, one.in_task, one.after) for one in drawn.troubles]
-        return drawn.disks, drawn.foreign, drawn.quiesce, drawn.killed, troubles
-
     assert facts(1, 2) == facts(1, 2)
     assert len({str(facts(1, number)) for number in range(50)}) == 50
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
-def test_nothing_is_left_behind(part):
-    tally = campaign(range(part * 75, (part + 1) * 75), seed=3, seconds=SHORT_S)
+def test_every_call_meets_forty_kinds_of_fault_and_more():
+    kinds, nths, events = defaultdict(set), defaultdict(set), defaultdict(set)
+    killed = set()
+    for number in range(LONG):
+        scenario = Scenario.drawn(SEED, number)
+        killed |= {scenario.killed}
+        for one in scenario.troubles:
+            if one.name in FAULT_KINDS:
+                kinds[one.method, one.in_task].add(one.name)
+                nths[one.method].add(one.nth)
+            elif one.name in EVENTS + MOVES:
+                events[one.name].add((one.method, one.nth))
+    for place in [*((call, False) for call in CALLS), *((task, True) for task in TASKS)]:
+        assert len(kinds[place]) >= 40, place
+    for call, count in CALLS.items():
+        assert nths[call] == set(range(1, count + 1)), call
+    sites = {(call, nth) for call, count in CALLS.items() for nth in range(1, count + 1)}
+    assert killed - {None} == sites
+    assert all(len(met) > len(sites) / 2 for met in events.values())
+    assert set(events) == {*EVENTS, *MOVES}
+    assert all((READ, 1) in events[move] for move in MOVES)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_behind():
+    tally = campaign(range(SHORT), seed=SEED)
     assert tally.failures == []
-    assert tally.runs > 0
-    assert sum(tally.outcomes.values()) == tally.runs
+    assert tally.runs == sum(tally.outcomes.values()) == SHORT
+    assert {"done", "failed", "killed"} <= set(tally.outcomes)
 
 
 @pytest.mark.slow
@@ -36,6 +64,8 @@ def test_one_run_can_be_played_again():
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("seed", range(5))
-def test_a_thousand_runs(seed):
-    assert campaign(range(1000), seed=seed).failures == []
+def test_five_thousand_runs():
+    tally = campaign(range(LONG), seed=SEED)
+    print(dict(tally.outcomes))
+    assert tally.failures == []
+    assert tally.runs == LONG

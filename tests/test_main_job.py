@@ -13,7 +13,7 @@ import pytest
 from lab.witness import image_digest
 from sinks import RepositoryReader
 from sinks.repository.layout import Layout
-from tests.conftest import EXAMPLES, command
+from tests.conftest import NIGHTLY, command
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,9 @@ def test_a_wrong_thumbprint_shows_both(small_lab):
 
 
 def test_a_missing_vddk_is_named(small_lab, tmp_path):
-    one_message(small_lab.run(VDDK_LIBDIR=str(tmp_path / "nothing")), 2, "nothing", "libvixDiskLib")
+    one_message(
+        small_lab.run(VDDK_LIBDIR=str(tmp_path / "nothing")), 1, "vddk-missing", "nothing", "libvixDiskLib"
+    )
     assert small_lab.snapshots == 0
 
 
@@ -166,7 +168,7 @@ job = replace(found["job"], path=path)
 def test_a_disk_that_vanishes_mid_read_is_named(small_lab, tmp_path):
     flat = next(small_lab.guest.directory.glob("*-flat.vmdk"))
     config = tmp_path / "vanishing.py"
-    config.write_text(VANISHING.format(nightly=str(EXAMPLES / "nightly.py"), flat=str(flat)))
+    config.write_text(VANISHING.format(nightly=str(NIGHTLY), flat=str(flat)))
     one_message(small_lab("run", config), 1, "scsi0:1", r"offset \d+")
     assert points(small_lab) == []
     assert small_lab.snapshots == 0
@@ -248,7 +250,7 @@ def kill_runs(lab, count, seed):
     chance = random.Random(seed)
     for _ in range(count):
         with subprocess.Popen(
-            command("run", EXAMPLES / "nightly.py"),
+            command("run", NIGHTLY),
             env={**os.environ, **lab.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from lab.disks import LabDisk
 from lab.process_tree import run_measured
 from lab.vcenter import LabVcenter
 from pipeline import GiB, MiB, TiB, format_size
-from tests.conftest import EXAMPLES, command, vadpipe
+from tests.conftest import NIGHTLY, command, vadpipe
 
 LIMIT = 256 * MiB
 CAPACITY = 4 * TiB
@@ -51,7 +51,7 @@ def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, vddk, amount):
             "XDG_STATE_HOME": str(tmp_path / "state"),
         }
         assert vadpipe("init", tmp_path / "repository").returncode == 0
-        run = run_measured(command("run", EXAMPLES / "nightly.py"), environment)
+        run = run_measured(command("run", NIGHTLY), environment)
         assert run.returncode == 0, run.stderr
         restore = run_measured(command("restore", tmp_path / "repository", "latest", "null:"), environment)
         assert restore.returncode == 0, restore.stderr

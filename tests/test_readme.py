@@ -64,7 +64,13 @@ def test_the_embedding_prints_what_is_shown(tmp_path):
 @pytest.mark.slow
 def test_the_configuration_runs_and_reports_as_shown(small_lab, tmp_path):
     config = tmp_path / "nightly.py"
-    config.write_text(PYTHON[0])
+    on_the_lab = """
+from dataclasses import replace
+from stages.preflight import Preflight
+
+job = replace(job, machine=replace(job.machine, preflight=Preflight(probe_hosts=False)))
+"""
+    config.write_text(PYTHON[0] + on_the_lab)
     done = small_lab("run", config)
     assert done.returncode == 0, done.stderr
 

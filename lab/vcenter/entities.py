@@ -1,4 +1,4 @@
-"""The inventory around the VMs: folders, one datacenter, one host with its pool, network and datastores."""
+"""The inventory around the VMs: folders, one datacenter, hosts with their pools, a network and datastores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pyVmomi import VmomiSupport, vim
 from lab.vcenter.about import about
 from lab.vcenter.datastore import DatastoreBrowser
 from lab.vcenter.objects import Entity, Managed, vim_property
-from lab.vcenter.state import DatastoreTraits
+from lab.vcenter.state import DatastoreTraits, HostTraits
 
 if TYPE_CHECKING:
     from lab.vcenter.service import Service
 
-HOST, POOL, NETWORK = "host-8", "resgroup-9", "network-10"  # morefs of the things that every VM refers to
+NETWORK = "network-10"
 _MAX_FILE_SIZE = 62 << 40  # VMFS 6
 
 
@@ -80,18 +80,21 @@ class Datacenter(Folder):
 
 
 class ComputeResource(Entity):
+    """A host of its own, with its pool."""
+
     vim_type = vim.ComputeResource
 
-    def __init__(self, service: Service, moref: str) -> None:
-        super().__init__(service, moref)
-        self.host_system = HostSystem(service, HOST)
-        self.pool = ResourcePool(service, POOL)
+    def __init__(self, service: Service, host: str) -> None:
+        number = int(host.removeprefix("host-"))
+        super().__init__(service, f"domain-s{number}")
+        self.host_system = HostSystem(service, host)
+        self.pool = ResourcePool(service, f"resgroup-{number}")
         for child in self.children:
             child.parent_entity = self
 
     @property
     def display_name(self) -> str:
-        return self.service.inventory.host.name
+        return self.host_system.display_name
 
     @property
     def children(self) -> list[Entity]:
@@ -107,26 +110,30 @@ class ComputeResource(Entity):
 
     @vim_property
     def datastore(self) -> list[vim.Datastore]:
-        return self.service.datastore_refs
+        return self.service.mounted_by(self.host_system.moref)
 
 
 class HostSystem(Entity):
     vim_type = vim.HostSystem
 
     @property
+    def traits(self) -> HostTraits:
+        return self.service.inventory.hosts[self.moref]
+
+    @property
     def display_name(self) -> str:
-        return self.service.inventory.host.name
+        return self.traits.name
 
     @vim_property
     def runtime(self) -> vim.host.RuntimeInfo:
-        host = self.service.inventory.host
+        host = self.traits
         return vim.host.RuntimeInfo(
             connectionState=host.connection, powerState="poweredOn", inMaintenanceMode=host.maintenance
         )
 
     @vim_property
     def summary(self) -> vim.host.Summary:
-        host = self.service.inventory.host
+        host = self.traits
         product = about("HostAgent", self.service.inventory.instance_uuid)
         product.version, product.build = host.version, host.build
         return vim.host.Summary(
@@ -137,7 +144,7 @@ class HostSystem(Entity):
                 port=443,
                 sslThumbprint=self.service.guests.host_thumbprint,
                 product=product,
-                vmotionEnabled=False,
+                vmotionEnabled=True,
                 faultToleranceEnabled=False,
             ),
             quickStats=vim.host.Summary.QuickStats(),
@@ -147,11 +154,11 @@ class HostSystem(Entity):
 
     @vim_property
     def vm(self) -> list[vim.VirtualMachine]:
-        return self.service.vm_refs
+        return [vim.VirtualMachine(vm.moref) for vm in self.service.vms_on(self.moref)]
 
     @vim_property
     def datastore(self) -> list[vim.Datastore]:
-        return self.service.datastore_refs
+        return self.service.mounted_by(self.moref)
 
     @vim_property
     def datastoreBrowser(self) -> vim.host.DatastoreBrowser:
@@ -171,7 +178,10 @@ class ResourcePool(Entity):
 
     @vim_property
     def vm(self) -> list[vim.VirtualMachine]:
-        return self.service.vm_refs
+        assert isinstance(self.parent_entity, ComputeResource)
+        return [
+            vim.VirtualMachine(vm.moref) for vm in self.service.vms_on(self.parent_entity.host_system.moref)
+        ]
 
 
 class Network(Entity):
@@ -215,7 +225,7 @@ class Datastore(Entity):
             capacity=usage.total,
             freeSpace=usage.free if traits.free is None else traits.free,
             accessible=traits.accessible,
-            multipleHostAccess=False,
+            multipleHostAccess=len(self.service.inventory.hosts_of(self._name)) > 1,
             type=traits.kind,
             maintenanceMode=traits.maintenance,
         )
@@ -232,7 +242,8 @@ class Datastore(Entity):
             mounted=True,
             accessible=self._traits.accessible,
         )
-        return [vim.Datastore.HostMount(key=vim.HostSystem(HOST), mountInfo=mount)]
+        hosts = self.service.inventory.hosts_of(self._name)
+        return [vim.Datastore.HostMount(key=vim.HostSystem(host), mountInfo=mount) for host in hosts]
 
     @vim_property
     def info(self) -> vim.Datastore.Info:
@@ -250,8 +261,8 @@ class Datastore(Entity):
         return [vim.VirtualMachine(vm.moref) for vm in vms if vm.datastore == self._name]
 
 
-def build(service: Service) -> tuple[Folder, Folder, Folder]:
-    """The tree down to the empty VM and datastore folders. Returns the root, the VM and the datastore folder.
+def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
+    """The tree down to the empty folders. Returns the root, and the folders of VMs, hosts and datastores.
 
     The datacenter's name in the inventory may be a path: what is before its last slash are folders.
     """
@@ -269,6 +280,5 @@ def build(service: Service) -> tuple[Folder, Folder, Folder]:
     networks = Folder(service, "group-n6", "network")
     for folder in (vms, hosts, datastores, networks):
         datacenter.adopt(folder)
-    hosts.adopt(ComputeResource(service, "domain-s7"))
     networks.adopt(Network(service, NETWORK))
-    return root, vms, datastores
+    return root, vms, hosts, datastores

@@ -43,6 +43,8 @@ class ServiceInstance(Managed):
             searchIndex=vim.SearchIndex("SearchIndex"),
             fileManager=vim.FileManager("FileManager"),
             guestOperationsManager=vim.vm.guest.GuestOperationsManager(GUEST_OPERATIONS),
+            authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
+            licenseManager=vim.LicenseManager("LicenseManager"),
         )
 
     @vim_property

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab.certificate import load_or_create
 from lab.disks import LabDisk
-from lab.vcenter import snapshots
+from lab.vcenter import relocation, snapshots
 from lab.vcenter.about import ApiType
 from lab.vcenter.guests import Guests
 from lab.vcenter.https import HttpsServer
@@ -21,7 +21,7 @@ from lab.vcenter.service import Service, Settings
 from lab.vcenter.sessions import Clock
 from lab.vcenter.snapshots import OnSnapshot
 from lab.vcenter.soap import API_VERSION
-from lab.vcenter.state import DiskState, Inventory, VmState, VmTraits, disk_keys, replace_file
+from lab.vcenter.state import DiskState, HostTraits, Inventory, VmState, VmTraits, disk_keys, replace_file
 from lab.vcenter.tagging import Tagging
 from lab.vss import manifest_zip
 
@@ -152,6 +152,14 @@ class LabVcenter:
         self._service.add_datastore(name)
         return self._inventory.datastore_root(name)
 
+    def add_host(self, traits: HostTraits) -> str:
+        """One more host, which mounts the datastores that all hosts mount; its moref."""
+        moref = f"host-{self._inventory.number()}"
+        with self._service.changes.lock:
+            self._service.add_host(moref, traits)
+            self._inventory.save()
+        return moref
+
     def register_vm(
         self,
         directory: Path,
@@ -262,6 +270,10 @@ class LabVcenter:
         """
         self._service.injections.add(method, failure, nth, in_task=in_task, after=after, chance=chance)
 
+    def meet(self, moment: str) -> None:
+        """A moment of the test's own counts as a call of that name: what was injected for it happens now."""
+        self._service.injections.happen(self._service.injections.before_call(moment))
+
     def seed(self, seed: int) -> None:
         """Begin the row of chances of `inject` anew."""
         self._service.injections.seed(seed)
@@ -280,6 +292,14 @@ class LabVcenter:
         vm = self._inventory.vms[moref]
         return snapshots.create(self._service, vm, name, description, None, False).moref
 
+    def move(self, moref: str, *, host: str | None = None, datastore: str | None = None) -> None:
+        """What DRS or an administrator does to a VM: vMotion to `host`, storage vMotion to `datastore`.
+
+        Raises a fault of the API where it is refused: a task is at work on the VM, its move is disabled, or the
+        host does not mount the datastore.
+        """
+        relocation.move(self._service, self._inventory.vms[moref], host=host, datastore=datastore)
+
     def snapshots(self, moref: str) -> dict[str, str]:
         """The descriptions of a VM's snapshots by their morefs, oldest first."""
         return {one.moref: one.description for one in self._inventory.vms[moref].snapshots}
@@ -296,6 +316,15 @@ class LabVcenter:
         """Cut every connection; sessions stay."""
         assert self._server is not None, "nothing is connected before start()"
         self._server.close_connections()
+
+    @property
+    def denied_privileges(self) -> set[str]:
+        """Privileges that AuthorizationManager says the account lacks."""
+        return self._service.denied_privileges
+
+    def license(self, edition: str) -> None:
+        """The edition key of the only licence, e.g. "esxBasic", the free one."""
+        self._service.edition = edition
 
     def forbid_datastore(self, name: str) -> None:
         """Take the account's privileges on datastore `name`: NoPermission, and 403 from `/folder`."""

@@ -14,7 +14,7 @@ from lab.vcenter.about import ApiType
 from lab.vcenter.changes import Changes
 from lab.vcenter.collector import PropertyCollector
 from lab.vcenter.datastore import DatastoreBrowser, FileManager
-from lab.vcenter.entities import HOST, Datastore, build
+from lab.vcenter.entities import ComputeResource, Datastore, build
 from lab.vcenter.guest_operations import guest_managers
 from lab.vcenter.guests import Guests
 from lab.vcenter.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
@@ -27,10 +27,11 @@ from lab.vcenter.managers import (
     descendants,
 )
 from lab.vcenter.objects import Call, Managed, moref_of, typed
+from lab.vcenter.permissions import AuthorizationManager, LicenseManager
 from lab.vcenter.quiescing import Manifest
 from lab.vcenter.sessions import Clock, Session, Sessions
 from lab.vcenter.snapshots import OnSnapshot
-from lab.vcenter.state import Inventory, VmState, replace_file
+from lab.vcenter.state import FIRST_HOST, HostTraits, Inventory, VmState, replace_file
 from lab.vcenter.tagging import Tagging
 from lab.vcenter.tasks import Tasks, system_error
 from lab.vcenter.vm import VirtualMachine, VirtualMachineSnapshot
@@ -109,22 +110,29 @@ class Service:
         self.forbidden_datastores: set[str] = set()
         self.asked: set[tuple[type, str]] = set()
         self.unset: frozenset[str] = frozenset()
+        self.denied_privileges: set[str] = set()
+        self.edition = "esx.enterprisePlus.cpuPackage"
         self.stopping = False
-        self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{HOST}")
-        self.root_folder, vm_folder, self._datastore_folder = build(self)
+        self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{FIRST_HOST}")
+        self.root_folder, vm_folder, self._host_folder, self._datastore_folder = build(self)
         self._vm_folders = VmFolders(vm_folder, self._register)
+        self._compute_resources: dict[str, ComputeResource] = {}
         self._datastores: dict[str, Datastore] = {}
         self._objects: dict[str, Managed] = {}
         self._register(
             ServiceInstance(self, "ServiceInstance"),
             SearchIndex(self, "SearchIndex"),
             FileManager(self, "FileManager"),
+            AuthorizationManager(self, "AuthorizationManager"),
+            LicenseManager(self, "LicenseManager"),
             self.events,
             *guest_managers(self),
             self.host_browser,
             self.root_folder,
             *descendants(self.root_folder),
         )
+        for host, traits in inventory.hosts.items():
+            self.add_host(host, traits)
         for name in inventory.datastores:
             self.add_datastore(name)
         for vm in inventory.vms.values():
@@ -145,6 +153,23 @@ class Service:
             self._datastores[name] = datastore
             self._datastore_folder.adopt(datastore)
             self._register(datastore, datastore.own_browser)
+
+    def add_host(self, moref: str, traits: HostTraits) -> None:
+        self.inventory.hosts[moref] = traits
+        compute_resource = self._compute_resources[moref] = ComputeResource(self, moref)
+        self._host_folder.adopt(compute_resource)
+        self._register(compute_resource, *descendants(compute_resource))
+
+    def pool_of(self, host: str) -> vim.ResourcePool:
+        return vim.ResourcePool(self._compute_resources[host].pool.moref)
+
+    def mounted_by(self, host: str) -> list[vim.Datastore]:
+        inventory = self.inventory
+        names = [name for name in inventory.datastores if host in inventory.hosts_of(name)]
+        return [vim.Datastore(inventory.datastores[name]) for name in names]
+
+    def vms_on(self, host: str) -> list[VmState]:
+        return [vm for vm in self.inventory.vms.values() if vm.host == host]
 
     def add_vm(self, vm: VmState) -> None:
         managed = VirtualMachine(self, vm)
@@ -176,10 +201,6 @@ class Service:
     @property
     def datastore_refs(self) -> list[vim.Datastore]:
         return [vim.Datastore(datastore.moref) for datastore in self._datastores.values()]
-
-    @property
-    def vm_refs(self) -> list[vim.VirtualMachine]:
-        return [vim.VirtualMachine(moref) for moref in self.inventory.vms]
 
     def _register(self, *managed: Managed) -> None:
         self._objects.update((one.moref, one) for one in managed)

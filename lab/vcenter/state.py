@@ -28,6 +28,7 @@ from lab.vcenter.quiescing import Quiescing
 QuiescedForm = Literal["one snapshot", "siblings", "unmarked sibling"]
 """One that names the second redo logs; two siblings; the same, and the second's description is empty."""
 
+FIRST_HOST = "host-8"
 _FIRST_DISK_KEY = 2000  # vSphere numbers a VM's SCSI disks 2000 + 16 * bus + unit
 
 
@@ -113,7 +114,7 @@ class VmTraits:
 
 @dataclass
 class HostTraits:
-    """The one host."""
+    """An ESXi host."""
 
     name: str = "esxi01.lab.local"
     version: str = "8.0.3"
@@ -124,12 +125,13 @@ class HostTraits:
 
 @dataclass
 class DatastoreTraits:
-    """A datastore. free: bytes, None for what the file system below has."""
+    """A datastore. free: bytes, None for what the file system below has; hosts: that mount it, None for all."""
 
     kind: str = "VMFS"
     accessible: bool = True
     maintenance: str = "normal"
     free: int | None = None
+    hosts: list[str] | None = None
 
 
 @dataclass
@@ -137,7 +139,8 @@ class VmState:
     """One VM.
 
     files_name: what its own files are called: its first name, which a rename does not change;
-    quiescing: what its guest can do, None to derive it; folder: its path below the folder of all VMs.
+    quiescing: what its guest can do, None to derive it; folder: its path below the folder of all VMs; host: the
+    moref of where it runs; disabled_methods: by their WSDL names.
     """
 
     moref: str
@@ -157,6 +160,8 @@ class VmState:
     snapshots: list[SnapshotState] = field(default_factory=list)
     traits: VmTraits = field(default_factory=VmTraits)
     folder: str = ""
+    host: str = FIRST_HOST
+    disabled_methods: list[str] = field(default_factory=list)
 
     @property
     def tools_running(self) -> bool:
@@ -180,8 +185,8 @@ class Inventory:
     """All state of one lab directory.
 
     datastores: their morefs by name; disks: the open disks by VM moref and device key; in_work: VMs whose
-    redo logs are being merged now; datastore_traits: by name, of those that are not as the defaults; folders:
-    morefs of the folders of VMs, by path.
+    redo logs are being merged now; hosts: by moref; datastore_traits: by name, of those that are not as the
+    defaults; folders: morefs of the folders of VMs, by path.
     """
 
     root: Path
@@ -192,7 +197,7 @@ class Inventory:
     vms: dict[str, VmState] = field(default_factory=dict)
     disks: dict[str, dict[int, LabDisk]] = field(default_factory=dict)
     in_work: set[str] = field(default_factory=set)
-    host: HostTraits = field(default_factory=HostTraits)
+    hosts: dict[str, HostTraits] = field(default_factory=lambda: {FIRST_HOST: HostTraits()})
     datastore_traits: dict[str, DatastoreTraits] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
 
@@ -203,6 +208,13 @@ class Inventory:
 
     def datastore_root(self, datastore: str) -> Path:
         return self.root / "datastores" / datastore
+
+    def hosts_of(self, datastore: str) -> list[str]:
+        """The morefs of the hosts that mount a datastore, none for one that there is not."""
+        if datastore not in self.datastores:
+            return []
+        mounting = self.datastore_traits.get(datastore, DatastoreTraits()).hosts
+        return [moref for moref in self.hosts if mounting is None or moref in mounting]
 
     def directory_of(self, vm: VmState) -> Path:
         return self.datastore_root(vm.datastore) / vm.directory
@@ -243,7 +255,7 @@ class Inventory:
             "datastores": self.datastores,
             "folders": self.folders,
             "vms": [asdict(vm) for vm in self.vms.values()],
-            "host": asdict(self.host),
+            "hosts": {moref: asdict(traits) for moref, traits in self.hosts.items()},
             "datastore_traits": {name: asdict(traits) for name, traits in self.datastore_traits.items()},
         }
         replace_file(self.root / "inventory.json", json.dumps(document))
@@ -263,7 +275,7 @@ class Inventory:
             document["instance_uuid"],
             document["next_number"],
             document["datastores"],
-            host=HostTraits(**document.get("host", {})),
+            hosts={moref: HostTraits(**fields) for moref, fields in document["hosts"].items()},
             datastore_traits={
                 name: DatastoreTraits(**fields)
                 for name, fields in document.get("datastore_traits", {}).items()

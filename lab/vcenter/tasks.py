@@ -107,6 +107,13 @@ class Tasks:
         """Whether no task is at work, known or forgotten."""
         return not any(task.running for task in [*self._forgotten, *self._tasks.values()])
 
+    def at_work_on(self, moref: str) -> vim.Task | None:
+        """A task that lets no other one work on that entity now."""
+        for task in [*self._tasks.values(), *self._forgotten]:
+            if task.running and task.exclusive and task.entity is not None and task.entity.moref == moref:
+                return vim.Task(task.moref)
+        return None
+
     def start(self, call: Call, entity: Entity | None, work: Work, *, exclusive: bool = False) -> vim.Task:
         """Run `work` as a task; what it returns is the task's result, a vim fault it raises its error.
 
@@ -114,12 +121,11 @@ class Tasks:
         """
         with self._service.changes.lock:
             if exclusive and entity is not None:
-                forgotten = [task for task in self._forgotten if task.entity is entity]
-                for other in [*self.of(entity), *forgotten]:
-                    if other.running and other.exclusive:
-                        raise vim.fault.TaskInProgress(
-                            task=other.ref, msg=f"Another task is already in progress on {entity.name}."
-                        )
+                other = self.at_work_on(entity.moref)
+                if other is not None:
+                    raise vim.fault.TaskInProgress(
+                        task=other, msg=f"Another task is already in progress on {entity.name}."
+                    )
             task = Task(self._service, f"task-{next(self._numbers)}", call, entity, exclusive)
             self._tasks[task.moref] = task
             task.update()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
 
 from lab.vcenter import snapshots, vm_properties
 from lab.vcenter.calls_log import note
-from lab.vcenter.entities import HOST, NETWORK, POOL
-from lab.vcenter.objects import Call, Entity, Managed, moref_of, vim_property
+from lab.vcenter.entities import NETWORK
+from lab.vcenter.objects import Call, Managed, moref_of, vim_property
 from lab.vcenter.outside import relocation_lock
 from lab.vcenter.quiescing import QuiesceSpec
+from lab.vcenter.relocation import Relocatable
 from lab.vcenter.state import SnapshotState, VmState
 from lab.vmdk_files import LabDiskError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TIMEOUT_MIN = range(5, 241)  # documented range of VirtualMachineGuestQuiesceSpec.timeout
 
 
-class VirtualMachine(Entity):
+class VirtualMachine(Relocatable):
     vim_type = vim.VirtualMachine
 
     def __init__(self, service: Service, state: VmState) -> None:
@@ -39,7 +39,11 @@ class VirtualMachine(Entity):
 
     @vim_property
     def runtime(self) -> vim.vm.RuntimeInfo:
-        return vm_properties.runtime(self.service.inventory, self.state, vim.HostSystem(HOST))
+        return vm_properties.runtime(self.service.inventory, self.state)
+
+    @vim_property
+    def capability(self) -> vim.vm.Capability:
+        return vm_properties.capability()
 
     @vim_property
     def guest(self) -> vim.vm.GuestInfo:
@@ -47,7 +51,7 @@ class VirtualMachine(Entity):
 
     @vim_property
     def summary(self) -> vim.vm.Summary:
-        return vm_properties.summary(self.service.inventory, self.state, vim.HostSystem(HOST))
+        return vm_properties.summary(self.service.inventory, self.state)
 
     @vim_property
     def snapshot(self) -> vim.vm.SnapshotInfo | None:
@@ -72,7 +76,7 @@ class VirtualMachine(Entity):
 
     @vim_property
     def resourcePool(self) -> vim.ResourcePool:
-        return vim.ResourcePool(POOL)
+        return self.service.pool_of(self.state.host)
 
     @vim_property
     def guestHeartbeatStatus(self) -> str:
@@ -81,7 +85,7 @@ class VirtualMachine(Entity):
     @vim_property
     def disabledMethod(self) -> list[str]:
         locked = relocation_lock(self.service.inventory.root, self.moref)
-        return [] if locked is None else ["RelocateVM_Task"]
+        return [*self.state.disabled_methods, *(["RelocateVM_Task"] if locked is not None else [])]
 
     # Snapshots
 
@@ -223,9 +227,6 @@ class VirtualMachine(Entity):
             msg="The attempted operation cannot be performed in the current state "
             f"({'Powered on' if self.state.power == 'poweredOn' else 'Powered off'}).",
         )
-
-    def _start(self, call: Call, work: Callable[[], object]) -> vim.Task:
-        return self.service.tasks.start(call, self, work, exclusive=True)
 
 
 class VirtualMachineSnapshot(Managed):

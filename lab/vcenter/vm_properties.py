@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pyVmomi import vim
+from pyVmomi import VmomiSupport, vim
 
 from lab.vcenter import vm_devices
 from lab.vcenter.state import GuestVolume, Inventory, SnapshotState, VmState
@@ -88,9 +88,17 @@ def enable_uuid(vm: VmState) -> bool:
     return vm.extra_config.get("disk.EnableUUID", "").upper() == "TRUE"
 
 
-def runtime(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.RuntimeInfo:
+def capability() -> vim.vm.Capability:
+    """Everything that the schema wants to be told of, and a VM of today can do."""
+    required = [
+        one.name for one in vim.vm.Capability._GetPropertyList() if not one.flags & VmomiSupport.F_OPTIONAL
+    ]
+    return vim.vm.Capability(**dict.fromkeys(required, True))
+
+
+def runtime(inventory: Inventory, vm: VmState) -> vim.vm.RuntimeInfo:
     return vim.vm.RuntimeInfo(
-        host=host,
+        host=vim.HostSystem(vm.host),
         connectionState=vm.traits.connection,
         powerState=vm.power,
         question=_question(vm),
@@ -145,11 +153,11 @@ def _volume(volume: GuestVolume) -> vim.vm.GuestInfo.DiskInfo:
     )
 
 
-def summary(inventory: Inventory, vm: VmState, host: vim.HostSystem) -> vim.vm.Summary:
+def summary(inventory: Inventory, vm: VmState) -> vim.vm.Summary:
     full_guest = guest(vm)
     return vim.vm.Summary(
         vm=vim.VirtualMachine(vm.moref),
-        runtime=runtime(inventory, vm, host),
+        runtime=runtime(inventory, vm),
         guest=vim.vm.Summary.GuestSummary(
             guestId=full_guest.guestId,
             guestFullName=full_guest.guestFullName,

@@ -189,7 +189,7 @@ class Items(Source[T]):
 
 @dataclass(frozen=True)
 class FakeCapture:
-    """Open disks and an identity."""
+    """Open disks and an identity. `moved`: what `confirm` raises."""
 
     machine: MachineId
     disks: Sequence[Disk]
@@ -198,22 +198,31 @@ class FakeCapture:
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    preflight: Mapping[str, object] | None = None
     snapshots_left: int | None = None
+    moved: SourceError | None = None
+
+    async def confirm(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.moved is not None:
+            raise self.moved
 
 
 @dataclass(frozen=True)
 class FakeMachine:
-    """A machine of given disks. `released` gets a line when a capture ends."""
+    """A machine of given disks. `released` gets a line when a capture ends. `moved`: see FakeCapture."""
 
     disks: Sequence[Disk]
     name: str = "fake"
     pool_size: int = 0
+    moved: SourceError | None = None
     released: list[str] = field(default_factory=list)
 
     @asynccontextmanager
     async def capture(self) -> AsyncIterator[FakeCapture]:
         try:
-            yield FakeCapture(MachineId("00000000-0000-0000-0000-000000000001", self.name), self.disks)
+            machine = MachineId("00000000-0000-0000-0000-000000000001", self.name)
+            yield FakeCapture(machine, self.disks, moved=self.moved)
         finally:
             self.released.append("released")
 

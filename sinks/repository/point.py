@@ -171,6 +171,7 @@ class Point:
             quiescing=_quiescing(capture, evidence),
             configuration=dict(capture.configuration),
             documents=documents,
+            preflight=None if capture.preflight is None else dict(capture.preflight),
         )
         try:
             content = encode(point, run.config.keys)

@@ -55,7 +55,10 @@ class Quiescing:
 
 @dataclass(frozen=True)
 class RestorePoint:
-    """One VM at one time. `created` is ISO 8601 in UTC; `previous` is the point it was made from, if any."""
+    """One VM at one time. `created` is ISO 8601 in UTC; `previous` is the point it was made from, if any.
+
+    `preflight`: what was found out of the VM before its snapshot; None: nobody looked.
+    """
 
     id: str
     machine: MachineId
@@ -65,6 +68,7 @@ class RestorePoint:
     quiescing: Quiescing
     configuration: Mapping[str, object] = field(repr=False)
     documents: Mapping[str, Document]
+    preflight: Mapping[str, object] | None = field(default=None, repr=False)
 
     def disk(self, key: str) -> StoredDisk | None:
         return next((disk for disk in self.disks if disk.key == key), None)
@@ -93,6 +97,7 @@ class RestorePoint:
                 name: {"length": document.length, "parts": list(document.parts)}
                 for name, document in self.documents.items()
             },
+            **({} if self.preflight is None else {"preflight": dict(self.preflight)}),
         }
 
 
@@ -160,6 +165,7 @@ def _decode(document: dict[str, object]) -> RestorePoint:
                 name: Document(cast(int, entry["length"]), tuple(cast("Sequence[str]", entry["parts"])))
                 for name, entry in documents.items()
             },
+            preflight=cast("Mapping[str, object] | None", document.get("preflight")),
         )
     except (KeyError, TypeError, AttributeError) as exc:
         raise Damage("a field is missing or of another type") from exc

@@ -7,8 +7,10 @@ rules      the table: machine, guest, tools, devices,      proxy      the machin
            storage, site, transport                        report     preflight, for people and machines
 vddk_versions  VDDK against vSphere                        power      powered off for a moment, as a resource
 prepare    disk.EnableUUID and change tracking             commands   preflight, prepare
+before_job     Preflight, before every snapshot
 """
 
+from .before_job import NotReady, Preflight
 from .facts import JobFacts
 from .gather import Gathered, gather
 from .power import PowerNotRestored, powered_off
@@ -22,7 +24,9 @@ __all__ = [
     "Finding",
     "Gathered",
     "JobFacts",
+    "NotReady",
     "PowerNotRestored",
+    "Preflight",
     "PreflightReport",
     "Prepared",
     "Severity",

@@ -19,10 +19,14 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Breach:
-    """A place where a condition does not hold. `subject`: which disk, host, datastore; empty: the VM or the job."""
+    """A place where a condition does not hold. `subject`: which disk, host, datastore; empty: the VM or the job.
+
+    `may_pass`: the job may never meet this place: at most a warning, whatever the rule says.
+    """
 
     found: str
     subject: str = ""
+    may_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,16 @@ def judge(rules: Iterable[Rule], case: Case) -> tuple[list[Finding], list[Unjudg
     """What the rules find in a case, the worst first, and what they cannot tell."""
     findings, unjudged = [], []
     for rule in rules:
-        lowered = rule.about_quiescing and case.job.may_degrade and rule.severity is Severity.ERROR
-        severity = Severity.WARNING if lowered else rule.severity
+        degrades = rule.about_quiescing and case.job.may_degrade
         for outcome in rule.check(case):
             if isinstance(outcome, Unknown):
                 unjudged.append(Unjudged(rule.id, outcome.why))
             else:
+                lowered = rule.severity is Severity.ERROR and (degrades or outcome.may_pass)
                 findings.append(
                     Finding(
                         rule.id,
-                        severity,
+                        Severity.WARNING if lowered else rule.severity,
                         outcome.subject,
                         outcome.found,
                         rule.wanted,

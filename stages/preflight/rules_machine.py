@@ -136,7 +136,7 @@ RULES: tuple[Rule, ...] = (
         f"{_API}, VirtualMachine.runtime.connectionState", _disconnected,
     ),
     Rule(
-        "vm-powered-off", Severity.ERROR, "the VM runs when its guest is to be quiesced",
+        "vm-powered-off", Severity.WARNING, "the VM runs when its guest is to be quiesced",
         "Power it on, or ask for Quiesce.none(): the disks of a VM that is off are at rest.",
         _SILENT, _powered_off, about_quiescing=True,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .facts import Case
+from .facts import Case, HostFacts
 from .rule import Breach, Outcome, Rule, Severity, Unknown
 from .rules_tools import EX_SINCE
 
@@ -83,12 +83,17 @@ def _over_network(case: Case) -> bool:
     return case.job.vddk is not None and not case.only("file", SAN, HOTADD)
 
 
+def _is_another(case: Case, host: HostFacts) -> bool:
+    """Not the VM's own host, which serves its disks unless the vCenter chooses another one."""
+    return case.host is not None and host.moref != case.host.moref
+
+
 def _unresolved(case: Case) -> Iterator[Outcome]:
     for host in case.hosts if _over_network(case) else ():
         if host.unresolved is None:
             yield Unknown(f"the name {host.name} was not looked up")
         elif host.unresolved:
-            yield Breach(host.unresolved, host.name)
+            yield Breach(host.unresolved, host.name, may_pass=_is_another(case, host))
 
 
 def _port(port: int) -> Callable[[Case], Iterator[Outcome]]:
@@ -100,7 +105,7 @@ def _port(port: int) -> Callable[[Case], Iterator[Outcome]]:
             if reason is None:
                 yield Unknown(f"port {port} of {host.name} was not tried")
             elif reason:
-                yield Breach(reason, f"{host.name}:{port}")
+                yield Breach(reason, f"{host.name}:{port}", may_pass=_is_another(case, host))
 
     return closed
 

@@ -9,15 +9,6 @@ _GENERATIONS: tuple[Version, ...] = ((5, 0), (5, 1), (5, 5), (6, 0), (6, 5), (6,
 _BEFORE, _AFTER = 2, 1
 
 
-def supported(vddk: Version) -> tuple[Version, Version] | None:
-    """The oldest and the newest generation of vSphere for this VDDK; None: its version says too little."""
-    place = _place(vddk)
-    if place is None or place < 0:
-        return None
-    last = len(_GENERATIONS) - 1
-    return _GENERATIONS[max(place - _BEFORE, 0)], _GENERATIONS[min(place + _AFTER, last)]
-
-
 def compare(vddk: Version, vsphere: Version) -> int | None:
     """-1: this vSphere is too old for the VDDK, 1: too new, 0: supported, None: not known."""
     ours, theirs = _place(vddk), _place(vsphere)

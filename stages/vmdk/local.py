@@ -104,7 +104,11 @@ class LocalCapture:
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    preflight: None = None
     snapshots_left: None = None
+
+    async def confirm(self) -> None:
+        """Files that are open stay what they are."""
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error.

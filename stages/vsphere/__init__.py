@@ -1,6 +1,6 @@
 """VMs on a vCenter or an ESXi host: session, snapshot, change tracking, VSS manifest, clean-up.
 
-machine      VcenterVm: all of it together, what a job captures
+machine      VcenterVm: all of it together, what a job captures              check        before the snapshot
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
 transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
@@ -16,10 +16,12 @@ guest_change   tools.conf changed and put back                                gu
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
 siblings     what one quiescing made                                          orphans      what nothing refers to
+movement     whether it stayed where it was
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
+from .check import Check, Checked
 from .consolidation import Consolidate, ConsolidationNeeded, most_allowed
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .each_vm import EachVm
@@ -28,6 +30,7 @@ from .guest_control import GuestControl
 from .journal import Intent, Journal, Kind
 from .lookup import Vm, find_vm, find_vms
 from .machine import VcenterVm, VsphereCapture
+from .movement import Moved
 from .orphans import Orphan, orphan_candidates
 from .quiesce import Quiesce
 from .selection import SelectVms, select_vms
@@ -40,6 +43,8 @@ __all__ = [
     "CATALOGUE",
     "Advice",
     "CertificateRefused",
+    "Check",
+    "Checked",
     "ConnectionLost",
     "Consolidate",
     "ConsolidationNeeded",
@@ -50,6 +55,7 @@ __all__ = [
     "Journal",
     "Kind",
     "LoginRefused",
+    "Moved",
     "OpenDisk",
     "Orphan",
     "Outcome",

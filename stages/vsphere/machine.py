@@ -20,6 +20,7 @@ from stages.vss.sent import SentQuiescing
 from .access import AccessReader, vm_access
 from .announcing import new_run
 from .changes import enable_change_tracking
+from .check import Check, Checked, default_check
 from .consolidation import Consolidate
 from .disk import DiskReader, SnapshotDisk
 from .guest_control import GuestControl, look_inside
@@ -28,6 +29,7 @@ from .hot_add import hot_added
 from .journal import Journal
 from .lookup import Vm, find_vm
 from .manifest import DirectoryState, directory_state, fetch_manifest
+from .movement import host_of, require_unmoved
 from .patience import patiently
 from .quiesce import Quiesce
 from .relocation import relocation_locked
@@ -46,13 +48,13 @@ class VcenterVm:
 
     `vm`: name, inventory path, moref or UUID, or a VM that was found before. `reader` opens the disks, e.g.
     `stages.vddk.Vddk`. `pool_size`: bytes of buffers that all its disks share. `journal`: where intents are kept,
-    None for the user's state directory.
-    `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
-    `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: what may be done for
-    disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks vSphere, 'ladder'
-    also makes and removes further snapshots, where the VM has none of others. `lock_relocation`: keep Storage
-    vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an account of
-    the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
+    None for the user's state directory. `enable_change_tracking`: switch it on where it is off, which needs a VM
+    without snapshots. `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`:
+    what may be done for disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks
+    vSphere, 'ladder' also makes and removes further snapshots, where the VM has none of others. `lock_relocation`:
+    keep Storage vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an
+    account of the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
+    `preflight`: what is checked before the snapshot, None for nothing.
     """
 
     vcenter: Vcenter
@@ -67,6 +69,7 @@ class VcenterVm:
     consolidate: Consolidate = "ask"
     lock_relocation: bool = True
     guest: GuestControl | None = None
+    preflight: Check | None = field(default_factory=default_check)
 
     def __post_init__(self) -> None:
         if self.consolidate not in get_args(Consolidate):
@@ -115,8 +118,8 @@ class VsphereCapture:
     """A VM held still by a snapshot: a `pipeline.disk.Capture`.
 
     `left_out`: a sentence for each disk of the VM that no snapshot holds. `attention`: what else is not as it was
-    asked for; `remarks`: what else a report should say. `snapshots_left`: how many snapshots the VM has, whoever
-    made them, known once the capture has ended.
+    asked for; `remarks`: what else a report should say. `preflight`: what the check before the snapshot said.
+    `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
     """
 
     machine: MachineId
@@ -126,9 +129,11 @@ class VsphereCapture:
     left_out: Sequence[str]
     attention: Sequence[str]
     remarks: Sequence[str]
+    preflight: Mapping[str, object] | None
     session: VcenterSession = field(repr=False)
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
+    host_before: str = field(repr=False)
     snapshots_left: int | None = None
 
     @property
@@ -136,6 +141,10 @@ class VsphereCapture:
         """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
         sent = self.snapshot.quiesce
         return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
+
+    async def confirm(self) -> None:
+        """Raises Moved when the VM or the files of the snapshot were moved while they were read."""
+        await require_unmoved(self.session, self.snapshot, self.host_before)
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""
@@ -155,6 +164,10 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
         patience_s = session.settings.patience_s
         remarks = await _swept(session, journal, settings.consolidate)
         remarks += await _not_ours(session, vm)
+        checked = Checked({})
+        if settings.preflight is not None:
+            checked = await settings.preflight.check(session, vm, settings)
+            remarks += checked.remarks
         if settings.enable_change_tracking:
             obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
             remarks += [obstacle] if obstacle else []
@@ -179,6 +192,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                 hot_added(session, vm, settings.reader, journal, run=run) as attachable,
             ):
                 _require_disks(snapshot)
+                host = await patiently(partial(host_of, session, vm), patience_s)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
                     disks = [
                         await _opened(settings, session, snapshot, facts, pool, opened, attachable)
@@ -194,15 +208,18 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         else {**snapshot.configuration, "inside_guest": looked.inside},
                         left_out=snapshot.left_out,
                         attention=[
+                            *checked.attention,
                             *looked.attention,
                             *_weaker(settings.quiesce, snapshot.quiesce),
                             *snapshot.attention,
                             *unlocked,
                         ],
                         remarks=remarks,
+                        preflight=checked.document or None,
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,
+                        host_before=host,
                     )
                     yield capture
         finally:

@@ -1,4 +1,4 @@
-"""A running lab vCenter that can tell privileges and licences, VMs in it, and settings to reach it."""
+"""A running lab vCenter, VMs in it, and settings to reach it."""
 
 import pytest
 
@@ -8,7 +8,6 @@ from pipeline.secrets import Secret
 from pipeline.units import MiB
 from stages.preflight import power
 from stages.vsphere import Vcenter
-from tests.stages.preflight.lab_managers import install
 
 
 @pytest.fixture
@@ -22,12 +21,6 @@ def vcenter(lab):
     return Vcenter(
         lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint_sha256, port=lab.port
     )
-
-
-@pytest.fixture
-def managers(lab):
-    """The lab's managers of privileges and licences, for tests to change."""
-    return install(lab)
 
 
 @pytest.fixture

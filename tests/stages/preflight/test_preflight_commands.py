@@ -25,7 +25,7 @@ VOLUMES = [GuestVolume("C:\\", 90 << 30, 40 << 30, [2000])]
 
 
 @pytest.fixture
-def config(lab, managers, tmp_path):
+def config(lab, tmp_path):
     def write(*names, quiesce=""):
         path = tmp_path / "jobs.py"
         path.write_text(
@@ -95,12 +95,12 @@ def test_two_jobs_of_one_vm_are_judged_apart(add_vm, config, tmp_path):
             "enable_change_tracking=True), path=None, into=None, name='at rest'))\n"
         )
     code, output = run(preflight, path, "--no-network", "--json")
-    assert code == 1
-    assert [job["exit_code"] for job in json.loads(output)["jobs"]] == [1, 0]
+    assert code == 3
+    assert [job["exit_code"] for job in json.loads(output)["jobs"]] == [3, 0]
 
 
 def test_without_a_choice_the_hosts_are_tried(add_vm, config, lab):
-    lab._inventory.host.name = "no-such-host.invalid"
+    lab._inventory.hosts["host-8"].name = "no-such-host.invalid"
     add_vm(traits=VmTraits(volumes=VOLUMES))
     _, output = run(preflight, config("web01"), "--json")  # no VDDK, so nothing is found wanting
     assert json.loads(output)["jobs"][0]["findings"] == []

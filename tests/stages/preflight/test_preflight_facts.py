@@ -16,7 +16,6 @@ from stages.preflight.report import vddk_facts
 from stages.preflight.vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 from stages.vsphere import Vcenter
 from stages.vsphere.properties import Row
-from tests.stages.preflight.lab_managers import install
 
 device = vim.vm.device
 disk = device.VirtualDisk
@@ -153,13 +152,12 @@ async def test_this_machine_by_its_firmware(tmp_path, lab, vcenter, add_vm):
 
 async def test_an_esxi_host_tells_its_licence(tmp_path):
     with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
-        managers = install(host)
         directory = host.datastore("datastore1") / "web01"
         moref = host.register_vm(directory, "web01", [], traits=VmTraits())
         settings = Vcenter(
             host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
         )
-        managers.licenses.edition = "esxBasic"
+        host.license("esxBasic")
         async with settings.connect() as session:
             gathered = await gather(session, [moref])
             assert not gathered.server.is_vcenter

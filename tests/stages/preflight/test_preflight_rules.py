@@ -280,6 +280,9 @@ def test_every_host_that_sees_the_datastore_counts():
     other = replace(HOST, moref="host-2", name="esxi02", closed_ports={443: "", 902: "refused"})
     [found] = findings(replace(HEALTHY, hosts=(HOST, other)))
     assert (found.rule, found.subject) == ("host-port-902", "esxi02:902")
+    assert found.severity is Severity.WARNING, "the vCenter may serve the disks from the VM's own host"
+    [found] = findings(replace(HEALTHY, host=other, hosts=(HOST, other)))
+    assert found.severity is Severity.ERROR
 
 
 def test_a_datastore_is_measured_against_the_disks_on_it():

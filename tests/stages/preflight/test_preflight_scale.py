@@ -26,7 +26,6 @@ from lab.disks import LabDisk
 from lab.vcenter import LabVcenter, vm_properties
 from lab.vcenter.service import Service
 from lab.vcenter.state import GuestVolume, Inventory, VmTraits
-from tests.stages.preflight.lab_managers import install
 
 made, make = {}, vm_properties.config
 
@@ -42,7 +41,6 @@ vm_properties.config = config_once
 save, write = Inventory.save, Service._write_vddk_conf
 Inventory.save = Service._write_vddk_conf = lambda self: None  # once at the end, not once per VM
 with LabVcenter(Path(sys.argv[1]), page_size=500) as lab:
-    install(lab)
     datastore = lab.datastore("datastore1")
     disks = [LabDisk.create(datastore / "disks", f"disk{number}", 1 << 20) for number in range(2)]
     # As many devices as a VM usually has.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from lab.campaign_kit import LabOpenDisk
+from lab.campaign_kit import LabOpenDisk, open_disk
 from lab.disks import LabDisk
 from lab.vcenter import LabVcenter
 from pipeline.buffers import BufferPool
@@ -35,7 +35,8 @@ class LabReader:
         self.opened.append(access)
         datastore, _, path = access.path.removeprefix("[").partition("] ")
         try:
-            yield LabOpenDisk(self.lab.datastore(datastore) / path)
+            with open_disk(self.lab.datastore(datastore) / path) as disk:
+                yield disk
         finally:
             self.closed.append(self.lab.calls.get("RemoveSnapshot_Task", 0))
 

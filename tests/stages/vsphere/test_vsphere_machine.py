@@ -23,7 +23,7 @@ AddVm = Callable[..., str]
 
 @pytest.fixture
 def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
-    return VcenterVm(vcenter, "web01", reader=reader, journal=journal)
+    return VcenterVm(vcenter, "web01", reader=reader, journal=journal, preflight=None)
 
 
 def test_it_is_a_machine_and_its_disks_are_disks(web01: VcenterVm) -> None:

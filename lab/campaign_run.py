@@ -1,0 +1,129 @@
+"""One run of the campaign: in trouble, then in peace, and what is wrong with what it left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from lab.campaign_kit import DirectoryPoint, DirectoryTarget, LabReader, path
+from lab.campaign_lab import VM, Lab, server_settings
+from lab.campaign_scenario import Scenario
+from pipeline import Job, JobReceipt, MiB, MoverError
+from pipeline.errors import leaves
+from stages import Journal, Vcenter, VcenterVm, VssManifest
+from stages.vsphere import VsphereCapture
+
+_HANGS_AFTER_S = 60.0
+# Forked from a process that has everything imported: a start takes milliseconds, and no thread is copied.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended, and what is wrong with that or with what it left."""
+
+    number: int
+    outcome: str
+    wrong: list[str]
+
+
+def job(
+    root: Path, scenario: Scenario, server: Vcenter, reader: LabReader
+) -> Job[VsphereCapture, DirectoryPoint]:
+    """The backup of the campaign's VM."""
+    machine = VcenterVm(
+        server,
+        VM,
+        reader=reader,
+        quiesce=scenario.quiesce,
+        pool_size=16 * MiB,
+        journal=Journal(root / "journal"),
+        enable_change_tracking=True,
+        remove_within_s=5,
+    )
+    return Job(machine, path, DirectoryTarget(root / "points"), finish=[VssManifest()])
+
+
+def one_run(identity: Path, seed: int, number: int) -> Ended:
+    """One run in trouble, one in peace, and what they left."""
+    scenario = Scenario.drawn(seed, number)
+    with tempfile.TemporaryDirectory(prefix=f"run-{number}-", dir=identity) as directory:
+        lab = Lab(Path(directory, "lab"), scenario, identity)
+        with lab.vcenter:
+            lab.arm()
+            outcome, wrong = _killed(lab, seed, number) if scenario.killed else _in_trouble(lab)
+            lab.settle()
+            wrong = wrong + _in_peace(lab) + lab.wrongs()
+    return Ended(number, outcome, wrong)
+
+
+def _in_trouble(lab: Lab) -> tuple[str, list[str]]:
+    """How the run ended, and what is wrong with how it ended."""
+    outcome, wrong, told = _outcome(lab)
+    lab.settle()
+    if lab.left_ours() and "could not be removed" not in told:
+        wrong = [*wrong, f"a snapshot is left, and nobody says so: {told}"]
+    return outcome, wrong
+
+
+def _outcome(lab: Lab) -> tuple[str, list[str], str]:
+    try:
+        receipt = trio.run(_watched, lab)
+    except BaseExceptionGroup as exc:
+        errors = leaves(exc)
+    except Exception as exc:
+        errors = [exc]
+    else:
+        if receipt is None:
+            return "hung", [f"the run did not end within {_HANGS_AFTER_S:.0f} s"], ""
+        return ("attention" if receipt.attention else "done"), [], " ".join(receipt.attention)
+    defects = [error for error in errors if not isinstance(error, MoverError)]
+    wrong = [f"a {type(error).__name__} came out: {error}" for error in defects]
+    return "failed", wrong, " ".join(str(error) for error in errors)
+
+
+async def _watched(lab: Lab) -> JobReceipt | None:
+    with trio.move_on_after(_HANGS_AFTER_S):
+        return await job(lab.root, lab.scenario, lab.settings(), lab.reader()).run()
+    return None
+
+
+def _killed(lab: Lab, seed: int, number: int) -> tuple[str, list[str]]:
+    vcenter = lab.vcenter
+    where = (lab.root, seed, number, vcenter.address, vcenter.port, vcenter.thumbprint)
+    lab.child = PROCESSES.Process(target=_run_child, args=where)
+    lab.child.start()
+    lab.child_started.set()
+    lab.child.join(_HANGS_AFTER_S)
+    if lab.child.exitcode is None:
+        lab.child.kill()
+        lab.child.join()
+        return "hung", [f"the child did not end within {_HANGS_AFTER_S:.0f} s"]
+    return ("killed" if lab.child.exitcode < 0 else "ended before the kill"), []
+
+
+def _run_child(root: Path, seed: int, number: int, host: str, port: int, thumbprint: str) -> None:
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - how it fails is not asked here
+    server = server_settings(host, port, thumbprint)
+    trio.run(job(root, Scenario.drawn(seed, number), server, LabReader(root)).run)
+
+
+def _in_peace(lab: Lab) -> list[str]:
+    """What is wrong with a run that nothing disturbs."""
+    try:
+        receipt = trio.run(_watched, lab)
+    except Exception as exc:
+        return [f"the clean run failed: {'; '.join(str(leaf) for leaf in leaves(exc))}"]
+    if receipt is None:
+        return ["the clean run hung"]
+    told = " ".join([*receipt.attention, *receipt.remarks])
+    if lab.vcenter.needs_consolidation(lab.moref) and "consolidation" not in told:
+        return ["consolidation is needed, and nobody says so"]
+    return [f"the clean run says: {sentence}" for sentence in receipt.attention]
