@@ -120,7 +120,7 @@ def test_a_wrong_thumbprint_shows_both(small_lab):
 
 def test_a_missing_vddk_is_named(small_lab, tmp_path):
     one_message(
-        small_lab.run(VDDK_LIBDIR=str(tmp_path / "nothing")), 1, "vddk-missing", "nothing", "libvixDiskLib"
+        small_lab.run(VDDK_LIBDIR=str(tmp_path / "nothing")), 2, "nothing", "libvixDiskLib", "unpacked VDDK"
     )
     assert small_lab.snapshots == 0
 

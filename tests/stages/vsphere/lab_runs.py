@@ -26,7 +26,7 @@ def machine(where: dict[str, object]) -> VcenterVm:
         str(where["libdir"]), transports="hotadd:nbdssl", end_timeout_s=0.5, restarts=0, restart_pause_s=0
     )
     journal = Journal(Path(str(where["journal"])))
-    return VcenterVm(vcenter, "web01", reader=reader, quiesce=Quiesce.none(), journal=journal)
+    return VcenterVm(vcenter, "web01", reader=reader, quiesce=Quiesce.none(), journal=journal, preflight=None)
 
 
 async def capture(where: dict[str, object]) -> None:

@@ -169,7 +169,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
         journal.write(intent)
         said, asked = description_with(intent.token), Quiesce.application()
         task = await create_snapshot(
-            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest"
+            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", tell=print
         )
         created = await wait_for_task(session, task, "CreateSnapshotEx_Task")
         family = await family_of(session, vm, intent.token, str(created._moId))
