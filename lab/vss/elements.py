@@ -44,8 +44,8 @@ class Outfit:
     """How a requester writes. None of it means anything.
 
     `declaration` is the encoding that the XML declaration names (it may lie); empty for no declaration. `prefix`
-    stands before the names of the document's own elements. With `shuffle` a seed, attributes come in any order, with
-    any quotes and spaces, GUIDs in any letter case and with or without braces.
+    stands before the names of the document's own elements. With `shuffle` a seed, attributes come in any order,
+    with any quotes and spaces, GUIDs in any letter case and with or without braces.
     """
 
     encoding: str = "utf-8"
@@ -58,7 +58,7 @@ class Outfit:
     def text(self, root: Element) -> str:
         """The document without declaration."""
         rng = None if self.shuffle is None else random.Random(self.shuffle)
-        return _written(root, self.prefix, rng)
+        return _written(root, self.prefix if root.attributes.get("xmlns") else "", rng)
 
     def bytes(self, root: Element) -> bytes:
         declared = f'<?xml version="1.0" encoding="{self.declaration}"?>' if self.declaration else ""

@@ -41,10 +41,11 @@ class Component:
 
 @dataclass(frozen=True)
 class Writer:
-    """A writer class and its components. `included`: the requester lists it. `counts`: an image is not whole without.
+    """A writer class and its components. `included`: the requester lists it.
 
-    `restore` is the restore method; empty for none, as some writers. `excludes` are (element, directory, file
-    specification). `stamps`: leaves a stamp and metadata at each listed component.
+    `counts`: the image is not whole without it. `restore` is the restore method; empty for none, as some writers.
+    `excludes` are (element, directory, file specification). `stamps`: leaves a stamp and metadata at each listed
+    component.
     """
 
     writer_id: str

@@ -36,11 +36,12 @@ class ManifestRecipe:
     """What the guest is like, how its requester writes, and what went wrong.
 
     `declaration` is the encoding that the XML declaration names (it may lie); empty for no declaration.
-    `applications` run in the guest beside SQL Server, which does as soon as it has `databases`. Writers are named by
-    friendly name: `drop_writers` are left out of the backup components document, the first component of
-    `failing_writers` carries a failure message, `lose_documents` leave no document of their own, and the document of
-    `foreign_instances` is that of another run. `component_mode` False: the requester selected no components.
-    `huge` is the number of the System Writer's file entries. `truncated`: the zip ends half-way.
+    `applications` run in the guest beside SQL Server, which does as soon as it has `databases`.
+
+    Writers are named by friendly name: `drop_writers` are left out of the backup components document, the first
+    component of `failing_writers` carries a failure message, `lose_documents` leave no document of their own, and
+    the document of `foreign_instances` is that of another run. `component_mode` False: the requester selected no
+    components. `huge` is the number of the System Writer's file entries. `truncated`: the zip ends half-way.
     `linux`: what a Linux guest leaves instead.
     """
 

@@ -1,0 +1,58 @@
+"""A manifest file to its documents, within bounds that hold for all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stages.vss.archive import DamagedMember, ManifestUnreadable, looks_like_zip, read_members
+from stages.vss.documents import BackupComponents, Document, QuiesceManifest, Unreadable, WriterMetadata
+from stages.vss.parse import MAX_COMPONENTS, MAX_FAILURES, MAX_PATHS, parse_document
+
+_QUIESCE_MANIFEST_SIZE = 1 << 16  # it names a product and a provider: a few hundred bytes
+
+
+def read_manifest(content: bytes) -> tuple[Document, ...]:
+    """The documents of a manifest file as it came from the datastore: a zip, or a Linux guest's one document.
+
+    A member that is damaged or malformed is a value. Raises ManifestUnreadable when the whole is no manifest or
+    breaks a bound.
+    """
+    if len(content) <= _QUIESCE_MANIFEST_SIZE and not looks_like_zip(content):
+        document = parse_document("manifest", content)
+        if isinstance(document, QuiesceManifest):
+            return (document,)
+    kept = Kept()
+    return tuple(kept.checked(document) for document in _members(content))
+
+
+def _members(content: bytes) -> Iterator[Document]:
+    for member in read_members(content):
+        if isinstance(member, DamagedMember):
+            yield Unreadable(member.name, f"damaged in the archive: {member.reason}", "archive")
+        else:
+            yield parse_document(member.name, member.data)
+
+
+class Kept:
+    """What the documents of one manifest keep in memory, counted: each may keep as much as all may together."""
+
+    def __init__(self) -> None:
+        self._components = 0
+        self._paths = 0
+        self._failures = 0
+
+    def checked(self, document: Document) -> Document:
+        """The document. Raises ManifestUnreadable when it is one too many."""
+        match document:
+            case BackupComponents(writers=writers):
+                for writer in writers:
+                    self._components += 1 + len(writer.components)
+                    self._paths += sum(len(one.logical_path) + len(one.name) for one in writer.components)
+                    self._failures += len(writer.failures)
+                    self._failures += sum(len(one.failures) for one in writer.components)
+            case WriterMetadata(components=components):
+                self._components += 1 + len(components)
+                self._paths += sum(len(one.logical_path) + len(one.name) for one in components)
+        if self._components > MAX_COMPONENTS or self._paths > MAX_PATHS or self._failures > MAX_FAILURES:
+            raise ManifestUnreadable(f"its documents tell too much (reached at {document.document})")
+        return document
