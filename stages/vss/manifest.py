@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stages.vss.archive import DamagedMember, ManifestUnreadable, looks_like_zip, read_members
 from stages.vss.documents import BackupComponents, Document, QuiesceManifest, Unreadable, WriterMetadata
-from stages.vss.parse import MAX_COMPONENTS, MAX_FAILURES, MAX_PATHS, parse_document
+from stages.vss.parse import MAX_COMPONENTS, MAX_FAILURES, MAX_PATHS, parse_document, weight
 
 _QUIESCE_MANIFEST_SIZE = 1 << 16  # it names a product and a provider: a few hundred bytes
 
@@ -47,12 +47,12 @@ class Kept:
             case BackupComponents(writers=writers):
                 for writer in writers:
                     self._components += 1 + len(writer.components)
-                    self._paths += sum(len(one.logical_path) + len(one.name) for one in writer.components)
+                    self._paths += sum(weight(one.path) for one in writer.components)
                     self._failures += len(writer.failures)
                     self._failures += sum(len(one.failures) for one in writer.components)
             case WriterMetadata(components=components):
                 self._components += 1 + len(components)
-                self._paths += sum(len(one.logical_path) + len(one.name) for one in components)
+                self._paths += sum(weight(one.path) for one in components)
         if self._components > MAX_COMPONENTS or self._paths > MAX_PATHS or self._failures > MAX_FAILURES:
             raise ManifestUnreadable(f"its documents tell too much (reached at {document.document})")
         return document

@@ -28,9 +28,10 @@ from stages.vss.text import Undecodable, read_text
 
 MAX_COMPONENTS = 8_000  # writers and components together; real sets have some dozens to some thousands
 MAX_TEXT = 256  # of what is only shown
+MAX_NAME = 80  # of a writer; every finding repeats it
 MAX_FAILURES = 1_000  # messages in a document
 MAX_PATH = 1024  # of a component; every step up its logical path is looked at
-MAX_PATHS = 1 << 20  # characters of all components' paths; a thousand components have a tenth of it
+MAX_PATHS = 1 << 20  # weight of all components' paths; four thousand of SQL Server have a third of it
 
 _ROOT = "root"
 # (role of the parent, element) -> role
@@ -113,7 +114,7 @@ class _OpenWriter:
         return BackupWriter(
             writer_id=_guid(self.attributes.get("writerId")),
             instance_id=_guid(self.attributes.get("instanceId")),
-            instance_name=_shown(self.attributes.get("instanceName", "")),
+            instance_name=_shown(self.attributes.get("instanceName", ""), MAX_NAME),
             backup_schema=_decimal(self.attributes.get("backupSchema")),
             components=tuple(self.components),
             failures=tuple(self.failures),
@@ -136,7 +137,7 @@ class _Reader:
         self._text = ""
         self._components = 0
         self._failures = 0
-        self._path_characters = 0
+        self._path_weight = 0
 
     def start(self, name: str, attributes: Attributes) -> None:
         if len(self._roles) == 1:
@@ -167,12 +168,12 @@ class _Reader:
             raise Refused(f"more than {MAX_COMPONENTS:,} writers and components")
 
     def _check_path(self, attributes: Attributes) -> None:
-        length = len(attributes.get("logicalPath", "")) + len(attributes.get("componentName", ""))
-        self._path_characters += length
-        if length > MAX_PATH:
+        path = attributes.get("logicalPath", "") + attributes.get("componentName", "")
+        self._path_weight += weight(path)
+        if len(path) > MAX_PATH:
             raise Refused(f"component path longer than {MAX_PATH:,} characters")
-        if self._path_characters > MAX_PATHS:
-            raise Refused(f"component paths of more than {MAX_PATHS:,} characters")
+        if self._path_weight > MAX_PATHS:
+            raise Refused(f"component paths heavier than {MAX_PATHS:,}")
 
     def text(self, text: str) -> None:
         if self._roles[-1] == "quiesce_text" and len(self._text) < MAX_TEXT:
@@ -237,8 +238,8 @@ class _Reader:
             document=self._name,
             writer_id=writer_id,
             instance_id=instance_id,
-            instance_name=_shown(identity.get("instanceName", "")),
-            friendly_name=_shown(identity.get("friendlyName", "")),
+            instance_name=_shown(identity.get("instanceName", ""), MAX_NAME),
+            friendly_name=_shown(identity.get("friendlyName", ""), MAX_NAME),
             usage=_shown(identity.get("usage", "")),
             data_source=_shown(identity.get("dataSource", "")),
             backup_schema=_decimal(self._root.get("backupSchema")),
@@ -246,14 +247,19 @@ class _Reader:
         )
 
 
-def _shown(text: str) -> str:
+def weight(path: str) -> int:
+    """How much a path weighs in memory: a single character outside ASCII may widen all others four-fold."""
+    return len(path) if path.isascii() else 4 * len(path)
+
+
+def _shown(text: str, length: int = MAX_TEXT) -> str:
     """Text for people: one line, not longer than they would read."""
-    return " ".join(text[: 4 * MAX_TEXT].split())[:MAX_TEXT]
+    return " ".join(text[: 4 * length].split())[:length]
 
 
 def _guid(text: str | None) -> str:
     """A GUID to compare by. Whatever else stands there is cut: findings repeat it."""
-    return normalise_guid(_shown(text or ""))
+    return normalise_guid(_shown(text or "", MAX_NAME))
 
 
 def _yes_or_no(text: str | None) -> bool | None:
