@@ -1,10 +1,10 @@
-"""A manifest file to its documents, within bounds that hold for all of them together."""
+"""A manifest to its documents, within bounds that hold for all of them together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-from stages.vss.archive import DamagedMember, ManifestUnreadable, looks_like_zip, read_members
+from stages.vss.archive import DamagedMember, ManifestUnreadable, Member, looks_like_zip, read_members
 from stages.vss.documents import BackupComponents, Document, QuiesceManifest, Unreadable, WriterMetadata
 from stages.vss.parse import MAX_COMPONENTS, MAX_FAILURES, MAX_PATHS, parse_document, weight
 
@@ -21,19 +21,22 @@ def read_manifest(content: bytes) -> tuple[Document, ...]:
         document = parse_document("manifest", content)
         if isinstance(document, QuiesceManifest):
             return (document,)
-    kept = Kept()
-    return tuple(kept.checked(document) for document in _members(content))
+    return read_documents(read_members(content))
 
 
-def _members(content: bytes) -> Iterator[Document]:
-    for member in read_members(content):
+def read_documents(members: Iterable[Member | DamagedMember]) -> tuple[Document, ...]:
+    """The documents of one manifest, also of one that lies about as loose files. Raises ManifestUnreadable."""
+    kept = _Kept()
+    documents: list[Document] = []
+    for member in members:
         if isinstance(member, DamagedMember):
-            yield Unreadable(member.name, f"damaged in the archive: {member.reason}", "archive")
+            documents.append(Unreadable(member.name, f"damaged in the archive: {member.reason}", "archive"))
         else:
-            yield parse_document(member.name, member.data)
+            documents.append(kept.checked(parse_document(member.name, member.data)))
+    return tuple(documents)
 
 
-class Kept:
+class _Kept:
     """What the documents of one manifest keep in memory, counted: each may keep as much as all may together."""
 
     def __init__(self) -> None:
