@@ -20,11 +20,10 @@ _NAMED = 6  # components that are named; the rest is counted
 
 def verdict_lines(verdict: Mapping[str, object]) -> list[str]:
     """Applications and writers with what is shown consistent of them and what is not."""
-    lines = []
-    for application in _documents(verdict.get("applications")):
-        lines.append(
-            f"  application {application.get('name')}: {application.get('level')}{_parts(application)}"
-        )
+    lines = [
+        f"  application {application.get('name')}: {application.get('level')}{_parts(application)}"
+        for application in _documents(verdict.get("applications"))
+    ]
     for writer in _documents(verdict.get("writers")):
         whose = f" ({writer['application']})" if writer.get("application") else ""
         lines.append(f"  writer {writer.get('name')}{whose}: {writer.get('coverage')}{_parts(writer)}")

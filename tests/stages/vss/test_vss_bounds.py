@@ -2,16 +2,18 @@
 
 import json
 import sys
+import time
 import tracemalloc
 from xml.parsers import expat
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from lab.vss.recipe import zipped
+from lab.vss.draft import Request
+from lab.vss.recipe import ManifestRecipe, manifest_zip, zipped
 from lab.vss.strategies import manifests
 from lab.vss_fuzz import MOST_MEMORY, drawn, judge, measure
-from stages.vss import ManifestUnreadable
+from stages.vss import Level, ManifestUnreadable, classify_manifest
 from stages.vss.documents import BackupComponents, QuiesceManifest, Unreadable, Unrecognised, WriterMetadata
 from stages.vss.elements import MAX_ATTRIBUTES, MAX_NAMES, MAX_TOKEN, Refused, read_elements
 from stages.vss.manifest import read_manifest
@@ -166,6 +168,22 @@ def test_a_manifest_is_a_zip_or_one_linux_document():
     for other in (offer(""), b"", b"no zip"):
         with pytest.raises(ManifestUnreadable):
             read_manifest(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_a_manifest_with_a_huge_system_writer_is_classified(encoding, record_property):
+    content = manifest_zip(Request(), ManifestRecipe(huge=20_000, encoding=encoding))
+    started_s = time.process_time()
+    verdict = classify_manifest(content)
+    cpu_s = time.process_time() - started_s
+    record_property("cpu_s", cpu_s)
+    print(f"{encoding}: a manifest with 20,000 file entries classified in {cpu_s:.3f} CPU-s")
+    assert verdict.level is Level.APPLICATION
+    (system,) = (
+        one for one in read_manifest(content) if getattr(one, "friendly_name", "") == "System Writer"
+    )
+    assert [component.files for component in system.components] == [10_000, 10_000]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
