@@ -48,7 +48,7 @@ class Confusion:
             *self._compare("level", {level}, {given.level.value}),
             *self._compare("decision", {decision}, {given.findings[0].rule}),
             *self._compare("reasons", _expected_reasons(one), self._given_reasons(one, given)),
-            *self._compare("writers", set(_expected_writers(one)), set(_given_writers(given))),
+            *self._compare("writers", set(_expected_writers(one)), set(_given_writers(one, given))),
         ]
         self.disagreements += [f"{one.name}\n  {difference}" for difference in differences]
 
@@ -106,17 +106,33 @@ def _expected_reasons(one: Case) -> set[object]:
 def _expected_writers(one: Case) -> Iterator[object]:
     for standing in () if one.draft.refused else one.draft.standings:
         ids = standing.writer_id, standing.instance_id
-        yield (*ids, _coverage(standing), *map(_told, (standing.covered, standing.uncovered)))
+        parts = (paths | _along(standing, paths) for paths in (standing.covered, standing.uncovered))
+        yield (*ids, _coverage(standing), *map(_told, parts))
 
 
-def _given_writers(given: Verdict) -> Iterator[object]:
+def _given_writers(one: Case, given: Verdict) -> Iterator[object]:
+    """The writers of a verdict. It may leave unsaid all that comes along with listed components, but not some."""
+    standings = {(standing.writer_id, standing.instance_id): standing for standing in one.draft.standings}
     for writer in given.writers:
         ids = writer.writer_id, writer.instance_id
-        yield (*ids, writer.coverage.value, *map(_told, (set(writer.covered), set(writer.uncovered))))
+        parts = [{path.lower() for path in paths} for paths in (writer.covered, writer.uncovered)]
+        standing = standings.get(ids)
+        if standing and not (parts[0] | parts[1]) & _unlisted(standing):
+            parts = [paths | _along(standing, paths) for paths in parts]
+        yield (*ids, writer.coverage.value, *map(_told, parts))
+
+
+def _unlisted(standing: Standing) -> set[str]:
+    return set(standing.along) - standing.covered - standing.uncovered
+
+
+def _along(standing: Standing, paths: set[str]) -> set[str]:
+    """What comes along with these components."""
+    return {path for path in _unlisted(standing) if standing.along[path] in paths}
 
 
 def _told(paths: set[str]) -> str:
-    return ", ".join(sorted(path.lower() for path in paths))
+    return ", ".join(sorted(paths))
 
 
 def _coverage(standing: Standing) -> str:

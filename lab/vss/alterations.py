@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from lab.vss.documents import listed_component
-from lab.vss.draft import Draft, Part, Standing
+from lab.vss.draft import Draft, Part, Standing, along
 from lab.vss.elements import Element
 from lab.vss.guest import Component
 from lab.vss.recipe import new_id
@@ -245,7 +245,9 @@ def exchange_document(draft: Draft, part: Part) -> None:
     other = new_id(draft.rng)
     next(part.document.every("IDENTIFICATION")).attributes["instanceId"] = other
     offers = {one.full_path.lower() for one in part.writer.components if one.listed and not one.either}
-    stray = Standing(part.writer.writer_id, other, part.writer.counts, covered=offers)
+    stray = Standing(
+        part.writer.writer_id, other, part.writer.counts, covered=offers, along=along(part.writer)
+    )
     if offers:
         stray.rules.add("writer-not-included")
         stray.doubt()

@@ -20,7 +20,10 @@ from lab.vss.recipe import new_id, zipped
 
 @dataclass
 class Standing:
-    """What is true of one writer instance. Components by full path in lower case."""
+    """What is true of one writer instance. Components by full path in lower case.
+
+    `along`: components that nobody lists, to the listed one that brings them along and whose fate they share.
+    """
 
     writer_id: str
     instance_id: str
@@ -29,6 +32,7 @@ class Standing:
     uncovered: set[str] = field(default_factory=set)
     rules: set[str] = field(default_factory=set)
     doubted: bool = False
+    along: dict[str, str] = field(default_factory=dict)
 
     def doubt(self, *paths: str) -> None:
         """These components are not shown consistent; without any, none of the writer's is."""
@@ -166,10 +170,15 @@ def draft_of(writers: Sequence[Writer], rng: random.Random) -> Draft:
     return Draft(rng, {"backup.xml": backup}, parts)
 
 
+def along(writer: Writer) -> dict[str, str]:
+    """Its implicit components, each to the component that brings it along."""
+    return {one.full_path.lower(): one.under.lower() for one in writer.components if one.under}
+
+
 def _part(writer: Writer, rng: random.Random) -> Part:
     instance_id = new_id(rng)
     paths = {one.full_path.lower() for one in writer.components if one.listed}
-    standing = Standing(writer.writer_id, instance_id, writer.counts, covered=paths)
+    standing = Standing(writer.writer_id, instance_id, writer.counts, covered=paths, along=along(writer))
     if not writer.included and paths:
         standing.rules.add("writer-not-included")
         standing.doubt()

@@ -122,9 +122,11 @@ def system_writers(entries: int) -> Iterator[Writer]:
         yield replace(writer, components=(system, services)) if writer.name == SYSTEM else writer
 
 
-def sql_server(databases: Sequence[str], computer: str = "WIN-SQL01", instance: str = "") -> Writer:
-    """A file group per database, at `COMPUTER` or `COMPUTER\\INSTANCE`; tempdb only as excluded files."""
+def sql_server(databases: Sequence[str], *, instance: str = "", excluded: Sequence[str] = ()) -> Writer:
+    """A file group per database, at `COMPUTER` or `COMPUTER\\INSTANCE`; tempdb and `excluded` as excluded files."""
     data = r"D:\MSSQL\DATA"
+    left_out = ["tempdb.mdf", "templog.ldf"]
+    left_out += [file for name in excluded for file in (f"{name}.mdf", f"{name}_log.ldf")]
     return Writer(
         "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a",
         SQL_SERVER,
@@ -136,7 +138,7 @@ def sql_server(databases: Sequence[str], computer: str = "WIN-SQL01", instance: 
         components=tuple(
             Component(
                 name,
-                f"{computer}\\{instance}" if instance else computer,
+                f"WIN-SQL01\\{instance}" if instance else "WIN-SQL01",
                 True,
                 flags=2,
                 notify=True,
@@ -144,7 +146,7 @@ def sql_server(databases: Sequence[str], computer: str = "WIN-SQL01", instance: 
             )
             for name in databases
         ),
-        excludes=(("EXCLUDE_FILES", data, "tempdb.mdf"), ("EXCLUDE_FILES", data, "templog.ldf")),
+        excludes=tuple(("EXCLUDE_FILES", data, file) for file in left_out),
         stamps=True,
     )
 

@@ -36,7 +36,8 @@ class ManifestRecipe:
     """What the guest is like, how its requester writes, and what went wrong.
 
     `declaration` is the encoding that the XML declaration names (it may lie); empty for no declaration.
-    `applications` run in the guest beside SQL Server, which does as soon as it has `databases`.
+    `applications` run in the guest beside SQL Server, which does as soon as it has `databases`; of
+    `excluded_databases` its writer leaves the files out and offers no component.
 
     Writers are named by friendly name: `drop_writers` are left out of the backup components document, the first
     component of `failing_writers` carries a failure message, `lose_documents` leave no document of their own, and
@@ -51,6 +52,7 @@ class ManifestRecipe:
     declaration: str = ""
     trailing_nul: bool = False
     databases: Sequence[str] = ("master", "model", "msdb", "sales")
+    excluded_databases: Sequence[str] = ()
     applications: frozenset[str] = frozenset()
     drop_writers: frozenset[str] = frozenset()
     failing_writers: frozenset[str] = frozenset()
@@ -143,7 +145,7 @@ def _documents(request: QuiesceRequest, recipe: ManifestRecipe) -> dict[str, Ele
 def _guest_writers(recipe: ManifestRecipe) -> Iterator[Writer]:
     yield from system_writers(recipe.huge)
     if recipe.databases:
-        yield sql_server(recipe.databases)
+        yield sql_server(recipe.databases, excluded=recipe.excluded_databases)
     for name in sorted(recipe.applications):
         yield APPLICATIONS[name]
 
