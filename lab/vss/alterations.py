@@ -216,14 +216,6 @@ def _writer_listed(part: Part) -> bool:
     return part.listed is not None
 
 
-def _any_writer(part: Part) -> bool:
-    return True
-
-
-def _leave_out(draft: Draft, part: Part) -> None:
-    draft.leave_out(part)
-
-
 def _fail(draft: Draft, part: Part) -> None:
     assert part.listed is not None
     part.listed.attributes[draft.rng.choice(_FAILURES)] = "0x800423F4"
@@ -288,13 +280,13 @@ def _add_dependency(draft: Draft, part: Part) -> None:
 
 
 WRITER_ROWS = (
-    WriterRow("left out of the backup document", ("writer-not-included",), Doubts.WRITER,
-              lambda part: part.listed is not None, _leave_out),
+    WriterRow("left out of the backup document", ("writer-not-included",), Doubts.WRITER, _writer_listed,
+              Draft.leave_out),
     WriterRow("failure message at the writer", ("writer-failed",), Doubts.WRITER, _writer_listed, _fail),
     WriterRow("own document lost", ("writer-without-metadata",), Doubts.WRITER, _writer_listed, _lose_document),
     WriterRow("document of an idle writer lost", (), Doubts.NOTHING,
               lambda part: not part.writer.included, _lose_document),
-    WriterRow("own document twice", ("writer-described-twice",), Doubts.WRITER, _any_writer, _repeat_document),
+    WriterRow("own document twice", ("writer-described-twice",), Doubts.WRITER, lambda _: True, _repeat_document),
     WriterRow("document of another run", ("writer-without-metadata",), Doubts.WRITER, _writer_listed,
               exchange_document),
     WriterRow("schema differs", ("schema-differs",), Doubts.NOTHING, _writer_listed, _differ_in_schema),
@@ -303,5 +295,5 @@ WRITER_ROWS = (
               _list_unoffered),
     WriterRow("dependency on its own component", (), Doubts.NOTHING,
               lambda part: bool(part.writer.components), _add_dependency),
-    WriterRow("unknown elements", (), Doubts.NOTHING, _any_writer, _add_unknown_elements),
+    WriterRow("unknown elements", (), Doubts.NOTHING, lambda _: True, _add_unknown_elements),
 )  # fmt: skip

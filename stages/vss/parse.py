@@ -171,9 +171,9 @@ class _Reader:
         path = attributes.get("logicalPath", "") + attributes.get("componentName", "")
         self._path_weight += weight(path)
         if len(path) > MAX_PATH:
-            raise Refused(f"component path longer than {MAX_PATH:,} characters")
+            raise Refused(f"path longer than {MAX_PATH:,} characters")
         if self._path_weight > MAX_PATHS:
-            raise Refused(f"component paths heavier than {MAX_PATHS:,}")
+            raise Refused(f"paths heavier than {MAX_PATHS:,}")
 
     def text(self, text: str) -> None:
         if self._roles[-1] == "quiesce_text" and len(self._text) < MAX_TEXT:

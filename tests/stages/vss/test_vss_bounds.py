@@ -1,6 +1,7 @@
 """What hostile documents may cost: every bound holds, and holds before the cost is there."""
 
 import json
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -128,7 +129,7 @@ def test_what_is_kept_of_a_document_is_bounded():
     long = f'<COMPONENT componentName="{"p" * MAX_PATH}"/>'
     refused = parse_document("bad.xml", backup(long * (MAX_PATHS // MAX_PATH + 1)))
     assert isinstance(refused, Unreadable)
-    assert "component paths heavier than 1,048,576" in refused.why
+    assert "paths heavier than 1,048,576" in refused.why
     refused = parse_document("bad.xml", backup('<COMPONENT xFailureMsg="y"/>' * (MAX_FAILURES + 1)))
     assert isinstance(refused, Unreadable)
     assert "more than 1,000 failure messages" in refused.why
@@ -213,3 +214,15 @@ def test_the_measure_sees_memory_time_and_errors(monkeypatch):
     assert "took 1" in measure(1, "greedy", manifest).wrong
     monkeypatch.setattr("lab.vss_fuzz.read_manifest", lambda content: 1 / 0)
     assert "ZeroDivisionError" in measure(1, "wrong", manifest).wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_fuzzer_makes_a_number_again_in_its_own_process():
+    command = [sys.executable, "-m", "lab.vss_fuzz", "--seed", "20240501", "--only", "526"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 manifests, " in done.stdout
+    assert "most memory: " in done.stdout
+    assert "(number 526, " in done.stdout
+    assert done.stdout.endswith("promises broken: 0\n")

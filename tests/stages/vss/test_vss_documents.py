@@ -147,7 +147,7 @@ def test_no_other_codec_is_ever_asked(declared):
         ("<a>" * (MAX_DEPTH + 2), f"deeper than {MAX_DEPTH}", f"element {MAX_DEPTH + 1}"),
         (
             BACKUP.replace("sales", "s" * MAX_PATH),
-            "component path longer than 1,024",
+            "path longer than 1,024",
             "element 5",
         ),
     ],
