@@ -9,10 +9,11 @@ from typing import cast
 import click
 
 from pipeline.cli import error_lines, json_option, run_async, show
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, IntegrityError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, IntegrityError, SinkError
 from pipeline.progress import show_progress
 from pipeline.units import MiB, format_size
 
+from .consistency import MANIFEST, verdict_lines, write_new
 from .repository import (
     Repository,
     RepositoryReader,
@@ -63,8 +64,17 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
 @click.option(
     "--extract", type=click.Path(path_type=Path), metavar="DIR", help="Write the point's documents there."
 )
+@click.option(
+    "--extract-manifest",
+    "manifest",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Write the VSS manifest there, as it came from the datastore; never overwrites.",
+)
 @json_option
-def show_point(repository: Path, point: str, vm: str | None, extract: Path | None, as_json: bool) -> None:
+def show_point(
+    repository: Path, point: str, vm: str | None, extract: Path | None, manifest: Path | None, as_json: bool
+) -> None:
     """Show a restore point: its disks, how consistent it is and why, and what preflight said."""
     reader = run_async(_opened, repository)
     found = reader.resolve(point, machine=vm)
@@ -74,7 +84,16 @@ def show_point(repository: Path, point: str, vm: str | None, extract: Path | Non
             if Path(name).name != name:
                 raise IntegrityError(f"The document {name!r} of point {found.id} would leave {extract}.")
             (extract / name).write_bytes(reader.read_document(found, name))
+    if manifest is not None:
+        _extract_manifest(reader, found, manifest)
     show(found.as_dict(), _point_lines(found), as_json)
+
+
+def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path) -> None:
+    if MANIFEST not in point.documents:
+        raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
+    target = place / f"{point.id}-{MANIFEST}" if place.is_dir() else place
+    write_new(target, reader.read_document(point, MANIFEST))
 
 
 @click.command()
@@ -156,6 +175,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
         *_preflight_lines(point.preflight),
+        *verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""

@@ -3,7 +3,7 @@
 find            which file on the datastore belongs to the snapshot
 datastore_path  `[ds] dir/file` and its `/folder` URL
 archive         zip bytes -> members, within bounds
-text, parse     member bytes -> the values in `documents`
+text, elements, parse   member bytes -> the values in `documents`; manifest: all members of a file
 writers         well-known writers by id
 evidence        the documents brought together writer by writer
 sent            the quiesce spec, and what a type of backup does to a writer's logs

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pipeline.errors import SourceError
 
 # The largest writer document seen is 2.1 MB in 8-bit text (System Writer, 18,900 file entries), twice
-# that in UTF-16; a set has about a dozen documents. The bounds leave a factor of four and more.
-MAX_ARCHIVE_SIZE = 16 << 20
+# that in UTF-16; a set has about a dozen documents, which deflate ten-fold. The bounds leave a factor of
+# four and more. Reading the directory takes up to six times the size of the names in it.
+MAX_ARCHIVE_SIZE = 8 << 20
 MAX_MEMBERS = 512
 MAX_MEMBER_SIZE = 16 << 20
 MAX_TOTAL_SIZE = 64 << 20

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 
 from stages.vss.documents import Dependency, normalise_file, normalise_guid
+from stages.vss.elements import local_name
 
 MAX_TEXT = 256  # of what is only shown
+MAX_NAME = 80  # of a writer; every finding repeats it
 
 _DATABASE_FILES = (".mdf", ".ndf", ".ldf", ".edb")  # SQL Server; Extensible Storage Engine
 _GUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -19,8 +21,8 @@ def dependency_of(attributes: Mapping[str, str]) -> Dependency | None:
     How a dependency is spelled is not documented; what it has to say is: a writer by its class id, and a
     component by path and name. So any element with these is one, whatever it and its attributes are called.
     """
-    told = {name.rpartition("}")[2].lower(): value for name, value in sorted(attributes.items())}
-    writer_id = next((guid for value in told.values() if _GUID.fullmatch(guid := normalise_guid(value))), "")
+    told = {local_name(name).lower(): value for name, value in sorted(attributes.items())}
+    writer_id = next((one for value in told.values() if _GUID.fullmatch(one := normalise_guid(value))), "")
     name = next((value for key, value in told.items() if key.endswith("name")), "")
     path = next((value for key, value in told.items() if key.endswith("path")), "")
     return Dependency(writer_id, path, name) if writer_id and name else None
@@ -34,9 +36,19 @@ def database_file_of(attributes: Mapping[str, str]) -> str | None:
     return normalise_file(attributes.get("path", ""), filespec)
 
 
-def shown(text: str) -> str:
+def shown(text: str, length: int = MAX_TEXT) -> str:
     """Text for people: one line, not longer than they would read."""
-    return " ".join(text[: 4 * MAX_TEXT].split())[:MAX_TEXT]
+    return " ".join(text[: 4 * length].split())[:length]
+
+
+def guid(text: str | None) -> str:
+    """A GUID to compare by. Whatever else stands there is cut: findings repeat it."""
+    return normalise_guid(shown(text or "", MAX_NAME))
+
+
+def weight(path: str) -> int:
+    """How much a path weighs in memory: a single character outside ASCII may widen all others four-fold."""
+    return len(path) if path.isascii() else 4 * len(path)
 
 
 def yes_or_no(text: str | None) -> bool | None:

@@ -12,16 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from stages.vss.archive import DamagedMember, ManifestUnreadable, looks_like_zip, read_members
-from stages.vss.documents import Document, QuiesceManifest, Unreadable
+from stages.vss.archive import ManifestUnreadable
+from stages.vss.documents import Document
 from stages.vss.evidence import Evidence
-from stages.vss.parse import parse_document
+from stages.vss.manifest import read_manifest
 from stages.vss.rules import RULES
 from stages.vss.sent import SentQuiescing
 from stages.vss.verdict import Finding, Level, Severity, Verdict, WriterVerdict, doubts_of
 from stages.vss.weigh import weigh_applications, weigh_writers
-
-_QUIESCE_MANIFEST_SIZE = 1 << 16  # it names a product and a provider: a few hundred bytes
 
 
 def classify_manifest(
@@ -39,17 +37,8 @@ def classify_manifest(
     """
     if zip_bytes is None:
         return _judge(Evidence(absent=absent_reason or "the snapshot left no manifest"))
-    if len(zip_bytes) <= _QUIESCE_MANIFEST_SIZE and not looks_like_zip(zip_bytes):
-        document = parse_document("manifest", zip_bytes)
-        if isinstance(document, QuiesceManifest):
-            return _judge(Evidence((document,)))
     try:
-        documents = [
-            Unreadable(member.name, f"damaged in the archive: {member.reason}", "archive")
-            if isinstance(member, DamagedMember)
-            else parse_document(member.name, member.data)
-            for member in read_members(zip_bytes)
-        ]
+        documents = read_manifest(zip_bytes)
     except ManifestUnreadable as exc:
         return _judge(Evidence(damage=exc.reason))
     return classify_documents(documents, sent=sent, excluded=excluded)

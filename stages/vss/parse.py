@@ -1,21 +1,27 @@
 """Bytes of one document to its value, by the root element, never by the name.
 
-The parser is a SAX target over defusedxml: no DTD, no entities, and values are built while elements pass by, so a
-writer that lists 20,000 files costs its text and no tree. What an element means depends on where
-it stands, so a stack of roles runs along; an unknown element has no role and neither have its
-children. Bounds on elements, depth and namespace names keep hostile documents linear.
+Values are built while elements pass by, so a writer that lists 20,000 files costs its text and no tree. What an
+element means depends on where it stands, so a stack of roles runs along; an unknown element has no role and neither
+have its children. What is kept of a document is bounded here, what it costs to read it in `elements`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from xml.etree.ElementTree import ParseError
-from xml.parsers.expat import ErrorString
+from itertools import chain
+from xml.parsers.expat import ErrorString, ExpatError
 
-from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import DefusedXMLParser
-
-from stages.vss.attributes import MAX_TEXT, database_file_of, decimal, dependency_of, shown, yes_or_no
+from stages.vss.attributes import (
+    MAX_NAME,
+    MAX_TEXT,
+    database_file_of,
+    decimal,
+    dependency_of,
+    guid,
+    shown,
+    weight,
+    yes_or_no,
+)
 from stages.vss.documents import (
     BackupComponent,
     BackupComponents,
@@ -27,21 +33,16 @@ from stages.vss.documents import (
     Unrecognised,
     WriterComponent,
     WriterMetadata,
-    normalise_guid,
 )
-from stages.vss.text import decode_document
+from stages.vss.elements import Attributes, Refused, local_name, read_elements
+from stages.vss.text import Undecodable, read_text
 
-MAX_ELEMENTS = 200_000  # ten times the largest document seen (System Writer, 18,900 file entries)
-MAX_COMPONENTS = 20_000  # writers, components, dependencies; real sets have some dozens to some thousands
-MAX_DATABASE_FILES = 50_000  # of one document; ten thousand databases with five files each
-MAX_DEPTH = 32  # the schemas need five
-MAX_FAILURES = 16  # kept of one component
+MAX_COMPONENTS = 8_000  # writers, components, dependencies; real sets have some dozens to some thousands
+MAX_FAILURES = 1_000  # messages in a document
 MAX_PATH = 1024  # of a component; every step up its logical path is looked at
-MAX_NAMESPACE = 1024  # expat repeats the namespace in every element's name
+MAX_PATHS = 1 << 20  # weight of the paths of components and database files; 3,000 databases have half of it
 
 _NOT_SYSTEM_STATE = 4  # of VSS_COMPONENT_FLAGS
-
-_Attributes = dict[str, str]
 _ROOT = "root"
 # (role of the parent, element) -> role
 _ROLES = {
@@ -64,41 +65,29 @@ _ROLES = {
 }
 
 
-class _RefusalError(Exception):
-    """The document breaks a bound or lacks what identifies it."""
-
-
 def parse_document(name: str, data: bytes) -> Document:
     """The document's value; whatever is wrong with it is a value too: Unreadable."""
+    pieces = read_text(data)
     try:
-        text = decode_document(data)
-    except UnicodeDecodeError as exc:
-        return Unreadable(name, f"not text in {exc.encoding}: {exc.reason}", f"byte {exc.start:,}")
+        first = next(pieces, "")
+        if not first:
+            return Unreadable(name, "empty document", "byte 0")
+        return read_elements(chain((first,), pieces), _Reader(name))
+    except Undecodable as exc:
+        return Unreadable(name, f"not text in {exc.encoding}: {exc.reason}", f"byte {exc.position:,}")
     except LookupError as exc:
         return Unreadable(name, str(exc), "XML declaration")
-    if not text:
-        return Unreadable(name, "empty document", "byte 0")
-    reader = _Reader(name)
-    # As text, because then expat ignores what the declaration says about the encoding.
-    parser = DefusedXMLParser(target=reader, forbid_dtd=True)
-    try:
-        parser.feed(text)
-        document: Document = parser.close()
-    except ParseError as exc:
-        line, column = exc.position
-        return Unreadable(name, ErrorString(exc.code) or "not XML", f"line {line}, column {column}")
-    except DefusedXmlException as exc:
-        return Unreadable(name, f"document types and entities are refused ({type(exc).__name__})", "prolog")
-    except _RefusalError as exc:
-        return Unreadable(name, str(exc), f"element {reader.elements:,}")
-    return document
+    except ExpatError as exc:
+        return Unreadable(name, ErrorString(exc.code) or "not XML", f"line {exc.lineno}, column {exc.offset}")
+    except Refused as exc:
+        return Unreadable(name, str(exc), exc.where)
 
 
 @dataclass
 class _OpenComponent:
     """A component whose end tag is still to come, in either document."""
 
-    attributes: _Attributes
+    attributes: Attributes
     failures: list[tuple[str, str]] = field(default_factory=list)
     has_metadata: bool = False
     files: int = 0
@@ -109,7 +98,7 @@ class _OpenComponent:
         return BackupComponent(
             logical_path=self.attributes.get("logicalPath", ""),
             name=self.attributes.get("componentName", ""),
-            component_type=self.attributes.get("componentType", ""),
+            component_type=shown(self.attributes.get("componentType", "")),
             backup_succeeded=yes_or_no(self.attributes.get("backupSucceeded")),
             has_backup_stamp=bool(self.attributes.get("backupStamp")),
             has_backup_metadata=self.has_metadata,
@@ -133,15 +122,15 @@ class _OpenComponent:
 class _OpenWriter:
     """A writer of the backup components document whose end tag is still to come."""
 
-    attributes: _Attributes
+    attributes: Attributes
     failures: list[tuple[str, str]] = field(default_factory=list)
     components: list[BackupComponent] = field(default_factory=list)
 
     def closed(self) -> BackupWriter:
         return BackupWriter(
-            writer_id=normalise_guid(self.attributes.get("writerId", "")),
-            instance_id=normalise_guid(self.attributes.get("instanceId", "")),
-            instance_name=shown(self.attributes.get("instanceName", "")),
+            writer_id=guid(self.attributes.get("writerId")),
+            instance_id=guid(self.attributes.get("instanceId")),
+            instance_name=shown(self.attributes.get("instanceName", ""), MAX_NAME),
             backup_schema=decimal(self.attributes.get("backupSchema")),
             components=tuple(self.components),
             failures=tuple(self.failures),
@@ -152,36 +141,25 @@ class _Reader:
     """SAX target that builds one document."""
 
     def __init__(self, name: str) -> None:
-        self.elements = 0
         self._name = name
         self._roles = [_ROOT]
-        self._local_names: dict[str, str] = {}
         self._root_name = ""
-        self._root: _Attributes = {}
+        self._root: Attributes = {}
         self._writer: _OpenWriter | None = None
         self._component: _OpenComponent | None = None
-        self._identity: _Attributes = {}
+        self._identity: Attributes = {}
         self._writers: list[BackupWriter] = []
         self._offers: list[WriterComponent] = []
         self._excluded: list[str] = []
         self._text = ""
         self._components = 0
-        self._database_files = 0
+        self._failures = 0
+        self._path_weight = 0
 
-    def start_ns(self, prefix: str, uri: str) -> None:
-        if len(uri) > MAX_NAMESPACE:
-            raise _RefusalError(f"namespace name longer than {MAX_NAMESPACE:,} characters")
-
-    def start(self, tag: str, attributes: _Attributes) -> None:
-        self.elements += 1
-        if self.elements > MAX_ELEMENTS:
-            raise _RefusalError(f"more than {MAX_ELEMENTS:,} elements")
-        if len(self._roles) > MAX_DEPTH:
-            raise _RefusalError(f"elements nested deeper than {MAX_DEPTH}")
-        local = self._local(tag)
+    def start(self, name: str, attributes: Attributes) -> None:
         if len(self._roles) == 1:
-            self._root_name, self._root = local, dict(attributes)
-        role = _ROLES.get((self._roles[-1], local), "")
+            self._root_name, self._root = name, attributes
+        role = _ROLES.get((self._roles[-1], name), "")
         self._roles.append(role)
         self._text = ""
         match role:
@@ -210,18 +188,24 @@ class _Reader:
     def _count_component(self, path: str = "") -> None:
         self._components += 1
         if self._components > MAX_COMPONENTS:
-            raise _RefusalError(f"more than {MAX_COMPONENTS:,} writers and components")
-        if len(path) > MAX_PATH:
-            raise _RefusalError(f"component path longer than {MAX_PATH:,} characters")
+            raise Refused(f"more than {MAX_COMPONENTS:,} writers and components")
+        self._count_path(path)
 
-    def data(self, text: str) -> None:
+    def _count_path(self, path: str) -> None:
+        self._path_weight += weight(path)
+        if len(path) > MAX_PATH:
+            raise Refused(f"path longer than {MAX_PATH:,} characters")
+        if self._path_weight > MAX_PATHS:
+            raise Refused(f"paths heavier than {MAX_PATHS:,} of components and database files")
+
+    def text(self, text: str) -> None:
         if self._roles[-1] == "quiesce_text" and len(self._text) < MAX_TEXT:
             self._text += text
 
-    def end(self, tag: str) -> None:
+    def end(self, name: str) -> None:
         role = self._roles.pop()
         if role == "quiesce_text":
-            self._root[self._local(tag)] = self._text
+            self._root[name] = self._text
         elif role == "writer" and self._writer:
             self._writers.append(self._writer.closed())
             self._writer = None
@@ -247,25 +231,19 @@ class _Reader:
             case _:
                 return Unrecognised(self._name, shown(self._root_name))
 
-    def _local(self, name: str) -> str:
-        """The name without its namespace; cached, because a hostile name may be long."""
-        local = self._local_names.get(name)
-        if local is None:
-            local = self._local_names[name] = name.rpartition("}")[2]
-        return local
-
-    def _note_failures(self, holder: _OpenComponent | _OpenWriter, attributes: _Attributes) -> None:
+    def _note_failures(self, holder: _OpenComponent | _OpenWriter, attributes: Attributes) -> None:
         """Failure messages count wherever they stand in their component: the exact spelling is undocumented."""
         for name, value in attributes.items():
-            if name.lower().endswith("failuremsg") and value.strip() and len(holder.failures) < MAX_FAILURES:
-                holder.failures.append((shown(self._local(name)), shown(value)))
+            if name.lower().endswith("failuremsg") and value.strip():
+                self._failures += 1
+                if self._failures > MAX_FAILURES:
+                    raise Refused(f"more than {MAX_FAILURES:,} failure messages")
+                holder.failures.append((shown(local_name(name)), shown(value)))
 
-    def _note_database_file(self, attributes: _Attributes, files: list[str]) -> None:
+    def _note_database_file(self, attributes: Attributes, files: list[str]) -> None:
         if file := database_file_of(attributes):
+            self._count_path(file)
             files.append(file)
-            self._database_files += 1
-            if self._database_files > MAX_DATABASE_FILES:
-                raise _RefusalError(f"more than {MAX_DATABASE_FILES:,} files of databases")
 
     def _backup_components(self) -> BackupComponents:
         return BackupComponents(
@@ -273,23 +251,23 @@ class _Reader:
             select_components=yes_or_no(self._root.get("selectComponents")),
             bootable_system_state=yes_or_no(self._root.get("bootableSystemStateBackup")),
             partial_file_support=yes_or_no(self._root.get("partialFileSupport")),
-            backup_type=self._root.get("backupType", "").strip().lower(),
-            snapshot_set_id=normalise_guid(self._root.get("snapshotSetId", "")),
+            backup_type=shown(self._root.get("backupType", "")).lower(),
+            snapshot_set_id=guid(self._root.get("snapshotSetId")),
             writers=tuple(self._writers),
         )
 
     def _writer_metadata(self) -> WriterMetadata:
         identity = self._identity
-        writer_id = normalise_guid(identity.get("writerId", ""))
-        instance_id = normalise_guid(identity.get("instanceId", ""))
+        writer_id = guid(identity.get("writerId"))
+        instance_id = guid(identity.get("instanceId"))
         if not writer_id or not instance_id:
-            raise _RefusalError("the writer does not identify itself by writerId and instanceId")
+            raise Refused("the writer does not identify itself by writerId and instanceId")
         return WriterMetadata(
             document=self._name,
             writer_id=writer_id,
             instance_id=instance_id,
-            instance_name=shown(identity.get("instanceName", "")),
-            friendly_name=shown(identity.get("friendlyName", "")),
+            instance_name=shown(identity.get("instanceName", ""), MAX_NAME),
+            friendly_name=shown(identity.get("friendlyName", ""), MAX_NAME),
             usage=shown(identity.get("usage", "")),
             data_source=shown(identity.get("dataSource", "")),
             backup_schema=decimal(self._root.get("backupSchema")),

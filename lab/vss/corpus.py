@@ -1,0 +1,139 @@
+"""Manifests with known verdicts, drawn from a seed: a guest, an outfit, and rows of the state tables.
+
+Case n of a seed always contains row n of the tables (counted around), so any few hundred cases contain each row
+several times; further rows are drawn at random. Rows that could hide one another never meet: one row per
+component, one per writer, and what happens to the whole manifest comes last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from lab.vss.alterations import COMPONENT_ROWS, WRITER_ROWS, ComponentRow, WriterRow
+from lab.vss.calamities import CALAMITIES, Calamity
+from lab.vss.draft import Draft, Part, draft_of
+from lab.vss.elements import Outfit
+from lab.vss.guest import APPLICATIONS, Component, Writer, sql_server, system_writers
+from lab.vss.recipe import new_id
+
+Row = ComponentRow | WriterRow | Calamity
+ROWS: tuple[Row, ...] = (*COMPONENT_ROWS, *WRITER_ROWS, *CALAMITIES)
+
+# Trees of third-party writers, one for each statement of Microsoft's page on selectability.
+_TREES: tuple[tuple[Component, ...], ...] = (
+    (Component("one", selectable=True), Component("two", selectable=True)),
+    (Component("store"), Component("cache", selectable=True)),
+    (
+        Component("app", selectable=True),
+        Component("data", "app", True, listed=False, under="app"),
+        Component("logs", "app", listed=False, under="app"),
+        Component("deep", "app\\not a component", listed=False, under="app"),
+    ),
+    (Component("top"), Component("leaf", "top", True)),
+    (Component("top"), Component("part", "top", either=True)),
+    (Component("top"), Component("part", "top", listed=False, either=True)),
+    (
+        Component("db", "HOST\\INSTANCE", True, kind="DATABASE"),
+        Component("db", "HOST", True, kind="DATABASE"),
+    ),
+)
+_PREFIXES = ("", "", "", "vss", "x-1")
+_OUTFITS = (
+    Outfit(),
+    Outfit(declaration="UTF-8"),
+    Outfit(declaration="UTF-16", trailing_nul=True),
+    Outfit(bom=True),
+    Outfit("utf-16-le", trailing_nul=True),
+    Outfit("utf-16-le", bom=True, declaration="UTF-16"),
+    Outfit("utf-16-be", bom=True),
+    Outfit("utf-16-be", declaration="UTF-8", trailing_nul=True),
+)
+
+
+@dataclass
+class Case:
+    """One manifest, what happened to it, and what is true of it."""
+
+    number: int
+    draft: Draft
+    happened: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"case {self.number}: {'; '.join(self.happened) or 'nothing happened'}"
+
+
+def corpus(seed: int, count: int) -> Iterator[Case]:
+    """The cases of a seed, each independent of the others."""
+    return (case(seed, number) for number in range(count))
+
+
+def case(seed: int, number: int) -> Case:
+    rng = random.Random(f"{seed}/{number}")
+    first = ROWS[number % len(ROWS)]
+    made = Case(number, draft_of(list(_guest(rng, first)), rng))
+    shuffle = rng.choice((None, rng.getrandbits(32)))
+    made.draft.outfit = replace(rng.choice(_OUTFITS), prefix=rng.choice(_PREFIXES), shuffle=shuffle)
+    calamities = [first] if isinstance(first, Calamity) else []
+    if not (calamities and calamities[0].alone):
+        _alter(made, rng, first)
+        for calamity in rng.sample([one for one in CALAMITIES if not one.alone], rng.choice((0, 0, 1, 2))):
+            if not any(one is calamity or (one.about and one.about == calamity.about) for one in calamities):
+                calamities.append(calamity)
+    for calamity in calamities:
+        calamity.apply(made.draft)
+        made.happened.append(calamity.name)
+    return made
+
+
+def _guest(rng: random.Random, first: Row) -> Iterator[Writer]:
+    """The system writers, some applications, and writers of nobody's; what the first row needs is there."""
+    stamped = isinstance(first, ComponentRow) and first.name == "stamp lost"
+    yield from system_writers(rng.choice((2, 4, 40)))
+    if stamped or rng.random() < 0.6:
+        databases = ["master", *rng.sample(["hr", 'q"<&>', "Zürich", "a b", "sales"], rng.randrange(4))]
+        yield sql_server(databases, instance=rng.choice(("", "PROD")))
+    for writer in APPLICATIONS.values():
+        if rng.random() < 0.4:
+            yield writer
+    for number in range(len(_TREES)):
+        # The trees that implicit components need are there when such a row comes first.
+        needed = isinstance(first, ComponentRow) and number == 2
+        if needed or rng.random() < 0.2:
+            schema = rng.choice((0, 0, 0x3F))
+            yield Writer(
+                new_id(rng), f"Own Writer {number}", "OTHER", schema=schema, components=_TREES[number]
+            )
+
+
+def _alter(made: Case, rng: random.Random, first: Row) -> None:
+    """The first row, and a few others at other writers and components."""
+    rows: list[ComponentRow | WriterRow] = [] if isinstance(first, Calamity) else [first]
+    rows += rng.choices((*COMPONENT_ROWS, *WRITER_ROWS), k=rng.choice((0, 0, 1, 2, 4)))
+    free = list(made.draft.parts)
+    touched: dict[int, set[str]] = {}
+    for row in rows:
+        rng.shuffle(free)
+        if isinstance(row, ComponentRow):
+            if found := _component_for(row, free, touched):
+                part, component = found
+                touched.setdefault(id(part), set()).update({component.full_path, component.under} - {""})
+                row.apply(made.draft, part, component)
+                made.happened.append(f"{part.writer.name}, {component.full_path}: {row.name}")
+        elif whole := next((one for one in free if id(one) not in touched and row.fits(one)), None):
+            free.remove(whole)
+            row.apply(made.draft, whole)
+            made.happened.append(f"{whole.writer.name}: {row.name}")
+
+
+def _component_for(
+    row: ComponentRow, free: list[Part], touched: dict[int, set[str]]
+) -> tuple[Part, Component] | None:
+    for part in free:
+        for component in part.writer.components if part.listed is not None else ():
+            paths = {component.full_path, component.under} - {""}
+            if row.fits(part, component) and not paths & touched.get(id(part), set()):
+                return part, component
+    return None

@@ -1,0 +1,87 @@
+"""Manifests with known verdicts: the classifier gets all of them right, and the corpus would notice if not."""
+
+import shutil
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from lab.vss.corpus import ROWS, corpus
+from lab.vss.elements import PLAIN
+from lab.vss_corpus import SEED, STATED, Confusion, main
+from stages.vss import classify
+from stages.vss.rules import RULES
+from stages.vss.verdict import Level
+
+COUNT = 520
+
+
+@pytest.mark.slow
+def test_every_verdict_is_right_reasons_included():
+    confusion = Confusion()
+    for one in corpus(SEED, COUNT):
+        confusion.add(one)
+    assert confusion.disagreements == []
+    assert dict(confusion.agreed) == dict.fromkeys(("level", "decision", "reasons", "writers"), COUNT)
+    assert {expected for expected, _ in confusion.levels} == {level.value for level in Level}
+    assert set(confusion.rules) == STATED
+
+
+def test_every_row_of_the_tables_happens():
+    happened = "; ".join(one.name for one in corpus(SEED, len(ROWS)))
+    assert [row.name for row in ROWS if row.name not in happened] == []
+
+
+def test_the_same_seed_gives_the_same_manifests():
+    first, again, other = ([one.draft.archive() for one in corpus(seed, 12)] for seed in (3, 3, 4))
+    assert first == again
+    assert all(one != two for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("rule", sorted(STATED))
+def test_a_rule_that_says_nothing_is_noticed(rule, monkeypatch):
+    case = next(
+        one
+        for one in corpus(SEED, 2 * len(ROWS))
+        if not one.draft.refused
+        and rule in one.draft.rules | {rule for each in one.draft.standings for rule in each.rules}
+    )
+    monkeypatch.setattr(classify, "RULES", tuple(one for one in RULES if one.id != rule))
+    confusion = Confusion()
+    confusion.add(case)
+    assert any("reasons: expected" in line for line in confusion.disagreements)
+
+
+def test_the_command_prints_the_matrix_and_counts():
+    done = CliRunner().invoke(main, ["--count", "60"])
+    assert done.exit_code == 0
+    assert "level: 60 of 60 agree" in done.output
+    assert done.output.splitlines()[1].split()[:3] == ["expected", "\\", "given"]
+
+
+def test_a_disagreement_is_printed_with_what_happened_and_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(classify, "RULES", ())
+    number = next(n for n, row in enumerate(ROWS) if row.name == "own document twice")
+    done = CliRunner().invoke(main, ["--only", str(number), "--keep", str(tmp_path)])
+    assert done.exit_code == 1
+    assert f"case {number}: " in done.output
+    assert "own document twice" in done.output
+    assert "reasons: expected and not given" in done.output
+    assert len(list(tmp_path.glob(f"{number:05}-application-partial.zip"))) == 1
+
+
+@pytest.mark.slow
+def test_xmllint_accepts_every_document_that_is_not_meant_to_be_damaged(tmp_path):
+    xmllint = shutil.which("xmllint")
+    if xmllint is None:
+        pytest.skip("xmllint is not installed")
+    for one in corpus(SEED, len(ROWS)):
+        for number, root in enumerate(one.draft.well_formed()):
+            text = one.draft.outfit.text(root)
+            (tmp_path / f"{one.number}-{number}-utf8.xml").write_text(text, "utf-8", newline="")
+            (tmp_path / f"{one.number}-{number}-utf16.xml").write_text(text, "utf-16", newline="")
+            (tmp_path / f"{one.number}-{number}-plain.xml").write_text(PLAIN.text(root), newline="")
+    files = sorted(map(str, tmp_path.iterdir()))
+    assert len(files) > 1500
+    done = subprocess.run([xmllint, "--noout", "--nonet", *files], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
