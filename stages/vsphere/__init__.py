@@ -10,6 +10,7 @@ journal      intents, durable before the call                                 sn
 removal, consolidation   removing what is ours                                sweep        after killed runs
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
+fetching     ways to fetch a manifest: fetch_https (host_ticket), fetch_copy, fetch_vifs, fetch_powercli (external)
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
@@ -17,6 +18,11 @@ from .changes import same_tracking
 from .consolidation import ConsolidationNeeded
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
+from .fetch_copy import CopyOnDatastore
+from .fetch_https import OverHttps
+from .fetch_powercli import CopyDatastoreItem
+from .fetch_vifs import Vifs
+from .fetching import Fetched, ManifestFetcher, ManifestPlace
 from .journal import Intent, Journal
 from .lookup import Vm, find_vm
 from .machine import VcenterVm, VsphereCapture
@@ -32,12 +38,18 @@ __all__ = [
     "CertificateRefused",
     "ConnectionLost",
     "ConsolidationNeeded",
+    "CopyDatastoreItem",
+    "CopyOnDatastore",
     "DiskReader",
+    "Fetched",
     "Intent",
     "Journal",
     "LoginRefused",
+    "ManifestFetcher",
+    "ManifestPlace",
     "OpenDisk",
     "Outcome",
+    "OverHttps",
     "Quiesce",
     "Snapshot",
     "SnapshotDisk",
@@ -45,6 +57,7 @@ __all__ = [
     "Vcenter",
     "VcenterSession",
     "VcenterVm",
+    "Vifs",
     "Vm",
     "VsphereCapture",
     "VsphereError",

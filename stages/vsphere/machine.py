@@ -20,10 +20,12 @@ from stages.vss.fetched import FetchedManifest
 
 from .changes import enable_change_tracking
 from .disk import DiskReader, SnapshotDisk
+from .fetch_https import OverHttps
+from .fetching import ManifestFetcher
 from .hardware import DiskFacts
 from .journal import Journal
 from .lookup import Vm, find_vm
-from .manifest import DirectoryState, directory_state, fetch_manifest
+from .manifest import LATE_S, DirectoryState, directory_state, fetch_manifest
 from .patience import patiently
 from .quiesce import Quiesce
 from .session import Vcenter, VcenterSession
@@ -42,7 +44,8 @@ class VcenterVm:
     of buffers that all its disks share. `journal`: where intents are kept, None for the user's state directory.
     `enable_change_tracking`: switch it on where it is off, which needs a VM without snapshots.
     `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`: whether disks that
-    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named.
+    vSphere leaves in need of it after a removal are consolidated; otherwise it is only named. `manifest`: ways to
+    fetch the VSS manifest, tried in this order; `manifest_late_s`: how long after the snapshot it may still come.
     """
 
     vcenter: Vcenter
@@ -55,6 +58,8 @@ class VcenterVm:
     enable_change_tracking: bool = False
     remove_within_s: float = REMOVE_WITHIN_S
     consolidate: bool = True
+    manifest: Sequence[ManifestFetcher] = (OverHttps(),)
+    manifest_late_s: float = LATE_S
 
     @property
     def name(self) -> str:
@@ -80,6 +85,8 @@ class VcenterVm:
             sentences.append(self.quiesce.warning)
         if self.enable_change_tracking:
             sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
+        if self.quiesce.kind != "none":
+            sentences += [sentence for fetcher in self.manifest for sentence in fetcher.touches()]
         return sentences
 
 
@@ -102,13 +109,21 @@ class VsphereCapture:
     session: VcenterSession = field(repr=False)
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
+    fetchers: Sequence[ManifestFetcher] = field(repr=False)
+    manifest_late_until: float = field(repr=False)
     snapshots_left: int | None = None
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""
         if self.directory_before is None:
             return FetchedManifest(None, "quiescing was not asked for", None, absent=True)
-        return await fetch_manifest(self.session, self.snapshot, self.directory_before)
+        return await fetch_manifest(
+            self.session,
+            self.snapshot,
+            self.directory_before,
+            self.fetchers,
+            late_until=self.manifest_late_until,
+        )
 
 
 @asynccontextmanager
@@ -138,6 +153,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                 remove_within_s=settings.remove_within_s,
                 consolidate=settings.consolidate,
             ) as snapshot:
+                late_until = trio.current_time() + settings.manifest_late_s
                 _require_disks(snapshot)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
                     disks = [
@@ -155,6 +171,8 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         session=session,
                         snapshot=snapshot,
                         directory_before=before,
+                        fetchers=settings.manifest,
+                        manifest_late_until=late_until,
                     )
                     yield capture
         finally:

@@ -11,10 +11,14 @@ from pipeline import Capture, Evidence, emit
 
 from .classify import classify_manifest, classify_unfetched
 from .fetched import FetchedManifest
+from .find import ManifestKind
 from .verdict import Level, Verdict
 
 # What each kind of quiescing has to show. Nothing was asked with 'none', so everything satisfies it.
 REQUIRED = {"application": Level.APPLICATION, "file-system": Level.FILE_SYSTEM}
+
+# Under which name a manifest lies with the point.
+DOCUMENT_NAMES = {ManifestKind.VSS_ZIP: "vss-manifest.zip", ManifestKind.LINUX_XML: "quiesce-manifest.xml"}
 
 
 class ManifestCapture(Capture, Protocol):
@@ -39,8 +43,12 @@ class VssManifest:
             reached=str(verdict.level),
             satisfied=required is None or verdict.level >= required,
             reasons=[f"{finding.rule}: {finding.text}" for finding in verdict.findings],
-            verdict={**verdict.as_dict(), "manifest": fetched.path},
-            documents={"vss-manifest.zip": fetched.content} if fetched.content is not None else {},
+            verdict={
+                **verdict.as_dict(),
+                "manifest": fetched.path,
+                "fetching": [attempt.as_dict() for attempt in fetched.attempts],
+            },
+            documents={DOCUMENT_NAMES[fetched.kind]: fetched.content} if fetched.content is not None else {},
         )
 
 
