@@ -130,7 +130,8 @@ class HostSystem(Entity):
             runtime=self.runtime,
             config=vim.host.Summary.ConfigSummary(
                 name=host.name,
-                port=443,
+                port=host.port,
+                sslThumbprint=self.service.certificate.thumbprint_sha1,
                 product=product,
                 vmotionEnabled=False,
                 faultToleranceEnabled=False,

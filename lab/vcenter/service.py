@@ -25,6 +25,7 @@ from lab.vcenter.managers import (
     descendants,
 )
 from lab.vcenter.objects import Call, Managed, moref_of, typed
+from lab.vcenter.on_demand import FolderTraits, ManifestTraits
 from lab.vcenter.quiescing import Manifest
 from lab.vcenter.sessions import Clock, Session, Sessions
 from lab.vcenter.snapshots import OnSnapshot
@@ -101,6 +102,8 @@ class Service:
         self.events = EventManager(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
+        self.folder = FolderTraits()
+        self.manifests = ManifestTraits()
         self.stopping = False
         self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{HOST}")
         self.root_folder, self._vm_folder, self._datastore_folder = build(self)

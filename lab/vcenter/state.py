@@ -105,6 +105,7 @@ class HostTraits:
     """The one host."""
 
     name: str = "esxi01.lab.local"
+    port: int = 443
     version: str = "8.0.3"
     build: str = "24022510"
     connection: str = "connected"
