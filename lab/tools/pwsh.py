@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from pyVmomi import vim
 from pyVmomi.SoapAdapter import SoapStubAdapter
+from pyVmomi.VmomiSupport import newestVersions
 
 from lab.tools import common
 
@@ -54,7 +55,7 @@ def main() -> None:
     stub = SoapStubAdapter(
         server,
         int(script[2]),
-        version="vim25/8.0.0.0",
+        version=newestVersions.GetName("vim"),
         sslContext=ssl.create_default_context(cafile=authorities),
     )
     stub.cookie = f'vmware_soap_session="{session}"'
