@@ -80,7 +80,7 @@ def _found(stub: SoapStubAdapter, identifier: str) -> tuple[str, str]:
     datastore = vim.Datastore(moref, stub)
     try:
         name, entity, names = datastore.name, datastore.parent, list[str]()
-        while entity.parent is not None:
+        while entity is not None and entity.parent is not None:
             if names or isinstance(entity, vim.Datacenter):
                 names.insert(0, entity.name)
             entity = entity.parent

@@ -2,7 +2,8 @@ import pytest
 
 from lab.vss import manifest_zip
 from pipeline import MachineId
-from stages.vss import FetchedManifest, VssManifest
+from stages.vss import FetchedManifest, ManifestKind, VssManifest
+from stages.vss.fetched import FetchAttempt
 
 
 class Request:
@@ -60,3 +61,18 @@ async def test_the_evidence_of_a_point(asked, fetched, reached, satisfied):
     assert evidence.verdict["manifest"] == fetched.path
     kept = {} if fetched.content is None else {"vss-manifest.zip": fetched.content}
     assert evidence.documents == kept
+
+
+async def test_how_it_was_fetched_and_what_it_is_go_into_the_point():
+    attempts = [
+        FetchAttempt("vifs", "it is not installed."),
+        FetchAttempt("HTTPS (cookie)", remark="A copy."),
+    ]
+    content = b'<quiesceManifest productVersion="12" providerName="x"/>'
+    fetched = FetchedManifest(content, "", "[ds] a/b.xml", kind=ManifestKind.LINUX_XML, attempts=attempts)
+    evidence = await VssManifest().finish(Capture("application", fetched))
+    assert evidence.verdict["fetching"] == [
+        {"way": "vifs", "problem": "it is not installed."},
+        {"way": "HTTPS (cookie)", "remark": "A copy."},
+    ]
+    assert evidence.documents == {"quiesce-manifest.xml": content}
