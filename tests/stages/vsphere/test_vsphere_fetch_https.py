@@ -10,11 +10,13 @@ import trio
 from lab.vcenter import Delay, Drop, Event, LabVcenter, refusing
 from pipeline.secrets import Secret
 from stages.vsphere import OverHttps, Vcenter, fetch_https, fetching
+from stages.vsphere.certificate import TrustedConnection
 from stages.vsphere.fetch_https import Login
 
 from .fetching_kit import CONTENT, DIRECTORY, NAME, Lying, lying
 
 LOGINS: list[Login] = ["cookie", "basic", "ticket"]
+ONE_PIECE = CONTENT + bytes(40 << 10)
 LARGE = CONTENT + bytes(3 << 20)  # more than one piece; what follows a zip makes it none
 
 
@@ -101,14 +103,15 @@ async def test_a_broken_download_goes_on_where_it_was(
     lab: LabVcenter, vcenter: Vcenter, login: Login
 ) -> None:
     lab.folder.versions = login != "basic"
-    async with lying(lab, vcenter, LARGE) as there:
+    content = LARGE if login == "cookie" else ONE_PIECE
+    async with lying(lab, vcenter, content) as there:
         seen: list[str | None] = []
         lab.inject("/folder", Drop.AFTER)
         lab.inject("/folder", Drop.AFTER, nth=2)
         lab.inject("/folder", Event(lambda: seen.append("third request")), nth=3)
-        assert await content_by(there, OverHttps(login)) == LARGE
+        assert await content_by(there, OverHttps(login)) == content
         assert seen == ["third request"]
-        assert lab.folder.bytes_sent < 1.2 * len(LARGE)  # beginning anew would have taken twice as many
+        assert lab.folder.bytes_sent < 1.2 * len(content)  # beginning anew would have taken twice as many
 
 
 async def test_without_ranges_it_begins_anew(lab: LabVcenter, vcenter: Vcenter) -> None:
@@ -118,16 +121,21 @@ async def test_without_ranges_it_begins_anew(lab: LabVcenter, vcenter: Vcenter) 
         assert await content_by(there, OverHttps()) == LARGE
 
 
-@pytest.mark.parametrize("length", [len(LARGE), len(LARGE) // 4])
+@pytest.mark.parametrize(
+    ("length", "versions"),
+    [(len(LARGE), True), (len(LARGE) + 1000, False), (len(LARGE) // 4, False)],
+    ids=["of another time", "longer", "shorter"],
+)
 async def test_a_file_that_changes_between_two_connections_is_read_anew(
-    lab: LabVcenter, vcenter: Vcenter, length: int
+    lab: LabVcenter, vcenter: Vcenter, length: int, versions: bool
 ) -> None:
+    lab.folder.versions = versions
     async with lying(lab, vcenter, LARGE) as there:
-        other = bytes(reversed(LARGE))[:length]
+        other = bytes(reversed(LARGE)).ljust(length)[:length]
 
         def change() -> None:
             there.path.write_bytes(other)
-            lab.folder.versions = length != len(LARGE)  # no Last-Modified, so not the one from before
+            os.utime(there.path, (1_700_000_000, 1_700_000_000))
 
         lab.inject("/folder", Drop.AFTER)
         lab.inject("/folder", Event(change), nth=2)
@@ -194,21 +202,35 @@ async def test_a_host_out_of_reach_is_named(lab: LabVcenter, vcenter: Vcenter) -
 
 
 async def test_cancelled_it_leaves_no_connection(
-    lab: LabVcenter, vcenter: Vcenter, wait_for_call, wait_until
+    lab: LabVcenter, vcenter: Vcenter, wait_for_call, wait_until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
+    closed, close = [], TrustedConnection.close
     async with lying(lab, vcenter) as there:
-        before = open_files()
+        monkeypatch.setattr(
+            TrustedConnection, "close", lambda connection: (closed.append(connection), close(connection))
+        )
         lab.inject("/folder", Delay())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(there.fetched, OverHttps())
             await wait_for_call(lab, "/folder")
             nursery.cancel_scope.cancel()
-        await wait_until(lambda: open_files() <= before + 1)  # the server's end, which waits for its delay
+        await wait_until(lambda: bool(closed))  # while the server still says nothing
         lab.calm()
         assert (await there.fetched(OverHttps())).content == CONTENT
+
+
+async def test_a_host_is_trusted_by_the_certificate_that_vcenter_tells(
+    lab: LabVcenter, vcenter: Vcenter, tmp_path
+) -> None:
+    with LabVcenter(tmp_path / "host") as host:
+        host._service.sessions = lab._service.sessions  # it knows the tickets
+        lab._service.certificate = host._service.certificate
+        lab._inventory.host.port = host.port
+        (host.datastore("data store") / DIRECTORY).mkdir()
+        (host.datastore("data store") / DIRECTORY / NAME).write_bytes(CONTENT)
+        async with lying(lab, vcenter) as there:
+            assert await content_by(there, OverHttps("ticket")) == CONTENT
+        assert host.calls["/folder"] == 1
 
 
 async def test_no_secret_is_in_a_report(lab: LabVcenter, vcenter: Vcenter) -> None:
