@@ -109,6 +109,8 @@ class Download:
 
         Raises OSError, HTTPException (dropped, or not ready), SessionExpired (401), VsphereError.
         """
+        if self._was_cut:  # the call was left behind; its thread must not begin again
+            raise VsphereError(f"The download of {self.path} was given up.", server=connection.host)
         self._connection = connection
         wanted = {"Range": f"bytes={len(self._content)}-"} if self._content else {}
         try:
@@ -125,7 +127,8 @@ class Download:
         return bytes(self._content)
 
     def cut(self) -> None:
-        """End the connection, if one is open: its thread, which may be left behind, ends with it."""
+        """End it for good: a thread that was left behind with it ends as well."""
+        self._was_cut = True
         sock = self._connection.sock if self._connection else None
         if sock is not None:
             with suppress(OSError):

@@ -217,6 +217,7 @@ async def test_cancelled_it_leaves_no_connection(
         await wait_until(lambda: bool(closed))  # while the server still says nothing
         lab.calm()
         assert (await there.fetched(OverHttps())).content == CONTENT
+        assert lab.calls["/folder"] == 2  # the one that was left behind did not begin again
 
 
 async def test_a_host_is_trusted_by_the_certificate_that_vcenter_tells(
