@@ -141,7 +141,7 @@ class HostSystem(Entity):
             runtime=self.runtime,
             config=vim.host.Summary.ConfigSummary(
                 name=host.name,
-                port=443,
+                port=host.port,
                 sslThumbprint=self.service.guests.host_thumbprint,
                 product=product,
                 vmotionEnabled=True,

@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 from pyVmomi import vim
 
 from lab.vcenter.datastore import locate
+from lab.vcenter.objects import escaped
+from lab.vcenter.on_demand import FolderError
 from lab.vcenter.sessions import COOKIE
 from lab.vcenter.soap import message_of
 
@@ -29,14 +31,6 @@ if TYPE_CHECKING:
 
 _TICKET_COOKIE = "vmware_cgi_ticket"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-
-
-class FolderError(Exception):
-    """The request ends with `status`."""
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,9 @@ def serve(service: Service, request: FolderRequest) -> FileContent | str:
     _authenticate(service, request, url.path)
     query = parse_qs(url.query)
     path = unquote(url.path.removeprefix("/folder")).strip("/")
-    datacenter = service.inventory.datacenter
-    if "dcPath" not in query and _TICKET_COOKIE not in request.cookies:
+    datacenter = "/".join(escaped(name) for name in service.inventory.datacenter.split("/"))
+    on_a_host = service.settings.api_type == "HostAgent" or _TICKET_COOKIE in request.cookies
+    if "dcPath" not in query and not on_a_host:
         return _listing([(datacenter, f"/folder?{urlencode({'dcPath': datacenter})}")])
     if query.get("dcPath", [datacenter])[0].strip("/") != datacenter:
         raise FolderError(HTTPStatus.NOT_FOUND, f"There is no datacenter {query['dcPath'][0]!r}.")
@@ -85,17 +80,18 @@ def serve(service: Service, request: FolderRequest) -> FileContent | str:
         return _directory(local, path, datacenter, datastore)
     if not local.is_file():
         raise FolderError(HTTPStatus.NOT_FOUND, f"There is no file {path!r} in {datastore!r}.")
-    return _content(local, request.range)
+    return _content(local, request.range if service.folder.ranges else None)
 
 
 def _authenticate(service: Service, request: FolderRequest, path: str) -> None:
-    if service.sessions.find(request.cookies.get(COOKIE)) is not None:
+    accepts = service.folder.accepts
+    if "cookie" in accepts and service.sessions.find(request.cookies.get(COOKIE)) is not None:
         return
-    ticket = request.cookies.get(_TICKET_COOKIE)
+    ticket = request.cookies.get(_TICKET_COOKIE) if "ticket" in accepts else None
     if ticket is not None and service.sessions.redeem_ticket(ticket, request.method, path):
         return
     scheme, _, credentials = (request.authorization or "").partition(" ")
-    if scheme.lower() == "basic":
+    if scheme.lower() == "basic" and "basic" in accepts:
         try:
             user, _, password = base64.b64decode(credentials, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):

@@ -63,7 +63,7 @@ class Guests:
         self.forbidden: set[Path] = set()
         self.ran: list[tuple[str, str, str]] = []
         self.door = "*"
-        self.host_thumbprint: str | None = None
+        self.host_thumbprint: str | None = service.certificate.thumbprint_sha1
         self._transfers: dict[str, Transfer] = {}
 
     def locate(self, moref: str, path: str) -> Path:

@@ -26,6 +26,6 @@ def host_door(lab: LabVcenter) -> Iterator[Certificate]:
     try:
         yield certificate
     finally:
-        guests.door, guests.host_thumbprint = "*", None
+        guests.door, guests.host_thumbprint = "*", guests.service.certificate.thumbprint_sha1
         server.stop(guests.service.injections.let_go)
         thread.join()

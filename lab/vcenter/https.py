@@ -15,13 +15,15 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
+from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from pyVmomi import vmodl
 
 from lab.vcenter import rest, soap
-from lab.vcenter.folder import FileContent, FolderError, FolderRequest, serve
-from lab.vcenter.injection import ConnectionDroppedError, Drop, ServiceUnavailableError
+from lab.vcenter.folder import FileContent, FolderRequest, serve
+from lab.vcenter.injection import ConnectionDroppedError, Delay, Drop, Failure, ServiceUnavailableError
+from lab.vcenter.on_demand import FolderError
 from lab.vcenter.service import Service
 from lab.vcenter.sessions import COOKIE
 
@@ -153,8 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.OK)
         else:
             size = transfer.file.stat().st_size
-            until = size // 2 if Drop.AFTER in later else size
-            self._send_file(FileContent(transfer.file, 0, size, size, partial=False), until)
+            self._send_file(FileContent(transfer.file, 0, size, size, partial=False), later)
 
     def do_DELETE(self) -> None:
         if rest.is_served(self.path):
@@ -205,27 +206,38 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(content, str):
             self._send(HTTPStatus.OK, content.encode(), "text/html; charset=utf-8")
         else:
-            self._send_file(content, until=content.length // 2 if Drop.AFTER in later else content.length)
+            self._send_file(content, later)
 
-    def _send_file(self, content: FileContent, until: int) -> None:
-        """Send the headers and `until` bytes; fewer than promised break the connection."""
+    def _send_file(self, content: FileContent, later: list[Failure]) -> None:
+        """Send the file, or half of it and what is to happen `later`: a pause, or the end of the connection."""
         self.send_response(HTTPStatus.PARTIAL_CONTENT if content.partial else HTTPStatus.OK)
         if content.partial:
             last = content.offset + content.length - 1
             self.send_header("Content-Range", f"bytes {content.offset}-{last}/{content.size}")
         self.send_header("Content-Type", "application/octet-stream")
         self.send_header("Content-Length", str(content.length))
-        self.send_header("Accept-Ranges", "bytes")
+        if self.server.service.folder.versions:
+            self.send_header("Last-Modified", self.date_time_string(content.path.stat().st_mtime))
         self.end_headers()
         if self.command == "HEAD":
             return
+        half = content.length // 2 if later else 0
         with content.path.open("rb") as file:
             file.seek(content.offset)
-            left = until
-            while left and (piece := file.read(min(left, _PIECE))):
-                self.wfile.write(piece)
-                left -= len(piece)
-        self.close_connection |= left > 0 or until < content.length
+            self._send_piece(file, half)
+            if later:
+                self.wfile.flush()
+                self.server.service.injections.happen([one for one in later if isinstance(one, Delay)])
+            if Drop.AFTER in later or not self._send_piece(file, content.length - half):
+                self.close_connection = True
+
+    def _send_piece(self, file: BinaryIO, length: int) -> bool:
+        """Send `length` bytes; False when the file ends before."""
+        while length and (piece := file.read(min(length, _PIECE))):
+            self.wfile.write(piece)
+            self.server.service.folder.bytes_sent += len(piece)
+            length -= len(piece)
+        return not length
 
     def _send(
         self,

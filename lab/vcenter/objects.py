@@ -90,8 +90,7 @@ class Entity(Managed):
 
     @vim_property
     def name(self) -> str:
-        # The API escapes the three characters that its inventory paths use.
-        return self.display_name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+        return escaped(self.display_name)
 
     @vim_property
     def parent(self) -> VmomiSupport.ManagedObject | None:
@@ -108,6 +107,11 @@ class Entity(Managed):
     @vim_property
     def recentTask(self) -> list[vim.Task]:
         return [vim.Task(task.moref) for task in self.service.tasks.of(self)]
+
+
+def escaped(name: str) -> str:
+    """A name as the API tells it: the three characters that its inventory paths use are escaped."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
 
 
 def typed(value: object, kind: type) -> object:

@@ -16,6 +16,7 @@ from lab.vcenter.about import ApiType
 from lab.vcenter.guests import Guests
 from lab.vcenter.https import HttpsServer
 from lab.vcenter.injection import Failure
+from lab.vcenter.on_demand import FolderTraits, ManifestTraits
 from lab.vcenter.quiescing import Manifest, Quiescing
 from lab.vcenter.service import Service, Settings
 from lab.vcenter.sessions import Clock
@@ -251,6 +252,16 @@ class LabVcenter:
     def calls(self) -> dict[str, int]:
         """How often each method was called until now, by WSDL name; `/folder` for its requests."""
         return dict(self._service.injections.calls)
+
+    @property
+    def folder(self) -> FolderTraits:
+        """How `/folder` behaves, to be changed at will."""
+        return self._service.folder
+
+    @property
+    def manifests(self) -> ManifestTraits:
+        """How the manifests of snapshots come, to be changed at will."""
+        return self._service.manifests
 
     def inject(
         self,

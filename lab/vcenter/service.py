@@ -27,6 +27,7 @@ from lab.vcenter.managers import (
     descendants,
 )
 from lab.vcenter.objects import Call, Managed, moref_of, typed
+from lab.vcenter.on_demand import FolderTraits, ManifestTraits
 from lab.vcenter.permissions import AuthorizationManager, LicenseManager
 from lab.vcenter.quiescing import Manifest
 from lab.vcenter.sessions import Clock, Session, Sessions
@@ -112,6 +113,8 @@ class Service:
         self.unset: frozenset[str] = frozenset()
         self.denied_privileges: set[str] = set()
         self.edition = "esx.enterprisePlus.cpuPackage"
+        self.folder = FolderTraits()
+        self.manifests = ManifestTraits()
         self.stopping = False
         self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{FIRST_HOST}")
         self.root_folder, vm_folder, self._host_folder, self._datastore_folder = build(self)

@@ -37,7 +37,7 @@ _SCRIPT_ERROR = (
     "The guest OS has reported an error during quiescing. The error code was: 2 "
     "The error message was: Custom quiesce script failed."
 )
-_MANIFEST = re.compile(r"-vss_manifests(\d+)\.zip$")
+_MANIFEST = re.compile(r"_manifests?(\d+)\.(?:zip|xml)$")
 
 
 def create(
@@ -122,14 +122,23 @@ def _fork(
 
 
 def _write_manifest(service: Service, vm: VmState, snapshot: SnapshotState, request: QuiesceRequest) -> None:
-    content = service.settings.manifest(request)
+    content, traits = service.settings.manifest(request), service.manifests
     if content is None:
         return
     directory = service.inventory.directory_of(vm)
     numbers = [int(found[1]) for path in directory.iterdir() if (found := _MANIFEST.search(path.name))]
-    snapshot.manifest = f"{vm.files_name}-vss_manifests{max(numbers, default=0) + 1}.zip"
-    (directory / snapshot.manifest).write_bytes(content)
-    service.vm_changed(vm)
+    number = max(numbers, default=0) if traits.reuse_numbers else max(numbers, default=0) + 1
+    name = traits.file_name.format(vm=vm.files_name, number=number)
+    snapshot.manifest = name
+
+    def write() -> None:
+        (directory / name).write_bytes(content)
+        service.vm_changed(vm)
+
+    if traits.late:
+        traits.held.append(write)
+    else:
+        write()
 
 
 def apply_change_tracking(service: Service, vm: VmState) -> None:

@@ -117,6 +117,7 @@ class HostTraits:
     """An ESXi host."""
 
     name: str = "esxi01.lab.local"
+    port: int = 443
     version: str = "8.0.3"
     build: str = "24022510"
     connection: str = "connected"

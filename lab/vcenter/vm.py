@@ -55,7 +55,7 @@ class VirtualMachine(Relocatable):
 
     @vim_property
     def snapshot(self) -> vim.vm.SnapshotInfo | None:
-        return vm_properties.snapshot_info(self.state)
+        return self.service.manifests.told(vm_properties.snapshot_info(self.state))
 
     @vim_property
     def rootSnapshot(self) -> list[vim.vm.Snapshot]:

@@ -17,6 +17,7 @@ hardware     disks and configuration                                          sn
 changes      changed areas, page by page                                      disk, manifest  what is read of it
 siblings     what one quiescing made                                          orphans      what nothing refers to
 movement     whether it stayed where it was
+fetching     ways to fetch a manifest: fetch_https (host_ticket), fetch_copy, fetch_vifs, fetch_powercli (external)
 """
 
 from .catalogue import CATALOGUE, Advice, advice_for
@@ -26,6 +27,11 @@ from .consolidation import Consolidate, ConsolidationNeeded, most_allowed
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .each_vm import EachVm
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
+from .fetch_copy import CopyOnDatastore
+from .fetch_https import OverHttps
+from .fetch_powercli import CopyDatastoreItem
+from .fetch_vifs import Vifs
+from .fetching import Fetched, ManifestFetcher, ManifestPlace
 from .guest_control import GuestControl
 from .journal import Intent, Journal, Kind
 from .lookup import Vm, find_vm, find_vms
@@ -48,17 +54,23 @@ __all__ = [
     "ConnectionLost",
     "Consolidate",
     "ConsolidationNeeded",
+    "CopyDatastoreItem",
+    "CopyOnDatastore",
     "DiskReader",
     "EachVm",
+    "Fetched",
     "GuestControl",
     "Intent",
     "Journal",
     "Kind",
     "LoginRefused",
+    "ManifestFetcher",
+    "ManifestPlace",
     "Moved",
     "OpenDisk",
     "Orphan",
     "Outcome",
+    "OverHttps",
     "Quiesce",
     "SelectVms",
     "Snapshot",
@@ -67,6 +79,7 @@ __all__ = [
     "Vcenter",
     "VcenterSession",
     "VcenterVm",
+    "Vifs",
     "Vm",
     "VsphereCapture",
     "VsphereError",

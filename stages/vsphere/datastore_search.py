@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from pyVmomi import vim
 
@@ -31,7 +32,7 @@ async def search_directory(
     def start() -> vim.Task:
         for datastore in datastores:
             facts = read(session.content, datastore, ["name", "browser"])
-            if facts.get("name") == directory.datastore:
+            if is_called(str(facts.get("name")), directory.datastore):
                 browser: Browser = facts.get("browser")
                 return browser.Search(
                     str(directory), Browser.SearchSpec(matchPattern=list(patterns), details=details)
@@ -47,3 +48,8 @@ async def search_directory(
             f"The search of {directory} has no result.", server=session.server, call="SearchDatastore_Task"
         )
     return found.file
+
+
+def is_called(inventory_name: str, name: str) -> bool:
+    """Whether an object of the inventory, which escapes '/', '\\' and '%' in names, has this name."""
+    return name in (inventory_name, unquote(inventory_name))

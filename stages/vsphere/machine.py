@@ -23,12 +23,14 @@ from .changes import enable_change_tracking
 from .check import Check, Checked, default_check
 from .consolidation import Consolidate
 from .disk import DiskReader, SnapshotDisk
+from .fetch_https import OverHttps
+from .fetching import ManifestFetcher
 from .guest_control import GuestControl, look_inside
 from .hardware import DiskFacts
 from .hot_add import hot_added
 from .journal import Journal
 from .lookup import Vm, find_vm
-from .manifest import DirectoryState, directory_state, fetch_manifest
+from .manifest import LATE_S, DirectoryState, directory_state, fetch_manifest
 from .movement import host_of, require_unmoved
 from .patience import patiently
 from .quiesce import Quiesce
@@ -54,7 +56,8 @@ class VcenterVm:
     vSphere, 'ladder' also makes and removes further snapshots, where the VM has none of others. `lock_relocation`:
     keep Storage vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an
     account of the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
-    `preflight`: what is checked before the snapshot, None for nothing.
+    `preflight`: what is checked before the snapshot, None for nothing. `manifest`: ways to fetch the VSS manifest,
+    tried in this order; `manifest_late_s`: how long after the snapshot it may still come.
     """
 
     vcenter: Vcenter
@@ -70,6 +73,8 @@ class VcenterVm:
     lock_relocation: bool = True
     guest: GuestControl | None = None
     preflight: Check | None = field(default_factory=default_check)
+    manifest: Sequence[ManifestFetcher] = (OverHttps(),)
+    manifest_late_s: float = LATE_S
 
     def __post_init__(self) -> None:
         if self.consolidate not in get_args(Consolidate):
@@ -110,6 +115,8 @@ class VcenterVm:
             )
         if self.enable_change_tracking:
             sentences.append(f"Enables change tracking of {where} if it is off and the VM has no snapshots.")
+        if self.quiesce.kind != "none":
+            sentences += [sentence for fetcher in self.manifest for sentence in fetcher.touches()]
         return sentences
 
 
@@ -134,6 +141,8 @@ class VsphereCapture:
     snapshot: Snapshot = field(repr=False)
     directory_before: DirectoryState | None = field(repr=False)
     host_before: str = field(repr=False)
+    fetchers: Sequence[ManifestFetcher] = field(repr=False)
+    manifest_late_until: float = field(repr=False)
     snapshots_left: int | None = None
 
     @property
@@ -150,7 +159,13 @@ class VsphereCapture:
         """The VSS manifest of this snapshot, or why there is none; raises nothing."""
         if self.directory_before is None:
             return FetchedManifest(None, "quiescing was not asked for", None, absent=True)
-        return await fetch_manifest(self.session, self.snapshot, self.directory_before)
+        return await fetch_manifest(
+            self.session,
+            self.snapshot,
+            self.directory_before,
+            self.fetchers,
+            late_until=self.manifest_late_until,
+        )
 
 
 @asynccontextmanager
@@ -191,6 +206,7 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                 ) as snapshot,
                 hot_added(session, vm, settings.reader, journal, run=run) as attachable,
             ):
+                late_until = trio.current_time() + settings.manifest_late_s
                 _require_disks(snapshot)
                 host = await patiently(partial(host_of, session, vm), patience_s)
                 async with AsyncExitStack() as opened:  # closed before the snapshot is removed
@@ -220,6 +236,8 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                         snapshot=snapshot,
                         directory_before=before,
                         host_before=host,
+                        fetchers=settings.manifest,
+                        manifest_late_until=late_until,
                     )
                     yield capture
         finally:

@@ -1,4 +1,4 @@
-"""Fetching the VSS manifest of a snapshot: found through the API, read from the datastore over HTTPS.
+"""Finding the VSS manifest of a snapshot through the API, and having it fetched.
 
 What was in the VM's directory is recorded before the snapshot, because a manifest of an earlier one may still lie
 there and must never be taken for this one's. "There is none" and "it could not be fetched" are different answers:
@@ -7,22 +7,23 @@ the first means that nothing was quiesced, the second that nobody knows.
 
 from __future__ import annotations
 
-import http.client
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from urllib.parse import urlsplit
 
+import trio
 from pyVmomi import vim
 
 from pipeline.errors import SourceError
-from stages.vss.archive import MAX_ARCHIVE_SIZE
-from stages.vss.datastore_path import DatastorePath, folder_url
+from stages.vss.datastore_path import DatastorePath
 from stages.vss.fetched import FetchedManifest
-from stages.vss.find import find_manifest
+from stages.vss.find import FoundBy, FoundManifest, ListedFile, find_manifest
 
-from .datastore_search import search_directory
-from .faults import ConnectionLost, SessionExpired, TaskForgotten, VsphereError
+from .datastore_search import Browser, search_directory
+from .faults import ConnectionLost, TaskForgotten
+from .fetch_https import OverHttps
+from .fetching import ManifestFetcher, fetch_in_order, locate
 from .lookup import Vm
 from .patience import patiently
 from .properties import read
@@ -31,6 +32,10 @@ from .siblings import named_manifest
 from .snapshot import Snapshot
 from .snapshot_tree import snapshots_of
 
+# How long after a snapshot its manifest may still come. The API promises nothing; in the field it is there when the
+# task ends, so this is a margin; it costs time only where vSphere names none.
+LATE_S = 5.0
+_LOOK_AGAIN_S = 0.5
 _PATTERNS = ("*vss_manifests*.zip", "vss-manifest*.zip", "*quiesce_manifest*.xml")
 
 
@@ -44,7 +49,7 @@ class DirectoryState:
 
     directory: str
     layout: frozenset[str]
-    searched: frozenset[str]
+    searched: frozenset[ListedFile]
     problem: str
 
 
@@ -68,79 +73,80 @@ async def directory_state(session: VcenterSession, vm: Vm) -> DirectoryState:
 
 
 async def fetch_manifest(
-    session: VcenterSession, snapshot: Snapshot, before: DirectoryState
+    session: VcenterSession,
+    snapshot: Snapshot,
+    before: DirectoryState,
+    fetchers: Sequence[ManifestFetcher] = (OverHttps(),),
+    *,
+    late_until: float = -math.inf,
 ) -> FetchedManifest:
-    """The manifest of this snapshot. `before`: the directory as it was before the snapshot.
+    """The manifest of this snapshot, by the first of `fetchers` that gives it. `before`: the directory as it was
+    before the snapshot; `late_until`: until when, on trio's clock, to look again while there is none.
 
     Waits for a server that is away for some minutes. Nothing is raised: not knowing is an answer too.
     """
+    patience_s = session.settings.patience_s
+    if snapshot.quiesce.kind == "none":  # nobody was asked to write one
+        late_until = -math.inf
     try:
-        return await patiently(partial(_fetched, session, snapshot, before), session.settings.patience_s)
+        found = await _found_in_time(session, snapshot, before, late_until)
+        if isinstance(found, FetchedManifest):
+            return found
+        place = await patiently(partial(locate, session, snapshot.vm, found), patience_s)
     except SourceError as exc:
         return FetchedManifest(None, f"it could not be looked for: {exc.problem}", None)
+    return await fetch_in_order(session, found, place, fetchers)
 
 
-async def _fetched(session: VcenterSession, snapshot: Snapshot, before: DirectoryState) -> FetchedManifest:
+async def _found_in_time(
+    session: VcenterSession, snapshot: Snapshot, before: DirectoryState, late_until: float
+) -> FoundManifest | FetchedManifest:
+    """The file, or the answer that there is none. One that came late is taken once its size has settled."""
+    look = partial(_look, session, snapshot, before)
+    earlier: FoundManifest | FetchedManifest | None = None
+    while True:
+        found = await patiently(look, session.settings.patience_s)
+        if isinstance(found, FoundManifest) and (
+            earlier is None or found == earlier or found.found_by is FoundBy.BACKUP_MANIFEST
+        ):
+            return found
+        if trio.current_time() >= late_until:
+            return found
+        earlier = found
+        await trio.sleep(_LOOK_AGAIN_S)
+
+
+async def _look(
+    session: VcenterSession, snapshot: Snapshot, before: DirectoryState
+) -> FoundManifest | FetchedManifest:
+    """The file, or the answer that there is none, at this moment."""
     nodes = await snapshots_of(session, snapshot.vm.moref)
     after = await directory_state(session, snapshot.vm)
     named = named_manifest(nodes, snapshot.family | {snapshot.moref})
-    known = before.layout | before.searched
-    found = find_manifest(named, after.directory, known, after.layout, after.searched)
-    if found is None:
-        problem = before.problem or after.problem
-        if not known or (problem and not (before.layout and after.layout)):
-            return FetchedManifest(
-                None, f"it could not be looked for: {problem or 'no files are listed'}", None
-            )
-        return FetchedManifest(None, f"the snapshot left no manifest in {after.directory}", None, absent=True)
-    path = str(found.path)
-    try:
-        content = await session.call(f"GET {path}", lambda: _get(session, snapshot.vm, found.path))
-    except ConnectionLost:
-        raise
-    except SourceError as exc:
-        return FetchedManifest(None, exc.problem, path)
-    return FetchedManifest(content, f"named by {found.found_by.value}", path)
+    found = find_manifest(
+        named, after.directory, before.layout, after.layout, before.searched, after.searched
+    )
+    if found is not None:
+        return found
+    problem = before.problem or after.problem
+    if not (before.layout or before.searched) or (problem and not (before.layout and after.layout)):
+        return FetchedManifest(None, f"it could not be looked for: {problem or 'no files are listed'}", None)
+    reason = f"the snapshot left no manifest in {after.directory}"
+    if named:
+        reason += f"; vSphere names {named}, which was there before and has not changed"
+    return FetchedManifest(None, reason, None, absent=True)
 
 
 async def _search(
     session: VcenterSession, datastores: Sequence[vim.Datastore], directory: str
-) -> frozenset[str]:
-    """Full paths of the manifests in the directory, by the browser of its datastore."""
+) -> frozenset[ListedFile]:
+    """The manifests in the directory, with sizes and times, by the browser of its datastore."""
     place = DatastorePath.parse(directory)
-    found = await search_directory(session, datastores, place, _PATTERNS)
-    return frozenset(str(place.join(file.path)) for file in found)
-
-
-def _get(session: VcenterSession, vm: Vm, path: DatastorePath) -> bytes:
-    """The file's bytes, within the bound for manifests. Blocks. Raises OSError, HTTPException, VsphereError."""
-    url = urlsplit(folder_url(session.server, path, vm.datacenter if session.is_vcenter else None))
-    connection = session.connection()
-    try:
-        connection.request("GET", f"{url.path}?{url.query}", headers={"Cookie": session.cookie})
-        response = connection.getresponse()
-        content = response.read(MAX_ARCHIVE_SIZE + 1)
-    finally:
-        connection.close()
-    call = f"GET {path}"
-    if response.status == http.client.UNAUTHORIZED:
-        raise SessionExpired(f"{session.server} wants a login for {path}.", server=session.server, call=call)
-    if response.status != http.client.OK:
-        refusal = _refusal(session.server, path, response.status, response.reason)
-        raise VsphereError(refusal, server=session.server, call=call, status=response.status)
-    if len(content) > MAX_ARCHIVE_SIZE:
-        problem = f"{path} is larger than {MAX_ARCHIVE_SIZE} bytes, which no manifest is."
-        raise VsphereError(problem, server=session.server, call=call)
-    return content
-
-
-def _refusal(server: str, path: DatastorePath, status: int, reason: str) -> str:
-    meanings: dict[int, str] = {
-        http.client.FORBIDDEN: "the account may not read files there (privileges Datastore.Browse and "
-        "Datastore.FileManagement)",
-        http.client.NOT_FOUND: "there is no such file",
-    }
-    return f"{server} does not give out {path}: {meanings.get(status, f'{status} {reason}')}."
+    details = Browser.FileInfo.Details(fileType=False, fileSize=True, modification=True, fileOwner=False)
+    found = await search_directory(session, datastores, place, _PATTERNS, details)
+    return frozenset(
+        ListedFile(str(place.join(file.path)), file.fileSize, file.modification) for file in found
+    )
 
 
 def _directory_of(vmx: str) -> str:

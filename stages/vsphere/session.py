@@ -15,6 +15,7 @@ is known. Every socket has a time-out, so neither waits for ever.
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -147,6 +148,11 @@ class VcenterSession:
     def certificate_sha1(self) -> str:
         """SHA-1 thumbprint of the server's certificate, which passed our own check; VDDK wants this form."""
         return thumbprint_of(self._certificate, "sha1")
+
+    @property
+    def certificate_pem(self) -> str:
+        """The same certificate for tools that want a file."""
+        return ssl.DER_cert_to_PEM_cert(self._certificate)
 
     @property
     def cookie(self) -> str:

@@ -30,6 +30,10 @@ MAX_RATIO = 400
 RATIO_MATTERS_FROM = 1 << 20
 
 _DIRECTORY_ENTRY = b"PK\x01\x02"
+_LOCAL_ENTRY = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct(
+    "<4s22xHH"
+)  # signature, then the lengths of name and extra field (APPNOTE 4.3.7)
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # traditional, strong, masked headers (PKWARE APPNOTE 4.4.4)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -81,6 +85,7 @@ def read_members(archive: bytes) -> Iterator[Member | DamagedMember]:
     except _ZIP_ERRORS as exc:
         raise ManifestUnreadable(f"it is not a whole zip file ({exc})") from exc
     _check_directory(opened.infolist())
+    _check_places(archive, opened.infolist(), opened.start_dir)
     return (_inflate(opened, entry) for entry in opened.infolist() if not entry.is_dir())
 
 
@@ -97,6 +102,22 @@ def _check_directory(entries: list[zipfile.ZipInfo]) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > MAX_TOTAL_SIZE:
         raise ManifestUnreadable(f"its members inflate to {total:,} bytes, more than {MAX_TOTAL_SIZE:,}")
+
+
+def _check_places(archive: bytes, entries: list[zipfile.ZipInfo], directory_offset: int) -> None:
+    """Members lie one behind the other; shared bytes are how a small zip holds a large bomb."""
+    end, last = directory_offset, "the directory"
+    for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
+        header = archive[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]
+        if entry.header_offset < 0 or len(header) < _LOCAL_HEADER.size:
+            raise ManifestUnreadable(f"member {entry.filename!a} lies outside the file")
+        signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+        length = _LOCAL_HEADER.size + name_length + extra_length + entry.compress_size
+        if signature != _LOCAL_ENTRY:
+            raise ManifestUnreadable(f"member {entry.filename!a} is not where the directory says")
+        if entry.header_offset + length > end:
+            raise ManifestUnreadable(f"member {entry.filename!a} overlaps {last}")
+        end, last = entry.header_offset, f"member {entry.filename!a}"
 
 
 def _refusal(entry: zipfile.ZipInfo) -> str:

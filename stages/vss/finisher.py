@@ -18,12 +18,16 @@ from pipeline import Capture, ConfigError, Evidence, QuiescingShort, emit
 
 from .classify import classify_manifest, classify_unfetched
 from .fetched import FetchedManifest
+from .find import ManifestKind
 from .require import LevelName, MissingWriter, Require
 from .sent import SentQuiescing
 from .verdict import Verdict
 
 # What Microsoft advises between attempts when writers could not hold still (reference of DoSnapshotSet).
 _RETRY_AFTER_S = 600.0
+
+# Under which name a manifest lies with the point.
+DOCUMENT_NAMES = {ManifestKind.VSS_ZIP: "vss-manifest.zip", ManifestKind.LINUX_XML: "quiesce-manifest.xml"}
 
 
 class ManifestCapture(Capture, Protocol):
@@ -113,8 +117,13 @@ class VssManifest:
             reached=str(verdict.level),
             satisfied=not shortfalls,
             reasons=[f"{finding.rule}: {finding.text}" for finding in verdict.findings],
-            verdict={**verdict.as_dict(), "manifest": fetched.path, "shortfalls": list(shortfalls)},
-            documents={"vss-manifest.zip": fetched.content} if fetched.content is not None else {},
+            verdict={
+                **verdict.as_dict(),
+                "manifest": fetched.path,
+                "fetching": [attempt.as_dict() for attempt in fetched.attempts],
+                "shortfalls": list(shortfalls),
+            },
+            documents={DOCUMENT_NAMES[fetched.kind]: fetched.content} if fetched.content is not None else {},
             shortfalls=shortfalls,
         )
         return verdict, evidence

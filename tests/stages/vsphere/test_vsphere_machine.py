@@ -1,7 +1,7 @@
 """A VM captured: every disk open and accounted for, everything released in the right order."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -16,9 +16,20 @@ from pipeline.errors import SnapshotError, SnapshotLeaked, SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from stages.vddk import DiskAccess
-from stages.vsphere import Journal, Quiesce, Vcenter, VcenterVm, VsphereCapture
+from stages.vsphere import (
+    CopyOnDatastore,
+    Journal,
+    OverHttps,
+    Quiesce,
+    Vcenter,
+    VcenterVm,
+    Vifs,
+    VsphereCapture,
+)
+from stages.vss import VssManifest
 
 AddVm = Callable[..., str]
+WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @pytest.fixture
@@ -104,6 +115,44 @@ async def test_the_manifest_comes_while_the_snapshot_exists(web01: VcenterVm, ad
     async with replace(web01, quiesce=Quiesce.none()).capture() as capture:
         fetched = await capture.fetch_vss_manifest()
         assert (fetched.absent, fetched.reason) == (True, "quiescing was not asked for")
+
+
+@pytest.mark.slow
+async def test_the_manifest_comes_by_the_chosen_ways(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    add_vm()
+    ways = [Vifs(program="no-such-vifs"), CopyOnDatastore("[datastore1] kept"), OverHttps()]
+    chosen = replace(web01, manifest=ways)
+    async with chosen.capture() as capture:
+        evidence = await VssManifest().finish(capture)
+    assert evidence.reached == "application"
+    vifs, copy = evidence.verdict["fetching"]
+    assert vifs["way"] == "vifs"
+    assert "not installed" in vifs["problem"]
+    assert copy["remark"].startswith("A copy is kept as [datastore1] kept/")
+    assert "Copies the VSS manifest into [datastore1] kept, and leaves it there." in chosen.touches()
+    (kept,) = (lab.datastore("datastore1") / "kept").iterdir()
+    assert kept.read_bytes() == evidence.documents["vss-manifest.zip"]  # it outlived the snapshot
+
+
+@pytest.mark.slow
+async def test_how_long_a_manifest_may_be_late(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, wait_until: WaitUntil
+) -> None:
+    add_vm()
+    lab.manifests.named, lab.manifests.late = False, True
+    async with replace(web01, manifest_late_s=0).capture() as capture:
+        assert (await capture.fetch_vss_manifest()).absent
+    async with replace(web01, manifest_late_s=60).capture() as capture, trio.open_nursery() as nursery:
+        searches = lab.calls["SearchDatastore_Task"]
+
+        async def release() -> None:
+            await wait_until(lambda: lab.calls["SearchDatastore_Task"] >= searches + 2)
+            lab.manifests.release()
+
+        nursery.start_soon(release)
+        assert (await capture.fetch_vss_manifest()).content
 
 
 @pytest.mark.slow

@@ -1,29 +1,38 @@
 """The manifest of this snapshot, or why there is none; "none" and "not fetched" are kept apart."""
 
 import io
+import os
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
+import trio
 from pyVmomi import vim
 
 from lab.vcenter import Drop, LabVcenter
+from pipeline.errors import SourceError
 from stages.vsphere import (
+    Fetched,
     Journal,
+    ManifestPlace,
+    OverHttps,
     Quiesce,
     Vcenter,
     VcenterSession,
+    fetch_https,
+    fetching,
     find_vm,
-    manifest,
-    snapshot_tree,
 )
 from stages.vsphere.manifest import DirectoryState, directory_state, fetch_manifest
 from stages.vsphere.snapshot import Snapshot, open_snapshot
 from stages.vss.fetched import FetchedManifest
+from stages.vss.find import ManifestKind
 
 AddVm = Callable[..., str]
+WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -44,14 +53,9 @@ def _is_of_applications(fetched: FetchedManifest) -> bool:
 
 
 @pytest.fixture
-def unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def unnamed(lab: LabVcenter) -> None:
     """A server that does not say `backupManifest`, as older ones."""
-    flat = snapshot_tree.flat_tree
-    monkeypatch.setattr(
-        snapshot_tree,
-        "flat_tree",
-        lambda *trees: [replace(node, backup_manifest=None) for node in flat(*trees)],
-    )
+    lab.manifests.named = False
 
 
 async def test_application_quiescing_leaves_several_documents(
@@ -167,8 +171,152 @@ async def test_a_file_beyond_the_bound_is_refused(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_vm()
-    monkeypatch.setattr(manifest, "MAX_ARCHIVE_SIZE", 100)
+    monkeypatch.setattr(fetch_https, "MAX_ARCHIVE_SIZE", 100)
+    monkeypatch.setattr(fetching, "MAX_ARCHIVE_SIZE", 100)
     async with _quiesced(vcenter, journal) as taken:
         fetched = await fetch_manifest(*taken)
     assert fetched.content is None
     assert "larger than 100 bytes" in fetched.reason
+
+
+async def test_a_relative_name(lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+    lab.manifests.relative = True
+    add_vm()
+    async with _quiesced(vcenter, journal) as taken:
+        assert _is_of_applications(await fetch_manifest(*taken))
+
+
+async def test_a_renamed_vm_keeps_its_prefix(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    lab.manifests.file_name = "its old [name]-vss_manifests{number}.zip"
+    add_vm()
+    async with _quiesced(vcenter, journal) as taken:
+        fetched = await fetch_manifest(*taken)
+    assert fetched.path == "[datastore1] web01/its old [name]-vss_manifests1.zip"
+    assert _is_of_applications(fetched)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_number_that_comes_again_is_told_from_the_old_file(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, named: bool
+) -> None:
+    lab.manifests.named, lab.manifests.reuse_numbers = named, True
+    add_vm()
+    old = lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip"
+    old.write_bytes(b"from an earlier snapshot")
+    os.utime(old, (1_700_000_000, 1_700_000_000))
+    async with _quiesced(vcenter, journal) as taken:
+        fetched = await fetch_manifest(*taken)
+    assert fetched.path == "[datastore1] web01/web01-vss_manifests1.zip"
+    assert _is_of_applications(fetched)
+
+
+async def test_an_old_file_is_not_taken_even_when_vsphere_names_it(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    lab.manifests.reuse_numbers = lab.manifests.late = True  # named, and never written
+    add_vm()
+    (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").write_bytes(b"old")
+    async with _quiesced(vcenter, journal) as taken:
+        fetched = await fetch_manifest(*taken)
+    assert fetched.absent
+    assert "was there before and has not changed" in fetched.reason
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unnamed")
+async def test_a_manifest_that_comes_late_is_waited_for(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_until: WaitUntil
+) -> None:
+    lab.manifests.late = True
+    add_vm()
+    async with _quiesced(vcenter, journal) as taken, trio.open_nursery() as nursery:
+        searches = lab.calls["SearchDatastore_Task"]
+
+        async def release() -> None:
+            await wait_until(lambda: lab.calls["SearchDatastore_Task"] >= searches + 2)
+            lab.manifests.release()
+
+        nursery.start_soon(release)
+        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 60)
+    assert _is_of_applications(fetched)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unnamed")
+async def test_the_waiting_has_an_end(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    lab.manifests.late = True
+    add_vm()
+    async with _quiesced(vcenter, journal) as taken:
+        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 0.2)
+    assert fetched.absent
+
+
+async def test_without_quiescing_nothing_is_waited_for(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    add_vm()
+    async with _quiesced(vcenter, journal, Quiesce.none()) as taken:
+        searches = lab.calls["SearchDatastore_Task"]
+        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 3600)
+    assert fetched.absent
+    assert lab.calls["SearchDatastore_Task"] == searches + 1
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_the_manifest_of_a_linux_guest_is_told_for_what_it_is(
+    tmp_path: Path, vcenter: Vcenter, journal: Journal, named: bool
+) -> None:
+    content = b'<quiesceManifest productVersion="12.5.0" providerName="a provider"/>'
+    with LabVcenter(tmp_path / "linux", task_s=0.02, manifest=lambda _: content) as lab:
+        lab.manifests.named, lab.manifests.file_name = named, "{vm}-quiesce_manifest{number}.xml"
+        lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [], quiescing="file-system")
+        there = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint_sha256)
+        async with _quiesced(there, journal, Quiesce.file_system()) as taken:
+            fetched = await fetch_manifest(*taken)
+    assert (fetched.content, fetched.kind) == (content, ManifestKind.LINUX_XML)
+    assert fetched.reason.startswith("the quiesce manifest of a Linux guest, named by")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way that gives what it was told to, or fails."""
+
+    way: str
+    gives: bytes | str
+    timeout_s: float = 10.0
+
+    async def fetch(self, session: VcenterSession, place: ManifestPlace) -> Fetched:
+        if isinstance(self.gives, str):
+            raise SourceError(self.gives, remedy="None.")
+        return Fetched(self.gives, f"{self.way} was here.")
+
+    def touches(self) -> list[str]:
+        return []
+
+
+async def test_ways_are_tried_in_order_and_the_reason_of_each_failure_is_kept(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
+    add_vm()
+    async with _quiesced(vcenter, journal) as taken:
+        size = len((await fetch_manifest(*taken)).content or b"")
+        broken = Way("broken", b"PK".ljust(size, b"?"))
+        away, short = Way("away", "It is away."), Way("short", b"PK")
+        fetched = await fetch_manifest(*taken, [away, short, broken, OverHttps(), Way("never", "asked")])
+        assert _is_of_applications(fetched)
+        assert [one.way for one in fetched.attempts] == ["away", "short", "broken", "HTTPS (cookie)"]
+        problems = [one.problem for one in fetched.attempts]
+        assert problems[0] == "It is away."
+        assert f"the datastore lists {size}" in problems[1]
+        assert "not a whole zip" in problems[2]
+        assert problems[3] == ""
+        damaged = await fetch_manifest(*taken, [broken, away])
+        assert damaged.content == broken.gives
+        failed = await fetch_manifest(*taken, [away, short])
+        assert (failed.content, failed.absent) == (None, False)
+        assert failed.reason.startswith("by away: It is away. by short: 2 bytes came")
+        assert "no way to fetch it" in (await fetch_manifest(*taken, [])).reason

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import re
+import struct
 import zipfile
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from stages.vss import archive
-from stages.vss.archive import DamagedMember, ManifestUnreadable, Member, read_members
+from stages.vss.archive import MAX_MEMBER_SIZE, DamagedMember, ManifestUnreadable, Member, read_members
 
 
 def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -134,6 +136,85 @@ def test_a_member_shorter_than_the_directory_says_is_damaged():
     data = patched(zipped({"a.xml": b"abc" * 9}), {}, {24: (1000).to_bytes(4, "little")})
     (damaged,) = read_members(data)
     assert isinstance(damaged, DamagedMember)
+
+
+def central(data: bytes, number: int) -> int:
+    """Where the directory entry of the n-th member begins."""
+    place = -1
+    for _ in range(number + 1):
+        place = data.index(b"PK\x01\x02", place + 1)
+    return place
+
+
+def with_bytes(data: bytes, offset: int, value: bytes) -> bytes:
+    return data[:offset] + value + data[offset + len(value) :]
+
+
+TWO = zipped({"a.xml": b"<a/>" * 50, "b.xml": b"<b/>" * 50}, zipfile.ZIP_STORED)
+
+
+def test_members_that_share_bytes_are_refused():
+    same = with_bytes(TWO, central(TWO, 1) + 42, TWO[central(TWO, 0) + 42 :][:4])
+    assert re.search("overlaps member '[ab].xml'", refusal(same))
+    longer = with_bytes(TWO, central(TWO, 0) + 20, (201).to_bytes(4, "little") * 2)
+    assert "member 'a.xml' overlaps member 'b.xml'" in refusal(longer)
+    last = with_bytes(TWO, central(TWO, 1) + 20, (201).to_bytes(4, "little") * 2)
+    assert "member 'b.xml' overlaps the directory" in refusal(last)
+
+
+def test_a_member_that_is_not_where_the_directory_says_is_refused():
+    assert "not where" in refusal(with_bytes(TWO, central(TWO, 0) + 42, (7).to_bytes(4, "little")))
+    far = with_bytes(TWO, central(TWO, 1) + 42, (1 << 30).to_bytes(4, "little"))
+    assert "outside the file" in refusal(far)
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 49])
+def test_a_member_that_inflates_beyond_its_size_is_cut_there_and_damaged(claimed):
+    data = patched(zipped({"a.xml": b"<a/>" * 50}), {}, {24: claimed.to_bytes(4, "little")})
+    (member,) = read_members(data)
+    assert isinstance(member, DamagedMember)
+
+
+@pytest.mark.parametrize("size", [MAX_MEMBER_SIZE + 1, (1 << 63) + 1, (1 << 64) - 1])
+def test_sizes_in_a_zip64_field_are_believed_no_more_than_others(size):
+    data = zipped({"a.xml": b"<a/>"}, zipfile.ZIP_STORED)
+    entry = central(data, 0)
+    extra = struct.pack("<HHQ", 1, 8, size)
+    header = with_bytes(data, entry + 24, b"\xff" * 4)  # the size is in the extra field
+    header = with_bytes(header, entry + 30, len(extra).to_bytes(2, "little"))
+    name_end = entry + 46 + len("a.xml")
+    lying = header[:name_end] + extra + header[name_end:]
+    end = lying.index(b"PK\x05\x06")
+    lying = with_bytes(lying, end + 12, (end - entry).to_bytes(4, "little"))
+    assert f"inflates to {size:,} bytes" in refusal(lying)
+
+
+class Pipe(io.RawIOBase):
+    """Takes bytes and cannot seek, so that zipfile writes data descriptors behind the members."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.written += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_data_descriptors_are_fine(method):
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", method) as opened:
+        opened.writestr("a.xml", b"<a/>" * 50)
+        opened.writestr("b.xml", b"<b/>")
+    assert pipe.written.count(b"PK\x07\x08") == 2
+    assert list(read_members(pipe.written)) == [Member("a.xml", b"<a/>" * 50), Member("b.xml", b"<b/>")]
+
+
+def test_what_stands_before_a_zip_does_not_matter():
+    assert [member.name for member in read_members(b"a stub" * 9 + TWO)] == ["a.xml", "b.xml"]
 
 
 WHOLE = zipped({"backup.xml": b"<a/>" * 20, "writer1.xml": b"<b/>" * 20})

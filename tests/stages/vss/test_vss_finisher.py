@@ -4,7 +4,15 @@ import pytest
 
 from lab.vss import ManifestRecipe, manifest_zip
 from pipeline import ConfigError, MachineId, QuiescingShort
-from stages.vss import FetchedManifest, Require, RequireApplication, SentQuiescing, VssManifest
+from stages.vss import (
+    FetchedManifest,
+    ManifestKind,
+    Require,
+    RequireApplication,
+    SentQuiescing,
+    VssManifest,
+)
+from stages.vss.fetched import FetchAttempt
 
 
 class Request:
@@ -177,3 +185,18 @@ async def test_what_was_sent_is_held_against_the_documents_and_what_was_asked_ag
 def test_mistakes_are_found_before_anything_runs(wrong):
     with pytest.raises(ConfigError):
         VssManifest(**wrong)
+
+
+async def test_how_it_was_fetched_and_what_it_is_go_into_the_point():
+    attempts = [
+        FetchAttempt("vifs", "it is not installed."),
+        FetchAttempt("HTTPS (cookie)", remark="A copy."),
+    ]
+    content = b'<quiesceManifest productVersion="12" providerName="x"/>'
+    fetched = FetchedManifest(content, "", "[ds] a/b.xml", kind=ManifestKind.LINUX_XML, attempts=attempts)
+    evidence = await VssManifest().finish(Capture("application", fetched))
+    assert evidence.verdict["fetching"] == [
+        {"way": "vifs", "problem": "it is not installed."},
+        {"way": "HTTPS (cookie)", "remark": "A copy."},
+    ]
+    assert evidence.documents == {"quiesce-manifest.xml": content}
