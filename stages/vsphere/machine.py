@@ -26,7 +26,6 @@ from .disk import DiskReader, SnapshotDisk
 from .fetch_https import OverHttps
 from .fetching import ManifestFetcher
 from .guest_control import GuestControl, look_inside
-from .hardware import DiskFacts
 from .hot_add import hot_added
 from .journal import Journal
 from .lookup import Vm, find_vm
@@ -170,27 +169,11 @@ class VsphereCapture:
 
 @asynccontextmanager
 async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
-    journal = settings.journal or Journal()
-    pool = BufferPool(settings.pool_size)
-    run = new_run()
+    journal, run = settings.journal or Journal(), new_run()
     lockable = settings.reader if settings.lock_relocation else None
     async with settings.vcenter.connect() as session:
         vm = await find_vm(session, settings.vm)
-        patience_s = session.settings.patience_s
-        remarks = await _swept(session, journal, settings.consolidate)
-        remarks += await _not_ours(session, vm)
-        checked = Checked({})
-        if settings.preflight is not None:
-            checked = await settings.preflight.check(session, vm, settings)
-            remarks += checked.remarks
-        if settings.enable_change_tracking:
-            obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
-            remarks += [obstacle] if obstacle else []
-        looked = await look_inside(session, vm, settings.guest, settings.quiesce)
-        remarks += looked.remarks
-        before = None
-        if settings.quiesce.kind != "none":
-            before = await patiently(partial(directory_state, session, vm), patience_s)
+        before = await _looked_before(settings, session, vm, journal)
         capture = None
         try:
             async with (
@@ -207,43 +190,64 @@ async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
                 hot_added(session, vm, settings.reader, journal, run=run) as attachable,
             ):
                 late_until = trio.current_time() + settings.manifest_late_s
-                _require_disks(snapshot)
-                host = await patiently(partial(host_of, session, vm), patience_s)
-                async with AsyncExitStack() as opened:  # closed before the snapshot is removed
-                    disks = [
-                        await _opened(settings, session, snapshot, facts, pool, opened, attachable)
-                        for facts in snapshot.disks
-                    ]
-                    remarks += snapshot.remarks
+                host = await patiently(partial(host_of, session, vm), session.settings.patience_s)
+                async with _opened(settings, session, snapshot, attachable) as disks:
+                    weaker = _weaker(settings.quiesce, snapshot.quiesce)
+                    before.remarks += snapshot.remarks
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
                         disks=disks,
                         quiescing_asked=settings.quiesce.kind,
-                        configuration=snapshot.configuration
-                        if looked.inside is None
-                        else {**snapshot.configuration, "inside_guest": looked.inside},
+                        configuration={**snapshot.configuration, **before.inside_guest},
                         left_out=snapshot.left_out,
-                        attention=[
-                            *checked.attention,
-                            *looked.attention,
-                            *_weaker(settings.quiesce, snapshot.quiesce),
-                            *snapshot.attention,
-                            *unlocked,
-                        ],
-                        remarks=remarks,
-                        preflight=checked.document or None,
+                        attention=[*before.attention, *weaker, *snapshot.attention, *unlocked],
+                        remarks=before.remarks,
+                        preflight=before.preflight,
                         session=session,
                         snapshot=snapshot,
-                        directory_before=before,
+                        directory_before=before.directory,
                         host_before=host,
                         fetchers=settings.manifest,
                         manifest_late_until=late_until,
                     )
                     yield capture
         finally:
-            remarks += await _swept_at_end(session, journal, settings.consolidate)
+            before.remarks += await _swept_at_end(session, journal, settings.consolidate)
             if capture is not None:
                 await _count_snapshots_left(capture, session, vm)
+
+
+@dataclass
+class _Before:
+    """What was seen before the snapshot. `directory`: the VM's files, None where no manifest will be looked for."""
+
+    remarks: list[str]
+    attention: Sequence[str]
+    preflight: Mapping[str, object] | None
+    inside_guest: Mapping[str, object]
+    directory: DirectoryState | None
+
+
+async def _looked_before(settings: VcenterVm, session: VcenterSession, vm: Vm, journal: Journal) -> _Before:
+    """Sweep, and look at everything that decides whether the snapshot is worth taking. Raises SourceError."""
+    patience_s = session.settings.patience_s
+    remarks = await _swept(session, journal, settings.consolidate)
+    remarks += await _not_ours(session, vm)
+    checked = Checked({})
+    if settings.preflight is not None:
+        checked = await settings.preflight.check(session, vm, settings)
+        remarks += checked.remarks
+    if settings.enable_change_tracking:
+        obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
+        remarks += [obstacle] if obstacle else []
+    looked = await look_inside(session, vm, settings.guest, settings.quiesce)
+    remarks += looked.remarks
+    directory = None
+    if settings.quiesce.kind != "none":
+        directory = await patiently(partial(directory_state, session, vm), patience_s)
+    inside = {} if looked.inside is None else {"inside_guest": looked.inside}
+    attention = [*checked.attention, *looked.attention]
+    return _Before(remarks, attention, checked.document or None, inside, directory)
 
 
 def _require_disks(snapshot: Snapshot) -> None:
@@ -255,23 +259,25 @@ def _require_disks(snapshot: Snapshot) -> None:
         )
 
 
+@asynccontextmanager
 async def _opened(
-    settings: VcenterVm,
-    session: VcenterSession,
-    snapshot: Snapshot,
-    facts: DiskFacts,
-    pool: BufferPool,
-    opened: AsyncExitStack,
-    attachable: list[object],
-) -> SnapshotDisk:
-    access = vm_access(session, snapshot.vm.moref).disk(facts.path, snapshot.moref)
-    try:
-        reader = await opened.enter_async_context(settings.reader.open(access, pool))
-    except MoverError as exc:
-        exc.add_note(f"disk {facts.label} ({facts.key})")
-        raise
-    attachable.append(reader)
-    return SnapshotDisk(facts, pool, reader, session, snapshot)
+    settings: VcenterVm, session: VcenterSession, snapshot: Snapshot, attachable: list[object]
+) -> AsyncIterator[list[SnapshotDisk]]:
+    """The snapshot's disks, open. What their reader gave goes into `attachable` too."""
+    _require_disks(snapshot)
+    pool = BufferPool(settings.pool_size)
+    async with AsyncExitStack() as stack:
+        disks = []
+        for facts in snapshot.disks:
+            access = vm_access(session, snapshot.vm.moref).disk(facts.path, snapshot.moref)
+            try:
+                reader = await stack.enter_async_context(settings.reader.open(access, pool))
+            except MoverError as exc:
+                exc.add_note(f"disk {facts.label} ({facts.key})")
+                raise
+            attachable.append(reader)
+            disks.append(SnapshotDisk(facts, pool, reader, session, snapshot))
+        yield disks
 
 
 def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:

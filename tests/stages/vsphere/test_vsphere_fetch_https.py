@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from lab.vcenter import Delay, Drop, Event, LabVcenter, refusing
+from lab.vcenter.state import FIRST_HOST
 from pipeline.secrets import Secret
 from stages.vsphere import OverHttps, Vcenter, fetch_https, fetching
 from stages.vsphere.certificate import TrustedConnection
@@ -23,7 +24,8 @@ LARGE = CONTENT + bytes(3 << 20)  # more than one piece; what follows a zip make
 @pytest.fixture
 def lab(lab: LabVcenter) -> LabVcenter:
     """Its host answers where vCenter does."""
-    lab._inventory.host.name, lab._inventory.host.port = lab.address, lab.port
+    host = lab._inventory.hosts[FIRST_HOST]
+    host.name, host.port = lab.address, lab.port
     return lab
 
 
@@ -188,7 +190,7 @@ async def test_a_host_that_shows_another_certificate_gets_no_ticket(
     lab: LabVcenter, vcenter: Vcenter, tmp_path
 ) -> None:
     with LabVcenter(tmp_path / "impostor") as impostor:
-        lab._inventory.host.port = impostor.port
+        lab._inventory.hosts[FIRST_HOST].port = impostor.port
         async with lying(lab, vcenter) as there:
             assert "another certificate" in await there.problem(OverHttps("ticket"))
             assert "/folder" not in impostor.calls
@@ -196,7 +198,7 @@ async def test_a_host_that_shows_another_certificate_gets_no_ticket(
 
 async def test_a_host_out_of_reach_is_named(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with lying(lab, vcenter) as there:
-        lab._inventory.host.port = 1
+        lab._inventory.hosts[FIRST_HOST].port = 1
         told = await there.problem(OverHttps("ticket"))
         assert f"{lab.address} does not answer" in told
 
@@ -226,7 +228,7 @@ async def test_a_host_is_trusted_by_the_certificate_that_vcenter_tells(
     with LabVcenter(tmp_path / "host") as host:
         host._service.sessions = lab._service.sessions  # it knows the tickets
         lab._service.certificate = host._service.certificate
-        lab._inventory.host.port = host.port
+        lab._inventory.hosts[FIRST_HOST].port = host.port
         (host.datastore("data store") / DIRECTORY).mkdir()
         (host.datastore("data store") / DIRECTORY / NAME).write_bytes(CONTENT)
         async with lying(lab, vcenter) as there:
