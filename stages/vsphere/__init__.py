@@ -1,6 +1,7 @@
 """VMs on a vCenter or an ESXi host: session, snapshot, change tracking, VSS manifest, clean-up.
 
-machine      VcenterVm: all of it together, what a job captures              check        before the snapshot
+machine      VcenterVm: the settings of all of it                             capture      all of it together
+check        what is asked before a snapshot                                  movement     whether it stayed
 session      Vcenter (settings), VcenterSession: one door for every call      faults       foreign errors -> ours
 transport, certificate, keep_alive, patience   what a session is made of      properties   narrow reads
 lookup       a VM by name, path, moref or UUID                                tasks        waiting, cancellable
@@ -10,16 +11,14 @@ ladder       retried, weakened or given up, by policy                         ca
 journal, announcing  intents, durable before the call                         snapshot     the resource
 access, relocation, hot_add, power   locks, attached disks and power as resources
 removal, consolidation   removing what is ours                                sweep        after killed runs
-guest_control  what a job expects inside the guest                            control      the seven points
-guest_files, guest_transfer, guest_scripts, tools_config, vmbackup   what is in there
-guest_change   tools.conf changed and put back                                guest_commands  guest-config
+guest/       what governs quiescing inside a guest                            control      the seven points
 hardware     disks and configuration                                          snapshot_tree  whose snapshot is whose
 changes      changed areas, page by page                                      disk, manifest  what is read of it
 siblings     what one quiescing made                                          orphans      what nothing refers to
-movement     whether it stayed where it was
-fetching     ways to fetch a manifest: fetch_https (host_ticket), fetch_copy, fetch_vifs, fetch_powercli (external)
+fetch/       ways to fetch the VSS manifest from its datastore
 """
 
+from .capture import VsphereCapture
 from .catalogue import CATALOGUE, Advice, advice_for
 from .changes import same_tracking
 from .check import Check, Checked
@@ -27,15 +26,15 @@ from .consolidation import Consolidate, ConsolidationNeeded, most_allowed
 from .disk import DiskReader, OpenDisk, SnapshotDisk
 from .each_vm import EachVm
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
-from .fetch_copy import CopyOnDatastore
-from .fetch_https import OverHttps
-from .fetch_powercli import CopyDatastoreItem
-from .fetch_vifs import Vifs
-from .fetching import Fetched, ManifestFetcher, ManifestPlace
-from .guest_control import GuestControl
+from .fetch.copy import CopyOnDatastore
+from .fetch.https import OverHttps
+from .fetch.powercli import CopyDatastoreItem
+from .fetch.vifs import Vifs
+from .fetch.ways import Fetched, ManifestFetcher, ManifestPlace
+from .guest.control import GuestControl
 from .journal import Intent, Journal, Kind
 from .lookup import Vm, find_vm, find_vms
-from .machine import VcenterVm, VsphereCapture
+from .machine import VcenterVm
 from .movement import Moved
 from .orphans import Orphan, orphan_candidates
 from .quiesce import Quiesce

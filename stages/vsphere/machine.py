@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass, field
-from functools import partial
 from typing import get_args
 
-import trio
+from pipeline.buffers import DEFAULT_POOL
+from pipeline.errors import ConfigError
 
-from pipeline.buffers import DEFAULT_POOL, BufferPool
-from pipeline.disk import MachineId
-from pipeline.errors import ConfigError, MoverError, SnapshotError, SourceError
-from stages.vss.fetched import FetchedManifest
-from stages.vss.sent import SentQuiescing
-
-from .access import AccessReader, vm_access
-from .announcing import new_run
-from .changes import enable_change_tracking
-from .check import Check, Checked, default_check
+from .access import AccessReader
+from .capture import VsphereCapture, captured
+from .check import Check, default_check
 from .consolidation import Consolidate
-from .disk import DiskReader, SnapshotDisk
-from .fetch_https import OverHttps
-from .fetching import ManifestFetcher
-from .guest_control import GuestControl, look_inside
-from .hot_add import hot_added
+from .disk import DiskReader
+from .fetch.https import OverHttps
+from .fetch.ways import ManifestFetcher
+from .guest.control import GuestControl
 from .journal import Journal
-from .lookup import Vm, find_vm
-from .manifest import LATE_S, DirectoryState, directory_state, fetch_manifest
-from .movement import host_of, require_unmoved
-from .patience import patiently
+from .lookup import Vm
+from .manifest import LATE_S
 from .quiesce import Quiesce
-from .relocation import relocation_locked
-from .session import Vcenter, VcenterSession
-from .snapshot import REMOVE_WITHIN_S, Snapshot, open_snapshot
-from .snapshot_tree import snapshots_left, snapshots_of
-from .sweep import TELLING, sweep
-
-_COUNT_S = 30.0
-_SWEEP_AT_END_S = 30.0
+from .session import Vcenter
+from .snapshot import REMOVE_WITHIN_S
 
 
 @dataclass(frozen=True)
@@ -92,7 +75,7 @@ class VcenterVm:
         What killed runs left is swept first, and once more at the end. Raises SourceError and its kinds; LeftBehind
         and its kind SnapshotLeaked, in a group with the body's error when both failed.
         """
-        return _capture(self)
+        return captured(self)
 
     def touches(self) -> Sequence[str]:
         where = f"{self.name} on {self.vcenter.server}"
@@ -117,206 +100,3 @@ class VcenterVm:
         if self.quiesce.kind != "none":
             sentences += [sentence for fetcher in self.manifest for sentence in fetcher.touches()]
         return sentences
-
-
-@dataclass
-class VsphereCapture:
-    """A VM held still by a snapshot: a `pipeline.disk.Capture`.
-
-    `left_out`: a sentence for each disk of the VM that no snapshot holds. `attention`: what else is not as it was
-    asked for; `remarks`: what else a report should say. `preflight`: what the check before the snapshot said.
-    `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
-    """
-
-    machine: MachineId
-    disks: Sequence[SnapshotDisk]
-    quiescing_asked: str
-    configuration: Mapping[str, object]
-    left_out: Sequence[str]
-    attention: Sequence[str]
-    remarks: Sequence[str]
-    preflight: Mapping[str, object] | None
-    session: VcenterSession = field(repr=False)
-    snapshot: Snapshot = field(repr=False)
-    directory_before: DirectoryState | None = field(repr=False)
-    host_before: str = field(repr=False)
-    fetchers: Sequence[ManifestFetcher] = field(repr=False)
-    manifest_late_until: float = field(repr=False)
-    snapshots_left: int | None = None
-
-    @property
-    def quiescing_sent(self) -> SentQuiescing:
-        """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
-        sent = self.snapshot.quiesce
-        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
-
-    async def confirm(self) -> None:
-        """Raises Moved when the VM or the files of the snapshot were moved while they were read."""
-        await require_unmoved(self.session, self.snapshot, self.host_before)
-
-    async def fetch_vss_manifest(self) -> FetchedManifest:
-        """The VSS manifest of this snapshot, or why there is none; raises nothing."""
-        if self.directory_before is None:
-            return FetchedManifest(None, "quiescing was not asked for", None, absent=True)
-        return await fetch_manifest(
-            self.session,
-            self.snapshot,
-            self.directory_before,
-            self.fetchers,
-            late_until=self.manifest_late_until,
-        )
-
-
-@asynccontextmanager
-async def _capture(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
-    journal, run = settings.journal or Journal(), new_run()
-    lockable = settings.reader if settings.lock_relocation else None
-    async with settings.vcenter.connect() as session:
-        vm = await find_vm(session, settings.vm)
-        before = await _looked_before(settings, session, vm, journal)
-        capture = None
-        try:
-            async with (
-                relocation_locked(session, vm, lockable, journal, run=run) as unlocked,
-                open_snapshot(
-                    session,
-                    vm,
-                    settings.quiesce,
-                    journal,
-                    run=run,
-                    remove_within_s=settings.remove_within_s,
-                    consolidate=settings.consolidate,
-                ) as snapshot,
-                hot_added(session, vm, settings.reader, journal, run=run) as attachable,
-            ):
-                late_until = trio.current_time() + settings.manifest_late_s
-                host = await patiently(partial(host_of, session, vm), session.settings.patience_s)
-                async with _opened(settings, session, snapshot, attachable) as disks:
-                    weaker = _weaker(settings.quiesce, snapshot.quiesce)
-                    before.remarks += snapshot.remarks
-                    capture = VsphereCapture(
-                        machine=MachineId(vm.uuid, vm.name),
-                        disks=disks,
-                        quiescing_asked=settings.quiesce.kind,
-                        configuration={**snapshot.configuration, **before.inside_guest},
-                        left_out=snapshot.left_out,
-                        attention=[*before.attention, *weaker, *snapshot.attention, *unlocked],
-                        remarks=before.remarks,
-                        preflight=before.preflight,
-                        session=session,
-                        snapshot=snapshot,
-                        directory_before=before.directory,
-                        host_before=host,
-                        fetchers=settings.manifest,
-                        manifest_late_until=late_until,
-                    )
-                    yield capture
-        finally:
-            before.remarks += await _swept_at_end(session, journal, settings.consolidate)
-            if capture is not None:
-                await _count_snapshots_left(capture, session, vm)
-
-
-@dataclass
-class _Before:
-    """What was seen before the snapshot. `directory`: the VM's files, None where no manifest will be looked for."""
-
-    remarks: list[str]
-    attention: Sequence[str]
-    preflight: Mapping[str, object] | None
-    inside_guest: Mapping[str, object]
-    directory: DirectoryState | None
-
-
-async def _looked_before(settings: VcenterVm, session: VcenterSession, vm: Vm, journal: Journal) -> _Before:
-    """Sweep, and look at everything that decides whether the snapshot is worth taking. Raises SourceError."""
-    patience_s = session.settings.patience_s
-    remarks = await _swept(session, journal, settings.consolidate)
-    remarks += await _not_ours(session, vm)
-    checked = Checked({})
-    if settings.preflight is not None:
-        checked = await settings.preflight.check(session, vm, settings)
-        remarks += checked.remarks
-    if settings.enable_change_tracking:
-        obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
-        remarks += [obstacle] if obstacle else []
-    looked = await look_inside(session, vm, settings.guest, settings.quiesce)
-    remarks += looked.remarks
-    directory = None
-    if settings.quiesce.kind != "none":
-        directory = await patiently(partial(directory_state, session, vm), patience_s)
-    inside = {} if looked.inside is None else {"inside_guest": looked.inside}
-    attention = [*checked.attention, *looked.attention]
-    return _Before(remarks, attention, checked.document or None, inside, directory)
-
-
-def _require_disks(snapshot: Snapshot) -> None:
-    if not snapshot.disks:
-        raise SnapshotError(
-            f"A snapshot of {snapshot.vm.name} holds none of its disks. {' '.join(snapshot.left_out)}".rstrip(),
-            remedy="Back these disks up from inside the guest.",
-            vm=snapshot.vm.name,
-        )
-
-
-@asynccontextmanager
-async def _opened(
-    settings: VcenterVm, session: VcenterSession, snapshot: Snapshot, attachable: list[object]
-) -> AsyncIterator[list[SnapshotDisk]]:
-    """The snapshot's disks, open. What their reader gave goes into `attachable` too."""
-    _require_disks(snapshot)
-    pool = BufferPool(settings.pool_size)
-    async with AsyncExitStack() as stack:
-        disks = []
-        for facts in snapshot.disks:
-            access = vm_access(session, snapshot.vm.moref).disk(facts.path, snapshot.moref)
-            try:
-                reader = await stack.enter_async_context(settings.reader.open(access, pool))
-            except MoverError as exc:
-                exc.add_note(f"disk {facts.label} ({facts.key})")
-                raise
-            attachable.append(reader)
-            disks.append(SnapshotDisk(facts, pool, reader, session, snapshot))
-        yield disks
-
-
-def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
-    """A sentence when the snapshot was taken with weaker quiescing than asked for."""
-    if taken.kind == asked.kind:
-        return []
-    return [f"The snapshot was taken with quiescing {taken.kind!r}; asked for was {asked.kind!r}."]
-
-
-async def _swept(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
-    """What a report should say of the sweep; other runs at work and intents of nothing are no news."""
-    return [
-        f"Left by an earlier run: {swept}."
-        for swept in await sweep(session, journal, consolidate=consolidate)
-        if swept.outcome in TELLING
-    ]
-
-
-async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
-    """The same for what other runs left meanwhile, and what this one gave up on; nobody waits long for it."""
-    if trio.current_effective_deadline() == -math.inf:  # the user wants to leave
-        return []
-    with trio.move_on_after(2 * _SWEEP_AT_END_S, shield=True), suppress(SourceError):
-        found = await sweep(session, journal, consolidate=consolidate, within_s=_SWEEP_AT_END_S)
-        return [f"At the end: {swept}." for swept in found if swept.outcome in TELLING]
-    return []
-
-
-async def _not_ours(session: VcenterSession, vm: Vm) -> list[str]:
-    """A sentence for each snapshot that the VM has; what is not ours, or not of this machine, is left alone."""
-    return [
-        f"{vm.name} has the snapshot {node.name!r} ({node.moref}), "
-        + ("made by vadpipe elsewhere" if node.token else "not made by vadpipe")
-        + "; it is left alone."
-        for node in await snapshots_of(session, vm.moref)
-    ]
-
-
-async def _count_snapshots_left(capture: VsphereCapture, session: VcenterSession, vm: Vm) -> None:
-    """For the report, also of a run that failed; what made it fail is the news, not a count that cannot be had."""
-    with trio.move_on_after(_COUNT_S, shield=True), suppress(SourceError):
-        capture.snapshots_left = await snapshots_left(session, vm)

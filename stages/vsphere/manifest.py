@@ -22,8 +22,8 @@ from stages.vss.find import FoundBy, FoundManifest, ListedFile, find_manifest
 
 from .datastore_search import Browser, search_directory
 from .faults import ConnectionLost, TaskForgotten
-from .fetch_https import OverHttps
-from .fetching import ManifestFetcher, fetch_in_order, locate
+from .fetch.https import OverHttps
+from .fetch.ways import ManifestFetcher, fetch_in_order, locate
 from .lookup import Vm
 from .patience import patiently
 from .properties import read

@@ -23,6 +23,7 @@ from pipeline.errors import SourceError
 # four and more. Reading the directory takes up to six times the size of the names in it.
 MAX_ARCHIVE_SIZE = 8 << 20
 MAX_MEMBERS = 512
+MAX_NAME = 255  # of a member; NTFS, where these files come from, takes no longer ones
 MAX_MEMBER_SIZE = 16 << 20
 MAX_TOTAL_SIZE = 64 << 20
 # Deflate cannot exceed 1032:1. Lists of file names in UTF-16 reach about 60:1; only crafted data goes beyond this.
@@ -93,7 +94,7 @@ def _check_directory(entries: list[zipfile.ZipInfo]) -> None:
     seen: set[str] = set()
     for entry in entries:
         if refusal := _refusal(entry):
-            raise ManifestUnreadable(f"member {entry.orig_filename!a} {refusal}")
+            raise ManifestUnreadable(f"member {entry.orig_filename[:MAX_NAME]!a} {refusal}")
         # Windows, where these names come from, does not tell letter cases or separators apart.
         folded = entry.filename.replace("\\", "/").lower()
         if folded in seen:
@@ -124,6 +125,8 @@ def _refusal(entry: zipfile.ZipInfo) -> str:
     name = entry.orig_filename  # `filename` ends at the first NUL
     if not name:
         return "has no name"
+    if len(name) > MAX_NAME:
+        return f"has a name of {len(name):,} characters, more than {MAX_NAME}"
     if not name.isprintable():
         return "has control characters in its name"
     if name[:1] in ("/", "\\") or _DRIVE.match(name) or ".." in re.split(r"[/\\]", name):

@@ -69,7 +69,9 @@ def _writer_failed(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _writer_not_included(evidence: Evidence) -> Iterator[Breach]:
-    for writer in evidence.writers:
+    for writer in (
+        evidence.writers if evidence.backups else ()
+    ):  # without that document nobody says who was left out
         if writer.metadata and writer.backup is None and writer.explicit and not writer.excluded:
             text = f"{writer.name} has components, but was not part of the backup: it was not frozen"
             yield Breach(writer.metadata.document, text, writer)

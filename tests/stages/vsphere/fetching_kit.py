@@ -8,7 +8,7 @@ from pathlib import Path
 from lab.vcenter import LabVcenter, QuiesceRequest
 from lab.vss import manifest_zip
 from stages.vsphere import ManifestFetcher, ManifestPlace, Vcenter, VcenterSession, find_vm
-from stages.vsphere.fetching import fetch_in_order, locate
+from stages.vsphere.fetch.ways import fetch_in_order, locate
 from stages.vss.datastore_path import DatastorePath
 from stages.vss.fetched import FetchedManifest
 from stages.vss.find import FoundBy, FoundManifest, ManifestKind

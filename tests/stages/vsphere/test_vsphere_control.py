@@ -15,7 +15,7 @@ from pipeline.job import Evidence
 from pipeline.secrets import Secret
 from stages.vsphere import GuestControl, Journal, Quiesce, Vcenter, VcenterVm, VsphereCapture
 from stages.vsphere.control import CONTROL, control_table
-from stages.vsphere.guest_scripts import WINDOWS
+from stages.vsphere.guest.scripts import WINDOWS
 from stages.vss import VssManifest
 
 AddVm = Callable[..., str]

@@ -10,9 +10,10 @@ import trio
 from lab.vcenter import Delay, Drop, Event, LabVcenter, refusing
 from lab.vcenter.state import FIRST_HOST
 from pipeline.secrets import Secret
-from stages.vsphere import OverHttps, Vcenter, fetch_https, fetching
+from stages.vsphere import OverHttps, Vcenter
 from stages.vsphere.certificate import TrustedConnection
-from stages.vsphere.fetch_https import Login
+from stages.vsphere.fetch import https, ways
+from stages.vsphere.fetch.https import Login
 
 from .fetching_kit import CONTENT, DIRECTORY, NAME, Lying, lying
 
@@ -36,7 +37,7 @@ def in_folders(tmp_path) -> Iterator[LabVcenter]:
 
 
 async def content_by(there: Lying, fetcher: OverHttps) -> bytes:
-    return (await fetching.fetch_within(fetcher, there.session, there.place)).content
+    return (await ways.fetch_within(fetcher, there.session, there.place)).content
 
 
 @pytest.mark.parametrize("login", LOGINS)
@@ -172,7 +173,7 @@ async def test_a_server_that_says_nothing_more_is_left_in_time(
 async def test_a_file_beyond_the_bound_is_not_read(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_https, "MAX_ARCHIVE_SIZE", 100)
+    monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
     async with lying(lab, vcenter) as there:
         assert "larger than" in await there.problem(OverHttps())
 

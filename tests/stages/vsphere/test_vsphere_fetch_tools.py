@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from lab.tools import install_tools
 from lab.vcenter import LabVcenter
 from pipeline.secrets import Secret
-from stages.vsphere import CopyDatastoreItem, ManifestFetcher, Vcenter, Vifs, external, fetching
-from stages.vsphere.fetch_powercli import script
-from stages.vsphere.fetch_vifs import session_file_text
+from stages.vsphere import CopyDatastoreItem, ManifestFetcher, Vcenter, Vifs
+from stages.vsphere.fetch import external, ways
+from stages.vsphere.fetch.powercli import script
+from stages.vsphere.fetch.vifs import session_file_text
 
 from .fetching_kit import CONTENT, DIRECTORY, NAME, lying
 
@@ -267,9 +268,7 @@ async def test_a_session_by_cookie_serves_as_well(
         by_cookie = replace(vcenter, password=None, cookie=Secret.from_text(there.session.cookie))
         async with by_cookie.connect() as there.session:
             assert (await there.fetched(way)).content == CONTENT
-        assert (
-            await fetching.fetch_within(way, there.session, there.place)
-        ).content == CONTENT  # not logged out
+        assert (await ways.fetch_within(way, there.session, there.place)).content == CONTENT  # not logged out
 
 
 def test_a_session_file_for_a_name_without_dots() -> None:

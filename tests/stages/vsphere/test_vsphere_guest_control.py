@@ -15,12 +15,12 @@ from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
 from stages.vsphere import ConnectionLost, GuestControl, Journal, Quiesce, Vcenter, VcenterVm, find_vm
 from stages.vsphere.faults import GuestRefused
-from stages.vsphere.guest_change import KEPT, GuestChange, apply_settings, undo_settings
-from stages.vsphere.guest_commands import guest_config
-from stages.vsphere.guest_control import Looked, look_inside
-from stages.vsphere.guest_scripts import LINUX, WINDOWS
-from stages.vsphere.tools_config import ToolsConfigUnreadable
-from stages.vsphere.vmbackup import SETTINGS
+from stages.vsphere.guest.change import KEPT, GuestChange, apply_settings, undo_settings
+from stages.vsphere.guest.commands import guest_config
+from stages.vsphere.guest.control import Looked, look_inside
+from stages.vsphere.guest.scripts import LINUX, WINDOWS
+from stages.vsphere.guest.tools_config import ToolsConfigUnreadable
+from stages.vsphere.guest.vmbackup import SETTINGS
 
 AddVm = Callable[..., str]
 PATH = WINDOWS.tools_conf

@@ -18,8 +18,8 @@ from pipeline.errors import MoverError
 from pipeline.secrets import Secret
 from stages.vsphere import CertificateRefused, ConnectionLost, Vcenter, VsphereError, find_vm
 from stages.vsphere.faults import GuestRefused
-from stages.vsphere.guest_files import GuestAccount, GuestFileError, GuestFiles
-from stages.vsphere.guest_scripts import LINUX, WINDOWS, in_order, scripts_in
+from stages.vsphere.guest.files import GuestAccount, GuestFileError, GuestFiles
+from stages.vsphere.guest.scripts import LINUX, WINDOWS, in_order, scripts_in
 from stages.vsphere.tasks import wait_for_task
 
 AddVm = Callable[..., str]
@@ -72,7 +72,7 @@ async def test_owner_and_permissions_stay(lab: LabVcenter, vcenter: Vcenter, add
 async def test_long_lists_are_read_to_their_end(
     vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.vsphere.guest_files._PAGE", 3)
+    monkeypatch.setattr("stages.vsphere.guest.files._PAGE", 3)
     for number in range(7):
         write(rf"{WINDOWS.scripts}\{number}.bat", b"")
     (write(rf"{WINDOWS.scripts}\x", b"").parent / "directory").mkdir()
@@ -241,7 +241,7 @@ async def test_a_token_is_in_no_error(
 async def test_a_file_that_is_no_configuration_is_not_read(
     vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.vsphere.guest_files.READ_LIMIT", 10)
+    monkeypatch.setattr("stages.vsphere.guest.files.READ_LIMIT", 10)
     write(PATH, b"0123456789x")
     async with opened(vcenter) as files:
         with pytest.raises(VsphereError, match="larger than 10 bytes"):

@@ -22,10 +22,9 @@ from stages.vsphere import (
     Quiesce,
     Vcenter,
     VcenterSession,
-    fetch_https,
-    fetching,
     find_vm,
 )
+from stages.vsphere.fetch import https, ways
 from stages.vsphere.manifest import DirectoryState, directory_state, fetch_manifest
 from stages.vsphere.snapshot import Snapshot, open_snapshot
 from stages.vss.fetched import FetchedManifest
@@ -171,8 +170,8 @@ async def test_a_file_beyond_the_bound_is_refused(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_vm()
-    monkeypatch.setattr(fetch_https, "MAX_ARCHIVE_SIZE", 100)
-    monkeypatch.setattr(fetching, "MAX_ARCHIVE_SIZE", 100)
+    monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
+    monkeypatch.setattr(ways, "MAX_ARCHIVE_SIZE", 100)
     async with _quiesced(vcenter, journal) as taken:
         fetched = await fetch_manifest(*taken)
     assert fetched.content is None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.vsphere.tools_config import ToolsConfig, ToolsConfigUnreadable, put_back
+from stages.vsphere.guest.tools_config import ToolsConfig, ToolsConfigUnreadable, put_back
 
 KEYS = ["enableVSS", "scriptArg", "excludedFileSystems"]
 ADMINS = b"""# by the administrator, \xe9 in Latin-1

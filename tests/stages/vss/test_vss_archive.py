@@ -52,6 +52,11 @@ def test_the_error_is_one_of_the_source_and_says_what_to_do():
         read_members(b"not a zip")
 
 
+def test_names_beyond_what_a_file_system_takes_are_refused():
+    assert "255" in refusal(zipped({"a" * 256: b"<a/>"}))
+    assert list(read_members(zipped({"a" * 255: b"<a/>"})))
+
+
 @pytest.mark.parametrize(
     "name",
     ["../backup.xml", "a/../../b.xml", "..\\b.xml", "/etc/passwd", "\\b.xml", "C:\\b.xml", "c:b.xml"],

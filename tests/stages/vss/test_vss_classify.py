@@ -356,6 +356,14 @@ def test_what_the_rules_accept(writer):
     assert (verdict.level, rules(verdict)) == (Level.APPLICATION, set())
 
 
+def test_without_the_backup_document_no_writer_is_said_to_be_left_out():
+    whole = zipfile.ZipFile(io.BytesIO(manifest(Writer())))
+    verdict = classify_manifest(
+        zipped({name: whole.read(name).decode() for name in whole.namelist() if name != "backup.xml"})
+    )
+    assert (verdict.level, rules(verdict)) == (Level.UNKNOWN, set())
+
+
 def test_a_similar_name_is_no_ancestor():
     verdict = classify_manifest(manifest(GOOD, Writer(offers=[("data", True), ("database\\x", True)])))
     assert verdict.writers[1].uncovered == ("database\\x",)

@@ -14,11 +14,11 @@ from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, ConfigError, SourceError
 
-from .guest_change import GuestChange, apply_settings, undo_settings
-from .guest_control import GuestControl, guest_of, inside
-from .lookup import find_vm
-from .machine import VcenterVm
-from .session import Vcenter
+from ..lookup import find_vm
+from ..machine import VcenterVm
+from ..session import Vcenter
+from .change import GuestChange, apply_settings, undo_settings
+from .control import GuestControl, guest_of, inside
 
 Action = Literal["show", "apply", "undo"]
 

@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 from pyVmomi import vim
 
-from .certificate import Trust, TrustedConnection
-from .faults import FOREIGN, CertificateRefused, VsphereError, translate
-from .lookup import Vm
-from .properties import read
-from .session import SOCKET_TIMEOUT_S, VcenterSession
+from ..certificate import Trust, TrustedConnection
+from ..faults import FOREIGN, CertificateRefused, VsphereError, translate
+from ..lookup import Vm
+from ..properties import read
+from ..session import SOCKET_TIMEOUT_S, VcenterSession
 
 _HTTPS = 443
 _THUMBPRINT = "summary.config.sslThumbprint"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import SourceError
 
-from .guest_files import GuestFile, GuestFiles
-from .guest_scripts import LINUX, WINDOWS
+from .files import GuestFile, GuestFiles
+from .scripts import LINUX, WINDOWS
 from .tools_config import ToolsConfig, put_back
 from .vmbackup import SETTINGS, Value
 

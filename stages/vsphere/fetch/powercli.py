@@ -19,9 +19,9 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..session import VcenterSession
 from .external import open_workplace
-from .fetching import Fetched, ManifestPlace
-from .session import VcenterSession
+from .ways import Fetched, ManifestPlace
 
 _ARGUMENTS = ("-NoLogo", "-NoProfile", "-NonInteractive", "-Command", "-")
 _MODULE = "VMware.VimAutomation.Core"

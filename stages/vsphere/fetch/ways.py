@@ -20,11 +20,11 @@ from stages.vss.datastore_path import DatastorePath
 from stages.vss.fetched import FetchAttempt, FetchedManifest
 from stages.vss.find import FoundManifest, ManifestKind
 
-from .datastore_search import is_called
-from .faults import VsphereError
-from .lookup import Vm
-from .properties import Row, read
-from .session import VcenterSession
+from ..datastore_search import is_called
+from ..faults import VsphereError
+from ..lookup import Vm
+from ..properties import Row, read
+from ..session import VcenterSession
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..session import VcenterSession
+from ..transport import COOKIE
 from .external import open_workplace
-from .fetching import Fetched, ManifestPlace
-from .session import VcenterSession
-from .transport import COOKIE
+from .ways import Fetched, ManifestPlace
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .guest_files import GuestFiles
+from .files import GuestFiles
 
 
 @dataclass(frozen=True)

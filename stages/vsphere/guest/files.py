@@ -19,10 +19,10 @@ from pyVmomi import vim
 from pipeline.errors import SourceError
 from pipeline.secrets import Secret
 
-from .faults import ConnectionLost, NotOffered, VsphereError
-from .guest_transfer import door_of, download, upload
-from .lookup import Vm
-from .session import VcenterSession
+from ..faults import ConnectionLost, NotOffered, VsphereError
+from ..lookup import Vm
+from ..session import VcenterSession
+from .transfer import door_of, download, upload
 
 T = TypeVar("T")
 

@@ -17,14 +17,14 @@ from typing import Literal
 from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
 
-from .guest_files import GuestAccount, GuestFiles
-from .guest_scripts import LINUX, WINDOWS, GuestScripts, scripts_in
-from .ladder import GUEST_PATHS, Guest
-from .lookup import Vm
-from .patience import patiently
-from .properties import read
-from .quiesce import Quiesce, is_windows
-from .session import VcenterSession
+from ..ladder import GUEST_PATHS, Guest
+from ..lookup import Vm
+from ..patience import patiently
+from ..properties import read
+from ..quiesce import Quiesce, is_windows
+from ..session import VcenterSession
+from .files import GuestAccount, GuestFiles
+from .scripts import LINUX, WINDOWS, GuestScripts, scripts_in
 from .tools_config import ToolsConfig
 from .vmbackup import SETTINGS, Value, check_settings
 

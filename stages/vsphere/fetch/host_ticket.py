@@ -20,11 +20,11 @@ from pyVmomi import vim
 
 from stages.vss.datastore_path import folder_url
 
-from .certificate import Trust, TrustedConnection, thumbprint_of
-from .faults import NotOffered, ObjectGone, SessionExpired, VsphereError, translate
-from .fetching import ManifestPlace
-from .properties import read
-from .session import SOCKET_TIMEOUT_S, VcenterSession
+from ..certificate import Trust, TrustedConnection, thumbprint_of
+from ..faults import NotOffered, ObjectGone, SessionExpired, VsphereError, translate
+from ..properties import read
+from ..session import SOCKET_TIMEOUT_S, VcenterSession
+from .ways import ManifestPlace
 
 T = TypeVar("T")
 

@@ -22,10 +22,10 @@ import trio
 from pipeline.errors import SourceError
 from stages.vss.archive import MAX_ARCHIVE_SIZE
 
-from .faults import VsphereError
-from .fetching import ManifestPlace, too_large
-from .session import VcenterSession
-from .transport import session_id
+from ..faults import VsphereError
+from ..session import VcenterSession
+from ..transport import session_id
+from .ways import ManifestPlace, too_large
 
 # What tools need of our environment. Not what configures these tools: an exact command has one meaning. Nor
 # proxies, whose addresses may hold passwords.

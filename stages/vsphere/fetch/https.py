@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 from stages.vss.archive import MAX_ARCHIVE_SIZE
 from stages.vss.datastore_path import DatastorePath, folder_url
 
-from .certificate import TrustedConnection
-from .faults import LoginRefused, SessionExpired, VsphereError
-from .fetching import Fetched, ManifestPlace, too_large
+from ..certificate import TrustedConnection
+from ..faults import LoginRefused, SessionExpired, VsphereError
+from ..session import VcenterSession
 from .host_ticket import ticket_request
-from .session import VcenterSession
+from .ways import Fetched, ManifestPlace, too_large
 
 Login = Literal["cookie", "basic", "ticket"]
 

@@ -13,12 +13,12 @@ from pyVmomi import vim
 from pipeline.errors import ConfigError, MoverError, SourceError
 from stages.vss.datastore_path import DatastorePath
 
-from .faults import ConnectionLost, NotOffered, TaskForgotten, VsphereError
-from .fetch_https import OverHttps
-from .fetching import Fetched, ManifestPlace
-from .patience import patiently
-from .session import VcenterSession
-from .tasks import wait_for_task
+from ..faults import ConnectionLost, NotOffered, TaskForgotten, VsphereError
+from ..patience import patiently
+from ..session import VcenterSession
+from ..tasks import wait_for_task
+from .https import OverHttps
+from .ways import Fetched, ManifestPlace
 
 
 @dataclass(frozen=True)
