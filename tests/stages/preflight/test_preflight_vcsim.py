@@ -83,4 +83,4 @@ async def test_a_vm_is_restarted_for_disk_uuids(vcsim):
         report = await enable_uuid(session, vm, Journal(), allow_power_off=True, tools_within_s=1)
         assert report.done
         assert await uuid_enabled(session, vm)
-        assert await power_state(session, vm) == "poweredOn"
+        assert await power_state(session, vm.moref) == "poweredOn"

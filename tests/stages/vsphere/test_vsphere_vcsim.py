@@ -237,7 +237,8 @@ async def test_a_capture_ends_clean_where_no_disk_can_be_read(vcsim: Vcenter, jo
 
     with pytest.raises(SourceError, match="no disk content"):
         quiesce = Quiesce.application(policy="try")  # Tools do not run in its VMs
-        async with VcenterVm(vcsim, WEB01, reader=Reader(), journal=journal, quiesce=quiesce).capture():
+        machine = VcenterVm(vcsim, WEB01, reader=Reader(), journal=journal, quiesce=quiesce, preflight=None)
+        async with machine.capture():
             pass
     async with vcsim.connect() as session:
         assert await snapshots_left(session, await find_vm(session, WEB01)) == 0
