@@ -19,14 +19,19 @@ _NAMED = 6  # components that are named; the rest is counted
 
 
 def verdict_lines(verdict: Mapping[str, object]) -> list[str]:
-    """Applications and writers with what is shown consistent of them and what is not."""
+    """Applications, and writers of which not all is shown consistent; older verdicts tell of writers only."""
+    applications = list(_documents(verdict.get("applications")))
     lines = [
-        f"  application {application.get('name')}: {application.get('level')}{_parts(application)}"
-        for application in _documents(verdict.get("applications"))
+        "  application " + "; ".join([f"{one.get('name')}: {one.get('level')}", *_parts(one)])
+        for one in applications
     ]
     for writer in _documents(verdict.get("writers")):
+        if applications and writer.get("coverage") == "covered":
+            continue
         whose = f" ({writer['application']})" if writer.get("application") else ""
-        lines.append(f"  writer {writer.get('name')}{whose}: {writer.get('coverage')}{_parts(writer)}")
+        lines.append(
+            f"  writer {writer.get('name')}{whose}: {'; '.join(_parts(writer)) or writer.get('coverage')}"
+        )
     return [_printable(line) for line in lines]
 
 
@@ -36,15 +41,15 @@ def _documents(told: object) -> Iterator[Mapping[str, object]]:
             yield one
 
 
-def _parts(told: Mapping[str, object]) -> str:
-    """`; covered: a, b; not covered: c`."""
-    text = ""
+def _parts(told: Mapping[str, object]) -> list[str]:
+    """'covered: a, b' and 'not covered: c', where there is something of the kind."""
+    found = []
     for name, spoken in (("covered", "covered"), ("uncovered", "not covered")):
         parts = told.get(name)
         if isinstance(parts, list) and parts:
             more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
-            text += f"; {spoken}: {', '.join(map(str, parts[:_NAMED]))}{more}"
-    return text
+            found.append(f"{spoken}: {', '.join(map(str, parts[:_NAMED]))}{more}")
+    return found
 
 
 def _printable(text: str) -> str:

@@ -60,9 +60,10 @@ def with_manifest(repository):
 def test_writers_are_told_with_what_is_covered(repository):
     with_manifest(repository)
     lines = shown(repository).splitlines()
-    assert "  writer Registry Writer (registry): covered; covered: Registry" in lines
+    assert "  application registry: application; covered: Registry" in lines
+    assert not any("writer Registry" in line for line in lines)  # all of it was said
     databases = ", ".join(f"WIN-SQL01\\{name}" for name in ("master", "model", "msdb", "sales"))
-    assert f"  writer SqlServerWriter (SQL Server): not covered; not covered: {databases}" in lines
+    assert f"  writer SqlServerWriter (SQL Server): not covered: {databases}" in lines
     assert json.loads(shown(repository, "--json"))["quiescing"]["verdict"]["level"] == "application-partial"
 
 
@@ -75,14 +76,31 @@ def test_a_verdict_of_another_shape_shows_what_it_has(repository, verdict):
 def test_applications_come_first_long_lists_are_counted_and_nothing_moves_the_cursor():
     verdict = {
         "writers": [
-            {"name": "a\x1b[2Jb", "coverage": "covered", "covered": list("abcdefgh"), "uncovered": []}
+            {
+                "name": "a\x1b[2Jb",
+                "coverage": "partly covered",
+                "covered": list("abcdefgh"),
+                "uncovered": ["i"],
+            },
+            {"name": "BITS Writer", "coverage": "nothing to cover", "covered": [], "uncovered": []},
         ],
         "applications": [{"name": "SQL Server", "level": "application-partial", "uncovered": ["x"]}],
     }
     assert verdict_lines(verdict) == [
         "  application SQL Server: application-partial; not covered: x",
-        "  writer a\ufffd[2Jb: covered; covered: a, b, c, d, e, f and 2 more",
+        "  writer a\ufffd[2Jb: covered: a, b, c, d, e, f and 2 more; not covered: i",
+        "  writer BITS Writer: nothing to cover",
     ]
+
+
+def test_an_older_verdict_tells_of_writers_only():
+    writer = {
+        "name": "Registry Writer",
+        "application": "registry",
+        "coverage": "covered",
+        "covered": ["Registry"],
+    }
+    assert verdict_lines({"writers": [writer]}) == ["  writer Registry Writer (registry): covered: Registry"]
 
 
 def test_the_manifest_comes_out_as_it_came(repository, tmp_path):
