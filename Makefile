@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BENCH_SIZE ?= 12
+SEED ?= 1
 
 .PHONY: demo test check bench campaign tools clean
 
@@ -25,6 +26,7 @@ bench: .venv/installed tools
 # Slow campaigns; `make test` runs a short version of each.
 campaign: .venv/installed tools
 	$(BIN)/python -m pytest -m campaign
+	$(BIN)/python -m lab.vss_fuzz --minutes 20 --seed $(SEED)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }

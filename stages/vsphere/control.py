@@ -97,6 +97,12 @@ CONTROL = (
 
 
 def control_table() -> str:
-    """The table as Markdown, for the documentation."""
+    """The table as Markdown, for the operations guide."""
     rows = [f"| {row.point} | {row.setting} | {', '.join(row.how)} | {row.kept} |" for row in CONTROL]
     return "\n".join(["| What | Setting | Applied by | How |", "|---|---|---|---|", *rows])
+
+
+def control_summary() -> str:
+    """Points and who applies them, as Markdown, for the README."""
+    rows = [f"| {row.point} | {', '.join(row.how)} |" for row in CONTROL]
+    return "\n".join(["| Control of quiescing | Applied by |", "|---|---|", *rows])

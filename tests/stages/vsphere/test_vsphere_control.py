@@ -14,12 +14,13 @@ from pipeline.errors import QuiesceFailed
 from pipeline.job import Evidence
 from pipeline.secrets import Secret
 from stages.vsphere import GuestControl, Journal, Quiesce, Vcenter, VcenterVm, VsphereCapture
-from stages.vsphere.control import CONTROL, control_table
+from stages.vsphere.control import CONTROL, control_summary, control_table
 from stages.vsphere.guest.scripts import WINDOWS
 from stages.vss import VssManifest
 
 AddVm = Callable[..., str]
-OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
+README = Path(__file__).parents[3] / "README.md"
+OPERATIONS = README.parent / "docs" / "operations.md"
 CREATE = "CreateSnapshotEx_Task"
 ACCOUNT = GuestControl("Administrator", Secret.from_text("guest"))
 
@@ -58,8 +59,9 @@ def test_every_point_is_shown_here() -> None:
         assert hasattr(sys.modules[__name__], f"test_point_{row.id.replace('-', '_')}"), row.id
 
 
-def test_the_documentation_has_the_table() -> None:
+def test_the_documentation_has_the_tables() -> None:
     assert control_table() in OPERATIONS.read_text()
+    assert control_summary() in README.read_text()
 
 
 @pytest.mark.slow
