@@ -15,10 +15,11 @@ import trio
 from lab.campaign_kit import DirectoryPoint, DirectoryTarget, path
 from lab.campaign_lab import VM, Lab, disk_reader, server_settings
 from lab.campaign_scenario import Scenario
-from lab.campaign_vddk import is_in_fatal_call, left_outside, surroundings
+from lab.campaign_vddk import is_in_fatal_call, left_outside, surroundings, unlock_by_another
 from pipeline import Job, JobReceipt, MiB, MoverError
 from pipeline.errors import leaves
 from stages import Journal, Vcenter, VcenterVm, VssManifest
+from stages.preflight import Preflight
 from stages.vsphere import DiskReader, Outcome, VsphereCapture, sweep
 
 _HANGS_AFTER_S = 60.0
@@ -49,6 +50,7 @@ def job(
         journal=Journal(root / "journal"),
         enable_change_tracking=True,
         remove_within_s=5,
+        preflight=Preflight(probe_hosts=False),  # the lab's hosts have no names
     )
     return Job(machine, path, DirectoryTarget(root / "points"), finish=[VssManifest()])
 
@@ -147,7 +149,9 @@ def _in_peace(lab: Lab) -> list[str]:
 
 
 async def _unsettled(lab: Lab) -> list[str]:
-    """What the journal still names, when its intents are old, and is not nothing."""
+    """What the journal still names, when its intents are old and nobody else has anything, and is not nothing."""
+    if lab.scenario.vddk and lab.scenario.vddk.locked_by_another:
+        unlock_by_another(lab.root, lab.moref)
     journal = Journal(lab.root / "journal")
     if not (waiting := journal.intents()):
         return []

@@ -78,7 +78,8 @@ class VddkScenario:
             return None
         killed = chance.choice(_MOMENTS) if chance.random() < 0.25 else None
         troubles = tuple(_trouble(chance) for _ in range(chance.choice((0, 1, 1, 2))))
-        once = killed is not None or chance.random() < 0.5
+        hangs = any(one.action == "hang" for one in troubles)  # every time that would be minutes of waiting
+        once = killed is not None or hangs or chance.random() < 0.5
         return cls(troubles, once, killed, chance.random() < 0.1)
 
 
@@ -133,6 +134,11 @@ def lock_by_another(root: Path, moref: str) -> None:
     path = root / "locks" / moref
     path.parent.mkdir()
     path.write_text(ANOTHER)
+
+
+def unlock_by_another(root: Path, moref: str) -> None:
+    """End that lock. Until then nobody can tell it from ours, and the journal keeps an intent of ours."""
+    (root / "locks" / moref).unlink()
 
 
 def left_outside(root: Path, moref: str) -> dict[str, list[str]]:
