@@ -65,7 +65,8 @@ def campaign(runs: Sequence[int], seed: int, jobs: int | None = None) -> Tally:
         load_or_create(Path(directory), "127.0.0.1")
         libdir: Path | None = None
         try:
-            libdir = build_vddk(Path(directory, "vddk"))
+            if any(Scenario.drawn(seed, number).vddk for number in runs):
+                libdir = build_vddk(Path(directory, "vddk"))
         except CompilerMissing as exc:
             tally.through_vddk = f"0, because {exc}"
         with _each(partial(one_run, Path(directory), libdir, seed), runs, count) as ended:

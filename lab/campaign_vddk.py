@@ -2,7 +2,8 @@
 
 What goes wrong there happens inside the library, the lab's stand-in, which has knobs for it: variables of the
 environment. They hold for one run: a process has one run at a time, and `surroundings` gives the variables back. A
-moment is the nth call of one kind in one process of the library, so it is the same in every play of the seed.
+moment is the nth call of one kind in one process of the library, so it is the same in every play of the seed; in
+the stand-in's words "end:1", or "end:1+" when that call has had its effect.
 
 A kill strikes while a call of the library hangs: the stand-in leaves a marker when it begins to, and whoever
 started the run waits for that.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -30,9 +32,14 @@ VDDK_CALLS: Mapping[str, int] = {
     "init": 1, "connect": 1, "open": 1, "info": 1, "query": 2, "read": 2, "wait": 1, "close": 1, "disconnect": 1,
     "cleanup": 1, "prepare": 1, "end": 1,
 }  # fmt: skip
+# Those of them that change something outside.
+_EFFECTS = ("cleanup", "prepare", "end")
 ACTIONS = ("fault", "crash", "hang")
 ANOTHER = "another product"  # the identity of a lock that is not ours
-_MOMENTS = tuple((call, nth) for call, count in VDDK_CALLS.items() for nth in range(1, count + 1))
+VDDK_MOMENTS = (
+    *(f"{call}:{nth}" for call, count in VDDK_CALLS.items() for nth in range(1, count + 1)),
+    *(f"{call}:1+" for call in _EFFECTS),
+)
 # How long a call may hang: a process of the library starts in tenths of a second, on a busy machine too.
 _HANGS_S = 2.0
 _PATIENT_S = 30.0
@@ -41,33 +48,32 @@ _LOCK_WITHIN_S = 0.3
 
 @dataclass(frozen=True)
 class VddkTrouble:
-    """At the `nth` `call` of a process: an error `code`, a crash, or no end of it."""
+    """At this moment of a process: an error `code`, a crash, or no end of the call."""
 
     action: str
-    call: str
-    nth: int
+    moment: str
     code: int = 0
 
     @property
     def name(self) -> str:
-        return f"vddk {self.action} {self.call}"
+        return f"vddk {self.action} {self.moment}"
 
     @property
     def knob(self) -> str:
-        return f"{self.call}:{self.nth}" + (f":{self.code}" if self.action == "fault" else "")
+        return f"{self.moment}:{self.code}" if self.action == "fault" else self.moment
 
 
 @dataclass(frozen=True)
 class VddkScenario:
     """What happens in and around the library.
 
-    `once`: each trouble befalls the first process only that gets there. `killed`: in which call the run is killed,
-    as (call, nth); None: in none. `locked_by_another`: somebody else holds the VM's relocation lock, for ever.
+    `once`: each trouble befalls only the first process that gets there. `killed`: when the run is killed, empty for
+    never. `locked_by_another`: somebody else holds the VM's relocation lock, for ever.
     """
 
     troubles: tuple[VddkTrouble, ...]
     once: bool
-    killed: tuple[str, int] | None
+    killed: str
     locked_by_another: bool
 
     @classmethod
@@ -76,17 +82,17 @@ class VddkScenario:
         chance = random.Random(f"{seed} vddk")
         if chance.random() >= SHARE:
             return None
-        killed = chance.choice(_MOMENTS) if chance.random() < 0.25 else None
+        killed = chance.choice(VDDK_MOMENTS) if chance.random() < 0.25 else ""
         troubles = tuple(_trouble(chance) for _ in range(chance.choice((0, 1, 1, 2))))
         hangs = any(one.action == "hang" for one in troubles)  # every time that would be minutes of waiting
-        once = killed is not None or hangs or chance.random() < 0.5
+        once = bool(killed) or hangs or chance.random() < 0.5
         return cls(troubles, once, killed, chance.random() < 0.1)
 
 
 def _trouble(chance: random.Random) -> VddkTrouble:
     action = chance.choice(ACTIONS)
     code = chance.choice(list(CODES)) if action == "fault" else 0
-    return VddkTrouble(action, *chance.choice(_MOMENTS), code)
+    return VddkTrouble(action, chance.choice(VDDK_MOMENTS), code)
 
 
 @contextmanager
@@ -105,19 +111,24 @@ def surroundings(root: Path, scenario: VddkScenario | None, *, in_trouble: bool)
         if scenario.once:
             _markers(root).mkdir(exist_ok=True)
             variables["VADPIPE_VDDK_ONCE"] = str(_markers(root))
-    with patch.dict(os.environ, variables), patch.object(relocation, "LOCK_WITHIN_S", _LOCK_WITHIN_S):
+    with (
+        patch.dict(os.environ, variables),
+        patch.object(tempfile, "tempdir", str(root)),  # what a killed run forgets there goes with the lab
+        patch.object(relocation, "LOCK_WITHIN_S", _LOCK_WITHIN_S),
+    ):
         yield
 
 
 def is_in_fatal_call(root: Path, scenario: VddkScenario) -> bool:
     """Whether the call hangs in which the run is to be killed."""
-    return scenario.killed is not None and (_markers(root) / "hang-{}-{}".format(*scenario.killed)).exists()
+    marker = f"hang-{scenario.killed.replace(':', '-')}"
+    return bool(scenario.killed) and (_markers(root) / marker).exists()
 
 
 def _knobs(scenario: VddkScenario) -> dict[str, str]:
     troubles = list(scenario.troubles)
     if scenario.killed:
-        troubles.append(VddkTrouble("hang", *scenario.killed))
+        troubles.append(VddkTrouble("hang", scenario.killed))
     knobs = {
         f"VADPIPE_VDDK_{action.upper()}": ",".join(one.knob for one in troubles if one.action == action)
         for action in ACTIONS
