@@ -79,7 +79,8 @@ class Scenario:
     @property
     def names(self) -> list[str]:
         """What each trouble is called."""
-        return [one.name for one in (*self.troubles, *(self.vddk.troubles if self.vddk else ()))]
+        in_vddk = self.vddk.troubles if self.vddk else ()
+        return [one.name for one in self.troubles] + [one.name for one in in_vddk]
 
     @classmethod
     def drawn(cls, seed: int, number: int) -> Scenario:
