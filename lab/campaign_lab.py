@@ -17,11 +17,14 @@ from pyVmomi import vmodl
 
 from lab.campaign_kit import DirectoryTarget, LabReader
 from lab.campaign_scenario import READ, Scenario
+from lab.campaign_vddk import ANOTHER, left_outside, lock_by_another, vddk_reader
 from lab.disks import LabDisk
 from lab.vcenter import Event, LabVcenter
+from lab.vcenter.outside import relocation_lock
 from lab.vcenter.state import HostTraits
 from pipeline import MiB, Secret
 from stages import Vcenter
+from stages.vsphere import DiskReader
 
 VM = "web01"
 _OTHER_DATASTORE = "datastore2"
@@ -30,14 +33,18 @@ _EVENTS = threading.Lock()
 
 
 class Lab:
-    """A vCenter with the VM of one scenario, two hosts and two datastores. `identity`: where its certificate is."""
+    """A vCenter with the VM of one scenario, two hosts and two datastores.
 
-    def __init__(self, root: Path, scenario: Scenario, identity: Path) -> None:
+    `identity`: where its certificate is; `libdir`: where VDDK is, None for nowhere.
+    """
+
+    def __init__(self, root: Path, scenario: Scenario, identity: Path, libdir: Path | None) -> None:
         root.mkdir(parents=True)
         for name in ("server.crt", "server.key"):
             shutil.copy2(identity / name, root / name)
         self.root = root
         self.scenario = scenario
+        self.libdir = libdir
         self.vcenter = LabVcenter(root, task_s=0.01)
         self.threads: list[threading.Thread] = []
         self.child: BaseProcess | None = None
@@ -53,14 +60,16 @@ class Lab:
         self.foreign = [
             self.vcenter.take_snapshot(self.moref, f"foreign {n}") for n in range(scenario.foreign)
         ]
+        if scenario.vddk and scenario.vddk.locked_by_another:
+            lock_by_another(root, self.moref)
         self.roots = self._digests()
 
     def settings(self) -> Vcenter:
         vcenter = self.vcenter
         return server_settings(vcenter.address, vcenter.port, vcenter.thumbprint)
 
-    def reader(self) -> LabReader:
-        return LabReader(self.root, partial(self.vcenter.meet, READ))
+    def reader(self) -> DiskReader:
+        return disk_reader(self.root, self.scenario, self.libdir, partial(self.vcenter.meet, READ))
 
     def arm(self) -> None:
         """Set up everything that the scenario wants to go wrong."""
@@ -88,6 +97,10 @@ class Lab:
         here = self.vcenter.snapshots(self.moref)
         found = [f"{moref} of ours is left" for moref in self.left_ours()]
         found += [f"the foreign {moref} is gone" for moref in self.foreign if moref not in here]
+        found += [sentence for left in left_outside(self.root, self.moref).values() for sentence in left]
+        if self.scenario.vddk and self.scenario.vddk.locked_by_another:
+            holder = relocation_lock(self.root, self.moref)
+            found += [] if holder == ANOTHER else [f"the lock of another is that of {holder!r} now"]
         points = DirectoryTarget(self.root / "points").points()
         found += [
             f"a point is not whole: {point}" for point in points if sorted(point.values()) != self.roots
@@ -127,6 +140,15 @@ class Lab:
         if self.child is not None:
             self.child_started.wait()
             self.child.kill()
+
+
+def disk_reader(
+    root: Path, scenario: Scenario, libdir: Path | None, before_read: Callable[[], None] | None = None
+) -> DiskReader:
+    """VDDK where the scenario wants it, else the lab's own reader."""
+    if scenario.vddk is None or libdir is None:
+        return LabReader(root, before_read)
+    return vddk_reader(libdir, scenario.vddk, before_read)
 
 
 def server_settings(host: str, port: int, thumbprint: str) -> Vcenter:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
+from lab.campaign_vddk import VddkScenario
 from lab.vcenter import Delay, Drop, Refusal
 from lab.vcenter.fault_kinds import FAULT_KINDS, fault_maker
 from lab.vcenter.injection import CONSOLIDATION, Failure
@@ -50,7 +52,11 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Everything that the seed of a run decides. `killed`: at which call, as (method, nth); None: it is not."""
+    """Everything that the seed of a run decides.
+
+    `killed`: at which call of the vSphere API, as (method, nth); None: at none. `vddk`: what happens in VDDK; None:
+    the disks are read without it.
+    """
 
     seed: str
     disks: int
@@ -58,6 +64,23 @@ class Scenario:
     quiesce: Quiesce
     troubles: tuple[Trouble, ...]
     killed: tuple[str, int] | None
+    vddk: VddkScenario | None
+
+    @classmethod
+    def playable(cls, seed: int, number: int, libdir: Path | None) -> Scenario:
+        """The same, all of it without VDDK where there is none."""
+        drawn = cls.drawn(seed, number)
+        return drawn if libdir else replace(drawn, vddk=None)
+
+    @property
+    def may_be_killed(self) -> bool:
+        return bool(self.killed or (self.vddk and self.vddk.killed))
+
+    @property
+    def names(self) -> list[str]:
+        """What each trouble is called."""
+        in_vddk = self.vddk.troubles if self.vddk else ()
+        return [one.name for one in self.troubles] + [one.name for one in in_vddk]
 
     @classmethod
     def drawn(cls, seed: int, number: int) -> Scenario:
@@ -74,7 +97,8 @@ class Scenario:
         killed = chance.choice(_MOMENTS) if chance.random() < 0.1 else None
         others = tuple(_trouble(chance) for _ in range(chance.choice((0, 0, 1, 2, 3))))
         troubles = (_fault_in_turn(seed, number, chance), *others)
-        return cls(name, chance.choice((1, 2)), chance.choice((0, 0, 1, 2)), quiesce, troubles, killed)
+        disks, foreign = chance.choice((1, 2)), chance.choice((0, 0, 1, 2))
+        return cls(name, disks, foreign, quiesce, troubles, killed, VddkScenario.drawn(name))
 
 
 @cache

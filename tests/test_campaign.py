@@ -1,12 +1,22 @@
 """Backups where everything fails leave nothing behind: 300 runs at once, 5,000 on demand."""
 
+import os
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from lab.campaign import campaign, main
 from lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
+from lab.campaign_vddk import (
+    ACTIONS,
+    VDDK_MOMENTS,
+    VddkScenario,
+    VddkTrouble,
+    is_in_fatal_call,
+    surroundings,
+)
 from lab.vcenter.fault_kinds import FAULT_KINDS
 
 SEED = 3
@@ -16,7 +26,7 @@ SHORT, LONG = 300, 5000
 def facts(seed, number):
     drawn = Scenario.drawn(seed, number)
     troubles = [(one.name, one.method, one.nth, one.in_task, one.after) for one in drawn.troubles]
-    return drawn.disks, drawn.foreign, drawn.quiesce, drawn.killed, troubles
+    return drawn.disks, drawn.foreign, drawn.quiesce, drawn.killed, troubles, drawn.vddk
 
 
 def test_a_seed_decides_everything():
@@ -49,9 +59,38 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
 
 
 @pytest.mark.slow
+def test_one_run_in_ten_reads_through_vddk_which_fails_in_every_way_at_every_call():
+    through = [drawn.vddk for number in range(LONG) if (drawn := Scenario.drawn(SEED, number)).vddk]
+    assert LONG / 12 < len(through) < LONG / 8
+    met = {(trouble.action, trouble.moment) for vddk in through for trouble in vddk.troubles}
+    assert met == {(action, moment) for action in ACTIONS for moment in VDDK_MOMENTS}
+    assert {vddk.killed for vddk in through} == {"", *VDDK_MOMENTS}
+    assert len({trouble.code for vddk in through for trouble in vddk.troubles}) > 40
+    assert {vddk.locked_by_another for vddk in through} == {vddk.once for vddk in through} == {True, False}
+
+
+def test_what_happens_in_vddk_holds_for_one_run_only(tmp_path):
+    before = dict(os.environ)
+    crash = VddkScenario(
+        (VddkTrouble("crash", "open:1"),), once=True, killed="end:1+", locked_by_another=False
+    )
+    with surroundings(tmp_path, crash, in_trouble=True):
+        assert os.environ["VADPIPE_VDDK_CRASH"] == "open:1"
+        assert os.environ["VADPIPE_VDDK_HANG"] == "end:1+"
+        assert not is_in_fatal_call(tmp_path, crash)
+        Path(os.environ["VADPIPE_VDDK_ONCE"], "hang-end-1+").touch()
+        assert is_in_fatal_call(tmp_path, crash)
+    with surroundings(tmp_path, crash, in_trouble=False):
+        assert {name for name in os.environ if name.startswith("VADPIPE_VDDK_")} == {"VADPIPE_VDDK_HOTADD"}
+    assert dict(os.environ) == before
+
+
+@pytest.mark.slow
 def test_nothing_is_left_behind():
     tally = campaign(range(SHORT), seed=SEED)
     assert tally.failures == []
+    wanted = sum(Scenario.drawn(SEED, number).vddk is not None for number in range(SHORT))
+    assert tally.through_vddk == wanted or "compiler" in str(tally.through_vddk)
     assert tally.runs == sum(tally.outcomes.values()) == SHORT
     assert {"done", "failed", "killed"} <= set(tally.outcomes)
 

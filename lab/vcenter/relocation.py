@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pyVmomi import vim
 
 from lab.vcenter.objects import Call, Entity, moref_of
+from lab.vcenter.outside import relocation_lock
 from lab.vcenter.state import VmState
 from lab.vmdk_files import copy_sparse
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from lab.vcenter.service import Service
 
 RELOCATE, MIGRATE = "RelocateVM_Task", "MigrateVM_Task"
+
+
+def disabled_methods(service: Service, vm: VmState) -> list[str]:
+    """What nobody may do with a VM now; a VDDK client that reads it keeps it from being relocated."""
+    locked = relocation_lock(service.inventory.root, vm.moref) is not None
+    return [*vm.disabled_methods, *([RELOCATE] if locked else [])]
 
 
 def move(
@@ -41,7 +48,7 @@ def move(
     InvalidDatastore.
     """
     with service.changes.lock:
-        if method in vm.disabled_methods:
+        if method in disabled_methods(service, vm):
             raise vim.fault.MethodDisabled(source="the lab", msg="The method is disabled by the lab.")
         if not in_own_task and (task := service.tasks.at_work_on(vm.moref)) is not None:
             raise vim.fault.TaskInProgress(

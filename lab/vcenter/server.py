@@ -309,7 +309,10 @@ class LabVcenter:
         Raises a fault of the API where it is refused: a task is at work on the VM, its move is disabled, or the
         host does not mount the datastore.
         """
-        relocation.move(self._service, self._inventory.vms[moref], host=host, datastore=datastore)
+        method = relocation.RELOCATE if datastore else relocation.MIGRATE
+        relocation.move(
+            self._service, self._inventory.vms[moref], host=host, datastore=datastore, method=method
+        )
 
     def snapshots(self, moref: str) -> dict[str, str]:
         """The descriptions of a VM's snapshots by their morefs, oldest first."""

@@ -10,9 +10,8 @@ from lab.vcenter import snapshots, vm_properties
 from lab.vcenter.calls_log import note
 from lab.vcenter.entities import NETWORK
 from lab.vcenter.objects import Call, Managed, moref_of, vim_property
-from lab.vcenter.outside import relocation_lock
 from lab.vcenter.quiescing import QuiesceSpec
-from lab.vcenter.relocation import Relocatable
+from lab.vcenter.relocation import Relocatable, disabled_methods
 from lab.vcenter.state import SnapshotState, VmState
 from lab.vmdk_files import LabDiskError
 
@@ -84,8 +83,7 @@ class VirtualMachine(Relocatable):
 
     @vim_property
     def disabledMethod(self) -> list[str]:
-        locked = relocation_lock(self.service.inventory.root, self.moref)
-        return [*self.state.disabled_methods, *(["RelocateVM_Task"] if locked is not None else [])]
+        return disabled_methods(self.service, self.state)
 
     # Snapshots
 

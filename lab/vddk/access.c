@@ -50,7 +50,10 @@ static VixError access_call(const char *call, enum counted_call kind, const VixD
     if (code == VIX_OK) {
         code = check_vcenter(root, call);
     }
-    return vix_error(code == VIX_OK ? effect(root, params_vm(params), identity) : code);
+    if (code == VIX_OK) {
+        code = effect(root, params_vm(params), identity);
+    }
+    return code == VIX_OK ? fault_late(kind) : vix_error(code);
 }
 
 VIX_EXPORT VixError VixDiskLib_PrepareForAccess(const VixDiskLibConnectParams *params, const char *identity)
@@ -78,6 +81,7 @@ VIX_EXPORT VixError VixDiskLib_Cleanup(const VixDiskLibConnectParams *params, ui
         }
         if (code == VIX_OK) {
             hot_clean(root, params_vm(params), &counts[0], &counts[1]);
+            error = fault_late(CALL_CLEANUP);
         }
     }
     if (cleaned != NULL) {

@@ -29,6 +29,7 @@ static struct fault {
     enum counted_call call;
     uint64_t number; /* the Nth call of this kind in this process, from 1 */
     int code;
+    bool late; /* when the call has had its effect: only its answer is lost */
 } faults[64];
 static size_t fault_count;
 static atomic_uint_fast64_t calls[CALL_KINDS];
@@ -56,25 +57,30 @@ static double number_knob(const char *name, double fallback)
 
 static void parse_fault(const char *knob, enum fault_action action, const char *item)
 {
-    const char *expected = action == FAIL ? "<call>:<number>:<code>, ..." : "<call>:<number>, ...";
+    const char *expected = action == FAIL ? "<call>:<number>[+]:<code>, ..." : "<call>:<number>[+], ...";
     char name[16];
-    unsigned long long number;
+    unsigned long long number = 0;
     int code = 0;
     int used = 0;
-    int fields = sscanf(item, "%15[a-z]:%llu%n:%d%n", name, &number, &used, &code, &used);
-    if (fields != (action == FAIL ? 3 : 2) || item[used] != '\0' || number == 0) {
+    sscanf(item, "%15[a-z]:%llu%n", name, &number, &used);
+    bool late = used > 0 && item[used] == '+';
+    const char *rest = item + used + late;
+    used = 0;
+    bool complete = action != FAIL || (sscanf(rest, ":%d%n", &code, &used) == 1 && used > 0);
+    if (number == 0 || !complete || rest[used] != '\0') {
         bad_knob(knob, item, expected);
     }
     if (fault_count == sizeof faults / sizeof *faults) {
         bad_knob(knob, item, "at most 64 faults in all");
     }
     for (enum counted_call call = 0; call < CALL_KINDS; call++) {
-        if (strcmp(name, CALL_NAMES[call]) == 0) {
-            faults[fault_count++] = (struct fault){action, call, number, code};
+        bool has_effect = call == CALL_PREPARE || call == CALL_END || call == CALL_CLEANUP;
+        if (strcmp(name, CALL_NAMES[call]) == 0 && (has_effect || !late)) {
+            faults[fault_count++] = (struct fault){action, call, number, code, late};
             return;
         }
     }
-    bad_knob(knob, item, "a call such as read, write, open or connect");
+    bad_knob(knob, item, "a call such as read, write, open or connect; with + prepare, end or cleanup");
 }
 
 static void read_faults(const char *knob, enum fault_action action)
@@ -128,8 +134,8 @@ static bool fires(const struct fault *fault)
         return true;
     }
     char marker[PATH_MAX];
-    snprintf(marker, sizeof marker, "%s/%s-%s-%llu", once_directory, ACTION_NAMES[fault->action],
-             CALL_NAMES[fault->call], (unsigned long long)fault->number);
+    snprintf(marker, sizeof marker, "%s/%s-%s-%llu%s", once_directory, ACTION_NAMES[fault->action],
+             CALL_NAMES[fault->call], (unsigned long long)fault->number, fault->late ? "+" : "");
     int fd = open(marker, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
     if (fd < 0 && errno != EEXIST) {
         misuse("VADPIPE_VDDK_ONCE", "cannot create %s: %s", marker, strerror(errno));
@@ -141,12 +147,11 @@ static bool fires(const struct fault *fault)
     return true;
 }
 
-VixError fault_next(enum counted_call call, bool *hang)
+static VixError fault_due(enum counted_call call, uint64_t number, bool late, bool *hang)
 {
-    uint64_t number = atomic_fetch_add(&calls[call], 1) + 1;
     for (size_t i = 0; i < fault_count; i++) {
         const struct fault *fault = &faults[i];
-        if (fault->call != call || fault->number != number || !fires(fault)) {
+        if (fault->call != call || fault->number != number || fault->late != late || !fires(fault)) {
             continue;
         }
         atomic_fetch_add(&injected, 1);
@@ -166,14 +171,31 @@ VixError fault_next(enum counted_call call, bool *hang)
     return VIX_OK;
 }
 
-VixError fault_blocking(enum counted_call call)
+VixError fault_next(enum counted_call call, bool *hang)
 {
-    bool hang = false;
-    VixError error = fault_next(call, &hang);
+    return fault_due(call, atomic_fetch_add(&calls[call], 1) + 1, false, hang);
+}
+
+static VixError after_hanging(VixError error, bool hang)
+{
     while (hang) {
         pause();
     }
     return error;
+}
+
+VixError fault_blocking(enum counted_call call)
+{
+    bool hang = false;
+    VixError error = fault_next(call, &hang);
+    return after_hanging(error, hang);
+}
+
+VixError fault_late(enum counted_call call)
+{
+    bool hang = false;
+    VixError error = fault_due(call, calls[call], true, &hang);
+    return after_hanging(error, hang);
 }
 
 void counters_write(void)

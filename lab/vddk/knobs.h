@@ -59,5 +59,7 @@ void counters_write(void);
 VixError fault_next(enum counted_call call, bool *hang);
 /* The same for a call that blocks: a call chosen to hang does not return either. */
 VixError fault_blocking(enum counted_call call);
+/* The same for one that has had its effect; calls of its kind are not made at once. */
+VixError fault_late(enum counted_call call);
 
 #endif

@@ -28,6 +28,8 @@
  *                                      the Nth call of that kind in this process fails with that code
  *   VADPIPE_VDDK_HANG=read:9           the Nth call never completes
  *   VADPIPE_VDDK_CRASH=read:9          the Nth call aborts the process
+ *   VADPIPE_VDDK_CRASH=prepare:1+      the same when the call has had its effect; + also in _FAULT and _HANG,
+ *                                      for prepare, end and cleanup
  *   VADPIPE_VDDK_ONCE=dir              a fault fires once over all processes: it leaves a marker in dir
  *   VADPIPE_VDDK_QAB=unsupported|all   QueryAllocatedBlocks fails, or (as on NFS) says all is allocated
  *   VADPIPE_VDDK_COUNTERS=file         Exit appends calls, bytes and live objects as one line of JSON

@@ -76,12 +76,12 @@ class _Lock:
         waits = pauses(LOCK_WITHIN_S)
         attempts = 0
         while True:
-            problem = await self._attempt()
+            problem = await self._attempt(await self._is_locked())
             if problem is None:
                 return []
             reason = problem.problem
             attempts += 1
-            if await relocation_disabled(self.session, self.vm.moref):
+            if await self._is_locked():
                 reason = f"somebody else kept it locked for {LOCK_WITHIN_S:.0f} s. {reason}"
             elif not problem.transient or attempts >= _ATTEMPTS:
                 return [self._unlocked(reason)]
@@ -93,21 +93,31 @@ class _Lock:
         left = await self._ended() if self.ours else None
         return await settle(self.journal, self.intent, left)
 
-    async def _attempt(self) -> VddkError | None:
-        """Take the lock once. A call that was cut off may have taken it, and may be repeated only without it."""
+    async def _attempt(self, locked: bool) -> VddkError | None:
+        """Take the lock once. A call that failed may have taken it, and may be repeated only without it.
+
+        `locked`: somebody held it before, so a call that was answered with an error has not taken it.
+        """
         try:
             await self.reader.prepare_for_access(self.access, self.intent.identity)
         except VddkError as exc:
-            if exc.facts.get("code") is None:
-                self.ours = True
-                with suppress(VddkError):
-                    await self.reader.end_access(self.access, self.intent.identity)
+            was_cut_off = exc.facts.get("code") is None
+            were_ours, self.ours = self.ours, True
+            if not was_cut_off and (locked or not await self._is_locked()):
+                self.ours = were_ours
+                return exc
+            with suppress(VddkError):
+                await self.reader.end_access(self.access, self.intent.identity)
+                self.ours = were_ours or was_cut_off
             return exc
         except trio.Cancelled:
             self.ours = True
             raise
         self.ours = True
         return None
+
+    async def _is_locked(self) -> bool:
+        return await relocation_disabled(self.session, self.vm.moref)
 
     async def _ended(self) -> LeftBehind | None:
         reason = f"there was no answer within {_END_WITHIN_S:.0f} s"

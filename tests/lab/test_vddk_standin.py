@@ -775,6 +775,20 @@ def test_a_lock_has_one_holder_who_alone_can_end_it(run: Run, tmp_path: Path) ->
     assert noted == ["PrepareForAccess", "EndAccess", "EndAccess"]
 
 
+def test_a_late_crash_loses_the_answer_of_a_call_that_had_its_effect(run: Run, tmp_path: Path) -> None:
+    run.remote()
+    where = tmp_path / "locks" / "vm-42"
+    crash = {"VADPIPE_VDDK_CRASH": "prepare:1+,end:1+", "VADPIPE_VDDK_ONCE": str(tmp_path)}
+    assert run.start(lock, "PrepareForAccess", b"mover", **crash).returncode == -signal.SIGABRT
+    assert where.read_text() == "mover"
+    assert run.start(lock, "EndAccess", b"mover", **crash).returncode == -signal.SIGABRT
+    assert not where.exists()
+    assert run(lock, "PrepareForAccess", b"mover", VADPIPE_VDDK_FAULT="prepare:1+:3014") == 3014
+    assert where.read_text() == "mover"
+    assert run(lock, "EndAccess", b"mover", **crash) == 0
+    assert {path.name for path in tmp_path.glob("crash-*")} == {"crash-prepare-1+", "crash-end-1+"}
+
+
 def test_an_esxi_host_locks_nothing(run: Run, tmp_path: Path) -> None:
     run.remote()
     with (tmp_path / "vddk.conf").open("a") as conf:
@@ -1225,8 +1239,12 @@ def test_hang_and_crash(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "knob", ["FAULT=read:1", "HANG=reed:1", "CRASH=read:0", "LATENCY_MS=soon", "QAB=maybe", "THREADS=0"]
-)
+    "knob",
+    [
+        "FAULT=read:1", "FAULT=end:1+", "HANG=reed:1", "CRASH=read:0", "CRASH=read:1+", "CRASH=end:1++",
+        "LATENCY_MS=soon", "QAB=maybe", "THREADS=0",
+    ],
+)  # fmt: skip
 def test_knobs_that_cannot_be_parsed(run: Run, knob: str) -> None:
     name, value = knob.split("=")
 

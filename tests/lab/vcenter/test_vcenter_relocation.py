@@ -94,6 +94,16 @@ def test_a_move_is_refused(vcenter, vm, second_host):
         vcenter.move(vm.moref, datastore="datastore1")
 
 
+def test_a_vm_that_a_vddk_client_locked_changes_its_host_only(vcenter, vm, second_host):
+    (vcenter.root / "locks").mkdir()
+    (vcenter.root / "locks" / vm.moref).write_text("a client")
+    vcenter.datastore("datastore2")
+    with pytest.raises(vim.fault.MethodDisabled):
+        vcenter.move(vm.moref, datastore="datastore2")
+    vcenter.move(vm.moref, host=second_host)
+    assert vm.api.runtime.host._moId == second_host
+
+
 def test_a_vm_with_a_task_at_work_stays(vcenter, vm, second_host):
     vcenter._service.tasks._task_s = 30  # until the lab stops
     vm.api.CreateSnapshot_Task("busy", "", False, False)

@@ -188,6 +188,40 @@ async def test_a_call_that_was_cut_off_may_have_locked_and_is_undone(
     scene.assert_nothing_left()
 
 
+@pytest.mark.parametrize("code", [14011, 3014])  # worth another try, and not
+async def test_a_lock_that_a_failed_call_took_all_the_same_is_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
+) -> None:
+    monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
+    monkeypatch.setenv("VADPIPE_VDDK_FAULT", f"prepare:1+:{code}")
+    async with scene.machine.capture() as capture:
+        (sentence,) = capture.attention
+        assert str(code) in sentence
+        assert "somebody else" not in sentence
+        assert scene.holder is None
+    scene.assert_nothing_left()
+    assert scene.journal.intents() == []
+    monkeypatch.setenv("VADPIPE_VDDK_ONCE", str(tmp_path))
+    async with scene.machine.capture() as capture:
+        assert (capture.attention == []) == (code == 14011)
+    scene.assert_nothing_left()
+
+
+async def test_a_lock_whose_call_failed_and_that_cannot_be_ended_stays_in_the_journal(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
+    monkeypatch.setenv("VADPIPE_VDDK_FAULT", "prepare:1+:3014,end:1:3014")
+    with pytest.raises(LeftBehind, match="could not be ended"):
+        async with scene.machine.capture():
+            pass
+    assert scene.holder
+    monkeypatch.delenv("VADPIPE_VDDK_FAULT")
+    (swept,) = await scene.sweep()
+    assert (swept.outcome, swept.intent.kind) == (Outcome.REMOVED, Kind.RELOCATION_LOCK)
+    scene.assert_nothing_left()
+
+
 async def test_without_the_setting_or_on_an_esxi_host_there_is_no_lock(
     scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
