@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from stages.vss.documents import BackupComponent, Unrecognised, WriterComponent
 from stages.vss.evidence import Evidence, WriterEvidence
-from stages.vss.rule import Breach, Rule
+from stages.vss.rule import Breach, CoverageRule, Rule
 from stages.vss.rules_relations import (
     database_excluded,
     dependency_not_covered,
@@ -181,7 +181,7 @@ _SQL_SERVER = "Microsoft SQL Server, VSS writer backup guide"
 _TYPES = "Microsoft, VSS_BACKUP_TYPE; the writers' own documentation"
 _SENT = "BCD and the quiesce spec that was sent"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule | CoverageRule, ...] = (
     Rule(
         "document-unreadable", Severity.ERROR, "every member", "a document cannot be read",
         "own: it may be the document of any writer", _unreadable_document,
@@ -255,7 +255,7 @@ RULES: tuple[Rule, ...] = (
         "database-excluded", Severity.UNPROVEN, "WMD", "a writer leaves files of a database out",
         _SQL_SERVER, database_excluded,
     ),
-    Rule(
+    CoverageRule(
         "dependency-not-covered", Severity.WARNING, _BOTH, "a component that another one needs is not covered",
         "Microsoft, Dependencies between Components Managed by Different Writers", dependency_not_covered,
     ),

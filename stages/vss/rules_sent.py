@@ -35,6 +35,8 @@ def context_differs(evidence: Evidence) -> Iterator[Breach]:
     if evidence.sent is None or evidence.sent.kind == "auto" or not evidence.backups:
         return  # with 'auto' VMware Tools choose
     took_part = bool(evidence.metadata)
+    if not took_part and evidence.unreadable:
+        return  # which may be the writers' documents
     if (evidence.sent.kind == "application") is not took_part:
         met = "took part" if took_part else "left no documents"
         text = f"{evidence.sent.kind} quiescing was sent, writers {met}"
