@@ -187,6 +187,11 @@ class Evidence:
         return tuple(one for one in self.documents if isinstance(one, QuiesceManifest))
 
     @property
+    def tells_absence(self) -> bool:
+        """True when what the backup components document does not list took no part: not without component mode."""
+        return bool(self.backups) and self.backups[0].select_components is not False
+
+    @property
     def backup_document(self) -> str:
         return self.backups[0].document if self.backups else ""
 

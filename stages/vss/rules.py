@@ -69,9 +69,7 @@ def _writer_failed(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _writer_not_included(evidence: Evidence) -> Iterator[Breach]:
-    for writer in (
-        evidence.writers if evidence.backups else ()
-    ):  # without that document nobody says who was left out
+    for writer in evidence.writers if evidence.tells_absence else ():
         if writer.metadata and writer.backup is None and writer.explicit and not writer.excluded:
             text = f"{writer.name} has components, but was not part of the backup: it was not frozen"
             yield Breach(writer.metadata.document, text, writer)
@@ -116,7 +114,7 @@ def _component_of_other_type(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _missing(evidence: Evidence, *, selectable: bool) -> Iterator[tuple[WriterEvidence, WriterComponent]]:
-    for writer in evidence.writers:
+    for writer in evidence.writers if evidence.tells_absence else ():
         for component in writer.explicit if writer.backup else ():
             if component.selectable is selectable and component.key not in writer.included_keys:
                 yield writer, component

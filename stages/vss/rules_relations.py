@@ -34,7 +34,7 @@ def dependency_not_covered(evidence: Evidence, covered: Covered) -> Iterator[Bre
 
 
 def system_state_incomplete(evidence: Evidence) -> Iterator[Breach]:
-    if not evidence.backups or not evidence.backups[0].bootable_system_state:
+    if not evidence.tells_absence or not evidence.backups[0].bootable_system_state:
         return
     for writer in evidence.writers:
         if not writer.metadata or writer.metadata.usage.upper() not in _SYSTEM_STATE or not writer.counts:
@@ -42,7 +42,8 @@ def system_state_incomplete(evidence: Evidence) -> Iterator[Breach]:
         expected = [component for component in writer.explicit if component.system_state]
         missing = [component.path for component in expected if not writer.takes_part(component)]
         if missing:
-            text = f"{writer.name} belongs to the system state, but {', '.join(missing)} did not take part"
+            short = f"{', '.join(missing)} did not take part, or failed"
+            text = f"{writer.name} belongs to the system state, but {short}"
             yield Breach(evidence.backup_document, text, writer)
 
 

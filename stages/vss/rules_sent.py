@@ -12,7 +12,7 @@ from stages.vss.sent import BACKUP_TYPES, VMWARE_DEFAULTS, about_logs, changes_l
 def options_differ(evidence: Evidence) -> Iterator[Breach]:
     wanted, whose = evidence.sent or VMWARE_DEFAULTS, "was sent" if evidence.sent else "is VMware's default"
     for backup in evidence.backups:
-        if not backup.writers:  # without writers the options concern nobody
+        if not backup.writers and not evidence.metadata:  # then the options concern nobody
             continue
         # How types other than these are spelled is not documented.
         backup_type = backup.backup_type if backup.backup_type in BACKUP_TYPES else None

@@ -166,6 +166,17 @@ def test_the_writer_of_the_disk_layout_is_not_missed_in_the_system_state():
     assert not found(verdict, "system-state-incomplete")
 
 
+@pytest.mark.parametrize(("mode", "said"), [(True, True), (None, True), (False, False)])
+def test_without_component_mode_nothing_follows_from_what_is_not_listed(mode, said):
+    names = {"system-state-incomplete", "writer-not-included", "mandatory-component-missing"}
+    names |= {"component-not-included"}
+    system = metadata("1" * 8, offered("a"), name="Sys", usage="SYSTEM_SERVICE")
+    other = metadata(NTDS, offered("b"), offered("c", selectable=False), offered("d"))
+    verdict = classify_documents([backup(part(other, "b"), mode=mode), system, other])
+    assert names & {one.rule for one in verdict.findings} == (names if said else set())
+    assert [one.covered for one in verdict.writers] == [(), ()]
+
+
 # -- excluded databases -------------------------------------------------------------------------
 
 
@@ -229,6 +240,11 @@ def test_options_concern_nobody_without_writers():
         [backup(system_state=False, partial=True)], sent=SentQuiescing("file-system")
     )
     assert not found(verdict, "options-differ")
+
+
+def test_options_concern_writers_that_nobody_listed():
+    verdict = classify_documents([backup(partial=True), metadata(NTDS, offered("ntds"))])
+    assert len(found(verdict, "options-differ")) == 1
 
 
 @pytest.mark.parametrize(
