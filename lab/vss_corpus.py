@@ -56,7 +56,7 @@ class Confusion:
             *self._compare("reasons", _expected_reasons(one), self._given_reasons(given)),
             *self._compare("writers", _expected_writers(one), _given_writers(given)),
             *self._compare("applications", _expected_applications(one), _given_applications(given)),
-            *self._compare("policy", [one.policy.satisfied], [_satisfied(one, given)]),
+            *self._compare("policy", [one.policy.expected], [one.policy.outcome(given)]),
         ]
         self.disagreements += [f"{one.name}\n  {difference}" for difference in differences]
 
@@ -107,10 +107,6 @@ def verdict_on(one: Case) -> Verdict:
     around = one.draft.circumstances
     archive = None if one.draft.missing else one.draft.archive()
     return classify_manifest(archive, sent=around.sent, excluded=around.excluded)
-
-
-def _satisfied(one: Case, given: Verdict) -> bool:
-    return not one.policy.require.shortfalls(given, one.policy.asked, one.policy.missing_writer)
 
 
 def _expected_reasons(one: Case) -> Iterator[Reason]:

@@ -189,6 +189,8 @@ def _hide_root_path(draft: Draft, part: Part, component: Component) -> None:
 COMPONENT_ROWS = (
     ComponentRow("selectable component left out", ("component-not-included",), Doubts.COMPONENT,
                  _must_be_selected, _take_out),
+    ComponentRow("component that is no system state left out", ("component-not-included",), Doubts.COMPONENT,
+                 lambda part, component: _must_be_selected(part, component) and component.flags == 4, _take_out),
     ComponentRow("mandatory component left out", ("mandatory-component-missing",), Doubts.WRITER,
                  _must_be_there, _take_out),
     ComponentRow("component not offered", ("component-not-offered",), Doubts.COMPONENT,

@@ -30,7 +30,7 @@ ROWS: tuple[Row, ...] = (*COMPONENT_ROWS, *WRITER_ROWS, *DEPENDENCIES, *CALAMITI
 
 # Trees of third-party writers, one for each statement of Microsoft's page on selectability.
 _TREES: tuple[tuple[Component, ...], ...] = (
-    (Component("one", selectable=True), Component("two", selectable=True)),
+    (Component("one", selectable=True), Component("two", selectable=True, flags=4)),  # no system state
     (Component("store"), Component("cache", selectable=True)),
     (
         Component("app", selectable=True),
@@ -114,8 +114,8 @@ def _guest(rng: random.Random, first: Row) -> Iterator[Writer]:
         if rng.random() < 0.4:
             yield writer
     for number in range(len(_TREES)):
-        # The trees that implicit components need are there when such a row comes first.
-        needed = isinstance(first, ComponentRow) and number == 2
+        # The trees with implicit components and with a system state in part are there when a row may need them.
+        needed = isinstance(first, ComponentRow) and number in (0, 2)
         if needed or rng.random() < 0.2:
             yield _third_party(rng, number)
 
@@ -125,7 +125,7 @@ def _third_party(rng: random.Random, number: int) -> Writer:
     return Writer(
         new_id(rng),
         f"Own Writer {number}",
-        rng.choice(("OTHER", "USER_DATA", "SYSTEM_SERVICE")),
+        rng.choice(("OTHER", "USER_DATA", "SYSTEM_SERVICE", "BOOTABLE_SYSTEM_STATE")),
         source,
         schema=schema,
         components=_TREES[number],

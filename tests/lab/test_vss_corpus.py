@@ -35,6 +35,7 @@ def test_every_verdict_is_right_reasons_included(cases):
     assert set(confusion.decisions) == {decision.id for decision in DECISIONS}
     kinds = ("level", "application", "database")
     assert all(confusion.policies[kind, satisfied] > 20 for kind in kinds for satisfied in (True, False))
+    assert confusion.policies["missing writer", False] > 5
     assert set(confusion.rules) == {rule.id for rule in RULES}
     assert not confusion.unstated
 
