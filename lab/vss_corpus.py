@@ -1,7 +1,7 @@
 """`python -m lab.vss_corpus --seed S --count N`: the classifier against manifests with known verdicts.
 
-Prints how often each level was expected and given, and how many decisions, reasons and writers agreed; then every
-disagreement with what happened to that manifest. Exit code 1 if there is one.
+Prints how often each level was expected and given; how many decisions, reasons, writers, applications and outcomes
+of a job's policy agreed; then every disagreement with what happened to that manifest. Exit code 1 if there is one.
 """
 
 from __future__ import annotations
@@ -9,24 +9,26 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
-from lab.vss.alterations import COMPONENT_ROWS, WRITER_ROWS
+from lab.vss.alterations import COMPONENT_ROWS
 from lab.vss.calamities import CALAMITIES
 from lab.vss.corpus import Case, case, corpus
 from lab.vss.draft import Standing
+from lab.vss.truth import COMBINED, applications, effective_type
+from lab.vss.writer_alterations import WRITER_ROWS
 from stages.vss import Level, Verdict, classify_manifest, classify_unfetched
 
 SEED = 20240501
 COUNT = 1000
-STATED = frozenset(rule for row in (*COMPONENT_ROWS, *WRITER_ROWS, *CALAMITIES) for rule in row.rules)
-"""Rules about which the tables speak. Findings of others are counted, never judged."""
+STATED = COMBINED | {rule for row in (*COMPONENT_ROWS, *WRITER_ROWS, *CALAMITIES) for rule in row.rules}
+"""Rules about which the generator speaks. Findings of others are counted, never judged."""
 
-Reason = tuple[str, str, str]  # rule, writer id, instance id
+Reason = tuple[str, str, str, str]  # rule, writer id, instance id, component
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Confusion:
     agreed: Counter[str] = field(default_factory=Counter)
     judged: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
+    decisions: Counter[str] = field(default_factory=Counter)
+    policies: Counter[tuple[str, bool]] = field(default_factory=Counter)
     unstated: Counter[str] = field(default_factory=Counter)
     disagreements: list[str] = field(default_factory=list)
 
@@ -44,32 +48,36 @@ class Confusion:
         given = verdict_on(one)
         level, decision = one.draft.verdict()
         self.levels[level, given.level.value] += 1
+        self.decisions[decision] += 1
+        self.policies[one.policy.kind, one.policy.satisfied] += 1
         differences = [
-            *self._compare("level", {level}, {given.level.value}),
-            *self._compare("decision", {decision}, {given.findings[0].rule}),
-            *self._compare("reasons", _expected_reasons(one), self._given_reasons(one, given)),
-            *self._compare("writers", set(_expected_writers(one)), set(_given_writers(one, given))),
+            *self._compare("level", [level], [given.level.value]),
+            *self._compare("decision", [decision], [given.findings[0].rule]),
+            *self._compare("reasons", _expected_reasons(one), self._given_reasons(given)),
+            *self._compare("writers", _expected_writers(one), _given_writers(given)),
+            *self._compare("applications", _expected_applications(one), _given_applications(given)),
+            *self._compare("policy", [one.policy.expected], [one.policy.outcome(given)]),
         ]
         self.disagreements += [f"{one.name}\n  {difference}" for difference in differences]
 
-    def _compare(self, what: str, expected: set[object], given: set[object]) -> Iterator[str]:
+    def _compare(self, what: str, expected: Iterable[object], given: Iterable[object]) -> Iterator[str]:
+        """Both as often as they are there."""
+        wanted, got = Counter(expected), Counter(given)
         self.judged[what] += 1
-        if expected == given:
+        if wanted == got:
             self.agreed[what] += 1
         else:
-            missing = sorted(map(str, expected - given))
-            surplus = sorted(map(str, given - expected))
+            missing = sorted(map(str, (wanted - got).elements()))
+            surplus = sorted(map(str, (got - wanted).elements()))
             yield f"{what}: expected and not given {missing}, given and not expected {surplus}"
 
-    def _given_reasons(self, one: Case, given: Verdict) -> set[object]:
-        reasons: set[object] = set()
+    def _given_reasons(self, given: Verdict) -> Iterator[Reason]:
         for finding in given.findings[1:]:
-            if finding.rule not in STATED:
-                self.unstated[finding.rule] += 1
-            elif finding.rule not in one.draft.unsaid:
+            if finding.rule in STATED:
                 self.rules[finding.rule] += 1
-                reasons.add((finding.rule, finding.writer_id, finding.instance_id))
-        return reasons
+                yield finding.rule, finding.writer_id, finding.instance_id, finding.component.lower()
+            else:
+                self.unstated[finding.rule] += 1
 
     def lines(self) -> list[str]:
         names = [level.value for level in Level]
@@ -80,59 +88,63 @@ class Confusion:
             lines.append(expected.ljust(width) + told)
         for what, judged in self.judged.items():
             lines.append(f"{what}: {self.agreed[what]} of {judged} agree")
-        lines.append("reasons given: " + ", ".join(f"{rule} {n}" for rule, n in sorted(self.rules.items())))
-        if self.unstated:
-            lines.append(
-                "not judged: " + ", ".join(f"{rule} {n}" for rule, n in sorted(self.unstated.items()))
-            )
+        required = sorted({kind for kind, _ in self.policies})
+        met = (f"{kind} {self.policies[kind, True]}/{self.policies[kind, False]}" for kind in required)
+        lines.append(f"required (satisfied/short): {', '.join(met)}")
+        lines.append(f"decisions: {_counted(self.decisions)}")
+        lines.append(f"reasons given: {_counted(self.rules)}")
+        lines.append(f"not judged: {_counted(self.unstated) or 'nothing'}")
         return lines + self.disagreements
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
 def verdict_on(one: Case) -> Verdict:
     if one.draft.missing == "unfetched":
         return classify_unfetched("HTTP 403")
-    return classify_manifest(None if one.draft.missing else one.draft.archive())
+    around = one.draft.circumstances
+    archive = None if one.draft.missing else one.draft.archive()
+    return classify_manifest(archive, sent=around.sent, excluded=around.excluded)
 
 
-def _expected_reasons(one: Case) -> set[object]:
+def _expected_reasons(one: Case) -> Iterator[Reason]:
     if one.draft.refused:
-        return set()
-    reasons: set[object] = {(rule, "", "") for rule in one.draft.rules}
+        return
+    for rule in one.draft.told.elements():
+        yield rule, "", "", ""
     for standing in one.draft.standings:
-        reasons |= {(rule, standing.writer_id, standing.instance_id) for rule in standing.rules}
-    return reasons
+        for rule, path in standing.told.elements():
+            yield rule, standing.writer_id, standing.instance_id, path
 
 
 def _expected_writers(one: Case) -> Iterator[object]:
     for standing in () if one.draft.refused else one.draft.standings:
         ids = standing.writer_id, standing.instance_id
-        parts = (paths | _along(standing, paths) for paths in (standing.covered, standing.uncovered))
-        yield (*ids, _coverage(standing), *map(_told, parts))
+        state = standing.counts, standing.excluded, *effective_type(one.draft, standing)
+        yield (*ids, _coverage(standing), _told(standing.covered), _told(standing.uncovered), *state)
 
 
-def _given_writers(one: Case, given: Verdict) -> Iterator[object]:
-    """The writers of a verdict. It may leave unsaid all that comes along with listed components, but not some."""
-    standings = {(standing.writer_id, standing.instance_id): standing for standing in one.draft.standings}
+def _given_writers(given: Verdict) -> Iterator[object]:
     for writer in given.writers:
-        ids = writer.writer_id, writer.instance_id
-        parts = [{path.lower() for path in paths} for paths in (writer.covered, writer.uncovered)]
-        standing = standings.get(ids)
-        if standing and not (parts[0] | parts[1]) & _unlisted(standing):
-            parts = [paths | _along(standing, paths) for paths in parts]
-        yield (*ids, writer.coverage.value, *map(_told, parts))
+        state = writer.counts, writer.excluded, writer.effective_backup_type, bool(writer.logs)
+        parts = _told(writer.covered), _told(writer.uncovered)
+        yield (*writer.ids, writer.coverage.value, *parts, *state)
 
 
-def _unlisted(standing: Standing) -> set[str]:
-    return set(standing.along) - standing.covered - standing.uncovered
+def _expected_applications(one: Case) -> Iterator[object]:
+    for name, application in applications(one.draft).items():
+        yield name, application.level, _told(application.covered), _told(application.uncovered)
 
 
-def _along(standing: Standing, paths: set[str]) -> set[str]:
-    """What comes along with these components."""
-    return {path for path in _unlisted(standing) if standing.along[path] in paths}
+def _given_applications(given: Verdict) -> Iterator[object]:
+    for one in given.applications:
+        yield one.name, one.level.value, _told(one.covered), _told(one.uncovered)
 
 
-def _told(paths: set[str]) -> str:
-    return ", ".join(sorted(paths))
+def _told(paths: Iterable[str]) -> str:
+    return ", ".join(sorted(path.lower() for path in paths))
 
 
 def _coverage(standing: Standing) -> str:

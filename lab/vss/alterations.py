@@ -1,4 +1,4 @@
-"""The state table, writers and components: what can happen to one, and what the facts say of it.
+"""The state table, components: what can happen to one, and what the facts say of it.
 
 A row changes the documents of a draft; `rules` and `doubts` are what is true afterwards. A row is added by a
 function and its place in the table. Attribute spellings that no document confirms are drawn from several.
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from lab.vss.documents import listed_component
-from lab.vss.draft import Draft, Part, Standing, along
+from lab.vss.draft import Draft, Part
 from lab.vss.elements import Element
 from lab.vss.guest import Component
-from lab.vss.recipe import new_id
 
-_FAILURES = (  # the ending is known, the beginning is not
+FAILURES = (  # the ending is known, the beginning is not
     "postSnapshotFailureMsg",
     "prepareForBackupFailureMsg",
     "PreRestoreFailureMsg",
@@ -35,38 +34,22 @@ class Doubts(Enum):
 
 @dataclass(frozen=True)
 class ComponentRow:
-    """What happens to one component of a listed writer."""
+    """What happens to one component of a listed writer; `of_databases`: only to one of SQL Server."""
 
     name: str
     rules: tuple[str, ...]
     doubts: Doubts
     fits: Callable[[Part, Component], bool]
     change: Callable[[Draft, Part, Component], None]
+    of_databases: bool = False
 
     def apply(self, draft: Draft, part: Part, component: Component) -> None:
         self.change(draft, part, component)
-        part.standing.rules |= set(self.rules)
-        if self.doubts is Doubts.COMPONENT:
-            part.standing.doubt(component.full_path)
-        elif self.doubts is Doubts.WRITER:
-            part.standing.doubt()
-
-
-@dataclass(frozen=True)
-class WriterRow:
-    """What happens to a whole writer."""
-
-    name: str
-    rules: tuple[str, ...]
-    doubts: Doubts
-    fits: Callable[[Part], bool]
-    change: Callable[[Draft, Part], None]
-
-    def apply(self, draft: Draft, part: Part) -> None:
-        self.change(draft, part)
-        part.standing.rules |= set(self.rules)
-        if self.doubts is Doubts.WRITER:
-            part.standing.doubt()
+        about = "" if self.doubts is Doubts.WRITER else component.full_path
+        for rule in self.rules:
+            part.standing.tell(rule, about)
+            if self.doubts is not Doubts.NOTHING:
+                part.standing.doubt(rule, about)
 
 
 def _listed(part: Part, component: Component) -> Element:
@@ -91,6 +74,10 @@ def _is_listed(part: Part, component: Component) -> bool:
     return component.listed
 
 
+def _is_of_database(part: Part, component: Component) -> bool:
+    return part.writer.stamps
+
+
 def _must_be_selected(part: Part, component: Component) -> bool:
     return component.listed and component.selectable and not component.either
 
@@ -107,6 +94,7 @@ def _has_nothing_below(part: Part, component: Component) -> bool:
 
 def _take_out(draft: Draft, part: Part, component: Component) -> None:
     part.listed_components().remove(_listed(part, component))
+    part.standing.missed.add(component.full_path.lower())
 
 
 def _withdraw(draft: Draft, part: Part, component: Component) -> None:
@@ -119,15 +107,17 @@ def _tell_failure(draft: Draft, part: Part, component: Component) -> None:
         inner = Element("FAILURE_NOTE")
         holder.children.append(inner)
         holder = inner
-    holder.attributes[draft.rng.choice(_FAILURES)] = "0x800423F3: try\nagain"
+    holder.attributes[draft.rng.choice(FAILURES)] = "0x800423F3: try\nagain"
+    part.standing.missed.add(component.full_path.lower())
 
 
 def _tell_no_failure(draft: Draft, part: Part, component: Component) -> None:
-    _listed(part, component).attributes[draft.rng.choice(_FAILURES)] = draft.rng.choice(("", " ", "\n"))
+    _listed(part, component).attributes[draft.rng.choice(FAILURES)] = draft.rng.choice(("", " ", "\n"))
 
 
 def _not_succeeded(draft: Draft, part: Part, component: Component) -> None:
     _listed(part, component).attributes["backupSucceeded"] = draft.rng.choice(("no", "No", "NO"))
+    part.standing.missed.add(component.full_path.lower())
 
 
 def _succeeded(draft: Draft, part: Part, component: Component) -> None:
@@ -174,6 +164,18 @@ def _lose_stamp(draft: Draft, part: Part, component: Component) -> None:
             listed.children[0].attributes["metadata"] = ""
 
 
+def _exclude_file(draft: Draft, part: Part, component: Component) -> None:
+    directory, file = draft.rng.choice(component.files)
+    entry = {"path": draft.rng.choice((directory, directory.lower() + "\\")), "filespec": file.upper()}
+    part.offers().children.append(Element("EXCLUDE_FILES", entry))
+
+
+def _exclude_other_files(draft: Draft, part: Part, component: Component) -> None:
+    directory, _ = component.files[0]
+    spec = draft.rng.choice((f"{component.name}.bak", f"{component.name}.mdf.old", "*.trc"))
+    part.offers().children.append(Element("EXCLUDE_FILES", {"path": directory, "filespec": spec}))
+
+
 def _list_too(draft: Draft, part: Part, component: Component) -> None:
     part.listed_components().append(listed_component(component, part.writer, draft.rng))
     part.standing.covered.add(component.full_path.lower())
@@ -187,6 +189,8 @@ def _hide_root_path(draft: Draft, part: Part, component: Component) -> None:
 COMPONENT_ROWS = (
     ComponentRow("selectable component left out", ("component-not-included",), Doubts.COMPONENT,
                  _must_be_selected, _take_out),
+    ComponentRow("component that is no system state left out", ("component-not-included",), Doubts.COMPONENT,
+                 lambda part, component: _must_be_selected(part, component) and component.flags == 4, _take_out),
     ComponentRow("mandatory component left out", ("mandatory-component-missing",), Doubts.WRITER,
                  _must_be_there, _take_out),
     ComponentRow("component not offered", ("component-not-offered",), Doubts.COMPONENT,
@@ -202,98 +206,15 @@ COMPONENT_ROWS = (
     ComponentRow("listed in other letter case", (), Doubts.NOTHING, _is_listed, _list_in_other_case),
     ComponentRow("root path spelled out", (), Doubts.NOTHING, _is_listed, _hide_root_path),
     ComponentRow("stamp lost", ("sql-component-without-stamp",), Doubts.NOTHING,
-                 lambda part, component: part.writer.stamps, _lose_stamp),
+                 _is_of_database, _lose_stamp, of_databases=True),
+    ComponentRow("database file excluded", ("database-excluded",), Doubts.COMPONENT,
+                 _is_of_database, _exclude_file, of_databases=True),
+    ComponentRow("other files of the database excluded", (), Doubts.NOTHING,
+                 _is_of_database, _exclude_other_files, of_databases=True),
     ComponentRow("implicit component listed", ("below-included-ancestor", "implicit-component-listed"),
                  Doubts.NOTHING, lambda _, component: bool(component.under) and not component.selectable,
                  _list_too),
     ComponentRow("selectable component listed below its ancestor", ("below-included-ancestor",),
                  Doubts.NOTHING, lambda _, component: bool(component.under) and component.selectable,
                  _list_too),
-)  # fmt: skip
-
-
-def _writer_listed(part: Part) -> bool:
-    return part.listed is not None
-
-
-def _fail(draft: Draft, part: Part) -> None:
-    assert part.listed is not None
-    part.listed.attributes[draft.rng.choice(_FAILURES)] = "0x800423F4"
-
-
-def _lose_document(draft: Draft, part: Part) -> None:
-    part.document = None
-    if part.listed is None:
-        draft.parts.remove(part)  # nobody knows that the writer exists
-
-
-def _repeat_document(draft: Draft, part: Part) -> None:
-    part.copies = draft.rng.choice((2, 3))
-
-
-def exchange_document(draft: Draft, part: Part) -> None:
-    """The writer's document is one of another run: an instance that nobody listed."""
-    assert part.document is not None
-    other = new_id(draft.rng)
-    next(part.document.every("IDENTIFICATION")).attributes["instanceId"] = other
-    offers = {one.full_path.lower() for one in part.writer.components if one.listed and not one.either}
-    stray = Standing(
-        part.writer.writer_id, other, part.writer.counts, covered=offers, along=along(part.writer)
-    )
-    if offers:
-        stray.rules.add("writer-not-included")
-        stray.doubt()
-    draft.strays.append(stray)
-
-
-def _differ_in_schema(draft: Draft, part: Part) -> None:
-    assert part.listed is not None
-    part.listed.attributes["backupSchema"] = str(part.writer.schema ^ 0x10)
-
-
-def _list_in_two_elements(draft: Draft, part: Part) -> None:
-    assert part.listed is not None
-    half = Element("WRITER_COMPONENTS", dict(part.listed.attributes))
-    cut = draft.rng.randrange(len(part.listed.children) + 1)
-    half.children, part.listed.children = part.listed.children[cut:], part.listed.children[:cut]
-    draft.backup.children.append(half)
-
-
-def _list_unoffered(draft: Draft, part: Part) -> None:
-    extra = Component("of another life", draft.rng.choice(("", "gone")))
-    part.listed_components().append(listed_component(extra, part.writer, draft.rng))
-    part.standing.doubt(extra.full_path)
-
-
-def _add_unknown_elements(draft: Draft, part: Part) -> None:
-    unknown = Element("SNAPSHOT_DESCRIPTION", {"snapshotId": new_id(draft.rng)})
-    if part.listed is not None:
-        part.listed.children.insert(0, unknown)
-    part.offers().children.insert(0, Element("NEW_IN_NEXT_VERSION", {"componentName": "x"}, [unknown]))
-
-
-def _add_dependency(draft: Draft, part: Part) -> None:
-    """No document confirms how a dependency is spelled, so none decides anything."""
-    group = next(part.offers().every("FILE_GROUP", "DATABASE"))
-    on = {"writerId": part.writer.writer_id, "componentName": part.writer.components[0].name}
-    group.children.append(Element(draft.rng.choice(("DEPENDENCY", "COMPONENT_DEPENDENCY", "dependency")), on))
-
-
-WRITER_ROWS = (
-    WriterRow("left out of the backup document", ("writer-not-included",), Doubts.WRITER, _writer_listed,
-              Draft.leave_out),
-    WriterRow("failure message at the writer", ("writer-failed",), Doubts.WRITER, _writer_listed, _fail),
-    WriterRow("own document lost", ("writer-without-metadata",), Doubts.WRITER, _writer_listed, _lose_document),
-    WriterRow("document of an idle writer lost", (), Doubts.NOTHING,
-              lambda part: not part.writer.included, _lose_document),
-    WriterRow("own document twice", ("writer-described-twice",), Doubts.WRITER, lambda _: True, _repeat_document),
-    WriterRow("document of another run", ("writer-without-metadata",), Doubts.WRITER, _writer_listed,
-              exchange_document),
-    WriterRow("schema differs", ("schema-differs",), Doubts.NOTHING, _writer_listed, _differ_in_schema),
-    WriterRow("listed in two elements", (), Doubts.NOTHING, _writer_listed, _list_in_two_elements),
-    WriterRow("unoffered component listed", ("component-not-offered",), Doubts.NOTHING, _writer_listed,
-              _list_unoffered),
-    WriterRow("dependency on its own component", (), Doubts.NOTHING,
-              lambda part: bool(part.writer.components), _add_dependency),
-    WriterRow("unknown elements", (), Doubts.NOTHING, lambda _: True, _add_unknown_elements),
 )  # fmt: skip

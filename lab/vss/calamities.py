@@ -11,11 +11,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lab.vss.alterations import exchange_document
 from lab.vss.documents import quiesce_manifest
 from lab.vss.draft import Draft, Part
 from lab.vss.elements import PLAIN, Element
 from lab.vss.recipe import zipped
+from lab.vss.writer_alterations import exchange_document
+
+_UNREADABLE = ("document-unreadable",)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Calamity:
     def apply(self, draft: Draft) -> None:
         self.change(draft)
         draft.decided = self.decided or draft.decided
-        draft.rules |= set(self.rules)
+        draft.told.update(self.rules)
         draft.doubted |= self.doubts
 
 
@@ -66,8 +68,9 @@ def _damage(draft: Draft, part: Part) -> None:
 
 
 def _has_no_document(part: Part) -> None:
-    part.standing.rules.add("writer-without-metadata")
-    part.standing.doubt()
+    part.standing.described = False
+    part.standing.tell("writer-without-metadata")
+    part.standing.doubt("writer-without-metadata")
 
 
 def _only_listed(draft: Draft) -> None:
@@ -83,6 +86,7 @@ def _damage_all(draft: Draft) -> None:
     _only_listed(draft)
     for part in draft.parts:
         _damage(draft, part)
+        draft.told.update(_UNREADABLE)
 
 
 def _anonymous(draft: Draft) -> None:
@@ -95,7 +99,7 @@ def _anonymous(draft: Draft) -> None:
 def _no_selection(draft: Draft) -> None:
     draft.backup.attributes["selectComponents"] = draft.rng.choice(("no", "No"))
     for standing in draft.standings:
-        standing.doubt()
+        standing.doubt("no-component-mode")
 
 
 def _unstated_selection(draft: Draft) -> None:
@@ -118,8 +122,8 @@ def _lose_all_documents(draft: Draft) -> None:
 
 def _list_nobody(draft: Draft) -> None:
     for part in draft.parts:
-        if part.writer.components:
-            part.standing.rules.add("writer-not-included")
+        if part.listed is not None:
+            part.standing.tell("writer-not-included")
             draft.leave_out(part)
 
 
@@ -133,8 +137,7 @@ def _foreign(draft: Draft) -> None:
 def _unlist_all(draft: Draft) -> None:
     for part in draft.parts:
         draft.leave_out(part)
-        part.standing.rules.clear()
-    draft.unsaid.add("writer-not-included")
+        part.standing.told.clear()  # nobody says who was left out
 
 
 def _lose_backup(draft: Draft) -> None:
@@ -151,7 +154,7 @@ def _damage_backup(draft: Draft) -> None:
 def _second_backup(draft: Draft) -> None:
     draft.backups["backup2.xml"] = draft.backup.copied()
     for standing in draft.standings:
-        standing.doubt()
+        standing.doubt("backup-document-twice")
 
 
 def _replace_whole(make: Callable[[Draft], bytes]) -> Callable[[Draft], None]:
@@ -207,18 +210,16 @@ def _snapshot_descriptions(draft: Draft) -> None:
     draft.backup.children.insert(0, Element("SNAPSHOT_SET_DESCRIPTION", {"context": "0"}, [described]))
 
 
-_UNREADABLE = ("document-unreadable",)
 _FILE_SYSTEM = ("file-system", "backup-document-alone")
 _REFUSED = ("unknown", "archive-refused")
 _NO_BACKUP = ("unknown", "backup-document-missing")
 
 CALAMITIES = (
     Calamity("one writer document damaged", _damage_one, rules=_UNREADABLE, doubts=True),
-    Calamity("every writer document damaged", _damage_all, ("unknown", "writer-documents-unreadable"),
-             _UNREADABLE),
+    Calamity("every writer document damaged", _damage_all, ("unknown", "writer-documents-unreadable")),
     Calamity("writer document without ids", _anonymous, rules=_UNREADABLE, doubts=True),
-    Calamity("component mode off", _no_selection, ("file-system", "no-component-mode"), alone=False,
-             about="selection"),
+    Calamity("component mode off", _no_selection, ("file-system", "no-component-mode"), ("options-differ",),
+             alone=False, about="selection"),
     Calamity("component mode unstated", _unstated_selection, rules=("component-mode-unstated",), doubts=True,
              alone=False, about="selection"),
     Calamity("file-system quiescing", _no_writers, _FILE_SYSTEM),

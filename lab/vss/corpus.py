@@ -2,7 +2,8 @@
 
 Case n of a seed always contains row n of the tables (counted around), so any few hundred cases contain each row
 several times; further rows are drawn at random. Rows that could hide one another never meet: one row per
-component, one per writer, and what happens to the whole manifest comes last.
+component, one per writer, and what happens to the whole manifest comes last. What VSS was run with, what was sent,
+whom the user leaves out and what the job requires is drawn for each; what follows of all together is in `truth`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from lab.vss.alterations import COMPONENT_ROWS, WRITER_ROWS, ComponentRow, WriterRow
+from lab.vss.alterations import COMPONENT_ROWS, ComponentRow
+from lab.vss.backup_types import THIRD_PARTY
 from lab.vss.calamities import CALAMITIES, Calamity
+from lab.vss.circumstances import draw_circumstances
+from lab.vss.dependencies import DEPENDENCIES, DependencyRow
 from lab.vss.draft import Draft, Part, draft_of
 from lab.vss.elements import Outfit
 from lab.vss.guest import APPLICATIONS, Component, Writer, sql_server, system_writers
+from lab.vss.policy import Policy, draw_policy
 from lab.vss.recipe import new_id
+from lab.vss.truth import conclude
+from lab.vss.writer_alterations import WRITER_ROWS, WriterRow
 
-Row = ComponentRow | WriterRow | Calamity
-ROWS: tuple[Row, ...] = (*COMPONENT_ROWS, *WRITER_ROWS, *CALAMITIES)
+Row = ComponentRow | WriterRow | DependencyRow | Calamity
+ROWS: tuple[Row, ...] = (*COMPONENT_ROWS, *WRITER_ROWS, *DEPENDENCIES, *CALAMITIES)
 
 # Trees of third-party writers, one for each statement of Microsoft's page on selectability.
 _TREES: tuple[tuple[Component, ...], ...] = (
-    (Component("one", selectable=True), Component("two", selectable=True)),
+    (Component("one", selectable=True), Component("two", selectable=True, flags=4)),  # no system state
     (Component("store"), Component("cache", selectable=True)),
     (
         Component("app", selectable=True),
@@ -54,10 +61,11 @@ _OUTFITS = (
 
 @dataclass
 class Case:
-    """One manifest, what happened to it, and what is true of it."""
+    """One manifest, what happened to it, what is true of it, and what a job requires."""
 
     number: int
     draft: Draft
+    policy: Policy
     happened: list[str] = field(default_factory=list)
 
     @property
@@ -73,46 +81,63 @@ def corpus(seed: int, count: int) -> Iterator[Case]:
 def case(seed: int, number: int) -> Case:
     rng = random.Random(f"{seed}/{number}")
     first = ROWS[number % len(ROWS)]
-    made = Case(number, draft_of(list(_guest(rng, first)), rng))
+    writers = list(_guest(rng, first))
+    draft = draft_of(writers, rng)
+    draft.circumstances = draw_circumstances(rng, writers)
+    draft.circumstances.write(draft.backup)
+    happened = [draft.circumstances.name]
     shuffle = rng.choice((None, rng.getrandbits(32)))
-    made.draft.outfit = replace(rng.choice(_OUTFITS), prefix=rng.choice(_PREFIXES), shuffle=shuffle)
+    draft.outfit = replace(rng.choice(_OUTFITS), prefix=rng.choice(_PREFIXES), shuffle=shuffle)
     calamities = [first] if isinstance(first, Calamity) else []
     if not (calamities and calamities[0].alone):
-        _alter(made, rng, first)
+        happened += _alter(draft, rng, first)
+        happened += _depend(draft, rng, first)
         for calamity in rng.sample([one for one in CALAMITIES if not one.alone], rng.choice((0, 0, 1, 2))):
             if not any(one is calamity or (one.about and one.about == calamity.about) for one in calamities):
                 calamities.append(calamity)
     for calamity in calamities:
-        calamity.apply(made.draft)
-        made.happened.append(calamity.name)
-    return made
+        calamity.apply(draft)
+        happened.append(calamity.name)
+    conclude(draft)
+    return Case(number, draft, draw_policy(draft, rng), happened)
 
 
 def _guest(rng: random.Random, first: Row) -> Iterator[Writer]:
     """The system writers, some applications, and writers of nobody's; what the first row needs is there."""
-    stamped = isinstance(first, ComponentRow) and first.name == "stamp lost"
+    stamped = isinstance(first, ComponentRow) and first.of_databases
     yield from system_writers(rng.choice((2, 4, 40)))
     if stamped or rng.random() < 0.6:
         databases = ["master", *rng.sample(["hr", 'q"<&>', "Zürich", "a b", "sales"], rng.randrange(4))]
-        yield sql_server(databases, instance=rng.choice(("", "PROD")))
+        lost = rng.choice(([], [], ["archive"], ["archive", "old"]))
+        yield sql_server(databases, instance=rng.choice(("", "PROD")), excluded=lost)
     for writer in APPLICATIONS.values():
         if rng.random() < 0.4:
             yield writer
     for number in range(len(_TREES)):
-        # The trees that implicit components need are there when such a row comes first.
-        needed = isinstance(first, ComponentRow) and number == 2
+        # The trees with implicit components and with a system state in part are there when a row may need them.
+        needed = isinstance(first, ComponentRow) and number in (0, 2)
         if needed or rng.random() < 0.2:
-            schema = rng.choice((0, 0, 0x3F))
-            yield Writer(
-                new_id(rng), f"Own Writer {number}", "OTHER", schema=schema, components=_TREES[number]
-            )
+            yield _third_party(rng, number)
 
 
-def _alter(made: Case, rng: random.Random, first: Row) -> None:
+def _third_party(rng: random.Random, number: int) -> Writer:
+    schema, source, types = rng.choice(THIRD_PARTY)
+    return Writer(
+        new_id(rng),
+        f"Own Writer {number}",
+        rng.choice(("OTHER", "USER_DATA", "SYSTEM_SERVICE", "BOOTABLE_SYSTEM_STATE")),
+        source,
+        schema=schema,
+        components=_TREES[number],
+        types=types,
+    )
+
+
+def _alter(draft: Draft, rng: random.Random, first: Row) -> Iterator[str]:
     """The first row, and a few others at other writers and components."""
-    rows: list[ComponentRow | WriterRow] = [] if isinstance(first, Calamity) else [first]
+    rows: list[ComponentRow | WriterRow] = [first] if isinstance(first, ComponentRow | WriterRow) else []
     rows += rng.choices((*COMPONENT_ROWS, *WRITER_ROWS), k=rng.choice((0, 0, 1, 2, 4)))
-    free = list(made.draft.parts)
+    free = list(draft.parts)
     touched: dict[int, set[str]] = {}
     for row in rows:
         rng.shuffle(free)
@@ -120,12 +145,21 @@ def _alter(made: Case, rng: random.Random, first: Row) -> None:
             if found := _component_for(row, free, touched):
                 part, component = found
                 touched.setdefault(id(part), set()).update({component.full_path, component.under} - {""})
-                row.apply(made.draft, part, component)
-                made.happened.append(f"{part.writer.name}, {component.full_path}: {row.name}")
+                row.apply(draft, part, component)
+                yield f"{part.writer.name}, {component.full_path}: {row.name}"
         elif whole := next((one for one in free if id(one) not in touched and row.fits(one)), None):
             free.remove(whole)
-            row.apply(made.draft, whole)
-            made.happened.append(f"{whole.writer.name}: {row.name}")
+            row.apply(draft, whole)
+            yield f"{whole.writer.name}: {row.name}"
+
+
+def _depend(draft: Draft, rng: random.Random, first: Row) -> Iterator[str]:
+    """Dependencies, whatever else happened to the components."""
+    rows = [first] if isinstance(first, DependencyRow) else []
+    rows += rng.choices(DEPENDENCIES, k=rng.choice((0, 0, 1, 2)))
+    for row in rows:
+        need = row.apply(draft)
+        yield f"{need.standing.writer.name}, {need.path}: {row.name} {need.on}"
 
 
 def _component_for(

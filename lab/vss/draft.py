@@ -8,10 +8,12 @@ the documents, and shares nothing with the classifier but the words of the verdi
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lab.vss.circumstances import DEFAULTS, Circumstances
 from lab.vss.documents import backup_document, listed_writer, writer_document
 from lab.vss.elements import PLAIN, Element, Outfit
 from lab.vss.guest import Writer
@@ -22,24 +24,53 @@ from lab.vss.recipe import new_id, zipped
 class Standing:
     """What is true of one writer instance. Components by full path in lower case.
 
-    `along`: components that nobody lists, to the listed one that brings them along and whose fate they share.
+    `told` counts what has to be said: (rule, component or nothing for the whole writer). `doubts` are the rules
+    that keep something of it from being shown consistent. `missed`: components that took no part or failed.
+    `described`: its own document is there and can be read. `excluded`: the user leaves it out.
     """
 
-    writer_id: str
+    writer: Writer
     instance_id: str
-    counts: bool
-    covered: set[str]
+    covered: set[str] = field(default_factory=set)
     uncovered: set[str] = field(default_factory=set)
-    rules: set[str] = field(default_factory=set)
-    doubted: bool = False
-    along: dict[str, str] = field(default_factory=dict)
+    told: Counter[tuple[str, str]] = field(default_factory=Counter)
+    doubts: set[str] = field(default_factory=set)
+    missed: set[str] = field(default_factory=set)
+    described: bool = True
+    excluded: bool = False
 
-    def doubt(self, *paths: str) -> None:
-        """These components are not shown consistent; without any, none of the writer's is."""
-        gone = {path.lower() for path in paths} or set(self.covered)
+    def __post_init__(self) -> None:
+        self.covered |= {one.full_path.lower() for one in self.writer.components if one.listed}
+
+    @property
+    def writer_id(self) -> str:
+        return self.writer.writer_id
+
+    @property
+    def counts(self) -> bool:
+        return self.writer.counts and not self.excluded
+
+    @property
+    def application(self) -> str:
+        """What it goes by: only its own document tells the name of a writer that nobody knows."""
+        return self.writer.application or (self.writer.name if self.described else self.writer_id)
+
+    def tell(self, rule: str, path: str = "") -> None:
+        self.told[rule, path.lower()] += 1
+
+    def doubt(self, rule: str, path: str = "") -> None:
+        """This component is not shown consistent; without one, none of the writer's is."""
+        gone = {path.lower()} if path else set(self.covered)
         self.covered -= gone
         self.uncovered |= gone
-        self.doubted = True
+        self.doubts.add(rule)
+
+    def leave_out(self) -> None:
+        """Nobody listed it. Components that may be unlisted are then no shortfall."""
+        self.covered -= {one.full_path.lower() for one in self.writer.components if one.either}
+        self.missed |= {one.full_path.lower() for one in self.writer.components}
+        if self.covered:
+            self.doubt("writer-not-included")
 
 
 @dataclass
@@ -67,6 +98,17 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Need:
+    """A dependency: `path` of the standing needs `on`, a component of the writer class `writer_id`."""
+
+    standing: Standing
+    path: str
+    writer_id: str
+    on: str
+    remote: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """What VMware Tools asks VSS for by default."""
 
@@ -82,9 +124,9 @@ class Request:
 class Draft:
     """A manifest and its truth.
 
-    `rules` are about the whole manifest. `decided` is (level, decision) where nothing is left to weigh. `whole`
-    stands in place of the zip, `missing` tells why there is none; `refused`: no document is looked at.
-    `unsaid` are rules about which the facts say nothing in this state.
+    `told` are the rules that speak about the whole manifest, `doubted` if they keep it below application. `decided`
+    is (level, decision) where nothing is left to weigh. `whole` stands in place of the zip, `missing` tells why
+    there is none; `refused`: no document is looked at.
     """
 
     rng: random.Random
@@ -93,8 +135,9 @@ class Draft:
     outfit: Outfit = PLAIN
     extras: dict[str, bytes] = field(default_factory=dict)
     strays: list[Standing] = field(default_factory=list)
-    rules: set[str] = field(default_factory=set)
-    unsaid: set[str] = field(default_factory=set)
+    circumstances: Circumstances = DEFAULTS
+    needs: list[Need] = field(default_factory=list)
+    told: Counter[str] = field(default_factory=Counter)
     doubted: bool = False
     decided: tuple[str, str] | None = None
     whole: bytes | None = None
@@ -111,13 +154,17 @@ class Draft:
     def standings(self) -> list[Standing]:
         return [part.standing for part in self.parts] + self.strays
 
+    @property
+    def selects_nothing(self) -> bool:
+        """Component mode is off."""
+        return self.decided == ("file-system", "no-component-mode")
+
     def leave_out(self, part: Part) -> None:
-        """The requester did not list the writer. Components that may be unlisted are then no shortfall."""
+        """The requester did not list the writer."""
         if part.listed is not None:
             self.backup.children.remove(part.listed)
             part.listed = None
-        part.standing.covered -= {one.full_path.lower() for one in part.writer.components if one.either}
-        part.standing.doubt()
+        part.standing.leave_out()
 
     def verdict(self) -> tuple[str, str]:
         """(level, decision): VMware's reading of the manifest, with nothing claimed that is not shown."""
@@ -126,7 +173,7 @@ class Draft:
         counting = [standing for standing in self.standings if standing.counts]
         if not any(standing.covered for standing in counting):
             return "file-system", "nothing-covered"
-        if self.doubted or any(standing.doubted for standing in counting):
+        if self.doubted or any(standing.doubts for standing in counting):
             return "application-partial", "some-covered"
         return "application", "all-covered"
 
@@ -170,18 +217,12 @@ def draft_of(writers: Sequence[Writer], rng: random.Random) -> Draft:
     return Draft(rng, {"backup.xml": backup}, parts)
 
 
-def along(writer: Writer) -> dict[str, str]:
-    """Its implicit components, each to the component that brings it along."""
-    return {one.full_path.lower(): one.under.lower() for one in writer.components if one.under}
-
-
 def _part(writer: Writer, rng: random.Random) -> Part:
     instance_id = new_id(rng)
-    paths = {one.full_path.lower() for one in writer.components if one.listed}
-    standing = Standing(writer.writer_id, instance_id, writer.counts, covered=paths, along=along(writer))
-    if not writer.included and paths:
-        standing.rules.add("writer-not-included")
-        standing.doubt()
+    standing = Standing(writer, instance_id)
+    if not writer.included and writer.components:
+        standing.tell("writer-not-included")
+        standing.leave_out()
     return Part(
         writer,
         instance_id,

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from lab.vss.backup_types import AS_ASKED_BUT_LOG, FULL_ONLY, FULL_ONLY_DATABASE, SQL_SERVER_TYPES, TypeTable
+
 
 @dataclass(frozen=True)
 class Component:
@@ -44,8 +46,9 @@ class Writer:
     """A writer class and its components. `included`: the requester lists it.
 
     `counts`: the image is not whole without it. `restore` is the restore method; empty for none, as some writers.
-    `excludes` are (element, directory, file specification). `stamps`: leaves a stamp and metadata at each listed
-    component.
+    `excludes` are (element, directory, file specification); `lost` the primary files of databases among them that
+    no component offers. `stamps`: leaves a stamp and metadata at each listed component. `application` is what
+    verdicts call it; empty for writers that nobody knows. `types`: what it makes of each type of backup.
     """
 
     writer_id: str
@@ -61,6 +64,9 @@ class Writer:
     counts: bool = True
     stamps: bool = False
     upper_case_ids: bool = False
+    application: str = ""
+    types: TypeTable = FULL_ONLY
+    lost: tuple[str, ...] = ()
 
 
 SQL_SERVER = "SqlServerWriter"
@@ -68,23 +74,27 @@ SYSTEM = "System Writer"
 SYSTEM_WRITERS = (
     Writer(
         "4969d978-be47-48b0-b100-f328f07ac1e0", "BITS Writer", "SYSTEM_SERVICE", restore="", included=False,
+        application="background transfers",
         excludes=(("EXCLUDE_FILES", r"%ProgramData%\Microsoft\Network\Downloader", "Cache\\*"),),
     ),
     Writer(
         "d61d61c8-d73a-4eee-8cdd-f6f9786b7124", "Task Scheduler Writer", upper_case_ids=True,
+        application="scheduled tasks",
         components=(Component("TasksStore", files=((r"%windir%\system32\Tasks", "*"),)),),
     ),
     Writer(
         "75dfb225-e2e4-4d39-9ac9-ffaff65ddf06", "VSS Metadata Store Writer", "SYSTEM_SERVICE",
+        application="express writers",
         components=(Component("WriterMetadataStore", files=((r"%windir%\Vss\Writers", "*.xml"),)),),
     ),
     Writer(
-        "0bada1de-01a9-4625-8278-69e735f39dd2", "Performance Counters Writer",
+        "0bada1de-01a9-4625-8278-69e735f39dd2", "Performance Counters Writer", application="performance counters",
         components=(Component("PerfCounters", files=((r"%windir%\system32", "perf?00?.dat"),)),),
     ),
-    Writer("e8132975-6f93-4464-a53e-1050253ae220", SYSTEM),
+    Writer("e8132975-6f93-4464-a53e-1050253ae220", SYSTEM, application="system files and services"),
     Writer(
         "be000cbe-11fe-4426-9c58-531aa6355fc4", "ASR Writer", restore="RESTORE_IF_CAN_BE_REPLACED",
+        application="disk layout and boot configuration",
         included=False, counts=False,  # its boot store lies on a volume that real sets leave out
         components=(
             Component("ASR", caption="This is the path to the ASR boot files."),
@@ -94,18 +104,19 @@ SYSTEM_WRITERS = (
     ),
     Writer(
         "4dc3bdd4-ab48-4d07-adb0-3bee2926fd7f", "Shadow Copy Optimization Writer", restore="", included=False,
+        application="shadow copy exclusions",
         excludes=(("EXCLUDE_FILES_FROM_SNAPSHOT", r"%windir%\Temp", "*"),),
     ),
     Writer(
-        "afbab4a2-367d-4d15-a586-71dbb18f8485", "Registry Writer",
+        "afbab4a2-367d-4d15-a586-71dbb18f8485", "Registry Writer", application="registry",
         components=(Component("Registry", files=((r"%windir%\System32\config", "*"),)),),
     ),
     Writer(
-        "542da469-d3e1-473c-9f4f-7847f01fc64f", "COM+ REGDB Writer",
+        "542da469-d3e1-473c-9f4f-7847f01fc64f", "COM+ REGDB Writer", application="COM+ registration",
         components=(Component("COM+ REGDB", files=((r"%windir%\Registration", "*.clb"),)),),
     ),
     Writer(
-        "a6ad56c2-b509-4e6c-bb19-49d8f43532f0", "WMI Writer",
+        "a6ad56c2-b509-4e6c-bb19-49d8f43532f0", "WMI Writer", application="WMI repository",
         components=(Component("WMI", files=((r"%windir%\System32\wbem\Repository", "*"),)),),
     ),
 )  # fmt: skip
@@ -148,6 +159,9 @@ def sql_server(databases: Sequence[str], *, instance: str = "", excluded: Sequen
         ),
         excludes=tuple(("EXCLUDE_FILES", data, file) for file in left_out),
         stamps=True,
+        application="SQL Server",
+        types=SQL_SERVER_TYPES,
+        lost=tuple(rf"{data}\{name}.mdf" for name in excluded),
     )
 
 
@@ -180,19 +194,22 @@ EXCHANGE = Writer(
     "76fe1ac4-15f7-4bcd-987e-8e1acb462fb7", "Microsoft Exchange Writer", "USER_DATA", "TRANSACTION_DB",
     schema=0x17,  # differential, incremental, exclusive of each other, copy
     instance_name="Exchange Information Store", restore="RESTORE_IF_CAN_BE_REPLACED",
+    application="Exchange", types=AS_ASKED_BUT_LOG,
     components=(*_mailbox_database("mailbox-1"), *_mailbox_database("mailbox-2")),
 )  # fmt: skip
 NTDS = Writer(
     "b2014c9e-8711-4c5c-a5a9-3cf384484757", "NTDS", source="TRANSACTION_DB",
+    application="Active Directory Domain Services", types=FULL_ONLY_DATABASE,
     components=(_jet_database(r"C:\Windows\NTDS", "ntds", selectable=False, flags=3),),
 )  # fmt: skip
 DHCP = Writer(
     "be9ac81e-3619-421f-920f-4c6fea9e93ad", "Dhcp Jet Writer", "SYSTEM_SERVICE", "TRANSACTION_DB",
+    application="DHCP server", types=FULL_ONLY_DATABASE,
     components=(_jet_database(r"C:\Windows\system32\dhcp", "dhcp", selectable=True),),
 )  # fmt: skip
 DFS_REPLICATION = Writer(
     "2707761b-2324-473d-88eb-eb007a359533", "DFS Replication service writer", "USER_DATA",
-    restore="RESTORE_IF_CAN_BE_REPLACED",
+    restore="RESTORE_IF_CAN_BE_REPLACED", application="DFS Replication",
     components=(
         Component("7e2c4a4c-33c0-4f5e-9d53-3d8a1f6a7b10-WIN-DC01", "SYSVOL", True,
                   files=((r"C:\Windows\SYSVOL\domain", "*"),)),

@@ -8,18 +8,20 @@ it, as long as the writer documents account for what is taken out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from stages.vss.archive import ManifestUnreadable
 from stages.vss.documents import Document
 from stages.vss.evidence import Evidence
 from stages.vss.manifest import read_manifest
+from stages.vss.rule import Rule
 from stages.vss.rules import RULES
 from stages.vss.sent import SentQuiescing
 from stages.vss.verdict import Finding, Level, Severity, Verdict, WriterVerdict, doubts_of
-from stages.vss.weigh import weigh_applications, weigh_writers
+from stages.vss.weigh import covered_paths, weigh_applications, weigh_writers
 
 
 def classify_manifest(
@@ -90,7 +92,7 @@ class Decision:
 
 
 def _judge(evidence: Evidence) -> Verdict:
-    findings = tuple(finding for rule in RULES for finding in rule.findings(evidence))
+    findings = tuple(_stated(evidence))
     judged = Judged(evidence, findings)
     for decision in DECISIONS:
         if reason := decision.applies(judged):
@@ -99,6 +101,14 @@ def _judge(evidence: Evidence) -> Verdict:
             applications = weigh_applications(judged.writers, findings, decision.level)
             return Verdict(decision.level, (first, *findings), judged.writers, applications)
     raise AssertionError("the last decision applies to everything")
+
+
+def _stated(evidence: Evidence) -> Iterator[Finding]:
+    """What the rules say, in their order."""
+    of_documents = {rule.id: tuple(rule.findings(evidence)) for rule in RULES if isinstance(rule, Rule)}
+    covered = covered_paths(weigh_writers(evidence, chain.from_iterable(of_documents.values())))
+    for rule in RULES:
+        yield from of_documents[rule.id] if isinstance(rule, Rule) else rule.findings(evidence, covered)
 
 
 def _unfetched(judged: Judged) -> str:

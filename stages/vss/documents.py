@@ -101,10 +101,6 @@ class Dependency:
     name: str
 
     @property
-    def key(self) -> ComponentKey:
-        return ComponentKey.of(self.logical_path, self.name)
-
-    @property
     def path(self) -> str:
         return join_path(self.logical_path, self.name)
 

@@ -21,7 +21,6 @@ from stages.vss.documents import (
     BackupComponents,
     BackupWriter,
     ComponentKey,
-    Dependency,
     Document,
     QuiesceManifest,
     Unreadable,
@@ -188,6 +187,11 @@ class Evidence:
         return tuple(one for one in self.documents if isinstance(one, QuiesceManifest))
 
     @property
+    def tells_absence(self) -> bool:
+        """True when what the backup components document does not list took no part: not without component mode."""
+        return bool(self.backups) and self.backups[0].select_components is not False
+
+    @property
     def backup_document(self) -> str:
         return self.backups[0].document if self.backups else ""
 
@@ -230,20 +234,6 @@ class Evidence:
     def effective_type(self, writer: WriterEvidence) -> str:
         """What the type of backup comes to for a writer that takes part; empty for all others, and if unknown."""
         return effective_type(self.backup_type, writer.backup_schema) if writer.backup else ""
-
-    def finds(self, dependency: Dependency) -> bool:
-        """True when a writer of the class takes part with the component that the dependency names."""
-        targets = (
-            (one, one.offered.get(dependency.key)) for one in self._by_class.get(dependency.writer_id, ())
-        )
-        return any(target is not None and writer.takes_part(target) for writer, target in targets)
-
-    @cached_property
-    def _by_class(self) -> dict[str, list[WriterEvidence]]:
-        found: dict[str, list[WriterEvidence]] = {}
-        for writer in self.writers:
-            found.setdefault(writer.writer_id, []).append(writer)
-        return found
 
 
 def _joined(parts: list[BackupWriter]) -> BackupWriter:

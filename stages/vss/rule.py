@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from stages.vss.evidence import Evidence, WriterEvidence
 from stages.vss.verdict import Finding, Severity
+
+Covered: TypeAlias = Mapping[tuple[str, str], frozenset[str]]
+"""What is shown consistent: writer and instance id -> components by full path in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +24,17 @@ class Breach:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """One row: what it reads, what it says when it does not hold, and where it comes from."""
+class _Row:
+    """What a rule reads, what it says when it does not hold, and where it comes from."""
 
     id: str
     severity: Severity
     reads: str
     says: str
     source: str
-    check: Callable[[Evidence], Iterator[Breach]]
 
-    def findings(self, evidence: Evidence) -> Iterator[Finding]:
-        for breach in self.check(evidence):
+    def _findings(self, breaches: Iterable[Breach]) -> Iterator[Finding]:
+        for breach in breaches:
             yield Finding(
                 rule=self.id,
                 severity=self.severity,
@@ -41,3 +44,23 @@ class Rule:
                 instance_id=breach.writer.instance_id if breach.writer else "",
                 component=breach.component,
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(_Row):
+    """One row about the documents."""
+
+    check: Callable[[Evidence], Iterator[Breach]]
+
+    def findings(self, evidence: Evidence) -> Iterator[Finding]:
+        return self._findings(self.check(evidence))
+
+
+@dataclass(frozen=True, slots=True)
+class CoverageRule(_Row):
+    """One row about what all rows about the documents leave covered. Of a severity that does not lower."""
+
+    check: Callable[[Evidence, Covered], Iterator[Breach]]
+
+    def findings(self, evidence: Evidence, covered: Covered) -> Iterator[Finding]:
+        return self._findings(self.check(evidence, covered))

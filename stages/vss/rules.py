@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from stages.vss.documents import BackupComponent, Unrecognised, WriterComponent
 from stages.vss.evidence import Evidence, WriterEvidence
-from stages.vss.rule import Breach, Rule
+from stages.vss.rule import Breach, CoverageRule, Rule
 from stages.vss.rules_relations import (
     database_excluded,
     dependency_not_covered,
@@ -69,9 +69,7 @@ def _writer_failed(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _writer_not_included(evidence: Evidence) -> Iterator[Breach]:
-    for writer in (
-        evidence.writers if evidence.backups else ()
-    ):  # without that document nobody says who was left out
+    for writer in evidence.writers if evidence.tells_absence else ():
         if writer.metadata and writer.backup is None and writer.explicit and not writer.excluded:
             text = f"{writer.name} has components, but was not part of the backup: it was not frozen"
             yield Breach(writer.metadata.document, text, writer)
@@ -116,7 +114,7 @@ def _component_of_other_type(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _missing(evidence: Evidence, *, selectable: bool) -> Iterator[tuple[WriterEvidence, WriterComponent]]:
-    for writer in evidence.writers:
+    for writer in evidence.writers if evidence.tells_absence else ():
         for component in writer.explicit if writer.backup else ():
             if component.selectable is selectable and component.key not in writer.included_keys:
                 yield writer, component
@@ -181,7 +179,7 @@ _SQL_SERVER = "Microsoft SQL Server, VSS writer backup guide"
 _TYPES = "Microsoft, VSS_BACKUP_TYPE; the writers' own documentation"
 _SENT = "BCD and the quiesce spec that was sent"
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Rule | CoverageRule, ...] = (
     Rule(
         "document-unreadable", Severity.ERROR, "every member", "a document cannot be read",
         "own: it may be the document of any writer", _unreadable_document,
@@ -255,7 +253,7 @@ RULES: tuple[Rule, ...] = (
         "database-excluded", Severity.UNPROVEN, "WMD", "a writer leaves files of a database out",
         _SQL_SERVER, database_excluded,
     ),
-    Rule(
+    CoverageRule(
         "dependency-not-covered", Severity.WARNING, _BOTH, "a component that another one needs is not covered",
         "Microsoft, Dependencies between Components Managed by Different Writers", dependency_not_covered,
     ),

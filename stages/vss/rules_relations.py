@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stages.vss.evidence import Evidence, WriterEvidence
-from stages.vss.rule import Breach
+from stages.vss.rule import Breach, Covered
 from stages.vss.writers import SQL_SERVER_WRITER
 
 _SYSTEM_STATE = frozenset({"BOOTABLE_SYSTEM_STATE", "SYSTEM_SERVICE"})
 _TEMPDB = "\\tempdb.mdf"  # made anew at every start, never part of a backup
 
 
-def dependency_not_covered(evidence: Evidence) -> Iterator[Breach]:
+def dependency_not_covered(evidence: Evidence, covered: Covered) -> Iterator[Breach]:
+    """About covered components only: what is not covered is short already."""
+    by_class: dict[str, set[str]] = {}
+    for (writer_id, _), paths in covered.items():
+        by_class.setdefault(writer_id, set()).update(paths)
     for writer in evidence.writers:
+        own = covered.get((writer.writer_id, writer.instance_id), ())
         for component in writer.metadata.components if writer.metadata else ():
-            if not component.dependencies or not writer.takes_part(component):
+            if not component.dependencies or component.path.lower() not in own:
                 continue
             for needed in component.dependencies:
                 whose = f"{writer.name}, component {component.path}: needs {needed.path}"
                 if needed.is_remote:
                     text = f"{whose}, which lies on another machine and cannot be covered here"
-                elif not evidence.finds(needed):
+                elif needed.path.lower() not in by_class.get(needed.writer_id, ()):
                     text = f"{whose} of writer {needed.writer_id}, which is not shown to be covered"
                 else:
                     continue
@@ -29,7 +34,7 @@ def dependency_not_covered(evidence: Evidence) -> Iterator[Breach]:
 
 
 def system_state_incomplete(evidence: Evidence) -> Iterator[Breach]:
-    if not evidence.backups or not evidence.backups[0].bootable_system_state:
+    if not evidence.tells_absence or not evidence.backups[0].bootable_system_state:
         return
     for writer in evidence.writers:
         if not writer.metadata or writer.metadata.usage.upper() not in _SYSTEM_STATE or not writer.counts:
@@ -37,7 +42,8 @@ def system_state_incomplete(evidence: Evidence) -> Iterator[Breach]:
         expected = [component for component in writer.explicit if component.system_state]
         missing = [component.path for component in expected if not writer.takes_part(component)]
         if missing:
-            text = f"{writer.name} belongs to the system state, but {', '.join(missing)} did not take part"
+            short = f"{', '.join(missing)} did not take part, or failed"
+            text = f"{writer.name} belongs to the system state, but {short}"
             yield Breach(evidence.backup_document, text, writer)
 
 

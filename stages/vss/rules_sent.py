@@ -12,7 +12,7 @@ from stages.vss.sent import BACKUP_TYPES, VMWARE_DEFAULTS, about_logs, changes_l
 def options_differ(evidence: Evidence) -> Iterator[Breach]:
     wanted, whose = evidence.sent or VMWARE_DEFAULTS, "was sent" if evidence.sent else "is VMware's default"
     for backup in evidence.backups:
-        if not backup.writers:  # without writers the options concern nobody
+        if not backup.writers and not evidence.metadata:  # then the options concern nobody
             continue
         # How types other than these are spelled is not documented.
         backup_type = backup.backup_type if backup.backup_type in BACKUP_TYPES else None
@@ -35,6 +35,8 @@ def context_differs(evidence: Evidence) -> Iterator[Breach]:
     if evidence.sent is None or evidence.sent.kind == "auto" or not evidence.backups:
         return  # with 'auto' VMware Tools choose
     took_part = bool(evidence.metadata)
+    if not took_part and evidence.unreadable:
+        return  # which may be the writers' documents
     if (evidence.sent.kind == "application") is not took_part:
         met = "took part" if took_part else "left no documents"
         text = f"{evidence.sent.kind} quiescing was sent, writers {met}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from stages.vss.evidence import Evidence, WriterEvidence
+from stages.vss.rule import Covered
 from stages.vss.sent import about_logs, tells_types_apart
 from stages.vss.verdict import ApplicationVerdict, Coverage, Finding, Level, WriterVerdict, doubts_of
 from stages.vss.writers import APPLICATIONS
@@ -23,6 +24,11 @@ def weigh_writers(evidence: Evidence, findings: Iterable[Finding]) -> tuple[Writ
         )
         for writer in evidence.writers
     )
+
+
+def covered_paths(writers: Iterable[WriterVerdict]) -> Covered:
+    """What these verdicts call covered."""
+    return {writer.ids: frozenset(path.lower() for path in writer.covered) for writer in writers}
 
 
 def weigh_applications(

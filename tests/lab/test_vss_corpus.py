@@ -2,29 +2,42 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
-from lab.vss.corpus import ROWS, corpus
+from lab.vss.corpus import ROWS, case, corpus
 from lab.vss.elements import PLAIN
 from lab.vss_corpus import SEED, STATED, Confusion, main
 from stages.vss import classify
+from stages.vss.classify import DECISIONS
 from stages.vss.rules import RULES
-from stages.vss.verdict import Level
+from stages.vss.verdict import Level, Severity
 
 COUNT = 520
+JUDGED = ("level", "decision", "reasons", "writers", "applications", "policy")
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return list(corpus(SEED, COUNT))
 
 
 @pytest.mark.slow
-def test_every_verdict_is_right_reasons_included():
+def test_every_verdict_is_right_reasons_included(cases):
     confusion = Confusion()
-    for one in corpus(SEED, COUNT):
+    for one in cases:
         confusion.add(one)
     assert confusion.disagreements == []
-    assert dict(confusion.agreed) == dict.fromkeys(("level", "decision", "reasons", "writers"), COUNT)
+    assert dict(confusion.agreed) == dict.fromkeys(JUDGED, COUNT)
     assert {expected for expected, _ in confusion.levels} == {level.value for level in Level}
-    assert set(confusion.rules) == STATED
+    assert set(confusion.decisions) == {decision.id for decision in DECISIONS}
+    kinds = ("level", "application", "database")
+    assert all(confusion.policies[kind, satisfied] > 20 for kind in kinds for satisfied in (True, False))
+    assert confusion.policies["missing writer", False] > 5
+    assert set(confusion.rules) == {rule.id for rule in RULES}
+    assert not confusion.unstated
 
 
 def test_every_row_of_the_tables_happens():
@@ -38,24 +51,49 @@ def test_the_same_seed_gives_the_same_manifests():
     assert all(one != two for one, two in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("rule", sorted(STATED))
-def test_a_rule_that_says_nothing_is_noticed(rule, monkeypatch):
-    case = next(
-        one
-        for one in corpus(SEED, 2 * len(ROWS))
-        if not one.draft.refused
-        and rule in one.draft.rules | {rule for each in one.draft.standings for rule in each.rules}
-    )
+def test_every_rule_is_judged():
+    assert {rule.id for rule in RULES} == STATED
+
+
+def told(one):
+    return set(one.draft.told) | {rule for standing in one.draft.standings for rule, _ in standing.told}
+
+
+@pytest.mark.parametrize("rule", [rule.id for rule in RULES])
+def test_a_rule_that_says_nothing_is_noticed(rule, cases, monkeypatch):
+    one = next(one for one in cases if not one.draft.refused and rule in told(one))
     monkeypatch.setattr(classify, "RULES", tuple(one for one in RULES if one.id != rule))
     confusion = Confusion()
-    confusion.add(case)
-    assert any("reasons: expected" in line for line in confusion.disagreements)
+    confusion.add(one)
+    assert any('reasons: expected and not given ["' in line for line in confusion.disagreements)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_that_lowers_when_it_should_not_or_the_other_way_is_noticed(rule, cases, monkeypatch):
+    other = replace(rule, severity=Severity.INFO if rule.severity.lowers else Severity.ERROR)
+    monkeypatch.setattr(classify, "RULES", tuple(other if one is rule else one for one in RULES))
+    confusion = Confusion()
+    for one in cases:
+        if not one.draft.refused and rule.id in told(one) and not confusion.disagreements:
+            confusion.add(one)
+    assert confusion.disagreements
+
+
+def test_a_rule_about_which_the_generator_says_nothing_is_printed(cases, monkeypatch):
+    one = next(one for one in cases if "options-differ" in told(one))
+    renamed = tuple(replace(one, id="new") if one.id == "options-differ" else one for one in RULES)
+    monkeypatch.setattr(classify, "RULES", renamed)
+    confusion = Confusion()
+    confusion.add(one)
+    assert any(line.startswith("not judged: new ") for line in confusion.lines())
 
 
 def test_the_command_prints_the_matrix_and_counts():
     done = CliRunner().invoke(main, ["--count", "60"])
     assert done.exit_code == 0
-    assert "level: 60 of 60 agree" in done.output
+    assert all(f"{what}: 60 of 60 agree" in done.output for what in JUDGED)
+    assert "not judged: nothing" in done.output
     assert done.output.splitlines()[1].split()[:3] == ["expected", "\\", "given"]
 
 
@@ -67,7 +105,7 @@ def test_a_disagreement_is_printed_with_what_happened_and_fails(monkeypatch, tmp
     assert f"case {number}: " in done.output
     assert "own document twice" in done.output
     assert "reasons: expected and not given" in done.output
-    assert len(list(tmp_path.glob(f"{number:05}-application-partial.zip"))) == 1
+    assert len(list(tmp_path.glob(f"{number:05}-{case(SEED, number).draft.verdict()[0]}.zip"))) == 1
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Rules about what belongs together, and what the documents and the quiesce spec say of each other."""
 
+from dataclasses import replace
+
 import pytest
 
 from stages.vss.classify import classify_documents
@@ -8,6 +10,7 @@ from stages.vss.documents import (
     BackupComponents,
     BackupWriter,
     Dependency,
+    Unreadable,
     WriterComponent,
     WriterMetadata,
 )
@@ -105,6 +108,29 @@ def test_a_dependency_on_another_machine_cannot_be_covered_here():
     assert verdict.level is Level.APPLICATION
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        {"more": [offered("SRV\\model", selectable=False)]},  # mandatory, and not listed
+        {"kind": "database"},  # of another type than listed
+        {"excluded": ("d:\\sales.mdf",)},
+    ],
+)
+def test_a_component_that_took_part_and_is_not_covered_meets_no_dependency(sql):
+    sales = offered("SRV\\sales", database_files=("d:\\sales.mdf",))
+    sales = replace(sales, kind=sql.get("kind", "filegroup"))
+    told = metadata(SQL, sales, *sql.get("more", ()), excluded=sql.get("excluded", ()))
+    site = needing(NEEDS_SALES)
+    verdict = classify_documents([backup(part(site, "site"), part(told, "SRV\\sales")), told, site])
+    assert [one.component for one in found(verdict, "dependency-not-covered")] == ["site"]
+
+
+def test_nothing_is_said_of_what_an_uncovered_component_needs():
+    site = needing(NEEDS_SALES)
+    verdict = classify_documents([backup(part(site, "site"), mode=False), site])
+    assert not found(verdict, "dependency-not-covered")
+
+
 def test_what_takes_no_part_needs_nothing():
     site, other = needing(NEEDS_SALES), metadata(NTDS, offered("ntds"))
     verdict = classify_documents([backup(part(other, "ntds")), site, other])
@@ -138,6 +164,17 @@ def test_the_writer_of_the_disk_layout_is_not_missed_in_the_system_state():
     layout = metadata(ASR, offered("ASR"), usage="BOOTABLE_SYSTEM_STATE")
     verdict = classify_documents([backup(part(good, "ntds")), good, layout])
     assert not found(verdict, "system-state-incomplete")
+
+
+@pytest.mark.parametrize(("mode", "said"), [(True, True), (None, True), (False, False)])
+def test_without_component_mode_nothing_follows_from_what_is_not_listed(mode, said):
+    names = {"system-state-incomplete", "writer-not-included", "mandatory-component-missing"}
+    names |= {"component-not-included"}
+    system = metadata("1" * 8, offered("a"), name="Sys", usage="SYSTEM_SERVICE")
+    other = metadata(NTDS, offered("b"), offered("c", selectable=False), offered("d"))
+    verdict = classify_documents([backup(part(other, "b"), mode=mode), system, other])
+    assert names & {one.rule for one in verdict.findings} == (names if said else set())
+    assert [one.covered for one in verdict.writers] == [(), ()]
 
 
 # -- excluded databases -------------------------------------------------------------------------
@@ -205,6 +242,11 @@ def test_options_concern_nobody_without_writers():
     assert not found(verdict, "options-differ")
 
 
+def test_options_concern_writers_that_nobody_listed():
+    verdict = classify_documents([backup(partial=True), metadata(NTDS, offered("ntds"))])
+    assert len(found(verdict, "options-differ")) == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "with_writers", "said"),
     [
@@ -219,6 +261,12 @@ def test_writers_take_part_exactly_when_they_were_asked_to(kind, with_writers, s
     documents = [backup(part(writer, "ntds")), writer] if with_writers else [backup()]
     verdict = classify_documents(documents, sent=SentQuiescing(kind))
     assert [one.text for one in found(verdict, "context-differs")] == ([said] if said else [])
+
+
+def test_documents_that_cannot_be_read_do_not_say_that_no_writer_took_part():
+    documents = [backup(part(metadata(NTDS), "ntds")), Unreadable("writer1.xml", "not XML", "line 1")]
+    for kind in ("application", "file-system"):
+        assert not found(classify_documents(documents, sent=SentQuiescing(kind)), "context-differs")
 
 
 # -- backup types and logs ----------------------------------------------------------------------
