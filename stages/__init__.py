@@ -4,7 +4,7 @@ extents   which bytes to read: AllocatedExtents, ChangedExtents      vddk      r
 read      ReadSpans                                                  vmdk      LocalVm: a VM's own files
 zeros     MarkZeros                                                  vsphere   sessions, snapshots, VcenterVm
 grains    CutGrains                                                  vss       the VSS manifest and its verdict
-digest    Digest     dedupe   Dedupe     compress   Compress
+digest    Digest     dedupe   Dedupe     compress   Compress    preflight  Preflight: before a snapshot
 """
 
 from .compress import Codec, Compress, Stored, Zstd
@@ -12,10 +12,24 @@ from .dedupe import Dedupe, MemoryIndex
 from .digest import Blake3, Digest
 from .extents import AllocatedExtents, ChangedExtents
 from .grains import CutGrains
+from .preflight import Preflight
 from .read import ReadSpans
 from .vddk import DiskAccess, Vddk
 from .vmdk import LocalVm
-from .vsphere import EachVm, GuestControl, Journal, Quiesce, SelectVms, Vcenter, VcenterVm, Vm
+from .vsphere import (
+    CopyDatastoreItem,
+    CopyOnDatastore,
+    EachVm,
+    GuestControl,
+    Journal,
+    OverHttps,
+    Quiesce,
+    SelectVms,
+    Vcenter,
+    VcenterVm,
+    Vifs,
+    Vm,
+)
 from .vss import Require, RequireApplication, VssManifest
 from .zeros import MarkZeros
 
@@ -25,6 +39,8 @@ __all__ = [
     "ChangedExtents",
     "Codec",
     "Compress",
+    "CopyDatastoreItem",
+    "CopyOnDatastore",
     "CutGrains",
     "Dedupe",
     "Digest",
@@ -35,6 +51,8 @@ __all__ = [
     "LocalVm",
     "MarkZeros",
     "MemoryIndex",
+    "OverHttps",
+    "Preflight",
     "Quiesce",
     "ReadSpans",
     "Require",
@@ -44,6 +62,7 @@ __all__ = [
     "Vcenter",
     "VcenterVm",
     "Vddk",
+    "Vifs",
     "Vm",
     "VssManifest",
     "Zstd",
