@@ -61,7 +61,7 @@ class RequireApplication:
             if doubt.rule == COMPONENT_MODE_UNSTATED:  # then components prove nothing
                 yield f"{self.name} is not proven: {doubt.text}."
         for database in self.databases:
-            short = [path for path in found.uncovered if _is_called(path, database)]
+            short = [path for path in found.uncovered if _is_part_of(path, database)]
             if short:
                 yield f"{self.name}: required database {database} is not proven ({', '.join(short)})."
             elif not any(_is_called(path, database) for path in found.covered):
@@ -111,6 +111,11 @@ class Require:
 
 def _is_called(path: str, name: str) -> bool:
     return f"\\{path}".lower().endswith(f"\\{name.strip()}".lower())
+
+
+def _is_part_of(path: str, name: str) -> bool:
+    """Whether a component is the one that is called so, or comes along with it."""
+    return f"\\{name.strip()}\\".lower() in f"\\{path}\\".lower()
 
 
 def _refuse_text(names: Sequence[str], what: str) -> None:

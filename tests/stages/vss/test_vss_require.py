@@ -2,12 +2,14 @@
 
 import io
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from lab.vss import ManifestRecipe, manifest_zip
 from pipeline import ConfigError
 from stages.vss import Level, Require, RequireApplication, classify_manifest, classify_unfetched
+from stages.vss.verdict import ApplicationVerdict
 
 
 class Request:
@@ -159,3 +161,22 @@ def test_without_component_mode_no_database_is_proven():
     unstated = classify_manifest(buffer.getvalue())
     assert unstated.level is Level.APPLICATION_PARTIAL
     assert any("does not say whether it selects components" in told for told in short(unstated, SALES))
+
+
+def test_a_database_is_short_when_a_member_of_it_is():
+    store = ApplicationVerdict(
+        "Exchange",
+        Level.APPLICATION_PARTIAL,
+        ("Microsoft Exchange Writer",),
+        ("Store\\sales", "Store\\sales\\Logs", "Store\\sales-2"),
+        ("Store\\sales\\File",),
+    )
+    reached = replace(GOOD, applications=(store,))
+    for database, suffices in (
+        ("sales", False),
+        ("Store\\sales", False),
+        ("sales-2", True),
+        ("Store", False),
+    ):
+        required = Require(applications=(RequireApplication("Exchange", databases=(database,)),))
+        assert (short(reached, required) == ()) is suffices, database
