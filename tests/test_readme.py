@@ -49,6 +49,18 @@ def test_the_plan_is_what_the_command_prints(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_many_jobs_of_the_operations_guide_can_be_planned(tmp_path):
+    guide = (EXAMPLES.parent / "docs" / "operations.md").read_text()
+    [many] = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    settings = PYTHON[0].partition("job = Job(")[0]
+    config = tmp_path / "many.py"
+    config.write_text(f"{settings}\nfrom stages import EachVm, SelectVms, Vm\n\n{many}")
+    done = vadpipe("plan", config)
+    assert done.returncode == 0, done.stderr
+    assert "Selects on vc01.example.com" in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is missing")
 def test_the_embedding_prints_what_is_shown(tmp_path):
     (tmp_path / "vm").mkdir()
