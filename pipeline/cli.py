@@ -90,6 +90,11 @@ async def _with_signals(function: Callable[..., Awaitable[T]], args: Sequence[ob
     return result[0]
 
 
+def printable(text: str) -> str:
+    """The text without what moves a terminal's cursor or worse, for names that come out of a guest."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 def show(document: Mapping[str, object], lines: Sequence[str], as_json: bool) -> None:
     """The result of a command: the document for machines, the lines for people."""
     if as_json:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pipeline.cli import printable
 from pipeline.errors import SinkError
 from pipeline.files import flush_directory
 
@@ -32,7 +33,7 @@ def verdict_lines(verdict: Mapping[str, object]) -> list[str]:
         lines.append(
             f"  writer {writer.get('name')}{whose}: {'; '.join(_parts(writer)) or writer.get('coverage')}"
         )
-    return [_printable(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _documents(told: object) -> Iterator[Mapping[str, object]]:
@@ -50,11 +51,6 @@ def _parts(told: Mapping[str, object]) -> list[str]:
             more = f" and {len(parts) - _NAMED} more" if len(parts) > _NAMED else ""
             found.append(f"{spoken}: {', '.join(map(str, parts[:_NAMED]))}{more}")
     return found
-
-
-def _printable(text: str) -> str:
-    """Names come out of a guest; none of them moves a terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def write_new(path: Path, content: bytes) -> None:

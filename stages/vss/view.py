@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.cli import printable
+
 from .verdict import Coverage, Finding, Severity, Verdict, WriterVerdict
 
 _NAMED = 4  # components of a writer that are named; the rest is counted
@@ -27,7 +29,7 @@ class _Row:
 
 def verdict_lines(path: str, verdict: Verdict) -> list[str]:
     """The verdict as plain lines."""
-    lines = [_printable(f"{path}: {verdict.level}: {verdict.reason}")]
+    lines = [printable(f"{path}: {verdict.level}: {verdict.reason}")]
     lines += [f"  {line}" for line in _applications(verdict)]
     for row in _rows(verdict):
         covered = f": {row.covered}" if row.covered else ""
@@ -46,7 +48,7 @@ def verdict_table(path: str, verdict: Verdict) -> Group:
     for row in _rows(verdict):
         state = Text(row.coverage.value, style=_STYLES.get(row.coverage, ""))
         table.add_row(Text(row.name), state, Text(row.covered), Text("\n".join(row.why)))
-    level = Text(_printable(f"{path}: {verdict.level}: {verdict.reason}"), style="bold")
+    level = Text(printable(f"{path}: {verdict.level}: {verdict.reason}"), style="bold")
     applications = (Text(line) for line in _applications(verdict))
     return Group(level, *applications, table, *(Text(line) for line in _about_all(verdict)))
 
@@ -54,7 +56,7 @@ def verdict_table(path: str, verdict: Verdict) -> Group:
 def _applications(verdict: Verdict) -> Iterator[str]:
     for one in verdict.applications:
         short = f"; not covered: {_named(one.uncovered)}" if one.uncovered else ""
-        yield _printable(f"application {one.name}: {one.level}") + short
+        yield printable(f"application {one.name}: {one.level}") + short
 
 
 def _rows(verdict: Verdict) -> Iterator[_Row]:
@@ -82,7 +84,7 @@ def _about_all(verdict: Verdict) -> Iterator[str]:
 
 
 def _told(finding: Finding) -> str:
-    return _printable(f"{finding.severity.value}: {finding.text} [{finding.rule}]")
+    return printable(f"{finding.severity.value}: {finding.text} [{finding.rule}]")
 
 
 def _ids(finding: Finding) -> tuple[str, str]:
@@ -90,14 +92,9 @@ def _ids(finding: Finding) -> tuple[str, str]:
 
 
 def _name(writer: WriterVerdict) -> str:
-    return _printable(f"{writer.name} ({writer.application})" if writer.application else writer.name)
+    return printable(f"{writer.name} ({writer.application})" if writer.application else writer.name)
 
 
 def _named(paths: tuple[str, ...] | list[str]) -> str:
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return _printable(", ".join(paths[:_NAMED]) + more)
-
-
-def _printable(text: str) -> str:
-    """The text without what moves a terminal's cursor or worse: names come out of a guest."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    return printable(", ".join(paths[:_NAMED]) + more)
