@@ -26,6 +26,7 @@ from .vsphere import (
     orphan_candidates,
     sweep,
 )
+from .vsphere.machine import by_server
 
 
 @click.command()
@@ -76,8 +77,8 @@ async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
     unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
     machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VcenterVm)]
     orphans: list[Orphan] = []
-    for server in dict.fromkeys(machine.vcenter for machine in machines):
-        names = dict.fromkeys(machine.vm for machine in machines if machine.vcenter == server)
+    for server, there in by_server(machines):
+        names = dict.fromkeys(machine.vm for machine in there)
         try:
             async with server.connect() as session:
                 orphans += await orphan_candidates(session, await find_vms(session, list(names)))

@@ -12,6 +12,7 @@ from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from stages.vsphere import Journal, Outcome, Vcenter, VcenterSession, VcenterVm, find_vms, most_allowed, sweep
+from stages.vsphere.machine import by_server
 from stages.vsphere.sweep import TELLING
 
 from .facts import JobFacts
@@ -43,7 +44,7 @@ def preflight(
     machines = _machines(config, only)
     reports = [
         report
-        for server, there in _by_server(machines)
+        for server, there in by_server(machines)
         for report in run_async(_preflight, server, there, no_network)
     ]
     codes = {report.exit_code for report in reports}
@@ -74,7 +75,7 @@ def prepare(
         raise click.UsageError("Nothing to do: give --enable-uuid, --enable-change-tracking, or both.")
     prepared = [
         one
-        for server, there in _by_server(_machines(config, only))
+        for server, there in by_server(_machines(config, only))
         for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
     ]
     show(
@@ -141,11 +142,6 @@ def _machines(config: Path, only: str | None) -> list[VcenterVm]:
             remedy="Other machines have no conditions to check and nothing to prepare.",
         )
     return found
-
-
-def _by_server(machines: Sequence[VcenterVm]) -> list[tuple[Vcenter, list[VcenterVm]]]:
-    servers = dict.fromkeys(machine.vcenter for machine in machines)
-    return [(server, [one for one in machines if one.vcenter == server]) for server in servers]
 
 
 def _rule_lines() -> list[str]:

@@ -16,7 +16,7 @@ from pyVmomi import vim
 from pyVmomi.VmomiSupport import ManagedObject
 
 from stages.vsphere.faults import ConnectionLost, VsphereError
-from stages.vsphere.properties import Collector, Row, read
+from stages.vsphere.properties import Collector, Row
 from stages.vsphere.session import VcenterSession
 
 from .facts import Case, DatastoreFacts, HostFacts, JobFacts, ProxyFacts, ServerFacts, Version, VmFacts
@@ -212,7 +212,7 @@ async def _editions(session: VcenterSession) -> Sequence[str] | None:
     if manager is None:
         return None
     try:
-        row = await session.call("RetrieveProperties", lambda: read(session.content, manager, ["licenses"]))
+        row = await session.properties(manager, ["licenses"])
     except ConnectionLost:
         raise
     except VsphereError:  # licences are for administrators; that they cannot be read is a fact of its own

@@ -18,7 +18,6 @@ from stages.vsphere.changes import enable_change_tracking
 from stages.vsphere.journal import Journal
 from stages.vsphere.lookup import Vm
 from stages.vsphere.power import power_state
-from stages.vsphere.properties import read
 from stages.vsphere.session import VcenterSession
 from stages.vsphere.tasks import wait_for_task
 
@@ -105,7 +104,7 @@ async def uuid_enabled(session: VcenterSession, vm: Vm) -> bool:
     """By the VM's flag, or by the setting where a server does not show one as the other."""
     subject = vm.reference(session)
     paths = ["config.flags.diskUuidEnabled", "config.extraConfig"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     settings = {option.key.lower(): str(option.value) for option in row.get("config.extraConfig") or ()}
     return bool(row.get(paths[0])) or settings.get("disk.enableuuid", "").upper() == "TRUE"
 
@@ -122,7 +121,7 @@ async def _tools_came(session: VcenterSession, vm: Vm, within_s: float) -> bool:
     paths = ["guest.toolsRunningStatus"]
     with trio.move_on_after(within_s):
         while True:
-            row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+            row = await session.properties(subject, paths)
             if row.get("guest.toolsRunningStatus") == "guestToolsRunning":
                 return True
             await trio.sleep(power.POLL_S)

@@ -15,7 +15,6 @@ from pipeline.extents import Extents, Offsets
 from .faults import CertificateRefused, ConnectionLost, LoginRefused, SessionExpired
 from .hardware import DiskFacts
 from .lookup import Vm
-from .properties import read
 from .session import VcenterSession
 from .tasks import wait_for_task
 
@@ -112,7 +111,7 @@ async def enable_change_tracking(session: VcenterSession, vm: Vm) -> str:
     """
     subject = vm.reference(session)
     paths = ["config.changeTrackingEnabled", "snapshot"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     if row.get("config.changeTrackingEnabled"):
         return ""
     if row.get("snapshot") is not None:

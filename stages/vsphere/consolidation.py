@@ -20,7 +20,6 @@ from pyVmomi import vim
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked
 
 from .patience import patiently, pauses
-from .properties import read
 from .session import VcenterSession
 from .snapshot_tree import description_with, snapshots_of
 from .tasks import wait_for_task
@@ -74,7 +73,7 @@ def rungs(
 async def needs_consolidation(session: VcenterSession, vm_moref: str) -> bool:
     """Whether vSphere says that the VM's disks need consolidation."""
     subject = vim.VirtualMachine(vm_moref, session.stub)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, [NEEDED]))
+    row = await session.properties(subject, [NEEDED])
     return bool(row.get(NEEDED))
 
 

@@ -16,7 +16,6 @@ from pipeline.events import emit
 
 from .events import advice_on, explained, server_time
 from .lookup import Vm
-from .properties import read
 from .quiesce import Quiesce, is_windows
 from .session import VcenterSession
 from .snapshot_tree import SnapshotNode
@@ -47,6 +46,11 @@ class Guest:
         if self.is_off:
             return "the VM is not running"
         return "VMware Tools do not run in it" if self.tools == "guestToolsNotRunning" else ""
+
+
+async def guest_of(session: VcenterSession, vm: Vm) -> Guest:
+    """The guest's kind and state. Raises VsphereError."""
+    return Guest.of((await session.properties(vm.reference(session), GUEST_PATHS)).values)
 
 
 @dataclass
@@ -121,9 +125,7 @@ async def found_out(
         if taken.quiesce.policy == "require":
             raise QuiesceFailed(ignored, remedy="See whether VMware Tools run in the guest.", vm=vm.name)
         taken.remarks.append(ignored)
-    subject = vm.reference(session)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, GUEST_PATHS))
-    if obstacle := Guest.of(row.values).obstacle:
+    if obstacle := (await guest_of(session, vm)).obstacle:
         taken.remarks.append(
             f"After the snapshot {obstacle}: quiescing may have been ignored; the VSS manifest tells."
         )

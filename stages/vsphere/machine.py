@@ -100,3 +100,9 @@ class VcenterVm:
         if self.quiesce.kind != "none":
             sentences += [sentence for fetcher in self.manifest for sentence in fetcher.touches()]
         return sentences
+
+
+def by_server(machines: Sequence[VcenterVm]) -> list[tuple[Vcenter, list[VcenterVm]]]:
+    """The machines of each server, so that one session serves them all."""
+    servers = dict.fromkeys(machine.vcenter for machine in machines)
+    return [(server, [one for one in machines if one.vcenter == server]) for server in servers]

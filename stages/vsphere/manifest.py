@@ -26,7 +26,6 @@ from .fetch.https import OverHttps
 from .fetch.ways import ManifestFetcher, fetch_in_order, locate
 from .lookup import Vm
 from .patience import patiently
-from .properties import read
 from .session import VcenterSession
 from .siblings import named_manifest
 from .snapshot import Snapshot
@@ -57,7 +56,7 @@ async def directory_state(session: VcenterSession, vm: Vm) -> DirectoryState:
     """Look at the VM's snapshot directory. Raises VsphereError; a search that is refused is part of the answer."""
     subject = vm.reference(session)
     paths = ["layoutEx", "config.files.snapshotDirectory", "config.files.vmPathName", "datastore"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     directory = row.get("config.files.snapshotDirectory") or _directory_of(
         row.get("config.files.vmPathName") or ""
     )

@@ -64,7 +64,7 @@ async def _files_of(session: VcenterSession, moref: str) -> Mapping[int, str]:
     """The files that the snapshot names now, by device key."""
     subject = vim.vm.Snapshot(moref, session.stub)
     paths = ["config.hardware.device"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     return {facts.device_key: facts.path for facts in disk_facts(row.get(paths[0]) or ())}
 
 

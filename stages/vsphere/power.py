@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pyVmomi import vim
 
-from .properties import read
 from .session import VcenterSession
 from .tasks import wait_for_task
 
@@ -13,7 +12,7 @@ async def power_state(session: VcenterSession, vm_moref: str) -> str:
     """The API's word for it: poweredOn, poweredOff or suspended."""
     subject = vim.VirtualMachine(vm_moref, session.stub)
     paths = ["runtime.powerState"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     return str(row.get("runtime.powerState"))
 
 

@@ -23,7 +23,6 @@ from .announcing import announce, settle, undone_by
 from .journal import Intent, Journal, Kind
 from .lookup import Vm
 from .patience import patiently, pauses
-from .properties import read
 from .session import VcenterSession
 
 # What the sample in VDDK's programming guide waits for another holder.
@@ -56,7 +55,7 @@ async def relocation_locked(
 async def relocation_disabled(session: VcenterSession, vm_moref: str) -> bool:
     """Whether somebody keeps the VM from being moved now."""
     subject = vim.VirtualMachine(vm_moref, session.stub)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["disabledMethod"]))
+    row = await session.properties(subject, ["disabledMethod"])
     return _MOVE in (row.get("disabledMethod") or ())
 
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
 
 import trio
 from pyVmomi import vim
+from pyVmomi.VmomiSupport import ManagedObject
 
 from pipeline.errors import ConfigError
 from pipeline.secrets import Secret
@@ -41,6 +42,7 @@ from .faults import (
 )
 from .keep_alive import kept_alive
 from .patience import PATIENCE_S, pauses
+from .properties import Row, read
 from .transport import negotiated_stub, session_id
 
 T = TypeVar("T")
@@ -185,6 +187,10 @@ class VcenterSession:
                 if in_doubt or not repeat or (pause_s := next(waits, None)) is None:
                     raise
             await trio.sleep(pause_s)
+
+    async def properties(self, subject: ManagedObject, paths: Sequence[str]) -> Row:
+        """These properties of one object, as `properties.read` gives them. Raises VsphereError."""
+        return await self.call("RetrieveProperties", lambda: read(self.content, subject, paths))
 
     async def keep_alive(self) -> None:
         """Touch the session; log in again when it has ended."""

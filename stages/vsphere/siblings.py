@@ -19,7 +19,6 @@ from pyVmomi import vim
 
 from .hardware import chains
 from .lookup import Vm
-from .properties import read
 from .session import VcenterSession
 from .snapshot_tree import SnapshotNode, snapshots_of
 
@@ -87,7 +86,7 @@ def _may_be_of(node: SnapshotNode, named: SnapshotNode, token: str) -> bool:
 async def _chains(session: VcenterSession, node: SnapshotNode) -> Chains:
     subject = vim.vm.Snapshot(node.moref, session.stub)
     paths = ["config.hardware.device"]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     return chains(row.get("config.hardware.device") or ())
 
 

@@ -31,7 +31,7 @@ from .journal import Intent, Journal, Kind
 from .ladder import GUEST_PATHS, Guest, Quiesced, found_out, take_quiesced
 from .lookup import Vm
 from .patience import patiently
-from .properties import Row, read
+from .properties import Row
 from .quiesce import Quiesce, create_snapshot
 from .removal import find_ours, remove_ours
 from .session import VcenterSession
@@ -113,9 +113,7 @@ class _Held:
     async def take(self, quiesce: Quiesce) -> Snapshot:
         subject = self.vm.reference(self.session)
         paths = [*GUEST_PATHS, "config.hardware.device", NEEDED]
-        before = await self.session.call(
-            "RetrieveProperties", lambda: read(self.session.content, subject, paths)
-        )
+        before = await self.session.properties(subject, paths)
         guest = Guest.of(before.values)
         taken = await take_quiesced(
             self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
@@ -215,9 +213,7 @@ class _Held:
             return True
         subject = vim.vm.Snapshot(self.moref, self.session.stub)
         try:
-            await self.session.call(
-                "RetrieveProperties", lambda: read(self.session.content, subject, ["childSnapshot"])
-            )
+            await self.session.properties(subject, ["childSnapshot"])
         except ObjectGone:
             return True
         raise self._leaked("the VM's snapshot tree does not show it, though it exists")
@@ -240,7 +236,7 @@ class _Held:
 async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: Row) -> Snapshot:
     """The snapshot with its disks. `before`: the VM as it was, to account for every one of them."""
     subject = vim.vm.Snapshot(taken.moref, session.stub)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, ["config"]))
+    row = await session.properties(subject, ["config"])
     config: vim.vm.ConfigInfo | None = row.get("config")
     if config is None:
         raise SnapshotError(

@@ -10,7 +10,6 @@ from pyVmomi import vim
 
 from .faults import Busy
 from .lookup import Vm
-from .properties import read
 from .session import VcenterSession
 
 _CONNECTION = "runtime.connectionState"
@@ -46,7 +45,7 @@ async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotN
     host is connected and whose files are accessible.
     """
     subject, paths = vim.VirtualMachine(vm_moref, session.stub), ["snapshot", _CONNECTION]
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, paths))
+    row = await session.properties(subject, paths)
     tree, connection = row.get("snapshot"), row.get(_CONNECTION)
     if tree is None and connection != "connected":
         raise Busy(

@@ -14,11 +14,12 @@ from pipeline.commands import config_argument, job_option
 from pipeline.config import load_jobs
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, ConfigError, SourceError
 
-from ..lookup import find_vm
-from ..machine import VcenterVm
+from ..ladder import guest_of
+from ..lookup import find_vms
+from ..machine import VcenterVm, by_server
 from ..session import Vcenter
 from .change import GuestChange, apply_settings, undo_settings
-from .control import GuestControl, guest_of, inside
+from .control import inside
 
 Action = Literal["show", "apply", "undo"]
 
@@ -61,12 +62,10 @@ def guest_config(config: Path, only: str | None, action: Action, as_json: bool) 
 
     Exit code 0: done, or all as the jobs ask; 1: failed; 3: a guest is not as its job asks.
     """
-    machines = _machines(config, only)
-    servers = dict.fromkeys(machine.vcenter for machine, _ in machines)
     found = [
         one
-        for server in servers
-        for one in run_async(_each, server, [pair for pair in machines if pair[0].vcenter == server], action)
+        for server, there in by_server(_machines(config, only))
+        for one in run_async(_each, server, there, action)
     ]
     show({"vms": [one.as_dict() for one in found]}, [line for one in found for line in one.lines()], as_json)
     unlike = any(isinstance(one, GuestState) and one.attention for one in found)
@@ -74,12 +73,14 @@ def guest_config(config: Path, only: str | None, action: Action, as_json: bool) 
 
 
 async def _each(
-    server: Vcenter, machines: Sequence[tuple[VcenterVm, GuestControl]], action: Action
+    server: Vcenter, machines: Sequence[VcenterVm], action: Action
 ) -> list[GuestState | GuestChange]:
     async with server.connect() as session:
         found: list[GuestState | GuestChange] = []
-        for machine, control in machines:
-            vm = await find_vm(session, machine.vm)
+        vms = await find_vms(session, [machine.vm for machine in machines])
+        for machine, vm in zip(machines, vms, strict=True):
+            control = machine.guest
+            assert control is not None  # see _machines
             guest = await guest_of(session, vm)
             if guest.obstacle:
                 raise SourceError(
@@ -99,13 +100,9 @@ async def _each(
         return found
 
 
-def _machines(config: Path, only: str | None) -> list[tuple[VcenterVm, GuestControl]]:
+def _machines(config: Path, only: str | None) -> list[VcenterVm]:
     machines = [job.machine for job in load_jobs(config, only)]
-    found = [
-        (machine, machine.guest)
-        for machine in machines
-        if isinstance(machine, VcenterVm) and machine.guest is not None
-    ]
+    found = [machine for machine in machines if isinstance(machine, VcenterVm) and machine.guest is not None]
     if not found:
         raise ConfigError(
             f"{config} has no job with an account of its guest.",

@@ -17,10 +17,9 @@ from typing import Literal
 from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
 
-from ..ladder import GUEST_PATHS, Guest
+from ..ladder import guest_of
 from ..lookup import Vm
 from ..patience import patiently
-from ..properties import read
 from ..quiesce import Quiesce, is_windows
 from ..session import VcenterSession
 from .files import GuestAccount, GuestFiles
@@ -166,13 +165,6 @@ async def inside(files: GuestFiles) -> Inside:
     found = await files.read((WINDOWS if files.windows else LINUX).tools_conf)
     config = ToolsConfig.parse(found.content if found is not None else b"")
     return Inside(files.windows, config, await scripts_in(files))
-
-
-async def guest_of(session: VcenterSession, vm: Vm) -> Guest:
-    """The guest's kind and state. Raises VsphereError."""
-    subject = vm.reference(session)
-    row = await session.call("RetrieveProperties", lambda: read(session.content, subject, GUEST_PATHS))
-    return Guest.of(row.values)
 
 
 def _shown(value: Value | None) -> str:
