@@ -26,7 +26,7 @@ bench: .venv/installed tools
 # Slow campaigns; `make test` runs a short version of each.
 campaign: .venv/installed tools
 	$(BIN)/python -m pytest -m campaign
-	$(BIN)/python -m lab.vss_fuzz --minutes 20 --seed $(SEED)
+	$(BIN)/python -m vadpipe.lab.vss_fuzz --minutes 20 --seed $(SEED)
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }
@@ -34,7 +34,7 @@ campaign: .venv/installed tools
 	touch $@
 
 tools:
-	@lab/install_tools
+	@vadpipe/lab/install_tools
 
 clean:
 	rm -rf build .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

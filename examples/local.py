@@ -11,7 +11,7 @@ from stages import (
     AllocatedExtents,
     Blake3,
     Compress,
-    CutGrains,
+    CutChunks,
     Dedupe,
     Digest,
     LocalVm,
@@ -27,7 +27,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         AllocatedExtents(disk)
         | ReadSpans(disk)
         | MarkZeros()
-        | CutGrains()
+        | CutChunks()
         | Digest(Blake3(point.key))
         | Dedupe(point)
         | Compress(Zstd(level=1))

@@ -13,7 +13,7 @@ from stages import (
     Blake3,
     ChangedExtents,
     Compress,
-    CutGrains,
+    CutChunks,
     Dedupe,
     Digest,
     MarkZeros,
@@ -41,7 +41,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         ChangedExtents(disk, point.previous(disk))
         | ReadSpans(disk)
         | MarkZeros()
-        | CutGrains()
+        | CutChunks()
         | Digest(Blake3(point.key))
         | Dedupe(point)
         | Compress(Zstd(level=1))

@@ -12,21 +12,12 @@ testing     conformance checks and fakes for stages of your own
 """
 
 from .buffers import Buffer, BufferPool
-from .contracts import Flow, Pipeline, Sink, Source, Stage
-from .disk import (
-    Capture,
-    ChangedAreas,
-    Disk,
-    DiskReceipt,
-    Evidence,
-    Examiner,
-    Finisher,
-    Machine,
-    MachineId,
-    PointWriter,
-    PreviousDisk,
-    Store,
-    Target,
+from .contracts import (
+    Flow,
+    Pipeline,
+    Sink,
+    Source,
+    Stage,
 )
 from .errors import (
     ChangeTrackingInvalid,
@@ -49,11 +40,35 @@ from .job import DiskRun, Job, JobReceipt
 from .job_source import JobSource
 from .lift import KernelStage, run_ordered
 from .meters import PipelineReport, StageMeter
+from .protocols import (
+    Capture,
+    ChangedAreas,
+    Disk,
+    DiskReceipt,
+    Evidence,
+    Examiner,
+    Finisher,
+    Machine,
+    MachineId,
+    PointWriter,
+    PreviousDisk,
+    Store,
+    Target,
+)
 from .secrets import Secret
-from .units import CLUSTER, SPAN, GiB, KiB, MiB, TiB, format_size
+from .units import (
+    CLUSTER,
+    SPAN,
+    GiB,
+    KiB,
+    MiB,
+    TiB,
+    format_size,
+)
 from .values import (
     DIGEST_SIZE,
     NO_FRAME,
+    ChunkIndex,
     CutSpan,
     DedupedSpan,
     DigestedSpan,
@@ -61,7 +76,6 @@ from .values import (
     EncodedFrame,
     FramedSpan,
     Gap,
-    GrainIndex,
     PlannedFrame,
     Span,
     Unchanged,
@@ -79,6 +93,7 @@ __all__ = [
     "Capture",
     "ChangeTrackingInvalid",
     "ChangedAreas",
+    "ChunkIndex",
     "ConfigError",
     "ContractError",
     "CutSpan",
@@ -98,7 +113,6 @@ __all__ = [
     "FramedSpan",
     "Gap",
     "GiB",
-    "GrainIndex",
     "IntegrityError",
     "Job",
     "JobReceipt",

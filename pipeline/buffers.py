@@ -25,7 +25,7 @@ from .meters import current_meter
 from .units import SPAN, MiB
 
 # Six spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
-# the rest in the hands of the channels. More than this made no difference on two cores (bench/path.py).
+# the rest in the hands of the channels. More than this made no difference on two cores (vadpipe/bench/path.py).
 DEFAULT_POOL = 24 * MiB
 
 

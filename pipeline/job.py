@@ -18,7 +18,16 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from .contracts import Pipeline
-from .disk import (
+from .errors import (
+    LeftBehind,
+    MoverError,
+    QuiescingShort,
+    TransferFailed,
+    leaves,
+)
+from .events import Event, emit, observed
+from .meters import PipelineReport
+from .protocols import (
     Capture,
     Disk,
     DiskReceipt,
@@ -31,9 +40,6 @@ from .disk import (
     Store,
     Target,
 )
-from .errors import LeftBehind, MoverError, QuiescingShort, TransferFailed, leaves
-from .events import Event, emit, observed
-from .meters import PipelineReport
 
 C = TypeVar("C", bound=Capture)
 P = TypeVar("P", bound=PointWriter)

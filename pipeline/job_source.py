@@ -28,6 +28,6 @@ class JobSource(Protocol):
         """A job that stands for each of them, to be described but not run. No I/O."""
         ...
 
-    def touches(self) -> Sequence[str]:
+    def effects(self) -> Sequence[str]:
         """Full sentences, for `plan`: what is looked up when the jobs are asked for."""
         ...

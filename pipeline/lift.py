@@ -46,14 +46,14 @@ async def run_ordered(
     outbox: SendChannel[B],
     work: Callable[[A], Awaitable[B]],
     *,
-    places: int,
+    concurrency: int,
 ) -> None:
-    """Send `await work(item)` for every item, in order, with up to `places` items in hand.
+    """Send `await work(item)` for every item, in order, with up to `concurrency` items in hand.
 
     The first failure is the one that is raised: what fails beside it fails most often for the same reason.
     """
     meter = current_meter()
-    meter.places = places
+    meter.concurrency = concurrency
     intake = trio.Lock()
     sent = trio.Event()  # what was taken last has been sent
     sent.set()
@@ -88,7 +88,7 @@ async def run_ordered(
             del result
 
     async with trio.open_nursery() as nursery:
-        for _ in range(places):
+        for _ in range(concurrency):
             nursery.start_soon(serve)
 
 
@@ -157,7 +157,7 @@ class FusedKernels(Stage[Any, Any]):
             return result
 
         # One more than the threads: a result that waits to be sent must not keep a thread idle.
-        await run_ordered(inbox, outbox, work, places=max(stage.workers for stage in self.stages) + 1)
+        await run_ordered(inbox, outbox, work, concurrency=max(stage.workers for stage in self.stages) + 1)
 
 
 @dataclass(frozen=True)

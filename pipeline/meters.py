@@ -32,14 +32,14 @@ class StageMeter:
     starved_s: float = 0.0
     blocked_s: float = 0.0
     kernel_s: dict[str, float] = field(default_factory=dict)
-    places: int = 0
+    concurrency: int = 0
     work_s: float = 0.0
     wall_s: float = 0.0
 
     @property
     def busy_s(self) -> float:
-        if self.places:
-            return self.work_s / self.places
+        if self.concurrency:
+            return self.work_s / self.concurrency
         return max(0.0, self.wall_s - self.starved_s - self.blocked_s)
 
     def count(self, item: object) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .buffers import BufferPool
-from .disk import ChangedAreas
 from .errors import ChangeTrackingInvalid, SourceError
 from .extents import Extents
 from .job import Job
 from .job_source import JobSource
 from .lift import KernelStage
+from .protocols import ChangedAreas
 from .units import SPAN, format_size
 
 
@@ -46,14 +46,14 @@ class Plan:
     job: str
     stages: Sequence[str]
     memory: int
-    touches: Sequence[str]
+    effects: Sequence[str]
 
     def as_dict(self) -> dict[str, object]:
         return {
             "job": self.job,
             "stages": list(self.stages),
             "memory": self.memory,
-            "touches": list(self.touches),
+            "effects": list(self.effects),
         }
 
     def lines(self) -> list[str]:
@@ -61,7 +61,7 @@ class Plan:
             f"job {self.job}",
             *(f"  {'|' if place else ' '} {stage}" for place, stage in enumerate(self.stages)),
             f"  holds at most {format_size(self.memory)} of disk data",
-            *(f"  touches: {sentence}" for sentence in self.touches),
+            *(f"  effect: {sentence}" for sentence in self.effects),
         ]
 
 
@@ -72,7 +72,7 @@ def plan(entry: Job[Any, Any] | JobSource) -> Plan:
     """
     if isinstance(entry, JobSource):
         each = plan(entry.planned())
-        return replace(each, job=entry.title, touches=[*entry.touches(), *each.touches])
+        return replace(each, job=entry.title, effects=[*entry.effects(), *each.effects])
     job = entry
     pipeline = job.path(PlannedDisk(), job.into.planned())
     parts = [pipeline.flow.source, *pipeline.flow.stages, pipeline.sink]
@@ -84,7 +84,7 @@ def plan(entry: Job[Any, Any] | JobSource) -> Plan:
         job=job.title,
         stages=[repr(part) for part in parts],
         memory=job.machine.pool_size + job.disks_at_once * encoded * SPAN,
-        touches=[*job.machine.touches(), *job.into.touches()],
+        effects=[*job.machine.effects(), *job.into.effects()],
     )
 
 

@@ -14,10 +14,22 @@ from typing import Any, TypeVar
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from .contracts import Flow, Pipeline, Sink, Source, Stage
+from .contracts import (
+    Flow,
+    Pipeline,
+    Sink,
+    Source,
+    Stage,
+)
 from .errors import ContractError, TransferFailed, leaves
 from .lift import fused, stage_name
-from .meters import MeteredReceive, MeteredSend, PipelineReport, StageMeter, set_current_meter
+from .meters import (
+    MeteredReceive,
+    MeteredSend,
+    PipelineReport,
+    StageMeter,
+    set_current_meter,
+)
 from .units import format_size
 
 T = TypeVar("T")

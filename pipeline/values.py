@@ -6,12 +6,12 @@ lost, and a changed range that became zero is a value of its own that overwrites
 
     Window                      which bytes to read, from an extents source
     Span | Zeros | Unchanged    the bytes, from ReadSpans
-    CutSpan                     ... with the borders of its grains
-    DigestedSpan                ... with the identity of each grain
-    DedupedSpan                 ... with the place of each grain in a frame, old or new
+    CutSpan                     ... with the borders of its chunks
+    DigestedSpan                ... with the identity of each chunk
+    DedupedSpan                 ... with the place of each chunk in a frame, old or new
     FramedSpan                  the new frames, encoded; the buffer is gone
 
-Facts about grains are numpy columns, one row per grain: never one Python object per grain.
+Facts about chunks are numpy columns, one row per chunk: never one Python object per chunk.
 """
 
 from __future__ import annotations
@@ -87,25 +87,25 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class CutSpan(Span):
-    """A span whose data is cut into grains, in ascending order and covering `data` exactly.
+    """A span whose data is cut into chunks, in ascending order and covering `data` exactly.
 
-    `grain_offset`: int64 disk offsets; `grain_length`: int64 bytes.
+    `chunk_offset`: int64 disk offsets; `chunk_length`: int64 bytes.
     """
 
-    grain_offset: NDArray[np.int64]
-    grain_length: NDArray[np.int64]
+    chunk_offset: NDArray[np.int64]
+    chunk_length: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DigestedSpan(CutSpan):
-    """A cut span with the identity of each grain, one row each."""
+    """A cut span with the identity of each chunk, one row each."""
 
     digest: Digests
 
 
 @dataclass(frozen=True)
 class PlannedFrame:
-    """Consecutive new grains that will be stored together: rows [first, last) of the span's columns."""
+    """Consecutive new chunks that will be stored together: rows [first, last) of the span's columns."""
 
     number: int
     first: int
@@ -114,13 +114,13 @@ class PlannedFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class DedupedSpan(DigestedSpan):
-    """A digested span where each grain has its place: byte `grain_place` of frame number `grain_frame`.
+    """A digested span where each chunk has its place: byte `chunk_place` of frame number `chunk_frame`.
 
     `frames` are the new ones among them; `known` marks the rows that were stored before.
     """
 
-    grain_frame: NDArray[np.uint64]
-    grain_place: NDArray[np.int64]
+    chunk_frame: NDArray[np.uint64]
+    chunk_place: NDArray[np.int64]
     known: NDArray[np.bool_]
     frames: Sequence[PlannedFrame]
 
@@ -133,23 +133,23 @@ class EncodedFrame:
     codec: str
     length: int
     payload: bytes | memoryview
-    grain_length: NDArray[np.int64]
+    chunk_length: NDArray[np.int64]
     digest: Digests
 
 
 @dataclass(frozen=True, kw_only=True)
 class FramedSpan:
-    """A range of the disk whose grains all have a place, with the new frames. Columns as in DedupedSpan."""
+    """A range of the disk whose chunks all have a place, with the new frames. Columns as in DedupedSpan."""
 
     offset: int
     length: int
     data: Extents
     zeros: Extents
     zero_read: int = 0
-    grain_offset: NDArray[np.int64]
-    grain_length: NDArray[np.int64]
-    grain_frame: NDArray[np.uint64]
-    grain_place: NDArray[np.int64]
+    chunk_offset: NDArray[np.int64]
+    chunk_length: NDArray[np.int64]
+    chunk_frame: NDArray[np.uint64]
+    chunk_place: NDArray[np.int64]
     known: NDArray[np.bool_]
     frames: Sequence[EncodedFrame]
 
@@ -157,20 +157,20 @@ class FramedSpan:
 Gap = Zeros | Unchanged
 
 
-class GrainIndex(Protocol):
-    """What knows which grains are stored, for all disks of a point: whoever uses it holds `lock`."""
+class ChunkIndex(Protocol):
+    """What knows which chunks are stored, for all disks of a point: whoever uses it holds `lock`."""
 
     @property
     def lock(self) -> threading.RLock:
-        """Held from looking a span up until its new frames are promised, so that no grain is promised twice."""
+        """Held from looking a span up until its new frames are promised, so that no chunk is promised twice."""
         ...
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Frame number (NO_FRAME when unknown) and byte place in that frame, one row per digest."""
         ...
 
-    def add_frame(self, grain_length: NDArray[np.int64], digest: Digests) -> int:
-        """Promise a new frame that holds these grains in this order; `lookup` finds them from now on.
+    def add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
+        """Promise a new frame that holds these chunks in this order; `lookup` finds them from now on.
 
         Returns the number of the frame. The digests must be unknown and distinct.
         """

@@ -5,9 +5,7 @@ raw          RawFile, a sparse image       null   NullSink, for measuring
 restore      a point back to raw images, every disk proved
 """
 
-from .null import NullSink
-from .raw import RawFile, RawReceipt
-from .repository import (
+from vadpipe.repository import (
     IntoRepository,
     Point,
     ReadPoint,
@@ -17,6 +15,9 @@ from .repository import (
     open_repository,
     verify,
 )
+
+from .null import NullSink
+from .raw import RawFile, RawReceipt
 from .restore import RawDirectory, restore
 
 __all__ = [

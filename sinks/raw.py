@@ -12,8 +12,15 @@ from pathlib import Path
 import trio
 from trio.abc import ReceiveChannel
 
-from pipeline import ContractError, Sink, SinkError, Span, Unchanged, Zeros
-from pipeline.files import flush_directory
+from pipeline import (
+    ContractError,
+    Sink,
+    SinkError,
+    Span,
+    Unchanged,
+    Zeros,
+)
+from vadpipe.files import flush_directory
 
 
 @dataclass(frozen=True)

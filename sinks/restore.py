@@ -13,14 +13,22 @@ from typing import Protocol
 
 import trio
 
-from pipeline import BufferPool, ConfigError, Pipeline, TransferFailed, Zeros
+from pipeline import (
+    BufferPool,
+    ConfigError,
+    Pipeline,
+    TransferFailed,
+    Zeros,
+)
 from pipeline.contracts import Flow
 from pipeline.job import DiskWatch
 from pipeline.values import Span
+from vadpipe.repository.read_point import ReadPoint
+from vadpipe.repository.reader import RepositoryReader
+from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 from .null import NullSink
 from .raw import RawFile
-from .repository import ReadPoint, RepositoryReader, RestorePoint, StoredDisk
 
 DISKS_AT_ONCE = 2
 

@@ -3,20 +3,14 @@
 extents   which bytes to read: AllocatedExtents, ChangedExtents      vddk      reading through VDDK
 read      ReadSpans                                                  vmdk      LocalVm: a VM's own files
 zeros     MarkZeros                                                  vsphere   sessions, snapshots, VcenterVm
-grains    CutGrains                                                  vss       the VSS manifest and its verdict
+chunks    CutChunks                                                  vss       the VSS manifest and its verdict
 digest    Digest     dedupe   Dedupe     compress   Compress    preflight  Preflight: before a snapshot
 """
 
-from .compress import Codec, Compress, Stored, Zstd
-from .dedupe import Dedupe, MemoryIndex
-from .digest import Blake3, Digest
-from .extents import AllocatedExtents, ChangedExtents
-from .grains import CutGrains
-from .preflight import Preflight
-from .read import ReadSpans
-from .vddk import DiskAccess, Vddk
-from .vmdk import LocalVm
-from .vsphere import (
+from vadpipe.preflight import Preflight
+from vadpipe.vddk import DiskAccess, Vddk
+from vadpipe.vmdk import LocalVm
+from vadpipe.vsphere import (
     CopyDatastoreItem,
     CopyOnDatastore,
     EachVm,
@@ -30,7 +24,19 @@ from .vsphere import (
     Vifs,
     Vm,
 )
-from .vss import Require, RequireApplication, VssManifest
+from vadpipe.vss import Require, RequireApplication, VssManifest
+
+from .chunks import CutChunks
+from .compress import (
+    Codec,
+    Compress,
+    Uncompressed,
+    Zstd,
+)
+from .dedupe import Dedupe, MemoryIndex
+from .digest import Blake3, Digest
+from .extents import AllocatedExtents, ChangedExtents
+from .read import ReadSpans
 from .zeros import MarkZeros
 
 __all__ = [
@@ -41,7 +47,7 @@ __all__ = [
     "Compress",
     "CopyDatastoreItem",
     "CopyOnDatastore",
-    "CutGrains",
+    "CutChunks",
     "Dedupe",
     "Digest",
     "DiskAccess",
@@ -58,7 +64,7 @@ __all__ = [
     "Require",
     "RequireApplication",
     "SelectVms",
-    "Stored",
+    "Uncompressed",
     "Vcenter",
     "VcenterVm",
     "Vddk",

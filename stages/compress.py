@@ -9,7 +9,14 @@ from typing import Protocol
 
 import zstandard
 
-from pipeline import ConfigError, DedupedSpan, EncodedFrame, FramedSpan, Gap, KernelStage
+from pipeline import (
+    ConfigError,
+    DedupedSpan,
+    EncodedFrame,
+    FramedSpan,
+    Gap,
+    KernelStage,
+)
 
 
 class Codec(Protocol):
@@ -46,7 +53,7 @@ class Zstd:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Uncompressed:
     """No compression: a copy of the bytes."""
 
     @property
@@ -92,15 +99,15 @@ class Compress(KernelStage[DedupedSpan | Gap, FramedSpan | Gap]):
         frames: list[EncodedFrame] = []
         for planned in span.frames:
             rows = slice(planned.first, planned.last)
-            low = int(span.grain_offset[planned.first]) - span.offset
-            length = int(span.grain_length[rows].sum())
+            low = int(span.chunk_offset[planned.first]) - span.offset
+            length = int(span.chunk_length[rows].sum())
             data = memory[low : low + length]
             codec, payload = self.codec.name, self.codec.encode(data)
-            if len(payload) >= length and codec != Stored().name:
-                codec, payload = Stored().name, bytes(data)
+            if len(payload) >= length and codec != Uncompressed().name:
+                codec, payload = Uncompressed().name, bytes(data)
             frames.append(
                 EncodedFrame(
-                    planned.number, codec, length, payload, span.grain_length[rows], span.digest[rows]
+                    planned.number, codec, length, payload, span.chunk_length[rows], span.digest[rows]
                 )
             )
         span.release()
@@ -110,10 +117,10 @@ class Compress(KernelStage[DedupedSpan | Gap, FramedSpan | Gap]):
             data=span.data,
             zeros=span.zeros,
             zero_read=span.zero_read,
-            grain_offset=span.grain_offset,
-            grain_length=span.grain_length,
-            grain_frame=span.grain_frame,
-            grain_place=span.grain_place,
+            chunk_offset=span.chunk_offset,
+            chunk_length=span.chunk_length,
+            chunk_frame=span.chunk_frame,
+            chunk_place=span.chunk_place,
             known=span.known,
             frames=frames,
         )

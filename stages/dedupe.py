@@ -1,6 +1,6 @@
-"""Finding grains that are stored already, and planning frames of the new ones.
+"""Finding chunks that are stored already, and planning frames of the new ones.
 
-It touches 32 bytes per grain, never the data. It decides in the order of the disk what is new; all disks of a point
+It touches 32 bytes per chunk, never the data. It decides in the order of the disk what is new; all disks of a point
 share one index, and take its lock for a span at a time.
 """
 
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from pipeline import (
     DIGEST_SIZE,
     NO_FRAME,
+    ChunkIndex,
     DedupedSpan,
     DigestedSpan,
     Digests,
     Gap,
-    GrainIndex,
     KernelStage,
     MiB,
     PlannedFrame,
 )
-from pipeline.digest_table import DigestTable
+from vadpipe.kernels.digest_table import DigestTable
 
 # One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section 3).
 FRAME = 1 * MiB
@@ -34,14 +34,14 @@ FRAME = 1 * MiB
 
 @dataclass(frozen=True)
 class Dedupe(KernelStage[DigestedSpan | Gap, DedupedSpan | Gap]):
-    """Digested spans in, the same spans out with the place of every grain: in a stored frame or a planned one.
+    """Digested spans in, the same spans out with the place of every chunk: in a stored frame or a planned one.
 
-    Out: `frames` are runs of new grains that lie together on the disk, at most 1 MiB each. Gaps pass.
+    Out: `frames` are runs of new chunks that lie together on the disk, at most 1 MiB each. Gaps pass.
     Memory: the spans in hand, and what the index holds. Cancel: frames that were promised to the index and not
     stored; a repository drops them with the unpublished point.
     """
 
-    index: GrainIndex
+    index: ChunkIndex
     serial = True
 
     def kernel(self) -> Callable[[DigestedSpan], DedupedSpan]:
@@ -49,7 +49,7 @@ class Dedupe(KernelStage[DigestedSpan | Gap, DedupedSpan | Gap]):
 
 
 class MemoryIndex:
-    """A grain index that lives as long as the program: for embedding and for measuring. 80 bytes per grain."""
+    """A chunk index that lives as long as the program: for embedding and for measuring. 80 bytes per chunk."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -64,8 +64,8 @@ class MemoryIndex:
         row = self._table.lookup(digest)
         return np.where(row >= 0, self._frame[row], NO_FRAME), np.where(row >= 0, self._place[row], 0)
 
-    def add_frame(self, grain_length: NDArray[np.int64], digest: Digests) -> int:
-        self._added.append((digest, np.cumsum(grain_length) - grain_length))
+    def add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
+        self._added.append((digest, np.cumsum(chunk_length) - chunk_length))
         number, self._frames = self._frames, self._frames + 1
         return number
 
@@ -87,13 +87,13 @@ class MemoryIndex:
         self._place = np.resize(self._place, self._table.capacity)
 
 
-def dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:
+def dedupe(span: DigestedSpan, index: ChunkIndex) -> DedupedSpan:
     """The kernel of Dedupe, in the order of the disk."""
     with index.lock:
         return _dedupe(span, index)
 
 
-def _dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:
+def _dedupe(span: DigestedSpan, index: ChunkIndex) -> DedupedSpan:
     frame, place = index.lookup(span.digest)
     unknown = np.flatnonzero(frame == NO_FRAME)
     frames: list[PlannedFrame] = []
@@ -101,8 +101,8 @@ def _dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:
     if len(unknown):
         first, inverse = _first_of_equals(span.digest[unknown])
         new[unknown[first]] = True
-        for low, high in frame_borders(new, span.grain_offset, span.grain_length):
-            length = span.grain_length[low:high]
+        for low, high in frame_borders(new, span.chunk_offset, span.chunk_length):
+            length = span.chunk_length[low:high]
             number = index.add_frame(length, span.digest[low:high])
             frame[low:high] = number
             place[low:high] = np.cumsum(length) - length
@@ -112,8 +112,8 @@ def _dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:
         place[unknown] = place[originals]
     return DedupedSpan(
         **vars(span),
-        grain_frame=frame,
-        grain_place=place,
+        chunk_frame=frame,
+        chunk_place=place,
         known=~new,
         frames=frames,
     )
@@ -122,7 +122,7 @@ def _dedupe(span: DigestedSpan, index: GrainIndex) -> DedupedSpan:
 def frame_borders(
     new: NDArray[np.bool_], offset: NDArray[np.int64], length: NDArray[np.int64]
 ) -> list[tuple[int, int]]:
-    """Rows [low, high) of the frames: new grains side by side on the disk, as many as fit."""
+    """Rows [low, high) of the frames: new chunks side by side on the disk, as many as fit."""
     end = offset + length
     starts_run = new & ~np.concatenate(([False], new[:-1] & (end[:-1] == offset[1:])))
     borders: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""The identity of grains."""
+"""The identity of chunks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from blake3 import blake3
 
-from pipeline import DIGEST_SIZE, CutSpan, DigestedSpan, Gap, KernelStage
+from pipeline import (
+    DIGEST_SIZE,
+    CutSpan,
+    DigestedSpan,
+    Gap,
+    KernelStage,
+)
 
 
 @dataclass(frozen=True)
 class Blake3:
     """BLAKE3, keyed with 32 secret bytes of a repository: collision-resistant also against a guest that writes
-    hostile blocks, and what a grain is called tells nothing to who lacks the key. 2.7 GB/s per core.
+    hostile blocks, and what a chunk is called tells nothing to who lacks the key. 2.7 GB/s per core.
 
     Source: the BLAKE3 paper, section 2.3, keyed mode.
     """
@@ -28,7 +34,7 @@ class Blake3:
 
 @dataclass(frozen=True)
 class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
-    """Cut spans in, the same spans out with the digest of each grain. Gaps pass.
+    """Cut spans in, the same spans out with the digest of each chunk. Gaps pass.
 
     Memory: the spans in hand. Cancel: leaves nothing behind.
     """
@@ -42,8 +48,8 @@ class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
     def _digest(self, span: CutSpan) -> DigestedSpan:
         memory = span.buffer.memory
         digest = self.identity.digest
-        starts = (span.grain_offset - span.offset).tolist()
-        ends = (span.grain_offset - span.offset + span.grain_length).tolist()
+        starts = (span.chunk_offset - span.offset).tolist()
+        ends = (span.chunk_offset - span.offset + span.chunk_length).tolist()
         joined = b"".join([digest(memory[low:high]) for low, high in zip(starts, ends, strict=True)])
         return DigestedSpan(
             **vars(span),

@@ -14,9 +14,19 @@ from operator import or_
 
 from trio.abc import SendChannel
 
-from pipeline import CLUSTER, ChangeTrackingInvalid, Disk, Extents, GiB, PreviousDisk, Source, Window, emit
+from pipeline import (
+    CLUSTER,
+    ChangeTrackingInvalid,
+    Disk,
+    Extents,
+    GiB,
+    PreviousDisk,
+    Source,
+    Window,
+    emit,
+)
 
-# As much as one QueryAllocatedBlocks call may ask for: 524288 chunks of 64 KiB (VDDK programming guide).
+# As much as one QueryAllocatedBlocks call may ask for: 524288 VDDK chunks of 64 KiB (VDDK programming guide).
 WINDOW = 32 * GiB
 
 

@@ -9,7 +9,18 @@ import numpy as np
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from pipeline import SPAN, Disk, Extents, Gap, Span, Stage, Unchanged, Window, Zeros, run_ordered
+from pipeline import (
+    SPAN,
+    Disk,
+    Extents,
+    Gap,
+    Span,
+    Stage,
+    Unchanged,
+    Window,
+    Zeros,
+    run_ordered,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class ReadSpans(Stage[Window, Span | Gap]):
         async with trio.open_nursery() as nursery:
             send, receive = trio.open_memory_channel[Span | Gap](0)
             nursery.start_soon(cut, send)
-            await run_ordered(receive, outbox, read, places=self.ahead)
+            await run_ordered(receive, outbox, read, concurrency=self.ahead)
 
     async def _span(self, cell: Window) -> Span:
         return Span(

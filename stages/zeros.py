@@ -8,10 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import CLUSTER, Extents, Gap, KernelStage, Span, Zeros
+from pipeline import (
+    CLUSTER,
+    Extents,
+    Gap,
+    KernelStage,
+    Span,
+    Zeros,
+)
 
 # A shorter run of zero clusters inside data stays data: it compresses to nothing, while a border there would
-# end a grain and a frame. As long as the smallest grain (stages/grains.py).
+# end a chunk and a frame. As long as the smallest chunk (stages/chunks.py).
 SHORTEST_RUN = 4
 
 # Of the 512 words of a cluster, one in this many is looked at first: eight cache lines of 64.

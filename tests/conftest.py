@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lab.guest import Guest, build_windows_guest
-from lab.vcenter import LabVcenter
-from lab.vddk_build import CompilerMissing, build_vddk
-from lab.witness import chain_digest
 from pipeline import MiB
+from vadpipe.lab.guest import Guest, build_windows_guest
+from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
+from vadpipe.lab.witness import chain_digest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NIGHTLY = Path(__file__).parent.parent / "lab" / "nightly.py"  # the example, on the lab
+NIGHTLY = Path(__file__).parent.parent / "vadpipe" / "lab" / "nightly.py"  # the example, on the lab
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,7 @@ def vadpipe(*arguments, environment=None, **options):
 
 
 def command(*arguments):
-    return [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return [sys.executable, "-m", "vadpipe", *map(str, arguments)]
 
 
 @dataclass
@@ -98,6 +98,6 @@ def small_lab(tmp_path, vddk):
             "XDG_STATE_HOME": str(tmp_path / "state"),
         }
         lab = SmallLab(tmp_path, vcenter, guest, moref, environment)
-        vcenter.on_snapshot.append(lab.witness)
+        vcenter.on_snapshot.append(vadpipe.lab.witness)
         assert vadpipe("init", lab.repository).returncode == 0
         yield lab

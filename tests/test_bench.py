@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from bench import images
 from pipeline import ConfigError, GiB
 from tests.conftest import vadpipe
+from vadpipe.bench import images
 
 MKE2FS = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 

@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lab.campaign import campaign, main
-from lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
-from lab.campaign_vddk import (
+from vadpipe.lab.campaign import campaign, main
+from vadpipe.lab.campaign_scenario import (
+    CALLS,
+    EVENTS,
+    MOVES,
+    READ,
+    TASKS,
+    Scenario,
+)
+from vadpipe.lab.campaign_vddk import (
     ACTIONS,
     VDDK_MOMENTS,
     VddkScenario,
@@ -17,7 +24,7 @@ from lab.campaign_vddk import (
     is_in_fatal_call,
     surroundings,
 )
-from lab.vcenter.fault_kinds import FAULT_KINDS
+from vadpipe.lab.vcenter.fault_kinds import FAULT_KINDS
 
 SEED = 3
 SHORT, LONG = 300, 5000

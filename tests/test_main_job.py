@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from lab.witness import image_digest
 from sinks import RepositoryReader
-from sinks.repository.layout import Layout
 from tests.conftest import NIGHTLY, command
+from vadpipe.lab.witness import image_digest
+from vadpipe.repository.layout import Layout
 
 pytestmark = pytest.mark.slow
 

@@ -5,11 +5,16 @@ import random
 
 import pytest
 
-from lab.disks import LabDisk
-from lab.process_tree import run_measured
-from lab.vcenter import LabVcenter
-from pipeline import GiB, MiB, TiB, format_size
+from pipeline import (
+    GiB,
+    MiB,
+    TiB,
+    format_size,
+)
 from tests.conftest import NIGHTLY, command, vadpipe
+from vadpipe.lab.disks import LabDisk
+from vadpipe.lab.process_tree import run_measured
+from vadpipe.lab.vcenter.server import LabVcenter
 
 LIMIT = 256 * MiB
 CAPACITY = 4 * TiB

@@ -3,14 +3,30 @@
 import numpy as np
 import pytest
 
-from pipeline import CLUSTER, SPAN, BufferPool, IntegrityError, Job, MiB, SinkError, TransferFailed
-from pipeline.testing import FakeMachine, FaultyDisk, PatternDisk, all_free
-from sinks import IntoRepository, RawFile, ReadPoint, Repository, open_repository
+from pipeline import (
+    CLUSTER,
+    SPAN,
+    BufferPool,
+    IntegrityError,
+    Job,
+    MiB,
+    SinkError,
+    TransferFailed,
+)
+from pipeline.testing.fakes import FakeMachine, FaultyDisk, PatternDisk
+from pipeline.testing.views import all_free
+from sinks import (
+    IntoRepository,
+    RawFile,
+    ReadPoint,
+    Repository,
+    open_repository,
+)
 from stages import (
     Blake3,
     ChangedExtents,
     Compress,
-    CutGrains,
+    CutChunks,
     Dedupe,
     Digest,
     MarkZeros,
@@ -38,7 +54,7 @@ def path(disk, point):
         ChangedExtents(disk, point.previous(disk))
         | ReadSpans(disk)
         | MarkZeros()
-        | CutGrains()
+        | CutChunks()
         | Digest(Blake3(point.key))
         | Dedupe(point)
         | Compress(Zstd(1))

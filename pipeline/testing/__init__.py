@@ -9,7 +9,15 @@ FakeMachine, FakeTarget                 a job without a VM and without a store
 """
 
 from .checks import check_sink, check_source, check_stage
-from .fakes import FakeCapture, FakeMachine, FakeTarget, FaultyDisk, Items, MemoryDisk, PatternDisk
+from .fakes import (
+    FakeCapture,
+    FakeMachine,
+    FakeTarget,
+    FaultyDisk,
+    Items,
+    MemoryDisk,
+    PatternDisk,
+)
 from .views import all_free, covers, plain
 
 __all__ = [

@@ -19,7 +19,13 @@ from typing import Any, TypeVar
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from ..contracts import Flow, Pipeline, Sink, Source, Stage
+from ..contracts import (
+    Flow,
+    Pipeline,
+    Sink,
+    Source,
+    Stage,
+)
 from ..errors import leaves
 from .fakes import Items
 

@@ -14,9 +14,17 @@ from trio.abc import SendChannel
 
 from ..buffers import Buffer, BufferPool
 from ..contracts import Source
-from ..disk import Capture, ChangedAreas, Disk, DiskReceipt, Evidence, MachineId, PreviousDisk
 from ..errors import ChangeTrackingInvalid, SourceError
 from ..extents import Extents
+from ..protocols import (
+    Capture,
+    ChangedAreas,
+    Disk,
+    DiskReceipt,
+    Evidence,
+    MachineId,
+    PreviousDisk,
+)
 from ..units import KiB, MiB
 
 T = TypeVar("T")
@@ -226,7 +234,7 @@ class FakeMachine:
         finally:
             self.released.append("released")
 
-    def touches(self) -> Sequence[str]:
+    def effects(self) -> Sequence[str]:
         return []
 
 
@@ -262,5 +270,5 @@ class FakeTarget:
     def planned(self) -> FakePoint:
         return FakePoint(self.published)
 
-    def touches(self) -> Sequence[str]:
+    def effects(self) -> Sequence[str]:
         return []

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from pipeline import Sink, Source, Stage
-from pipeline.testing import check_sink, check_source, check_stage
+from pipeline.testing.checks import check_sink, check_source, check_stage
 
 
 class BreaksQuietly(Source[int]):

@@ -16,7 +16,12 @@ from pipeline import (
     TransferFailed,
 )
 from pipeline.plan import plan
-from pipeline.testing import FakeMachine, FakeTarget, FaultyDisk, PatternDisk
+from pipeline.testing.fakes import (
+    FakeMachine,
+    FakeTarget,
+    FaultyDisk,
+    PatternDisk,
+)
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 
 SIZE = 9 * MiB

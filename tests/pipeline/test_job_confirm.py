@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import Job, SourceError
-from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
+from pipeline.testing.fakes import FakeMachine, FakeTarget, PatternDisk
 from tests.pipeline.test_job import path
 
 

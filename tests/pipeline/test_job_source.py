@@ -10,8 +10,8 @@ import trio
 from click.testing import CliRunner
 
 from pipeline import ConfigError, JobSource
-from pipeline.commands import plan, run
-from pipeline.config import load_jobs, read_config, resolve
+from vadpipe.cli.config import load_jobs, read_config, resolve
+from vadpipe.cli.run import plan, run
 
 CONFIG = """
 from contextlib import asynccontextmanager
@@ -69,7 +69,7 @@ class Some:
         return self.made
     def planned(self):
         return job("each")
-    def touches(self):
+    def effects(self):
         return ["Looks them up."]
 
 """
@@ -164,7 +164,7 @@ def test_a_plan_describes_one_job_for_each_and_runs_no_source(write):
         "    AllocatedExtents(disk=disk)",
         "  | Count()",
         lines[3],
-        "  touches: Looks them up.",
+        "  effect: Looks them up.",
     ]
     assert lines[3].startswith("  holds at most")
     assert invoke(plan, path, "--job", "first").stdout.splitlines() == lines[:at]
@@ -175,7 +175,7 @@ def test_a_plan_describes_one_job_for_each_and_runs_no_source(write):
 def test_a_signal_ends_the_run_not_only_the_job(write):
     path = write("jobs = [job('a'), job('b', into=Hanging), job('c'), job('d')]")
     with subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "run", str(path)],
+        [sys.executable, "-m", "vadpipe", "run", str(path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,9 +8,17 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import KernelStage, Sink, Stage, TransferFailed, Zeros, run_ordered
+from pipeline import (
+    KernelStage,
+    Sink,
+    Stage,
+    TransferFailed,
+    Zeros,
+    run_ordered,
+)
 from pipeline.lift import FusedKernels, fused
-from pipeline.testing import Items, check_stage
+from pipeline.testing.checks import check_stage
+from pipeline.testing.fakes import Items
 
 
 class Collect(Sink[object, list[object]]):
@@ -149,7 +157,7 @@ async def test_no_more_items_in_hand_than_places():
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feed)
         nursery.start_soon(drain)
-        await run_ordered(taken, out, work, places=3)
+        await run_ordered(taken, out, work, concurrency=3)
         await out.aclose()
     assert most <= 4  # three places, and the one that the reader holds
 
@@ -167,5 +175,5 @@ async def test_of_failures_at_the_same_time_the_first_is_raised():
     for item in range(2):
         sent.send_nowait(item)
     with pytest.raises(ExceptionGroup) as failed:
-        await run_ordered(taken, trio.open_memory_channel(0)[0], work, places=2)
+        await run_ordered(taken, trio.open_memory_channel(0)[0], work, concurrency=2)
     assert len(failed.value.exceptions) == 1

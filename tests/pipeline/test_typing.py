@@ -13,13 +13,13 @@ SKETCH = """\
 from pipeline import Disk, Flow, Gap, Pipeline, Span
 from pipeline.testing import PatternDisk
 from sinks import NullSink
-from stages import AllocatedExtents, Blake3, Compress, CutGrains, Dedupe, Digest, MarkZeros, MemoryIndex, ReadSpans
+from stages import AllocatedExtents, Blake3, Compress, CutChunks, Dedupe, Digest, MarkZeros, MemoryIndex, ReadSpans
 
 disk: Disk = PatternDisk(1 << 20)
 flow: Flow[Span | Gap] = AllocatedExtents(disk) | ReadSpans(disk) | MarkZeros()
-right: Pipeline[int] = flow | CutGrains() | Digest(Blake3()) | Dedupe(MemoryIndex()) | Compress() | NullSink()
+right: Pipeline[int] = flow | CutChunks() | Digest(Blake3()) | Dedupe(MemoryIndex()) | Compress() | NullSink()
 digest_before_cut = flow | Digest(Blake3())  # wrong
-compress_before_dedupe = flow | CutGrains() | Digest() | Compress()  # wrong
+compress_before_dedupe = flow | CutChunks() | Digest() | Compress()  # wrong
 windows_into_null: Pipeline[int] = AllocatedExtents(disk) | NullSink()
 """
 

@@ -4,8 +4,16 @@ import sys
 
 import pytest
 
-from pipeline import SPAN, ContractError, TransferFailed, Unchanged, Zeros
-from pipeline.testing import Items, PatternDisk, all_free, check_sink
+from pipeline import (
+    SPAN,
+    ContractError,
+    TransferFailed,
+    Unchanged,
+    Zeros,
+)
+from pipeline.testing.checks import check_sink
+from pipeline.testing.fakes import Items, PatternDisk
+from pipeline.testing.views import all_free
 from sinks import NullSink, RawFile
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 
@@ -59,7 +67,7 @@ FULL = """
 import resource, signal, sys, trio
 from pathlib import Path
 from pipeline import MiB
-from pipeline.cli import error_lines
+from vadpipe.cli.main import error_lines
 from pipeline.testing import PatternDisk
 from sinks import RawFile
 from stages import AllocatedExtents, ReadSpans

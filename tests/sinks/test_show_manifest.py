@@ -7,17 +7,21 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from lab.vss import ManifestRecipe, manifest_zip
-from lab.vss.draft import Request
 from pipeline import Evidence, KiB
 from pipeline.errors import SinkError
-from pipeline.testing import FakeCapture
-from sinks.commands import show_point
-from sinks.consistency import verdict_lines, write_new
-from sinks.repository import Repository
-from stages.vss import classify_manifest
-
-from .repository_kit import MACHINE, MemoryDisk, full_path, random_bytes
+from pipeline.testing.fakes import FakeCapture
+from tests.vadpipe.repository.repository_kit import (
+    MACHINE,
+    MemoryDisk,
+    full_path,
+    random_bytes,
+)
+from vadpipe.cli.consistency import verdict_lines, write_new
+from vadpipe.cli.repository import show_point
+from vadpipe.lab.vss.draft import Request
+from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.repository.store import Repository
+from vadpipe.vss.classify import classify_manifest
 
 MANIFEST = manifest_zip(Request(), ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"})))
 

@@ -4,9 +4,15 @@ import gc
 
 import pytest
 
-from pipeline import SPAN, Extents, Span, Unchanged, Zeros
+from pipeline import (
+    SPAN,
+    Extents,
+    Span,
+    Unchanged,
+    Zeros,
+)
 from pipeline.buffers import Buffer
-from pipeline.testing import PatternDisk
+from pipeline.testing.fakes import PatternDisk
 
 
 def take(pool):

@@ -6,12 +6,28 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import NO_FRAME, SPAN, ConfigError, Extents, MiB, Span
+from pipeline import (
+    NO_FRAME,
+    SPAN,
+    ConfigError,
+    Extents,
+    MiB,
+    Span,
+)
 from pipeline.buffers import Buffer
-from pipeline.testing import all_free, check_stage, covers, plain
-from stages import Blake3, Compress, Dedupe, Digest, MemoryIndex, Stored, Zstd
+from pipeline.testing.checks import check_stage
+from pipeline.testing.views import all_free, covers, plain
+from stages import (
+    Blake3,
+    Compress,
+    Dedupe,
+    Digest,
+    MemoryIndex,
+    Uncompressed,
+    Zstd,
+)
+from stages.chunks import cut_span
 from stages.dedupe import FRAME, dedupe, frame_borders
-from stages.grains import cut_span
 from stages.zeros import mark_zeros
 
 
@@ -25,7 +41,7 @@ def digests(spans):
     return lambda: spans(digested)
 
 
-async def test_every_grain_gets_a_place_and_new_ones_a_frame(disk, digests):
+async def test_every_chunk_gets_a_place_and_new_ones_a_frame(disk, digests):
     views = await check_stage(lambda: FreshDedupe(), digests, view=plain)
     assert covers(views, disk.capacity)
     content = {}
@@ -35,10 +51,10 @@ async def test_every_grain_gets_a_place_and_new_ones_a_frame(disk, digests):
             continue
         rows = list(
             zip(
-                facts["grain_offset"],
-                facts["grain_length"],
-                facts["grain_frame"],
-                facts["grain_place"],
+                facts["chunk_offset"],
+                facts["chunk_length"],
+                facts["chunk_frame"],
+                facts["chunk_place"],
                 facts["known"],
                 strict=True,
             )
@@ -56,7 +72,7 @@ async def test_every_grain_gets_a_place_and_new_ones_a_frame(disk, digests):
         length
         for kind, facts in views
         if kind == "DedupedSpan"
-        for length, is_known in zip(facts["grain_length"], facts["known"], strict=True)
+        for length, is_known in zip(facts["chunk_length"], facts["known"], strict=True)
         if not is_known
     )
 
@@ -78,8 +94,8 @@ def test_what_an_index_knows_is_not_stored_again(digests):
     for one, two in zip(first, again, strict=True):
         assert two.known.all()
         assert not two.frames
-        assert np.array_equal(one.grain_frame, two.grain_frame)
-        assert np.array_equal(one.grain_place, two.grain_place)
+        assert np.array_equal(one.chunk_frame, two.chunk_frame)
+        assert np.array_equal(one.chunk_place, two.chunk_place)
 
 
 def digests_again(digests, spans):
@@ -92,15 +108,15 @@ rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(4, 64)), max
 
 
 @given(rows)
-def test_frames_are_runs_of_new_grains_side_by_side(grains):
+def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
     """Rows: is new, lies right behind the one before, clusters."""
     offset, length, reached = [], [], 0
-    for _, adjacent, clusters in grains:
+    for _, adjacent, clusters in chunks:
         reached += 0 if adjacent else 4096
         offset.append(reached)
         length.append(clusters * 4096)
         reached += clusters * 4096
-    new = np.array([row[0] for row in grains], dtype=np.bool_)
+    new = np.array([row[0] for row in chunks], dtype=np.bool_)
     offset, length = np.array(offset, dtype=np.int64), np.array(length, dtype=np.int64)
     borders = frame_borders(new, offset, length)
     assert [place for low, high in borders for place in range(low, high)] == np.flatnonzero(new).tolist()
@@ -112,7 +128,7 @@ def test_frames_are_runs_of_new_grains_side_by_side(grains):
         assert not together or length[borders[borders.index((low, end)) - 1][0] : low + 1].sum() > FRAME
 
 
-@pytest.mark.parametrize("codec", [Zstd(1), Zstd(3), Zstd(-1), Stored()])
+@pytest.mark.parametrize("codec", [Zstd(1), Zstd(3), Zstd(-1), Uncompressed()])
 async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests, codec):
     def deduped():
         index = MemoryIndex()
@@ -126,7 +142,7 @@ async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests,
             data = frame["payload"]
             if frame["codec"] == "zstd":
                 data = zstandard.decompress(data)
-            assert len(data) == frame["length"] == sum(frame["grain_length"])
+            assert len(data) == frame["length"] == sum(frame["chunk_length"])
             decoded += len(data)
     assert decoded
     assert all_free(disk.pool)

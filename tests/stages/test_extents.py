@@ -10,7 +10,9 @@ from pipeline import (
     TransferFailed,
     observed,
 )
-from pipeline.testing import FaultyDisk, PatternDisk, check_source, covers, plain
+from pipeline.testing.checks import check_source
+from pipeline.testing.fakes import FaultyDisk, PatternDisk
+from pipeline.testing.views import covers, plain
 from sinks import NullSink
 from stages import AllocatedExtents, ChangedExtents
 from stages.extents import changed_since

@@ -1,15 +1,33 @@
-"""MarkZeros, CutGrains, Digest: the kernels that share one thread trip."""
+"""MarkZeros, CutChunks, Digest: the kernels that share one thread trip."""
 
 import numpy as np
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import CLUSTER, SPAN, BufferPool, Extents, Span, Zeros
+from pipeline import (
+    CLUSTER,
+    SPAN,
+    BufferPool,
+    Extents,
+    Span,
+    Zeros,
+)
 from pipeline.buffers import Buffer
-from pipeline.testing import all_free, check_stage, covers, plain
-from stages import Blake3, CutGrains, Digest, MarkZeros
-from stages.grains import LARGEST, SMALLEST, cut, cut_span
+from pipeline.testing.checks import check_stage
+from pipeline.testing.views import all_free, covers, plain
+from stages import (
+    Blake3,
+    CutChunks,
+    Digest,
+    MarkZeros,
+)
+from stages.chunks import (
+    LARGEST,
+    SMALLEST,
+    cut,
+    cut_span,
+)
 from stages.zeros import mark_zeros
 
 POOL = BufferPool(SPAN)
@@ -65,20 +83,20 @@ def test_a_changed_cluster_that_became_zero_is_zero_even_alone():
     assert marked.data == Extents.of([(8 * SPAN + 5 * CLUSTER, CLUSTER)])
 
 
-async def test_grains_cover_the_data_within_their_limits(disk, spans):
-    views = await check_stage(CutGrains, lambda: spans(mark_zeros), view=plain)
+async def test_chunks_cover_the_data_within_their_limits(disk, spans):
+    views = await check_stage(CutChunks, lambda: spans(mark_zeros), view=plain)
     for kind, facts in views:
         if kind == "CutSpan":
-            grains = list(zip(facts["grain_offset"], facts["grain_length"], strict=True))
-            assert Extents.of(grains) == facts["data"]
-            assert sum(length for _, length in grains) == facts["data"].total
+            chunks = list(zip(facts["chunk_offset"], facts["chunk_length"], strict=True))
+            assert Extents.of(chunks) == facts["data"]
+            assert sum(length for _, length in chunks) == facts["data"].total
             ends = set(facts["data"].end.tolist())
-            assert all(SMALLEST <= length <= LARGEST or offset + length in ends for offset, length in grains)
+            assert all(SMALLEST <= length <= LARGEST or offset + length in ends for offset, length in chunks)
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 1 << 30), st.integers(1, 40))
-def test_content_decides_where_grains_end_not_its_place(seed, shift):
+def test_content_decides_where_chunks_end_not_its_place(seed, shift):
     """Behind the same content moved by whole clusters, cuts fall at the same places again."""
     data = np.random.default_rng(seed).bytes(1 << 20)
     plain_ends = cut(memoryview(data))
@@ -87,7 +105,7 @@ def test_content_decides_where_grains_end_not_its_place(seed, shift):
     assert len(set(plain_ends[-8:]) & set(moved_ends)) >= 4
 
 
-def test_grains_have_the_promised_mean():
+def test_chunks_have_the_promised_mean():
     data = np.random.default_rng(5).bytes(SPAN)
     assert 45 * 1024 < len(data) / len(cut(memoryview(data))) < 90 * 1024
 
@@ -100,7 +118,7 @@ async def test_digests_are_keyed_blake3(disk, spans):
     for kind, facts in views:
         if kind == "DigestedSpan":
             for offset, length, digest in zip(
-                facts["grain_offset"], facts["grain_length"], facts["digest"], strict=True
+                facts["chunk_offset"], facts["chunk_length"], facts["digest"], strict=True
             ):
                 assert bytes(digest) == blake3(disk.bytes_at(offset, length).tobytes(), key=key).digest()
 

@@ -1,7 +1,19 @@
 import pytest
 
-from pipeline import SPAN, BufferPool, Extents, GiB, SourceError, TransferFailed, Unchanged, Window, Zeros
-from pipeline.testing import FaultyDisk, Items, PatternDisk, all_free, check_stage, covers, plain
+from pipeline import (
+    SPAN,
+    BufferPool,
+    Extents,
+    GiB,
+    SourceError,
+    TransferFailed,
+    Unchanged,
+    Window,
+    Zeros,
+)
+from pipeline.testing.checks import check_stage
+from pipeline.testing.fakes import FaultyDisk, Items, PatternDisk
+from pipeline.testing.views import all_free, covers, plain
 from sinks import NullSink
 from stages import AllocatedExtents, ReadSpans
 from stages.read import pieces

@@ -1,0 +1,261 @@
+"""What the engine asks of a VM, of its disks, and of the place that points are written to.
+
+These are protocols: a reader or a store of another mover takes part by having these methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, TypeVar, runtime_checkable
+
+from .buffers import Buffer, BufferPool
+from .extents import Extents
+
+
+@dataclass(frozen=True)
+class ChangedAreas:
+    """One page of an answer of change tracking: `extents` changed in [offset, offset + length)."""
+
+    offset: int
+    length: int
+    extents: Extents
+
+
+class DiskSize(Protocol):
+    """Which disk, and how large; all that showing progress needs."""
+
+    @property
+    def key(self) -> str:
+        """Stable identity within the VM, e.g. 'scsi0:0' or the disk's UUID; names the disk in a point."""
+        ...
+
+    @property
+    def capacity(self) -> int: ...
+
+
+class Disk(DiskSize, Protocol):
+    """An open virtual disk, for reading. Offsets and lengths in bytes."""
+
+    @property
+    def label(self) -> str:
+        """For people, e.g. 'Hard disk 1'."""
+        ...
+
+    @property
+    def change_id(self) -> str | None:
+        """The change tracking state of this snapshot, to be kept with the point; None: not tracked."""
+        ...
+
+    @property
+    def pool(self) -> BufferPool:
+        """Where `read` takes its buffers from."""
+        ...
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        """What may hold data in [offset, offset + length); the rest reads as zero.
+
+        Raises SourceError.
+        """
+        ...
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        """What changed between change id `since` and this snapshot, from `offset` on, one page of it.
+
+        Raises ChangeTrackingInvalid when there is no trustworthy answer.
+        """
+        ...
+
+    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        """Read the `wanted` extents; the byte at disk offset `o` goes to `buffer.array[o - offset]`.
+
+        Several reads may run at once. Raises SourceError with disk, offset and length.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MachineId:
+    """Which VM: `uuid` is its identity over renames, `name` is for people and may be ambiguous."""
+
+    uuid: str
+    name: str
+
+
+class Capture(Protocol):
+    """A VM held still: the open disks of a snapshot, and what the VM is."""
+
+    @property
+    def machine(self) -> MachineId: ...
+
+    @property
+    def disks(self) -> Sequence[Disk]: ...
+
+    @property
+    def quiescing_asked(self) -> str:
+        """'application', 'file-system' or 'none'."""
+        ...
+
+    @property
+    def configuration(self) -> Mapping[str, object]:
+        """What is needed to make the VM again; JSON values only."""
+        ...
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """One sentence for each disk of the VM that is not among `disks`; never empty silently."""
+        ...
+
+    @property
+    def attention(self) -> Sequence[str]:
+        """What else is not as it was asked for, one sentence each; it makes exit code 3."""
+        ...
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What else a report should say, one sentence each."""
+        ...
+
+    @property
+    def preflight(self) -> Mapping[str, object] | None:
+        """What was found out before anything was touched, as JSON values; None: nobody looked."""
+        ...
+
+    async def confirm(self) -> None:
+        """After the last read and before the point is published: the VM was held still until now.
+
+        Raises SourceError when what was read may not be whole.
+        """
+        ...
+
+    @property
+    def snapshots_left(self) -> int | None:
+        """How many snapshots the VM has once the capture has ended; None where there is no such thing."""
+        ...
+
+
+C_co = TypeVar("C_co", bound=Capture, covariant=True)
+C_contra = TypeVar("C_contra", bound=Capture, contravariant=True)
+
+
+class Machine(Protocol[C_co]):
+    """A VM that can be captured. Making one does no I/O."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def pool_size(self) -> int:
+        """Bytes of buffers that a capture's disks share."""
+        ...
+
+    def capture(self) -> AbstractAsyncContextManager[C_co]:
+        """Hold the VM still; at the end release everything, or raise LeftBehind."""
+        ...
+
+    def effects(self) -> Sequence[str]:
+        """What a capture would change outside, one sentence each; for `plan`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a finisher found out about the point: the consistency reached, and the documents that say so.
+
+    `shortfalls`: where that is less than required, a sentence each, when `satisfied` is False.
+    """
+
+    reached: str
+    satisfied: bool
+    reasons: Sequence[str]
+    verdict: Mapping[str, object] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    shortfalls: Sequence[str] = ()
+
+
+class Finisher(Protocol[C_contra]):
+    """A last step of a job, while the snapshot still exists."""
+
+    async def finish(self, capture: C_contra) -> Evidence: ...
+
+
+@runtime_checkable
+class Examiner(Protocol[C_contra]):
+    """A finisher that can tell before anything is read whether the capture is good enough."""
+
+    async def examine(self, capture: C_contra, attempt: int) -> Evidence | None:
+        """What `finish` would say; None to be asked at the end. `attempt` counts the captures given up before.
+
+        Raises QuiescingShort: with `retry_after_s` for another capture, without to fail the job.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PreviousDisk:
+    """What the previous point knows of a disk."""
+
+    point: str
+    capacity: int
+    change_id: str | None
+
+
+@dataclass(frozen=True)
+class DiskReceipt:
+    """What became of one disk. Bytes of the disk, but for `stored`: bytes added to the store.
+
+    `read` = `zero_read` + `known` + `new`; logical = `read` + `zero_unread` + `unchanged`.
+    """
+
+    key: str
+    label: str
+    capacity: int
+    root: str
+    read: int
+    zero_read: int
+    zero_unread: int
+    unchanged: int
+    known: int
+    new: int
+    stored: int
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class PointWriter(Protocol):
+    """A restore point in the making. Nothing of it is visible before `publish` returned."""
+
+    def previous(self, disk: Disk) -> PreviousDisk | None:
+        """The same disk in the newest point of this VM, if there is one."""
+        ...
+
+    async def publish(self, capture: Capture, disks: Sequence[DiskReceipt], evidence: Evidence | None) -> str:
+        """Make the point durable and visible, last and atomically. Returns its id."""
+        ...
+
+
+P_co = TypeVar("P_co", bound=PointWriter, covariant=True)
+
+
+class Store(Protocol[P_co]):
+    """An open store: it was found, is one, and can be written."""
+
+    def begin(self, machine: MachineId) -> AbstractAsyncContextManager[P_co]:
+        """Start a point; left without `publish`, nothing of it remains visible."""
+        ...
+
+
+class Target(Protocol[P_co]):
+    """Where points go. Making one does no I/O."""
+
+    def open(self) -> AbstractAsyncContextManager[Store[P_co]]: ...
+
+    def planned(self) -> P_co:
+        """A point writer that is good for composing and describing a path, not for running it."""
+        ...
+
+    def effects(self) -> Sequence[str]:
+        """What a job would change there, one sentence each; for `plan`."""
+        ...

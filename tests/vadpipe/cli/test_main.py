@@ -1,0 +1,141 @@
+"""The command as users start it: a process, its output, its exit code."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.errors import (
+    ConfigError,
+    SinkError,
+    SnapshotLeaked,
+    TransferFailed,
+)
+from vadpipe.cli.main import error_lines, exit_code
+
+CONFIG = """
+import trio
+from pipeline import DiskReceipt, Job, Sink
+from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
+from stages import AllocatedExtents, ReadSpans
+
+class Count(Sink):
+    def __init__(self, disk):
+        self.disk = disk
+    async def run(self, inbox):
+        async for item in inbox:
+            if hasattr(item, "release"):
+                item.release()
+        if HANG:
+            print("hanging", flush=True)
+            await trio.sleep_forever()
+        return DiskReceipt(self.disk.key, "a disk", self.disk.capacity, "", 5, 0, 0, 0, 2, 3, 1)
+
+def path(disk, point):
+    return AllocatedExtents(disk) | ReadSpans(disk) | Count(disk)
+
+job = Job(FakeMachine([PatternDisk(5 << 20)]), path, into=FakeTarget(), name="nightly")
+HANG = False
+"""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "vadpipe", *map(str, arguments)]
+
+
+def vadpipe(*arguments):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.mark.slow
+def test_run_tells_people_in_plain_lines(config):
+    done = vadpipe("run", config)
+    assert done.returncode == 0
+    assert done.stdout.startswith("nightly: point point 1, ")
+    assert "disk scsi0:0 (pattern scsi0:0)" not in done.stdout
+    assert "logical 5.0 MiB, allocated" in done.stdout
+    assert "limited by" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
+    events = tmp_path / "events.jsonl"
+    done = vadpipe("run", config, "--json", "--events", events)
+    document = json.loads(done.stdout)
+    assert document["ok"] is True
+    assert document["jobs"][0]["disks"][0]["new"] == 3
+    kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert kinds == ["disk started", "extents", "disk finished", "published"]
+
+
+@pytest.mark.slow
+def test_plan_touches_nothing(config):
+    done = vadpipe("plan", config, "--json")
+    assert done.returncode == 0
+    [planned] = json.loads(done.stdout)["jobs"]
+    assert planned["stages"][1] == "ReadSpans(disk=disk, ahead=2)"
+
+
+@pytest.mark.slow
+def test_a_syntax_error_is_one_message_and_exit_code_2(config):
+    config.write_text(CONFIG + "\njob = (")
+    done = vadpipe("run", config)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert f"{config}, line {len(CONFIG.splitlines()) + 2}: '(' was never closed" in line
+
+
+@pytest.mark.slow
+def test_an_error_in_json_is_a_document_too(config):
+    config.write_text("job = 1")
+    done = vadpipe("run", config, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["errors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_order(config, number):
+    config.write_text(CONFIG.replace("HANG = False", "HANG = True"))
+    with subprocess.Popen(
+        command("run", config), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"Ended by {number.name}; nothing was published." in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_usage_errors_have_exit_code_2():
+    assert vadpipe("run").returncode == 2
+    assert vadpipe("no-such-command").returncode == 2
+
+
+def test_the_worst_failure_decides_the_exit_code():
+    leaked = SnapshotLeaked("left")
+    assert exit_code(leaked) == 3
+    assert exit_code(ConfigError("typo")) == 2
+    assert exit_code(TransferFailed("", [leaked, SinkError("full")])) == 1
+
+
+def test_notes_are_told_with_their_error():
+    error = SinkError("The disk is full.", remedy="Free some space.")
+    error.add_note("in stage IntoRepository")
+    assert error_lines(TransferFailed("", [error])) == [
+        "The disk is full. Free some space. (in stage IntoRepository)"
+    ]

@@ -1,0 +1,160 @@
+"""What the tests of the repository share: a disk in memory, and backing it up and restoring it with real stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import trio
+from blake3 import blake3
+
+from pipeline import (
+    BufferPool,
+    ChangedAreas,
+    Disk,
+    DiskReceipt,
+    Extents,
+    Flow,
+    Job,
+    MachineId,
+    Pipeline,
+    Source,
+    Span,
+    Window,
+)
+from pipeline.testing.fakes import FakeMachine
+from stages import (
+    AllocatedExtents,
+    Blake3,
+    ChangedExtents,
+    Codec,
+    Compress,
+    CutChunks,
+    Dedupe,
+    Digest,
+    MarkZeros,
+    ReadSpans,
+    Uncompressed,
+    Zstd,
+)
+from vadpipe.repository.config import Origin
+from vadpipe.repository.into_repository import IntoRepository
+from vadpipe.repository.point import Point
+from vadpipe.repository.read_point import ReadPoint
+from vadpipe.repository.reader import RepositoryReader
+from vadpipe.repository.restore_point import RestorePoint
+from vadpipe.repository.store import Repository
+
+MACHINE = MachineId("00000000-0000-0000-0000-000000000001", "fake")
+POOL = BufferPool()
+
+
+@dataclass
+class MemoryDisk:
+    """A disk whose content is an array, with change tracking over `write`."""
+
+    content: np.ndarray
+    key: str = "scsi0:0"
+    label: str = "Hard disk 1"
+    pool: BufferPool = POOL
+    holes: Extents = field(default_factory=Extents.empty)
+    written: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def capacity(self) -> int:
+        return len(self.content)
+
+    @property
+    def change_id(self) -> str:
+        return f"{len(self.written)}"
+
+    def write(self, offset: int, data: np.ndarray) -> None:
+        self.content[offset : offset + len(data)] = data
+        self.written.append((offset, len(data)))
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        await trio.lowlevel.checkpoint()
+        return Extents.whole(length, offset) - self.holes
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        await trio.lowlevel.checkpoint()
+        length = self.capacity - offset
+        return ChangedAreas(offset, length, Extents.of(self.written[int(since) :]).within(offset, length))
+
+    async def read(self, buffer, offset: int, wanted: Extents) -> None:
+        await trio.lowlevel.checkpoint()
+        for start, length in wanted:
+            buffer.array[start - offset : start - offset + length] = self.content[start : start + length]
+
+
+def fixed_origin() -> Origin:
+    """Ids, keys and times that are the same in every run."""
+    drawn, hour = count(), count()
+    return Origin(
+        random=lambda size: blake3(b"%d" % next(drawn)).digest(size),
+        now=lambda: datetime(2025, 1, 1, tzinfo=UTC) + timedelta(hours=next(hour)),
+    )
+
+
+def full_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    return _into(AllocatedExtents(disk), disk, point, Zstd())
+
+
+def incremental_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    return _into(ChangedExtents(disk, point.previous(disk)), disk, point, Zstd())
+
+
+def stored_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    """Uncompressed: what is stored does not hang on the version of zstd."""
+    return _into(ChangedExtents(disk, point.previous(disk)), disk, point, Uncompressed())
+
+
+def _into(extents: Source[Window], disk: Disk, point: Point, codec: Codec) -> Pipeline[DiskReceipt]:
+    return (
+        extents
+        | ReadSpans(disk)
+        | MarkZeros()
+        | CutChunks()
+        | Digest(Blake3(point.key))
+        | Dedupe(point)
+        | Compress(codec)
+        | IntoRepository(point, disk)
+    )
+
+
+async def backup(repository: Repository, disks: Sequence[Disk], path=full_path) -> str:
+    receipt = await Job(FakeMachine(disks), path, repository).run()
+    return receipt.point
+
+
+async def restore(reader: RepositoryReader, point: RestorePoint, key: str = "scsi0:0") -> np.ndarray:
+    """The whole disk; asserts that the items cover it."""
+    disk = point.disk(key)
+    assert disk is not None
+    content = np.zeros(disk.capacity, dtype=np.uint8)
+    reached = 0
+    async with Flow(ReadPoint(reader, point, key, pool=POOL)).open() as items:
+        async for item in items:
+            assert item.offset == reached
+            reached += item.length
+            if isinstance(item, Span):
+                assert (item.data | item.zeros) == Extents.whole(item.length, item.offset)
+                for offset, length in item.data:
+                    content[offset : offset + length] = item.bytes_of(offset, length)
+                item.release()
+    assert reached == disk.capacity
+    return content
+
+
+def random_bytes(seed: int, length: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, length, dtype=np.uint8)
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }

@@ -1,0 +1,65 @@
+"""What preflight said is part of the point: sealed with it, and shown."""
+
+import json
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from pipeline.testing.fakes import FakeCapture
+from tests.vadpipe.repository.repository_kit import MACHINE
+from vadpipe.cli.repository import show_point
+from vadpipe.repository.reader import open_repository
+from vadpipe.repository.store import Repository
+
+FOUND = {
+    "vm": "web01",
+    "exit_code": 3,
+    "findings": [
+        {
+            "rule": "datastore-low",
+            "severity": "warning",
+            "subject": "gold",
+            "found": "3 GiB free",
+            "remedy": "!",
+        }
+    ],
+    "unknown": [{"rule": "vss-services", "why": "vSphere does not tell"}],
+}
+
+
+async def published(path, preflight):
+    repository = Repository(path)
+    repository.init()
+    async with repository.open() as store, store.begin(MACHINE) as point:
+        return await point.publish(FakeCapture(MACHINE, [], preflight=preflight), [], None)
+
+
+@pytest.mark.parametrize("preflight", [FOUND, None])
+async def test_it_is_read_back(tmp_path, preflight):
+    identity = await published(tmp_path / "repository", preflight)
+    async with open_repository(tmp_path / "repository") as reader:
+        point = reader.resolve(identity)
+    assert point.preflight == preflight
+    assert point.as_dict().get("preflight") == preflight
+
+
+@pytest.mark.parametrize(
+    ("preflight", "lines"),
+    [
+        (FOUND, ["  preflight: 1 found, 1 not known", "    warning datastore-low: gold: 3 GiB free"]),
+        ({"findings": [], "unknown": []}, ["  preflight: nothing found"]),
+        ({"problem": "no privilege"}, ["  preflight: none, because no privilege"]),
+        (None, ["  preflight: none"]),
+    ],
+)
+def test_it_is_shown(tmp_path, preflight, lines):
+    identity = trio.run(published, tmp_path / "repository", preflight)
+    arguments = [str(tmp_path / "repository"), identity]
+    shown = CliRunner().invoke(show_point, arguments, standalone_mode=False)
+    assert shown.exception is None
+    found = shown.output.splitlines()
+    at = found.index(lines[0])
+    assert found[at : at + len(lines)] == lines
+    document = CliRunner().invoke(show_point, [*arguments, "--json"], standalone_mode=False)
+    assert json.loads(document.output).get("preflight") == preflight

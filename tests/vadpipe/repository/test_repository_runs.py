@@ -1,0 +1,302 @@
+"""Runs that die, run at once, or find no space: nothing half-made is ever visible, and nothing alive is swept."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from pipeline import (
+    CLUSTER,
+    MiB,
+    SinkError,
+    TransferFailed,
+    observed,
+)
+from pipeline.testing.fakes import FakeCapture
+from tests.vadpipe.repository.repository_kit import (
+    MACHINE,
+    MemoryDisk,
+    backup,
+    files_of,
+    full_path,
+    random_bytes,
+    restore,
+)
+from vadpipe.repository import runs as runs_module
+from vadpipe.repository import verify
+from vadpipe.repository.files import create
+from vadpipe.repository.layout import Layout
+from vadpipe.repository.reader import open_repository
+from vadpipe.repository.runs import RunLock, sweep
+from vadpipe.repository.store import Repository
+
+
+@pytest.fixture
+def repository(tmp_path):
+    made = Repository(tmp_path / "repository")
+    made.init()
+    return made
+
+
+def leftovers(repository) -> list[str]:
+    """Files that no point needs and no published segment names."""
+    return [name for name in files_of(repository.path) if name.startswith(("tmp/", "runs/"))]
+
+
+async def test_a_run_that_is_left_unpublished_leaves_nothing(repository):
+    disk = MemoryDisk(random_bytes(1, 3 * MiB))
+    before = files_of(repository.path)
+    async with repository.open() as store, store.begin(MACHINE) as point:
+        await full_path(disk, point).run()
+        assert files_of(repository.path) != before
+    assert files_of(repository.path) == before
+    with pytest.raises(KeyError):
+        async with repository.open() as store, store.begin(MACHINE) as point:
+            await full_path(disk, point).run()
+            raise KeyError
+    assert files_of(repository.path) == before
+    with trio.CancelScope() as scope:
+        async with repository.open() as store, store.begin(MACHINE) as point:
+            await full_path(disk, point).run()
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert files_of(repository.path) == before
+
+
+async def test_a_published_run_leaves_only_what_it_published(repository):
+    await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
+    assert leftovers(repository) == []
+
+
+# --- several at once ---
+
+
+async def test_two_points_at_once(repository):
+    """Each finds its own chunks and what was published before it, and neither sweeps the other."""
+    disks = [MemoryDisk(random_bytes(1, 2 * MiB)), MemoryDisk(random_bytes(1, 2 * MiB))]
+    async with repository.open() as store, store.begin(MACHINE) as one:
+        first = await full_path(disks[0], one).run()
+        async with store.begin(MACHINE) as two:
+            second = await full_path(disks[1], two).run()
+            await one.publish(FakeCapture(MACHINE, disks), [first], None)
+            await two.publish(FakeCapture(MACHINE, disks), [second], None)
+    assert leftovers(repository) == []
+    async with open_repository(repository.path) as reader:
+        assert len(reader.points) == 2
+        for point in reader.points:
+            assert np.array_equal(await restore(reader, point), disks[0].content)
+        assert (await verify(reader)).damages == ()
+
+
+async def test_a_living_run_is_never_swept(repository):
+    disk = MemoryDisk(random_bytes(1, MiB))
+    async with repository.open() as store, store.begin(MACHINE) as living:
+        receipt = await full_path(disk, living).run()
+        held = files_of(repository.path)
+        layout = Layout(repository.path)
+        assert sweep(layout, bytes(16)) == []
+        assert files_of(repository.path) == held
+        async with store.begin(MACHINE):
+            pass
+        assert files_of(repository.path) == held
+        await living.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
+    async with open_repository(repository.path) as reader:
+        assert np.array_equal(await restore(reader, reader.points[0]), disk.content)
+
+
+def test_a_lock_that_is_swept_before_it_is_locked_is_made_again(repository, monkeypatch):
+    """Another run's sweep looks between the creation of a lock file and its locking."""
+    layout = Layout(repository.path)
+    swept = []
+
+    def create_and_be_swept(path: Path) -> int:
+        file = create(path)
+        if not swept:
+            swept.extend(sweep(layout, bytes(16)))
+        return file
+
+    monkeypatch.setattr(runs_module, "create", create_and_be_swept)
+    lock = RunLock(layout, "00" * 8)
+    assert swept == ["00" * 8]
+    assert sweep(layout, bytes(16)) == []
+    lock.release()
+    assert leftovers(repository) == []
+
+
+# --- kill -9 ---
+
+WRITER = """
+import sys
+import trio
+from pathlib import Path
+from vadpipe.repository import Repository
+import vadpipe.repository.packs as packs
+import vadpipe.repository.index as index
+sys.path.insert(0, sys.argv[2])
+from tests.sinks.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
+
+packs.PACK_SIZE = 1 << 20
+index.DRAFT_ROWS = 100
+
+async def main():
+    disk = MemoryDisk(random_bytes(int(sys.argv[3]), 16 << 20))
+    print("begin", flush=True)
+    while True:
+        print(await backup(Repository(sys.argv[1]), [disk], incremental_path), flush=True)
+        disk.write(0, random_bytes(len(disk.written) + 100, 8 << 20))
+
+trio.run(main)
+"""
+
+
+def start_writer(repository, seed):
+    root = Path(__file__).parents[2]
+    arguments = [sys.executable, "-c", WRITER, str(repository.path), str(root), str(seed)]
+    writer = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=root)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "begin\n"
+    return writer
+
+
+def kill(writer) -> list[str]:
+    """Returns the points that it said it published."""
+    writer.send_signal(signal.SIGKILL)
+    with writer:
+        return writer.stdout.read().split()
+
+
+@pytest.mark.slow
+async def test_killed_runs_leave_no_half_point_and_are_swept(repository):
+    """Kill a writer at random moments. Then: every listed point is whole, and the next run sweeps the rest."""
+    layout = Layout(repository.path)
+    moments = random.Random(1)
+    found_dead, said = [], []
+    for turn in range(8):
+        writer = start_writer(repository, turn)
+        await trio.sleep(moments.uniform(0.02, 0.6))
+        said += kill(writer)
+        with observed(lambda event: found_dead.append(event.kind)):
+            await backup(repository, [MemoryDisk(random_bytes(turn, MiB), key="other")])
+        assert leftovers(repository) == []
+        async with open_repository(repository.path) as reader:
+            assert reader.damaged == ()
+            listed = {point.id for point in reader.points}
+            assert set(said) <= listed
+            named = {pack for segment in reader.index.segments for pack in segment.packs()}
+            assert {path.stem for path in layout.packs.glob("*/*")} == named
+    assert "swept" in found_dead
+    async with open_repository(repository.path) as reader:
+        assert (await verify(reader)).damages == ()
+        assert len(reader.points) >= 8
+
+
+@pytest.mark.slow
+async def test_a_sweep_leaves_a_writer_of_another_process_alone(repository):
+    writer = start_writer(repository, 1)
+    try:
+        for turn in range(6):
+            await backup(repository, [MemoryDisk(random_bytes(turn, CLUSTER), key="other")])
+        assert writer.poll() is None
+    finally:
+        said = kill(writer)
+    async with open_repository(repository.path) as reader:
+        assert set(said) <= {point.id for point in reader.points}
+        assert (await verify(reader)).damages == ()
+
+
+async def test_segments_of_a_dead_run_stay(repository, monkeypatch):
+    """A run that dies between its segments and its point: another may use its chunks already."""
+    disk = MemoryDisk(random_bytes(1, MiB))
+
+    def die(*arguments):
+        raise SinkError("dead")
+
+    monkeypatch.setattr("vadpipe.repository.point.write_durably", die)
+    monkeypatch.setattr(RunLock, "roll_back", lambda lock, identity: None)
+    with pytest.raises((SinkError, ExceptionGroup)):
+        await backup(repository, [disk])
+    monkeypatch.undo()
+    (dead,) = Layout(repository.path).runs.iterdir()
+    async with open_repository(repository.path) as reader:
+        assert reader.points == ()
+    await backup(repository, [disk])
+    assert not dead.exists()
+    async with open_repository(repository.path) as reader:
+        (point,) = reader.points
+        assert point.disks[0].receipt.new == 0
+        assert np.array_equal(await restore(reader, point), disk.content)
+
+
+# --- no space ---
+
+
+@pytest.fixture
+def small_files():
+    """A function that limits the size of files that this process writes; the system then says EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_full_file_system_is_said_and_nothing_is_published(repository, small_files):
+    before = files_of(repository.path)
+    small_files(MiB)
+    with pytest.raises(TransferFailed) as failed:
+        await backup(repository, [MemoryDisk(random_bytes(1, 4 * MiB))])
+    assert failed.group_contains(SinkError, match=r"Could not write .*\.pack: File too large\. Free space")
+    assert files_of(repository.path) == before
+
+
+@pytest.mark.parametrize("step", ["pack", "segment", "point"])
+async def test_no_space_while_publishing(repository, monkeypatch, step):
+    """Every flush of every file may be the one that fails."""
+    await backup(repository, [MemoryDisk(random_bytes(2, MiB))])
+    flushed = []
+    real = os.fsync
+
+    def fsync(file):
+        target = os.readlink(f"/proc/self/fd/{file}")
+        flushed.append(target)
+        if target.endswith({"pack": ".pack", "segment": ".idx", "point": ".json"}[step]):
+            raise OSError(28, "no space")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    disk = MemoryDisk(random_bytes(1, MiB))
+    with pytest.raises((SinkError, TransferFailed)) as failed:
+        await backup(repository, [disk])
+    monkeypatch.undo()
+    assert "No space left on device" in repr(failed.value) + str(getattr(failed.value, "exceptions", ""))
+    assert len(list(repository.path.glob("points/*/*"))) == 1
+    assert leftovers(repository) == []
+    await backup(repository, [disk])
+    async with open_repository(repository.path) as reader:
+        assert np.array_equal(await restore(reader, reader.points[-1]), disk.content)
+        assert (await verify(reader)).damages == ()
+
+
+async def test_the_order_of_publishing(repository, monkeypatch):
+    """Each file is flushed before it is named, and named before what refers to it."""
+    steps = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda file: (steps.append(("flush", name_of(file))), fsync(file))[1])
+    monkeypatch.setattr(os, "rename", lambda a, b: (steps.append(("name", Path(b).suffix)), rename(a, b))[1])
+
+    def name_of(file):
+        return Path(os.readlink(f"/proc/self/fd/{file}")).suffix
+
+    await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
+    files = [step for step in steps if step[1] in (".pack", ".idx", ".json")]
+    kinds = [".pack", ".idx", ".json"]
+    positions = {kind: (files.index(("flush", kind)), files.index(("name", kind))) for kind in kinds}
+    assert all(flush < name for flush, name in positions.values())
+    # The segment is flushed as soon as it is written; it is named only when its packs are.
+    assert positions[".pack"][1] < positions[".idx"][1] < positions[".json"][1]

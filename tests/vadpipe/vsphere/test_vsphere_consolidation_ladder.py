@@ -1,0 +1,204 @@
+"""The documented ladder against redo logs that stay: climbed where allowed, by snapshots that are surely ours."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import trio
+from pyVmomi import vim
+
+from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
+from vadpipe.lab.vcenter.injection import Drop, Event
+from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.inventory.lookup import find_vm
+from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
+from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.snapshot import open_snapshot
+from vadpipe.vsphere.vm.sweep import Outcome, sweep
+from vadpipe.vsphere.vm.vm import VcenterVm
+
+pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
+
+AddVm = Callable[..., str]
+DISKS = "consolidation"
+
+
+@pytest.fixture
+def vcenter(vcenter: Vcenter) -> Vcenter:
+    return replace(vcenter, patience_s=0.15)
+
+
+@pytest.fixture
+def stuck(lab: LabVcenter) -> Callable[..., None]:
+    """Lets the removal fail at the disks, ConsolidateVMDisks always, and further removals as often as told."""
+
+    def stick(removals: int = 0, fault: Callable[[], vim.fault.VimFault] | None = None) -> None:
+        fails = fault or (lambda: vim.fault.FileFault(file="[datastore1] web01/disk0-000001.vmdk"))
+        for nth in range(1, removals + 2):
+            lab.inject(DISKS, fails, nth, in_task=True)
+        lab.inject("ConsolidateVMDisks_Task", fails, in_task=True, chance=1)
+
+    return stick
+
+
+async def _take(vcenter: Vcenter, journal: Journal, consolidate: Consolidate) -> None:
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, "web01")
+        async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
+            pass
+
+
+@pytest.mark.parametrize("consolidate", [True, False, "always"])
+def test_other_wishes_are_refused_before_anything_is_done(vcenter: Vcenter, consolidate: object) -> None:
+    with pytest.raises(ConfigError, match="'never', 'ask', 'ladder'"):
+        VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
+
+
+def test_the_ladder_is_announced(vcenter: Vcenter) -> None:
+    machine = VcenterVm(vcenter, "web01", reader=None)
+    assert "further snapshots" not in " ".join(machine.effects())
+    assert "further snapshots" in " ".join(replace(machine, consolidate="ladder").effects())
+
+
+async def test_asking_climbs_no_further_than_the_first_rung(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    add_vm()
+    stuck()
+    with pytest.raises(ConsolidationNeeded, match="tried were ConsolidateVMDisks") as caught:
+        await _take(vcenter, journal, "ask")
+    assert caught.value.exit_code == EXIT_ATTENTION
+    assert "--consolidate ladder" in caught.value.remedy
+    assert lab.calls.get("CreateSnapshot_Task", 0) == 0
+
+
+async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm()
+    stuck()
+    told: list[tuple[int, list[str]]] = []
+    lab.inject(
+        "CreateSnapshot_Task",
+        Event(lambda: told.append((len(journal.intents()), list(lab.snapshots(moref).values())))),
+        in_task=True,
+        after=True,
+    )
+    await _take(vcenter, journal, "ladder")
+    ((intents, (description,)),) = told
+    assert intents == 1  # the same intent announces it
+    assert "[vadpipe:" in description
+    assert not lab.needs_consolidation(moref)
+    assert lab.snapshots(moref) == {}
+    assert (lab.calls["CreateSnapshot_Task"], lab.calls["RemoveSnapshot_Task"]) == (1, 2)
+    assert journal.intents() == []
+
+
+async def test_the_last_rung_is_quiesced(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm(quiescing="file-system")
+    stuck(removals=1)
+    quiesced: list[str] = []
+    lab.on_snapshot.append(lambda moref, frozen: quiesced.append(moref))
+    await _take(vcenter, journal, "ladder")
+    assert quiesced == [moref]
+    assert lab.calls["CreateSnapshot_Task"] == 2
+    assert not lab.needs_consolidation(moref)
+    assert journal.intents() == []
+
+
+async def test_when_no_rung_helps_all_are_named_and_nothing_of_ours_is_left_in_the_tree(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm(quiescing="fault")
+    stuck(removals=5)
+    with pytest.raises(ConsolidationNeeded) as caught:
+        await _take(vcenter, journal, "ladder")
+    for rung in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
+        assert rung in caught.value.problem
+    assert lab.snapshots(moref) == {}
+    assert len(journal.intents()) == 1  # for the next sweep
+
+
+async def test_it_is_not_climbed_where_the_vm_has_snapshots_of_others(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm()
+    foreign = lab.take_snapshot(moref, "before the update")
+    stuck()
+    with pytest.raises(ConsolidationNeeded, match=r"snapshots of others \(before the update\)"):
+        await _take(vcenter, journal, "ladder")
+    assert list(lab.snapshots(moref)) == [foreign]
+    assert lab.calls.get("CreateSnapshot_Task", 0) == 0
+
+
+async def test_a_full_datastore_gets_no_further_snapshot(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    add_vm()
+    stuck(fault=lambda: vim.fault.NoDiskSpace(file="x", datastore="datastore1"))
+    with pytest.raises(ConsolidationNeeded, match="datastore is full"):
+        await _take(vcenter, journal, "ladder")
+    assert lab.calls.get("CreateSnapshot_Task", 0) == 0
+
+
+async def test_a_lost_answer_on_a_rung_leaves_no_second_snapshot(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm()
+    stuck()
+    lab.inject("CreateSnapshot_Task", Drop.AFTER)
+    await _take(vcenter, journal, "ladder")
+    assert lab.snapshots(moref) == {}
+    assert not lab.needs_consolidation(moref)
+
+
+async def test_a_snapshot_of_a_rung_that_stays_is_named_as_such(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm()
+    stuck()
+    lab.inject("RemoveSnapshot_Task", lambda: vim.fault.SnapshotFault(), 2)
+    with pytest.raises(SnapshotLeaked, match="to consolidate the disks could not be removed") as caught:
+        await _take(vcenter, journal, "ladder")
+    assert not isinstance(caught.value, ConsolidationNeeded)
+    (description,) = lab.snapshots(moref).values()
+    (intent,) = journal.intents()
+    assert intent.token in description
+
+
+async def test_the_sweep_removes_what_a_run_that_ended_on_a_rung_left(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
+) -> None:
+    moref = add_vm()
+    stuck()
+    created = trio.Event()
+    trio_token = trio.lowlevel.current_trio_token()
+    lab.inject(
+        "CreateSnapshot_Task",
+        Event(lambda: trio_token.run_sync_soon(created.set)),
+        in_task=True,
+        after=True,
+    )
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, "web01")
+        with pytest.raises(ConsolidationNeeded):
+            await _take(vcenter, journal, "never")
+        async with trio.open_nursery() as nursery:  # a sweep that is cancelled on the rung, as by a kill
+
+            async def climb() -> None:
+                await sweep(session, journal, consolidate="ladder")
+
+            nursery.start_soon(climb)
+            await created.wait()
+            nursery.cancel_scope.cancel()
+        assert len(lab.snapshots(moref)) == 1
+        (swept,) = await sweep(session, journal)
+        assert swept.outcome is Outcome.REMOVED
+        assert vm.moref == moref
+    assert lab.snapshots(moref) == {}
+    assert not lab.needs_consolidation(moref)
+    assert journal.intents() == []

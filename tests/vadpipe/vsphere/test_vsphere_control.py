@@ -1,0 +1,173 @@
+"""The seven points of granular control, each shown on the lab, and the table of them in the documentation."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import QuiesceFailed
+from pipeline.job import Evidence
+from pipeline.secrets import Secret
+from stages.vss_manifest import VssManifest
+from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.guest.expectations import GuestControl
+from vadpipe.vsphere.guest.scripts import WINDOWS
+from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.vm.capture import VsphereCapture
+from vadpipe.vsphere.vm.control import CONTROL, control_summary, control_table
+from vadpipe.vsphere.vm.vm import VcenterVm
+
+AddVm = Callable[..., str]
+README = Path(__file__).parents[3] / "README.md"
+OPERATIONS = README.parent / "docs" / "operations.md"
+CREATE = "CreateSnapshotEx_Task"
+ACCOUNT = GuestControl("Administrator", Secret.from_text("guest"))
+
+
+@pytest.fixture
+def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
+    return VcenterVm(vcenter, "web01", reader=reader, journal=journal)
+
+
+@pytest.fixture
+def asked(lab: LabVcenter, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What VSS was run with, at each quiesced snapshot."""
+    requests: list[object] = []
+
+    def manifest(request) -> bytes:
+        requests.append(request)
+        return manifest_zip(request)
+
+    object.__setattr__(lab.guests.service.settings, "manifest", manifest)
+    return requests
+
+
+async def _captured(machine: VcenterVm) -> VsphereCapture:
+    async with machine.capture() as capture:
+        return capture
+
+
+async def _evidence(machine: VcenterVm) -> Evidence:
+    async with machine.capture() as capture:
+        return await VssManifest().finish(capture)
+
+
+def test_every_point_is_shown_here() -> None:
+    assert len(CONTROL) == 7
+    for row in CONTROL:
+        assert hasattr(sys.modules[__name__], f"test_point_{row.id.replace('-', '_')}"), row.id
+
+
+def test_the_documentation_has_the_tables() -> None:
+    assert control_table() in OPERATIONS.read_text()
+    assert control_summary() in README.read_text()
+
+
+@pytest.mark.slow
+async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+    moref = add_vm()
+    required = replace(web01, guest=replace(ACCOUNT, scripts="required"))
+    with pytest.raises(QuiesceFailed, match="one is required"):
+        await _captured(required)
+    assert CREATE not in lab.calls
+    lab.guests.write(moref, WINDOWS.pre_freeze, b"")
+    capture = await _captured(required)
+    assert f"Runs in the guest when it is quiesced: {WINDOWS.pre_freeze}." in capture.remarks
+    assert capture.configuration["inside_guest"] == {
+        "vmbackup": {},
+        "freeze_scripts": [WINDOWS.pre_freeze],
+        "thaw_scripts": [],
+    }
+    assert [path for _, path, _ in lab.guests.ran] == [WINDOWS.pre_freeze]
+    with pytest.raises(QuiesceFailed, match="none may"):
+        await _captured(replace(web01, guest=replace(ACCOUNT, scripts="none")))
+    assert len(lab.guests.ran) == 1
+
+
+async def test_point_scripts_that_fail_fail_the_quiescing(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    lab.guests.write(add_vm(), WINDOWS.pre_freeze, b"exit /b 1")
+    with pytest.raises(QuiesceFailed, match="a script in the guest failed"):
+        await _captured(replace(web01, quiesce=Quiesce.application(retries=3, retry_after_s=0)))
+    assert lab.calls[CREATE] == 1  # it would fail again
+
+
+async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+    add_vm()
+    assert (await _evidence(replace(web01, quiesce=Quiesce.none()))).reached == "crash"
+    assert asked == []
+    assert (await _evidence(web01)).reached == "application"
+    assert len(asked) == 1
+
+
+@pytest.mark.slow
+async def test_point_snapshot_context(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[object]
+) -> None:
+    moref = add_vm()
+    for quiesce in (Quiesce.application(), Quiesce.auto(), Quiesce.file_system()):
+        await _captured(replace(web01, quiesce=quiesce))
+    assert [request.context for request in asked] == ["application", "application", "file-system"]
+    lab.guests.write(moref, WINDOWS.tools_conf, b"[vmbackup]\nvss.disableAppQuiescing=true\n")
+    reached = await _evidence(replace(web01, quiesce=Quiesce.auto()))
+    assert (reached.reached, reached.satisfied) == ("file-system", True)
+    reached = await _evidence(web01)
+    assert (reached.reached, reached.satisfied) == ("file-system", False)
+    with pytest.raises(QuiesceFailed, match="file-system quiescing only"):
+        await _captured(replace(web01, guest=ACCOUNT))
+
+
+@pytest.mark.slow
+async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+    add_vm()
+    for backup_type in ("copy", "full", "incremental", "differential", "log"):
+        machine = replace(web01, quiesce=Quiesce.application(backup_type=backup_type))
+        capture = await _captured(machine)
+        for said in (machine.effects(), capture.remarks):
+            assert any("use 'copy' unless" in sentence for sentence in said) == (backup_type != "copy")
+    assert [request.backup_type for request in asked] == [5, 1, 2, 3, 4]
+
+
+async def test_point_writers(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+    add_vm()
+    recipe = ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"}))
+    object.__setattr__(lab.guests.service.settings, "manifest", partial(manifest_zip, recipe=recipe))
+    evidence = await _evidence(web01)
+    assert (evidence.reached, evidence.satisfied) == ("application-partial", False)
+    assert any("SqlServerWriter" in reason for reason in evidence.reasons)
+
+
+@pytest.mark.slow
+async def test_point_fail_or_continue(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+    add_vm(quiescing="fault")
+    with pytest.raises(QuiesceFailed):
+        await _captured(replace(web01, quiesce=Quiesce.application(retries=0)))
+    capture = await _captured(replace(web01, quiesce=Quiesce.application(policy="try", retries=0)))
+    assert capture.snapshot.quiesce.kind == "none"
+    assert capture.attention
+
+
+@pytest.mark.slow
+async def test_point_fail_or_continue_when_one_writer_failed(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    add_vm()
+    recipe = ManifestRecipe(failing_writers=frozenset({"SqlServerWriter"}))
+    object.__setattr__(lab.guests.service.settings, "manifest", partial(manifest_zip, recipe=recipe))
+    evidence = await _evidence(web01)
+    assert (evidence.reached, evidence.satisfied) == ("application-partial", False)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_point_retries(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, retries: int) -> None:
+    add_vm(quiescing="fault")
+    with pytest.raises(QuiesceFailed):
+        await _captured(replace(web01, quiesce=Quiesce.application(retries=retries, retry_after_s=0)))
+    assert lab.calls[CREATE] == 1 + retries

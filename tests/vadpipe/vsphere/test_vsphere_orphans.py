@@ -1,0 +1,131 @@
+"""Files that no snapshot and no VM refers to are listed, and only those; nothing is done to them."""
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyVmomi import vim
+
+from pipeline.units import MiB
+from vadpipe.lab.disks import LabDisk
+from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.inventory.lookup import find_vm
+from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.snapshot import open_snapshot
+from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates, unreferenced
+
+AddVm = Callable[..., str]
+WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
+PARTS = ("", "-flat", "-delta", "-sesparse", "-ctk", "-rdm", "-rdmp", "-s001", "-f012")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_belongs_to_the_descriptor_beside_it(part: str) -> None:
+    path = f"[ds] vm/disk-000001{part}.vmdk"
+    assert unreferenced([path], ["[ds] vm/disk-000001.vmdk"]) == {}
+    assert unreferenced([path], ["[ds] vm/disk.vmdk"]) == {"[ds] vm/disk-000001.vmdk": [path]}
+
+
+@pytest.mark.parametrize("path", ["[other] vm/disk.vmdk", "[ds] vm2/disk.vmdk", "[ds] vm/Disk.vmdk"])
+def test_the_same_name_elsewhere_is_another_file(path: str) -> None:
+    assert list(unreferenced(["[ds] vm/disk.vmdk"], [path])) == ["[ds] vm/disk.vmdk"]
+
+
+_paths = st.builds(
+    "[ds] {}/{}{}.vmdk".format, st.sampled_from("ab"), st.sampled_from("xyz"), st.sampled_from(PARTS)
+)
+
+
+@given(st.lists(_paths, unique=True), st.lists(_paths))
+def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], referenced: list[str]) -> None:
+    orphans = unreferenced(found, referenced)
+    listed = [path for parts in orphans.values() for path in parts]
+    assert len(listed) == len(set(listed))
+    kept = set(found) - set(listed)
+    assert not kept & set(listed)
+    assert unreferenced(kept, referenced) == {}
+    assert unreferenced(listed, referenced) == orphans
+    assert unreferenced(found, found) == {}
+
+
+def test_it_reads_as_a_line_and_as_json() -> None:
+    orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
+    assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
+    assert json.loads(json.dumps(orphan.as_dict()))["size"] == 3 * MiB
+    assert "size unknown)" in str(Orphan("[ds] a/x.vmdk", None, None))
+
+
+@pytest.fixture
+def home(lab: LabVcenter, add_vm: AddVm) -> Path:
+    """The directory of a VM with two disks."""
+    add_vm(disks=2, traits=VmTraits(quiesced_form="siblings"))
+    return lab.datastore("datastore1") / "web01"
+
+
+async def _candidates(vcenter: Vcenter) -> list[str]:
+    async with vcenter.connect() as session:
+        return [orphan.path for orphan in await orphan_candidates(session, [await find_vm(session, "web01")])]
+
+
+async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, home: Path) -> None:
+    (home / "stray.vmdk").write_bytes(b"#" * 100)
+    (home / "stray-flat.vmdk").write_bytes(b"#" * 1000)
+    (home / "lost-delta.vmdk").write_bytes(b"#")
+    (home / "notes.txt").write_bytes(b"#")
+    async with vcenter.connect() as session:
+        lost, stray = await orphan_candidates(session, [await find_vm(session, "web01")])
+    assert (stray.path, stray.size) == ("[datastore1] web01/stray.vmdk", 1100)
+    assert stray.modified is not None
+    assert lost.path == "[datastore1] web01/lost-delta.vmdk"
+    assert (home / "stray-flat.vmdk").stat().st_size == 1000
+
+
+@pytest.mark.slow
+async def test_what_disks_and_snapshots_hang_on_is_not(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, home: Path, wait_until: WaitUntil
+) -> None:
+    moref = lab.moref("web01")
+    lab.take_snapshot(moref, "theirs")
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, "web01")
+        async with open_snapshot(session, vm, Quiesce.application(), journal, run="r"):
+            # two bases, theirs, and two redo logs each of ours
+            assert len([name for name in os.listdir(home) if name.endswith(".vmdk")]) == 8
+            assert await orphan_candidates(session, [vm]) == []
+        lab.inject("consolidation", lambda: vim.fault.FileFault(file="x"), in_task=True)
+        subject = vim.vm.Snapshot(next(iter(lab.snapshots(moref))), session.stub)
+        await session.call("RemoveSnapshot_Task", lambda: subject.Remove(False, True), changes=True)
+        await wait_until(lambda: lab.idle)
+        assert lab.needs_consolidation(moref)
+        assert await orphan_candidates(session, [vm]) == []  # the running disks still hang on them
+
+
+async def test_what_another_vm_uses_is_not(lab: LabVcenter, vcenter: Vcenter, home: Path) -> None:
+    guest = LabDisk.create(home, "of_web02", MiB)
+    assert await _candidates(vcenter) == ["[datastore1] web01/of_web02.vmdk"]
+    lab.register_vm(home, "web02", [guest])
+    assert await _candidates(vcenter) == []
+
+
+async def test_what_comes_while_the_directory_is_searched_is_not(
+    lab: LabVcenter, vcenter: Vcenter, home: Path
+) -> None:
+    moref = lab.moref("web01")
+    lab.inject("SearchDatastore_Task", Event(lambda: lab.take_snapshot(moref, "meanwhile")), in_task=True)
+    assert await _candidates(vcenter) == []
+    assert len(lab.snapshots(moref)) == 1
+
+
+@pytest.mark.usefixtures("home")
+async def test_one_directory_costs_one_search(lab: LabVcenter, vcenter: Vcenter) -> None:
+    await _candidates(vcenter)
+    assert lab.calls["SearchDatastore_Task"] == 1

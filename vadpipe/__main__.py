@@ -1,0 +1,3 @@
+from vadpipe.cli.main import main
+
+main()

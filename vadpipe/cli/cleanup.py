@@ -1,0 +1,85 @@
+"""The commands of the vSphere room: cleanup."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, MoverError
+from pipeline.job import Job
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.inventory.lookup import find_vms
+from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.consolidate import Consolidate, most_allowed
+from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
+from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
+from vadpipe.vsphere.vm.vm import VcenterVm, by_server
+
+from .config import read_config, resolve
+from .main import json_option, run_async, show
+from .run import config_argument
+
+
+@click.command()
+@config_argument
+@click.option("--dry-run", is_flag=True, help="Only tell what would be undone.")
+@click.option(
+    "--consolidate",
+    type=click.Choice(get_args(Consolidate)),
+    help="What may be done for disks that need it, instead of what the jobs say: 'ladder' also makes and removes "
+    "snapshots of ours.",
+)
+@json_option
+def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_json: bool) -> int:
+    """Undo what killed runs left on the servers of a configuration, and nothing else.
+
+    Hot-added disks are detached, snapshots removed, locks against Storage vMotion ended, VMs that were shut down
+    powered on. Disks are consolidated as far as any job of their server allows. Disks that nothing refers to are
+    listed, never touched. Exit code 3: something could not be undone.
+    """
+    # A source's VMs need not be known for this, and may be none any more while their snapshots are left.
+    jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
+    places: dict[tuple[Vcenter, Journal], Consolidate] = {}
+    for job in jobs:
+        if isinstance(machine := job.machine, VcenterVm):
+            place = machine.vcenter, machine.journal or Journal()
+            places[place] = most_allowed((places.get(place, "never"), machine.consolidate))
+    found = [
+        swept
+        for (server, journal), allowed in places.items()
+        for swept in run_async(_sweep, server, journal, dry_run, consolidate or allowed)
+    ]
+    lines = [str(swept) for swept in found] or ["Nothing was left behind."]
+    orphans, unknown = run_async(_orphans, config)
+    lines += [f"Orphan candidate, never touched: {orphan}." for orphan in orphans] + unknown
+    document = {
+        "swept": [swept.as_dict() for swept in found],
+        "orphan_candidates": [orphan.as_dict() for orphan in orphans],
+        "orphans_unknown": unknown,
+    }
+    show(document, lines, as_json)
+    kept = any(swept.outcome is Outcome.KEPT for swept in found)
+    return EXIT_ATTENTION if kept else EXIT_DONE
+
+
+async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
+    """Of the VMs of all jobs, server by server; and a sentence for each source or server where nobody looked."""
+    resolved = await resolve(config)
+    unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
+    machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VcenterVm)]
+    orphans: list[Orphan] = []
+    for server, there in by_server(machines):
+        names = dict.fromkeys(machine.vm for machine in there)
+        try:
+            async with server.connect() as session:
+                orphans += await orphan_candidates(session, await find_vms(session, list(names)))
+        except MoverError as exc:
+            unknown.append(f"Orphan candidates on {server.server} are not known: {exc.problem}")
+    return orphans, unknown
+
+
+async def _sweep(server: Vcenter, journal: Journal, dry_run: bool, consolidate: Consolidate) -> list[Swept]:
+    async with server.connect() as session:
+        return await sweep(session, journal, dry_run=dry_run, consolidate=consolidate)

@@ -1,0 +1,155 @@
+"""Jobs from a Python file: a module with the name `job` or `jobs`.
+
+Reading: the file is executed, nothing more; making jobs does no I/O. Every mistake in it ends in one message with
+file and line. Resolving: the sources of jobs in it are asked which jobs there are today.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, MoverError, are_ours
+from pipeline.job import Job
+from pipeline.job_source import JobSource
+
+from .main import run_async
+
+_NAMED_IN_AN_ERROR = 10
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The jobs of a configuration as of now. `failed`: sources that could not tell theirs, by title."""
+
+    jobs: Sequence[Job[Any, Any]]
+    failed: Sequence[tuple[str, Exception]]
+
+
+def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] | JobSource]:
+    """What a configuration file assigns to `job` or `jobs`, without any I/O but reading it.
+
+    With `only` the job of that title; where there is none yet, the sources that may give it. Raises ConfigError.
+    """
+    module = _execute(path)
+    found = getattr(module, "jobs", None)
+    if found is None:
+        found = [module.job] if hasattr(module, "job") else None
+    if found is None:
+        raise ConfigError(
+            f"{path} defines neither `job` nor `jobs`.", remedy="Assign a pipeline.Job to the name `job`."
+        )
+    entries = list(found) if isinstance(found, list | tuple) else [found]
+    for entry in entries:
+        if not isinstance(entry, Job | JobSource):
+            raise ConfigError(f"{path}: `jobs` holds {entry!r}, which is not a pipeline.Job or JobSource.")
+    jobs = [entry for entry in entries if isinstance(entry, Job)]
+    _check_titles(path, jobs)
+    if only is None:
+        return entries
+    sources = [entry for entry in entries if not isinstance(entry, Job)]
+    named = [job for job in jobs if job.title == only] or sources
+    if not named:
+        raise _no_such_job(path, only, jobs)
+    return named
+
+
+def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
+    """The jobs of a configuration file as of now, or the one of that title; not for use inside an event loop.
+
+    Raises ConfigError, and the MoverError of a source that cannot tell its jobs.
+    """
+    resolved = run_async(resolve, path, only)
+    if resolved.failed:
+        raise _failure(resolved)
+    return resolved.jobs
+
+
+async def resolve(path: Path, only: str | None = None) -> Resolved:
+    """The jobs of a configuration file as of now, or the one of that title.
+
+    A source that fails is told in the result and costs the others nothing. Raises ConfigError; with `only`, when no
+    job has that title, also the failure of the source that may have had it.
+    """
+    jobs: list[Job[Any, Any]] = []
+    failed: list[tuple[str, Exception]] = []
+    for entry in read_config(path):
+        if isinstance(entry, Job):
+            jobs.append(entry)
+            continue
+        try:
+            jobs += await entry.jobs()
+        except Exception as exc:
+            if not are_ours(exc):
+                raise
+            failed.append((entry.title, exc))
+    _check_titles(path, jobs)
+    resolved = Resolved(jobs, failed)
+    return resolved if only is None else _only(path, only, resolved)
+
+
+def _only(path: Path, title: str, resolved: Resolved) -> Resolved:
+    found = [job for job in resolved.jobs if job.title == title]
+    if found:
+        return Resolved(found, [])
+    if resolved.failed:
+        raise _failure(resolved)
+    raise _no_such_job(path, title, resolved.jobs)
+
+
+def _check_titles(path: Path, jobs: Sequence[Job[Any, Any]]) -> None:
+    for title, count in Counter(job.title for job in jobs).items():
+        if count > 1:
+            raise ConfigError(f"{path}: two jobs are called {title}.", remedy="Give them a name=.")
+
+
+def _no_such_job(path: Path, title: str, jobs: Sequence[Job[Any, Any]]) -> ConfigError:
+    titles = [job.title for job in jobs]
+    if len(titles) > _NAMED_IN_AN_ERROR:
+        titles = [*difflib.get_close_matches(title, titles, n=_NAMED_IN_AN_ERROR, cutoff=0), "..."]
+    return ConfigError(f"{path} has no job {title}; it has {', '.join(titles)}.")
+
+
+def _failure(resolved: Resolved) -> Exception:
+    """The failure of the sources; of several, all at once."""
+    failures = [exc for _, exc in resolved.failed]
+    return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs cannot be told.", failures)
+
+
+def _execute(path: Path) -> object:
+    spec = importlib.util.spec_from_file_location("vadpipe_config", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file.", remedy="Its name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError as exc:
+        if Path(str(exc.filename)) == path:
+            raise ConfigError(f"There is no configuration file {path}.") from None
+        raise _located(path, exc) from exc
+    except SyntaxError as exc:
+        raise ConfigError(f"{exc.filename}, line {exc.lineno}: {exc.msg}.", remedy=_quoted(exc.text)) from exc
+    except Exception as exc:
+        raise _located(path, exc) from exc
+    return module
+
+
+def _located(path: Path, exc: Exception) -> ConfigError:
+    """The error with the last line of the configuration that led to it."""
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
+    where = f"{path}, line {frames[-1].lineno}" if frames else str(path)
+    if isinstance(exc, MoverError):
+        return ConfigError(f"{where}: {exc.problem}", remedy=exc.remedy)
+    return ConfigError(
+        f"{where}: {type(exc).__name__}: {exc}.", remedy=_quoted(frames[-1].line if frames else None)
+    )
+
+
+def _quoted(line: str | None) -> str:
+    return f"The line is: {line.strip()}" if line and line.strip() else ""

@@ -1,0 +1,164 @@
+"""The commands of the proxy: check and harden."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
+from vadpipe.proxy import linux_rules, windows_rules
+from vadpipe.proxy.harden import Undone
+from vadpipe.proxy.harden import harden as make_changes
+from vadpipe.proxy.harden import undo as take_back
+from vadpipe.proxy.machine import Machine, this_machine
+from vadpipe.proxy.settings import Change, Mend, plan
+from vadpipe.proxy.undo import load_undo, new_undo_path
+from vadpipe.proxy.verdict import (
+    Finding,
+    Report,
+    Rule,
+    Transport,
+)
+
+from .main import json_option, show
+
+transport_option = click.option(
+    "--transport",
+    type=click.Choice([each.value for each in Transport]),
+    default=Transport.HOTADD.value,
+    show_default=True,
+    help="How this proxy reaches the disks; decides which rules apply.",
+)
+
+
+@click.group()
+def proxy() -> None:
+    """Whether this machine is fit to be a backup proxy, and what makes it so."""
+
+
+@proxy.command()
+@transport_option
+@click.option("--rules", is_flag=True, help="List the rules of all platforms instead.")
+@json_option
+def check(transport: str, rules: bool, as_json: bool) -> int:
+    """Look at what this machine would do to guests' disks. Changes nothing; exit code 3 if there are findings."""
+    if rules:
+        _show_rules(as_json)
+        return EXIT_DONE
+    report = this_machine().judge(Transport(transport))
+    show(report.as_dict(), report.lines(), as_json)
+    return EXIT_ATTENTION if report.findings else EXIT_DONE
+
+
+@proxy.command()
+@transport_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--undo-file", type=click.Path(path_type=Path), help="Where the way back is written; a new file."
+)
+@click.option("--undo", "undo_from", type=click.Path(path_type=Path), help="Take back what this file names.")
+@json_option
+def harden(transport: str, yes: bool, undo_file: Path | None, undo_from: Path | None, as_json: bool) -> int:
+    """Make this machine fit: shows every change, asks, writes the way back, changes, and looks again."""
+    if as_json and not yes:
+        raise click.UsageError("--json needs --yes: there is nobody to ask.")
+    if undo_from and undo_file:
+        raise click.UsageError("--undo takes back, and writes no --undo-file.")
+    machine = this_machine()
+    if undo_from:
+        return _undo(machine, undo_from, yes, as_json)
+    return _harden(machine, Transport(transport), undo_file, yes, as_json)
+
+
+def _harden(machine: Machine, transport: Transport, undo_file: Path | None, yes: bool, as_json: bool) -> int:
+    report = machine.judge(transport)
+    changes = plan(_mends(report), machine.read)
+    yours = [finding for finding in report.findings if not finding.mends]
+    lines = [line for finding in yours for line in finding.lines()]
+    if not changes:
+        return _tell(report, changes, [], None, ["There is nothing to change.", *lines], as_json)
+    path = undo_file or new_undo_path(machine.state_directory)
+    shown = [f"These changes will be made, the way back written to {path} before each:", *_indented(changes)]
+    if not _agreed([*shown, *(["Not done here:", *lines] if lines else [])], yes, as_json):
+        return EXIT_ATTENTION
+    remarks = list(make_changes(machine, changes, path))
+    after = machine.judge(transport)
+    told = [*remarks, f"Done. The way back: vadpipe proxy harden --undo {path}", *after.lines()]
+    return _tell(after, changes, remarks, path, told, as_json)
+
+
+def _tell(
+    report: Report,
+    changes: tuple[Change, ...],
+    remarks: list[str],
+    undo_file: Path | None,
+    lines: list[str],
+    as_json: bool,
+) -> int:
+    document = {
+        **report.as_dict(),
+        "changes": [_change(one) for one in changes],
+        "remarks": remarks,
+        "undo_file": undo_file,
+    }
+    show(document, lines, as_json)
+    return EXIT_ATTENTION if report.findings or remarks else EXIT_DONE
+
+
+def _undo(machine: Machine, path: Path, yes: bool, as_json: bool) -> int:
+    changes = load_undo(path, machine.platform, machine.settings)
+    back = tuple(change.back() for change in reversed(changes))
+    if not _agreed(["This will be taken back:", *_indented(back)], yes, as_json):
+        return EXIT_ATTENTION
+    results = take_back(machine, changes)
+    remarks = [remark for _, _, told in results for remark in told]
+    undone = [{**_change(change), "result": result.value} for change, result, _ in results]
+    lines = [f"{change.setting.id}: {result.value}" for change, result, _ in results]
+    show({"undone": undone, "remarks": remarks}, lines + remarks, as_json)
+    kept = any(result is Undone.KEPT for _, result, _ in results)
+    return EXIT_ATTENTION if kept or remarks else EXIT_DONE
+
+
+def _mends(report: Report) -> list[Mend]:
+    """Of each broken rule once, however many places it found."""
+    first: dict[str, Finding] = {}
+    for finding in report.findings:
+        first.setdefault(finding.rule, finding)
+    return [mend for finding in first.values() for mend in finding.mends]
+
+
+def _agreed(lines: list[str], yes: bool, as_json: bool) -> bool:
+    """Show what is going to be done, and ask. Raises UsageError where nobody can be asked."""
+    if not as_json:
+        show({}, lines, False)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError("Nothing was changed: give --yes, there is nobody to ask.")
+    return click.confirm("Do it?")
+
+
+def _indented(changes: tuple[Change, ...]) -> list[str]:
+    return [f"  {line}" for change in changes for line in change.lines()]
+
+
+def _change(change: Change) -> dict[str, object]:
+    return {
+        "setting": change.setting.id,
+        "place": str(change.setting.place),
+        "former": change.former,
+        "wanted": change.wanted,
+        "diskpart": list(change.setting.script(change.wanted)),
+        "afterwards": list(change.setting.afterwards),
+    }
+
+
+def _show_rules(as_json: bool) -> None:
+    tables: dict[str, Sequence[Rule[Any]]] = {"windows": windows_rules.RULES, "linux": linux_rules.RULES}
+    rows = [(platform, rule) for platform, rules in tables.items() for rule in rules]
+    document = {"rules": [{"platform": platform, **rule.as_dict()} for platform, rule in rows]}
+    show(document, [rule.line(platform) for platform, rule in rows], as_json)

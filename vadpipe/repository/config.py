@@ -1,0 +1,125 @@
+"""config.json: what makes a directory a repository."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from pipeline import IntegrityError, SinkError
+from vadpipe.files import flush_directory
+
+from .damage import Damage
+from .files import DIRECTORY_MODE, sink_errors, write_durably
+from .keys import KEY_SIZE, Keys
+from .layout import Layout
+from .sealed import parse, seal, unseal
+
+FORMAT: Final = "vadpipe repository"
+VERSION: Final = 1
+ID_SIZE: Final = 16
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where ids, keys and times come from. Tests that compare files byte for byte give their own."""
+
+    random: Callable[[int], bytes] = secrets.token_bytes
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def timestamp(self) -> str:
+        """Now as ISO 8601 in UTC with microseconds; sorts like the time."""
+        return self.now().astimezone(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A repository's identity and keys."""
+
+    id: bytes
+    created: str
+    keys: Keys = field(repr=False)
+
+
+def create_repository(layout: Layout, origin: Origin) -> Config:
+    """Make a repository in a directory that is empty or missing. Raises SinkError."""
+    root = layout.root
+    with sink_errors(root, "create a repository in"):
+        if layout.config.exists():
+            raise SinkError(f"There is a repository in {root} already.", remedy="Use it as it is.")
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise SinkError(
+                f"{root} is not an empty directory.", remedy="Name an empty directory, or one to be made."
+            )
+        root.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
+        for directory in layout.directories:
+            directory.mkdir(DIRECTORY_MODE)
+        flush_directory(root)
+        flush_directory(root.parent)
+        key, identity = origin.random(KEY_SIZE), origin.random(ID_SIZE)
+        fields = {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": identity.hex(),
+            "created": origin.timestamp(),
+            "digest": "blake3",
+            "key": key.hex(),
+        }
+        # Last: a directory with a config is a whole repository.
+        write_durably(layout.config, layout.tmp / "config.json", seal(fields, Keys.derive(key).seal))
+        return Config(identity, str(fields["created"]), Keys.derive(key))
+
+
+def read_config(layout: Layout) -> Config:
+    """Raises SinkError for what is no repository of this version, IntegrityError for an altered config."""
+    path = layout.config
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SinkError(
+            f"{layout.root} is not a repository: it has no {path.name}.",
+            remedy=f"Name a repository, or make one with: vadpipe init {layout.root}",
+            path=str(layout.root),
+        ) from None
+    except OSError as exc:
+        raise SinkError(
+            f"Could not read {path}: {exc.strerror}.",
+            remedy="Give this user the right to read the repository.",
+            path=str(path),
+        ) from exc
+    try:
+        fields = parse(content)
+        if fields.get("format") != FORMAT:
+            raise SinkError(
+                f"{layout.root} is not a repository: {path.name} is of another program.",
+                remedy="Name the directory of a repository.",
+                path=str(path),
+            )
+        if fields.get("version") != VERSION:
+            raise SinkError(
+                f"The repository {layout.root} has format version {fields.get('version')}, known is {VERSION}.",
+                remedy="Use the vadpipe that wrote it, or a newer one.",
+                path=str(path),
+            )
+        return _parse(fields, content)
+    except Damage as damage:
+        raise IntegrityError(
+            f"{path} is damaged: {damage}.",
+            remedy="Put it back from a copy of the repository: without its key nothing can be proved.",
+            path=str(path),
+        ) from damage
+
+
+def _parse(fields: dict[str, object], content: bytes) -> Config:
+    try:
+        key, identity = bytes.fromhex(str(fields["key"])), bytes.fromhex(str(fields["id"]))
+        created = str(fields["created"])
+    except (KeyError, ValueError) as exc:
+        raise Damage("a field is missing or unreadable") from exc
+    if len(key) != KEY_SIZE or len(identity) != ID_SIZE:
+        raise Damage("its key or its id has a wrong length")
+    keys = Keys.derive(key)
+    unseal(content, keys.seal)
+    return Config(identity, created, keys)

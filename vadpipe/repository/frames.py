@@ -1,0 +1,207 @@
+"""Frames: the records that packs consist of. Kernel; the byte layout is in docs/repository.md.
+
+A frame is a header, a table of its chunks and the payload. Its id is the keyed digest of the chunk table, so the id
+proves which chunks it holds, and each chunk's digest proves its bytes. The checksum finds rot without decoding.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+import xxhash
+import zstandard
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from pipeline import (
+    CLUSTER,
+    DIGEST_SIZE,
+    ContractError,
+    Digests,
+    MiB,
+)
+
+from .damage import Damage
+from .keys import Keys
+
+# Far above the frames of a disk (1 MiB, stages/dedupe.py). The page list of a disk is one frame: 128 TiB of disk
+# fit, twice the largest virtual disk of vSphere (62 TiB). A reader never allocates more for one frame.
+LARGEST_FRAME: Final = 16 * MiB
+
+MAGIC: Final = b"VFRM"
+HEADER: Final = struct.Struct("<4sBBHIIII32s")
+CHECKSUM: Final = struct.Struct("<Q")
+HEADER_SIZE: Final = HEADER.size + CHECKSUM.size
+
+CHUNK: Final = np.dtype([("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
+assert HEADER_SIZE == 64
+assert CHUNK.itemsize == 36
+
+
+class Kind(IntEnum):
+    """What a frame holds; decides which key names its chunks."""
+
+    DATA = 1
+    MAP = 2
+    DOCUMENT = 3
+
+    def key(self, keys: Keys) -> bytes:
+        return {Kind.DATA: keys.chunk, Kind.MAP: keys.page, Kind.DOCUMENT: keys.document}[self]
+
+
+CODECS: Final = {"raw": 0, "zstd": 1}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A frame ready to be written: `head` (header and chunk table) and `payload`."""
+
+    id: bytes
+    length: int
+    chunks: int
+    head: bytes
+    payload: bytes | memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.payload)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame as read, its checksum and its id proved. `length` is that of the decoded payload."""
+
+    kind: Kind
+    codec: int
+    length: int
+    id: bytes
+    chunk: NDArray[np.void]
+    payload: memoryview
+
+
+def chunk_table(length: NDArray[np.int64], digest: Digests) -> bytes:
+    table = np.empty(len(length), dtype=CHUNK)
+    table["length"] = length
+    table["digest"] = digest
+    return table.tobytes()
+
+
+def frame_id(table: bytes, keys: Keys) -> bytes:
+    return blake3(table, key=keys.frame).digest()
+
+
+def checked_table(length: NDArray[np.int64], digest: Digests) -> bytes:
+    """The chunk table of a new frame of disk data. Raises ContractError.
+
+    Places in a frame are clusters. A chunk that is no whole number of clusters is the tail of a disk, and the
+    last of its frame.
+    """
+    if not len(length) or len(length) != len(digest):
+        raise ContractError(f"A frame of {len(length)} chunks with {len(digest)} digests.")
+    if int(length.min()) <= 0 or (length[:-1] % CLUSTER).any() or int(length.sum()) > LARGEST_FRAME:
+        raise ContractError(
+            f"A frame of chunks of {length.tolist()} bytes.",
+            remedy=f"Chunks are whole clusters but for the last, at most {LARGEST_FRAME} bytes together.",
+        )
+    return chunk_table(length, digest)
+
+
+def record(
+    kind: Kind, codec: str, length: int, table: bytes, identity: bytes, payload: bytes | memoryview
+) -> Record:
+    """A new frame. Raises ContractError for a codec that no reader knows."""
+    if codec not in CODECS:
+        raise ContractError(
+            f"The repository does not know the codec {codec!r}.", remedy=f"It knows: {', '.join(CODECS)}."
+        )
+    chunks = len(table) // CHUNK.itemsize
+    header = HEADER.pack(MAGIC, kind, CODECS[codec], 0, length, len(payload), chunks, 0, identity)
+    checksum = _checksum(header, table, payload)
+    return Record(identity, length, chunks, b"".join((header, CHECKSUM.pack(checksum), table)), payload)
+
+
+def object_record(kind: Kind, data: bytes, keys: Keys) -> tuple[bytes, Record]:
+    """A frame with one chunk, for a map page or a document. Returns the chunk's digest and the frame."""
+    digest = blake3(data, key=kind.key(keys)).digest()
+    table = chunk_table(np.array([len(data)]), np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
+    # Ids of frames do not compress; a list of mostly empty pages does. What saves little is not worth decoding.
+    packed = _contexts.compressor.compress(data)
+    codec, payload = ("zstd", packed) if len(packed) < len(data) * 7 // 8 else ("raw", data)
+    return digest, record(kind, codec, len(data), table, frame_id(table, keys), payload)
+
+
+def size_at(header: bytes | memoryview) -> int:
+    """The size of the record that begins with these HEADER_SIZE bytes. Raises Damage."""
+    magic, _, _, _, length, stored, chunks, _, _ = HEADER.unpack_from(header)
+    if magic != MAGIC:
+        raise Damage("no frame begins here")
+    size: int = HEADER_SIZE + chunks * CHUNK.itemsize + stored
+    if length > LARGEST_FRAME or size > 2 * LARGEST_FRAME:
+        raise Damage("its header is impossible")
+    return size
+
+
+def parse(content: bytes | memoryview, keys: Keys) -> Frame:
+    """The frame of a whole record. Raises Damage."""
+    view = memoryview(content)
+    if len(view) < HEADER_SIZE or size_at(view) != len(view):
+        raise Damage("its size is wrong")
+    _, kind, codec, _, length, _, chunks, _, identity = HEADER.unpack_from(view)
+    end = HEADER_SIZE + chunks * CHUNK.itemsize
+    table, payload = view[HEADER_SIZE:end], view[end:]
+    if CHECKSUM.unpack_from(view, HEADER.size)[0] != _checksum(view[: HEADER.size], table, payload):
+        raise Damage("its checksum is wrong")
+    if frame_id(bytes(table), keys) != identity:
+        raise Damage("its id is not that of its chunks")
+    chunk = np.frombuffer(table, dtype=CHUNK)
+    known = kind in Kind.__members__.values() and codec in CODECS.values()
+    if not known or int(chunk["length"].sum(dtype=np.int64)) != length:
+        raise Damage("its header is impossible")
+    return Frame(Kind(kind), codec, length, identity, chunk, payload)
+
+
+def decode(frame: Frame, keys: Keys) -> memoryview:
+    """The bytes of a frame, each chunk proved by its digest. Raises Damage."""
+    view = frame.payload if frame.codec == CODECS["raw"] else memoryview(_decompress(frame))
+    if len(view) != frame.length:
+        raise Damage(f"it decodes to {len(view)} bytes instead of {frame.length}")
+    key, start = frame.kind.key(keys), 0
+    for number, (length, digest) in enumerate(zip(frame.chunk["length"], frame.chunk["digest"], strict=True)):
+        end = start + int(length)
+        if blake3(view[start:end], key=key).digest() != digest.tobytes():
+            raise Damage(f"the digest of its chunk {number} (bytes {start} to {end}) is wrong")
+        start = end
+    return view
+
+
+def _decompress(frame: Frame) -> bytes:
+    try:
+        promised = zstandard.get_frame_parameters(frame.payload).content_size
+        if promised not in (frame.length, zstandard.CONTENTSIZE_UNKNOWN):  # before memory is taken for it
+            raise Damage(f"its payload promises {promised} bytes instead of {frame.length}")
+        return _contexts.decompressor.decompress(frame.payload, max_output_size=frame.length)
+    except zstandard.ZstdError as exc:
+        raise Damage(f"it cannot be decompressed ({exc})") from exc
+
+
+def _checksum(header: bytes | memoryview, table: bytes | memoryview, payload: bytes | memoryview) -> int:
+    state = xxhash.xxh3_64(header)
+    state.update(table)
+    state.update(payload)
+    return state.intdigest()
+
+
+class _Contexts(threading.local):
+    """One of each per thread: making one costs as much as a small frame."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=1)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_contexts = _Contexts()

@@ -1,0 +1,317 @@
+"""The index of a repository as a reader or a run sees it: all published segments, and the run's own chunks.
+
+A frame has a number: the number of its table (a segment, or a draft of the run) in the upper 32 bits, its row there
+in the lower. A run collects its chunks in a `Draft` in memory. A full draft becomes a segment of the run, on disk
+but not published, so that memory stays bounded however much is new.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import (
+    DIGEST_SIZE,
+    NO_FRAME,
+    ContractError,
+    Digests,
+    IntegrityError,
+    KiB,
+    MiB,
+)
+from vadpipe.kernels.digest_table import DigestTable
+
+from .files import sink_errors
+from .layout import Layout, pack_id
+from .packs import FRAME_ROW, FrameAddress
+from .segments import Rows, Segment, write_segment
+
+# 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
+DRAFT_ROWS: Final = 512 * KiB
+
+# Mapped pages count as memory of the process until they are forgotten. A search faults in up to eight windows of
+# 64 KiB (the kernel's fault-around) per digest and table that it did not touch before.
+MAPPED_AT_MOST: Final = 64 * MiB
+_FAULTED: Final = 8 * 64 * KiB
+
+Numbers = NDArray[np.uint64]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Index:
+    """The published segments; `damaged` tells of those that could not be opened and count as missing.
+
+    Searches raise IntegrityError for damage that is found on the way. Several threads may search at once.
+    """
+
+    def __init__(self, layout: Layout, repository_id: bytes) -> None:
+        self._repository_id = repository_id
+        self.segments: list[Segment] = []
+        self.damaged: list[IntegrityError] = []
+        for path in sorted(layout.index.glob("*.idx")):
+            try:
+                self.segments.append(Segment(path, repository_id))
+            except IntegrityError as error:
+                self.damaged.append(error)
+        self._mapped = sum(segment.size for segment in self.segments)
+        self._touched = 0
+
+    def drop_damaged(self) -> None:
+        """Read every segment, and move those that are damaged to `damaged`."""
+        for segment in tuple(self.segments):
+            try:
+                segment.prove()
+            except IntegrityError as error:
+                self.segments.remove(segment)
+                self.damaged.append(error)
+            segment.forget()
+
+    def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
+        """Frame number and byte place of each chunk; NO_FRAME where it is unknown."""
+        number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
+        place = np.zeros(len(digest), dtype=np.int64)
+        self._search(digest, number, place)
+        return number, place
+
+    def find_frames(self, identity: Digests) -> Numbers:
+        """The number of each frame id, NO_FRAME where there is none."""
+        number = np.full(len(identity), NO_FRAME, dtype=np.uint64)
+        for table, segment in enumerate(self.segments):
+            missing = np.flatnonzero(number == NO_FRAME)
+            row = segment.find_frames(identity[missing])
+            number[missing[row >= 0]] = _numbers(table, row[row >= 0])
+        self._touch(len(identity))
+        return number
+
+    def frame_ids(self, number: Numbers) -> Digests:
+        """The ids of frames by number."""
+        result = np.empty((len(number), DIGEST_SIZE), dtype=np.uint8)
+        for table, at, row in _by_table(number):
+            result[at] = self._ids(table, row)
+        return result
+
+    def addresses(self, number: Numbers) -> list[FrameAddress]:
+        """Where published frames are stored."""
+        result: list[FrameAddress | None] = [None] * len(number)
+        for table, at, row in _by_table(number):
+            for place, address in zip(at.tolist(), self.segments[table].addresses(row), strict=True):
+                result[place] = address
+        return [address for address in result if address is not None]
+
+    def _ids(self, table: int, row: Rows) -> Digests:
+        return self.segments[table].ids(row)
+
+    def _search(self, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what the segments know of the rows that are still NO_FRAME."""
+        for table in reversed(range(len(self.segments))):  # what is new is most likely to be met again
+            missing = np.flatnonzero(number == NO_FRAME)
+            if not len(missing):
+                break
+            frame, at = self.segments[table].lookup(digest[missing])
+            found = frame >= 0
+            number[missing[found]] = _numbers(table, frame[found])
+            place[missing[found]] = at[found]
+        self._touch(len(digest))
+
+    def _touch(self, searches: int) -> None:
+        self._touched += searches * _FAULTED
+        if self._mapped > MAPPED_AT_MOST and self._touched > MAPPED_AT_MOST:
+            self._touched = 0
+            for segment in self.segments:
+                segment.forget()
+
+
+class Draft:
+    """The chunks and frames of a run that are not in a segment yet. Rows of frames as in FRAME_ROW."""
+
+    def __init__(self, serial: int, rows: int) -> None:
+        self.serial = serial
+        self.missing = 0  # frames that were promised and are not stored yet
+        self._table = DigestTable(rows)
+        self._chunk = np.empty((rows, 2), dtype=np.uint32)  # frame, place
+        self._waiting: list[tuple[Digests, NDArray[np.uint32]]] = []  # inserted together: cheaper by far
+        self._waiting_rows = 0
+        self._frame = np.zeros(1024, dtype=FRAME_ROW)
+        self._frames = 0
+
+    def __len__(self) -> int:
+        return len(self._table) + self._waiting_rows
+
+    def has_room(self, chunks: int) -> bool:
+        return len(self) + chunks <= self._table.capacity
+
+    @property
+    def frames(self) -> NDArray[np.void]:
+        return self._frame[: self._frames]
+
+    def ids(self, frame: Rows) -> Digests:
+        ids: Digests = self.frames["id"][frame]
+        return ids
+
+    def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
+        row = self._frames
+        if row == len(self._frame):
+            self._frame = np.concatenate((self._frame, np.zeros_like(self._frame)))
+        self._frame[row]["id"] = np.frombuffer(identity, np.uint8)
+        self._frame[row]["length"] = length.sum()
+        self._frame[row]["chunks"] = len(length)
+        self._frames += 1
+        self.missing += 1
+        chunk = np.empty((len(length), 2), dtype=np.uint32)
+        chunk[:, 0], chunk[:, 1] = row, np.cumsum(length) - length
+        self._waiting.append((digest.copy(), chunk))
+        self._waiting_rows += len(length)
+        return row
+
+    def lookup(self, digest: Digests) -> tuple[Rows, Rows]:
+        self._insert()
+        row = self._table.lookup(digest)
+        found = self._chunk[row].astype(np.int64)
+        return np.where(row >= 0, found[:, 0], -1), found[:, 1]
+
+    def chunks(self) -> tuple[Digests, Rows, Rows]:
+        """The columns digest, frame and place."""
+        self._insert()
+        chunk = self._chunk[: len(self._table)]
+        return self._table.digest, chunk[:, 0].astype(np.int64), chunk[:, 1].astype(np.int64)
+
+    def _insert(self) -> None:
+        if self._waiting:
+            rows = self._table.insert(np.concatenate([digest for digest, _ in self._waiting]))
+            self._chunk[rows] = np.concatenate([chunk for _, chunk in self._waiting])
+            self._waiting, self._waiting_rows = [], 0
+
+
+def _locked(method: Callable[Concatenate[RunIndex, P], R]) -> Callable[Concatenate[RunIndex, P], R]:
+    def locked(self: RunIndex, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.lock:
+            return method(self, *args, **kwargs)
+
+    locked.__doc__ = method.__doc__
+    return locked
+
+
+class RunIndex(Index):
+    """The published segments and what one run adds. Every method may be called from any thread; who needs several
+    calls to see the same state holds `lock` around them.
+
+    Raises IntegrityError when a segment is damaged.
+    """
+
+    def __init__(self, layout: Layout, repository_id: bytes, run_id: str) -> None:
+        super().__init__(layout, repository_id)
+        if self.damaged:  # what it does not find would be stored again, and nobody would look for the reason
+            raise self.damaged[0]
+        self.lock = threading.RLock()
+        self._layout = layout
+        self._run_id = run_id
+        self._first = len(self.segments)
+        self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
+
+    @_locked
+    def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
+        number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
+        place = np.zeros(len(digest), dtype=np.int64)
+        for serial in reversed(range(len(self._own))):
+            missing = np.flatnonzero(number == NO_FRAME)
+            frame, at = self._own[serial].lookup(digest[missing])
+            found = frame >= 0
+            number[missing[found]] = _numbers(self._first + serial, frame[found])
+            place[missing[found]] = at[found]
+        self._search(digest, number, place)
+        return number, place
+
+    @_locked
+    def frame_ids(self, number: Numbers) -> Digests:
+        return super().frame_ids(number)
+
+    @_locked
+    def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
+        """Promise a frame; its number."""
+        draft = self._own[-1]
+        if not isinstance(draft, Draft) or not draft.has_room(len(length)):
+            draft = Draft(len(self._own), DRAFT_ROWS)
+            self._own.append(draft)
+        return (self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
+
+    @_locked
+    def promised(self, number: int) -> bytes:
+        """The id of a frame that was promised and is not stored yet. Raises ContractError."""
+        return bytes(self._waiting(number)[1]["id"])
+
+    @_locked
+    def stored(self, number: int, pack: int, offset: int, size: int) -> None:
+        """Frame `number` lies at `offset` of the run's pack number `pack`. Raises ContractError."""
+        draft, row = self._waiting(number)
+        row["pack"], row["offset"], row["size"] = pack, offset, size
+        draft.missing -= 1
+
+    @_locked
+    def missing(self) -> int:
+        """Frames that were promised and are not stored."""
+        return sum(table.missing for table in self._own if isinstance(table, Draft))
+
+    @_locked
+    def full(self) -> list[Draft]:
+        """Drafts that can become segments: nothing is added to them any more, and all is stored."""
+        return [table for table in self._own[:-1] if isinstance(table, Draft) and not table.missing]
+
+    @_locked
+    def last(self) -> list[Draft]:
+        """All that is left when everything is stored."""
+        return [table for table in self._own if isinstance(table, Draft) and len(table)]
+
+    def write(self, draft: Draft) -> Segment:
+        """Write a draft as a segment under a temporary name. For a worker thread. Raises SinkError."""
+        path = self._layout.tmp / self._layout.segment(self._run_id, draft.serial).name
+        frames = draft.frames.copy()
+        packs, frames["pack"] = np.unique(frames["pack"], return_inverse=True)
+        names = [pack_id(self._run_id, serial) for serial in packs.tolist()]
+        with self.lock:
+            chunks = draft.chunks()
+        with sink_errors(path, "write"):
+            write_segment(path, self._repository_id, self._run_id, draft.serial, chunks, frames, names)
+        return Segment(path, self._repository_id)
+
+    @_locked
+    def replace(self, draft: Draft, segment: Segment) -> None:
+        """Give the memory of a draft back."""
+        self._own[draft.serial] = segment
+
+    @_locked
+    def written(self) -> Sequence[Path]:
+        """The temporary names of the run's segments."""
+        return [table.path for table in self._own if isinstance(table, Segment)]
+
+    def _waiting(self, number: int) -> tuple[Draft, np.void]:
+        """The draft and the row of a frame that is not stored yet."""
+        serial, row = (number >> 32) - self._first, number & 0xFFFF_FFFF
+        draft = self._own[serial] if 0 <= serial < len(self._own) else None
+        if not isinstance(draft, Draft) or row >= len(draft.frames) or draft.frames[row]["offset"]:
+            raise ContractError(f"Frame {number} was not promised with add_frame, or it came twice.")
+        found: np.void = draft.frames[row]
+        return draft, found
+
+    def _ids(self, table: int, row: Rows) -> Digests:
+        tables: list[Draft | Segment] = [*self.segments, *self._own]
+        if table >= len(tables) or int(row.max()) >= len(tables[table].frames):
+            raise ContractError(f"There is no frame with the number {table << 32 | int(row.max())}.")
+        return tables[table].ids(row)
+
+
+def _numbers(table: int, row: Rows) -> Numbers:
+    return row.astype(np.uint64) | np.uint64(table << 32)
+
+
+def _by_table(number: Numbers) -> Iterator[tuple[int, NDArray[np.intp], Rows]]:
+    """For each table: which of the numbers lie in it, and their rows there."""
+    tables = (number >> np.uint64(32)).astype(np.int64)
+    for table in np.unique(tables).tolist():
+        at = np.flatnonzero(tables == table)
+        yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)

@@ -1,0 +1,255 @@
+"""Reading everything back: every byte of every published file is proved, and every point's map is followed.
+
+Packs come first: each frame is read, decoded and its chunks are proved, once however many points use it. Then
+the maps: they say which points, disks and bytes a damaged frame hits. Nothing stops at the first damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import trio
+
+from pipeline import (
+    CLUSTER,
+    IntegrityError,
+    MoverError,
+    format_size,
+)
+
+from .config import Config
+from .damage import Damage
+from .disk_map import PAGE, PageMap
+from .frames import decode
+from .layout import Layout
+from .packs import (
+    FrameAddress,
+    addresses,
+    read_frame,
+    read_table,
+)
+from .reader import RepositoryReader
+from .restore_point import RestorePoint, StoredDisk
+from .segments import Rows, Segment
+
+_Listing = tuple[Segment, Rows]  # some frames of a segment
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What cannot be restored: bytes of a disk or of a document of a point."""
+
+    point: str
+    what: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Damage at a byte position of a file, and what it hits."""
+
+    file: str
+    position: int
+    problem: str
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read: `bytes` of decoded frames. `damages` is empty when all is as it was written."""
+
+    points: int
+    packs: int
+    frames: int
+    bytes: int
+    damages: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        size = format_size(self.bytes)
+        read = f"{self.points} points, {self.packs} packs, {self.frames} frames, {size} read back"
+        if not self.damages:
+            return [f"{read}: all sound."]
+        lines = [f"{read}: {len(self.damages)} damaged places."]
+        for found in self.damages:
+            lines.append(f"{found.file}, byte {found.position}: {found.problem}")
+            lines += [
+                f"  hits {hit.what} of point {hit.point}, {hit.length} bytes at {hit.offset}"
+                for hit in found.hits
+            ]
+        return lines
+
+
+async def verify(reader: RepositoryReader, *, workers: int = 2) -> VerifyReport:
+    """Read everything that `reader` knows of. Memory: a few frames per worker; 32 bytes per map page."""
+    work = _Verification(reader)
+    await trio.to_thread.run_sync(work.check_index)
+    packs = iter(await trio.to_thread.run_sync(work.packs))
+
+    async def check_packs() -> None:
+        for name, expected in packs:
+            work.add(await trio.to_thread.run_sync(check_pack, reader.layout, reader.config, name, expected))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(workers):
+            nursery.start_soon(check_packs)
+    for point in reader.points:
+        await trio.to_thread.run_sync(work.check_point, point)
+    return work.report()
+
+
+@dataclass
+class _PackReport:
+    """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them."""
+
+    path: Path
+    frames: int = 0
+    bytes: int = 0
+    damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
+    problem: str = ""
+
+
+def check_pack(layout: Layout, config: Config, name: str, expected: Sequence[_Listing]) -> _PackReport:
+    """Read every frame of a pack: those of its own table, and those that the index expects in it."""
+    report = _PackReport(layout.pack(name))
+    frames = {at.offset: at for segment, rows in expected for at in segment.addresses(rows)}
+    try:
+        for address in addresses(read_table(report.path, config.id), name):
+            if frames.setdefault(address.offset, address) != address:
+                raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
+    except Damage as damage:
+        report.problem = str(damage)
+    for _, address in sorted(frames.items()):
+        try:
+            report.bytes += len(decode(read_frame(layout, address, config.keys), config.keys))
+            report.frames += 1
+        except Damage as damage:
+            report.damaged.append((address, str(damage)))
+    return report
+
+
+@dataclass
+class _Wound:
+    """A finding in the making."""
+
+    file: str
+    position: int
+    problem: str
+    hits: dict[Hit, None] = field(default_factory=dict)
+
+
+class _Verification:
+    """What is known so far. Its methods run on one worker thread at a time, but for `add`."""
+
+    def __init__(self, reader: RepositoryReader) -> None:
+        self._reader = reader
+        self._frames = self._bytes = self._packs = 0
+        self._wounds: dict[tuple[str, int, str], _Wound] = {}
+        self._of_frame: dict[bytes, _Wound] = {}
+        self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+
+    def check_index(self) -> None:
+        """Every segment; a damaged one counts as missing from here on."""
+        for error in self._reader.damaged:
+            self._wound_of(error)
+        held = len(self._reader.index.damaged)
+        self._reader.index.drop_damaged()
+        for error in self._reader.index.damaged[held:]:
+            self._wound_of(error)
+
+    def packs(self) -> list[tuple[str, list[_Listing]]]:
+        """Every pack that the index names, with the frames that the index expects in it."""
+        listings: dict[str, list[_Listing]] = {}
+        for segment in self._reader.index.segments:
+            for name, frames in segment.frames_by_pack().items():
+                listings.setdefault(name, []).append((segment, frames))
+        return sorted(listings.items())
+
+    def add(self, report: _PackReport) -> None:
+        self._packs += 1
+        self._frames += report.frames
+        self._bytes += report.bytes
+        if report.problem:
+            self._wound(str(report.path), 0, report.problem)
+        for address, problem in report.damaged:
+            self._of_frame[address.id] = self._wound(str(report.path), address.offset, problem)
+
+    def check_point(self, point: RestorePoint) -> None:
+        """Follow the maps of a point's disks, and read its documents."""
+        for disk in point.disks:
+            self._check_disk(point, disk)
+        for name, document in point.documents.items():
+            try:
+                self._reader.read_document(point, name)
+            except IntegrityError as error:
+                self._hit(self._wound_of(error), point, f"document {name}", 0, document.length)
+
+    def report(self) -> VerifyReport:
+        damages = [
+            Finding(wound.file, wound.position, wound.problem, tuple(wound.hits))
+            for _, wound in sorted(self._wounds.items())
+        ]
+        points = len(self._reader.points)
+        return VerifyReport(points, self._packs, self._frames, self._bytes, tuple(damages))
+
+    def _check_disk(self, point: RestorePoint, disk: StoredDisk) -> None:
+        try:
+            digests = self._reader.page_digests(point, disk)
+        except IntegrityError as error:
+            self._hit(self._wound_of(error), point, disk.key, 0, disk.capacity)
+            return
+        for number in np.flatnonzero(digests.any(axis=1)).tolist():
+            digest = digests[number].tobytes()
+            if digest in self._sound:
+                continue
+            low = number * PAGE
+            try:
+                page = self._reader.page(point, disk, number, digest)
+                if self._check_page(point, disk, low, page):
+                    self._sound.add(digest)
+            except IntegrityError as error:
+                self._hit(self._wound_of(error), point, disk.key, low, min(PAGE, disk.capacity - low))
+
+    def _check_page(self, point: RestorePoint, disk: StoredDisk, low: int, page: PageMap) -> bool:
+        """Whether every row of a page leads to a sound frame."""
+        wounds: dict[int, _Wound] = {}
+        longest = np.zeros(len(page.frame_ids), dtype=np.int64)
+        for number, address in enumerate(self._reader.addresses(page)):
+            identity = page.frame_ids[number].tobytes()
+            if address is None:
+                problem = f"frame {identity.hex()[:16]} is in no segment of the index"
+                wounds[number] = self._wound(str(self._reader.layout.index), 0, problem)
+            elif identity in self._of_frame:
+                wounds[number] = self._of_frame[identity]
+            longest[number] = address.length if address else 0
+        needed = np.minimum(page.count * CLUSTER, disk.capacity - low - page.offset * CLUSTER)
+        beyond = page.place * CLUSTER + needed > longest[page.frame]
+        hit = np.isin(page.frame, list(wounds)) | beyond
+        for row in np.flatnonzero(hit).tolist():
+            problem = f"the map of disk {disk.key} reads beyond a frame"
+            file = str(self._reader.layout.point(point.machine.uuid, point.id))
+            wound = wounds.get(int(page.frame[row])) or self._wound(file, 0, problem)
+            self._hit(wound, point, disk.key, low + int(page.offset[row]) * CLUSTER, int(needed[row]))
+        return not hit.any()
+
+    def _wound(self, file: str, position: int, problem: str) -> _Wound:
+        return self._wounds.setdefault((file, position, problem), _Wound(file, position, problem))
+
+    def _wound_of(self, error: MoverError) -> _Wound:
+        """The wound of a file that an error names. A frame that `add` found damaged has one already."""
+        named = (error.facts[name] for name in ("pack", "segment", "point") if name in error.facts)
+        file, position = str(next(named, self._reader.layout.index)), error.facts.get("position")
+        for wound in self._of_frame.values():
+            if (wound.file, wound.position) == (file, position):
+                return wound
+        return self._wound(file, position if isinstance(position, int) else 0, error.problem)
+
+    def _hit(self, wound: _Wound, point: RestorePoint, what: str, offset: int, length: int) -> None:
+        wound.hits[Hit(point.id, what, offset, length)] = None

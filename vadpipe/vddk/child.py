@@ -1,0 +1,270 @@
+"""The program of the child process that holds one VDDK connection with one open disk, or makes a single call.
+
+Why a process: the library brings its own OpenSSL, which crashes beside Python's; it needs LD_LIBRARY_PATH
+from the start of the process; nothing may fork once it is initialised; and it hangs and crashes in the
+field. So this program imports almost nothing, and is started as a file, not as a module of the project.
+
+Threads: this one makes every call of the library, as its manual wants of opening, closing and asking for
+allocation. Reads are asynchronous. Their completions come inside ReadAsync on this thread or on threads of
+the library: the callback only writes one record to standard output. The bytes go straight into memory that
+is shared with the mover. A second thread waits for nothing but the mover's death: end of input ends the
+process even while a call of the library hangs.
+
+Standard error carries the library's log. Secrets come over standard input.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import json
+import mmap
+import os
+import resource
+import select
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from . import abi, wire
+    from .child_log import Log, send
+else:
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    import abi
+    import wire
+    from child_log import Log, send
+
+ERROR_TEXT = 500  # characters of an error's text in an answer, which must fit a record
+
+# Records leave over a copy of standard output: what the library might print joins its log.
+RECORDS = os.dup(1)
+os.dup2(2, 1)
+
+
+class CallFailed(Exception):
+    """A call of the library returned an error."""
+
+    def __init__(self, call: str, error: int, text: str) -> None:
+        super().__init__(call, error, text)
+        self.answer = {"call": call, "error": error, "text": text[:ERROR_TEXT]}
+
+
+def report(request: int, error: int) -> None:
+    send(RECORDS, wire.RECORD.pack(wire.DONE, request, error))
+
+
+completed = abi.CompletionFunction(report)
+
+
+def answer(call: int, content: dict[str, object], runs: bytes = b"") -> None:
+    for place in range(0, len(runs), wire.PART_SIZE):
+        part = runs[place : place + wire.PART_SIZE]
+        send(RECORDS, wire.RECORD.pack(wire.PART, call, len(part)) + part)
+    text = json.dumps(content).encode()
+    send(RECORDS, wire.RECORD.pack(wire.ANSWER, call, len(text)) + text)
+
+
+def leave_with_parent(grace_s: float) -> None:
+    """End the process when the input has ended, at the latest `grace_s` later."""
+    poll = select.poll()
+    poll.register(0, 0)  # hang-up is always reported
+    poll.poll()
+    time.sleep(grace_s)
+    os._exit(75)
+
+
+class OpenDisk:
+    """The library, a connection, a disk: opened by `start`, given back by `end` as far as it got.
+
+    `access` instead of `start` makes one call about a VM, without a connection.
+    """
+
+    def __init__(self) -> None:
+        self.log = Log()
+        self.library: abi.Library | None = None
+        self.params: Any = None
+        self.remote = False
+        self.connection = abi.Handle()
+        self.handle = abi.Handle()
+        self.memory = 0
+        self.kept: list[object] = []  # strings and memory that the library points to
+
+    def start(self, order: dict[str, Any]) -> dict[str, object]:
+        shared = mmap.mmap(order["memory"], 0)
+        os.close(order["memory"])
+        self.memory = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+        self.kept.append(shared)
+        library = self.load(order)
+        self.connect(library, order)
+        flags = abi.OPEN_READ_ONLY | abi.OPEN_COMPRESSION[order["compression"]]
+        path = order["path"].encode()
+        self.check("Open", library, library.Open(self.connection, path, flags, ctypes.byref(self.handle)))
+        return self.describe(library)
+
+    def access(self, order: dict[str, Any]) -> dict[str, object]:
+        library, call = self.load(order), order["call"]
+        self.allocate(library)
+        self.fill(self.params.contents, order)
+        counts = ctypes.c_uint32(), ctypes.c_uint32()  # Cleanup's
+        if call == "Cleanup":
+            error = library.Cleanup(self.params, *map(ctypes.byref, counts))
+        else:
+            error = getattr(library, call)(self.params, self.text(order["identity"]))
+        self.check(call, library, error)
+        return {"cleaned": counts[0].value, "remaining": counts[1].value}
+
+    def load(self, order: dict[str, Any]) -> abi.Library:
+        self.log.keep_secret(order["password"], order["cookie"])
+        try:
+            library = abi.Library(order["library"])
+        except OSError as exc:
+            raise CallFailed("dlopen", 0, str(exc)) from exc
+        root, config = order["root"].encode(), order["config"].encode()
+        error = library.InitEx(abi.API_MAJOR, abi.API_MINOR, *self.log.functions, root, config)
+        if error:
+            raise CallFailed("InitEx", error, "")  # a library that does not run has no texts either
+        self.library = library
+        return library
+
+    def allocate(self, library: abi.Library) -> None:
+        self.params = library.AllocateConnectParams()
+        if not self.params:
+            raise CallFailed("AllocateConnectParams", 2, "no memory")
+
+    def connect(self, library: abi.Library, order: dict[str, Any]) -> None:
+        self.allocate(library)
+        self.remote = bool(order["vm"])
+        if self.remote:
+            self.fill(self.params.contents, order)
+        snapshot = self.text(order["snapshot"]) if self.remote else None
+        modes = self.text(order["transports"])
+        error = library.ConnectEx(self.params, 1, snapshot, modes, ctypes.byref(self.connection))
+        self.check("ConnectEx", library, error)
+
+    def fill(self, params: abi.ConnectParams, order: dict[str, Any]) -> None:
+        params.vmxSpec = self.text(order["vm"] and "moref=" + order["vm"])
+        params.serverName = self.text(order["server"])
+        params.port = order["port"]
+        params.thumbPrint = self.text(order["thumbprint"])
+        params.specType = abi.SPEC_VMX
+        user, cookie = self.text(order["user"]), self.text(order["cookie"])
+        if cookie:
+            params.credType = abi.CRED_SESSIONID
+            session = params.creds.sessionId
+            session.cookie, session.userName, session.key = cookie, user, cookie  # any key but NULL
+        else:
+            params.credType = abi.CRED_UID
+            params.creds.uid.userName = user
+            params.creds.uid.password = self.text(order["password"])
+
+    def text(self, value: object) -> bytes | None:
+        """A string for the library, which may keep pointing to it; NULL for an empty one."""
+        if not isinstance(value, str) or not value:
+            return None
+        text = value.encode()
+        self.kept.append(text)
+        return text
+
+    def describe(self, library: abi.Library) -> dict[str, object]:
+        info = ctypes.POINTER(abi.Info)()
+        self.check("GetInfo", library, library.GetInfo(self.handle, ctypes.byref(info)))
+        capacity = info.contents.capacity
+        library.FreeInfo(info)
+        transport = library.GetTransportMode(self.handle) or b""
+        return {"capacity": capacity, "transport": transport.decode(errors="replace")}
+
+    def query(self, order: dict[str, Any]) -> bytes:
+        """Allocated runs as pairs of int64: first sector, sector count."""
+        library = self.library
+        assert library is not None
+        found = ctypes.POINTER(abi.BlockList)()
+        self.log.probing = order["probing"]
+        try:
+            error = library.QueryAllocatedBlocks(
+                self.handle, order["start"], order["count"], abi.MIN_CHUNK, ctypes.byref(found)
+            )
+            self.check("QueryAllocatedBlocks", library, error)
+        finally:
+            self.log.probing = False
+        try:
+            first = ctypes.addressof(found.contents) + abi.BlockList.blocks.offset
+            return ctypes.string_at(first, found.contents.numBlocks * ctypes.sizeof(abi.Block))
+        finally:
+            library.FreeBlockList(found)
+
+    def read(self, reads: bytes) -> None:
+        library, handle, memory = self.library, self.handle, self.memory
+        assert library is not None
+        for position, start, count, request in wire.READ.iter_unpack(reads):
+            error = library.ReadAsync(handle, start, count, memory + position, completed, request)
+            if error != abi.VIX_ASYNC:  # refused or done: no callback will come
+                report(request, error)
+
+    def end(self) -> None:
+        """Give everything back in the library's order; of its errors only what Cleanup leaves matters."""
+        library = self.library
+        remaining = ctypes.c_uint32()
+        if library is None:
+            return
+        if self.handle:
+            library.Wait(self.handle)
+            library.Close(self.handle)
+        if self.connection:
+            library.Disconnect(self.connection)
+            # A hot-added disk must be gone before its snapshot is removed. After an error it counts as there.
+            if self.remote and library.Cleanup(self.params, None, ctypes.byref(remaining)):
+                remaining.value = max(1, remaining.value)
+        if self.params:
+            library.FreeConnectParams(self.params)
+        library.Exit()
+        used = {name: times for name, times in library.times.items() if times[0]}
+        answer(wire.FAREWELL, {"times": used, "remaining": remaining.value})
+
+    def check(self, call: str, library: abi.Library, error: int) -> None:
+        if error == abi.VIX_OK:
+            return
+        pointer = library.GetErrorText(error, None)
+        text = ctypes.string_at(pointer).decode(errors="replace") if pointer else ""
+        library.FreeErrorText(pointer)
+        raise CallFailed(call, error, text)
+
+
+def obey(disk: OpenDisk, kind: int, body: bytes) -> None:
+    if kind == wire.READS:
+        disk.read(body)
+        return
+    order = json.loads(body)
+    try:
+        if kind != wire.QUERY:  # the first order
+            _thread.start_new_thread(leave_with_parent, (order["grace_s"],))
+        if kind == wire.START:
+            answer(order["id"], disk.start(order))
+        elif kind == wire.ACCESS:
+            answer(order["id"], disk.access(order))
+        else:
+            answer(order["id"], {}, disk.query(order))
+    except CallFailed as failed:
+        answer(order["id"], failed.answer)
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the password
+    disk = OpenDisk()
+    received = b""
+    while chunk := os.read(0, 65536):
+        received += chunk
+        while len(received) >= wire.HEADER.size:
+            kind, length = wire.HEADER.unpack_from(received)
+            end = wire.HEADER.size + length
+            if len(received) < end:
+                break
+            body, received = received[wire.HEADER.size : end], received[end:]
+            obey(disk, kind, body)
+    disk.end()
+    os._exit(0)  # the library's own end of process is known to hang
+
+
+main()

@@ -1,0 +1,207 @@
+"""A VM read from its own files: no vCenter, no snapshot, no VDDK.
+
+Serves exported VMs, VMs of Workstation and Fusion, and datastores that are mounted. The VM must be powered
+off or the directory a snapshot of it: a file that changes while it is read ends the capture with an error.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from pipeline.buffers import DEFAULT_POOL, Buffer, BufferPool
+from pipeline.errors import ChangeTrackingInvalid, SourceError
+from pipeline.extents import Extents
+from pipeline.protocols import ChangedAreas, MachineId
+from pipeline.units import MiB
+from vadpipe.vss.fetched import FetchedManifest
+
+from .chain import open_layout
+from .descriptor import MAX_DESCRIPTOR
+from .directory import find_disks, find_vmx, newest_manifest
+from .files import DiskFile, OpenFiles
+from .layout import Layout
+from .reading import read_plan
+from .vmx import Vmx, parse_vmx
+
+# The documents of a guest with a hundred VSS writers have a few MiB.
+_MAX_MANIFEST: Final = 64 * MiB
+
+# VSS writers still change the quiesced image while and shortly after the manifest is written.
+_SETTLING_S: Final = 60.0
+
+# Closing waits for nothing but a server of network files.
+_CLOSING_S: Final = 30
+
+
+@dataclass(frozen=True)
+class LocalDisk:
+    """An open VMDK chain. Each method is one trip to a worker thread."""
+
+    key: str
+    label: str
+    layout: Layout
+    pool: BufferPool
+
+    @property
+    def capacity(self) -> int:
+        return self.layout.capacity
+
+    @property
+    def change_id(self) -> str | None:
+        return None
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        """From the grain tables, and of flat files from the holes that the file system knows."""
+        try:
+            return await trio.to_thread.run_sync(self.layout.allocated, offset, length)
+        except SourceError as error:
+            raise self._named("The allocated areas of", offset, length, error) from error
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        raise ChangeTrackingInvalid(
+            f"Disk {self.key} is read from its files, which record no changes.",
+            remedy="It is read in full; what did not change is not stored again.",
+            disk=self.key,
+        )
+
+    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        """Read the `wanted` extents into `buffer`; what is not allocated is filled with zeros."""
+        try:
+            await trio.to_thread.run_sync(self._read, buffer, offset, wanted)
+        except SourceError as error:
+            start = int(wanted.start[0])
+            raise self._named("Data of", start, int(wanted.end[-1]) - start, error) from error
+
+    def _read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        read_plan(self.layout.plan(wanted), self.layout.sources, buffer.array, offset)
+
+    def _named(self, what: str, offset: int, length: int, error: SourceError) -> SourceError:
+        return SourceError(
+            f"{what} disk {self.key} could not be read at offset {offset}, length {length}: {error.problem}",
+            remedy=error.remedy,
+            **{**error.facts, "disk": self.key, "offset": offset, "length": length},
+        )
+
+
+@dataclass(frozen=True)
+class LocalCapture:
+    """A VM's files, open."""
+
+    machine: MachineId
+    disks: Sequence[LocalDisk]
+    configuration: Mapping[str, object]
+    directory: Path
+    quiescing_asked: str = "none"
+    quiescing_sent: None = None  # whoever took the snapshot, it was not us
+    left_out: Sequence[str] = ()
+    attention: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    preflight: None = None
+    snapshots_left: None = None
+
+    async def confirm(self) -> None:
+        """Files that are open stay what they are."""
+
+    async def fetch_vss_manifest(self) -> FetchedManifest:
+        """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error.
+
+        One that is older than the data says nothing of the data: it was made for another snapshot.
+        """
+        return await trio.to_thread.run_sync(_read_manifest, self.directory, self.disks)
+
+
+class LocalVm:
+    """The VM whose files lie in `directory`.
+
+    With a .vmx, its disks; without, every VMDK of the directory that is no part of another. `name` is for
+    people and defaults to the VM's own; `pool_size` is how many bytes its disks are read into at most.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, name: str | None = None, pool_size: int = DEFAULT_POOL
+    ) -> None:
+        self._directory = Path(directory)
+        self._name = name
+        self.pool_size = pool_size
+
+    def __repr__(self) -> str:
+        named = f", name={self._name!r}" if self._name else ""
+        return f"LocalVm({str(self._directory)!r}{named})"
+
+    @property
+    def name(self) -> str:
+        return self._name or self._directory.name or str(self._directory)
+
+    def effects(self) -> Sequence[str]:
+        return ()
+
+    @asynccontextmanager
+    async def capture(self) -> AsyncIterator[LocalCapture]:
+        """Open all files of the VM, and close them at the end. Raises SourceError."""
+        files = OpenFiles()
+        try:
+            yield await trio.to_thread.run_sync(self._open, files)
+        finally:
+            with trio.fail_after(_CLOSING_S, shield=True):
+                await trio.to_thread.run_sync(files.close)
+
+    def _open(self, files: OpenFiles) -> LocalCapture:
+        vmx_path = find_vmx(self._directory)
+        vmx = _read_vmx(vmx_path, files) if vmx_path else Vmx({})
+        named = find_disks(self._directory, vmx_path, vmx, files)
+        pool = BufferPool(self.pool_size)
+        disks = [LocalDisk(disk.key, disk.path.name, open_layout(disk.path, files), pool) for disk in named]
+        root = self._directory.resolve()
+        return LocalCapture(
+            machine=MachineId(
+                uuid=vmx.uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, root.as_uri())),
+                name=self._name or vmx.display_name or self.name,
+            ),
+            disks=disks,
+            configuration={
+                "directory": str(root),
+                "vmx": dict(vmx.facts()),
+                "disks": {disk.key: [link.facts() for link in disk.layout.links] for disk in disks},
+            },
+            directory=self._directory,
+        )
+
+
+def _changed_s(file: DiskFile) -> float:
+    return file.changed_s
+
+
+def _read_vmx(path: Path, files: OpenFiles) -> Vmx:
+    file = files.open(path)
+    return parse_vmx(file.read(0, min(file.size, MAX_DESCRIPTOR), "text"), file.name)
+
+
+def _read_manifest(directory: Path, disks: Sequence[LocalDisk]) -> FetchedManifest:
+    try:
+        path = newest_manifest(directory)
+    except OSError as error:
+        return FetchedManifest(None, f"{directory} could not be searched: {error.strerror}.", None)
+    if path is None:
+        return FetchedManifest(None, f"{directory} has no VSS manifest archive.", None, absent=True)
+    files = OpenFiles()
+    try:
+        file = files.open(path)
+        if file.size > _MAX_MANIFEST:
+            return FetchedManifest(None, f"{path} has {file.size} bytes, too many for a manifest.", str(path))
+        newest = max((source.file for disk in disks for source in disk.layout.sources), key=_changed_s)
+        if newest.changed_s > file.changed_s + _SETTLING_S:
+            reason = f"{newest.name} was written after {path}, which therefore says nothing of it."
+            return FetchedManifest(None, reason, str(path))
+        return FetchedManifest(file.read(0, file.size, "content"), "", str(path))
+    except SourceError as error:
+        return FetchedManifest(None, str(error), str(path))
+    finally:
+        files.close()

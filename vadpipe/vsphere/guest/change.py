@@ -1,0 +1,104 @@
+"""Changing tools.conf in a guest as a job asks, and putting it back.
+
+The text from before the first change is kept in the guest beside it. Every step leaves a state from which the same
+command, given again, goes on: the copy is there before the change, and goes after the change was taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import SourceError
+
+from .files import GuestFile, GuestFiles
+from .scripts import LINUX, WINDOWS
+from .tools_conf import ToolsConfig, put_back
+from .vmbackup import SETTINGS, Value
+
+KEPT = ".vadpipe-before"
+
+
+@dataclass(frozen=True)
+class GuestChange:
+    """What was done to one guest. `changed`: whether its tools.conf is another one now."""
+
+    vm: str
+    changed: bool
+    done: Sequence[str]
+
+    def as_dict(self) -> dict[str, object]:
+        return {"vm": self.vm, "changed": self.changed, "done": list(self.done)}
+
+    def lines(self) -> list[str]:
+        return [f"{self.vm}: {sentence}" for sentence in self.done]
+
+
+def with_settings(config: ToolsConfig, wanted: Mapping[str, Value | None], windows: bool) -> ToolsConfig:
+    """`config` with these values in effect; one that says the same in other words stays as it is."""
+    spelt = {
+        key: setting.spelt(wanted[key])
+        for key, setting in SETTINGS.items()  # in one order, so that it can be put back exactly
+        if key in wanted and not setting.equals(config.value(key), wanted[key])
+    }
+    return config.with_values(spelt, line_end="\r\n" if windows else "\n")
+
+
+async def apply_settings(files: GuestFiles, wanted: Mapping[str, Value | None]) -> GuestChange:
+    """Give the guest's tools.conf these values; how it was before the first change is kept beside it.
+
+    Raises as GuestFiles, ToolsConfigUnreadable; SourceError when the file is not as written afterwards.
+    """
+    path = _path(files)
+    old = await files.read(path)
+    before = ToolsConfig.parse(old.content if old is not None else b"")
+    after = with_settings(before, wanted, files.windows)
+    if after == before:
+        return GuestChange(files.vm.name, False, [f"{path} says so already."])
+    kept = f"{path}{KEPT} holds the file as it was before the first change."
+    if await files.read(path + KEPT) is None:
+        await files.replace(path + KEPT, before.content, old)
+    await _written(files, path, after, old)
+    changed = ", ".join(
+        f"{key}={after.value(key)}" if after.value(key) is not None else f"{key} not set"
+        for key in SETTINGS
+        if after.value(key) != before.value(key)
+    )
+    return GuestChange(files.vm.name, True, [f"{path} has now: {changed}.", kept])
+
+
+async def undo_settings(files: GuestFiles) -> GuestChange:
+    """Put the guest's tools.conf back, and remove the copy. Changes that others made since stay.
+
+    Raises as `apply_settings`.
+    """
+    path = _path(files)
+    kept = await files.read(path + KEPT)
+    if kept is None:
+        return GuestChange(files.vm.name, False, [f"There is no {path}{KEPT}: nothing was changed."])
+    now = await files.read(path)
+    current = ToolsConfig.parse(now.content if now is not None else b"")
+    config, whole = put_back(current, ToolsConfig.parse(kept.content), SETTINGS)
+    if whole and not kept.content:  # there was none
+        await files.remove(path)
+    else:
+        await _written(files, path, config, now or kept)
+    await files.remove(path + KEPT)
+    told = "is as it was." if whole else "has its old settings again; what else was changed since is left."
+    return GuestChange(files.vm.name, config != current, [f"{path} {told}"])
+
+
+async def _written(files: GuestFiles, path: str, config: ToolsConfig, like: GuestFile | None) -> None:
+    await files.replace(path, config.content, like)
+    found = await files.read(path)
+    if found is None or found.content != config.content:
+        raise SourceError(
+            f"{path} in the guest of {files.vm.name} was written, and is not as written.",
+            remedy="See who else changes it, then run again.",
+            vm=files.vm.name,
+            path=path,
+        )
+
+
+def _path(files: GuestFiles) -> str:
+    return (WINDOWS if files.windows else LINUX).tools_conf

@@ -1,0 +1,236 @@
+"""Tags of vSphere: which objects carry one. They are in the REST API only.
+
+Two generations of it give the same answers on other paths, the newer one from 7.0 Update 2 on. A login of its own
+with user and password is needed, over connections that check the certificate like all others. What follows blocks:
+it runs inside `VcenterSession.call`.
+
+Source: developer.broadcom.com/xapis/vsphere-automation-api, 'Cis Tagging' and 'Create Session' (since 7.0 U2), and
+the REST API reference of vSphere 6.5 to 7.0 U1 (com.vmware.cis.tagging, com.vmware.cis.session). Statuses there:
+401 for no session, 403 for a missing privilege, 404 for an id that does not exist.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.errors import ConfigError, SourceError
+
+from ..api.certificate import TrustedConnection
+from ..api.faults import (
+    LoginRefused,
+    NotOffered,
+    ObjectGone,
+    SessionExpired,
+    VsphereError,
+)
+from ..api.session import Vcenter, VcenterSession
+from .lookup import nearest
+
+_NEWER_SINCE = (7, 0, 2)
+_SESSION_HEADER = "vmware-api-session-id"
+_MAX_ANSWER_SIZE = 64 << 20  # an attached object takes about 50 bytes
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `tags_of`:
+    the resource that lists the tags of a category; `wrapped`: answers are the member `value` of an object."""
+
+    session: str
+    resources: str
+    action: str
+    identified: str
+    tags_of: str
+    wrapped: bool
+
+
+_NEWER = _Generation("/api/session", "/api/cis/tagging", "?action=", "/", "tag", wrapped=False)
+_OLDER = _Generation(
+    "/rest/com/vmware/cis/session",
+    "/rest/com/vmware/cis/tagging",
+    "?~action=",
+    "/id:",
+    "tag/id:{category}",
+    wrapped=True,
+)
+
+
+async def tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]]:
+    """What carries the tag 'category/tag': (type, moref) of each object, e.g. ('VirtualMachine', 'vm-42').
+
+    Raises ConfigError without a password, SourceError for a tag that there is not (with near names), VsphereError.
+    """
+    require_password(session.settings)
+    if not session.is_vcenter:
+        raise SourceError(
+            f"{session.server} is an ESXi host: tags are kept by a vCenter.",
+            remedy="Select by pattern= or inside=, or through the vCenter.",
+            server=session.server,
+        )
+    return await session.call(f"tagged {tag}", lambda: _tagged(session, tag))
+
+
+def require_password(settings: Vcenter) -> None:
+    """Raise ConfigError unless the settings say who to log in as."""
+    if settings.password is None:
+        raise ConfigError(
+            f"Tags of {settings.server} cannot be read with the cookie of a session: the API that has them wants a "
+            "login.",
+            remedy="Give user and password, or select by pattern= or inside=.",
+        )
+
+
+def _tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]]:
+    with _Client.opened(session) as client:
+        tag_id = client.find(tag)
+        found = client.ask(
+            "POST", "tag-association", action="list-attached-objects-on-tags", tag_ids=[tag_id]
+        )
+        return frozenset((one["type"], one["id"]) for entry in found for one in entry["object_ids"])
+
+
+class _Client:
+    """A login at the REST API, on one connection."""
+
+    def __init__(self, session: VcenterSession, connection: TrustedConnection) -> None:
+        self._settings = session.settings
+        self._generation = _NEWER if session.api_version >= _NEWER_SINCE else _OLDER
+        self._connection = connection
+        self._headers = {"Accept": "application/json"}
+
+    @classmethod
+    @contextmanager
+    def opened(cls, session: VcenterSession) -> Iterator[_Client]:
+        """Log in; log out at the end."""
+        connection = session.connection()
+        try:
+            client = cls(session, connection)
+            client._login()
+            try:
+                yield client
+            finally:
+                client._logout()
+        finally:
+            connection.close()
+
+    def find(self, tag: str) -> str:
+        """The id of the tag 'category/tag'. Both names may hold slashes."""
+        names = {self._name("category", one): one for one in self.ask("GET", "category")}
+        known: list[str] = []
+        for category, category_id in names.items():
+            if not tag.startswith(f"{category}/"):
+                continue
+            for tag_id in self._tags_of(category_id):
+                known.append(f"{category}/{self._name('tag', tag_id)}")
+                if known[-1] == tag:
+                    return str(tag_id)
+        near = nearest(tag, known) or nearest(tag.partition("/")[0], names)
+        raise SourceError(
+            f"There is no tag {tag!r} on {self._settings.server}.",
+            remedy=f"Near names: {', '.join(near)}."
+            if near
+            else "Check the spelling of category and tag, and that the account may read them.",
+            tag=tag,
+            server=self._settings.server,
+            near=near,
+        )
+
+    def _tags_of(self, category_id: str) -> list[str]:
+        resource = self._generation.tags_of.format(category=_in_path(category_id))
+        return list(self.ask("POST", resource, action="list-tags-for-category", category_id=category_id))
+
+    def _name(self, kind: str, id: str) -> str:
+        return str(self.ask("GET", f"{kind}{self._generation.identified}{_in_path(id)}")["name"])
+
+    def ask(self, method: str, resource: str, *, action: str = "", **parameters: object) -> Any:  # noqa: ANN401
+        """The answer of one operation; the function that asked knows its shape."""
+        path = f"{self._generation.resources}/{resource}"
+        if action:
+            path += f"{self._generation.action}{action}"
+        return self._request(method, path, parameters if action else None)
+
+    def _login(self) -> None:
+        settings = self._settings
+        assert settings.password is not None  # see require_password
+        account = f"{settings.user}:{settings.password.reveal()}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(account).decode()}"}
+        try:
+            token = self._request("POST", self._generation.session, headers=headers)
+        except SessionExpired:
+            raise LoginRefused(
+                f"{settings.server} refuses {settings.user} at its REST API, where tags are.",
+                remedy="Check user (with its domain, as in backup@vsphere.local) and password.",
+                server=settings.server,
+            ) from None
+        self._headers[_SESSION_HEADER] = str(token)
+
+    def _logout(self) -> None:
+        """Nobody can act on a failed one: the server ends an idle session by itself."""
+        if self._connection.sock is not None:  # else it was lost, and is not made anew for this
+            with suppress(OSError, http.client.HTTPException):
+                self._connection.request("DELETE", self._generation.session, None, self._headers)
+                self._connection.getresponse().read()
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:  # noqa: ANN401
+        sent = {**self._headers, **(headers or {})}
+        content = None
+        if body is not None:
+            content = json.dumps(body).encode()
+            sent["Content-Type"] = "application/json"
+        self._connection.request(method, path, content, sent)
+        response = self._connection.getresponse()
+        answer = response.read(_MAX_ANSWER_SIZE)
+        if response.status >= http.client.BAD_REQUEST:
+            raise self._refusal(f"{method} {path}", response)
+        if not answer:
+            return None
+        try:
+            document = json.loads(answer)
+            return document["value"] if self._generation.wrapped else document
+        except (ValueError, KeyError, TypeError) as exc:
+            raise VsphereError(
+                f"{self._settings.server} answered {method} {path} with something that is not vSphere's.",
+                remedy="Check the name and port of the server.",
+                server=self._settings.server,
+                call=f"{method} {path}",
+            ) from exc
+
+    def _refusal(self, call: str, response: http.client.HTTPResponse) -> Exception:
+        server, status = self._settings.server, response.status
+        if status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE):
+            return http.client.HTTPException(f"{status} {response.reason}")  # not ready: see faults.translate
+        kinds: dict[int, tuple[type[VsphereError], str, str]] = {
+            http.client.UNAUTHORIZED: (SessionExpired, "it wants a login", ""),
+            http.client.FORBIDDEN: (
+                VsphereError,
+                "the account may not read it",
+                "Give it read access to tags and to the tagged objects.",
+            ),
+            http.client.NOT_FOUND: (
+                NotOffered if call.endswith(self._generation.session) else ObjectGone,
+                "there is no such thing",
+                "Run again if tags were just changed; else see whether this server is a vCenter with its REST API.",
+            ),
+        }
+        kind, meaning, remedy = kinds.get(status, (VsphereError, f"{status} {response.reason}", ""))
+        return kind(
+            f"{server}: {call} failed: {meaning}.", remedy=remedy, server=server, call=call, status=status
+        )
+
+
+def _in_path(id: str) -> str:
+    """E.g. 'urn:vmomi:InventoryServiceTag:...:GLOBAL', whose colons stay."""
+    return quote(id, safe=":")

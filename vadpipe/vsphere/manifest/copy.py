@@ -1,0 +1,120 @@
+"""A copy of the manifest on a datastore, which stays when the snapshot and its manifest go; then its download."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+
+from pyVmomi import vim
+
+from pipeline.errors import ConfigError, MoverError, SourceError
+
+from ..api.faults import (
+    ConnectionLost,
+    NotOffered,
+    TaskForgotten,
+    VsphereError,
+)
+from ..api.retry import patiently
+from ..api.session import VcenterSession
+from ..api.tasks import wait_for_task
+from ..inventory.datastore_path import DatastorePath
+from .fetch import Fetched, ManifestPlace
+from .https import OverHttps
+
+
+@dataclass(frozen=True)
+class CopyOnDatastore:
+    """Copy the file into `directory`, `[datastore] path`, of the VM's datacenter, and `download` the copy.
+
+    The directory is made where it is missing. A copy's name begins with time and run, so that none is ever
+    overwritten; whoever wants them removes them. Cancel: a copy that was begun is finished by the server.
+
+    Source: vSphere API reference, FileManager.CopyDatastoreFile_Task.
+    """
+
+    directory: str
+    timeout_s: float = 300.0
+    download: OverHttps = field(default_factory=OverHttps)
+
+    def __post_init__(self) -> None:
+        try:
+            DatastorePath.parse(self.directory)
+        except ValueError as exc:
+            raise ConfigError(
+                f"CopyOnDatastore: {exc}.", remedy="Write it as '[datastore1] vss-manifests'."
+            ) from exc
+
+    @property
+    def way(self) -> str:
+        return "copy on a datastore"
+
+    def effects(self) -> Sequence[str]:
+        return [f"Copies the VSS manifest into {self.directory}, and leaves it there."]
+
+    async def fetch(self, session: VcenterSession, place: ManifestPlace) -> Fetched:
+        """Raises VsphereError and its kinds, SourceError for what the copying failed with."""
+        directory = DatastorePath.parse(self.directory)
+        run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        copy = replace(place, path=directory.join(f"{run}-{place.path.name}"))
+        task = _Copying(session, place, copy.path)
+        await task.make_directory()
+        await patiently(task.copy, session.settings.patience_s)
+        remark = f"A copy is kept as {copy.path}."
+        try:
+            fetched = await self.download.fetch(session, copy)
+        except MoverError as exc:
+            raise VsphereError(f"{exc.problem} {remark}", server=session.server, copy=str(copy.path)) from exc
+        return Fetched(fetched.content, remark)
+
+
+@dataclass
+class _Copying:
+    """One copy. `in_doubt`: an earlier call, whose answer was lost, may have made it."""
+
+    session: VcenterSession
+    source: ManifestPlace
+    destination: DatastorePath
+    in_doubt: bool = False
+
+    async def make_directory(self) -> None:
+        """Make it with those above it, unless it is there."""
+        name, datacenter = str(self.destination.parent), self._datacenter
+        if not self.destination.parent.path:
+            return
+        make = partial(self._files.MakeDirectory, name, datacenter, True)
+        try:
+            # Repeating it does no harm, so it counts as a call that may be repeated.
+            await self.session.call("MakeDirectory", make)
+        except SourceError as exc:
+            if exc.facts.get("fault") != "FileAlreadyExists":
+                raise
+
+    async def copy(self) -> None:
+        """Copy the file; after a lost answer, a file of that name is the copy, since no other run uses the name."""
+        source, destination, datacenter = str(self.source.path), str(self.destination), self._datacenter
+        start = partial(self._files.CopyFile, source, datacenter, destination, datacenter, False)
+        try:
+            task: vim.Task = await self.session.call("CopyDatastoreFile_Task", start, changes=True)
+            await wait_for_task(self.session, task, "CopyDatastoreFile_Task")
+        except (ConnectionLost, TaskForgotten):
+            self.in_doubt = True
+            raise
+        except SourceError as exc:
+            if not (self.in_doubt and exc.facts.get("fault") == "FileAlreadyExists"):
+                raise
+
+    @property
+    def _files(self) -> vim.FileManager:
+        manager = self.session.content.fileManager
+        if manager is None:
+            raise NotOffered(f"{self.session.server} copies no files.", server=self.session.server)
+        return manager
+
+    @property
+    def _datacenter(self) -> vim.Datacenter | None:
+        moref = self.source.datacenter
+        return vim.Datacenter(moref, self.session.stub) if moref and self.session.is_vcenter else None

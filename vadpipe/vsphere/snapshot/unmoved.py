@@ -1,0 +1,78 @@
+"""Whether a snapshot stayed where it was while its disks were read.
+
+A vMotion or a storage vMotion during the read has lost data silently in the field: blocks of files that a datastore
+has given away read as anything. A removal of an older snapshot rewrites the files below ours likewise. So where the
+VM runs is noted before its disks are opened, and that and the files of the snapshot are compared after the last
+read. A difference fails the run: nothing that was read meanwhile can be proved any more, and another run costs less
+than a point that is not whole. A VM that was moved away and back between the two looks is not noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from pyVmomi import vim
+
+from pipeline.errors import SourceError
+
+from ..api.faults import ObjectGone
+from ..api.properties import read
+from ..api.retry import patiently
+from ..api.session import VcenterSession
+from ..inventory.hardware import disk_facts
+from ..inventory.lookup import Vm
+from .snapshot import Snapshot
+
+
+class Moved(SourceError):
+    """The VM or the files of its snapshot were moved while they were read. Facts: `vm`, `snapshot`, `changes`."""
+
+    transient = True
+
+
+async def host_of(session: VcenterSession, vm: Vm) -> str:
+    """The moref of the host that the VM is on; empty: not told."""
+    subject = vm.reference(session)
+
+    def ask() -> str:
+        host = read(session.content, subject, ["runtime.host"]).get("runtime.host")
+        return "" if host is None else str(host._moId)
+
+    return await session.call("RetrieveProperties", ask)
+
+
+async def require_unmoved(session: VcenterSession, snapshot: Snapshot, host: str) -> None:
+    """`host`: that of the VM when its disks were opened. Raises Moved, or SourceError when it cannot be told."""
+    patience_s = session.settings.patience_s
+    try:
+        files = await patiently(partial(_files_of, session, snapshot.moref), patience_s)
+    except ObjectGone:
+        raise _moved(snapshot, ["the snapshot is gone"]) from None
+    now = await patiently(partial(host_of, session, snapshot.vm), patience_s)
+    changes = [f"its host was {host} and is {now}"] if now != host else []
+    changes += [
+        f"{disk.label} ({disk.key}) was {disk.path} and is {files.get(disk.device_key, 'gone')}"
+        for disk in snapshot.disks
+        if files.get(disk.device_key) != disk.path
+    ]
+    if changes:
+        raise _moved(snapshot, changes)
+
+
+async def _files_of(session: VcenterSession, moref: str) -> Mapping[int, str]:
+    """The files that the snapshot names now, by device key."""
+    subject = vim.vm.Snapshot(moref, session.stub)
+    paths = ["config.hardware.device"]
+    row = await session.properties(subject, paths)
+    return {facts.device_key: facts.path for facts in disk_facts(row.get(paths[0]) or ())}
+
+
+def _moved(snapshot: Snapshot, changes: list[str]) -> Moved:
+    return Moved(
+        f"{snapshot.vm.name} was moved while it was read: {'; '.join(changes)}.",
+        remedy="Run again. Keep DRS and storage DRS from moving it meanwhile.",
+        vm=snapshot.vm.name,
+        snapshot=snapshot.moref,
+        changes=changes,
+    )

@@ -1,0 +1,224 @@
+"""Undoing what killed runs left behind: exactly what a dead run's intent names by its token.
+
+Per VM in the one order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and a
+VM that was shut down is powered on. What cannot be undone does not hold up the rest, but for one thing: a snapshot
+stays as long as a disk of it is attached to a machine.
+
+A snapshot is ours when two witnesses agree: an intent of the journal, and the token in the snapshot's description.
+Other snapshots are never touched, nor those of a run that lives. A lock is ours by its identity, the same token.
+An intent of something that never came into being is dropped once it is too old for anybody to be still making it;
+one that could not be dealt with stays, and is reported each time. A removal that was killed half way may have left
+redo logs: those are consolidated, or named, as well.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+
+import trio
+
+from pipeline.errors import MoverError
+from vadpipe.vddk.disk import Vddk
+
+from ..api.retry import patiently
+from ..api.session import VcenterSession
+from ..inventory.lookup import find_vm_by_uuid
+from ..journal.access import vm_access
+from ..journal.hot_add import detach
+from ..journal.intents import Intent, Journal, Kind
+from ..journal.power_state import power_on, power_state
+from ..journal.relocation_lock import relocation_disabled
+from ..snapshot.consolidate import Consolidate, needs_consolidation
+from ..snapshot.remove import find_ours, remove_ours
+
+# When nobody can be at work on an intent any more whose process is dead. Snapshot: longer than the longest time-out
+# of quiescing, 240 minutes: a vCenter that was restarted may not show the task. VDDK: its processes outlive their
+# mover by half a minute. Power: a guest that was asked to shut down may take a quarter of an hour.
+_SETTLED_AFTER_S = {
+    Kind.HOT_ADD: 300.0,
+    Kind.SNAPSHOT: 5 * 3600.0,
+    Kind.RELOCATION_LOCK: 300.0,
+    Kind.POWER: 3600.0,
+}
+# For one intent, so that somebody's task that hangs does not hold up a run for ever.
+_WITHIN_S = 1800.0
+
+
+class Outcome(Enum):
+    """What became of an intent."""
+
+    REMOVED = "removed"
+    CONSOLIDATED = "removed before, its disks consolidated"
+    POWERED_ON = "powered on again"
+    NEVER_CREATED = "never created"
+    NOTHING_TO_UNDO = "nothing to undo"
+    WOULD_REMOVE = "would be removed"
+    WOULD_CONSOLIDATE = "removed before, its disks would be consolidated"
+    WOULD_POWER_ON = "would be powered on again"
+    IN_USE = "in use"
+    KEPT = "kept"
+
+
+# After which there is nothing left to undo, and what a report should tell.
+_UNDONE = (Outcome.REMOVED, Outcome.POWERED_ON)
+TELLING = (*_UNDONE, Outcome.CONSOLIDATED, Outcome.KEPT)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One intent and what became of it; `reason` says why for IN_USE and KEPT. `str()` is a line for people."""
+
+    intent: Intent
+    outcome: Outcome
+    reason: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.intent.title}: {self.outcome.value}"
+        return f"{line}: {self.reason}" if self.reason else line
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values."""
+        return {
+            "kind": self.intent.kind.value,
+            "vm": self.intent.vm_name,
+            "vm_moref": self.intent.vm_moref,
+            "snapshot_name": self.intent.snapshot_name,
+            "created": self.intent.created,
+            "outcome": self.outcome.value,
+            "reason": self.reason,
+        }
+
+
+async def sweep(
+    session: VcenterSession,
+    journal: Journal,
+    *,
+    dry_run: bool = False,
+    consolidate: Consolidate = "ask",
+    within_s: float = _WITHIN_S,
+) -> list[Swept]:
+    """Deal with every intent for this server, each `within_s` seconds.
+
+    `dry_run`: look only. `consolidate`: what may be done for disks that a removal left in need of it. Raises
+    SourceError: an unreadable journal.
+    """
+    intents = await trio.to_thread.run_sync(journal.intents)
+    mine = [intent for intent in intents if intent.server_id == session.server_id]
+    sweeping = _Sweep(session, journal, dry_run, consolidate)
+    sweeping.busy = {intent.tmp_directory for intent in intents if intent.is_live() and intent.tmp_directory}
+    swept = []
+    for intent in _in_order(mine):
+        outcome = Swept(intent, Outcome.KEPT, f"it was not dealt with in {within_s:.0f} s")
+        with trio.move_on_after(within_s):
+            outcome = await sweeping.deal_with(intent)
+        if intent.kind is Kind.HOT_ADD and outcome.outcome in (Outcome.KEPT, Outcome.IN_USE):
+            sweeping.attached.add((intent.vm_uuid, intent.run))
+        swept.append(outcome)
+    return swept
+
+
+def _in_order(intents: Iterable[Intent]) -> list[Intent]:
+    """VM by VM, those of the oldest intent first; for each VM in the order of undoing."""
+    oldest = list(dict.fromkeys(intent.vm_uuid for intent in intents))
+    kinds = list(Kind)
+    return sorted(intents, key=lambda intent: (oldest.index(intent.vm_uuid), kinds.index(intent.kind)))
+
+
+@dataclass
+class _Sweep:
+    """One sweep. `busy`: working directories of VDDK that live runs use; `attached`: the VMs and runs whose disks
+    are, or may be, attached to this machine."""
+
+    session: VcenterSession
+    journal: Journal
+    dry_run: bool
+    consolidate: Consolidate
+    busy: set[str] = field(default_factory=set)
+    attached: set[tuple[str, str]] = field(default_factory=set)
+
+    async def deal_with(self, intent: Intent) -> Swept:
+        if intent.is_live():
+            return Swept(intent, Outcome.IN_USE, self._holder(intent))
+        undo: Mapping[Kind, Callable[[Intent, str], Awaitable[Swept]]] = {
+            Kind.HOT_ADD: self._detach,
+            Kind.SNAPSHOT: self._remove,
+            Kind.RELOCATION_LOCK: self._end_lock,
+            Kind.POWER: self._power_on,
+        }
+        try:
+            # The moref changes when a VM is registered anew, its instance UUID does not.
+            vm_moref = await find_vm_by_uuid(self.session, intent.vm_uuid)
+            if vm_moref is None:
+                gone = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
+                return Swept(intent, Outcome.KEPT, gone)
+            swept = await undo[intent.kind](intent, vm_moref)
+            if not self.dry_run and self._is_over(swept):
+                await trio.to_thread.run_sync(self.journal.remove, intent)
+        except MoverError as exc:
+            return Swept(intent, Outcome.KEPT, str(exc))
+        return swept
+
+    def _is_over(self, swept: Swept) -> bool:
+        if swept.outcome in (Outcome.KEPT, Outcome.IN_USE):
+            return False
+        return swept.outcome in _UNDONE or swept.intent.age_s > _SETTLED_AFTER_S[swept.intent.kind]
+
+    def _holder(self, intent: Intent) -> str:
+        holder = f"process {intent.pid} on {intent.host} may be at work on it"
+        if intent.host == socket.gethostname():
+            return holder
+        return (
+            f"{holder}; run 'vadpipe cleanup' there, or, if that machine is gone for good, undo it by hand and "
+            f"remove {self.journal.path(intent)}"
+        )
+
+    async def _detach(self, intent: Intent, vm_moref: str) -> Swept:
+        if intent.tmp_directory in self.busy:
+            reason = f"a run that is at work keeps its hot-added disks in {intent.tmp_directory} too"
+            return Swept(intent, Outcome.IN_USE, reason)
+        if self.dry_run:
+            return Swept(intent, Outcome.WOULD_REMOVE, "where there are any")
+        access = vm_access(self.session, vm_moref)
+        patience_s = self.session.settings.patience_s
+        detached = await detach(_vddk(intent), access, intent.vm_name, patience_s)
+        return Swept(intent, Outcome.REMOVED if detached else Outcome.NOTHING_TO_UNDO)
+
+    async def _remove(self, intent: Intent, vm_moref: str) -> Swept:
+        session, name, allowed = self.session, intent.vm_name, self.consolidate
+        if (intent.vm_uuid, intent.run) in self.attached and not self.dry_run:
+            return Swept(intent, Outcome.KEPT, "its disks may still be hot-added to this machine")
+        found = await find_ours(session, vm_moref, intent.token)
+        unfinished = await needs_consolidation(session, vm_moref)
+        if self.dry_run:
+            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NEVER_CREATED
+            return Swept(intent, Outcome.WOULD_REMOVE if found else would)
+        remove = partial(remove_ours, session, vm_moref, name, intent.token, consolidate=allowed)
+        await patiently(remove, session.settings.patience_s)
+        if found:
+            return Swept(intent, Outcome.REMOVED)
+        return Swept(intent, Outcome.CONSOLIDATED if unfinished else Outcome.NEVER_CREATED)
+
+    async def _end_lock(self, intent: Intent, vm_moref: str) -> Swept:
+        if not await relocation_disabled(self.session, vm_moref):
+            return Swept(intent, Outcome.NOTHING_TO_UNDO)
+        if self.dry_run:
+            return Swept(intent, Outcome.WOULD_REMOVE)
+        end = partial(_vddk(intent).end_access, vm_access(self.session, vm_moref), intent.identity)
+        await patiently(end, self.session.settings.patience_s)
+        return Swept(intent, Outcome.REMOVED)
+
+    async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
+        if self.dry_run:
+            off = await power_state(self.session, vm_moref) == "poweredOff"
+            return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
+        was_off = await patiently(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
+        return Swept(intent, Outcome.POWERED_ON if was_off else Outcome.NOTHING_TO_UNDO)
+
+
+def _vddk(intent: Intent) -> Vddk:
+    """The library that did it, with the state that it keeps."""
+    return Vddk(intent.libdir, config={"tmpDirectory": intent.tmp_directory})
