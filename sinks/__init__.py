@@ -1,37 +1,11 @@
-"""Where bytes end, and reading them back.
+"""Sinks: where bytes end, one file for each sink and for each target of a restore.
 
-repository   Repository, IntoRepository, ReadPoint: restore points in a directory
-raw          RawFile, a sparse image       null   NullSink, for measuring
-restore      a point back to raw images, every disk proved
+raw      RawFile: a sparse image            null     NullSink: keeps nothing, for measuring
+restoring  a point back to raw images, proved
+
+The repository lies in `vadpipe.repository`. The names below are loaded when they are used.
 """
 
-from vadpipe.repository import (
-    IntoRepository,
-    Point,
-    ReadPoint,
-    Repository,
-    RepositoryReader,
-    RestorePoint,
-    open_repository,
-    verify,
-)
+from vadpipe.lazy import lazy_names
 
-from .null import NullSink
-from .raw import RawFile, RawReceipt
-from .restore import RawDirectory, restore
-
-__all__ = [
-    "IntoRepository",
-    "NullSink",
-    "Point",
-    "RawDirectory",
-    "RawFile",
-    "RawReceipt",
-    "ReadPoint",
-    "Repository",
-    "RepositoryReader",
-    "RestorePoint",
-    "open_repository",
-    "restore",
-    "verify",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -25,7 +25,7 @@ from vadpipe.vsphere.api.retry import patiently
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm
 from vadpipe.vsphere.vm.check import Checked
-from vadpipe.vsphere.vm.vm import VcenterVm
+from vadpipe.vsphere.vm.vm import VsphereVm
 
 # The machine's own report names each of these snapshots.
 _SAID_BY_THE_MACHINE = frozenset({"snapshots-foreign", "snapshots-left"})
@@ -46,7 +46,7 @@ class Preflight:
     report_only: bool = False
     probe_hosts: bool = True
 
-    async def check(self, session: VcenterSession, vm: Vm, machine: VcenterVm) -> Checked:
+    async def check(self, session: VcenterSession, vm: Vm, machine: VsphereVm) -> Checked:
         """Raises NotReady with every error found; SourceError when the server is away for too long; ConfigError for
         a VDDK that is not where the job looks for it."""
         job = await job_facts(

@@ -21,9 +21,8 @@ from pipeline import (
     QuiescingShort,
     emit,
 )
-from vadpipe.vsphere.manifest.locate import ManifestKind
 from vadpipe.vss.classify import classify_manifest, classify_unfetched
-from vadpipe.vss.fetched import FetchedManifest
+from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 from vadpipe.vss.require import LevelName, MissingWriter, Require
 from vadpipe.vss.sent import SentQuiescing
 from vadpipe.vss.verdict import Verdict

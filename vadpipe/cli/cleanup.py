@@ -15,7 +15,7 @@ from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.consolidate import Consolidate, most_allowed
 from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm, by_server
+from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
 from .config import read_config, resolve
 from .main import json_option, run_async, show
@@ -43,7 +43,7 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
     places: dict[tuple[Vcenter, Journal], Consolidate] = {}
     for job in jobs:
-        if isinstance(machine := job.machine, VcenterVm):
+        if isinstance(machine := job.machine, VsphereVm):
             place = machine.vcenter, machine.journal or Journal()
             places[place] = most_allowed((places.get(place, "never"), machine.consolidate))
     found = [
@@ -68,7 +68,7 @@ async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
     """Of the VMs of all jobs, server by server; and a sentence for each source or server where nobody looked."""
     resolved = await resolve(config)
     unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
-    machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VcenterVm)]
+    machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VsphereVm)]
     orphans: list[Orphan] = []
     for server, there in by_server(machines):
         names = dict.fromkeys(machine.vm for machine in there)

@@ -20,7 +20,7 @@ from vadpipe.vsphere.guest.change import GuestChange, apply_settings, undo_setti
 from vadpipe.vsphere.guest.expectations import inside
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.snapshot.fallback import guest_of
-from vadpipe.vsphere.vm.vm import VcenterVm, by_server
+from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
 from .config import load_jobs
 from .main import json_option, run_async, show
@@ -78,7 +78,7 @@ def guest_config(config: Path, only: str | None, action: Action, as_json: bool) 
 
 
 async def _each(
-    server: Vcenter, machines: Sequence[VcenterVm], action: Action
+    server: Vcenter, machines: Sequence[VsphereVm], action: Action
 ) -> list[GuestState | GuestChange]:
     async with server.connect() as session:
         found: list[GuestState | GuestChange] = []
@@ -105,9 +105,9 @@ async def _each(
         return found
 
 
-def _machines(config: Path, only: str | None) -> list[VcenterVm]:
+def _machines(config: Path, only: str | None) -> list[VsphereVm]:
     machines = [job.machine for job in load_jobs(config, only)]
-    found = [machine for machine in machines if isinstance(machine, VcenterVm) and machine.guest is not None]
+    found = [machine for machine in machines if isinstance(machine, VsphereVm) and machine.guest is not None]
     if not found:
         raise ConfigError(
             f"{config} has no job with an account of its guest.",

@@ -30,9 +30,9 @@ from vadpipe.vss.documents import Document, Unreadable
 from vadpipe.vss.manifest import read_documents, read_manifest
 from vadpipe.vss.rules import RULES
 from vadpipe.vss.verdict import Level, Verdict
-from vadpipe.vss.view import verdict_lines, verdict_table
 
 from .main import json_option, show
+from .verdict import verdict_lines, verdict_table
 
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
 

@@ -23,7 +23,7 @@ from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.consolidate import most_allowed
 from vadpipe.vsphere.vm.prepare import Prepared, enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm, by_server
+from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
 from .config import load_jobs
 from .main import json_option, run_async, show
@@ -95,7 +95,7 @@ def prepare(
 
 
 async def _preflight(
-    server: Vcenter, machines: Sequence[VcenterVm], no_network: bool
+    server: Vcenter, machines: Sequence[VsphereVm], no_network: bool
 ) -> list[PreflightReport]:
     async with server.connect() as session:
         vms = await find_vms(session, [machine.vm for machine in machines])
@@ -103,14 +103,14 @@ async def _preflight(
         return await preflight_all(session, jobs, probe_hosts=None if no_network else probe)
 
 
-async def _wanted(machine: VcenterVm) -> JobFacts:
+async def _wanted(machine: VsphereVm) -> JobFacts:
     return await job_facts(
         machine.quiesce, machine.reader, enable_change_tracking=machine.enable_change_tracking
     )
 
 
 async def _prepare(
-    server: Vcenter, machines: Sequence[VcenterVm], uuid: bool, allow_power_off: bool, tracking: bool
+    server: Vcenter, machines: Sequence[VsphereVm], uuid: bool, allow_power_off: bool, tracking: bool
 ) -> list[Prepared]:
     async with server.connect() as session:
         prepared = await _swept(session, machines)
@@ -127,7 +127,7 @@ async def _prepare(
     return prepared
 
 
-async def _swept(session: VcenterSession, machines: Sequence[VcenterVm]) -> list[Prepared]:
+async def _swept(session: VcenterSession, machines: Sequence[VsphereVm]) -> list[Prepared]:
     """What killed runs left, first of all a VM that one of them shut down."""
     journals = dict.fromkeys(machine.journal or Journal() for machine in machines)
     consolidate = most_allowed(machine.consolidate for machine in machines)
@@ -141,9 +141,9 @@ async def _swept(session: VcenterSession, machines: Sequence[VcenterVm]) -> list
     return prepared
 
 
-def _machines(config: Path, only: str | None) -> list[VcenterVm]:
+def _machines(config: Path, only: str | None) -> list[VsphereVm]:
     machines = [job.machine for job in load_jobs(config, only)]
-    found = [machine for machine in machines if isinstance(machine, VcenterVm)]
+    found = [machine for machine in machines if isinstance(machine, VsphereVm)]
     if not found:
         raise ConfigError(
             f"{config} has no job for a VM of a vCenter or an ESXi host.",

@@ -15,8 +15,8 @@ from pipeline.errors import (
     SinkError,
 )
 from pipeline.units import MiB, format_size
-from sinks.restore import RestoredDisk, RestoreReceipt, parse_target
-from sinks.restore import restore as restore_point
+from sinks.restoring import RestoredDisk, RestoreReceipt, parse_target
+from sinks.restoring import restore as restore_point
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint

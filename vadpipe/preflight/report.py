@@ -27,7 +27,7 @@ from .facts import (
     ProxyFacts,
     VddkFacts,
 )
-from .gather import Gathered, gather
+from .gathering import Gathered, gather
 from .proxy import this_machine
 from .reach import probe
 from .rule import (

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
-from vadpipe.vsphere.manifest.locate import ManifestKind
+
+class ManifestKind(Enum):
+    """VSS_ZIP comes from Windows guests, LINUX_XML from Linux guests: it names a provider, no writers."""
+
+    VSS_ZIP = "vss zip"
+    LINUX_XML = "linux quiesce manifest"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pyVmomi import vim
 
 from pipeline.errors import EXIT_FAILED
 from stages.preflight import NotReady, Preflight
+from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.preflight.test_preflight_lab import VOLUMES
 from vadpipe.lab.campaign_kit import LabReader
 from vadpipe.lab.vcenter.injection import Drop
@@ -16,7 +17,6 @@ from vadpipe.vsphere.api.faults import ConnectionLost
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.check import Checked
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 CHANGING = ("Create", "Remove", "Reconfig", "Power")
 

@@ -12,8 +12,8 @@ from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.datastore_path import DatastorePath
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.manifest.fetch import ManifestFetcher, ManifestPlace, fetch_in_order, locate
-from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest, ManifestKind
-from vadpipe.vss.fetched import FetchedManifest
+from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest
+from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
 DIRECTORY, NAME = "web 01 [a] 50% +#ä", "älter's-vss_manifests1.zip"
 CONTENT = manifest_zip(QuiesceRequest("application", 5, True, False, 15, "web01"))

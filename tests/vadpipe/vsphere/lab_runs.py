@@ -9,11 +9,11 @@ import trio
 
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 
 def machine(where: dict[str, object]) -> VcenterVm:

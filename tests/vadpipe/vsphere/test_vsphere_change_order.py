@@ -7,13 +7,13 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.errors import ChangeTrackingInvalid
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 CREATE, REMOVE, ASK, DISKS = (

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pipeline import Job
 from pipeline.secrets import Secret
-from vadpipe.vsphere import Journal, Vcenter, VcenterVm
+from stages import Journal, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port},
                   patience_s=0.15)

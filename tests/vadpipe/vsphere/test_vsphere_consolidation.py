@@ -7,6 +7,7 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, leaves
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
@@ -16,7 +17,6 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 

@@ -8,6 +8,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
@@ -17,7 +18,6 @@ from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeede
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 

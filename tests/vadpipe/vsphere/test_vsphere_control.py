@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import QuiesceFailed
 from pipeline.job import Evidence
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
@@ -21,7 +22,6 @@ from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.control import CONTROL, control_summary, control_table
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 README = Path(__file__).parents[3] / "README.md"

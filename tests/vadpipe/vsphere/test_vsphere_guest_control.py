@@ -11,6 +11,7 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from vadpipe.cli.guest_config import guest_config
 from vadpipe.lab.vcenter.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -29,7 +30,6 @@ from vadpipe.vsphere.guest.vmbackup import SETTINGS
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 PATH = WINDOWS.tools_conf

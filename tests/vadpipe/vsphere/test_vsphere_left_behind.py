@@ -17,6 +17,7 @@ from pyVmomi import vim
 
 from pipeline.errors import LeftBehind, SnapshotLeaked, leaves
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
 from vadpipe.lab.vcenter.calls_log import noted
 from vadpipe.lab.vcenter.outside import hot_added, relocation_lock
@@ -29,7 +30,6 @@ from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal import relocation_lock as relocation
 from vadpipe.vsphere.journal.intents import Journal, Kind
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 pytestmark = pytest.mark.slow
 

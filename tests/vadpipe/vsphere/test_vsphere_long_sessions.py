@@ -13,6 +13,7 @@ from pyVmomi import vim
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Delay, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -23,7 +24,6 @@ from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 

@@ -13,6 +13,7 @@ from pipeline.errors import SnapshotError, SnapshotLeaked, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import Disk, Machine
 from pipeline.units import KiB
+from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -24,7 +25,6 @@ from vadpipe.vsphere.manifest.https import OverHttps
 from vadpipe.vsphere.manifest.vifs import Vifs
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]

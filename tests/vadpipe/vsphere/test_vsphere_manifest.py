@@ -22,11 +22,10 @@ from vadpipe.vsphere.manifest import fetch as ways
 from vadpipe.vsphere.manifest import https
 from vadpipe.vsphere.manifest.fetch import Fetched, ManifestPlace
 from vadpipe.vsphere.manifest.https import OverHttps
-from vadpipe.vsphere.manifest.locate import ManifestKind
 from vadpipe.vsphere.manifest.manifest import DirectoryState, directory_state, fetch_manifest
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
-from vadpipe.vss.fetched import FetchedManifest
+from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
 AddVm = Callable[..., str]
 WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]

@@ -8,6 +8,7 @@ from pyVmomi import vim
 from pipeline import Job
 from pipeline.units import KiB
 from stages import VssManifest
+from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.conftest import LabReader
 from vadpipe.lab.campaign_kit import DirectoryPoint, DirectoryTarget, path
 from vadpipe.lab.vcenter.injection import Event
@@ -17,7 +18,6 @@ from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.unmoved import Moved
 from vadpipe.vsphere.vm.capture import VsphereCapture
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 Move = Callable[[], None]

@@ -12,6 +12,7 @@ from pyVmomi.VmomiSupport import F_OPTIONAL
 from pipeline.errors import MoverError, SnapshotLeaked, leaves
 from pipeline.secrets import Secret
 from pipeline.units import MiB
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -28,7 +29,6 @@ from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.orphans import orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.extents import Extents
 from pipeline.units import KiB
+from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
@@ -17,7 +18,6 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 AddVm = Callable[..., str]
 FORMS = ("one snapshot", "siblings", "unmarked sibling")

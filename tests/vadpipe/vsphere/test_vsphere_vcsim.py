@@ -18,6 +18,7 @@ from pyVmomi import vim
 
 from pipeline.errors import SourceError
 from pipeline.secrets import Secret
+from stages.vcenter_vm import VcenterVm
 from vadpipe.vsphere.api.faults import LoginRefused
 from vadpipe.vsphere.api.properties import read_all
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
@@ -30,7 +31,6 @@ from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_left, snapshots_of
 from vadpipe.vsphere.vm.orphans import orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-from vadpipe.vsphere.vm.vm import VcenterVm
 
 pytestmark = [
     pytest.mark.slow,

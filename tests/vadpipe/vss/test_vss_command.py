@@ -13,11 +13,11 @@ from rich.console import Console
 
 from pipeline.errors import SourceError
 from vadpipe.cli.manifest import LEVELS, manifest
+from vadpipe.cli.verdict import verdict_lines, verdict_table
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import OUTCOMES, ManifestRecipe, manifest_zip, zipped
 from vadpipe.vss.classify import DECISIONS, classify_manifest
 from vadpipe.vss.rules import RULES
-from vadpipe.vss.view import verdict_lines, verdict_table
 
 REQUEST = Request()
 SQL = ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"}))

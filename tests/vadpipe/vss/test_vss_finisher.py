@@ -5,8 +5,7 @@ import pytest
 from pipeline import ConfigError, MachineId, QuiescingShort
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
-from vadpipe.vsphere.manifest.locate import ManifestKind
-from vadpipe.vss.fetched import FetchAttempt, FetchedManifest
+from vadpipe.vss.fetched import FetchAttempt, FetchedManifest, ManifestKind
 from vadpipe.vss.require import Require, RequireApplication
 from vadpipe.vss.sent import SentQuiescing
 

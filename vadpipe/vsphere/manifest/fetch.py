@@ -16,7 +16,7 @@ from pyVmomi import vim
 
 from pipeline.errors import MoverError
 from vadpipe.vss.archive import MAX_ARCHIVE_SIZE, ManifestUnreadable, read_members
-from vadpipe.vss.fetched import FetchAttempt, FetchedManifest
+from vadpipe.vss.fetched import FetchAttempt, FetchedManifest, ManifestKind
 
 from ..api.faults import VsphereError
 from ..api.properties import Row, read
@@ -24,7 +24,7 @@ from ..api.session import VcenterSession
 from ..inventory.datastore_path import DatastorePath
 from ..inventory.datastore_search import is_called
 from ..inventory.lookup import Vm
-from .locate import FoundManifest, ManifestKind
+from .locate import FoundManifest
 
 
 @dataclass(frozen=True)

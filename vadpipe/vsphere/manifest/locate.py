@@ -15,19 +15,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from vadpipe.vss.fetched import ManifestKind
+
 from ..inventory.datastore_path import DatastorePath
 
 # `<vm>-vss_manifests<N>.zip` is what hosts write, `vss-manifest.zip` what the programming guide names.
 _VSS_ZIP = re.compile(r"(.*vss_manifests.*|vss-manifest.*)\.zip", re.IGNORECASE | re.DOTALL)
 _LINUX_XML = re.compile(r".*quiesce_manifest\d*\.xml", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"(\d+)\.\w+$")
-
-
-class ManifestKind(Enum):
-    """VSS_ZIP comes from Windows guests, LINUX_XML from Linux guests: it names a provider, no writers."""
-
-    VSS_ZIP = "vss zip"
-    LINUX_XML = "linux quiesce manifest"
 
 
 class FoundBy(Enum):

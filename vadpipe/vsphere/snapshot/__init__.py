@@ -1,1 +1,1 @@
-"""."""
+"""Snapshots: quiesced, found, kept still, removed; changed areas; consolidation."""

@@ -39,7 +39,7 @@ from .disk import SnapshotDisk
 from .sweep import TELLING, sweep
 
 if TYPE_CHECKING:
-    from .vm import VcenterVm
+    from .vm import VsphereVm
 
 _COUNT_S = 30.0
 _SWEEP_AT_END_S = 30.0
@@ -94,8 +94,8 @@ class VsphereCapture:
 
 
 @asynccontextmanager
-async def captured(settings: VcenterVm) -> AsyncIterator[VsphereCapture]:
-    """A snapshot of the machine with its disks open; see `VcenterVm.capture`."""
+async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
+    """A snapshot of the machine with its disks open; see `VsphereVm.capture`."""
     journal, run = settings.journal or Journal(), new_run()
     lockable = settings.reader if settings.lock_relocation else None
     async with settings.vcenter.connect() as session:
@@ -155,7 +155,7 @@ class _Before:
     directory: DirectoryState | None
 
 
-async def _looked_before(settings: VcenterVm, session: VcenterSession, vm: Vm, journal: Journal) -> _Before:
+async def _looked_before(settings: VsphereVm, session: VcenterSession, vm: Vm, journal: Journal) -> _Before:
     """Sweep, and look at everything that decides whether the snapshot is worth taking. Raises SourceError."""
     patience_s = session.settings.patience_s
     remarks = await _swept(session, journal, settings.consolidate)
@@ -188,7 +188,7 @@ def _require_disks(snapshot: Snapshot) -> None:
 
 @asynccontextmanager
 async def _opened(
-    settings: VcenterVm, session: VcenterSession, snapshot: Snapshot, attachable: list[object]
+    settings: VsphereVm, session: VcenterSession, snapshot: Snapshot, attachable: list[object]
 ) -> AsyncIterator[list[SnapshotDisk]]:
     """The snapshot's disks, open. What their reader gave goes into `attachable` too."""
     _require_disks(snapshot)

@@ -1,7 +1,7 @@
 """What a machine has checked before it takes its snapshot.
 
-Only the protocol is here, because a check is built on this package: `vadpipe.preflight.Preflight` is the one that a
-machine has by default.
+Only the protocol is here, because a check is built on this package: `stages.Preflight` is the one that
+`stages.VcenterVm` has by default.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 
 if TYPE_CHECKING:
-    from .vm import VcenterVm
+    from .vm import VsphereVm
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,6 @@ class Checked:
 class Check(Protocol):
     """Looks at a VM, and changes nothing."""
 
-    async def check(self, session: VcenterSession, vm: Vm, machine: VcenterVm) -> Checked:
+    async def check(self, session: VcenterSession, vm: Vm, machine: VsphereVm) -> Checked:
         """Raises a MoverError that says why no snapshot must be taken."""
         ...
-
-
-def default_check() -> Check:
-    """Preflight as it comes. Imported when a machine is made, since importing it needs this package first."""
-    from stages.preflight import Preflight
-
-    return Preflight()

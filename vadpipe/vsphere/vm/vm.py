@@ -22,12 +22,12 @@ from ..snapshot.consolidate import Consolidate
 from ..snapshot.quiesce import Quiesce
 from ..snapshot.snapshot import REMOVE_WITHIN_S
 from .capture import VsphereCapture, captured
-from .check import Check, default_check
+from .check import Check
 from .disk import DiskReader
 
 
 @dataclass(frozen=True)
-class VcenterVm:
+class VsphereVm:
     """A VM to capture: a `pipeline.protocols.Machine`. Settings only, no I/O.
 
     `vm`: name, inventory path, moref or UUID, or a VM that was found before. `reader` opens the disks, e.g.
@@ -54,7 +54,7 @@ class VcenterVm:
     consolidate: Consolidate = "ask"
     lock_relocation: bool = True
     guest: GuestControl | None = None
-    preflight: Check | None = field(default_factory=default_check)
+    preflight: Check | None = None
     manifest: Sequence[ManifestFetcher] = (OverHttps(),)
     manifest_late_s: float = LATE_S
 
@@ -102,7 +102,7 @@ class VcenterVm:
         return sentences
 
 
-def by_server(machines: Sequence[VcenterVm]) -> list[tuple[Vcenter, list[VcenterVm]]]:
+def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:
     """The machines of each server, so that one session serves them all."""
     servers = dict.fromkeys(machine.vcenter for machine in machines)
     return [(server, [one for one in machines if one.vcenter == server]) for server in servers]

@@ -9,15 +9,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from vadpipe.cli.main import printable
-
-from .verdict import (
+from vadpipe.vss.verdict import (
     Coverage,
     Finding,
     Severity,
     Verdict,
     WriterVerdict,
 )
+
+from .main import printable
 
 _NAMED = 4  # components of a writer that are named; the rest is counted
 _STYLES = {Coverage.COVERED: "green", Coverage.PARTLY: "yellow", Coverage.NOT_COVERED: "red"}

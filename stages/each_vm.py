@@ -8,11 +8,10 @@ from typing import Any
 
 from pipeline.errors import ConfigError, MoverError
 from pipeline.job import Job
-
-from ..api.session import Vcenter
-from ..inventory.lookup import Vm
-from ..inventory.selection import SelectVms, select_vms
-from ..inventory.tags import require_password
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.inventory.lookup import Vm
+from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
+from vadpipe.vsphere.inventory.tags import require_password
 
 
 @dataclass(frozen=True)
