@@ -9,7 +9,7 @@ from tests.structure import Structure, circles
 
 ROOT = Path(__file__).parent.parent
 
-# From the lowest to the highest. A room imports rooms below it, and those beside it as long as that makes no circle.
+# From the lowest to the highest. A room imports rooms below it, and rooms beside it where that makes no circle.
 VSPHERE = ["", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest"]
 FLOORS = [
     ["pipeline", "pipeline/testing"],
