@@ -98,6 +98,6 @@ def small_lab(tmp_path, vddk):
             "XDG_STATE_HOME": str(tmp_path / "state"),
         }
         lab = SmallLab(tmp_path, vcenter, guest, moref, environment)
-        vcenter.on_snapshot.append(vadpipe.lab.witness)
+        vcenter.on_snapshot.append(lab.witness)
         assert vadpipe("init", lab.repository).returncode == 0
         yield lab

@@ -220,7 +220,7 @@ import json, sys
 import trio
 from pathlib import Path
 from pipeline.secrets import Secret
-from stages.preflight import enable_uuid
+from vadpipe.vsphere.vm.prepare import enable_uuid
 from vadpipe.vsphere import Journal, Vcenter, find_vm
 
 where = json.loads(sys.argv[1])

@@ -141,7 +141,7 @@ from vadpipe.repository import Repository
 import vadpipe.repository.packs as packs
 import vadpipe.repository.index as index
 sys.path.insert(0, sys.argv[2])
-from tests.sinks.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
+from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
 
 packs.PACK_SIZE = 1 << 20
 index.DRAFT_ROWS = 100
@@ -158,7 +158,7 @@ trio.run(main)
 
 
 def start_writer(repository, seed):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     arguments = [sys.executable, "-c", WRITER, str(repository.path), str(root), str(seed)]
     writer = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=root)
     assert writer.stdout is not None

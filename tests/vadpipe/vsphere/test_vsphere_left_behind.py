@@ -75,7 +75,7 @@ class Scene:
 
     def run(self, **knobs: str) -> subprocess.Popen[bytes]:
         """The same run in a process of its own."""
-        command = [sys.executable, "-m", "tests.stages.vsphere.lab_runs", json.dumps(self.where)]
+        command = [sys.executable, "-m", "tests.vadpipe.vsphere.lab_runs", json.dumps(self.where)]
         root = Path(__file__).parents[3]
         return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
 
