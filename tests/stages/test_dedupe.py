@@ -7,14 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import (
-    NO_FRAME,
-    SPAN,
     ConfigError,
-    Extents,
     MiB,
     Span,
 )
-from pipeline.buffers import Buffer
 from pipeline.testing.checks import check_stage
 from pipeline.testing.views import all_free, covers, plain
 from stages import (
@@ -26,9 +22,8 @@ from stages import (
     Uncompressed,
     Zstd,
 )
-from stages.chunks import cut_span
-from stages.dedupe import FRAME, dedupe, frame_borders
-from stages.zeros import mark_zeros
+from vadpipe.kernels import cut_span, dedupe_span, mark_zeros
+from vadpipe.kernels.dedupe import FRAME, frame_borders
 
 
 def digested(span):
@@ -53,8 +48,8 @@ async def test_every_chunk_gets_a_place_and_new_ones_a_frame(disk, digests):
             zip(
                 facts["chunk_offset"],
                 facts["chunk_length"],
-                facts["chunk_frame"],
-                facts["chunk_place"],
+                facts["frame"],
+                facts["place"],
                 facts["known"],
                 strict=True,
             )
@@ -89,13 +84,13 @@ class FreshDedupe(Dedupe):
 
 def test_what_an_index_knows_is_not_stored_again(digests):
     index = MemoryIndex()
-    first = [dedupe(span, index) for span in digests() if hasattr(span, "digest")]
-    again = [dedupe(span, index) for span in digests_again(digests, first) if hasattr(span, "digest")]
+    first = [dedupe_span(span, index) for span in digests() if hasattr(span, "digest")]
+    again = [dedupe_span(span, index) for span in digests_again(digests, first) if hasattr(span, "digest")]
     for one, two in zip(first, again, strict=True):
-        assert two.known.all()
-        assert not two.frames
-        assert np.array_equal(one.chunk_frame, two.chunk_frame)
-        assert np.array_equal(one.chunk_place, two.chunk_place)
+        assert two.assignment.known.all()
+        assert not two.assignment.frames
+        assert np.array_equal(one.assignment.frame, two.assignment.frame)
+        assert np.array_equal(one.assignment.place, two.assignment.place)
 
 
 def digests_again(digests, spans):
@@ -132,7 +127,7 @@ def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
 async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests, codec):
     def deduped():
         index = MemoryIndex()
-        return [dedupe(span, index) if hasattr(span, "digest") else span for span in digests()]
+        return [dedupe_span(span, index) if hasattr(span, "digest") else span for span in digests()]
 
     views = await check_stage(lambda: Compress(codec), deduped, view=plain)
     assert covers(views, disk.capacity)
@@ -149,14 +144,11 @@ async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests,
 
 
 def test_a_frame_that_does_not_shrink_is_stored_as_it_is(disk):
-    disk.pool.fileno()
-    buffer = Buffer(disk.pool, disk.pool._free.popleft())
-    noise = np.random.default_rng(1).integers(0, 256, MiB, dtype=np.uint8)
-    buffer.array[:MiB] = noise
-    span = Span(offset=0, length=SPAN, data=Extents.whole(MiB), zeros=Extents.empty(), buffer=buffer)
-    framed = Compress(Zstd(1)).kernel()(dedupe(digested(span), MemoryIndex()))
+    noise = np.random.default_rng(1).bytes(MiB)
+    span = Span.of(noise, pool=disk.pool)
+    framed = Compress(Zstd(1)).kernel()(dedupe_span(digested(span), MemoryIndex()))
     assert [frame.codec for frame in framed.frames] == ["raw"]
-    assert framed.frames[0].payload == noise.tobytes()
+    assert framed.frames[0].payload == noise
 
 
 def test_an_impossible_level_is_a_config_error():
@@ -168,9 +160,12 @@ def test_a_memory_index_grows():
     digest = np.random.default_rng(2).integers(0, 256, (150_000, 32), dtype=np.uint8)
     index = MemoryIndex()
     length = np.full(1000, 4096)
-    for low in range(0, len(digest), 1000):
-        index.add_frame(length, digest[low : low + 1000])
-    frame, place = index.lookup(digest)
-    assert np.array_equal(frame, np.arange(len(digest)) // 1000)
-    assert np.array_equal(place, np.arange(len(digest)) % 1000 * 4096)
-    assert (index.lookup(digest[:, ::-1])[0] == NO_FRAME).all()
+    offset = np.cumsum(length) - length
+    parts = [index.assign(digest[low : low + 1000], offset, length) for low in range(0, len(digest), 1000)]
+    assert not any(part.known.any() for part in parts)
+    for low, part in enumerate(parts):
+        again = index.assign(digest[low * 1000 :][:1000], offset, length)
+        assert again.known.all()
+        assert np.array_equal(again.frame, part.frame)
+        assert np.array_equal(again.place, part.place)
+    assert sum(len(part.frames) for part in parts) == 150 * 4  # 1000 chunks of 4 KiB are 3.9 MiB
