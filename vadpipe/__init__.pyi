@@ -70,6 +70,7 @@ from pipeline import format_size as format_size
 from pipeline import observed as observed
 from pipeline import run_ordered as run_ordered
 from sinks import IntoRepository as IntoRepository
+from sinks import Nowhere as Nowhere
 from sinks import NullSink as NullSink
 from sinks import Point as Point
 from sinks import RawDirectory as RawDirectory

@@ -30,6 +30,7 @@ from pipeline import (
     Unchanged,
     Zeros,
 )
+from pipeline.composition import expect_disk
 
 from .disk_map import (
     EMPTY_PAGE,
@@ -64,6 +65,9 @@ class IntoRepository(Sink[Items, DiskReceipt]):
 
     point: Point
     disk: Disk
+
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
 
     @property
     def index(self) -> Point:
