@@ -1,3 +1,5 @@
+import threading
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -8,21 +10,26 @@ from hypothesis import strategies as st
 
 from pipeline import (
     ConfigError,
+    ContractError,
     MiB,
     Span,
 )
-from pipeline.testing.checks import check_stage
+from pipeline.testing import check_codec, check_stage
 from pipeline.testing.views import all_free, covers, plain
+from sinks import NullSink
 from stages import (
+    AllocatedExtents,
     Blake3,
     Compress,
+    CutChunks,
     Dedupe,
     Digest,
     MemoryIndex,
+    ReadSpans,
     Uncompressed,
     Zstd,
 )
-from vadpipe.kernels import cut_span, dedupe_span, mark_zeros
+from vadpipe.kernels import codec_named, codecs, cut_span, dedupe_span, mark_zeros, register_codec
 from vadpipe.kernels.dedupe import FRAME, frame_borders
 
 
@@ -169,3 +176,63 @@ def test_a_memory_index_grows():
         assert np.array_equal(again.frame, part.frame)
         assert np.array_equal(again.place, part.place)
     assert sum(len(part.frames) for part in parts) == 150 * 4  # 1000 chunks of 4 KiB are 3.9 MiB
+
+
+def test_chunks_that_another_identity_named_are_refused(disk, spans):
+    [span] = [item for item in spans() if isinstance(item, Span)][:1]
+    with pytest.raises(
+        ContractError, match=r"named the chunks with Blake3\(\), but the index .* Digest\(point\)"
+    ):
+        dedupe_span(digested(span), MemoryIndex(Blake3(b"1" * 32)))
+
+
+async def test_the_index_is_asked_on_worker_threads_only(disk):
+    asked = set()
+
+    class Watched(MemoryIndex):
+        def assign(self, digest, offset, length):
+            asked.add(threading.get_ident())
+            return super().assign(digest, offset, length)
+
+    index = Watched()
+    flow = AllocatedExtents(disk) | ReadSpans(disk) | CutChunks() | Digest(index) | Dedupe(index)
+    await (flow | NullSink()).run()
+    assert asked
+    assert threading.get_ident() not in asked
+
+
+@dataclass(frozen=True)
+class Backwards:
+    name: str = "backwards"
+
+    def encode(self, data):
+        return bytes(data)[::-1]
+
+    def decode(self, payload, length):
+        if len(payload) != length:
+            raise ValueError(f"it decodes to {len(payload)} bytes instead of {length}")
+        return bytes(payload)[::-1]
+
+
+def test_a_codec_of_ones_own_is_found_by_its_name_once_it_is_registered(monkeypatch):
+    monkeypatch.setattr(codecs, "_registered", dict(codecs._registered))
+    with pytest.raises(ConfigError, match=r"'backwards' is not registered.* Call register_codec"):
+        Compress(Backwards())
+    with pytest.raises(LookupError, match="known are: raw, zstd"):
+        codec_named("backwards")
+    register_codec(Backwards())
+    register_codec(Backwards())
+    check_codec(codec_named("backwards"))
+    assert Compress(Backwards()).codec == Backwards()
+    with pytest.raises(ConfigError, match="Two codecs have the name 'zstd'"):
+        register_codec(Backwards("zstd"))
+
+
+def test_the_registered_codecs_decode_by_name():
+    assert codec_named("zstd").decode(Zstd(9).encode(memoryview(b"abc" * 100)), 300) == b"abc" * 100
+    with pytest.raises(ValueError, match="promises 300 bytes instead of 200"):
+        codec_named("zstd").decode(Zstd(9).encode(memoryview(b"abc" * 100)), 200)
+    with pytest.raises(ValueError, match="cannot be decompressed"):
+        codec_named("zstd").decode(b"no frame", 200)
+    with pytest.raises(ValueError, match="decodes to 2 bytes instead of 3"):
+        codec_named("raw").decode(b"ab", 3)
