@@ -21,7 +21,7 @@ import trio
 
 from .buffers import BufferPool
 from .composition import at_least, has_methods, type_arguments, wrong_part
-from .contracts import Flow, Pipeline, Sink
+from .contracts import Flow, Pipeline, Sink, Source
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
@@ -361,13 +361,13 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         raise _PathFailed(
             "The path returned None.", remedy="Let it return the pipeline: `return ... | sink`."
         )
-    if isinstance(pipeline, Flow):
-        last = type(pipeline.parts[-1]).__name__
+    if isinstance(pipeline, Source):
+        last = type(Flow[Any](pipeline).parts[-1]).__name__
         raise ConfigError(
             f"The path ends with {last}, which is no sink.", remedy="Add one, e.g. `| NullSink()`."
         )
     if not isinstance(pipeline, Pipeline):
-        raise wrong_part(pipeline, "a pipeline, returned by a path,")
+        raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
     [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
     if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
         raise ConfigError(

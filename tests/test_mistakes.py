@@ -176,7 +176,7 @@ PATHS = {
         "The path failed at line 27 of config.py: NameError: name 'MarkZeroes' is not defined.",
     ),
     "None": ("None", "The path returned None. Let it return the pipeline: `return ... | sink`."),
-    "no pipeline": ("3", "3 stands in a path where a pipeline, returned by a path, belongs."),
+    "no pipeline": ("3", "The path returned 3, which is no pipeline."),
 }
 
 SETTINGS = {
