@@ -10,13 +10,7 @@ blocking     pipelines driven by ordinary code            testing      conforman
 """
 
 from .buffers import Buffer, BufferPool
-from .contracts import (
-    Flow,
-    Pipeline,
-    Sink,
-    Source,
-    Stage,
-)
+from .contracts import Flow, Pipeline, Sink, Source, Stage
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
@@ -54,15 +48,7 @@ from .protocols import (
     Target,
 )
 from .secrets import Secret
-from .units import (
-    CLUSTER,
-    SPAN,
-    GiB,
-    KiB,
-    MiB,
-    TiB,
-    format_size,
-)
+from .units import CLUSTER, SPAN, GiB, KiB, MiB, TiB, format_size
 from .values import (
     DIGEST_SIZE,
     NO_FRAME,

@@ -1,8 +1,8 @@
-"""Checks of a composition, made at `|`: whether each part takes what the one before it sends, and of settings.
+"""Checks of a path, made at `|`, and of settings.
 
-The item types are those that a class gives for the parameters of Source, Stage and Sink: what a type checker
-compares is compared again here, because a configuration is run by people who have no type checker. A type that is
-not known at run time (a type variable, a name in quotes, Any) fits everywhere.
+Most configurations are run by people without a type checker, so `|` compares at run time what a type checker
+compares: the types of items that a class gives for the parameters of Source, Stage and Sink. A type that is not
+known at run time (a type variable, a name in quotes, Any) fits everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 from .errors import ConfigError
 from .values import CutSpan, DedupedSpan, DigestedSpan, FramedSpan, Span, Unchanged, Window, Zeros
 
-# The values of a path in their order, and what makes each of the one before it.
+# The values of a path in their order, and the stage that makes each from the one before it.
 _MADE_BY = {
     Window: "AllocatedExtents",
     Span: "ReadSpans",

@@ -3,14 +3,14 @@
     Source[A] | Stage[A, B] | Sink[B, R]   is a   Pipeline[R]
 
 Inputs are contravariant and outputs covariant, so a type checker flags a wrong order at the very joint, and a sink
-that takes anything fits everywhere. The same is checked again at run time, when `|` is evaluated. Composing does no
+that takes anything fits everywhere. `|` checks the same again at run time. Composing does no
 I/O: stages are settings, `run` is the work.
 
 The rules of `run` (the engine enforces the first two):
-* A stage reads its inbox to the end, and never closes a channel. The engine closes a stage's ends only after its
-`run`
-  returned normally; a stage that fails leaves them open, and its failure cancels the others. So the end of the
-  input proves that everything upstream finished, and a sink may publish on it.
+* A stage reads its inbox to the end.
+* A stage never closes a channel. The engine closes a stage's ends after its `run` returned normally; a stage that
+  fails leaves them open, and its failure cancels the others. So the end of the input proves that everything
+  upstream finished, and a sink may publish on it.
 * State lives in locals: one object can run twice.
 * A stage that takes a span and does not pass it on releases its buffer.
 

@@ -1,11 +1,12 @@
 """A job: one VM, once, from its capture to the published point.
 
-The order is what matters. The store is opened first, so that a bad one costs no snapshot. The point is
-published while the capture still stands, as soon as the data is complete: releasing a snapshot can take
-hours and must not decide about a finished backup. A snapshot that stays behind is then told, not hidden.
+The order matters. The path is composed first and the store is opened next, so that neither a mistake nor a bad
+store costs a snapshot. The point is published while the capture still stands, as soon as the data is complete:
+releasing a snapshot can take hours and must not decide about a finished backup. A snapshot that stays behind is
+reported.
 
-A capture may turn out too poor to be worth reading, because the guest was not quiesced as required. A finisher that
-can tell so does before anything is read; then the capture is released, and another one taken while it says so.
+A capture may not be worth reading, because the guest was not quiesced as required. A finisher that is an `Examiner`
+finds that out before anything is read. Then the capture is released, and another one is taken if it asks for that.
 """
 
 from __future__ import annotations
@@ -127,13 +128,11 @@ class Job(Generic[C, P]):
     Args:
         machine: What to back up, e.g. VcenterVm or LocalVm.
         path: How each disk travels: a function that gets an open disk and the point that is being written, and
-        returns
-            a pipeline. It is also called once with a planned disk before anything is touched, so that a mistake in
-            it is found then.
+            returns a pipeline. It is also called once with a planned disk before anything is touched, so that a
+            mistake in it is found then.
         into: Where points go: a Repository, or Nowhere() for a benchmark.
-        finish: Runs while the capture stands, e.g. to fetch the VSS manifest; the last finisher's evidence goes
-        into
-            the point. One that is an `Examiner` too is asked before anything is read.
+        finish: What runs while the capture stands, e.g. VssManifest(); the evidence of the last one goes into the
+            point. One that is an `Examiner` too is asked before anything is read.
         disks_at_once: How many disks are read at the same time.
         name: For messages; the machine's name by default.
 
@@ -174,10 +173,15 @@ class Job(Generic[C, P]):
         return self.name or self.machine.name
 
     async def run(self, watch: DiskWatch | None = None) -> JobReceipt:
-        """Run the job. `watch` gets each disk and its growing report when the disk starts.
+        """Run the job.
 
-        Raises TransferFailed or a MoverError; then nothing was published. A mistake in the path is a ConfigError,
-        raised before the store is opened; where it shows only with a real disk, before the first read.
+        Args:
+            watch: Called when a disk starts, with the disk and its report, which grows while it is read.
+
+        Raises:
+            ConfigError: The path is wrong. Raised before the store is opened; where it shows only with a real disk,
+                before the first read.
+            MoverError, TransferFailed: Nothing was published.
         """
         self.planned()
         begun, cpu = trio.current_time(), _cpu_s()
@@ -231,7 +235,7 @@ class Job(Generic[C, P]):
             raise
 
     async def _published(self, store: Store[P], record: _Record[C], watch: DiskWatch | None) -> bool:
-        """One capture, to the published point; or False, when it is time to take another one."""
+        """Take a capture and publish its point; False when another capture is to be taken instead."""
         try:
             async with self.machine.capture() as capture:
                 record.capture = capture
@@ -250,7 +254,7 @@ class Job(Generic[C, P]):
         return False
 
     async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
-        """What each finisher knows already; None for those that are to be asked at the end."""
+        """The evidence of each finisher so far; None for those that are asked at the end."""
         return [
             await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
             for finisher in self.finish
@@ -304,7 +308,7 @@ class JobSource(Protocol):
 
 
 class PlannedDisk:
-    """Stands for each disk of a VM while a path is composed without one. It notes whether the path looked at it."""
+    """Stands for every disk of a VM while a path is composed; notes whether the path looked at its facts."""
 
     def __init__(self) -> None:
         self.pool = BufferPool()
@@ -341,11 +345,11 @@ class PlannedDisk:
 
 
 class _PathFailed(ConfigError):
-    """The path did not return a pipeline for this disk; for another one it may."""
+    """The path returned no pipeline for this disk; for another disk it may."""
 
 
 def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> Pipeline[DiskReceipt]:
-    """The pipeline that a path returns for a disk. Raises ConfigError when it is none that a job can run."""
+    """The pipeline that a path returns for a disk. Raises ConfigError when a job cannot run it."""
     try:
         pipeline = path(disk, point)
     except MoverError:
@@ -378,7 +382,7 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
 
 
 def _place(path: Callable[..., object], exc: Exception) -> str:
-    """Where in the file of the path it was raised, for a message."""
+    """The line of the path where the exception was raised, for a message."""
     file = inspect.unwrap(path).__code__.co_filename if inspect.isfunction(path) else None
     lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == file]
     return f" at line {lines[-1]} of {os.path.basename(str(file))}" if lines else ""
@@ -405,9 +409,10 @@ async def _transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: Dis
 
 @dataclass
 class _Record(Generic[C]):
-    """What is known of a job while it runs. `point` is set as soon as it is published.
+    """The state of a running job. `point` is set as soon as it is published.
 
-    `examined`: what the finishers knew before the transfer; `given_up`: a sentence for each capture before it.
+    `examined` holds the evidence of each finisher before the transfer; `given_up` a sentence for each capture that
+    was given up before this one.
     """
 
     capture: C | None = None
@@ -419,7 +424,7 @@ class _Record(Generic[C]):
 
 
 def _flat(exc: BaseException) -> BaseException:
-    """Failures of several disks as one TransferFailed; a lone error of ours stays itself."""
+    """Failures of several disks as one TransferFailed; a single MoverError stays itself."""
     found = leaves(exc)
     failures = [leaf for leaf in found if isinstance(leaf, Exception)]
     if len(failures) < len(found):

@@ -9,18 +9,7 @@ import numpy as np
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from pipeline import (
-    SPAN,
-    Disk,
-    Extents,
-    Gap,
-    Span,
-    Stage,
-    Unchanged,
-    Window,
-    Zeros,
-    run_ordered,
-)
+from pipeline import SPAN, Disk, Extents, Gap, Span, Stage, Unchanged, Window, Zeros, run_ordered
 from pipeline.composition import at_least, expect_disk
 
 

@@ -10,15 +10,7 @@ FakeMachine, FakeTarget                 a job without a VM and without a store
 """
 
 from .checks import check_codec, check_reader, check_sink, check_source, check_stage, check_store
-from .fakes import (
-    FakeCapture,
-    FakeMachine,
-    FakeTarget,
-    FaultyDisk,
-    Items,
-    MemoryDisk,
-    PatternDisk,
-)
+from .fakes import FakeCapture, FakeMachine, FakeTarget, FaultyDisk, Items, MemoryDisk, PatternDisk
 from .views import all_free, covers, plain
 
 __all__ = [

@@ -29,13 +29,7 @@ import numpy as np
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from ..contracts import (
-    Flow,
-    Pipeline,
-    Sink,
-    Source,
-    Stage,
-)
+from ..contracts import Flow, Pipeline, Sink, Source, Stage
 from ..errors import ChangeTrackingInvalid, leaves
 from ..extents import Extents
 from ..job import Job

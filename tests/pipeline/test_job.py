@@ -21,12 +21,7 @@ from pipeline import (
     Window,
 )
 from pipeline.plan import plan
-from pipeline.testing.fakes import (
-    FakeMachine,
-    FakeTarget,
-    FaultyDisk,
-    PatternDisk,
-)
+from pipeline.testing.fakes import FakeMachine, FakeTarget, FaultyDisk, PatternDisk
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 
 SIZE = 9 * MiB

@@ -8,14 +8,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import (
-    KernelStage,
-    Sink,
-    Stage,
-    TransferFailed,
-    Zeros,
-    run_ordered,
-)
+from pipeline import KernelStage, Sink, Stage, TransferFailed, Zeros, run_ordered
 from pipeline.contracts import _fused
 from pipeline.lift import FusedKernels
 from pipeline.testing.checks import check_stage

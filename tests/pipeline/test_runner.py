@@ -4,13 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pipeline import (
-    ContractError,
-    Sink,
-    Source,
-    Stage,
-    TransferFailed,
-)
+from pipeline import ContractError, Sink, Source, Stage, TransferFailed
 from pipeline.meters import current_meter
 from pipeline.testing.checks import check_sink, check_source, check_stage
 from pipeline.testing.fakes import Items

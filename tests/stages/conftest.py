@@ -4,12 +4,7 @@ import gc
 
 import pytest
 
-from pipeline import (
-    SPAN,
-    Span,
-    Unchanged,
-    Zeros,
-)
+from pipeline import SPAN, Span, Unchanged, Zeros
 from pipeline.testing.fakes import PatternDisk
 
 

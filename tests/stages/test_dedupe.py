@@ -8,12 +8,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import (
-    ConfigError,
-    ContractError,
-    MiB,
-    Span,
-)
+from pipeline import ConfigError, ContractError, MiB, Span
 from pipeline.testing import check_codec, check_stage
 from pipeline.testing.views import all_free, covers, plain
 from sinks import NullSink

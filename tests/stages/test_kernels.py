@@ -7,22 +7,10 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import (
-    CLUSTER,
-    SPAN,
-    BufferPool,
-    Extents,
-    Span,
-    Zeros,
-)
+from pipeline import CLUSTER, SPAN, BufferPool, Extents, Span, Zeros
 from pipeline.testing.checks import check_stage
 from pipeline.testing.views import all_free, covers, plain
-from stages import (
-    Blake3,
-    CutChunks,
-    Digest,
-    MarkZeros,
-)
+from stages import Blake3, CutChunks, Digest, MarkZeros
 from vadpipe.kernels import cut, cut_span, mark_zeros
 from vadpipe.kernels.chunks import LARGEST, SMALLEST
 

@@ -1,16 +1,6 @@
 import pytest
 
-from pipeline import (
-    SPAN,
-    BufferPool,
-    Extents,
-    GiB,
-    SourceError,
-    TransferFailed,
-    Unchanged,
-    Window,
-    Zeros,
-)
+from pipeline import SPAN, BufferPool, Extents, GiB, SourceError, TransferFailed, Unchanged, Window, Zeros
 from pipeline.testing.checks import check_stage
 from pipeline.testing.fakes import FaultyDisk, Items, PatternDisk
 from pipeline.testing.views import all_free, covers, plain
