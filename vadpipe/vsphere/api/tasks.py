@@ -22,8 +22,9 @@ from .faults import (
     VsphereError,
     translate,
 )
+from .http import SOCKET_TIMEOUT_S
 from .properties import Collector, read
-from .session import SOCKET_TIMEOUT_S, VcenterSession
+from .session import VcenterSession
 
 _PATHS = ("info.state", "info.error", "info.result")
 _DONE = ("success", "error")

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import ConfigError, SourceError
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.certificate import Trust
 from vadpipe.vsphere.api.faults import CertificateRefused
+from vadpipe.vsphere.api.http import Trust
 from vadpipe.vsphere.api.session import Vcenter
 
 

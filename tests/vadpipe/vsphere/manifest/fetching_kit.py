@@ -11,7 +11,7 @@ from vadpipe.lab.vss.recipe import manifest_zip
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.datastore_path import DatastorePath
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.manifest.fetch import ManifestFetcher, ManifestPlace, fetch_in_order, locate
+from vadpipe.vsphere.manifest.fetch import ManifestFetcher, ManifestPlace, fetch_in_order, place_of
 from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest
 from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
@@ -49,5 +49,5 @@ async def lying(lab: LabVcenter, vcenter: Vcenter, content: bytes = CONTENT) -> 
     async with vcenter.connect() as session:
         path = DatastorePath("data store", f"{DIRECTORY}/{NAME}")
         found = FoundManifest(path, ManifestKind.VSS_ZIP, FoundBy.LAYOUT, len(content))
-        place = await locate(session, await find_vm(session, "web01"), found)
+        place = await place_of(session, await find_vm(session, "web01"), found)
         yield Lying(lab, directory / NAME, session, found, place)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.secrets import Secret
-from tests.vadpipe.vsphere.fetching_kit import (
+from tests.vadpipe.vsphere.manifest.fetching_kit import (
     CONTENT,
     DIRECTORY,
     NAME,
@@ -21,11 +21,10 @@ from tests.vadpipe.vsphere.fetching_kit import (
 from vadpipe.lab.tools import install_tools
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.manifest import external_tool as external
+from vadpipe.vsphere.manifest import external
 from vadpipe.vsphere.manifest import fetch as ways
+from vadpipe.vsphere.manifest.external import CopyDatastoreItem, Vifs, script, session_file_text
 from vadpipe.vsphere.manifest.fetch import ManifestFetcher
-from vadpipe.vsphere.manifest.powercli import CopyDatastoreItem, script
-from vadpipe.vsphere.manifest.vifs import Vifs, session_file_text
 
 pytestmark = pytest.mark.slow  # each starts a process
 TOOLS = {"vifs": Vifs, "pwsh": CopyDatastoreItem}
@@ -135,7 +134,7 @@ SAID = {
     "500 Can't connect (certificate verify failed)": "does not trust the certificate",
     "The module 'VMware.VimAutomation.Core' was not loaded": "VMware's modules for it are missing",
     "Can't locate VMware/VIRuntime.pm in @INC": "VMware's modules for it are missing",
-    "something\x1b[31m of\nits own": "status 1: it said: something [31m of its own.",
+    "something\x1b[31m of\nits own": "status 1: its output ends: something [31m of its own.",
 }
 
 
@@ -176,7 +175,7 @@ async def test_dropped_in_the_middle(
         there.place = replace(there.place, size=None)
         fetched = await there.fetched(way)  # nobody knows better, so it is kept as it came
     assert fetched.content == CONTENT[: len(CONTENT) // 2]
-    assert "not a whole zip" in fetched.attempts[0].problem
+    assert "not a complete zip" in fetched.attempts[0].problem
 
 
 @pytest.mark.parametrize("mood", ["nothing", "twice"])
@@ -201,7 +200,7 @@ async def test_a_tool_that_is_missing_or_no_program(
 ) -> None:
     async with lying(lab, vcenter) as there:
         monkeypatch.setenv("PATH", str(tools / "nowhere"))
-        assert f"{name} is not installed here" in await there.problem(TOOLS[name]())
+        assert f"{name} is not installed on this machine" in await there.problem(TOOLS[name]())
         monkeypatch.setenv("PATH", str(tools))
         assert (await there.fetched(TOOLS[name]())).content == CONTENT
         (tools / name).write_text("no program at all")
@@ -221,7 +220,7 @@ async def test_a_tool_that_takes_too_long_is_stopped(
     (tools / "mood").write_text("hang")
     async with lying(lab, vcenter) as there:
         way = TOOLS[name](program=str(tools / name), timeout_s=0.2)
-        assert "not there after 0.2 s" in await there.problem(way)
+        assert "did not arrive within 0.2 s" in await there.problem(way)
 
 
 async def test_cancelled_it_leaves_no_process_and_no_file(

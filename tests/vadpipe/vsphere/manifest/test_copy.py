@@ -7,7 +7,7 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError
-from tests.vadpipe.vsphere.fetching_kit import CONTENT, NAME, lying
+from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, NAME, lying
 from vadpipe.lab.vcenter.injection import Drop
 from vadpipe.lab.vcenter.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -95,7 +95,7 @@ async def test_each_fault_is_told(
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "wants a login"), (403, "Datastore.Browse"), (404, "no such file")]
+    ("status", "told"), [(401, "requires a login"), (403, "Datastore.Browse"), (404, "no such file")]
 )
 async def test_a_download_that_fails_names_the_copy(
     lab: LabVcenter, vcenter: Vcenter, status: int, told: str
@@ -115,4 +115,4 @@ async def test_a_broken_connection_another_size_and_the_time(lab: LabVcenter, vc
         there.path.write_bytes(CONTENT[1:])
         assert "A copy is kept" in await there.problem(WAY)
         hurried = CopyOnDatastore(WAY.directory, timeout_s=0.01, download=OverHttps("basic"))
-        assert "not there after 0.01 s" in await there.problem(hurried)
+        assert "did not arrive within 0.01 s" in await there.problem(hurried)

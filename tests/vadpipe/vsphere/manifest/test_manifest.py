@@ -20,14 +20,15 @@ from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest import fetch as ways
 from vadpipe.vsphere.manifest import https
-from vadpipe.vsphere.manifest.fetch import Fetched, ManifestPlace
+from vadpipe.vsphere.manifest.fetch import Fetched, ManifestPlace, fetch_manifest
 from vadpipe.vsphere.manifest.https import OverHttps
-from vadpipe.vsphere.manifest.manifest import DirectoryState, directory_state, fetch_manifest
+from vadpipe.vsphere.manifest.locate import DirectoryState, directory_state
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
 AddVm = Callable[..., str]
+HTTPS = (OverHttps(),)
 WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
@@ -59,7 +60,7 @@ async def test_application_quiescing_leaves_several_documents(
 ) -> None:
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert _is_of_applications(fetched)
     assert fetched.path == "[datastore1] web01/web01-vss_manifests1.zip"
     assert "backupManifest" in fetched.reason
@@ -68,7 +69,7 @@ async def test_application_quiescing_leaves_several_documents(
 async def test_names_that_need_escaping(vcenter: Vcenter, journal: Journal, lab: LabVcenter) -> None:
     lab.register_vm(lab.datastore("datastore1") / "50% ä#?&", "web01", [])
     async with _quiesced(vcenter, journal) as taken:
-        assert _is_of_applications(await fetch_manifest(*taken))
+        assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
 @pytest.mark.usefixtures("unnamed")
@@ -79,7 +80,7 @@ async def test_without_backup_manifest_the_new_file_is_taken_and_never_an_old_on
     old = lab.datastore("datastore1") / "web01" / "web01-vss_manifests7.zip"
     old.write_bytes(b"from an earlier snapshot")
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.path == "[datastore1] web01/web01-vss_manifests8.zip"
     assert _is_of_applications(fetched)
 
@@ -90,7 +91,7 @@ async def test_no_manifest_is_absent(
     add_vm(guest_id="ubuntu64Guest")
     (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").write_bytes(b"old")
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.absent
     assert (fetched.content, fetched.path) == (None, None)
 
@@ -101,7 +102,7 @@ async def test_a_forbidden_one_is_not_absent(
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         lab.forbid_datastore("datastore1")
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert not fetched.absent
     assert fetched.content is None
     assert fetched.path == "[datastore1] web01/web01-vss_manifests1.zip"
@@ -114,7 +115,7 @@ async def test_one_that_vanished_is_not_absent(
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").unlink()
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert not fetched.absent
     assert "no such file" in fetched.reason
 
@@ -126,7 +127,7 @@ async def test_where_nobody_can_look_nobody_knows(
     add_vm()
     async with _quiesced(vcenter, journal) as (session, snapshot, before):
         blind = replace(before, layout=frozenset(), searched=frozenset(), problem="no privilege to look")
-        fetched = await fetch_manifest(session, snapshot, blind)
+        fetched = await fetch_manifest(session, snapshot, blind, HTTPS)
     assert not fetched.absent
     assert fetched.content is None
     assert "no privilege" in fetched.reason
@@ -151,14 +152,14 @@ async def test_an_expired_session_and_a_lost_connection_are_mended(
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         lab.inject("/folder", Drop.BEFORE)
-        assert (await fetch_manifest(*taken)).content
+        assert (await fetch_manifest(*taken, HTTPS)).content
         lab.expire_sessions()
-        assert (await fetch_manifest(*taken)).content
+        assert (await fetch_manifest(*taken, HTTPS)).content
         lab.inject("/folder", Drop.BEFORE)
         lab.inject("/folder", Drop.BEFORE, nth=2)
-        assert (await fetch_manifest(*taken)).content  # a longer outage is waited for
+        assert (await fetch_manifest(*taken, HTTPS)).content  # a longer outage is waited for
         lab.inject("/folder", Drop.BEFORE, chance=1)
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
         assert (fetched.content, fetched.absent) == (None, False)
         assert "connection" in fetched.reason
 
@@ -170,7 +171,7 @@ async def test_a_file_beyond_the_bound_is_refused(
     monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
     monkeypatch.setattr(ways, "MAX_ARCHIVE_SIZE", 100)
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.content is None
     assert "larger than 100 bytes" in fetched.reason
 
@@ -179,7 +180,7 @@ async def test_a_relative_name(lab: LabVcenter, vcenter: Vcenter, journal: Journ
     lab.manifests.relative = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
-        assert _is_of_applications(await fetch_manifest(*taken))
+        assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
 async def test_a_renamed_vm_keeps_its_prefix(
@@ -188,7 +189,7 @@ async def test_a_renamed_vm_keeps_its_prefix(
     lab.manifests.file_name = "its old [name]-vss_manifests{number}.zip"
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.path == "[datastore1] web01/its old [name]-vss_manifests1.zip"
     assert _is_of_applications(fetched)
 
@@ -203,7 +204,7 @@ async def test_a_number_that_comes_again_is_told_from_the_old_file(
     old.write_bytes(b"from an earlier snapshot")
     os.utime(old, (1_700_000_000, 1_700_000_000))
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.path == "[datastore1] web01/web01-vss_manifests1.zip"
     assert _is_of_applications(fetched)
 
@@ -215,7 +216,7 @@ async def test_an_old_file_is_not_taken_even_when_vsphere_names_it(
     add_vm()
     (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").write_bytes(b"old")
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken)
+        fetched = await fetch_manifest(*taken, HTTPS)
     assert fetched.absent
     assert "was there before and has not changed" in fetched.reason
 
@@ -235,7 +236,7 @@ async def test_a_manifest_that_comes_late_is_waited_for(
             lab.manifests.release()
 
         nursery.start_soon(release)
-        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 60)
+        fetched = await fetch_manifest(*taken, HTTPS, late_until=trio.current_time() + 60)
     assert _is_of_applications(fetched)
 
 
@@ -247,7 +248,7 @@ async def test_the_waiting_has_an_end(
     lab.manifests.late = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
-        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 0.2)
+        fetched = await fetch_manifest(*taken, HTTPS, late_until=trio.current_time() + 0.2)
     assert fetched.absent
 
 
@@ -257,7 +258,7 @@ async def test_without_quiescing_nothing_is_waited_for(
     add_vm()
     async with _quiesced(vcenter, journal, Quiesce.none()) as taken:
         searches = lab.calls["SearchDatastore_Task"]
-        fetched = await fetch_manifest(*taken, late_until=trio.current_time() + 3600)
+        fetched = await fetch_manifest(*taken, HTTPS, late_until=trio.current_time() + 3600)
     assert fetched.absent
     assert lab.calls["SearchDatastore_Task"] == searches + 1
 
@@ -272,7 +273,7 @@ async def test_the_manifest_of_a_linux_guest_is_told_for_what_it_is(
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [], quiescing="file-system")
         there = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint_sha256)
         async with _quiesced(there, journal, Quiesce.file_system()) as taken:
-            fetched = await fetch_manifest(*taken)
+            fetched = await fetch_manifest(*taken, HTTPS)
     assert (fetched.content, fetched.kind) == (content, ManifestKind.LINUX_XML)
     assert fetched.reason.startswith("the quiesce manifest of a Linux guest, named by")
 
@@ -299,7 +300,7 @@ async def test_ways_are_tried_in_order_and_the_reason_of_each_failure_is_kept(
 ) -> None:
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
-        size = len((await fetch_manifest(*taken)).content or b"")
+        size = len((await fetch_manifest(*taken, HTTPS)).content or b"")
         broken = Way("broken", b"PK".ljust(size, b"?"))
         away, short = Way("away", "It is away."), Way("short", b"PK")
         fetched = await fetch_manifest(*taken, [away, short, broken, OverHttps(), Way("never", "asked")])
@@ -308,11 +309,11 @@ async def test_ways_are_tried_in_order_and_the_reason_of_each_failure_is_kept(
         problems = [one.problem for one in fetched.attempts]
         assert problems[0] == "It is away."
         assert f"the datastore lists {size}" in problems[1]
-        assert "not a whole zip" in problems[2]
+        assert "not a complete zip" in problems[2]
         assert problems[3] == ""
         damaged = await fetch_manifest(*taken, [broken, away])
         assert damaged.content == broken.gives
         failed = await fetch_manifest(*taken, [away, short])
         assert (failed.content, failed.absent) == (None, False)
-        assert failed.reason.startswith("by away: It is away. by short: 2 bytes came")
+        assert failed.reason.startswith("by away: It is away. by short: 2 bytes of")
         assert "no way to fetch it" in (await fetch_manifest(*taken, [])).reason

@@ -17,7 +17,7 @@ from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 
 COUNT = 1000
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LAB = """
 import sys
 from pathlib import Path

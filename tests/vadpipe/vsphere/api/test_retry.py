@@ -1,4 +1,4 @@
-"""Waiting grows, ends, and is for what passes by itself."""
+"""Retries: growing pauses, an end, and only for transient errors."""
 
 import pytest
 import trio
@@ -6,18 +6,18 @@ from trio.testing import MockClock
 
 from pipeline.errors import SourceError
 from vadpipe.vsphere.api.faults import Busy
-from vadpipe.vsphere.api.retry import patiently, pauses
+from vadpipe.vsphere.api.retry import backoff, retry
 
 
 async def test_pauses_grow_and_end(autojump_clock: MockClock) -> None:
     taken = []
-    for pause_s in pauses(300):
+    for pause_s in backoff(300):
         taken.append(pause_s)
         await trio.sleep(pause_s)
     assert taken[:6] == [1, 2, 4, 8, 16, 32]
     assert sum(taken) == pytest.approx(300)
     assert max(taken) <= 300 / 8
-    assert list(pauses(0)) == []
+    assert list(backoff(0)) == []
 
 
 async def test_time_spent_in_the_work_counts_from_the_first_failure_on(autojump_clock: MockClock) -> None:
@@ -30,15 +30,15 @@ async def test_time_spent_in_the_work_counts_from_the_first_failure_on(autojump_
         raise Busy("busy")
 
     with pytest.raises(Busy):
-        await patiently(slow, 300)
+        await retry(slow, 300)
     assert calls == 3  # at 0 s, 201 s and 403 s; the patience ended at 500 s
 
 
-async def test_what_does_not_pass_is_raised_at_once(autojump_clock: MockClock) -> None:
+async def test_an_error_that_is_not_transient_is_raised_at_once(autojump_clock: MockClock) -> None:
     async def broken() -> None:
         raise SourceError("for good")
 
     begun = trio.current_time()
     with pytest.raises(SourceError):
-        await patiently(broken, 300)
+        await retry(broken, 300)
     assert trio.current_time() == begun
