@@ -56,7 +56,8 @@ def parse_server(text: str, port: int = HTTPS_PORT) -> tuple[str, int]:
         raise _bad_server(text, f"{own_port!r} is no port")
     if own_port and port not in (HTTPS_PORT, int(own_port)):
         raise _bad_server(text, f"it names port {own_port}, and port={port} is given")
-    if problem := _problem_of(host):
+    problem = "there is no IPv6 address between '[' and ']'" if text[:1] == "[" and ":" not in host else ""
+    if problem := problem or _problem_of(host):
         raise _bad_server(text, problem)
     return host, int(own_port or port)
 
