@@ -86,7 +86,7 @@ def test_by_pattern_of_names_or_of_paths(pattern: str, found: list[str]) -> None
 def test_case_counts() -> None:
     with pytest.raises(
         SourceError,
-        match=r"No VM on vc01 is named Web\*; the account sees 6 VMs\. Near names: web-template, web01, web02\.",
+        match=r"No VM on vc01 is named Web\*; the account sees 6 VMs, .*1 template\. Near names: web-template, web01, web02\.",
     ):
         morefs("Web*")
 
@@ -144,8 +144,23 @@ def test_exclusions_are_patterns_or_selections() -> None:
 
 
 def test_templates_are_never_selected() -> None:
-    with pytest.raises(SourceError, match="templates are left out"):
+    with pytest.raises(SourceError, match=r"sees 6 VMs, of which these are never selected: 1 template\."):
         morefs("web-t*")
+
+
+def test_agents_of_vsphere_are_never_selected_and_are_counted() -> None:
+    agent = vim.ext.ManagedByInfo(extensionKey="com.vmware.vim.eam", type="cluster-agent")
+    appliance = vim.ext.ManagedByInfo(extensionKey="com.example.appliances", type="appliance")
+    rows = [
+        *ROWS,
+        row(vim.VirtualMachine("vm-7"), "vCLS-1", VMS, config__managedBy=agent),
+        row(vim.VirtualMachine("vm-8"), "vCLS-2", VMS, config__managedBy=agent),
+        row(vim.VirtualMachine("vm-9"), "appliance", VMS, config__managedBy=appliance),
+    ]
+    found = selected(Inventory(rows), [SelectVms("*")], TAGS, "vc01")
+    assert [vm.name for vm in found if vm.moref in ("vm-7", "vm-8", "vm-9")] == ["appliance"]
+    with pytest.raises(SourceError, match=r"never selected: 1 template, 2 agents of vSphere\."):
+        selected(Inventory(rows), [SelectVms("vCLS*")], TAGS, "vc01")
 
 
 def test_of_several_selections_a_vm_counts_once_and_each_must_find_one() -> None:
@@ -201,9 +216,9 @@ def test_several_selections_are_a_union_in_the_order_of_paths(several: list[Sele
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SelectVms(), r"says nothing.*every VM is SelectVms\('\*'\)"),
-        (lambda: SelectVms(exclude=["x"]), "says nothing"),
-        (lambda: SelectVms(""), "empty text"),
+        (lambda: SelectVms(), r"has no criterion.*every VM is SelectVms\('\*'\)"),
+        (lambda: SelectVms(exclude=["x"]), "has no criterion"),
+        (lambda: SelectVms(""), "is empty"),
         (lambda: SelectVms(tag="daily"), "several categories.*'backup/daily'"),
         (lambda: SelectVms(tag="backup/"), "several categories"),
         (lambda: SelectVms("*", exclude="x"), r"exclude=\['x'\]"),
