@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pyVmomi import vim
 
-from .datastore_path import DatastorePath
+from .datastore import DatastorePath
 
 Device = vim.vm.device.VirtualDevice
 

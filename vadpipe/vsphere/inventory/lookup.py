@@ -1,4 +1,4 @@
-"""Finding a VM by its name, its inventory path, its managed object reference, or a UUID; or finding it again."""
+"""Looking a VM up by its name, inventory path, managed object reference or UUID."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ _NAMED_IN_AN_ERROR = 10
 
 @dataclass(frozen=True)
 class Vm:
-    """Which VM. `uuid`: its identity over renames and re-registration. `datacenter`: its inventory path, as in
-    'Folder/DC'. `alone`: whether no other VM that the account sees has this name."""
+    """A VM in an inventory.
+
+    Args:
+        moref: Its managed object reference, e.g. 'vm-42'.
+        name: Its name.
+        path: Its inventory path, e.g. '/DC/vm/Web/web01'.
+        datacenter: The inventory path of its datacenter, e.g. 'Folder/DC'.
+        uuid: Its identity, which survives renaming and registering again.
+        alone: No other VM that the account can see has this name.
+    """
 
     moref: str
     name: str
@@ -34,7 +42,7 @@ class Vm:
 
     @property
     def title(self) -> str:
-        """What people know it by: its name, or its inventory path where several VMs have that name."""
+        """Its name, or its inventory path when several VMs have that name."""
         return self.name if self.alone else self.path
 
     def reference(self, session: VcenterSession) -> vim.VirtualMachine:
@@ -42,17 +50,22 @@ class Vm:
 
 
 async def find_vm(session: VcenterSession, wanted: str | Vm) -> Vm:
-    """The one VM with this name, inventory path ('/DC/vm/Web/web01', also without '/DC/vm'), moref ('vm-42'),
-    instance UUID or BIOS UUID; or a VM that was found before, as it is now.
+    """The one VM that is meant.
 
-    Raises SourceError: none (with near names), several (with their paths), or no longer there.
+    Args:
+        session: The session.
+        wanted: A name, an inventory path ('/DC/vm/Web/web01', also without '/DC/vm'), a moref ('vm-42'), an
+            instance UUID or a BIOS UUID; or a VM that was found before, to read it again.
+
+    Raises:
+        SourceError: There is none (with near names), there are several (with their paths), or it is gone.
     """
     [found] = await find_vms(session, [wanted])
     return found
 
 
 async def find_vms(session: VcenterSession, wanted: Sequence[str | Vm]) -> list[Vm]:
-    """The VM for each of these, as `find_vm` finds it, in one look at the inventory however many there are."""
+    """The VM for each of these, as by `find_vm`, in one pass over the inventory."""
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, TREE))
     inventory = Inventory(rows)
     found = [await _meant(session, one, inventory) for one in wanted]
@@ -60,7 +73,7 @@ async def find_vms(session: VcenterSession, wanted: Sequence[str | Vm]) -> list[
 
 
 async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
-    """The moref of the VM with this instance UUID; None: not registered here."""
+    """The moref of the VM with this instance UUID; None when it is not registered here."""
     index = session.content.searchIndex
     if index is None:
         return None
@@ -69,7 +82,7 @@ async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
 
 
 async def _with_uuid(session: VcenterSession, wanted: str) -> frozenset[str]:
-    """The morefs of the VMs with this UUID, none when it is no UUID. A BIOS UUID may be that of several clones."""
+    """The morefs of the VMs with this UUID. Several clones can have one BIOS UUID."""
     index = session.content.searchIndex
     if index is None or not _UUID.fullmatch(wanted):
         return frozenset()
@@ -104,14 +117,14 @@ async def _identified(session: VcenterSession, rows: Sequence[Row], inventory: I
         if uuids[row.moref] is None:
             raise SourceError(
                 f"The VM {name_of(row)} has no configuration: {session.server} cannot reach its files.",
-                remedy="See whether its host is connected and its datastore accessible.",
+                remedy="Check that its host is connected and its datastore is accessible.",
                 vm=name_of(row),
             )
     return [vm_of(row, inventory, uuids[row.moref]) for row in rows]
 
 
 def vm_of(row: Row, inventory: Inventory, uuid: str) -> Vm:
-    """What is known of a VM by its place in the inventory."""
+    """A VM by its place in the inventory."""
     name = name_of(row)
     return Vm(
         row.moref, name, inventory.path(row), inventory.datacenter(row), uuid, inventory.names[name] == 1
@@ -128,7 +141,7 @@ def _is_meant(row: Row, wanted: str, inventory: Inventory) -> bool:
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:
-    """The names that are spelled like `wanted`, best first, for an error that says there is none."""
+    """The names with a spelling like `wanted`, the best first, for the error that there is none."""
     return difflib.get_close_matches(wanted, sorted(set(names)), n=_NAMED_IN_AN_ERROR, cutoff=0.5)
 
 
@@ -137,7 +150,7 @@ def _none(session: VcenterSession, wanted: str, inventory: Inventory) -> SourceE
     if near:
         hint = f"Near names: {', '.join(near)}."
     elif inventory.vms:
-        hint = "Check the spelling, and that the account may see the VM."
+        hint = "Check the spelling, and that the account can see the VM."
     else:
         hint = "The account sees no VM at all."
     return SourceError(
@@ -164,7 +177,7 @@ def _several(session: VcenterSession, wanted: str, found: list[Row], inventory: 
 def _gone(session: VcenterSession, vm: Vm) -> SourceError:
     return SourceError(
         f"The VM {vm.path} ({vm.moref}) is no longer on {session.server}.",
-        remedy="It was there when the VMs were selected: see whether it was removed, or registered anew.",
+        remedy="It was there when the VMs were selected: check whether it was removed, or registered again.",
         vm=vm.path,
         server=session.server,
     )

@@ -1,7 +1,7 @@
-"""The tree of a vCenter's inventory over rows of properties: names, paths, and what lies in what.
+"""The tree of an inventory: names, paths and containment, from rows of properties. A kernel: no calls.
 
-A VM hangs in the tree three times: in its folder or vApp, on its host, and in its resource pool. Its inventory path
-is the first of these; a host or a pool, as a place to select from, means the others. A kernel: no calls.
+A VM is in the tree three times: in its folder or vApp, on its host, and in its resource pool. Its inventory path is
+the first of these. The others count when a selection names a host or a pool.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pyVmomi.VmomiSupport import ManagedObject
 from ..api.properties import Row
 
 _PLACED = ("name", "parent")
-# What paths are made of. A vApp is in a pool by `parent`, and in a folder by `parentFolder`.
+# The properties that make paths. A vApp is in a pool by `parent`, and in a folder by `parentFolder`.
 TREE: Mapping[type[ManagedObject], Sequence[str]] = {
     vim.VirtualMachine: (*_PLACED, "parentVApp"),
     vim.VirtualApp: (*_PLACED, "parentFolder"),
     vim.Folder: _PLACED,
     vim.Datacenter: _PLACED,
 }
-# With these a VM is found by its host, cluster or pool, too.
+# With these, a VM is also found by its host, cluster or pool.
 TREE_OF_HOSTS: Mapping[type[ManagedObject], Sequence[str]] = {
     **TREE,
     vim.VirtualMachine: (*TREE[vim.VirtualMachine], "runtime.host", "resourcePool"),
@@ -38,13 +38,13 @@ _UPWARDS = ("parent", "parentVApp", "parentFolder", "runtime.host", "resourcePoo
 
 @dataclass(frozen=True)
 class Inventory:
-    """All objects that the account sees, by rows with the paths of TREE or more."""
+    """All objects that the account can see, as rows with at least the paths of TREE."""
 
     rows: Sequence[Row]
 
     @cached_property
     def places(self) -> Mapping[str, Row]:
-        """By moref."""
+        """The rows by moref."""
         return {row.moref: row for row in self.rows}
 
     @cached_property
@@ -57,22 +57,22 @@ class Inventory:
         return Counter(name_of(row) for row in self.vms)
 
     def path(self, row: Row) -> str:
-        """Its inventory path, from below the root folder: '/DC/vm/Web/web01'."""
+        """The inventory path of a row, e.g. '/DC/vm/Web/web01'. It begins below the root folder."""
         return "/" + _joined([row, *self._upwards(row)])
 
     def datacenter(self, row: Row) -> str:
-        """The inventory path of its datacenter without a leading slash, as in 'Folder/DC'; empty without one."""
+        """The inventory path of a row's datacenter, e.g. 'Folder/DC'; empty without one."""
         above = list(self._upwards(row))
         last = next((index for index, place in enumerate(above) if place.kind == "Datacenter"), len(above))
         return _joined(above[last:])
 
     def at(self, path: str) -> list[Row]:
-        """The places, not VMs, with this inventory path."""
-        asked = "/" + path.strip("/")
-        return [row for row in self.rows if row.kind != "VirtualMachine" and self.path(row) == asked]
+        """The places with this inventory path, without VMs."""
+        wanted = "/" + path.strip("/")
+        return [row for row in self.rows if row.kind != "VirtualMachine" and self.path(row) == wanted]
 
     def below(self, places: Iterable[Row]) -> frozenset[str]:
-        """Morefs of everything that lies in one of these, at any depth, in whichever tree."""
+        """Morefs of everything in one of these places, at any depth."""
         found: set[str] = set()
         waiting = [row.moref for row in places]
         while waiting:
@@ -83,7 +83,7 @@ class Inventory:
 
     @cached_property
     def _children(self) -> Mapping[str, Sequence[str]]:
-        """What lies directly in each, by moref."""
+        """The direct content of each place, by moref."""
         children: dict[str, list[str]] = {}
         for row in self.rows:
             for path in _UPWARDS:
@@ -92,7 +92,7 @@ class Inventory:
         return children
 
     def _upwards(self, row: Row) -> Iterator[Row]:
-        """The places above, nearest first, without the root folder: a container view does not hold its own root."""
+        """The places above, the nearest first. The root folder is missing: a view does not contain its own root."""
         while (above := row.get("parentFolder") or row.get("parent") or row.get("parentVApp")) is not None:
             found = self.places.get(str(above._moId))
             if found is None:
@@ -102,7 +102,7 @@ class Inventory:
 
 
 def name_of(row: Row) -> str:
-    """The name as people write it: the inventory escapes '/', '\\' and '%'."""
+    """The name as people write it. The inventory escapes '/', '\\' and '%'."""
     return unquote(str(row.get("name") or row.moref))
 
 

@@ -21,7 +21,7 @@ from ..api.faults import (
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.datastore_path import DatastorePath
+from ..inventory.datastore import DatastorePath
 from .fetch import Fetched, ManifestPlace
 from .https import OverHttps
 

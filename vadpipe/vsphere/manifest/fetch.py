@@ -28,8 +28,7 @@ from ..api.faults import VsphereError
 from ..api.properties import Row, read
 from ..api.retry import retry
 from ..api.session import VcenterSession
-from ..inventory.datastore_path import DatastorePath
-from ..inventory.datastore_search import is_called
+from ..inventory.datastore import DatastorePath, is_called
 from ..inventory.lookup import Vm
 from ..snapshot.snapshot import Snapshot
 from .locate import DirectoryState, FoundBy, FoundManifest, look

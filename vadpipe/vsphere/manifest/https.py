@@ -23,7 +23,7 @@ from vadpipe.vss.archive import MAX_ARCHIVE_SIZE
 from ..api.faults import LoginRefused, NotOffered, SessionExpired, VsphereError
 from ..api.http import HTTPS_PORT, Endpoint, HttpClient, Refusal
 from ..api.session import VcenterSession
-from ..inventory.datastore_path import folder_url
+from ..inventory.datastore import folder_url
 from ..inventory.hosts import EsxiHost, host_of, pin
 from .fetch import Fetched, ManifestPlace
 

@@ -27,8 +27,7 @@ from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
 from ..api.faults import ConnectionLost, TaskForgotten
 from ..api.session import VcenterSession
-from ..inventory.datastore_path import DatastorePath
-from ..inventory.datastore_search import Browser, search_directory
+from ..inventory.datastore import Browser, DatastorePath, search_directory
 from ..inventory.lookup import Vm
 from ..snapshot.family import named_manifest
 from ..snapshot.snapshot import Snapshot

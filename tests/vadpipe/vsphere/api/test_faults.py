@@ -97,4 +97,4 @@ def test_a_broken_connection_is_transient_and_keeps_its_cause(exc: Exception, wo
 def test_an_answer_that_is_no_xml_says_so() -> None:
     error = translate(ExpatError("no element found"), "Call", "vc01")
     assert type(error) is faults.VsphereError
-    assert "not vSphere" in str(error)
+    assert "no answer of vSphere" in str(error)

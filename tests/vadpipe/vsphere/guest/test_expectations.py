@@ -23,10 +23,9 @@ from vadpipe.vsphere.guest.change import (
     apply_settings,
     undo_settings,
 )
-from vadpipe.vsphere.guest.expectations import GuestControl, Looked, look_inside
+from vadpipe.vsphere.guest.expectations import GuestControl, GuestFindings, look_inside
 from vadpipe.vsphere.guest.scripts import LINUX, WINDOWS
-from vadpipe.vsphere.guest.tools_conf import ToolsConfigUnreadable
-from vadpipe.vsphere.guest.vmbackup import SETTINGS
+from vadpipe.vsphere.guest.tools_conf import SETTINGS, ToolsConfigUnreadable
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
@@ -47,7 +46,7 @@ def moref(add_vm: AddVm) -> str:
     return add_vm()
 
 
-async def looked(vcenter: Vcenter, wanted: GuestControl | None, quiesce: Quiesce) -> Looked:
+async def looked(vcenter: Vcenter, wanted: GuestControl | None, quiesce: Quiesce) -> GuestFindings:
     async with vcenter.connect() as session:
         return await look_inside(session, await find_vm(session, "web01"), wanted, quiesce)
 
@@ -68,7 +67,7 @@ async def test_a_guest_as_asked_is_reported(lab: LabVcenter, vcenter: Vcenter, m
     assert found.attention == []
     assert found.remarks == [
         "tools.conf of the guest has in [vmbackup]: enableVSS=1, execScripts=false.",
-        "execScripts: VMware Tools heed that for CreateSnapshot_Task only, the call before 6.5.",
+        "execScripts: VMware Tools apply this to CreateSnapshot_Task only, the call before 6.5.",
     ]
     assert found.inside == {
         "vmbackup": {"enableVSS": "1", "execScripts": "false"}, "freeze_scripts": [], "thaw_scripts": [],
@@ -78,11 +77,11 @@ async def test_a_guest_as_asked_is_reported(lab: LabVcenter, vcenter: Vcenter, m
 @pytest.mark.parametrize(
     ("text", "settings", "said"),
     [
-        (b"", {"enableVSS": False}, "enableVSS is not set in tools.conf, asked for was false."),
+        (b"", {"enableVSS": False}, "enableVSS is not set in tools.conf, but the job expects false."),
         (
             b"[vmbackup]\nscriptArg=x\n",
             {"scriptArg": None},
-            "scriptArg is 'x' in tools.conf, asked for was not set.",
+            "scriptArg is 'x' in tools.conf, but the job expects not set.",
         ),
         (b"[vmbackup]\nenableVSS=false\n", {}, "tools.conf switches VSS off"),
     ],
@@ -104,16 +103,16 @@ async def test_nothing_is_looked_at_where_nothing_is_quiesced(
 ) -> None:
     add_vm(power="poweredOff")
     wanted = control(scripts="required")
-    assert await looked(vcenter, None, Quiesce.application()) == Looked()
-    assert await looked(vcenter, wanted, Quiesce.none()) == Looked()
-    assert await looked(vcenter, wanted, Quiesce.application()) == Looked()
+    assert await looked(vcenter, None, Quiesce.application()) == GuestFindings()
+    assert await looked(vcenter, wanted, Quiesce.none()) == GuestFindings()
+    assert await looked(vcenter, wanted, Quiesce.application()) == GuestFindings()
     assert "ListFilesInGuest" not in lab.calls
 
 
 async def test_a_guest_that_does_not_let_us_in(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     wrong = replace(control(), password=Secret.from_text("wrong"))
     found = await looked(vcenter, wrong, Quiesce.application())
-    assert "could not be looked into" in found.attention[0]
+    assert "could not be read" in found.attention[0]
     with pytest.raises(QuiesceFailed, match="does not accept the user name") as caught:
         await looked(vcenter, replace(wrong, scripts="none"), Quiesce.application())
     assert "account of the guest" in caught.value.remedy
@@ -128,7 +127,7 @@ async def test_a_linux_guest_has_its_own_places(lab: LabVcenter, vcenter: Vcente
     lab.guests.write(moref, LINUX.post_thaw, b"")
     found = await looked(vcenter, control(), Quiesce.application())
     assert found.attention == []  # VSS is Windows'
-    assert found.remarks[0] == f"Runs in the guest when it is quiesced: {LINUX.post_thaw}."
+    assert found.remarks[0] == f"Scripts that run in the guest at quiescing: {LINUX.post_thaw}."
 
 
 @pytest.mark.parametrize(
@@ -186,7 +185,7 @@ async def test_what_others_changed_since_stays(lab: LabVcenter, vcenter: Vcenter
     await changed(vcenter, WANTED)
     place.write_bytes(APPLIED + b"[guestinfo]\r\nx=1\r\n")
     change = await changed(vcenter, None)
-    assert "what else was changed since is left" in change.done[0]
+    assert "Other changes since then are kept" in change.done[0]
     assert place.read_bytes() == ADMINS + b"\r\n[vmbackup]\r\n[guestinfo]\r\nx=1\r\n"
 
 
@@ -279,7 +278,9 @@ def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, comma
     place = lab.guests.write(moref, PATH, ADMINS)
     code, output = command()
     assert code == 3
-    assert "web01: ATTENTION: excludedFileSystems is not set in tools.conf, asked for was 'E:'." in output
+    assert (
+        "web01: ATTENTION: excludedFileSystems is not set in tools.conf, but the job expects 'E:'." in output
+    )
     assert place.read_bytes() == ADMINS
     code, output = command("--apply")
     assert code == 0

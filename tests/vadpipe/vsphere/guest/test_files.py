@@ -197,7 +197,7 @@ async def test_a_lost_answer_of_a_change_is_not_repeated(
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
-        (vim.fault.GuestOperationsUnavailable, GuestRefused, "See that VMware Tools run in the guest"),
+        (vim.fault.GuestOperationsUnavailable, GuestRefused, "Check that VMware Tools run in the guest"),
         (vim.fault.GuestPermissionDenied, GuestRefused, "Give it the right in the guest"),
         (vim.fault.GuestComponentsOutOfDate, GuestRefused, "Update VMware Tools"),
         (vim.fault.OperationDisabledByGuest, GuestRefused, "configuration forbids it"),

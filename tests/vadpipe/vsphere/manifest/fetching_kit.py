@@ -9,7 +9,7 @@ from vadpipe.lab.vcenter.quiescing import QuiesceRequest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vss.recipe import manifest_zip
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
-from vadpipe.vsphere.inventory.datastore_path import DatastorePath
+from vadpipe.vsphere.inventory.datastore import DatastorePath
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.manifest.fetch import ManifestFetcher, ManifestPlace, fetch_in_order, place_of
 from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vadpipe.vsphere.inventory.datastore_path import DatastorePath
+from vadpipe.vsphere.inventory.datastore import DatastorePath
 from vadpipe.vsphere.manifest.locate import (
     FoundBy,
     FoundManifest,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vadpipe.vsphere.inventory.datastore_path import DatastorePath, folder_url
+from vadpipe.vsphere.inventory.datastore import DatastorePath, folder_url
 
 segments = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1).filter(
     lambda text: text not in (".", "..")
