@@ -18,18 +18,12 @@ from pipeline.errors import ConfigError, SourceError
 
 from ..api.properties import Row, read_all
 from ..api.session import VcenterSession
-from .lookup import Vm, nearest, vm_of
+from .lookup import TREE, TREE_OF_HOSTS, Inventory, Vm, name_of, nearest
 from .tags import tagged
-from .tree import (
-    TREE,
-    TREE_OF_HOSTS,
-    Inventory,
-    name_of,
-)
 
 log = logging.getLogger(__name__)
 
-_IDENTITY = ("config.instanceUuid", "config.uuid", "config.template", "config.managedBy")
+_KIND = ("config.template", "config.managedBy")
 _AGENT_MANAGER = "com.vmware.vim.eam"  # vSphere ESX Agent Manager, which also deploys the VMs of vCLS
 _NAMED_IN_AN_ERROR = 10
 
@@ -115,7 +109,7 @@ async def select_vms(session: VcenterSession, selections: Sequence[SelectVms]) -
     parts = [part for selection in selections for part in selection.parts()]
     tags = {tag: await tagged(session, tag) for tag in dict.fromkeys(part.tag for part in parts) if tag}
     paths = dict(TREE_OF_HOSTS if any(part.inside for part in parts) else TREE)
-    paths[vim.VirtualMachine] = (*paths[vim.VirtualMachine], *_IDENTITY)
+    paths[vim.VirtualMachine] = (*paths[vim.VirtualMachine], *_KIND)
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, paths))
     inventory = Inventory(rows)
     if left_out := _left_out(inventory):
@@ -132,11 +126,7 @@ def selected(inventory: Inventory, selections: Sequence[SelectVms], tags: Tagged
         if not here:
             raise search.nothing(selection)
         found |= here
-    vms = [
-        vm_of(row, inventory, row.get("config.instanceUuid") or row.get("config.uuid") or "")
-        for row in found.values()
-    ]
-    return sorted(vms, key=lambda vm: (vm.path, vm.moref))
+    return sorted(map(inventory.vm, found.values()), key=lambda vm: (vm.path, vm.moref))
 
 
 def is_agent(row: Row) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import SourceError
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.inventory.lookup import find_vm, find_vm_by_uuid
+from vadpipe.vsphere.inventory.lookup import find_vm, find_vm_by_uuid, find_vms
 
 AddVm = Callable[..., str]
 
@@ -81,3 +81,23 @@ async def test_by_uuid(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None
         assert await find_vm(session, bios) == vm
         with pytest.raises(SourceError, match="no VM"):
             await find_vm(session, "00000000-0000-0000-0000-000000000000")
+
+
+async def test_many_vms_cost_the_calls_of_one_and_come_in_the_order_asked_for(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
+) -> None:
+    names = ["web03", "web01", "web02", "web01"]
+    for name in sorted(set(names)):
+        add_vm(name)
+    async with vcenter.connect() as session:
+        one_by_one = [await find_vm(session, name) for name in names]
+        before = lab.calls["RetrievePropertiesEx"]
+        assert await find_vms(session, names) == one_by_one
+        assert lab.calls["RetrievePropertiesEx"] - before == 1
+
+
+async def test_of_many_vms_the_missing_one_is_named(vcenter: Vcenter, add_vm: AddVm) -> None:
+    add_vm("web01")
+    async with vcenter.connect() as session:
+        with pytest.raises(SourceError, match="no VM 'web02'"):
+            await find_vms(session, ["web01", "web02"])

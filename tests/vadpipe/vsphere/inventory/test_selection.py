@@ -13,9 +13,8 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.properties import Row
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.inventory.lookup import Vm
+from vadpipe.vsphere.inventory.lookup import Inventory, Vm
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms, selected
-from vadpipe.vsphere.inventory.tree import Inventory
 
 AddVm = Callable[..., str]
 
