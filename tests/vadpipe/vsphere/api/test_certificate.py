@@ -1,4 +1,4 @@
-"""Nothing secret goes to a server that is not the right one."""
+"""Certificates are checked before anything secret is sent."""
 
 import dataclasses
 from collections.abc import Callable
@@ -41,12 +41,12 @@ async def test_another_certificate_is_refused_and_gets_no_password(
     assert lab.calls == {}
 
 
-async def test_an_authority_can_vouch_for_it(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_certificate_of_a_given_authority_is_accepted(lab: LabVcenter, vcenter: Vcenter) -> None:
     trusting = dataclasses.replace(vcenter, thumbprint=None, ca_file=str(lab.certificate))
     assert await _connect(trusting) == lab.thumbprint
 
 
-async def test_without_pin_or_authority_it_is_refused_with_the_thumbprint_to_compare(
+async def test_an_unverified_certificate_is_refused_and_its_thumbprint_is_shown(
     lab: LabVcenter, vcenter: Vcenter
 ) -> None:
     with pytest.raises(CertificateRefused) as caught:

@@ -71,7 +71,7 @@ def test_a_failed_quiesce_in_a_general_fault_is_recognised() -> None:
         assert type(translate(fault, "RemoveSnapshot_Task", "vc01")) is not QuiesceFailed
 
 
-def test_a_login_that_fails_for_its_text_stays_a_login() -> None:
+def test_a_refused_login_whose_text_mentions_quiescing_stays_a_refused_login() -> None:
     fault = vim.fault.InvalidLogin(msg="cannot quiesce")
     assert type(translate(fault, "CreateSnapshot_Task", "vc01")) is faults.LoginRefused
 
@@ -94,7 +94,7 @@ def test_a_broken_connection_is_transient_and_keeps_its_cause(exc: Exception, wo
     assert words in str(error)
 
 
-def test_an_answer_that_is_no_xml_says_so() -> None:
+def test_an_answer_without_xml_is_an_error_of_its_own() -> None:
     error = translate(ExpatError("no element found"), "Call", "vc01")
     assert type(error) is faults.VsphereError
     assert "no answer of vSphere" in str(error)

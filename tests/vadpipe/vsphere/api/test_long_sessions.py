@@ -1,4 +1,4 @@
-"""What happens to sessions that last: restarts, expiry, a server that is away; logins by cookie; other servers."""
+"""Long sessions: restarts, expiry, a server that is away, logins by cookie, other kinds of servers."""
 
 import random
 import threading
@@ -91,7 +91,7 @@ async def test_a_restart_while_a_task_runs_leaves_one_snapshot_and_then_none(
     assert journal.intents() == []
 
 
-async def test_cancelling_a_wait_is_at_once_also_when_the_server_is_away(
+async def test_a_wait_is_cancelled_at_once_even_when_the_server_is_away(
     lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call
 ) -> None:
     add_vm()
@@ -112,7 +112,7 @@ async def test_cancelling_a_wait_is_at_once_also_when_the_server_is_away(
         lab.calm()
 
 
-async def test_the_hosts_own_exception_comes_out_bare(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_exception_of_the_block_is_not_wrapped(lab: LabVcenter, vcenter: Vcenter) -> None:
     with pytest.raises(KeyError, match="mine"):
         async with replace(vcenter, keep_alive_s=0.001).connect():
             await trio.sleep(0.02)
@@ -130,7 +130,7 @@ async def test_the_hosts_own_exception_comes_out_bare(lab: LabVcenter, vcenter: 
     assert lab.calls["Logout"] == lab.calls["Login"] == 3
 
 
-async def test_a_call_that_was_left_behind_leaves_no_login_behind(
+async def test_a_call_that_outlives_its_session_does_not_log_in_again(
     lab: LabVcenter, vcenter: Vcenter, wait_until
 ) -> None:
     release = threading.Event()
@@ -148,7 +148,9 @@ async def test_a_call_that_was_left_behind_leaves_no_login_behind(
     assert lab.calls["Login"] == lab.calls["Logout"] == 1
 
 
-async def test_by_cookie(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, reader, journal: Journal) -> None:
+async def test_a_session_is_borrowed_by_its_cookie_and_not_closed(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, reader, journal: Journal
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         for given in (session.cookie, session.cookie.partition("=")[2].strip('"')):
@@ -176,12 +178,12 @@ async def test_by_cookie(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, reade
 @pytest.mark.parametrize(
     "login", [{}, {"user": "u"}, {"password": Secret.from_text("p")}, {"keep_alive_s": 0}]
 )
-def test_logins_that_make_no_sense(login: dict[str, object]) -> None:
+def test_contradicting_logins_are_config_errors(login: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Vcenter("vc01", **login)  # type: ignore[arg-type]
 
 
-async def test_an_esxi_host(tmp_path: Path, journal: Journal) -> None:
+async def test_an_esxi_host_takes_a_quiesced_snapshot(tmp_path: Path, journal: Journal) -> None:
     with LabVcenter(tmp_path / "esxi", task_s=0, api_type="HostAgent") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
@@ -192,7 +194,7 @@ async def test_an_esxi_host(tmp_path: Path, journal: Journal) -> None:
                 assert snapshot.quiesce.kind == "application"
 
 
-async def test_an_api_before_6_5_gets_the_older_call(tmp_path: Path, journal: Journal) -> None:
+async def test_an_api_before_6_5_gets_the_older_snapshot_call(tmp_path: Path, journal: Journal) -> None:
     with LabVcenter(tmp_path / "old", task_s=0, api_version="6.0") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
@@ -227,7 +229,7 @@ def virtual(tmp_path: Path) -> Iterator[tuple[LabVcenter, VirtualTime]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step_min", [10, 45])
-async def test_72_hours_with_expiry_and_five_restarts_are_seen_by_no_job(
+async def test_no_job_notices_expiry_and_five_restarts_in_72_hours(
     virtual: tuple[LabVcenter, VirtualTime], reader_of, journal: Journal, step_min: int
 ) -> None:
     """Every step of virtual time begins with the keep-alive that is due then. With steps of 10 minutes the session
@@ -263,7 +265,7 @@ async def test_72_hours_with_expiry_and_five_restarts_are_seen_by_no_job(
     assert lab.calls["Login"] == pytest.approx(jobs + expired, abs=1)
 
 
-async def test_the_keep_alive_task_touches_and_renews(
+async def test_the_keep_alive_task_touches_the_session_and_renews_it(
     virtual: tuple[LabVcenter, VirtualTime], wait_until
 ) -> None:
     lab, clock = virtual
@@ -277,7 +279,7 @@ async def test_the_keep_alive_task_touches_and_renews(
         await wait_until(lambda: lab.calls["Login"] == 2)
 
 
-async def test_a_lost_connection_while_nobody_waits_is_not_raised(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_keep_alive_that_fails_raises_nothing(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with replace(vcenter, keep_alive_s=0.005, patience_s=0).connect() as session:
         lab.inject("Fetch", Refusal.UNAVAILABLE, chance=1)
         await trio.sleep(0.05)

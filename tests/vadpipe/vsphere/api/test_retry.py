@@ -20,7 +20,7 @@ async def test_pauses_grow_and_end(autojump_clock: MockClock) -> None:
     assert list(backoff(0)) == []
 
 
-async def test_time_spent_in_the_work_counts_from_the_first_failure_on(autojump_clock: MockClock) -> None:
+async def test_the_time_limit_begins_at_the_first_failure(autojump_clock: MockClock) -> None:
     calls = 0
 
     async def slow() -> None:

@@ -1,4 +1,4 @@
-"""The one door to the API: expiry and broken connections are mended, faults never come out."""
+"""A session: login, renewal, repeated calls, cancellation."""
 
 import dataclasses
 import socket
@@ -27,7 +27,7 @@ def _restart_in_place(lab: LabVcenter) -> None:
     lab.drop_connections()
 
 
-async def test_it_logs_in_and_out(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_session_logs_in_and_out(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         assert session.is_vcenter
         assert session.api_version >= (6, 5)
@@ -35,7 +35,7 @@ async def test_it_logs_in_and_out(lab: LabVcenter, vcenter: Vcenter) -> None:
     assert lab.calls["Login"] == lab.calls["Logout"] == 1
 
 
-def test_settings_show_no_secret_and_do_no_io() -> None:
+def test_the_repr_of_settings_shows_no_secret() -> None:
     settings = Vcenter("nowhere.invalid", "backup", Secret.from_text("pa55word"))
     assert "pa55word" not in repr(settings)
     with pytest.raises(ConfigError, match="server"):
@@ -63,7 +63,7 @@ async def test_a_missing_password_is_a_config_error(
             pass
 
 
-async def test_a_port_where_nobody_listens() -> None:
+async def test_a_closed_port_is_a_lost_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ConnectionLost, match="does not answer"):
@@ -71,9 +71,7 @@ async def test_a_port_where_nobody_listens() -> None:
             pass
 
 
-async def test_an_expired_session_is_renewed_without_anybody_seeing_it(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_an_expired_session_is_renewed_unnoticed(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         for _ in range(3):
             lab.expire_sessions()
@@ -81,7 +79,7 @@ async def test_an_expired_session_is_renewed_without_anybody_seeing_it(
     assert lab.calls["Login"] == 4
 
 
-async def test_calls_at_once_share_one_new_login(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_concurrent_calls_share_one_new_login(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         lab.expire_sessions()
         async with trio.open_nursery() as nursery:
@@ -90,14 +88,14 @@ async def test_calls_at_once_share_one_new_login(lab: LabVcenter, vcenter: Vcent
     assert lab.calls["Login"] == 2
 
 
-async def test_a_restarted_server_is_not_noticed_by_reading_calls(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_reading_calls_do_not_notice_a_restarted_server(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         await _time(session)
         _restart_in_place(lab)
         assert await _time(session) == "Datacenters"
 
 
-async def test_a_reading_call_is_repeated(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_reading_call_is_repeated_after_a_lost_connection(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         service = vim.ServiceInstance("ServiceInstance", session.stub)
         lab.inject("CurrentTime", Drop.AFTER)
@@ -109,7 +107,9 @@ async def test_a_reading_call_is_repeated(lab: LabVcenter, vcenter: Vcenter) -> 
         await session.call("CurrentTime", service.CurrentTime)  # and again, with patience
 
 
-async def test_a_changing_call_is_never_repeated_blindly(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_changing_call_is_not_repeated_when_its_answer_is_lost(
+    lab: LabVcenter, vcenter: Vcenter
+) -> None:
     async with vcenter.connect() as session:
         service = vim.ServiceInstance("ServiceInstance", session.stub)
         before = lab.calls.get("CurrentTime", 0)
@@ -119,7 +119,7 @@ async def test_a_changing_call_is_never_repeated_blindly(lab: LabVcenter, vcente
     assert lab.calls["CurrentTime"] == before + 1
 
 
-async def test_a_changing_call_that_was_refused_for_expiry_is_run_after_the_new_login(
+async def test_a_changing_call_refused_for_an_expired_session_runs_after_a_new_login(
     lab: LabVcenter, vcenter: Vcenter
 ) -> None:
     async with vcenter.connect() as session:
@@ -128,9 +128,7 @@ async def test_a_changing_call_that_was_refused_for_expiry_is_run_after_the_new_
         assert name == "Datacenters"
 
 
-async def test_faults_come_out_as_sound_errors_also_through_nurseries(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_fault_leaves_a_nursery_as_one_of_our_errors(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
 
         async def failing() -> None:
@@ -145,7 +143,7 @@ async def test_faults_come_out_as_sound_errors_also_through_nurseries(
         error.add_note("works")
 
 
-async def test_cancelling_leaves_a_reading_call_behind_at_once(vcenter: Vcenter) -> None:
+async def test_a_cancelled_reading_call_returns_at_once(vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         release, ended = threading.Event(), threading.Event()
 
@@ -161,7 +159,7 @@ async def test_cancelling_leaves_a_reading_call_behind_at_once(vcenter: Vcenter)
         await trio.to_thread.run_sync(ended.wait, 30)
 
 
-async def test_cancelling_waits_for_a_changing_call(vcenter: Vcenter) -> None:
+async def test_a_cancelled_changing_call_is_waited_for(vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         started, release = threading.Event(), threading.Event()
 

@@ -43,7 +43,7 @@ def _settings(lab: LabVcenter) -> Vcenter:
     return Vcenter(lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint, port=lab.port)
 
 
-async def test_it_returns_the_result(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_wait_returns_the_result_of_the_task(vcenter: Vcenter, add_vm: AddVm) -> None:
     add_vm()
     async with _task(vcenter) as (session, task):
         result = await wait_for_task(session, task, "CreateSnapshot_Task")
@@ -53,7 +53,7 @@ async def test_it_returns_the_result(vcenter: Vcenter, add_vm: AddVm) -> None:
         )  # also when it ended before
 
 
-async def test_it_raises_what_the_task_failed_with(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_wait_raises_the_error_of_the_task(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
     add_vm()
     lab.inject("CreateSnapshot_Task", lambda: vim.fault.TooManySnapshotLevels(), in_task=True)
     async with _task(vcenter) as (session, task):
@@ -61,9 +61,7 @@ async def test_it_raises_what_the_task_failed_with(lab: LabVcenter, vcenter: Vce
             await wait_for_task(session, task, "CreateSnapshot_Task")
 
 
-async def test_cancelling_ends_the_wait_at_once_and_destroys_its_collector(
-    slow_lab: LabVcenter, wait_for_call: Calls
-) -> None:
+async def test_a_cancelled_wait_destroys_its_collector(slow_lab: LabVcenter, wait_for_call: Calls) -> None:
     async with _task(_settings(slow_lab)) as (session, task), trio.open_nursery() as nursery:
         nursery.start_soon(wait_for_task, session, task, "CreateSnapshot_Task")
         await wait_for_call(slow_lab, "WaitForUpdatesEx")
@@ -74,7 +72,7 @@ async def test_cancelling_ends_the_wait_at_once_and_destroys_its_collector(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["expire_sessions", "drop_connections"])
-async def test_a_session_or_connection_that_ends_meanwhile_is_not_noticed(
+async def test_a_wait_survives_an_expired_session_and_a_lost_connection(
     tmp_path: Path, wait_for_call: Calls, event: str
 ) -> None:
     with LabVcenter(tmp_path / "lab", task_s=0.4) as lab:
@@ -91,13 +89,13 @@ async def test_a_session_or_connection_that_ends_meanwhile_is_not_noticed(
     assert isinstance(results[0], vim.vm.Snapshot)
 
 
-async def test_a_task_that_the_server_does_not_know_is_gone(vcenter: Vcenter) -> None:
+async def test_an_unknown_task_raises_object_gone(vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         with pytest.raises(ObjectGone):
             await wait_for_task(session, vim.Task("task-4711", session.stub), "Some_Task")
 
 
-async def test_a_wait_left_behind_at_the_server_takes_no_news_from_the_next(
+async def test_an_abandoned_wait_takes_no_updates_from_the_next(
     lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call: Calls
 ) -> None:
     add_vm()

@@ -61,7 +61,7 @@ async def changed(vcenter: Vcenter, wanted: dict | None, guest_id: str = "window
 # What a job sees
 
 
-async def test_a_guest_as_asked_is_reported(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_a_guest_as_expected_is_reported(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     lab.guests.write(moref, PATH, b"[vmbackup]\nenableVSS=1\nexecScripts=false\n")
     found = await looked(vcenter, control(settings={"enableVSS": True}), Quiesce.application())
     assert found.attention == []
@@ -86,7 +86,7 @@ async def test_a_guest_as_asked_is_reported(lab: LabVcenter, vcenter: Vcenter, m
         (b"[vmbackup]\nenableVSS=false\n", {}, "tools.conf switches VSS off"),
     ],
 )
-async def test_a_difference_fails_or_is_said_by_the_policy(
+async def test_a_difference_fails_or_is_reported_by_policy(
     lab: LabVcenter, vcenter: Vcenter, moref: str, text: bytes, settings: dict, said: str
 ) -> None:
     lab.guests.write(moref, PATH, text)
@@ -98,7 +98,7 @@ async def test_a_difference_fails_or_is_said_by_the_policy(
     assert said in found.attention[0]
 
 
-async def test_nothing_is_looked_at_where_nothing_is_quiesced(
+async def test_a_guest_is_not_read_when_nothing_is_quiesced(
     lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
 ) -> None:
     add_vm(power="poweredOff")
@@ -109,7 +109,9 @@ async def test_nothing_is_looked_at_where_nothing_is_quiesced(
     assert "ListFilesInGuest" not in lab.calls
 
 
-async def test_a_guest_that_does_not_let_us_in(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_a_guest_that_refuses_the_account_is_reported(
+    lab: LabVcenter, vcenter: Vcenter, moref: str
+) -> None:
     wrong = replace(control(), password=Secret.from_text("wrong"))
     found = await looked(vcenter, wrong, Quiesce.application())
     assert "could not be read" in found.attention[0]
@@ -121,7 +123,7 @@ async def test_a_guest_that_does_not_let_us_in(lab: LabVcenter, vcenter: Vcenter
     ).attention
 
 
-async def test_a_linux_guest_has_its_own_places(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_linux_guest_has_its_own_paths(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
     moref = add_vm(guest_id="ubuntu64Guest")
     lab.guests.write(moref, LINUX.tools_conf, b"[vmbackup]\nenableSyncDriver=false\nenableVSS=false\n")
     lab.guests.write(moref, LINUX.post_thaw, b"")
@@ -135,7 +137,7 @@ async def test_a_linux_guest_has_its_own_places(lab: LabVcenter, vcenter: Vcente
     [{"settings": {"quiesce.apps": True}}, {"settings": {"enableVSS": "yes"}}, {"settings": {"timeout": True}},
      {"scripts": "some"}],
 )  # fmt: skip
-def test_settings_that_make_no_sense(settings: dict) -> None:
+def test_unknown_settings_are_config_errors(settings: dict) -> None:
     with pytest.raises(ConfigError):
         control(**settings)
 
@@ -153,7 +155,7 @@ def test_the_keys_are_those_of_the_collected_facts() -> None:
 
 
 @pytest.mark.slow
-async def test_a_change_and_the_way_back(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_a_change_can_be_undone(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     place = lab.guests.write(moref, PATH, ADMINS)
     change = await changed(vcenter, WANTED)
     assert change.changed
@@ -170,7 +172,9 @@ async def test_a_change_and_the_way_back(lab: LabVcenter, vcenter: Vcenter, more
 
 
 @pytest.mark.slow
-async def test_a_file_that_was_not_there_is_gone_again(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_undoing_removes_a_file_that_did_not_exist_before(
+    lab: LabVcenter, vcenter: Vcenter, moref: str
+) -> None:
     place = lab.guests.write(moref, PATH, b"")
     place.unlink()
     await changed(vcenter, {"enableVSS": False})
@@ -180,7 +184,7 @@ async def test_a_file_that_was_not_there_is_gone_again(lab: LabVcenter, vcenter:
 
 
 @pytest.mark.slow
-async def test_what_others_changed_since_stays(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_undoing_keeps_changes_by_others(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
     place = lab.guests.write(moref, PATH, ADMINS)
     await changed(vcenter, WANTED)
     place.write_bytes(APPLIED + b"[guestinfo]\r\nx=1\r\n")
@@ -203,7 +207,7 @@ async def test_what_others_changed_since_stays(lab: LabVcenter, vcenter: Vcenter
         ("DeleteFileInGuest", Drop.AFTER, 1),
     ],
 )
-async def test_broken_anywhere_the_same_command_goes_on(
+async def test_an_interrupted_change_continues_with_the_same_command(
     lab: LabVcenter, vcenter: Vcenter, moref: str, method: str, drop: Drop, nth: int
 ) -> None:
     """Change and way back, broken at any changing call and given again, end as if nothing had happened."""
@@ -219,7 +223,7 @@ async def test_broken_anywhere_the_same_command_goes_on(
     assert not place.with_name(place.name + KEPT).exists()
 
 
-async def test_a_file_that_vmware_tools_ignore_is_not_made_worse(
+async def test_a_file_that_vmware_tools_ignore_is_not_changed(
     lab: LabVcenter, vcenter: Vcenter, moref: str
 ) -> None:
     place = lab.guests.write(moref, PATH, b"; note\n[vmbackup]\n")
@@ -296,7 +300,7 @@ def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, comma
     assert place.read_bytes() == ADMINS
 
 
-def test_the_command_says_what_it_cannot_do(lab: LabVcenter, moref: str, command, add_vm: AddVm) -> None:
+def test_the_command_reports_what_it_cannot_do(lab: LabVcenter, moref: str, command, add_vm: AddVm) -> None:
     with pytest.raises(ConfigError, match="no job with an account of its guest"):
         command(guest="None")
     for vm in lab.guests.service.inventory.vms.values():
@@ -305,7 +309,7 @@ def test_the_command_says_what_it_cannot_do(lab: LabVcenter, moref: str, command
         command()
 
 
-def test_a_plan_says_what_is_looked_at(vcenter: Vcenter, reader, journal: Journal) -> None:
+def test_a_plan_says_what_is_read_in_the_guest(vcenter: Vcenter, reader, journal: Journal) -> None:
     machine = VcenterVm(vcenter, "web01", reader=reader, journal=journal, guest=control())
     said = [sentence for sentence in machine.effects() if "tools.conf" in sentence]
     assert said == [

@@ -1,4 +1,4 @@
-"""Files of guests: read, listed, replaced and removed; whom the bytes are taken from; what errors say."""
+"""Files of guests: read, list, replace, remove; trust in hosts; errors."""
 
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -65,7 +65,9 @@ async def test_a_file_is_read_and_replaced(vcenter: Vcenter, write: Callable[[st
         assert await files.read(PATH) is None
 
 
-async def test_owner_and_permissions_stay(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_replaced_file_keeps_owner_and_permissions(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
+) -> None:
     moref = add_vm(guest_id="ubuntu64Guest")
     place = lab.guests.write(moref, LINUX.tools_conf, b"old")
     place.chmod(0o600)
@@ -94,7 +96,7 @@ def host(lab: LabVcenter) -> Iterator[None]:
         yield
 
 
-async def test_a_host_is_known_by_what_vcenter_says_of_it(
+async def test_a_host_is_trusted_by_the_thumbprint_that_vcenter_names(
     vcenter: Vcenter, write: Callable[[str, bytes], Path], host: None
 ) -> None:
     place = write(PATH, b"old")
@@ -121,7 +123,7 @@ async def test_a_host_with_another_certificate_gets_nothing(
     assert place.read_bytes() == b"old"
 
 
-async def test_an_authority_is_no_excuse_for_a_host(
+async def test_a_host_must_show_the_certificate_that_vcenter_names_even_with_an_authority(
     lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], host: None, tmp_path: Path
 ) -> None:
     """Also where vCenter itself is verified by an authority, the host has to be the one vCenter names."""
@@ -134,7 +136,7 @@ async def test_an_authority_is_no_excuse_for_a_host(
             await files.read(PATH)
 
 
-async def test_a_host_that_was_logged_in_at_is_judged_as_the_session(
+async def test_an_esxi_host_of_the_session_is_trusted_as_the_session(
     tmp_path: Path, vcenter: Vcenter
 ) -> None:
     """An ESXi host names itself as it likes; what vouches for the session vouches for the file."""
@@ -164,7 +166,7 @@ async def test_an_address_without_tls_is_refused(
 
 
 @pytest.mark.parametrize("drop", [Drop.BEFORE, Drop.AFTER])
-async def test_a_broken_transfer_is_begun_anew(
+async def test_a_broken_transfer_is_repeated_once(
     lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], drop: Drop
 ) -> None:
     place = write(PATH, b"old text")
@@ -223,7 +225,7 @@ async def test_each_refusal_has_a_remedy(
     assert caught.value.remedy
 
 
-async def test_a_wrong_password_is_said_and_never_shown(
+async def test_a_wrong_password_is_reported_and_not_shown(
     lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path]
 ) -> None:
     write(PATH, b"old")
@@ -244,7 +246,7 @@ async def test_a_token_is_in_no_error(
     assert "token" not in f"{caught.value!r}{caught.value.facts}"
 
 
-async def test_a_file_that_is_no_configuration_is_not_read(
+async def test_a_file_above_the_size_limit_is_not_read(
     vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vadpipe.vsphere.guest.files.READ_LIMIT", 10)
@@ -285,7 +287,7 @@ def test_a_guest_without_scripts() -> None:
     ]  # fmt: skip
 
 
-def test_trust_of_the_lab_is_real(lab: LabVcenter, host: None) -> None:
+def test_the_servers_of_the_lab_show_different_certificates(lab: LabVcenter, host: None) -> None:
     """The two servers of these tests do show different certificates."""
     port = int(lab.guests.door.rpartition(":")[2])
     shown = {ssl.get_server_certificate((lab.address, number)) for number in (lab.port, port)}

@@ -44,7 +44,7 @@ def test_a_group_is_added_at_the_end_with_the_line_ends_of_the_file() -> None:
     assert ToolsConfig.parse(b"[g]\nb=2").with_values({"a": "1"}).content == b"[g]\nb=2\n\n[vmbackup]\na=1\n"
 
 
-def test_the_last_of_several_counts_and_all_are_taken_out() -> None:
+def test_the_last_of_several_keys_counts_and_all_are_removed() -> None:
     twice = ToolsConfig.parse(b"[vmbackup]\na=1\na=2\n[x]\n[vmbackup]\na=3\n")
     assert twice.value("a") == "3"
     assert twice.with_values({"a": "4"}).content == b"[vmbackup]\na=1\na=2\n[x]\n[vmbackup]\na=4\n"
@@ -69,13 +69,13 @@ def test_windows_paths_are_escaped() -> None:
         (b"[vmbackup]\na=\0\n", None),
     ],
 )
-def test_what_vmware_tools_would_ignore_is_refused(content: bytes, line: int | None) -> None:
+def test_a_file_that_vmware_tools_ignore_is_refused(content: bytes, line: int | None) -> None:
     with pytest.raises(ToolsConfigUnreadable, match="ignore the whole file") as caught:
         ToolsConfig.parse(content)
     assert caught.value.facts["line"] == line
 
 
-def test_others_changes_survive_a_putting_back() -> None:
+def test_changes_by_others_survive_restoring() -> None:
     before = ToolsConfig.parse(b"[vmbackup]\nenableVSS=true\n")
     now = before.with_values({"enableVSS": "false", "scriptArg": "x"})
     assert put_back(now, before, KEYS) == (before, True)
@@ -116,7 +116,7 @@ def _readable(content: bytes) -> ToolsConfig | None:
 @given(_texts, _wanted)
 @example(b"[vmbackup]\r\nscriptArg=x", {"enableVSS": "1"})
 @example(b"[vmbackup]\r\nscriptArg=x", {"scriptArg": None})
-def test_after_a_change_the_values_are_as_wanted_and_all_else_as_it_was(
+def test_a_change_sets_the_values_and_keeps_everything_else(
     content: bytes, wanted: dict[str, str | None]
 ) -> None:
     before = _readable(content)

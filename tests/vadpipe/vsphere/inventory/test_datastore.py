@@ -26,12 +26,12 @@ paths = st.builds(DatastorePath, datastores, st.lists(segments, min_size=1, max_
         ("[vvol] naa.60/x  y.zip", "vvol", "naa.60/x  y.zip"),
     ],
 )
-def test_parsing(text, datastore, path):
+def test_a_datastore_path_is_parsed(text, datastore, path):
     assert DatastorePath.parse(text) == DatastorePath(datastore, path)
 
 
 @pytest.mark.parametrize("text", ["", "dir/file", "[] x", "[ds]x", "[ds", "[ds] a/../b", "[ds] ./a"])
-def test_what_is_no_datastore_path(text):
+def test_other_texts_are_no_datastore_paths(text):
     with pytest.raises(ValueError, match="datastore path"):
         DatastorePath.parse(text)
 
@@ -48,14 +48,14 @@ def test_join_parent_and_name_are_inverse(path, name):
 
 
 @given(paths, st.lists(segments, min_size=1, max_size=3).map("/".join))
-def test_the_url_carries_every_character(path, datacenter):
+def test_the_url_keeps_every_character_of_a_path(path, datacenter):
     url = urlsplit(folder_url("vc01.example.com", path, datacenter))
     assert (url.scheme, url.netloc, url.fragment) == ("https", "vc01.example.com", "")
     assert [unquote(one) for one in url.path.split("/")] == ["", "folder", *path.path.split("/")]
     assert parse_qs(url.query, strict_parsing=True) == {"dcPath": [datacenter], "dsName": [path.datastore]}
 
 
-def test_the_url_of_a_vcenter_and_of_a_host():
+def test_the_url_of_a_vcenter_names_the_datacenter_and_that_of_a_host_does_not():
     path = "[data store] web 01/web#1%.zip"
     assert folder_url("vc:8443", path, "/Sites/DC 1") == (
         "https://vc:8443/folder/web%2001/web%231%25.zip?dcPath=Sites%2FDC%201&dsName=data%20store"

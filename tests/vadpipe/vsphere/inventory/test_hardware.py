@@ -1,4 +1,4 @@
-"""Disks and configuration from what the API says of a VM's hardware."""
+"""Disks, controllers and configuration from the API's devices."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_disk_is_named_by_its_place_on_the_bus(
     assert (facts.change_id, facts.uuid, facts.mode, facts.left_out) == ("c/1", "u", "persistent", "")
 
 
-def test_a_capacity_in_bytes_is_the_exact_one() -> None:
+def test_the_capacity_in_bytes_is_preferred() -> None:
     disk = _disk(2000, 1000, 0, _flat())
     disk.capacityInBytes = 8 * GiB + 512
     assert vm_disks([disk])[0].capacity == 8 * GiB + 512

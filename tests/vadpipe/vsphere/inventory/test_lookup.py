@@ -1,4 +1,4 @@
-"""One VM, or an error that helps."""
+"""Looking up one VM or many, and the errors when there is none or several."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from vadpipe.vsphere.inventory.lookup import find_vm, find_vm_by_uuid, find_vms
 AddVm = Callable[..., str]
 
 
-async def test_by_name_path_and_moref(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_vm_is_found_by_name_path_and_moref(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
     moref = add_vm("web01")
     add_vm("web02")
     async with vcenter.connect() as session:
@@ -24,7 +24,7 @@ async def test_by_name_path_and_moref(lab: LabVcenter, vcenter: Vcenter, add_vm:
         assert await find_vm_by_uuid(session, "00000000-0000-0000-0000-000000000000") is None
 
 
-async def test_a_name_with_the_characters_that_the_inventory_escapes(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_name_with_escaped_characters_is_found(vcenter: Vcenter, add_vm: AddVm) -> None:
     moref = add_vm("50% a/b")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "50% a/b")
@@ -44,13 +44,13 @@ async def test_an_unknown_name_lists_near_ones(vcenter: Vcenter, add_vm: AddVm) 
     assert caught.value.exit_code == 1
 
 
-async def test_an_empty_server_says_so(vcenter: Vcenter) -> None:
+async def test_an_empty_inventory_is_named_as_the_cause(vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match="sees no VM"):
             await find_vm(session, "web01")
 
 
-async def test_several_are_listed_with_their_paths(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_an_ambiguous_name_lists_the_paths(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
     first, second = add_vm("web01"), add_vm("other")
     lab.register_vm(lab.datastore("datastore1") / "again", "web01", [])
     async with vcenter.connect() as session:
@@ -62,7 +62,7 @@ async def test_several_are_listed_with_their_paths(lab: LabVcenter, vcenter: Vce
 
 
 @pytest.mark.slow
-async def test_many_vms_come_in_pages(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_many_vms_are_read_in_pages(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
     directory = lab.datastore("datastore1")
     for number in range(120):
         lab.register_vm(directory / f"vm{number}", f"vm{number}", [])
@@ -71,7 +71,9 @@ async def test_many_vms_come_in_pages(lab: LabVcenter, vcenter: Vcenter, add_vm:
     assert lab.calls["ContinueRetrievePropertiesEx"] >= 1
 
 
-async def test_by_uuid(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_vm_is_found_by_instance_and_bios_uuid(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
+) -> None:
     moref = add_vm("web01")
     add_vm("web02")
     async with vcenter.connect() as session:

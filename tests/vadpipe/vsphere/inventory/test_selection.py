@@ -78,11 +78,11 @@ def morefs(*args: str, **settings: object) -> list[str]:
         ("/DC/vm/web01", ["vm-3"]),
     ],
 )
-def test_by_pattern_of_names_or_of_paths(pattern: str, found: list[str]) -> None:
+def test_a_pattern_matches_names_or_paths(pattern: str, found: list[str]) -> None:
     assert morefs(pattern) == found
 
 
-def test_case_counts() -> None:
+def test_case_matters_in_patterns() -> None:
     with pytest.raises(
         SourceError,
         match=r"No VM on vc01 is named Web\*; .*6 VMs, .*\. Near names: web-template, web01, web02\.",
@@ -104,18 +104,18 @@ def test_case_counts() -> None:
         ("/DC/host/Cluster/Resources/Gold", ["vm-1"]),
     ],
 )
-def test_inside_a_place_at_any_depth(place: str, found: list[str]) -> None:
+def test_inside_selects_at_any_depth(place: str, found: list[str]) -> None:
     assert morefs(inside=place) == found
 
 
-def test_a_place_that_is_not_there_names_near_ones() -> None:
+def test_a_missing_place_names_near_ones() -> None:
     with pytest.raises(SourceError, match=r"no folder or other place '/DC/vm/Wep'.*Near names: /DC/vm/Web"):
         morefs(inside="/DC/vm/Wep")
     with pytest.raises(SourceError, match=r"no folder or other place '/DC/vm/web02'"):
         morefs(inside="/DC/vm/web02")
 
 
-def test_by_tag_on_the_vm_itself() -> None:
+def test_a_tag_counts_on_the_vm_itself_only() -> None:
     assert morefs(tag="backup/daily") == ["vm-2", "vm-3"]
     with pytest.raises(
         SourceError, match=r"is tagged backup/none.*objects of the type Folder.*not pass it down"
@@ -125,7 +125,7 @@ def test_by_tag_on_the_vm_itself() -> None:
         morefs(tag="backup/gone")
 
 
-def test_everything_given_must_hold() -> None:
+def test_a_vm_must_meet_every_criterion() -> None:
     assert morefs("web*", inside="/DC/vm/Web", tag="backup/daily") == ["vm-2"]
     wanted = (
         r"No VM on vc01 is named db\*, inside /DC/vm/Web, tagged backup/daily, not x; .*Check the selection"
@@ -162,14 +162,14 @@ def test_agents_of_vsphere_are_never_selected_and_are_counted() -> None:
         selected(Inventory(rows), [SelectVms("vCLS*")], TAGS, "vc01")
 
 
-def test_of_several_selections_a_vm_counts_once_and_each_must_find_one() -> None:
+def test_several_selections_list_a_vm_once_and_each_must_match() -> None:
     both = [SelectVms("web*"), SelectVms(tag="backup/daily")]
     assert [vm.path for vm in select(*both)] == ["/DC/vm/Web/web01", "/DC/vm/Web/web02", "/DC/vm/web01"]
     with pytest.raises(SourceError, match="is named nothing"):
         select(*both, SelectVms("nothing"))
 
 
-def test_a_vm_bears_its_name_and_its_path_where_names_repeat() -> None:
+def test_a_vm_whose_name_repeats_is_titled_by_its_path() -> None:
     [web01, web02] = select(SelectVms("/DC/vm/Web/web*"))
     assert (web01.title, web01.name) == ("/DC/vm/Web/web01", "web01")  # the other web01 is not selected
     assert (web02.title, web02.name) == ("web02", "web02")
@@ -177,7 +177,7 @@ def test_a_vm_bears_its_name_and_its_path_where_names_repeat() -> None:
     assert (in_vapp.path, in_vapp.datacenter) == ("/DC/vm/Web/Shop/Cart/db01", "DC")
 
 
-def test_a_vm_without_a_configuration_is_selected_all_the_same() -> None:
+def test_a_vm_without_a_readable_configuration_is_selected() -> None:
     [vm] = select(SelectVms("db01"))
     assert vm.uuid == ""
     [with_bios_uuid] = select(SelectVms("a/b"))
@@ -223,14 +223,14 @@ def test_several_selections_are_a_union_in_the_order_of_paths(several: list[Sele
         (lambda: SelectVms("*", exclude="x"), r"exclude=\['x'\]"),
     ],
 )
-def test_a_mistake_in_a_selection_is_told_where_it_is_made(
-    make: Callable[[], SelectVms], message: str
-) -> None:
+def test_a_mistake_in_a_selection_is_a_config_error(make: Callable[[], SelectVms], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-async def test_of_a_vcenter(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_vms_of_a_vcenter_are_selected_by_each_criterion(
+    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
+) -> None:
     first = add_vm("web02", folder="Web")
     second = add_vm("web01", folder="Web/Test", power="poweredOff")
     third = add_vm("web/01")
@@ -260,7 +260,7 @@ async def test_of_a_vcenter(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) ->
             await select_vms(session, [SelectVms("*", exclude=[SelectVms(tag="backup/newer")])])
 
 
-async def test_of_an_empty_vcenter(vcenter: Vcenter) -> None:
+async def test_an_empty_vcenter_is_an_error(vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match=r"is named \*; the account sees 0 VMs"):
             await select_vms(session, [SelectVms("*")])

@@ -1,4 +1,4 @@
-"""Tags over REST: both generations, and everything that can go wrong on the way."""
+"""Tags over REST: both generations of the API, and every failure."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,9 @@ def tag(lab: LabVcenter, category: str = "backup", name: str = "daily", on: str 
     ("version", "asked", "not_asked"),
     [("6.5", "/rest", "/api"), ("7.0.1.1", "/rest", "/api"), ("7.0.2.0", "/api", "/rest")],
 )
-async def test_each_generation_of_the_api(tmp_path: Path, version: str, asked: str, not_asked: str) -> None:
+async def test_each_version_of_vsphere_is_asked_in_its_generation_of_the_api(
+    tmp_path: Path, version: str, asked: str, not_asked: str
+) -> None:
     with LabVcenter(tmp_path / "lab", api_version=version) as lab:
         tag(lab)
         tag(lab, name="weekly", on="vm-43")
@@ -49,7 +51,7 @@ async def test_each_generation_of_the_api(tmp_path: Path, version: str, asked: s
         assert lab.tags.live_sessions == 0
 
 
-async def test_names_may_hold_slashes_and_spaces(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_names_of_tags_can_contain_slashes_and_spaces(lab: LabVcenter, vcenter: Vcenter) -> None:
     tag(lab, "a/b", "c d/e", "vm-1")
     tag(lab, "a", "b/c", "vm-2")
     async with vcenter.connect() as session:
@@ -66,7 +68,9 @@ async def test_names_may_hold_slashes_and_spaces(lab: LabVcenter, vcenter: Vcent
         ("xyz/qqq", "Check the spelling of category and tag"),
     ],
 )
-async def test_a_tag_that_is_not_there(lab: LabVcenter, vcenter: Vcenter, wanted: str, message: str) -> None:
+async def test_a_missing_tag_names_near_ones(
+    lab: LabVcenter, vcenter: Vcenter, wanted: str, message: str
+) -> None:
     tag(lab)
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match=message) as caught:
@@ -75,7 +79,7 @@ async def test_a_tag_that_is_not_there(lab: LabVcenter, vcenter: Vcenter, wanted
     assert lab.tags.live_sessions == 0
 
 
-async def test_a_cookie_does_not_do(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_session_by_cookie_cannot_read_tags(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with vcenter.connect() as session:
         borrowed = replace(vcenter, user="", password=None, cookie=Secret.from_text(session.cookie))
         async with borrowed.connect() as with_cookie:
@@ -91,7 +95,7 @@ async def test_an_esxi_host_has_no_tags(tmp_path: Path) -> None:
                 await tagged(session, "backup/daily")
 
 
-async def test_a_session_that_ends_in_between_is_made_anew(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_ended_rest_session_is_renewed(lab: LabVcenter, vcenter: Vcenter) -> None:
     tag(lab)
     lab.inject("/api", Event(lab.tags.end_sessions), nth=3)
     async with vcenter.connect() as session:
@@ -109,14 +113,14 @@ async def test_each_request_may_fail_once(
         assert await tagged(session, "backup/daily") == {("VirtualMachine", "vm-42")}
 
 
-async def test_a_rest_api_that_stays_away_is_told(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_unavailable_rest_api_is_a_lost_connection(lab: LabVcenter, vcenter: Vcenter) -> None:
     lab.inject("/api", Refusal.UNAVAILABLE, chance=1)
     async with replace(vcenter, patience_s=0).connect() as session:
         with pytest.raises(ConnectionLost, match=r"not ready \(POST /api/session\): it answered 503"):
             await tagged(session, "backup/daily")
 
 
-async def test_a_password_that_rest_refuses(
+async def test_a_password_refused_by_the_rest_api_is_a_refused_login(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with vcenter.connect() as session:
@@ -127,7 +131,7 @@ async def test_a_password_that_rest_refuses(
     assert "lab" not in str(caught.value).replace("lab.local", "")
 
 
-async def test_a_missing_api_is_told(
+async def test_a_missing_rest_api_is_reported(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with vcenter.connect() as session:

@@ -26,7 +26,7 @@ async def names(session: VcenterSession, selection: SelectVms) -> list[str]:
     return [vm.name for vm in await select_vms(session, [selection])]
 
 
-async def test_by_pattern_and_place(vcsim: Vcenter) -> None:
+async def test_vms_are_selected_by_pattern_and_place(vcsim: Vcenter) -> None:
     async with vcsim.connect() as session:
         every = await select_vms(session, [SelectVms("*")])
         assert await find_vms(session, every) == every

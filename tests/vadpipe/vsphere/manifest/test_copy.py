@@ -1,4 +1,4 @@
-"""A copy on a datastore: where it goes, what it is called, that it stays, and every failure."""
+"""Copies on a datastore: place, name, and every failure."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def copies(lab: LabVcenter) -> list[Path]:
     return sorted(kept.iterdir()) if kept.exists() else []
 
 
-async def test_copies_are_kept_each_under_a_name_of_its_own(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_each_copy_is_kept_under_its_own_name(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with lying(lab, vcenter) as there:
         first = await there.fetched(WAY)
         there.path.unlink()  # as when the snapshot goes
@@ -43,13 +43,15 @@ async def test_copies_are_kept_each_under_a_name_of_its_own(lab: LabVcenter, vce
     ["[datastore1]", "[datastore1] ", "[data store] other/"],
     ids=["root", "root, blank", "other"],
 )
-async def test_any_directory_of_the_datacenter(lab: LabVcenter, vcenter: Vcenter, directory: str) -> None:
+async def test_a_copy_can_go_into_any_directory_of_the_datacenter(
+    lab: LabVcenter, vcenter: Vcenter, directory: str
+) -> None:
     async with lying(lab, vcenter) as there:
         assert (await there.fetched(CopyOnDatastore(directory))).content == CONTENT
 
 
 @pytest.mark.parametrize("directory", ["kept", "[datastore1", "[datastore1] ../kept"])
-def test_what_is_no_directory_of_a_datastore(directory: str) -> None:
+def test_another_text_than_a_datastore_directory_is_a_config_error(directory: str) -> None:
     with pytest.raises(ConfigError, match=r"CopyOnDatastore.*datastore"):
         CopyOnDatastore(directory)
 
@@ -62,7 +64,7 @@ async def test_a_lost_answer_makes_no_second_copy(lab: LabVcenter, vcenter: Vcen
         assert len(copies(lab)) == 1
 
 
-async def test_a_file_that_was_there_before_is_not_overwritten(
+async def test_an_existing_file_is_not_overwritten(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -84,7 +86,7 @@ async def test_a_file_that_was_there_before_is_not_overwritten(
         ("CopyDatastoreFile_Task", True, vim.fault.NoDiskSpace(file="x", datastore="y"), "datastore is full"),
     ],
 )
-async def test_each_fault_is_told(
+async def test_each_fault_is_reported(
     lab: LabVcenter, vcenter: Vcenter, method: str, in_task: bool, fault: vim.fault.VimFault, told: str
 ) -> None:
     if isinstance(fault, vim.fault.NoPermission):
@@ -108,7 +110,9 @@ async def test_a_download_that_fails_names_the_copy(
     assert f"A copy is kept as [datastore1] kept/of vss/{copies(lab)[0].name}." in problem
 
 
-async def test_a_broken_connection_another_size_and_the_time(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_copy_survives_a_broken_connection_and_checks_size_and_time(
+    lab: LabVcenter, vcenter: Vcenter
+) -> None:
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", Drop.AFTER)
         assert (await there.fetched(WAY)).content == CONTENT

@@ -1,4 +1,4 @@
-"""vifs and PowerCLI by stand-ins that really fetch: exact arguments, no secret in them, every failure, no trace."""
+"""vifs and PowerCLI, by stand-ins that really download: arguments, secrets, failures, leftovers."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def seen(tools: Path) -> dict[str, object]:
     return json.loads((tools / "seen.json").read_text())
 
 
-async def test_both_fetch_the_file_with_names_that_need_care(
+async def test_both_tools_fetch_files_with_special_characters(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -68,7 +68,7 @@ async def test_both_fetch_the_file_with_names_that_need_care(
     assert fetched.content == CONTENT
 
 
-async def test_in_a_datacenter_with_folders_and_with_authorities(
+async def test_both_tools_fetch_with_authorities_from_a_datacenter_in_folders(
     tmp_path: Path, vcenter: Vcenter, way: ManifestFetcher
 ) -> None:
     with LabVcenter(tmp_path / "other", task_s=0.02, datacenter="Sites/50% B") as other:
@@ -77,7 +77,7 @@ async def test_in_a_datacenter_with_folders_and_with_authorities(
             assert (await there.fetched(way)).content == CONTENT
 
 
-async def test_of_vifs_the_exact_arguments(
+async def test_vifs_gets_exact_arguments(
     lab: LabVcenter, vcenter: Vcenter, tools: Path, temporary: Path
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -93,7 +93,7 @@ async def test_of_vifs_the_exact_arguments(
     assert Path(target).parent.parent == private
 
 
-async def test_of_powershell_the_exact_arguments(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
+async def test_powershell_gets_exact_arguments(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
     async with lying(lab, vcenter) as there:
         await there.fetched(CopyDatastoreItem(program=str(tools / "pwsh")))
     assert seen(tools)["arguments"] == ["-NoLogo", "-NoProfile", "-NonInteractive", "-Command", "-"]
@@ -116,7 +116,7 @@ async def test_no_secret_reaches_an_argument_or_the_environment(
     assert environment["PATH"] == os.environ["PATH"]
 
 
-async def test_an_ended_session_is_renewed_before(
+async def test_an_ended_session_is_renewed_before_the_tool_starts(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -138,7 +138,7 @@ SAID = {
 }
 
 
-async def test_what_a_tool_says_is_told_with_its_meaning(
+async def test_the_output_of_a_failed_tool_is_quoted_with_its_meaning(
     lab: LabVcenter, vcenter: Vcenter, tools: Path
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -152,7 +152,7 @@ async def test_what_a_tool_says_is_told_with_its_meaning(
 @pytest.mark.parametrize(
     ("status", "told"), [(401, "login"), (403, "Datastore.Browse"), (404, "no such file")]
 )
-async def test_what_the_server_answers_is_told(
+async def test_a_refusal_of_the_server_is_reported(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, status: int, told: str
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -166,7 +166,7 @@ async def test_what_the_server_answers_is_told(
         assert told in await there.problem(way)
 
 
-async def test_dropped_in_the_middle(
+async def test_an_incomplete_download_is_detected(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path
 ) -> None:
     (tools / "mood").write_text("half")
@@ -179,7 +179,7 @@ async def test_dropped_in_the_middle(
 
 
 @pytest.mark.parametrize("mood", ["nothing", "twice"])
-async def test_a_tool_that_ends_well_must_leave_one_file(
+async def test_a_tool_must_leave_exactly_one_file(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path, mood: str
 ) -> None:
     (tools / "mood").write_text(mood)
@@ -187,7 +187,7 @@ async def test_a_tool_that_ends_well_must_leave_one_file(
         assert "files instead of one" in await there.problem(way)
 
 
-async def test_a_file_beyond_the_bound(
+async def test_a_file_above_the_size_limit_is_refused(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(external, "MAX_ARCHIVE_SIZE", 100)
@@ -195,7 +195,7 @@ async def test_a_file_beyond_the_bound(
         assert "larger than" in await there.problem(way)
 
 
-async def test_a_tool_that_is_missing_or_no_program(
+async def test_a_missing_tool_is_reported(
     lab: LabVcenter, vcenter: Vcenter, tools: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -223,7 +223,7 @@ async def test_a_tool_that_takes_too_long_is_stopped(
         assert "did not arrive within 0.2 s" in await there.problem(way)
 
 
-async def test_cancelled_it_leaves_no_process_and_no_file(
+async def test_a_cancelled_tool_leaves_no_process_and_no_file(
     lab: LabVcenter, vcenter: Vcenter, tools: Path, way: ManifestFetcher, temporary: Path, wait_until
 ) -> None:
     (tools / "mood").write_text("hang")
@@ -237,7 +237,7 @@ async def test_cancelled_it_leaves_no_process_and_no_file(
     await wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-async def test_the_session_id_in_a_tools_words_is_blotted_out(
+async def test_the_session_id_is_removed_from_quoted_output(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -260,13 +260,13 @@ async def test_a_server_that_the_tool_cannot_verify_gets_nothing(
             assert "/folder" not in lab.calls
 
 
-async def test_powercli_needs_the_datastores_id(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
+async def test_powercli_needs_the_id_of_the_datastore(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
     async with lying(lab, vcenter) as there:
         there.place = replace(there.place, datastore=None)
         assert "none of the VM's" in await there.problem(CopyDatastoreItem(program=str(tools / "pwsh")))
 
 
-async def test_a_session_by_cookie_serves_as_well(
+async def test_a_session_by_cookie_works_with_both_tools(
     lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -276,7 +276,7 @@ async def test_a_session_by_cookie_serves_as_well(
         assert (await ways.fetch_within(way, there.session, there.place)).content == CONTENT  # not logged out
 
 
-def test_a_session_file_for_a_name_without_dots() -> None:
+def test_a_session_file_names_the_domain_local_for_a_name_without_dots() -> None:
     text = session_file_text("vc01", "52-a")
     assert text.startswith("#LWP-Cookies-1.0\n")
     assert 'vmware_soap_session="\\"52-a\\""; path="/"; domain=vc01.local; path_spec; secure;' in text
@@ -287,7 +287,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(texts, texts, texts)
-def test_nothing_in_a_name_can_be_code(server: str, path: str, target: str) -> None:
+def test_no_text_in_the_script_can_become_code(server: str, path: str, target: str) -> None:
     line = script(server, 443, "id", "datastore-1", path, target)
     plain = script("", 443, "id", "datastore-1", "", "")
     assert line.isascii()

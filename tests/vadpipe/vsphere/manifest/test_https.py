@@ -47,9 +47,7 @@ async def content_by(there: Lying, fetcher: OverHttps) -> bytes:
 
 
 @pytest.mark.parametrize("login", LOGINS)
-async def test_each_login_fetches_and_no_other_is_used(
-    lab: LabVcenter, vcenter: Vcenter, login: Login
-) -> None:
+async def test_each_login_fetches_alone(lab: LabVcenter, vcenter: Vcenter, login: Login) -> None:
     lab.folder.accepts = {login}
     async with lying(lab, vcenter) as there:
         fetched = await there.fetched(OverHttps(login))
@@ -60,14 +58,16 @@ async def test_each_login_fetches_and_no_other_is_used(
         assert (await there.fetched(OverHttps(other))).content is None
 
 
-async def test_a_datacenter_in_folders_with_escaped_names(in_folders: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_datacenter_in_folders_is_named_with_its_escapes(
+    in_folders: LabVcenter, vcenter: Vcenter
+) -> None:
     pinned = replace(vcenter, port=in_folders.port, thumbprint=in_folders.thumbprint_sha256)
     async with lying(in_folders, pinned) as there:
         assert there.place.datacenter_path == "Sites/50%25 of A%5cB"
         assert await content_by(there, OverHttps()) == CONTENT
 
 
-async def test_an_esxi_host_is_its_own_host(tmp_path, vcenter: Vcenter) -> None:
+async def test_an_esxi_host_serves_every_login_itself(tmp_path, vcenter: Vcenter) -> None:
     with LabVcenter(tmp_path / "host", task_s=0.02, api_type="HostAgent") as host:
         pinned = replace(vcenter, port=host.port, thumbprint=host.thumbprint_sha256)
         async with lying(host, pinned) as there:
@@ -86,7 +86,7 @@ async def test_an_esxi_host_is_its_own_host(tmp_path, vcenter: Vcenter) -> None:
     ],
 )
 @pytest.mark.parametrize("login", LOGINS)
-async def test_each_refusal_by_its_cause(
+async def test_each_refusal_names_its_cause(
     lab: LabVcenter, vcenter: Vcenter, login: Login, status: int, told: str
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -129,7 +129,7 @@ async def test_a_file_that_changes_between_two_attempts_is_the_later_one(
         assert await content_by(there, OverHttps()) == other
 
 
-async def test_a_connection_that_always_breaks_is_given_up(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_connection_that_always_breaks_is_an_error(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", Drop.BEFORE, chance=1)
         assert "connection" in await there.problem(OverHttps())
@@ -144,7 +144,7 @@ async def test_another_size_than_the_datastore_lists_is_refused(lab: LabVcenter,
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the first byte", "in the middle"])
-async def test_a_server_that_says_nothing_more_is_left_in_time(
+async def test_a_silent_server_is_left_after_the_time_limit(
     lab: LabVcenter, vcenter: Vcenter, after: bool
 ) -> None:
     async with lying(lab, vcenter) as there:
@@ -153,7 +153,7 @@ async def test_a_server_that_says_nothing_more_is_left_in_time(
         assert await content_by(there, OverHttps()) == CONTENT
 
 
-async def test_a_file_beyond_the_bound_is_not_read(
+async def test_a_file_above_the_size_limit_is_not_read(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
@@ -161,7 +161,7 @@ async def test_a_file_beyond_the_bound_is_not_read(
         assert "larger than" in await there.problem(OverHttps())
 
 
-async def test_basic_needs_a_password(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_basic_login_needs_a_password(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with lying(lab, vcenter) as there:
         cookie = Secret.from_text(there.session.cookie)
         by_cookie = replace(vcenter, password=None, cookie=cookie)
@@ -180,14 +180,14 @@ async def test_a_host_that_shows_another_certificate_gets_no_ticket(
             assert "/folder" not in impostor.calls
 
 
-async def test_a_host_out_of_reach_is_named(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_unreachable_host_is_named(lab: LabVcenter, vcenter: Vcenter) -> None:
     async with lying(lab, vcenter) as there:
         lab._inventory.hosts[FIRST_HOST].port = 1
         told = await there.problem(OverHttps("ticket"))
         assert f"{lab.address} does not answer" in told
 
 
-async def test_cancelled_it_leaves_no_connection(
+async def test_a_cancelled_download_closes_its_connection(
     lab: LabVcenter, vcenter: Vcenter, wait_for_call, wait_until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed, close = [], TrustedConnection.close
@@ -206,7 +206,7 @@ async def test_cancelled_it_leaves_no_connection(
         assert lab.calls["/folder"] == 2  # the one that was left behind did not begin again
 
 
-async def test_a_host_is_trusted_by_the_certificate_that_vcenter_tells(
+async def test_a_host_is_trusted_by_the_certificate_that_vcenter_names(
     lab: LabVcenter, vcenter: Vcenter, tmp_path
 ) -> None:
     with LabVcenter(tmp_path / "host") as host:

@@ -1,4 +1,4 @@
-"""The manifest of this snapshot, or why there is none; "none" and "not fetched" are kept apart."""
+"""Fetching the manifest of a snapshot; "absent" and "not fetched" are different answers."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def unnamed(lab: LabVcenter) -> None:
     lab.manifests.named = False
 
 
-async def test_application_quiescing_leaves_several_documents(
+async def test_the_manifest_of_application_quiescing_is_fetched(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -66,14 +66,16 @@ async def test_application_quiescing_leaves_several_documents(
     assert "backupManifest" in fetched.reason
 
 
-async def test_names_that_need_escaping(vcenter: Vcenter, journal: Journal, lab: LabVcenter) -> None:
+async def test_paths_that_need_escaping_are_fetched(
+    vcenter: Vcenter, journal: Journal, lab: LabVcenter
+) -> None:
     lab.register_vm(lab.datastore("datastore1") / "50% ä#?&", "web01", [])
     async with _quiesced(vcenter, journal) as taken:
         assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
 @pytest.mark.usefixtures("unnamed")
-async def test_without_backup_manifest_the_new_file_is_taken_and_never_an_old_one(
+async def test_without_backup_manifest_the_new_file_is_used_and_not_an_old_one(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -96,7 +98,7 @@ async def test_no_manifest_is_absent(
     assert (fetched.content, fetched.path) == (None, None)
 
 
-async def test_a_forbidden_one_is_not_absent(
+async def test_a_forbidden_manifest_is_not_absent(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -109,7 +111,7 @@ async def test_a_forbidden_one_is_not_absent(
     assert "Datastore.Browse" in fetched.reason
 
 
-async def test_one_that_vanished_is_not_absent(
+async def test_a_vanished_manifest_is_not_absent(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -121,7 +123,7 @@ async def test_one_that_vanished_is_not_absent(
 
 
 @pytest.mark.usefixtures("unnamed")
-async def test_where_nobody_can_look_nobody_knows(
+async def test_a_manifest_is_unknown_when_nobody_can_look(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -146,7 +148,7 @@ async def test_a_search_that_is_refused_is_part_of_the_answer(
 
 
 @pytest.mark.slow
-async def test_an_expired_session_and_a_lost_connection_are_mended(
+async def test_a_fetch_survives_an_expired_session_and_a_lost_connection(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -164,7 +166,7 @@ async def test_an_expired_session_and_a_lost_connection_are_mended(
         assert "connection" in fetched.reason
 
 
-async def test_a_file_beyond_the_bound_is_refused(
+async def test_a_manifest_above_the_size_limit_is_refused(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_vm()
@@ -176,14 +178,16 @@ async def test_a_file_beyond_the_bound_is_refused(
     assert "larger than 100 bytes" in fetched.reason
 
 
-async def test_a_relative_name(lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_relative_backup_manifest_is_found(
+    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     lab.manifests.relative = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
-async def test_a_renamed_vm_keeps_its_prefix(
+async def test_the_manifest_of_a_renamed_vm_is_found(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     lab.manifests.file_name = "its old [name]-vss_manifests{number}.zip"
@@ -195,7 +199,7 @@ async def test_a_renamed_vm_keeps_its_prefix(
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_number_that_comes_again_is_told_from_the_old_file(
+async def test_a_reused_number_is_distinguished_from_the_old_file(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, named: bool
 ) -> None:
     lab.manifests.named, lab.manifests.reuse_numbers = named, True
@@ -209,7 +213,7 @@ async def test_a_number_that_comes_again_is_told_from_the_old_file(
     assert _is_of_applications(fetched)
 
 
-async def test_an_old_file_is_not_taken_even_when_vsphere_names_it(
+async def test_an_old_file_is_not_used_even_when_vsphere_names_it(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     lab.manifests.reuse_numbers = lab.manifests.late = True  # named, and never written
@@ -223,7 +227,7 @@ async def test_an_old_file_is_not_taken_even_when_vsphere_names_it(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unnamed")
-async def test_a_manifest_that_comes_late_is_waited_for(
+async def test_a_late_manifest_is_waited_for(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_until: WaitUntil
 ) -> None:
     lab.manifests.late = True
@@ -242,7 +246,7 @@ async def test_a_manifest_that_comes_late_is_waited_for(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unnamed")
-async def test_the_waiting_has_an_end(
+async def test_the_wait_for_a_late_manifest_ends(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     lab.manifests.late = True
@@ -252,7 +256,7 @@ async def test_the_waiting_has_an_end(
     assert fetched.absent
 
 
-async def test_without_quiescing_nothing_is_waited_for(
+async def test_no_manifest_is_waited_for_without_quiescing(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -264,7 +268,7 @@ async def test_without_quiescing_nothing_is_waited_for(
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_the_manifest_of_a_linux_guest_is_told_for_what_it_is(
+async def test_the_manifest_of_a_linux_guest_has_its_own_kind(
     tmp_path: Path, vcenter: Vcenter, journal: Journal, named: bool
 ) -> None:
     content = b'<quiesceManifest productVersion="12.5.0" providerName="a provider"/>'
@@ -295,7 +299,7 @@ class Way:
         return []
 
 
-async def test_ways_are_tried_in_order_and_the_reason_of_each_failure_is_kept(
+async def test_ways_are_tried_in_order_and_each_failure_is_recorded(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
