@@ -26,7 +26,7 @@ LOST = [
     ("CRASH", "read:1"),
     pytest.param("HANG", "read:9", marks=pytest.mark.slow),
     ("FAULT", "read:17:14011"),
-    ("FAULT", "read:3:14014,read:9:14015"),
+    ("FAULT", "read:3:14014,read:20:14015"),
     ("FAULT", "open:1:14009"),
     ("CRASH", "connect:1"),
     ("CRASH", "query:1"),
@@ -63,7 +63,7 @@ async def test_a_lost_child_changes_no_byte(
 
 
 @pytest.mark.parametrize(("kind", "where"), [("FAULT", "read:5:14011"), ("CRASH", "read:5")])
-async def test_setbacks_with_progress_in_between_are_not_counted(
+async def test_failures_with_progress_in_between_are_not_counted(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
 ) -> None:
     monkeypatch.setenv(f"VADPIPE_VDDK_{kind}", where)  # the fifth read of every child
@@ -160,9 +160,11 @@ async def test_a_query_that_always_kills_its_child_is_done_without(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "query:1")
-    async with quick(libdir).open(lab.access(), pool) as disk:
+    async with quick(libdir, restarts=0).open(
+        lab.access(), pool
+    ) as disk:  # a query's losses are not a read's
         assert disk.allocation == "unavailable"
-        assert "again and again" in disk.allocation_reason
+        assert "lost its connection 2 times" in disk.allocation_reason
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
 
 
@@ -193,6 +195,7 @@ async def test_failing_reads_side_by_side_each_have_an_error_of_their_own(
         quick(libdir, restarts=0, depth=1).open(lab.access(), pool) as disk,
         trio.open_nursery() as nursery,
     ):
-        for _ in range(3):
+        for _ in range(6):
             nursery.start_soon(read, disk)
-    assert len({id(error) for error in errors}) == len(errors) == 3
+    # One fails, one more may have been issued before the child left, the others were waiting.
+    assert len({id(error) for error in errors}) == len(errors) >= 4

@@ -12,7 +12,7 @@ import pytest
 from vadpipe.vddk import abi
 from vadpipe.vddk.client import LOG_TAIL
 from vadpipe.vddk.codes import CODES, code_of
-from vadpipe.vddk.failures import call_failed
+from vadpipe.vddk.errors import call_failed
 
 
 @pytest.mark.parametrize("generation", [6, 7, 8, 9])

@@ -122,7 +122,7 @@ async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "200")
-    async with quick(libdir, request=256 * KiB).open(lab.access(), pool) as disk:
+    async with quick(libdir, request=256 * KiB, depth=2).open(lab.access(), pool) as disk:
         buffer = await pool.acquire()
         with trio.move_on_after(0.05) as scope:
             await disk.read(buffer, 4 * MiB, Extents.whole(SPAN, 4 * MiB))
