@@ -25,6 +25,7 @@ from .files import DiskFile
 from .grains import GrainTables
 from .runs import PARENT, ZERO, Runs
 from .sparse import Deflated
+from .vmx import redacted
 
 # Entries of grain tables that are looked at in one go: with all columns about 10 MiB of memory.
 _BATCH: Final = 1 << 16
@@ -87,14 +88,14 @@ class Link:
         return [part for part in self.parts[max(first, 0) : last] if part.start + part.length > start]
 
     def facts(self) -> Mapping[str, object]:
-        """What a restore point keeps of it; JSON values."""
+        """The facts for a restore point; JSON values."""
         return {
             "file": str(self.path),
             "create_type": self.descriptor.create_type,
             "content_id": self.descriptor.content_id,
             "capacity": self.capacity,
             "unclean_shutdown": self.unclean_shutdown,
-            "database": dict(self.descriptor.database),
+            "database": {key: redacted(key, value) for key, value in self.descriptor.database.items()},
         }
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 
 def make_chain(qemu, directory, capacity, base="monolithicSparse"):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
+from stages import LocalVm
 from vadpipe.vmdk.chain import open_layout
 from vadpipe.vmdk.files import OpenFiles
-from vadpipe.vmdk.local import LocalVm
 from vadpipe.vmdk.reading import read_plan
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.extents import Extents
 from pipeline.units import GiB, KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 SUBFORMATS = (
     "monolithicSparse",

@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 CAPACITY = 5 * MiB + 512 * 3  # of COWD, three grain tables
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pyVmomi import vim
 
+from vadpipe.vmdk.vmx import redacted
+
 # Bus names as VMware's own files write them (scsi0:0), by controller type; the nearest ancestor counts.
 _BUSES: Mapping[type, str] = {
     vim.vm.device.VirtualIDEController: "ide",
@@ -78,7 +80,7 @@ def configuration(config: vim.vm.ConfigInfo, left_out: Sequence[str]) -> dict[st
         "left_out": list(left_out),
         "nics": [_nic(device) for device in hardware.device if _is_nic(device)],
         "settings": {
-            option.key: str(option.value)
+            option.key: redacted(option.key, str(option.value))
             for option in config.extraConfig
             if option.key.startswith(_KEPT_SETTINGS)
         },
