@@ -97,10 +97,11 @@ class Reads:
                 self._complete(request, error)
 
     def _complete(self, request: int, error: int) -> None:
+        # The report goes first: should the next request crash the process, this one is known to be done.
+        send(RECORDS, wire.RECORD.pack(wire.DONE, request, error))
         self._places.append(None)
         if self._waiting:
             os.eventfd_write(self.wake, 1)
-        send(RECORDS, wire.RECORD.pack(wire.DONE, request, error))
 
 
 class OpenDisk:

@@ -51,8 +51,8 @@ LEVELS = {"D": logging.DEBUG, "I": logging.DEBUG, "W": logging.WARNING, "P": log
 # Tickets of the host's disk service, and logins that are not ours to know: after such a word, whatever holds a
 # digit.
 _CREDENTIAL = re.compile(
-    r"""((?:ticket|session[
-    _-]?(?:id|key)|passw(?:or)?d|cookie)\w*["']?\s*[:=]+\s*["']?)(?=[^\s"',;]*\d)[^\s"',;]{6,}""",
+    r"""((?:ticket|session[ _-]?(?:id|key)|passw(?:or)?d|cookie)\w*["']?\s*[:=]+\s*["']?)"""
+    r"""(?:(?:[0-9a-f]{2}[ -]){4,}[0-9a-f]{2}|(?=[^\s"',;]*\d)[^\s"',;]{6,})""",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(r"[\w-]{16,}")  # the value inside a cookie "vmware_soap_session=...; Path=/"
