@@ -71,7 +71,7 @@ def test_any_bytes_give_a_descriptor_or_a_source_error(content, start):
     ("encoding", "named"),
     [("utf-8", True), ("utf-8", False), ("windows-1252", True), ("latin-1", False), ("shift_jis", True)],
 )
-def test_encodings(encoding, named):
+def test_a_descriptor_is_read_in_the_encoding_it_names(encoding, named):
     name = "サーバ.vmdk" if encoding == "shift_jis" else "Büro Köln.vmdk"
     start = f'encoding="{encoding}"\n' if named else ""
     text = f'# Disk DescriptorFile\n{start}CID=1\nRW 8 FLAT "{name}" 2'.encode(encoding) + END
@@ -129,7 +129,7 @@ def test_a_descriptor_is_known_by_its_version_after_any_comments(head, is_descri
     ("line", "name"),
     [('RW 8 FLAT "a "b" c.vmdk" 0', 'a "b" c.vmdk'), ('rw 8 flat "0.vmdk"', "0.vmdk"), ("RW 8 ZERO", None)],
 )
-def test_names_of_extents(line, name):
+def test_extent_names_may_hold_quotes_and_may_be_absent(line, name):
     assert parse_descriptor(line.encode() + END, "a.vmdk").extents[0].name == name
 
 

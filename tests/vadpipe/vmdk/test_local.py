@@ -159,7 +159,7 @@ async def test_the_files_are_closed(directory):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_the_newest_manifest(directory):
+async def test_the_newest_manifest_archive_is_fetched(directory):
     async with LocalVm(directory).capture() as capture:
         missing = await capture.fetch_vss_manifest()
         assert missing.content is None
@@ -193,7 +193,7 @@ async def test_a_manifest_that_is_older_than_the_data_is_not_used(directory):
     )
 
 
-def test_a_vmx_without_an_identity():
+def test_a_vmx_without_uuid_gets_one_from_its_directory():
     assert parse_vmx(b'uuid.bios = "none"\n', "a.vmx").uuid is None
     assert parse_vmx(b"", "a.vmx").disks() == []
 

@@ -37,20 +37,20 @@ def test_built_once_and_again_when_a_source_is_newer(tiny_sources: Path, tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["lib64"]
 
 
-def test_builds_at_the_same_time_do_not_meet(tiny_sources: Path, tmp_path: Path) -> None:
+def test_simultaneous_builds_do_not_disturb_each_other(tiny_sources: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(build_vddk, [tmp_path / "out"] * 4))
     assert built == [tmp_path / "out"] * 4
     assert len(list((tmp_path / "out" / "lib64").iterdir())) == 5
 
 
-def test_no_compiler_is_said_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompilerMissing, match="apt install gcc make"):
         build_vddk(tmp_path / "out")
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("make") is None:
         pytest.skip("make is needed to run a compiler")
     for name in ("cc", "gcc"):

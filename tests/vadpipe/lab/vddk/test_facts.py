@@ -18,7 +18,7 @@ from vadpipe.lab.vddk_build import build_vddk
 
 @needs_qemu
 @pytest.mark.parametrize("generation", [6, 7, 8, 9])
-def test_info_by_generation(run: Run, libdir: Path, tmp_path: Path, generation: int) -> None:
+def test_info_has_the_size_of_its_generation(run: Run, libdir: Path, tmp_path: Path, generation: int) -> None:
     leaf = child(tmp_path / "leaf.vmdk", create(tmp_path / "base.vmdk", "1G", adapter_type="lsilogic"))
     run.library = str(libdir / "lib64" / f"libvixDiskLib.so.{generation}")
 
@@ -38,7 +38,7 @@ def test_info_by_generation(run: Run, libdir: Path, tmp_path: Path, generation: 
 
 
 @needs_qemu
-def test_metadata_protocol(run: Run, tmp_path: Path) -> None:
+def test_metadata_is_read_with_two_calls(run: Run, tmp_path: Path) -> None:
     disk = create(tmp_path / "a.vmdk", "1M")
 
     def metadata(client, path):
@@ -104,7 +104,7 @@ def test_a_library_is_built_without_the_functions_it_is_to_lack(tmp_path: Path, 
     assert run(missing, NAMES.split(), client=False) == ["Cleanup", "AllocateConnectParams"]
 
 
-def test_library_calls(run: Run) -> None:
+def test_the_library_can_be_initialised_once(run: Run) -> None:
     def life(library):
         client = Client(library, init=False)
         client.c.VixDiskLib_GetErrorText.restype = ctypes.c_void_p
@@ -131,7 +131,7 @@ def test_library_calls(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("version", "code"), [((6, 4), 3), ((8, 0), 0), ((9, 0), 3)])
-def test_versions_asked_for(run: Run, version: tuple[int, int], code: int) -> None:
+def test_only_known_versions_are_accepted_by_init(run: Run, version: tuple[int, int], code: int) -> None:
     def ask(library, version):
         return Client(library, init=False).init(*version)
 

@@ -50,7 +50,7 @@ def test_faults_fire_at_their_number_and_once(run: Run, tmp_path: Path) -> None:
 
 
 @needs_qemu
-def test_hang_and_crash(run: Run, tmp_path: Path) -> None:
+def test_a_chosen_call_hangs_or_crashes(run: Run, tmp_path: Path) -> None:
     run.remote()
     create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
 
@@ -79,7 +79,7 @@ def test_hang_and_crash(run: Run, tmp_path: Path) -> None:
         "LATENCY_MS=soon", "QAB=maybe", "THREADS=0",
     ],
 )  # fmt: skip
-def test_knobs_that_cannot_be_parsed(run: Run, knob: str) -> None:
+def test_a_knob_that_cannot_be_parsed_ends_the_process(run: Run, knob: str) -> None:
     name, value = knob.split("=")
 
     def nothing(client):

@@ -26,7 +26,7 @@ from tests.vadpipe.lab.vddk.conftest import (
 
 
 @needs_qemu
-def test_limits_of_requests(run: Run, tmp_path: Path) -> None:
+def test_requests_beyond_the_limits_are_refused(run: Run, tmp_path: Path) -> None:
     disk = create(tmp_path / "a.vmdk", "1M")
 
     def limits(client, path):
@@ -103,7 +103,9 @@ def attempt(client, path, flags, login):
         ({"flags": READ_ONLY | 0x20}, ("open", 0, "nbdssl")),
     ],
 )
-def test_who_may_open_what(run: Run, tmp_path: Path, changed: dict, expected: tuple[str, int, str]) -> None:
+def test_wrong_logins_and_flags_are_refused_with_their_code(
+    run: Run, tmp_path: Path, changed: dict, expected: tuple[str, int, str]
+) -> None:
     run.remote()
     create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
     login = {"thumbprint": THUMBPRINT.encode(), "snapshot": b"snapshot-7"} | changed
@@ -113,7 +115,7 @@ def test_who_may_open_what(run: Run, tmp_path: Path, changed: dict, expected: tu
     assert (*outcome, expected[2] in log) == (*expected[:2], True), log
 
 
-def test_session_cookie_and_reread_conf(run: Run, tmp_path: Path) -> None:
+def test_a_session_cookie_is_accepted_and_the_conf_read_again(run: Run, tmp_path: Path) -> None:
     run.remote()
 
     def log_in(client, root):
@@ -310,7 +312,7 @@ def test_a_file_lost_while_open_fails_the_read(
 
 
 @needs_qemu
-def test_a_lost_tail_is_no_hole(run: Run, tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_read_as_a_hole(run: Run, tmp_path: Path) -> None:
     disk = create(tmp_path / "a.vmdk", "2M", "monolithicFlat")
     qemu_io(disk, "write -P 1 0 2M")
 
