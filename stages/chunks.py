@@ -2,8 +2,8 @@
 
 A chunk ends after a cluster whose own xxh3 ends in zeros under a mask. Guest file systems begin files at cluster
 borders, so equal files are cut at equal places wherever they lie, and no rolling hash is needed; only the size
-limits and the borders of spans and extents cut elsewhere. Measured (docs/design.md, section 3): storing a
-second disk with the same operating system laid out differently grows the repository by 382 MiB this way
+limits and the borders of spans and extents cut elsewhere. Measured (docs/design.md, section "What flows"): storing
+a second disk with the same operating system laid out differently grows the repository by 382 MiB this way
 and by 1028 MiB with fixed 64 KiB blocks, for 0.16 CPU-seconds per GiB.
 """
 

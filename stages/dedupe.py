@@ -28,7 +28,7 @@ from pipeline import (
 )
 from vadpipe.kernels.digest_table import DigestTable
 
-# One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section 3).
+# One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section "What flows").
 FRAME = 1 * MiB
 
 
