@@ -6,13 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from docs import refresh
 from tests.conftest import EXAMPLES, vadpipe
-
-sys.path.append(str(EXAMPLES.parent / "docs"))
-import refresh
+from vadpipe.lab.vss.recipe import manifest_zip
 
 README = (EXAMPLES.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -97,3 +97,42 @@ job = replace(job, machine=replace(job.machine, preflight=Preflight(probe_hosts=
     picture = (EXAMPLES.parent / "docs" / "run.svg").read_text().replace("&#160;", " ")
     seen = shape("\n".join(html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture)))
     assert all(line in seen for line in shape(done.stdout)[:3])
+
+
+EMBEDDING = re.findall(
+    r"^```python\n(.*?)^```$",
+    (EXAMPLES.parent / "docs" / "embedding.md").read_text(),
+    re.MULTILINE | re.DOTALL,
+)
+PRINTED = [
+    "crash|file-system|application",
+    r"web01 1048576 0707\n",
+    "1048576 bytes read",
+    r"LimitRate\(mib_per_s=100\)",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is missing")
+@pytest.mark.parametrize(
+    ("program", "printed"), list(zip(EMBEDDING, PRINTED, strict=True)), ids=range(len(PRINTED))
+)
+def test_every_program_of_the_embedding_page_runs(program, printed, tmp_path):
+    disk = tmp_path / "web01.vmdk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", disk, "1M"], check=True)
+    subprocess.run(["qemu-io", "-c", "write -P 7 0 1M", disk], check=True, stdout=subprocess.DEVNULL)
+    given = tmp_path
+    if "classify_manifest" in program:
+        given = tmp_path / "manifest.zip"
+        request = SimpleNamespace(
+            context="application",
+            backup_type=5,
+            bootable_system_state=False,
+            partial_file_support=False,
+            timeout_min=15,
+            vm_name="web01",
+        )
+        given.write_bytes(manifest_zip(request))
+    done = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(printed, done.stdout), done.stdout

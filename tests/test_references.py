@@ -17,6 +17,9 @@ CODE = sorted(
     if path.suffix in (".py", ".c", ".h", ".pyi")
 )
 FILES = {str(path.relative_to(ROOT)) for path in [*CODE, *PAGES, *ROOT.glob("docs/*")]}
+FILES |= {
+    f"vadpipe/{name}" for name in FILES if name.startswith("examples/")
+}  # where an installation has them
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
