@@ -27,7 +27,7 @@ def build(drawn: list, start: int = 0, end: int = LENGTH) -> Runs:
             table.append((at, stop, source, place, skip, packed and source >= 0))
         at = stop
     columns = np.array(table, dtype=np.int64).reshape(-1, 6).T
-    return Runs(*columns[:5], columns[5].astype(np.bool_))
+    return Runs(*columns[:5], columns[5].astype(np.bool_))  # type: ignore[call-arg]
 
 
 def model(runs: Runs) -> dict[int, tuple]:
