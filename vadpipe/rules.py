@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 
 class Severity(Enum):
@@ -64,6 +64,8 @@ class Unknown:
 
     why: str
 
+
+Outcome: TypeAlias = Violation | Unknown
 
 F = TypeVar("F")
 V = TypeVar("V", bound=Violation)

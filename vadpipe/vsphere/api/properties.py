@@ -75,9 +75,14 @@ def read_all(
                 Collector.PropertySpec(type=kind, pathSet=list(paths)) for kind, paths in wanted.items()
             ],
         )
-        return [_row(found, strict=False) for found in _pages(content, spec)]
+        return collect(content, spec)
     finally:
         view.Destroy()
+
+
+def collect(content: vim.ServiceInstanceContent, spec: Collector.FilterSpec) -> list[Row]:
+    """The properties that a filter of one's own selects; what may not be read is absent from its row."""
+    return [_row(found, strict=False) for found in _pages(content, spec)]
 
 
 def _pages(
