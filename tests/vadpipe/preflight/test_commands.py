@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from click import UsageError
 from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
 from vadpipe.cli.preflight import preflight, prepare
 from vadpipe.lab.vcenter.state import GuestVolume, VmTraits
+from vadpipe.preflight.privileges import PURPOSES
 from vadpipe.preflight.rules import RULES
 
 CONFIG = """
@@ -134,3 +136,45 @@ def test_a_configuration_without_such_vms_is_told(tmp_path):
     path.write_text("from pipeline import Job\njobs = []\n")
     with pytest.raises(ConfigError, match="no job for a VM"):
         run(preflight, str(path))
+
+
+def test_the_privileges_are_listed_with_the_place_and_the_reason():
+    code, output = run(preflight, "--privileges")
+    assert code == 0
+    line = next(line for line in output.splitlines() if line.startswith("Global.DisableMethods "))
+    assert "on the root" in line
+    assert any("AddExistingDisk" in line and "on the proxy VM" in line for line in output.splitlines())
+    document = json.loads(run(preflight, "--privileges", "--json")[1])
+    assert {name for one in document["privileges"] for name in one["names"]} == {
+        line.split()[0] for line in output.splitlines()
+    }
+
+
+@pytest.mark.parametrize(
+    ("script", "begin"), [("govc", "govc role.create vadpipe-backup "), ("powercli", "New-VIRole -Name ")]
+)
+def test_the_role_has_every_privilege_that_the_rules_check(script, begin):
+    _, output = run(preflight, "--privileges", "--role-script", script)
+    role, permission = output.splitlines()
+    assert role.startswith(begin)
+    for purpose in PURPOSES:
+        assert all(name in role for name in purpose.names)
+    assert "vadpipe-backup" in permission
+
+
+def test_a_role_script_without_the_table_is_a_usage_error():
+    with pytest.raises(UsageError, match="--role-script needs --privileges"):
+        run(preflight, "--role-script", "govc")
+
+
+def test_two_vms_of_one_name_are_told_apart(lab, add_vm, config):
+    morefs = [add_vm("one", folder="Web"), add_vm("two", folder="Test")]
+    for moref in morefs:
+        lab._inventory.vms[moref].name = "web01"
+    _, output = run(preflight, config(*morefs), "--no-network")
+    titles = [line.partition(":")[0] for line in output.splitlines() if not line.startswith(" ")]
+    assert [title.rpartition("/vm/")[2] for title in titles] == ["Web/web01", "Test/web01"]
+    jobs = json.loads(run(preflight, config(*morefs), "--no-network", "--json")[1])["jobs"]
+    assert [job["vm"] for job in jobs] == ["web01", "web01"]
+    assert [job["moref"] for job in jobs] == morefs
+    assert [job["path"] for job in jobs] == titles

@@ -10,7 +10,7 @@ from stages import Quiesce, Vddk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.preflight import gather
-from vadpipe.preflight.reach import this_machine
+from vadpipe.preflight.reach import probe, this_machine
 from vadpipe.preflight.report import job_facts, vddk_facts
 from vadpipe.preflight.vm import (
     DETAILS,
@@ -171,3 +171,17 @@ async def test_an_esxi_host_tells_its_licence(tmp_path):
             assert list(gathered.server.editions) == ["esxBasic"]
             host.inject("RetrievePropertiesEx", lambda: vim.fault.NoPermission(privilegeId="Global.Licenses"))
             assert (await gather(session, [moref])).server.editions is None
+
+
+async def test_the_ports_of_an_esxi_host_are_tried_at_the_configured_address(tmp_path):
+    with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
+        moref = host.register_vm(host.datastore("datastore1") / "web01", "web01", [], traits=VmTraits())
+        settings = Vcenter(
+            host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
+        )
+        async with settings.connect() as session:
+            gathered = await gather(session, [moref])
+            [esxi] = [gathered.hosts[one] for one in gathered.hosts_of(moref)]
+            assert esxi.name == "esxi01.lab.local"  # which resolves nowhere
+            [probed] = await probe([esxi], ports=(host.port,))
+    assert (probed.reached_at, probed.unresolved, probed.closed_ports) == (host.address, "", {host.port: ""})

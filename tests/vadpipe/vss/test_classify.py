@@ -435,3 +435,22 @@ def test_a_verdict_is_one_json_document():
     assert sql["coverage"] == "not covered"
     assert sql["rules"] == ["writer-not-included"]
     assert len(sql["uncovered"]) == 4
+
+
+def test_a_backup_document_that_came_alone_gives_no_error_for_every_writer():
+    verdict = classify_manifest(manifest(Writer(described=0), Writer(writer_id=SQL, described=0)))
+    assert [one.rule for one in verdict.findings if one.severity.lowers] == []
+    assert verdict.findings[0].rule == "backup-document-alone"
+    assert {writer.coverage for writer in verdict.writers} == {Coverage.NOT_COVERED}
+
+
+def test_two_instances_of_a_writer_are_named_once_in_the_reason():
+    other = "99999999-0000-4000-8000-000000000002"
+    verdict = classify_manifest(
+        manifest(
+            GOOD,
+            Writer(listed=None),
+            Writer(listed=None, instance=other, listed_instance=other),
+        )
+    )
+    assert verdict.reason == "1 writer with consistent components took part; not proven: Own Writer"

@@ -192,3 +192,11 @@ def test_as_a_process(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout == f"{path}: unknown: no readable backup components document\n"
+
+
+def test_a_cabinet_is_called_a_cabinet(tmp_path):
+    path = tmp_path / "diskshadow.cab"
+    path.write_bytes(b"MSCF" + bytes(100))
+    code, document = told(path)
+    assert code == 1
+    assert "it is a cabinet (.cab); extract it" in document["manifests"][0]["unreadable"]
