@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
 import trio
 
@@ -25,7 +26,7 @@ from .errors import (
     TransferFailed,
     leaves,
 )
-from .events import Event, emit, observed
+from .events import Event, emit, observed, place, within
 from .meters import PipelineReport
 from .protocols import (
     Capture,
@@ -138,6 +139,17 @@ class Job(Generic[C, P]):
 
         Raises TransferFailed or a MoverError; then nothing was published.
         """
+        with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
+            emit("job started", machine=self.machine.name)
+            try:
+                receipt = await self._run(watch)
+            except BaseException as exc:
+                emit("job failed", errors=[str(leaf) for leaf in leaves(exc)])
+                raise
+            emit("job finished", **receipt.as_dict())
+            return receipt
+
+    async def _run(self, watch: DiskWatch | None) -> JobReceipt:
         begun, cpu = trio.current_time(), _cpu_s()
         record = _Record[C]()
         attention: list[str] = []
@@ -185,7 +197,7 @@ class Job(Generic[C, P]):
         else:
             return True
         record.given_up.append(f"A snapshot was given up for another one. {short.problem}")
-        emit("capture given up", job=self.title, problem=short.problem, again_after_s=short.retry_after_s)
+        emit("capture given up", problem=short.problem, again_after_s=short.retry_after_s)
         await trio.sleep(short.retry_after_s)
         return False
 
@@ -212,16 +224,24 @@ class Job(Generic[C, P]):
             record.evidence = known or await finisher.finish(capture)
         await capture.confirm()
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
-        emit("published", job=self.title, point=record.point)
+        emit("published", point=record.point)
 
     async def _transfer_disk(self, disk: Disk, point: P, watch: DiskWatch | None) -> DiskRun:
+        with within(disk=disk.key):
+            emit("disk started", label=disk.label, capacity=disk.capacity)
+            run = await self._measured(disk, point, watch)
+            facts = run.as_dict()
+            del facts["key"]  # the event says `disk`
+            emit("disk finished", **facts)
+            return run
+
+    async def _measured(self, disk: Disk, point: P, watch: DiskWatch | None) -> DiskRun:
         facts: dict[str, object] = {}
 
         def take(event: Event) -> None:
             if event.kind == "extents":
                 facts.update(event.facts)
 
-        emit("disk started", disk=disk.key, label=disk.label, capacity=disk.capacity)
         with observed(take):
             try:
                 report = await self.path(disk, point).measure(
@@ -232,7 +252,7 @@ class Job(Generic[C, P]):
                     if isinstance(leaf, Exception):
                         leaf.add_note(f"disk {disk.label} ({disk.key})")
                 raise
-        run = DiskRun(
+        return DiskRun(
             report.receipt,
             report,
             str(facts.get("mode", "full")),
@@ -240,8 +260,6 @@ class Job(Generic[C, P]):
             _number(facts.get("allocated")),
             _number(facts.get("changed")),
         )
-        emit("disk finished", **run.as_dict())
-        return run
 
 
 @dataclass

@@ -17,9 +17,10 @@ from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
+from .commands import config_argument, json_option
 from .config import read_config, resolve
-from .main import json_option, run_async, show
-from .run import config_argument
+from .output import show
+from .process import run_async
 
 
 @click.command()
@@ -33,7 +34,7 @@ from .run import config_argument
 )
 @json_option
 def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_json: bool) -> int:
-    """Undo what killed runs left on the servers of a configuration, and nothing else.
+    """Undo what killed runs left on the servers of a configuration.
 
     Hot-added disks are detached, snapshots removed, locks against Storage vMotion ended, VMs that were shut down
     powered on. Disks are consolidated as far as any job of their server allows. Disks that nothing refers to are

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import SinkError
 from vadpipe.files import flush_directory
 
-from .main import printable
+from .output import printable
 
 MANIFEST = "vss-manifest.zip"  # the name of the document
 _NAMED = 6  # components that are named; the rest is counted

@@ -22,9 +22,10 @@ from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.snapshot.fallback import guest_of
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
+from .commands import config_argument, job_option, json_option
 from .config import load_jobs
-from .main import json_option, run_async, show
-from .run import config_argument, job_option
+from .output import show
+from .process import run_async
 
 Action = Literal["show", "apply", "undo"]
 
@@ -63,7 +64,9 @@ class GuestState:
 @click.option("--undo", "action", flag_value="undo", help="Put tools.conf in the guests back.")
 @json_option
 def guest_config(config: Path, only: str | None, action: Action, as_json: bool) -> int:
-    """The settings for quiescing inside the guests of a configuration, for jobs with `guest=GuestControl(...)`.
+    """Show, apply or undo the settings for quiescing inside the guests of a configuration.
+
+    This is for jobs whose VM has `guest=GuestControl(...)`.
 
     Exit code 0: done, or all as the jobs ask; 1: failed; 3: a guest is not as its job asks.
     """

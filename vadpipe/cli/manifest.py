@@ -31,7 +31,8 @@ from vadpipe.vss.manifest import read_documents, read_manifest
 from vadpipe.vss.rules import RULES
 from vadpipe.vss.verdict import Level, Verdict
 
-from .main import json_option, show
+from .commands import json_option
+from .output import show
 from .verdict import verdict_lines, verdict_table
 
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]

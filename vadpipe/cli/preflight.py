@@ -25,9 +25,10 @@ from vadpipe.vsphere.vm.prepare import Prepared, enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
+from .commands import config_argument, job_option, json_option
 from .config import load_jobs
-from .main import json_option, run_async, show
-from .run import config_argument, job_option
+from .output import show
+from .process import run_async
 
 
 @click.command()

@@ -24,7 +24,8 @@ from vadpipe.proxy.verdict import (
     Transport,
 )
 
-from .main import json_option, show
+from .commands import json_option
+from .output import show
 
 transport_option = click.option(
     "--transport",

@@ -17,7 +17,7 @@ from vadpipe.vss.verdict import (
     WriterVerdict,
 )
 
-from .main import printable
+from .output import printable
 
 _NAMED = 4  # components of a writer that are named; the rest is counted
 _STYLES = {Coverage.COVERED: "green", Coverage.PARTLY: "yellow", Coverage.NOT_COVERED: "red"}
