@@ -49,6 +49,12 @@ class _Lines(logging.Formatter):
         return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+class _File(logging.StreamHandler[TextIO]):
+    def close(self) -> None:
+        self.stream.close()
+        super().close()
+
+
 def configure(verbosity: int = 0, *, quiet: bool = False, file: Path | None = None) -> None:
     """Send the log of this process to standard error or to a file. May be called again; the last call counts.
 
@@ -68,7 +74,7 @@ def configure(verbosity: int = 0, *, quiet: bool = False, file: Path | None = No
     level = _LEVELS[min(verbosity, 2)]
     handler: logging.Handler
     if file is not None:
-        handler = logging.StreamHandler(open_private(file, "log file"))
+        handler = _File(open_private(file, "log file"))
         level = min(level, logging.INFO)
     elif verbosity and not quiet:
         handler = logging.StreamHandler(sys.stderr)

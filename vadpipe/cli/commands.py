@@ -246,14 +246,19 @@ def _jobs(ctx: click.Context) -> Iterable[str]:
     """The jobs of the configuration on the command line; those of a source are not looked up."""
     from .config import read_config
 
-    return [entry.title for entry in read_config(Path(ctx.params["config"]))]
+    return [entry.title for entry in read_config(_first_argument(ctx, "config"))]
+
+
+def _first_argument(ctx: click.Context, name: str) -> Path:
+    """It is among the arguments that are left over where the line ends in an option without its value."""
+    return Path(ctx.params.get(name) or next(iter(ctx.args), "") or os.environ[REPOSITORY])
 
 
 def _repository_points(ctx: click.Context) -> Sequence[RestorePoint]:
     from vadpipe.repository.layout import Layout
     from vadpipe.repository.reader import RepositoryReader
 
-    return RepositoryReader(Layout(Path(ctx.params["repository"] or os.environ[REPOSITORY]))).points
+    return RepositoryReader(Layout(_first_argument(ctx, "repository"))).points
 
 
 def _points(ctx: click.Context) -> Iterable[str]:

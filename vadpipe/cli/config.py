@@ -52,6 +52,8 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] |
             remedy="Make it a list: jobs = [...]",
         )
     entries = list(found) if isinstance(found, list | tuple) else [found]
+    if not entries:
+        raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
         if not isinstance(entry, Job | JobSource):
             raise ConfigError(f"{path}: `jobs` holds {entry!r}, which is not a pipeline.Job or JobSource.")
@@ -77,15 +79,17 @@ def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
     return resolved.jobs
 
 
-async def resolve(path: Path, only: str | None = None) -> Resolved:
-    """The jobs of a configuration file as of now, or the one of that title.
+async def resolve(
+    path: Path, only: str | None = None, entries: Sequence[Job[Any, Any] | JobSource] | None = None
+) -> Resolved:
+    """The jobs of a configuration file as of now, or the one of that title. `entries`: what was read of it before.
 
     A source that fails is listed in the result, and the jobs of the others are there. Raises ConfigError; with
     `only`, when no job has that title, also the failure of the source that may have had it.
     """
     jobs: list[Job[Any, Any]] = []
     failed: list[tuple[str, Exception]] = []
-    for entry in read_config(path):
+    for entry in read_config(path) if entries is None else entries:
         if isinstance(entry, Job):
             jobs.append(entry)
             continue

@@ -15,6 +15,7 @@ import trio
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, leaves
 from pipeline.events import Event, emit, observed, within
 from pipeline.job import DiskRun, Job, JobReceipt
+from pipeline.job_source import JobSource
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
 
@@ -58,10 +59,11 @@ def run(
     A job that fails does not keep the others from running. A signal stops all of them in order: snapshots are
     removed, and what was stored for unfinished points is discarded.
     """
+    entries = read_config(config)  # outside of the event loop: a signal ends it at once
     running = Run(config, at_once, per_server or at_once, as_json)
     with events_to(events):
         try:
-            run_async(running.work, only, cleaning=running.cleaning)
+            run_async(running.work, entries, only, cleaning=running.cleaning)
         except Exception as exc:
             interrupted = any(isinstance(leaf, Interrupted) for leaf in leaves(exc))
             if not interrupted or not running.outcomes:
@@ -98,9 +100,9 @@ class Run:
     not_run: int = 0
     points: dict[str, str | None] = field(default_factory=dict)
 
-    async def work(self, only: str | None) -> None:
+    async def work(self, entries: Sequence[Job[Any, Any] | JobSource], only: str | None) -> None:
         """Find the jobs and run them all."""
-        resolved = await resolve(self.config, only)
+        resolved = await resolve(self.config, only, entries)
         with within(run=self.id):
             emit("run started", config=str(self.config), jobs=[job.title for job in resolved.jobs])
             self.outcomes += [_failure(title, exc) for title, exc in resolved.failed]
@@ -202,7 +204,7 @@ def _stopped(title: str, point: str | None, failures: Sequence[Exception]) -> Ou
 
 def code_of_all(codes: Sequence[int]) -> int:
     """The exit code of a run: 130 after a signal, 1 when a job failed, 3 when one needs attention."""
-    if EXIT_INTERRUPTED in codes:
+    if EXIT_INTERRUPTED in codes or not codes:
         return EXIT_INTERRUPTED
     if len(set(codes)) == 1:
         return codes[0]
