@@ -36,7 +36,7 @@ from .errors import (
 )
 from .events import Event, emit, observed
 from .extents import Extents
-from .job import DiskRun, Job, JobReceipt
+from .job import DiskRun, Job, JobFailure, JobReceipt
 from .job_source import JobSource
 from .lift import KernelStage, run_ordered
 from .meters import PipelineReport, StageMeter
@@ -115,6 +115,7 @@ __all__ = [
     "GiB",
     "IntegrityError",
     "Job",
+    "JobFailure",
     "JobReceipt",
     "JobSource",
     "KernelStage",

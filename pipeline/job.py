@@ -10,9 +10,11 @@ can tell so does before anything is read; then the capture is released, and anot
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -44,6 +46,12 @@ from .protocols import (
 
 C = TypeVar("C", bound=Capture)
 P = TypeVar("P", bound=PointWriter)
+F = TypeVar("F")
+
+log = logging.getLogger("vadpipe.pipeline.job")
+
+# A hook sends a message or starts a program. One that hangs must not hold up the next job.
+HOOK_WITHIN_S = 60.0
 
 DiskWatch = Callable[[DiskSize, PipelineReport[Any]], None]
 
@@ -115,12 +123,26 @@ class JobReceipt:
 
 
 @dataclass(frozen=True)
+class JobFailure:
+    """A job that failed or was cancelled: its title, its machine, and a text for each error."""
+
+    job: str
+    machine: str
+    errors: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Job(Generic[C, P]):
     """What to back up (`machine`), how each disk travels (`path`), and where to (`into`).
 
     `path` gets an open disk and the point that is being written. `finish` runs while the capture stands, e.g.
     to fetch the VSS manifest; the last finisher's evidence goes into the point. One that is an `Examiner` too is
     asked before anything is read.
+
+    `on_success` gets the receipt of a published point, once the capture has ended; `on_failure` gets a `JobFailure`,
+    also when the job was cancelled. A hook is a function, which runs on a thread, or a coroutine function. One that
+    fails, or takes more than a minute, never changes what became of the point: after a success it is a sentence in
+    `attention`, after a failure a note on the error.
     """
 
     machine: Machine[C]
@@ -129,6 +151,8 @@ class Job(Generic[C, P]):
     finish: Sequence[Finisher[C]] = ()
     disks_at_once: int = 2
     name: str = ""
+    on_success: Sequence[Callable[[JobReceipt], object]] = ()
+    on_failure: Sequence[Callable[[JobFailure], object]] = ()
 
     @property
     def title(self) -> str:
@@ -144,8 +168,13 @@ class Job(Generic[C, P]):
             try:
                 receipt = await self._run(watch)
             except BaseException as exc:
-                emit("job failed", errors=[str(leaf) for leaf in leaves(exc)])
+                failure = JobFailure(self.title, self.machine.name, [str(leaf) for leaf in leaves(exc)])
+                emit("job failed", errors=failure.errors)
+                for problem in await _called(self.on_failure, failure):
+                    leaves(exc)[0].add_note(problem)
                 raise
+            problems = await _called(self.on_success, receipt)
+            receipt = replace(receipt, attention=[*receipt.attention, *problems])
             emit("job finished", **receipt.as_dict())
             return receipt
 
@@ -275,6 +304,26 @@ class _Record(Generic[C]):
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)
+
+
+async def _called(hooks: Sequence[Callable[[F], object]], told: F) -> list[str]:
+    """Call the hooks, also in a cancelled job. Returns a sentence for each that failed."""
+    problems = []
+    for hook in hooks:
+        name = getattr(hook, "__name__", type(hook).__name__)
+        try:
+            with trio.fail_after(HOOK_WITHIN_S, shield=True):
+                if inspect.iscoroutinefunction(hook):
+                    await hook(told)
+                else:
+                    await trio.to_thread.run_sync(hook, told, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            problems.append(f"The hook {name} was not done after {HOOK_WITHIN_S:.0f} s.")
+        except Exception as exc:
+            problems.append(f"The hook {name} failed: {type(exc).__name__}: {exc}.")
+    for problem in problems:
+        log.warning("%s", problem)
+    return problems
 
 
 def _number(fact: object) -> int | None:

@@ -279,7 +279,7 @@ def test_runs_killed_at_twenty_random_moments(small_lab):
 
 
 def test_no_secret_is_in_any_output_of_a_run_with_everything_logged(small_lab, tmp_path, monkeypatch):
-    """Log, standard output, standard error, events, repository and state, of a run that ends well and one that fails."""
+    """Log, standard output and error, events, repository and state, of a run that ends well and one that fails."""
     sessions = small_lab.vcenter._service.sessions
     opened, open_session = [], sessions.open
     monkeypatch.setattr(

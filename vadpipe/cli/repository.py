@@ -119,9 +119,10 @@ def restore(
     place = parse_target(target)
 
     async def work() -> RestoreReceipt:
-        async with open_repository(repository) as reader, show_progress(as_json) as progress:
+        async with open_repository(repository) as reader:
             found = _resolve(reader, point, vm)
-            return await restore_point(reader, found, place, keys=keys, watch=progress.of())
+            async with show_progress(as_json) as progress:
+                return await restore_point(reader, found, place, keys=keys, watch=progress.of())
 
     receipt = run_async(work)
     errors = [line for failure in receipt.failures for line in error_lines(failure)]
