@@ -139,7 +139,7 @@ class Job(Generic[C, P]):
     to fetch the VSS manifest; the last finisher's evidence goes into the point. One that is an `Examiner` too is
     asked before anything is read.
 
-    `on_success` gets the receipt of a published point, once the capture has ended; `on_failure` gets a `JobFailure`,
+    `on_success` gets the receipt of a published point once the capture has ended; `on_failure` gets a `JobFailure`,
     also when the job was cancelled. A hook is a function, which runs on a thread, or a coroutine function. One that
     fails, or takes more than a minute, never changes what became of the point: after a success it is a sentence in
     `attention`, after a failure a note on the error.

@@ -24,7 +24,7 @@ from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
-from vadpipe.repository.verify import VerifyReport
+from vadpipe.repository.verify import Finding, VerifyReport
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .consistency import MANIFEST, verdict_lines, write_new
@@ -32,7 +32,7 @@ from .output import counted, error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
 
-_NAMED = 5  # VMs that an error names
+_NAMED = 5  # VMs or disks that a line names
 
 
 @click.command(cls=OnRepository)
@@ -149,8 +149,26 @@ def verify(repository: Path, as_json: bool) -> int:
             return await verify_repository(reader)
 
     report = run_async(work)
-    show(report.as_dict(), report.lines(), as_json)
+    show(report.as_dict(), [report.lines()[0], *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
+
+
+def _damage_lines(report: VerifyReport) -> list[str]:
+    """One line per damaged file; --json lists every place in it."""
+    by_file: dict[str, list[Finding]] = {}
+    for found in report.damages:
+        by_file.setdefault(found.file, []).append(found)
+    lines = []
+    for file, damages in by_file.items():
+        hits = sorted({f"{hit.what} of point {hit.point}" for damage in damages for hit in damage.hits})
+        size = sum(hit.length for damage in damages for hit in damage.hits)
+        more = f" and {len(hits) - _NAMED} more" if len(hits) > _NAMED else ""
+        lost = (
+            f"; hits {format_size(size)} of {', '.join(hits[:_NAMED])}{more}" if hits else "; hits no point"
+        )
+        places = "" if len(damages) == 1 else f"{counted(len(damages), 'damaged place')}, the first at "
+        lines.append(f"{file}: {places}byte {damages[0].position}: {damages[0].problem}{lost}")
+    return lines
 
 
 async def _opened(repository: Path) -> RepositoryReader:
