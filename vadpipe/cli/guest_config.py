@@ -1,4 +1,4 @@
-"""The command guest-config: what the guests of a configuration have, and changing it as their jobs ask."""
+"""The command guest-config: the settings for quiescing inside guests, shown, applied or undone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Action = Literal["show", "apply", "undo"]
 
 @dataclass(frozen=True)
 class GuestState:
-    """What one guest has. `attention`: what is not as its job asks."""
+    """The settings of one guest. `attention`: a sentence for each that is not as its job asks."""
 
     vm: str
     found: dict[str, object]
@@ -56,7 +56,11 @@ class GuestState:
 @config_argument
 @job_option
 @click.option(
-    "--show", "action", flag_value="show", default="show", help="What the guests have; changes nothing."
+    "--show",
+    "action",
+    flag_value="show",
+    default="show",
+    help="Show the settings of the guests; change nothing.",
 )
 @click.option(
     "--apply", "action", flag_value="apply", help="Change tools.conf in the guests as their jobs ask."
@@ -113,7 +117,7 @@ def _machines(config: Path, only: str | None) -> list[VsphereVm]:
     found = [machine for machine in machines if isinstance(machine, VsphereVm) and machine.guest is not None]
     if not found:
         raise ConfigError(
-            f"{config} has no job with an account of its guest.",
+            f"{config} has no job that has an account in its guest.",
             remedy="Give the VM of the job guest=GuestControl(user, password, settings={...}).",
         )
     return found

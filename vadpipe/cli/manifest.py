@@ -32,7 +32,7 @@ from vadpipe.vss.rules import RULES
 from vadpipe.vss.verdict import Level, Verdict
 
 from .commands import json_option
-from .output import show
+from .output import report, show
 from .verdict import verdict_lines, verdict_table
 
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
@@ -94,7 +94,7 @@ def manifest(path: Path | None, level: str, rules: bool, as_json: bool) -> int:
         show({"required": level, "manifests": [one.as_dict(required) for one in found]}, lines, as_json)
     for one in found:
         if one.unreadable:
-            click.echo(f"vadpipe: {one.path}: {one.unreadable}", err=True)
+            report(f"{one.path}: {one.unreadable}")
     codes = {one.exit_code(required) for one in found}
     return next(code for code in (EXIT_FAILED, EXIT_ATTENTION, EXIT_DONE) if code in codes)
 
