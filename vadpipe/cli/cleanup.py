@@ -37,8 +37,8 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     """Undo what killed runs left on the servers of a configuration.
 
     It detaches hot-added disks, removes snapshots, ends locks against Storage vMotion, and powers on VMs that were
-    shut down. It consolidates disks as far as any job of their server allows. Disks that no VM refers to are listed and
-    never touched. Exit code 3: something could not be undone.
+    shut down. It consolidates disks as far as any job of their server allows. Disks that no VM refers to are listed
+    and never touched. Exit code 3: something could not be undone.
     """
     # The VMs of a source are not looked up: there may be none any more, while their snapshots are left.
     jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
