@@ -1,4 +1,4 @@
-"""Secrets: read late, shown never."""
+"""Secrets: read when they are needed, never shown."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Secret:
 
     @classmethod
     def from_fd(cls, descriptor: int) -> Secret:
-        """The first line that an inherited file descriptor gives; read once."""
+        """The first line of an inherited file descriptor; read once."""
         return cls(f"file descriptor {descriptor}", descriptor)
 
     @classmethod
     def from_keyring(cls, service: str, user: str) -> Secret:
-        """The entry of the system's keyring, by the names that it was stored under; needs `keyring` installed.
+        """An entry of the system's keyring; needs the package `keyring`.
 
         Source: https://keyring.readthedocs.io
         """
@@ -84,7 +84,7 @@ def _first_line(descriptor: int) -> str:
 
 
 def _from_keyring(service: str, user: str) -> str:
-    """Asked anew each time: the keyring is the place that may hold it. Loaded here, so that only users need it."""
+    """The password, read at each use so that only the keyring keeps it. Only its users need the package."""
     try:
         keyring = importlib.import_module("keyring")
     except ModuleNotFoundError as exc:
