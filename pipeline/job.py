@@ -22,7 +22,7 @@ import trio
 
 from .buffers import BufferPool
 from .composition import at_least, has_methods, type_arguments, wrong_part
-from .contracts import Flow, Pipeline, Sink, Source
+from .contracts import Flow, Pipeline, Sink, Source, expect_trio
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
@@ -183,6 +183,7 @@ class Job(Generic[C, P]):
                 before the first read.
             MoverError, TransferFailed: Nothing was published.
         """
+        expect_trio()
         self.planned()
         begun, cpu = trio.current_time(), _cpu_s()
         record = _Record[C]()
