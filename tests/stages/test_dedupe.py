@@ -214,8 +214,9 @@ def test_a_codec_of_ones_own_is_found_by_its_name_once_it_is_registered(monkeypa
     monkeypatch.setattr(codecs, "_registered", dict(codecs._registered))
     with pytest.raises(ConfigError, match=r"'backwards' is not registered.* Call register_codec"):
         Compress(Backwards())
-    with pytest.raises(LookupError, match="known are: raw, zstd"):
+    with pytest.raises(KeyError):
         codec_named("backwards")
+    assert codecs.codec_names() == ["raw", "zstd"]
     register_codec(Backwards())
     register_codec(Backwards())
     check_codec(codec_named("backwards"))
