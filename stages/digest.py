@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pipeline import ConfigError, CutSpan, DigestedSpan, Gap, Identity, KernelStage
-from vadpipe.kernels.identity import Blake3 as Blake3
-from vadpipe.kernels.identity import digest_span
+from vadpipe.kernels.digest import Blake3 as Blake3
+from vadpipe.kernels.digest import digest_span
 
 
 class Identified(Protocol):

@@ -2,7 +2,7 @@
 
 zeros         mark_zeros: which clusters of a span hold zeros only
 chunks        cut, cut_span: where content says that chunks end
-identity      Blake3, digest_span: the identity of chunks
+digest        Blake3, digest_span: the identity of chunks
 dedupe        MemoryIndex, assign, dedupe_span: which chunks are new, and the frames that hold them
 codecs        Zstd, Uncompressed, encode_span, and the registry of codecs
 digest_table  a hash table of digests in numpy columns
@@ -19,7 +19,7 @@ digest_table  a hash table of digests in numpy columns
 from .chunks import cut, cut_span
 from .codecs import Codec, Uncompressed, Zstd, codec_named, encode_span, register_codec
 from .dedupe import MemoryIndex, assign, dedupe_span
-from .identity import Blake3, digest_span
+from .digest import Blake3, digest_span
 from .zeros import mark_zeros
 
 __all__ = [

@@ -26,8 +26,8 @@ from pipeline.values import (
     PlannedFrame,
 )
 
+from .digest import Blake3
 from .digest_table import DigestTable
-from .identity import Blake3
 
 # One frame is compressed, sealed, indexed and stored as a whole (docs/design.md).
 FRAME = 1 * MiB
