@@ -1,12 +1,39 @@
-"""Secrets: read when they are needed, never shown."""
+"""Secrets: read late, shown never.
+
+Every secret that was read is known from then on, so that whatever is logged or printed can be cleared of it: see
+`blot` and `blotted`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from .errors import ConfigError
+
+# A shorter text would blot out ordinary words; such a password protects nothing.
+_SHORTEST = 4
+_BLOT = "***"
+
+_known: dict[str, None] = {}
+
+
+def blot(text: str) -> None:
+    """Make a secret known, e.g. a session cookie, so that `blotted` takes it out; of 4 letters or more."""
+    if len(text) >= _SHORTEST and text not in _known:
+        spellings = {text, json.dumps(text)[1:-1], repr(text)[1:-1], quote(text), quote(text, safe="")}
+        _known.update(dict.fromkeys(spellings))
+
+
+def blotted(text: str) -> str:
+    """The text without any known secret, in plain or in the spelling of JSON, Python or a URL."""
+    for secret in sorted(_known, key=len, reverse=True):
+        if secret in text:
+            text = text.replace(secret, _BLOT)
+    return text
 
 
 @dataclass(frozen=True)
@@ -28,12 +55,12 @@ class Secret:
 
     @classmethod
     def from_fd(cls, descriptor: int) -> Secret:
-        """The first line of an inherited file descriptor; read once."""
+        """The first line that an inherited file descriptor gives; read once."""
         return cls(f"file descriptor {descriptor}", descriptor)
 
     @classmethod
     def from_keyring(cls, service: str, user: str) -> Secret:
-        """An entry of the system's keyring; needs the package `keyring`.
+        """The entry of the system's keyring, by the names that it was stored under; needs `keyring` installed.
 
         Source: https://keyring.readthedocs.io
         """
@@ -45,7 +72,12 @@ class Secret:
         return cls("given", None, text)
 
     def reveal(self) -> str:
-        """The secret itself. Raises ConfigError when its place is empty."""
+        """The secret itself; `blotted` knows it from then on. Raises ConfigError when its place is empty."""
+        text = self._read()
+        blot(text)
+        return text
+
+    def _read(self) -> str:
         if self._text is not None:
             return self._text
         if isinstance(self._place, str):
@@ -84,7 +116,7 @@ def _first_line(descriptor: int) -> str:
 
 
 def _from_keyring(service: str, user: str) -> str:
-    """The password, read at each use so that only the keyring keeps it. Only its users need the package."""
+    """Asked anew each time: the keyring is the place that may hold it. Loaded here, so that only users need it."""
     try:
         keyring = importlib.import_module("keyring")
     except ModuleNotFoundError as exc:
