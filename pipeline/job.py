@@ -152,7 +152,7 @@ class Job(Generic[C, P]):
             point. One that is an `Examiner` too is asked before anything is read.
         disks_at_once: How many disks are read at the same time.
         name: For messages; the machine's name by default.
-        on_success: Hooks that get the receipt of a published point when the capture has ended. A hook is a function,
+        on_success: Hooks that get the receipt of a published point after the capture. A hook is a function,
             which runs on a thread, or a coroutine function. One that fails or takes more than a minute does not
             change the result: it is a sentence in `attention`.
         on_failure: Hooks that get a JobFailure, also when the job was cancelled. One that fails is a note on the
