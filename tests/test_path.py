@@ -160,7 +160,7 @@ async def test_chunks_of_another_identity_are_refused_before_they_are_stored(rep
 
     with pytest.raises(TransferFailed) as failed:
         await Job(FakeMachine([disk]), hiding, into=repository).run()
-    assert failed.group_contains(ContractError, match="not the identity of this repository")
+    assert failed.group_contains(ContractError, match="were named by")
     async with open_repository(repository.path) as reader:
         assert list(reader.points) == []
     run = await back_up(disk, repository)
