@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pyVmomi import vim
 
+from vadpipe.vmdk.vmx import redacted
+
 from .datastore import DatastorePath
 
 Device = vim.vm.device.VirtualDevice
@@ -186,7 +188,7 @@ def configuration(config: vim.vm.ConfigInfo, left_out: Sequence[str]) -> dict[st
             if isinstance(device, vim.vm.device.VirtualEthernetCard)
         ],
         "settings": {
-            option.key: str(option.value)
+            option.key: redacted(option.key, str(option.value))
             for option in config.extraConfig
             if option.key.startswith(_KEPT_SETTINGS)
         },

@@ -247,6 +247,7 @@ async def test_an_account_without_the_right_changes_nothing(
 
 CONFIG = """
 from pipeline import Job, Secret
+from sinks import Nowhere
 from stages import GuestControl, Quiesce, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port})
@@ -254,7 +255,7 @@ guest = GuestControl("Administrator", Secret.from_env("GUEST_PASSWORD"), setting
 
 def job_of(name, guest):
     machine = VcenterVm(vcenter, name, reader=None, quiesce=Quiesce.file_system(), guest=guest)
-    return Job(machine, path=None, into=None, name=name)
+    return Job(machine, path=print, into=Nowhere(), name=name)
 
 jobs = [job_of("web01", {guest}), job_of("without", None)]
 """

@@ -1,4 +1,7 @@
-"""Failures of the library and of its process, as errors that say what to do."""
+"""Failures of the library and of its process, as errors with a remedy.
+
+`VddkError` itself is one of the engine's error classes, so that the engine needs no room above it.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,37 @@ from pipeline.errors import ConfigError, MoverError, VddkError
 from .abi import CODE_MASK
 from .codes import code_of
 
-_QUOTED = 3  # log lines in a message; all that were kept are in the error's facts
+_QUOTED = 3  # log lines in a message; the error's facts hold all that were kept
 
 _THUMBPRINT = (
-    "The server's certificate thumbprint is most likely wrong or missing: compare it with the one that the"
-    " library's log names."
+    "The server's certificate thumbprint is most likely wrong or missing: compare it with the one in the"
+    " library's log."
 )
 
 
 def call_failed(
     call: str, error: int, text: str, path: str, log: Iterable[str], **place: object
 ) -> MoverError:
-    """The error of one call of the library. `place` is offset and length, of a read."""
+    """The error of one call of the library.
+
+    Args:
+        call: The function, without its prefix.
+        error: The VixError, all 64 bits.
+        text: The library's own text for it.
+        path: The disk or VM.
+        log: The library's last lines.
+        place: `offset` and `length` of a read, in bytes.
+    """
     if call == "dlopen":
         return ConfigError(
             f"The VDDK library cannot be loaded: {text}.",
-            remedy="Check that libdir holds a complete 64-bit VDDK 6.7 or later.",
+            remedy="Check that libdir holds a complete 64-bit VDDK 6.5 or later.",
         )
     lines = list(log)
     code = code_of(error)
     words = f"{code.name}: {code.meaning}"
     if text and text.lower() != code.meaning:
-        words += f", in its own words '{text}'"
+        words += f", text '{text}'"
     remedy = code.remedy
     quoted = quote(lines)
     if call == "Open" and code.name == "FAIL":
@@ -57,7 +69,7 @@ def answered(answer: Mapping[str, object], path: str, log: Iterable[str]) -> Mov
 
 
 def not_started(path: str, cause: OSError) -> VddkError:
-    """The error of a child process that the system refused."""
+    """The error when the system refused to start a child process."""
     return VddkError(
         f"The VDDK process of {path} cannot be started: {cause.strerror}.",
         remedy="Check the limits of processes and open files (ulimit -u, ulimit -n).",
@@ -66,9 +78,9 @@ def not_started(path: str, cause: OSError) -> VddkError:
 
 
 def other_disk(path: str, was: int, now: int) -> VddkError:
-    """The error of a disk that has another capacity after reconnecting."""
+    """The error when a disk has another capacity after reconnecting."""
     return VddkError(
-        f"{path} had {was} bytes and has {now} after reconnecting: it is not the same disk any more.",
+        f"{path} had {was} bytes and has {now} after reconnecting: it is another disk.",
         remedy="Start the job again with a new snapshot.",
         call="GetInfo",
         path=path,
@@ -76,13 +88,13 @@ def other_disk(path: str, was: int, now: int) -> VddkError:
 
 
 def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
-    """The error of a child process that crashed or hung; transient, because a new one may do better."""
+    """The transient error when the child of an open disk crashed or hung."""
     where = f" at offset {place['offset']}" if place else ""
     return call_lost("ReadAsync" if place else "Open", f"{how}{where}", path, log, **place)
 
 
 def call_lost(call: str, how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
-    """The same for any call."""
+    """The transient error when the child crashed or hung during `call`."""
     lines = list(log)
     return VddkError(
         f"The VDDK process of {path} {how}.{said(quote(lines))}",
@@ -97,7 +109,7 @@ def call_lost(call: str, how: str, path: str, log: Iterable[str], **place: objec
 
 
 def given_up(last: MoverError, restarts: int) -> MoverError:
-    """The last of `restarts` + 1 setbacks in a row, without a byte read in between."""
+    """The error after `restarts` + 1 failures in a row without a byte read in between."""
     if not last.transient or not restarts:
         return last
     return VddkError(
@@ -109,12 +121,12 @@ def given_up(last: MoverError, restarts: int) -> MoverError:
 
 
 def quote(log: list[str]) -> list[str]:
-    """The lines worth showing: the last ones that are not mere information."""
+    """The lines for a message: the last ones above the level of information."""
     telling = dict.fromkeys(line for line in log if not line.startswith(("D ", "I ")))
     return list(telling)[-_QUOTED:]
 
 
 def said(lines: list[str]) -> str:
-    """Log lines as a sentence, their tags removed."""
+    """Log lines as one sentence, without their tags."""
     words = [line[2:] if line[1:2] == " " else line for line in lines]
     return f" The library said: {' / '.join(words)}." if words else ""
