@@ -315,6 +315,13 @@ class HttpClient:
                 self._connection.close()
                 raise http.client.HTTPException(f"{answer.status} {answer.reason}")
             content = self._read(answer, call, limit)
+        except http.client.InvalidURL:  # its text quotes the target
+            raise VsphereError(
+                f"{host}: {call} failed: its address contains a blank or a control character.",
+                remedy="Ask the administrator of the server that names the address.",
+                server=host,
+                call=call,
+            ) from None
         except FOREIGN as exc:
             self._connection.close()
             error = translate(exc, call, host)
