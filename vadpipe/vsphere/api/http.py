@@ -310,11 +310,10 @@ class HttpClient:
             if self._was_cut:
                 raise ConnectionAbortedError("the request was cancelled")
             self._connection.request(method, target, body, dict(headers or {}))
-            answer = self._connection.getresponse()
-            if answer.status in _NOT_READY:
-                self._connection.close()
-                raise http.client.HTTPException(f"{answer.status} {answer.reason}")
-            content = self._read(answer, call, limit)
+            with self._connection.getresponse() as answer:
+                if answer.status in _NOT_READY:
+                    raise http.client.HTTPException(f"{answer.status} {answer.reason}")
+                content = self._read(answer, call, limit)
         except http.client.InvalidURL:  # its text quotes the target
             raise VsphereError(
                 f"{host}: {call} failed: its address contains a blank or a control character.",
