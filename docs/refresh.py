@@ -41,7 +41,7 @@ def played(shown: str, root: Path) -> str:
     """Run the commands of a block below `root`, which stands for `/`; the block as it has to be."""
     lines: list[str] = []
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(("VC_", "VM", "REPO"))},
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
         "HOME": f"{root}/home/you",
         "XDG_STATE_HOME": "",
