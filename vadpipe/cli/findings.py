@@ -1,4 +1,4 @@
-"""Findings for people: one line each, with the remedy below. Preflight and proxies are told in this way."""
+"""Findings for people: one line each, with the remedy below. Used for preflight and for proxies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOUNS = {
 def finding_lines(
     findings: Iterable[Finding[V]], undecided: Iterable[Undecided] = (), *, remedies: bool = True
 ) -> Iterator[str]:
-    """Findings in their order, then what nobody can tell."""
+    """Findings in their order, then conditions that could not be checked."""
     for finding in findings:
         yield printable(f"  {finding.severity.value:8}{finding.rule:28}{finding.sentence}")
         if remedies:

@@ -131,7 +131,7 @@ def test_prepare_does_the_procedure(add_vm, config, lab):
     assert run(preflight, path, "--no-network")[0] == 0
 
 
-def test_a_configuration_without_such_vms_is_told(tmp_path):
+def test_a_configuration_without_vsphere_vms_is_an_error(tmp_path):
     path = tmp_path / "jobs.py"
     path.write_text("from pipeline import Job\njobs = []\n")
     with pytest.raises(ConfigError, match="no job for a VM"):

@@ -54,7 +54,7 @@ def test_an_unusable_backup_manifest_falls_through(told):
     assert answer == found(NEW, FoundBy.LAYOUT)
 
 
-def test_the_new_name_of_the_layout_is_taken_and_the_old_one_never():
+def test_a_new_file_of_the_layout_is_the_manifest_and_an_old_one_never():
     before = [*DISKS, OLD]
     assert find_manifest(None, "[ds1] web01/", before, [*before, NEW], []) == found(NEW, FoundBy.LAYOUT)
     assert find_manifest(None, "[ds1] web01/", before, before, [OLD]) is None
@@ -79,7 +79,7 @@ def test_the_search_may_give_names_or_paths(directory, seen):
     assert answer == found(full, FoundBy.SEARCH)
 
 
-def test_without_knowing_what_was_there_nothing_is_new():
+def test_without_the_earlier_listing_no_file_counts_as_new():
     assert find_manifest(None, "[ds1] web01/", [], [OLD], [OLD]) is None
 
 
@@ -89,7 +89,7 @@ def test_several_new_zips_are_ranked_by_number_not_by_text():
     assert answer == found(tenth, FoundBy.LAYOUT)
 
 
-def test_the_manifest_of_a_linux_guest_is_found_for_what_it_is():
+def test_the_manifest_of_a_linux_guest_is_recognised():
     layout = find_manifest(None, "[ds1] web01/", DISKS, [*DISKS, LINUX], [])
     assert layout == found(LINUX, FoundBy.LAYOUT, ManifestKind.LINUX_XML)
     told = find_manifest("web01-quiesce_manifest1.xml", "[ds1] web01/", [], [], [])
@@ -132,7 +132,7 @@ def test_a_known_name_is_not_taken_without_that_proof(before, after):
 
 
 @pytest.mark.parametrize("told", [OLD, "web01-vss_manifests1.zip"])
-def test_a_file_that_did_not_change_is_not_the_one_even_when_vsphere_names_it(told):
+def test_an_unchanged_file_is_not_the_manifest_even_when_vsphere_names_it(told):
     seen = [ListedFile(OLD, 900, BEFORE)]
     assert find_in_searches(told, "[ds1] web01/", DISKS, DISKS, seen, seen) is None
     anew = find_in_searches(told, "[ds1] web01/", DISKS, DISKS, seen, [ListedFile(OLD, 900, LATER)])

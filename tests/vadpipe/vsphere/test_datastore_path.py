@@ -31,7 +31,7 @@ def test_parsing(text, datastore, path):
 
 
 @pytest.mark.parametrize("text", ["", "dir/file", "[] x", "[ds]x", "[ds", "[ds] a/../b", "[ds] ./a"])
-def test_what_is_no_datastore_path(text):
+def test_a_text_that_is_no_datastore_path_is_refused(text):
     with pytest.raises(ValueError, match="datastore path"):
         DatastorePath.parse(text)
 
