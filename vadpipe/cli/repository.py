@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -23,6 +21,7 @@ from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import VerifyReport
 
+from .findings import stored_preflight_lines
 from .main import (
     error_lines,
     json_option,
@@ -182,7 +181,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         _point_line(point),
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
-        *_preflight_lines(point.preflight),
+        *stored_preflight_lines(point.preflight),
         *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
@@ -192,22 +191,6 @@ def _point_lines(point: RestorePoint) -> list[str]:
             f"    root {disk.receipt.root}",
         ]
     return lines + [f"  document {name}: {each.length} bytes" for name, each in point.documents.items()]
-
-
-def _preflight_lines(document: Mapping[str, object] | None) -> list[str]:
-    """What was found before the snapshot; what nobody could tell is counted, and listed by --json."""
-    if document is None:
-        return ["  preflight: none"]
-    if "problem" in document:
-        return [f"  preflight: none, because {document['problem']}"]
-    findings = cast("Sequence[Mapping[str, str]]", document.get("findings", ()))
-    unknown = cast("Sequence[object]", document.get("unknown", ()))
-    told = ["  preflight: " + (f"{len(findings)} found" if findings else "nothing found")]
-    told[0] += f", {len(unknown)} not known" if unknown else ""
-    for finding in findings:
-        subject = f"{finding['subject']}: " if finding["subject"] else ""
-        told.append(f"    {finding['severity']} {finding['rule']}: {subject}{finding['found']}")
-    return told
 
 
 def _restored(disk: RestoredDisk) -> dict[str, object]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 NOT_FOUND = 127  # these two as a shell reports them
 NOT_EXECUTABLE = 126
@@ -24,6 +28,13 @@ class Run(Protocol):
 
 def run_command(argv: Sequence[str], stdin: str = "") -> tuple[int, str]:
     """Run it in a subprocess. The output is standard output; after a failure, followed by standard error."""
+    begun = time.perf_counter()
+    code, output = _run(argv, stdin)
+    log.debug("%s ended with %d after %.2f s", " ".join(argv), code, time.perf_counter() - begun)
+    return code, output
+
+
+def _run(argv: Sequence[str], stdin: str) -> tuple[int, str]:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_ADMIN_PATH))
     environment = {**os.environ, "LC_ALL": "C", "PATH": path}
     try:

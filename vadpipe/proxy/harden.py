@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,8 @@ from pipeline.errors import MoverError
 from .machine import Machine
 from .settings import Change
 from .undo import start_undo, write_undo
+
+log = logging.getLogger(__name__)
 
 
 class Undone(Enum):
@@ -69,6 +72,7 @@ def undo(machine: Machine, changes: Sequence[Change]) -> Sequence[tuple[Change, 
 
 def _make(machine: Machine, change: Change) -> Sequence[str]:
     remarks = machine.set(change.setting, change.wanted)
+    log.info("changed %s (%s)", change.setting.id, change.setting.place)
     found = machine.read(change.setting)
     if found != change.wanted:
         raise MoverError(
