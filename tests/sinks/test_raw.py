@@ -67,7 +67,7 @@ FULL = """
 import resource, signal, sys, trio
 from pathlib import Path
 from pipeline import MiB
-from vadpipe.cli.main import error_lines
+from vadpipe.cli.output import error_lines
 from pipeline.testing import PatternDisk
 from sinks import RawFile
 from stages import AllocatedExtents, ReadSpans
@@ -91,7 +91,7 @@ def test_a_target_that_takes_no_more_is_named(tmp_path):
 
 
 async def test_null_gives_buffers_back(disk):
-    assert await (whole(disk) | NullSink()).run() > 0
+    assert (await (whole(disk) | NullSink()).run()).new > 0
     assert all_free(disk.pool)
 
 

@@ -16,7 +16,7 @@ from pyVmomi import vim
 from pyVmomi.VmomiSupport import ManagedObject
 
 from vadpipe.vsphere.api.faults import ConnectionLost, VsphereError
-from vadpipe.vsphere.api.properties import Collector, Row, collect
+from vadpipe.vsphere.api.properties import Collector, Row, below_root, read_from
 from vadpipe.vsphere.api.session import VcenterSession
 
 from .facts import (
@@ -129,8 +129,6 @@ async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:
 
 def _one_pass(session: VcenterSession, vms: Sequence[str]) -> list[Row]:
     content = session.content
-    manager = content.viewManager
-    assert manager is not None  # only provisioning services lack one
     paths = [*_VM_PATHS, *(path for path, since in _VM_PATHS_SINCE.items() if session.api_version >= since)]
     wanted: dict[type[ManagedObject], Sequence[str]] = {
         vim.VirtualMachine: paths,
@@ -139,20 +137,13 @@ def _one_pass(session: VcenterSession, vms: Sequence[str]) -> list[Row]:
         vim.Task: _TASK_PATHS,
     }
     tasks = Collector.TraversalSpec(name="tasks", type=vim.VirtualMachine, path="recentTask", skip=False)
-    inside = Collector.TraversalSpec(name="view", type=vim.view.ContainerView, path="view", skip=False)
-    view = manager.CreateContainerView(content.rootFolder, [vim.HostSystem, vim.Datastore], True)
-    try:
-        start = [Collector.ObjectSpec(obj=view, skip=True, selectSet=[inside])]
+    with below_root(content, [vim.HostSystem, vim.Datastore]) as surroundings:
+        start = [surroundings]
         start += [
             Collector.ObjectSpec(obj=vim.VirtualMachine(moref, session.stub), skip=False, selectSet=[tasks])
             for moref in vms
         ]
-        properties = [
-            Collector.PropertySpec(type=kind, pathSet=list(paths)) for kind, paths in wanted.items()
-        ]
-        return collect(content, Collector.FilterSpec(objectSet=start, propSet=properties))
-    finally:
-        view.Destroy()
+        return list(read_from(content, start, wanted))
 
 
 def _is_running(row: Row) -> bool:

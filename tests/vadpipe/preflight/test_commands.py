@@ -14,12 +14,13 @@ from vadpipe.preflight.rules import RULES
 
 CONFIG = """
 from pipeline import Job, Secret
+from sinks import Nowhere
 from stages import Quiesce, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port})
 
 def job_of(name, **settings):
-    return Job(VcenterVm(vcenter, name, reader=None, **settings), path=None, into=None, name=name)
+    return Job(VcenterVm(vcenter, name, reader=None, **settings), path=print, into=Nowhere(), name=name)
 
 jobs = [job_of(name, enable_change_tracking=True{quiesce}) for name in {names!r}]
 """
@@ -94,7 +95,7 @@ def test_two_jobs_of_one_vm_are_judged_apart(add_vm, config, tmp_path):
     with open(path, "a") as file:
         file.write(
             "jobs.append(Job(VcenterVm(vcenter, 'web01', reader=None, quiesce=Quiesce.none(), "
-            "enable_change_tracking=True), path=None, into=None, name='at rest'))\n"
+            "enable_change_tracking=True), path=print, into=Nowhere(), name='at rest'))\n"
         )
     code, output = run(preflight, path, "--no-network", "--json")
     assert code == 3
@@ -133,7 +134,10 @@ def test_prepare_does_the_procedure(add_vm, config, lab):
 
 def test_a_configuration_without_vsphere_vms_is_an_error(tmp_path):
     path = tmp_path / "jobs.py"
-    path.write_text("from pipeline import Job\njobs = []\n")
+    path.write_text(
+        "from pipeline import Job\nfrom sinks import Nowhere\nfrom stages import LocalVm\n"
+        "jobs = [Job(LocalVm('web01'), path=print, into=Nowhere(), name='local')]\n"
+    )
     with pytest.raises(ConfigError, match="no job for a VM"):
         run(preflight, str(path))
 
