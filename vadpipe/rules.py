@@ -1,8 +1,8 @@
 """One rules engine for everything that is judged: VSS manifests, VMs before a job, and backup proxies.
 
 A rule is a check over plain facts. It yields a `Violation` for each place where its condition does not hold, and
-an `Unknown` where nobody can tell. A table holds the rules of a room in their order; the decorator puts the row and
-its check next to each other:
+an `Unknown` where that cannot be found out. A table holds the rules of a room in their order; the decorator puts
+the row and its check next to each other:
 
     RULES: RuleTable[Facts, Violation] = RuleTable()
 
@@ -60,7 +60,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Nobody can tell whether the rule holds, and why."""
+    """It cannot be found out whether the rule holds; `why`: the cause."""
 
     why: str
 
@@ -134,7 +134,7 @@ class Finding(Generic[V]):
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """A rule of which nobody can tell whether it holds, and why."""
+    """A rule that could not be checked, and why."""
 
     rule: str
     why: str

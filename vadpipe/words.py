@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
-    """'1 disk', '2 disks'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun: '1 disk', '2 disks'."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

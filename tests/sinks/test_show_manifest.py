@@ -62,7 +62,7 @@ def with_manifest(repository):
     return stored(repository, evidence)
 
 
-def test_writers_are_told_with_what_is_covered(repository):
+def test_applications_are_shown_with_their_components_and_no_writer_twice(repository):
     with_manifest(repository)
     lines = shown(repository).splitlines()
     assert "  application registry: application; covered: Registry" in lines
@@ -79,7 +79,7 @@ def test_a_verdict_of_another_shape_shows_what_it_has(repository, verdict):
     assert "reached file-system" in shown(repository)
 
 
-def test_applications_come_first_long_lists_are_counted_and_nothing_moves_the_cursor():
+def test_applications_come_first_and_long_lists_are_counted_and_control_characters_are_replaced():
     verdict = {
         "writers": [
             {
@@ -99,7 +99,7 @@ def test_applications_come_first_long_lists_are_counted_and_nothing_moves_the_cu
     ]
 
 
-def test_an_older_verdict_tells_of_writers_only():
+def test_an_older_verdict_without_applications_shows_its_writers():
     writer = {
         "name": "Registry Writer",
         "application": "registry",
@@ -111,7 +111,7 @@ def test_an_older_verdict_tells_of_writers_only():
     ]
 
 
-def test_the_manifest_comes_out_as_it_came(repository, tmp_path):
+def test_the_extracted_manifest_has_the_stored_bytes(repository, tmp_path):
     identity = with_manifest(repository)
     shown(repository, "--extract-manifest", tmp_path / "m.zip")
     shown(repository, "--extract-manifest", tmp_path)

@@ -67,7 +67,7 @@ BUILT_IN = {
         "Prepare the VMs of a configuration for application quiescing and for incremental backups.",
     ),
     "proxy": BuiltIn(
-        "vadpipe.cli.proxy:proxy", "Whether this machine is fit to be a backup proxy, and what makes it so."
+        "vadpipe.cli.proxy:proxy", "Check whether this machine is fit to be a backup proxy, and make it so."
     ),
     "restore": BuiltIn(
         "vadpipe.cli.repository:restore",

@@ -1,9 +1,9 @@
-"""Findings for people: one line each, with the remedy below. Preflight and proxies are told in this way."""
+"""Findings for people: one line each, with the remedy below. Used for preflight and for proxies."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from vadpipe.jsonable import Json
@@ -37,7 +37,7 @@ _NOUNS = {
 def finding_lines(
     findings: Iterable[Finding[V]], undecided: Iterable[Undecided] = (), *, remedies: bool = True
 ) -> Iterator[str]:
-    """Findings in their order, then what nobody can tell."""
+    """Findings in their order, then conditions that could not be checked."""
     for finding in findings:
         yield printable(f"  {finding.severity.value:8}{finding.rule:28}{finding.sentence}")
         if remedies:
@@ -59,6 +59,27 @@ def rule_document(rule: Rule[F, V]) -> dict[str, Json]:
         "id": rule.id,
         "severity": rule.severity.value,
         "wanted": rule.wanted,
-        "remedy": rule.remedy,
+        **({"remedy": rule.remedy} if rule.remedy else {}),
         "source": rule.source,
     }
+
+
+def stored_preflight_lines(document: Mapping[str, object] | None) -> Iterator[str]:
+    """What preflight found before the snapshot of a restore point; unknown conditions are only counted."""
+    if document is None or "problem" in document:
+        yield "  preflight: none" + (f", because {document['problem']}" if document else "")
+        return
+    unknown, stored = document.get("unknown"), document.get("findings")
+    findings = (
+        [_read_finding(one) for one in stored if isinstance(one, Mapping)] if isinstance(stored, list) else []
+    )
+    count = counted(len(unknown), "condition") if isinstance(unknown, list) and unknown else ""
+    yield f"  preflight: {counts_line(findings)}{f', {count} not known' if count else ''}"
+    yield from (f"  {line}" for line in finding_lines(findings, remedies=False))
+
+
+def _read_finding(document: Mapping[str, object]) -> Finding[Violation]:
+    texts = {name: str(value) for name, value in document.items()}
+    severity = next((one for one in Severity if one.value == texts.get("severity")), Severity.INFO)
+    violation = Violation(texts.get("found", ""), texts.get("subject", ""))
+    return Finding(texts.get("rule", ""), severity, violation, remedy=texts.get("remedy", ""))

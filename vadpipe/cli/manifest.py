@@ -36,6 +36,7 @@ from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level, Verdict
 
 from .commands import json_option
+from .findings import rule_document, rule_line
 from .output import report, show
 from .verdict import verdict_lines, verdict_table
 
@@ -160,16 +161,7 @@ def _is_zip(file: Path) -> bool:
 
 def _rules() -> dict[str, object]:
     return {
-        "rules": [
-            {
-                "id": rule.id,
-                "severity": rule.severity.value,
-                "reads": rule.reads,
-                "wanted": rule.wanted,
-                "source": rule.source,
-            }
-            for rule in (*RULES, *COVERAGE_RULES)
-        ],
+        "rules": [{**rule_document(rule), "reads": rule.reads} for rule in (*RULES, *COVERAGE_RULES)],
         "decisions": [
             {"id": one.id, "level": one.level.value, "reads": one.reads, "source": one.source}
             for one in DECISIONS
@@ -178,12 +170,9 @@ def _rules() -> dict[str, object]:
 
 
 def _rule_lines() -> list[str]:
-    lines = ["Rules: a violation of each is a finding."]
+    lines = ["Rules: each violation is a finding."]
     for rule in (*RULES, *COVERAGE_RULES):
-        lines += [
-            f"{rule.id} ({rule.severity.value}, reads {rule.reads}): {rule.wanted}",
-            f"    source: {rule.source}",
-        ]
+        lines += [f"{rule_line(rule)} (reads {rule.reads})", f"    source: {rule.source}"]
     lines += ["", "Decisions: the first that applies names the level."]
     for one in DECISIONS:
         lines += [f"{one.id} (reads {one.reads}): {one.level}", f"    source: {one.source}"]

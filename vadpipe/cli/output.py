@@ -151,11 +151,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
     return [line(row) for row in cells]
 
 
-def counted(count: int, noun: str, plural: str = "") -> str:
-    """A count with its noun: '1 point', '2 points'."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
-
-
 def error_lines(exc: BaseException) -> list[str]:
     """An error for people: one line per failure of a group, with its notes."""
     lines: dict[str, None] = {}

@@ -37,7 +37,7 @@ transport_option = click.option(
 
 @click.group()
 def proxy() -> None:
-    """Whether this machine is fit to be a backup proxy, and what makes it so."""
+    """Check whether this machine is fit to be a backup proxy, and make it so."""
 
 
 @proxy.command()
@@ -45,7 +45,7 @@ def proxy() -> None:
 @click.option("--rules", is_flag=True, help="List the rules of all platforms instead.")
 @json_option
 def check(transport: str, rules: bool, as_json: bool) -> int:
-    """Look at what this machine would do to guests' disks. Changes nothing; exit code 3 if there are findings."""
+    """Check what this machine would do to guests' disks. Changes nothing; exit code 3 if there are findings."""
     if rules:
         _show_rules(as_json)
         return EXIT_DONE
@@ -58,16 +58,16 @@ def check(transport: str, rules: bool, as_json: bool) -> int:
 @transport_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(
-    "--undo-file", type=click.Path(path_type=Path), help="Where the way back is written; a new file."
+    "--undo-file", type=click.Path(path_type=Path), help="The undo file to write; it must not exist."
 )
 @click.option("--undo", "undo_from", type=click.Path(path_type=Path), help="Take back what this file names.")
 @json_option
 def harden(transport: str, yes: bool, undo_file: Path | None, undo_from: Path | None, as_json: bool) -> int:
-    """Make this machine fit: shows every change, asks, writes the way back, changes, and looks again."""
+    """Make this machine fit: show every change, ask, write an undo file, change, and check again."""
     if as_json and not yes:
-        raise click.UsageError("--json needs --yes: there is nobody to ask.")
+        raise click.UsageError("--json needs --yes, because it cannot ask.")
     if undo_from and undo_file:
-        raise click.UsageError("--undo takes back, and writes no --undo-file.")
+        raise click.UsageError("--undo writes no --undo-file.")
     machine = this_machine()
     if undo_from:
         return _undo(machine, undo_from, yes, as_json)
@@ -79,18 +79,18 @@ def _harden(machine: Machine, transport: Transport, undo_file: Path | None, yes:
     changes = plan(report.fixes, machine.read)
     lines = list(finding_lines(finding for finding in report.findings if not finding.violation.fixes))
     if not changes:
-        return _tell(report, changes, [], None, ["There is nothing to change.", *lines], as_json)
+        return _result(report, changes, [], None, ["There is nothing to change.", *lines], as_json)
     path = undo_file or new_undo_path(machine.state_directory)
-    shown = [f"These changes will be made, the way back written to {path} before each:", *_indented(changes)]
+    shown = [f"These changes will be made; {path} is updated before each, to undo them:", *_indented(changes)]
     if not _agreed([*shown, *(["Not done here:", *lines] if lines else [])], yes, as_json):
         return EXIT_ATTENTION
     remarks = list(make_changes(machine, changes, path))
     after = machine.judge(transport)
-    told = [*remarks, f"Done. The way back: vadpipe proxy harden --undo {path}", *_lines(after)]
-    return _tell(after, changes, remarks, path, told, as_json)
+    done = f"Done. To take it back: vadpipe proxy harden --undo {path}"
+    return _result(after, changes, remarks, path, [*remarks, done, *_lines(after)], as_json)
 
 
-def _tell(
+def _result(
     report: Report,
     changes: tuple[Change, ...],
     remarks: list[str],
@@ -114,7 +114,7 @@ def _undo(machine: Machine, path: Path, yes: bool, as_json: bool) -> int:
     if not _agreed(["This will be taken back:", *_indented(back)], yes, as_json):
         return EXIT_ATTENTION
     results = take_back(machine, changes)
-    remarks = [remark for _, _, told in results for remark in told]
+    remarks = [remark for _, _, more in results for remark in more]
     undone = [{**_change(change), "result": result.value} for change, result, _ in results]
     lines = [f"{change.setting.id}: {result.value}" for change, result, _ in results]
     show({"undone": undone, "remarks": remarks}, lines + remarks, as_json)
@@ -140,13 +140,13 @@ def _with_fix(finding: Finding[Unfit]) -> Finding[Unfit]:
 
 
 def _agreed(lines: list[str], yes: bool, as_json: bool) -> bool:
-    """Show what is going to be done, and ask. Raises UsageError where nobody can be asked."""
+    """Show what is going to be done, and ask. Raises UsageError when standard input is no terminal."""
     if not as_json:
         show({}, lines, False)
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise click.UsageError("Nothing was changed: give --yes, there is nobody to ask.")
+        raise click.UsageError("Nothing was changed: give --yes, because standard input is no terminal.")
     return click.confirm("Do it?")
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import cast
 
 import click
 
@@ -25,10 +24,12 @@ from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Finding, VerifyReport
+from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
+from .findings import stored_preflight_lines
 from .manifest import MANIFEST_NAME, write_new
-from .output import counted, error_lines, report, show, table
+from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
 from .verdict import stored_verdict_lines
@@ -263,7 +264,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         _point_line(point),
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
-        *_preflight_lines(point.preflight),
+        *stored_preflight_lines(point.preflight),
         *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
@@ -273,22 +274,6 @@ def _point_lines(point: RestorePoint) -> list[str]:
             f"    root {disk.receipt.root}",
         ]
     return lines + [f"  document {name}: {each.length} bytes" for name, each in point.documents.items()]
-
-
-def _preflight_lines(document: Mapping[str, object] | None) -> list[str]:
-    """What was found before the snapshot; what nobody could tell is counted, and listed by --json."""
-    if document is None:
-        return ["  preflight: none"]
-    if "problem" in document:
-        return [f"  preflight: none, because {document['problem']}"]
-    findings = cast("Sequence[Mapping[str, str]]", document.get("findings", ()))
-    unknown = cast("Sequence[object]", document.get("unknown", ()))
-    told = ["  preflight: " + (f"{len(findings)} found" if findings else "nothing found")]
-    told[0] += f", {len(unknown)} not known" if unknown else ""
-    for finding in findings:
-        subject = f"{finding['subject']}: " if finding["subject"] else ""
-        told.append(f"    {finding['severity']} {finding['rule']}: {subject}{finding['found']}")
-    return told
 
 
 def _restored(disk: RestoredDisk) -> dict[str, object]:

@@ -18,12 +18,11 @@ import click
 from vadpipe.vss.classify import classify_manifest, classify_unfetched
 from vadpipe.vss.verdict import Level, Verdict
 
-from .vss.alterations import COMPONENT_ROWS
+from .vss.alterations import COMPONENT_ROWS, WRITER_ROWS
 from .vss.calamities import CALAMITIES
 from .vss.corpus import Case, case, corpus
 from .vss.draft import Standing
 from .vss.truth import COMBINED, applications, effective_type
-from .vss.writer_alterations import WRITER_ROWS
 
 SEED = 20240501
 COUNT = 1000

@@ -1,7 +1,7 @@
 """What the rules read: plain frozen facts about a VM, its surroundings, this machine and the job.
 
 None always means "not known": a property that may not be read, that this server's version does not have, or that
-nobody can tell. Rules say so instead of guessing. Sizes are bytes, versions tuples of numbers.
+cannot be found out. Rules report that instead of guessing. Sizes are bytes, versions tuples of numbers.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class DatastoreFacts:
 class ServerFacts:
     """The vCenter or ESXi host that we are logged in to.
 
-    `clock_ahead_s`: how far its clock is ahead of ours, None: not asked. `editions`: its licences' edition keys.
+    `clock_ahead_s`: how far its clock is ahead of ours, None: not known. `editions`: its licences' edition keys.
     """
 
     name: str
@@ -214,9 +214,9 @@ class ProxyFacts:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What the job wants. `quiescing`: 'application', 'file-system' or 'none'.
+    """What the job requests. `quiescing`: 'application', 'file-system' or 'none'.
 
-    `may_degrade`: less quiescing than asked is a remark, not a failure. `backup_type`: of VSS.
+    `may_degrade`: less quiescing than requested is a warning, not an error. `backup_type`: of VSS.
     `vddk` None: the disks are not read through VDDK.
     """
 
@@ -229,7 +229,7 @@ class JobFacts:
 
 @dataclass(frozen=True)
 class Case:
-    """What is known when the rules judge one VM. `host`: where it runs. `hosts`: all that see its datastores."""
+    """All facts about one job. `host`: where its VM runs. `hosts`: all that see its datastores."""
 
     vm: VmFacts
     server: ServerFacts
@@ -245,7 +245,7 @@ class Case:
 
     @property
     def application(self) -> bool:
-        """Application quiescing is asked of a guest that VMware Tools quiesce through VSS with its writers."""
+        """The job requests application quiescing, and VMware Tools quiesce this guest through VSS writers."""
         guest = self.vm.guest
         return self.job.quiescing == "application" and guest is not None and guest.reaches == "application"
 
@@ -254,5 +254,5 @@ class Case:
         return self.job.vddk.transports if self.job.vddk else ()
 
     def only(self, *transports: str) -> bool:
-        """Whether the job's transports are named, and none is beside these."""
+        """True when the job names its transports, and all are among these."""
         return bool(self.transports) and set(self.transports) <= set(transports)

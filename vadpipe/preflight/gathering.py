@@ -63,7 +63,7 @@ _ON_VM, _ON_DATASTORE, _ON_ROOT = (
 
 @dataclass(frozen=True)
 class Gathered:
-    """The facts of VMs and of what is around them, by moref. `datastores_of`: by the moref of the VM."""
+    """The facts of VMs and their surroundings, by moref. `datastores_of`: morefs by the moref of the VM."""
 
     server: ServerFacts
     vms: Mapping[str, VmFacts]
@@ -72,7 +72,7 @@ class Gathered:
     datastores_of: Mapping[str, Sequence[str]]
 
     def case(self, vm: str, job: JobFacts, proxy: ProxyFacts | None = None) -> Case:
-        """What the rules judge for one VM. Raises KeyError for a VM that was not asked for."""
+        """What the rules judge for one VM. Raises KeyError for a VM that was not gathered."""
         facts = self.vms[vm]
         return Case(
             vm=facts,
@@ -256,6 +256,6 @@ async def _missing_privileges(
         return await session.call("HasPrivilegeOnEntities", ask)
     except ConnectionLost:
         raise
-    except VsphereError as exc:  # without System.View on the root even this may not be asked
-        log.info("the privileges of the account cannot be asked: %s", exc.problem)
+    except VsphereError as exc:  # this needs System.View on the root
+        log.info("the privileges of the account cannot be read: %s", exc.problem)
         return {}

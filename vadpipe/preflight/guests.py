@@ -1,7 +1,7 @@
 """Which guest gets which quiescing: the table of the VDDK programming guide, and the Windows versions since.
 
 The guide's table ends with Windows Server 2016; the rows after it come from the guide for vSphere 8.0 (2019, 2022)
-and from VMware's published guest-OS tests (clients from 8 on). For Server 2025 no source says so yet: it is
+and from VMware's published guest-OS tests (clients from 8 on). No source covers Server 2025 yet: it is
 expected to behave like 2022.
 """
 
@@ -83,7 +83,7 @@ GUESTS: dict[str, GuestOs] = {guest_id: row for row, ids in _ROWS for guest_id i
 def guest_os(guest_id: str) -> GuestOs | None:
     """The row of a configured guest id (VirtualMachineGuestOsIdentifier of the vSphere API).
 
-    OTHER for a guest that is not Windows; None for a Windows that the table does not have.
+    OTHER for a guest that is not Windows; None for a Windows that is not in the table.
     """
     if guest_id in GUESTS:
         return GUESTS[guest_id]
@@ -91,7 +91,7 @@ def guest_os(guest_id: str) -> GuestOs | None:
 
 
 def agree(configured: GuestOs, reported: GuestOs) -> bool:
-    """Whether a guest that says to be `reported` may run under the setting `configured`.
+    """Whether a guest that reports itself as `reported` may run with the setting `configured`.
 
     Hosts that are older than a Windows Server run it under the setting of Server 2016.
     """

@@ -116,15 +116,15 @@ def _lacking(
     vm: Callable[[Case], VmFacts | None] = lambda case: case.vm,
 ) -> Callable[[Case], Iterator[Outcome]]:
     def lacking(case: Case) -> Iterator[Outcome]:
-        asked = vm(case)
-        if asked is None or not applies(case):
+        judged = vm(case)
+        if judged is None or not applies(case):
             return
-        if asked.missing_privileges is None:
+        if judged.missing_privileges is None:
             yield Unknown("the server does not tell which privileges the account has")
             return
-        subject = "" if asked is case.vm else asked.name
+        subject = "" if judged is case.vm else judged.name
         for privilege in PRIVILEGES[purpose]:
-            if privilege in asked.missing_privileges:
+            if privilege in judged.missing_privileges:
                 may_pass = purpose == "hotadd" and not case.only("hotadd")
                 yield Violation(f"the account lacks {privilege}", subject, may_pass)
 

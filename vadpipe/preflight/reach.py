@@ -38,7 +38,7 @@ async def probe(
     """
     found: dict[str, HostFacts] = {}
     limiter = trio.CapacityLimiter(_AT_ONCE)
-    asked = list(hosts)
+    wanted = list(hosts)
 
     async def one(host: HostFacts) -> None:
         async with limiter:
@@ -52,9 +52,9 @@ async def probe(
             )
 
     async with trio.open_nursery() as nursery:
-        for host in asked:
+        for host in wanted:
             nursery.start_soon(one, host)
-    return [found[host.moref] for host in asked]
+    return [found[host.moref] for host in wanted]
 
 
 async def _probe(host: HostFacts, ports: Sequence[int], timeout_s: float) -> HostFacts:

@@ -36,7 +36,7 @@ class PreflightReport:
     Args:
         vm: Its VM.
         findings: Conditions that do not hold, the worst first.
-        unknown: Conditions of which nobody can tell whether they hold.
+        unknown: Conditions that could not be checked, and why.
     """
 
     vm: Vm

@@ -48,7 +48,7 @@ def _client(case: Case) -> Iterator[Outcome]:
 )  # fmt: skip
 def _crash_only(case: Case) -> Iterator[Outcome]:
     if case.quiesces and case.vm.guest is OTHER:
-        yield Violation(f"{case.vm.guest_id} is crash-consistent at best, whatever is asked for")
+        yield Violation(f"{case.vm.guest_id} is crash-consistent at best, whatever is requested")
 
 
 @RULES.rule(
@@ -173,8 +173,8 @@ def _storage_spaces(case: Case) -> Iterator[Outcome]:
     guest = case.vm.guest
     if not case.application or guest is None or not guest.needs_new_tools:
         return
-    told = [volume for volume in case.vm.volumes or () if volume.disks]
-    if not told:
+    mapped = [volume for volume in case.vm.volumes or () if volume.disks]
+    if not mapped:
         yield Unknown("VMware Tools do not report on which virtual disks the guest's volumes lie")
         return
     for volume in case.vm.volumes or ():
@@ -241,7 +241,7 @@ def _tools_silent(case: Case) -> Iterator[Outcome]:
 
 
 def _older_tools(case: Case) -> Iterator[Outcome]:
-    """VMware Tools that run, and are older than wanted or of a version that nobody tells."""
+    """VMware Tools that run, and are too old or of an unknown version."""
     if not _running(case) or not case.vm.tools_running:
         return
     release = case.vm.tools_release

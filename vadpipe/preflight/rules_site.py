@@ -55,7 +55,7 @@ def _without_ex(case: Case) -> Iterator[Outcome]:
 def _backup_type_without_ex(case: Case) -> Iterator[Outcome]:
     if case.quiesces and case.server.api_version < EX_SINCE and case.job.backup_type != "copy":
         version, asked = dotted(case.server.api_version), case.job.backup_type
-        yield Violation(f"its API is {version}, and the VSS backup type {asked} is asked for")
+        yield Violation(f"its API is {version}, and the job requests the VSS backup type {asked}")
 
 
 @RULES.rule(
@@ -89,7 +89,7 @@ def _free_licence(case: Case) -> Iterator[Outcome]:
 def _clock(case: Case) -> Iterator[Outcome]:
     ahead_s = case.server.clock_ahead_s
     if ahead_s is None:
-        yield Unknown("the server's clock was not asked")
+        yield Unknown("the server's clock was not read")
     elif abs(ahead_s) > _CLOCK_S:
         yield Violation(f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} ours")
 
@@ -152,7 +152,7 @@ def _port(port: int) -> Callable[[Case], Iterator[Outcome]]:
     def closed(case: Case) -> Iterator[Outcome]:
         for host in case.hosts if _over_network(case) else ():
             if host.unresolved:
-                continue  # said by the rule about names
+                continue  # the rule about names reports it
             reason = host.closed_ports.get(port)
             if reason is None:
                 yield Unknown(f"port {port} of {host.reached_at} was not tried")
@@ -228,7 +228,7 @@ def _server_too_old(case: Case) -> Iterator[Outcome]:
 )  # fmt: skip
 def _server_too_new(case: Case) -> Iterator[Outcome]:
     for outcome in _unsupported(case, 1):
-        if isinstance(outcome, Violation):  # what is not known was said by the rule before
+        if isinstance(outcome, Violation):  # the rule before reports what is not known
             yield outcome
 
 
@@ -240,7 +240,7 @@ def _virtual_for_san(case: Case) -> Iterator[Outcome]:
     if not case.only(SAN):
         return
     if case.proxy is None or case.proxy.virtual is None:
-        yield Unknown("whether this machine is virtual cannot be told")
+        yield Unknown("it is not known whether this machine is virtual")
     elif case.proxy.virtual:
         yield Violation("this machine is virtual")
 
@@ -271,11 +271,11 @@ def _physical_for_hotadd(case: Case) -> Iterator[Outcome]:
     if not case.only(HOTADD):
         return
     if case.proxy is None or case.proxy.virtual is None:
-        yield Unknown("whether this machine is virtual cannot be told")
+        yield Unknown("it is not known whether this machine is virtual")
     elif not case.proxy.virtual:
         yield Violation("this machine is not virtual")
     elif case.proxy.vm is None:
-        yield Unknown(f"which VM of {case.server.name} this machine is cannot be told")
+        yield Unknown(f"it is not known which VM of {case.server.name} this machine is")
 
 
 def _hotadd_proxy(case: Case) -> VmFacts | None:

@@ -66,7 +66,7 @@ def _disconnected(case: Case) -> Iterator[Outcome]:
 )  # fmt: skip
 def _powered_off(case: Case) -> Iterator[Outcome]:
     if case.quiesces and case.vm.power == "poweredOff":
-        yield Violation(f"it is powered off, and {case.job.quiescing} quiescing is asked for")
+        yield Violation(f"it is powered off, and the job requests {case.job.quiescing} quiescing")
 
 
 @RULES.rule(
@@ -75,7 +75,7 @@ def _powered_off(case: Case) -> Iterator[Outcome]:
 )  # fmt: skip
 def _suspended(case: Case) -> Iterator[Outcome]:
     if case.quiesces and case.vm.power == "suspended":
-        yield Violation(f"it is suspended, and {case.job.quiescing} quiescing is asked for")
+        yield Violation(f"it is suspended, and the job requests {case.job.quiescing} quiescing")
 
 
 @RULES.rule(
@@ -272,8 +272,8 @@ def _capacity_on(case: Case, datastore: DatastoreFacts) -> int:
     source=_TRACKING,
 )  # fmt: skip
 def _tracking_unsupported(case: Case) -> Iterator[Outcome]:
-    version, told = case.vm.hardware_version, case.vm.change_tracking_supported
-    if told is False or (told is None and version is not None and version < _TRACKING_SINCE):
+    version, supported = case.vm.hardware_version, case.vm.change_tracking_supported
+    if supported is False or (supported is None and version is not None and version < _TRACKING_SINCE):
         yield Violation(f"the server offers none for its hardware version {version}")
 
 

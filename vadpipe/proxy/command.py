@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 NOT_FOUND = 127  # these two as a shell reports them
 NOT_EXECUTABLE = 126
 TIMED_OUT = 124  # as timeout(1) reports it
 # DiskPart waits for the virtual disk service, which looks at every disk when it starts.
 TIMEOUT_S = 120.0
-# Where a plain user or a cron job does not look: a program that is not found counts as not installed.
+# Not in the PATH of a plain user or a cron job; a program that is not found counts as not installed.
 _ADMIN_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin") if os.name == "posix" else ()
 
 
@@ -23,7 +27,14 @@ class Run(Protocol):
 
 
 def run_command(argv: Sequence[str], stdin: str = "") -> tuple[int, str]:
-    """The real one. The output is standard output; after a failure, followed by standard error."""
+    """Run it in a subprocess. The output is standard output; after a failure, followed by standard error."""
+    begun = time.perf_counter()
+    code, output = _run(argv, stdin)
+    log.debug("%s ended with %d after %.2f s", " ".join(argv), code, time.perf_counter() - begun)
+    return code, output
+
+
+def _run(argv: Sequence[str], stdin: str) -> tuple[int, str]:
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_ADMIN_PATH))
     environment = {**os.environ, "LC_ALL": "C", "PATH": path}
     try:
@@ -47,6 +58,6 @@ def run_command(argv: Sequence[str], stdin: str = "") -> tuple[int, str]:
 
 
 def failure(argv: Sequence[str], code: int, output: str) -> str:
-    """What to say of a failed command, in one line."""
-    told = " ".join(output.split()) or "it said nothing"
-    return f"`{' '.join(argv)}` failed with exit code {code}: {told}"
+    """A failed command in one line."""
+    text = " ".join(output.split()) or "without any output"
+    return f"`{' '.join(argv)}` failed with exit code {code}: {text}"

@@ -1,7 +1,8 @@
-"""Making the changes of a plan, and taking them back."""
+"""Makes the changes of a plan, and takes them back."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,9 +13,11 @@ from .machine import Machine
 from .settings import Change
 from .undo import start_undo, write_undo
 
+log = logging.getLogger(__name__)
+
 
 class Undone(Enum):
-    """What became of one change. KEPT: somebody else changed it after us, so it was not touched."""
+    """The result of undoing one change. KEPT: somebody else changed the setting after us, so it stays."""
 
     RESTORED = "restored"
     ALREADY = "was as before"
@@ -24,8 +27,11 @@ class Undone(Enum):
 def harden(machine: Machine, changes: Sequence[Change], undo_file: Path) -> Sequence[str]:
     """Make the changes in order, each one read back. The undo file names a change before it is made.
 
-    Returns remarks for people. Raises MoverError at the first change that fails, with a note that names the undo
-    file; what came before it stays.
+    Returns:
+        Remarks for people.
+
+    Raises:
+        MoverError: A change failed; a note names the undo file. The changes before it stay.
     """
     remarks: list[str] = []
     start_undo(undo_file)
@@ -44,9 +50,13 @@ def harden(machine: Machine, changes: Sequence[Change], undo_file: Path) -> Sequ
 
 
 def undo(machine: Machine, changes: Sequence[Change]) -> Sequence[tuple[Change, Undone, Sequence[str]]]:
-    """Take the changes back, the last one first; what is not as we left it stays. Can be run again.
+    """Take the changes back, the last one first. A setting that was changed since stays. Can be run again.
 
-    Returns each change with what became of it, and remarks. Raises MoverError at the first that fails.
+    Returns:
+        Each change with its result and remarks.
+
+    Raises:
+        MoverError: A change could not be taken back; those after it were not tried.
     """
     results: list[tuple[Change, Undone, Sequence[str]]] = []
     for change in reversed(changes):
@@ -62,10 +72,11 @@ def undo(machine: Machine, changes: Sequence[Change]) -> Sequence[tuple[Change, 
 
 def _make(machine: Machine, change: Change) -> Sequence[str]:
     remarks = machine.set(change.setting, change.wanted)
+    log.info("changed %s (%s)", change.setting.id, change.setting.place)
     found = machine.read(change.setting)
     if found != change.wanted:
         raise MoverError(
-            f"{change.setting.place} was set and is not what it was set to.",
+            f"{change.setting.place} was set, but has another value.",
             remedy="Look for what manages it (a group policy, a configuration tool), and change it there.",
             setting=change.setting.id,
         )

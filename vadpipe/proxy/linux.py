@@ -1,4 +1,4 @@
-"""A Linux proxy: its facts, and its settings read and written. Every path is below `root`, for tests."""
+"""A Linux proxy: its facts, and its settings read and written. All paths are below `root`, for tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UDISKS_DAEMONS = ("usr/libexec/udisks2/udisksd", "usr/lib/udisks2/udisksd")
 
 
 class LinuxProxy:
-    """This machine, by its configuration files and the programs that know what is in force."""
+    """This machine, by its configuration files and the programs that print what is in force."""
 
     platform = "linux"
     settings: Mapping[str, Setting] = LINUX_SETTINGS
@@ -80,8 +80,8 @@ class LinuxProxy:
         if setting.afterwards:
             code, output = self._run(setting.afterwards)
             if code:
-                told = failure(setting.afterwards, code, output)
-                return [f"{setting.id} takes effect at the next start of the machine: {told}"]
+                problem = failure(setting.afterwards, code, output)
+                return [f"{setting.id} takes effect at the next start of the machine: {problem}"]
         return ()
 
     def _path(self, setting: Setting) -> Path:

@@ -68,7 +68,7 @@ def auto_policy(text: str) -> Sequence[str] | None:
 
 
 def assembles_nothing_foreign(auto: Sequence[str] | None) -> bool:
-    """Whether the policy forbids to assemble another machine's array. The first word that matches decides."""
+    """True when the policy forbids assembling another machine's arrays. The first word that matches decides."""
     for word in auto or ():
         if word.lower() == "-all":
             return True
@@ -240,7 +240,7 @@ _UDEV_DISK = {
 _PAIR = re.compile(r'([A-Z_]+(?:\{[^}]*\})?)\s*(==|!=|\+=|-=|:=|=)\s*"([^"]*)"')
 
 IGNORE_RULE = """\
-# A guest's disk that is hot-added here is nobody's to mount (vadpipe).
+# A guest's disk that is hot-added here must not be mounted (vadpipe).
 SUBSYSTEM=="block", SUBSYSTEMS=="scsi", ATTRS{vendor}=="VMware*", ENV{UDISKS_IGNORE}="1"
 """
 

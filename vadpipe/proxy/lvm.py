@@ -65,7 +65,7 @@ def _values(text: str) -> Sequence[str]:
 
 
 def accepts_hot_added(patterns: Sequence[str]) -> bool:
-    """Whether a filter accepts a disk nobody knew before. The first pattern that matches a name decides for it."""
+    """Whether a filter accepts an unknown disk. The first pattern that matches a name decides for it."""
     return any(_accepts(patterns, name) for name in _NAMES)
 
 

@@ -16,19 +16,19 @@ from .windows import WindowsProxy
 
 
 class Machine(Protocol):
-    """A proxy of one platform. All of it blocks."""
+    """A proxy of one platform. Its methods block."""
 
     @property
     def platform(self) -> str: ...
 
     @property
     def settings(self) -> Mapping[str, Setting]:
-        """id -> what may be changed here."""
+        """id -> setting that harden may change here."""
         ...
 
     @property
     def state_directory(self) -> Path:
-        """Where undo files go unless told otherwise."""
+        """Where undo files go by default."""
         ...
 
     def judge(self, transport: Transport) -> Report:
@@ -40,7 +40,7 @@ class Machine(Protocol):
         ...
 
     def set(self, setting: Setting, value: Value) -> Sequence[str]:
-        """Make it the value that is there. Returns remarks for people. Raises MoverError."""
+        """Change the value. Returns remarks for people. Raises MoverError."""
         ...
 
 

@@ -82,7 +82,7 @@ def read_members(archive: bytes) -> Iterator[Member | DamagedMember]:
     """
     if len(archive) > MAX_ARCHIVE_SIZE:
         raise ManifestUnreadable(f"it has {len(archive):,} bytes, more than {MAX_ARCHIVE_SIZE:,}")
-    # Counted in the raw bytes, because zipfile builds an object per entry before it can be asked.
+    # Counted in the raw bytes, because zipfile builds an object for every entry first.
     if archive.count(_DIRECTORY_ENTRY) > MAX_MEMBERS:
         raise ManifestUnreadable(f"it has more than {MAX_MEMBERS} members")
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 from vadpipe.rules import Finding, Severity, judge
 from vadpipe.words import counted
@@ -96,6 +97,9 @@ class JudgedManifest:
         return doubts_of(self.findings, self.writers)
 
 
+Applies: TypeAlias = Callable[[JudgedManifest], str]
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One row: the level that it names, and `applies`, which returns the reason or an empty text."""
@@ -104,7 +108,7 @@ class Decision:
     level: Level
     reads: str
     source: str
-    applies: Callable[[JudgedManifest], str]
+    applies: Applies
 
 
 def _verdict_on(evidence: ManifestEvidence) -> Verdict:
@@ -241,21 +245,42 @@ def _coverage(covered: Sequence[str], uncovered: Sequence[str]) -> Coverage:
     return Coverage.NOT_COVERED if uncovered else Coverage.NOTHING_TO_COVER
 
 
+_VDDK = "VDDK guide, Application-Consistent Backup and Restore"
+_OTHER_GUESTS = "VDDK guide, Working with Microsoft Shadow Copy: other guests"
+_OWN = "own: nothing in the manifest can be relied on"
+
+DECISIONS: list[Decision] = []
+
+
+def _decision(id: str, level: Level, reads: str, source: str) -> Callable[[Applies], Applies]:
+    """Make the function the next row of DECISIONS."""
+
+    def add(applies: Applies) -> Applies:
+        DECISIONS.append(Decision(id, level, reads, source, applies))
+        return applies
+
+    return add
+
+
+@_decision("manifest-unfetched", Level.UNKNOWN, "fetching", _OWN)
 def _unfetched(judged: JudgedManifest) -> str:
     reason = judged.evidence.unfetched
     return "" if reason is None else f"the manifest could not be fetched: {reason}"
 
 
+@_decision("manifest-absent", Level.CRASH, "snapshot directory", _VDDK)
 def _absent(judged: JudgedManifest) -> str:
     reason = judged.evidence.absent
     return "" if reason is None else f"there is no manifest: {reason}"
 
 
+@_decision("archive-refused", Level.UNKNOWN, "zip", _OWN)
 def _refused(judged: JudgedManifest) -> str:
     reason = judged.evidence.damage
     return "" if reason is None else f"the manifest cannot be read: {reason}"
 
 
+@_decision("linux-quiesce-manifest", Level.CRASH, "zip", _OTHER_GUESTS)
 def _linux(judged: JudgedManifest) -> str:
     found = judged.evidence.quiesce_manifests
     if not found or len(found) != len(judged.evidence.documents):
@@ -264,6 +289,7 @@ def _linux(judged: JudgedManifest) -> str:
     return f"this is a Linux guest's quiesce manifest ({provider}), which proves no VSS snapshot"
 
 
+@_decision("backup-document-missing", Level.UNKNOWN, "zip", _OWN)
 def _no_backup_document(judged: JudgedManifest) -> str:
     if judged.evidence.backups:
         return ""
@@ -271,11 +297,13 @@ def _no_backup_document(judged: JudgedManifest) -> str:
     return "no readable backup components document" + (f" (unreadable: {names})" if names else "")
 
 
+@_decision("backup-document-twice", Level.UNKNOWN, "zip", _OWN)
 def _two_backup_documents(judged: JudgedManifest) -> str:
     names = [one.document for one in judged.evidence.backups]
     return f"{' and '.join(names)} are both backup components documents" if len(names) > 1 else ""
 
 
+@_decision("writer-documents-unreadable", Level.UNKNOWN, "zip", _OWN)
 def _no_writer_document_readable(judged: JudgedManifest) -> str:
     unreadable = judged.evidence.unreadable
     if judged.evidence.metadata or not unreadable:
@@ -284,18 +312,21 @@ def _no_writer_document_readable(judged: JudgedManifest) -> str:
     return f"none of {documents} beside the backup components document can be read"
 
 
+@_decision("backup-document-alone", Level.FILE_SYSTEM, "zip", _VDDK)
 def _backup_document_alone(judged: JudgedManifest) -> str:
     if judged.evidence.metadata:
         return ""
     return f"{judged.evidence.backup_document} came without writer documents: file systems were quiesced"
 
 
+@_decision("no-component-mode", Level.FILE_SYSTEM, "BCD", "Microsoft, Overview of Backup Initialization")
 def _no_component_mode(judged: JudgedManifest) -> str:
     if judged.evidence.backups[0].select_components is not False:
         return ""
     return f"{judged.evidence.backup_document} does not select components, so it says nothing of applications"
 
 
+@_decision("foreign-documents", Level.UNKNOWN, "BCD and WMD", _OWN)
 def _foreign_documents(judged: JudgedManifest) -> str:
     listed = [writer for writer in judged.evidence.writers if writer.backup]
     if not listed or any(writer.metadata for writer in listed):
@@ -303,10 +334,12 @@ def _foreign_documents(judged: JudgedManifest) -> str:
     return f"none of {counted(len(listed), 'listed writer')} has its document: they come from different runs"
 
 
+@_decision("nothing-covered", Level.FILE_SYSTEM, "rules", "Microsoft, Backup Components Document Contents")
 def _nothing_covered(judged: JudgedManifest) -> str:
     return "" if judged.covered else "writer documents came along, but no writer's component is shown covered"
 
 
+@_decision("some-covered", Level.APPLICATION_PARTIAL, "rules", _VDDK)
 def _some_covered(judged: JudgedManifest) -> str:
     if not judged.doubts:
         return ""
@@ -315,37 +348,9 @@ def _some_covered(judged: JudgedManifest) -> str:
     return f"{counted(len(judged.covered), 'writer')} with consistent components took part; {whose}"
 
 
+@_decision("all-covered", Level.APPLICATION, "rules", _VDDK)
 def _all_covered(judged: JudgedManifest) -> str:
     number = len(judged.covered)
     writers = f"all {number} writers that count" if number > 1 else "the only writer that counts"
     components = counted(sum(len(writer.covered) for writer in judged.covered), "component")
     return f"{writers} took part, {components} covered"
-
-
-_VDDK = "VDDK guide, Application-Consistent Backup and Restore"
-_OWN = "own: nothing in the manifest can be relied on"
-
-DECISIONS: tuple[Decision, ...] = (
-    Decision("manifest-unfetched", Level.UNKNOWN, "fetching", _OWN, _unfetched),
-    Decision("manifest-absent", Level.CRASH, "snapshot directory", _VDDK, _absent),
-    Decision("archive-refused", Level.UNKNOWN, "zip", _OWN, _refused),
-    Decision(
-        "linux-quiesce-manifest", Level.CRASH, "zip",
-        "VDDK guide, Working with Microsoft Shadow Copy: other guests", _linux,
-    ),
-    Decision("backup-document-missing", Level.UNKNOWN, "zip", _OWN, _no_backup_document),
-    Decision("backup-document-twice", Level.UNKNOWN, "zip", _OWN, _two_backup_documents),
-    Decision("writer-documents-unreadable", Level.UNKNOWN, "zip", _OWN, _no_writer_document_readable),
-    Decision("backup-document-alone", Level.FILE_SYSTEM, "zip", _VDDK, _backup_document_alone),
-    Decision(
-        "no-component-mode", Level.FILE_SYSTEM, "BCD", "Microsoft, Overview of Backup Initialization",
-        _no_component_mode,
-    ),
-    Decision("foreign-documents", Level.UNKNOWN, "BCD and WMD", _OWN, _foreign_documents),
-    Decision(
-        "nothing-covered", Level.FILE_SYSTEM, "rules",
-        "Microsoft, Backup Components Document Contents", _nothing_covered,
-    ),
-    Decision("some-covered", Level.APPLICATION_PARTIAL, "rules", _VDDK, _some_covered),
-    Decision("all-covered", Level.APPLICATION, "rules", _VDDK, _all_covered),
-)  # fmt: skip

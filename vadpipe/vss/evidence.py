@@ -235,7 +235,7 @@ class ManifestEvidence:
 
     @property
     def backup_type(self) -> str:
-        """The type of backup that the writers were told; empty when it is not known."""
+        """The type of backup that was requested of the writers; empty when it is not known."""
         stated = self.backups[0].backup_type if self.backups else ""
         if stated in BACKUP_TYPES:
             return stated

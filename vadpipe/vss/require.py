@@ -45,7 +45,7 @@ class RequireApplication:
     databases: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.databases, str):  # a text is a sequence of letters, which nobody means
+        if isinstance(self.databases, str):  # a text is a sequence too, of letters
             raise ConfigError(
                 f"databases is the text {self.databases!r}.", remedy=f"Write databases=({self.databases!r},)."
             )

@@ -333,7 +333,7 @@ def _options_differ(evidence: ManifestEvidence) -> Places:
     wanted = evidence.requested or VMWARE_DEFAULTS
     whose = "was requested" if evidence.requested else "is VMware's default"
     for backup in evidence.backups:
-        if not backup.writers and not evidence.metadata:  # then the options concern nobody
+        if not backup.writers and not evidence.metadata:  # then the options concern no writer
             continue
         # How types other than these are spelled is not documented.
         backup_type = backup.backup_type if backup.backup_type in BACKUP_TYPES else None
@@ -374,7 +374,7 @@ def _context_differs(evidence: ManifestEvidence) -> Places:
     source=_TYPES,
 )  # fmt: skip
 def _logs_kept(evidence: ManifestEvidence) -> Places:
-    for writer in _told_a_type(evidence, distinguishing=True):
+    for writer in _with_a_type(evidence, distinguishing=True):
         if not changes_logs(evidence.effective_type(writer)):
             yield _about_logs(evidence, writer)
 
@@ -384,7 +384,7 @@ def _logs_kept(evidence: ManifestEvidence) -> Places:
     reads=_BOTH, source=_TYPES,
 )  # fmt: skip
 def _logs_changed(evidence: ManifestEvidence) -> Places:
-    for writer in _told_a_type(evidence, distinguishing=True):
+    for writer in _with_a_type(evidence, distinguishing=True):
         if changes_logs(evidence.effective_type(writer)):
             yield _about_logs(evidence, writer)
 
@@ -394,14 +394,14 @@ def _logs_changed(evidence: ManifestEvidence) -> Places:
     source=_TYPES,
 )  # fmt: skip
 def _counts_as_full(evidence: ManifestEvidence) -> Places:
-    for writer in _told_a_type(evidence, distinguishing=False):
+    for writer in _with_a_type(evidence, distinguishing=False):
         has_database = writer.metadata and writer.metadata.data_source.upper() == "TRANSACTION_DB"
         if has_database and evidence.effective_type(writer) != evidence.backup_type:
             yield _about_logs(evidence, writer)
 
 
-def _told_a_type(evidence: ManifestEvidence, *, distinguishing: bool) -> Iterator[WriterEvidence]:
-    """Writers that take part and were told a type, by whether they are known to distinguish types."""
+def _with_a_type(evidence: ManifestEvidence, *, distinguishing: bool) -> Iterator[WriterEvidence]:
+    """Writers that take part in a backup of a known type, by whether they are known to distinguish types."""
     for writer in evidence.writers if evidence.backup_type else ():
         if writer.backup and distinguishes_types(writer.application, writer.backup_schema) is distinguishing:
             yield writer

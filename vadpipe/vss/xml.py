@@ -2,7 +2,7 @@
 
 Text. Requesters save these documents from a UTF-16 string in memory, each in its own way: UTF-16 with or without
 byte order mark, with the string's trailing NUL, 8-bit, with or without a declaration, and with a copied declaration
-that names another encoding. So the bytes decide, and the declaration is asked only when they are neither UTF-16 nor
+that names another encoding. So the bytes decide, and the declaration is read only when they are neither UTF-16 nor
 UTF-8. Text is decoded in pieces, because a single character outside Latin-1 makes a whole text two to four times as
 large.
 

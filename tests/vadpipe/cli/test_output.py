@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from pipeline.secrets import Secret
 from tests.conftest import command
-from vadpipe.cli.output import counted, echo, table
+from vadpipe.cli.output import echo, table
+from vadpipe.words import counted
 
 TWO = """
 from pipeline import DiskReceipt, Job, Sink

@@ -54,7 +54,7 @@ async def test_errors_stop_the_job_before_anything_is_touched(lab, web01, add_vm
     assert changed(lab) == []
 
 
-async def test_report_only_lets_the_job_go_on_and_says_so(web01, add_vm):
+async def test_with_report_only_the_job_goes_on_and_errors_need_attention(web01, add_vm):
     add_vm(enable_uuid=False, quiescing="application", traits=VmTraits(volumes=VOLUMES))
     async with replace(web01, preflight=Preflight(report_only=True)).capture() as capture:
         (sentence,) = [one for one in capture.attention if "enable-uuid-off" in one]
@@ -62,7 +62,7 @@ async def test_report_only_lets_the_job_go_on_and_says_so(web01, add_vm):
         assert [one["rule"] for one in capture.preflight["findings"]] == ["enable-uuid-off"]
 
 
-async def test_what_quiescing_may_lose_is_a_remark_for_a_job_that_may_degrade(web01, add_vm):
+async def test_a_loss_of_quiescing_is_a_remark_of_a_job_that_may_degrade(web01, add_vm):
     add_vm(enable_uuid=False, traits=VmTraits(volumes=VOLUMES))
     degrading = replace(web01, quiesce=Quiesce.application(policy="try", retries=0))
     async with degrading.capture() as capture:
@@ -85,7 +85,7 @@ async def test_warnings_are_remarks_and_a_snapshot_is_named_once(lab, web01, add
         assert capture.preflight["unknown"]
 
 
-async def test_it_can_be_switched_off(lab, web01, add_vm):
+async def test_preflight_can_be_switched_off(lab, web01, add_vm):
     add_vm(enable_uuid=False, quiescing="application", traits=VmTraits(volumes=VOLUMES))
     async with replace(web01, preflight=None).capture() as capture:
         assert capture.preflight is None
@@ -104,7 +104,7 @@ async def test_another_check_takes_its_place(web01, add_vm):
         assert "a remark" in capture.remarks
 
 
-async def test_what_may_not_be_asked_costs_no_backup(lab, web01, add_vm):
+async def test_facts_that_may_not_be_read_do_not_stop_the_backup(lab, web01, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     lab.inject("CurrentTime", lambda: vim.fault.NoPermission(privilegeId="System.View"))
     async with web01.capture() as capture:

@@ -132,9 +132,12 @@ def test_prepare_does_the_procedure(add_vm, config, lab):
     assert run(preflight, path, "--no-network")[0] == 0
 
 
-def test_a_configuration_without_such_vms_is_told(tmp_path):
+def test_a_configuration_without_vsphere_vms_is_an_error(tmp_path):
     path = tmp_path / "jobs.py"
-    path.write_text("from pipeline import Job\njobs = []\n")
+    path.write_text(
+        "from pipeline import Job\nfrom sinks import Nowhere\nfrom stages import LocalVm\n"
+        "jobs = [Job(LocalVm('web01'), path=print, into=Nowhere(), name='local')]\n"
+    )
     with pytest.raises(ConfigError, match="no job for a VM"):
         run(preflight, str(path))
 

@@ -58,7 +58,7 @@ def test_disks_and_their_chains():
     assert [(one.key, one.attached) for one in vm_controllers(devices)] == [("scsi0", 1), ("nvme0", 1)]
 
 
-def test_the_boot_disk_is_told_by_the_order_or_by_there_being_one_bus():
+def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus():
     backing = disk.FlatVer2BackingInfo(fileName="[a] b", diskMode="persistent")
     nvme = device.VirtualNVMEController(key=31000, busNumber=0)
     disks = vm_disks(
@@ -126,7 +126,7 @@ def test_the_version_of_vddk_is_in_the_name_of_its_file(tmp_path, file, version)
     assert (found.version, found.problem, found.transports) == (version, "", ("hotadd", "nbdssl"))
 
 
-async def test_what_a_job_wants(tmp_path):
+async def test_the_facts_of_a_job_come_from_its_settings(tmp_path):
     facts = await job_facts(
         Quiesce.application(policy="try", backup_type="full"), Vddk(tmp_path), enable_change_tracking=True
     )

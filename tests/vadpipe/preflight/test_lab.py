@@ -99,7 +99,7 @@ async def test_vms_that_each_break_a_rule_are_found_before_any_snapshot(lab, vce
     assert not [method for method in lab.calls if "Snapshot" in method or "Reconfig" in method]
 
 
-async def test_snapshots_are_told_apart(lab, vcenter, add_vm):
+async def test_our_snapshots_and_foreign_ones_are_counted_separately(lab, vcenter, add_vm):
     moref = add_vm(traits=VmTraits(volumes=VOLUMES))
     async with vcenter.connect() as session:
         subject = vim.VirtualMachine(moref, session.stub)
@@ -152,7 +152,7 @@ async def test_a_missing_privilege_is_named(lab, vcenter, add_vm, rule, privileg
     assert privilege in found.found
 
 
-async def test_a_server_that_tells_no_privileges_leaves_them_unknown(vcenter, add_vm):
+async def test_a_server_without_an_authorization_manager_leaves_privileges_unknown(vcenter, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     async with vcenter.connect() as session:
         session.content.authorizationManager = None
@@ -161,7 +161,7 @@ async def test_a_server_that_tells_no_privileges_leaves_them_unknown(vcenter, ad
     assert {"privilege-snapshot", "privilege-manifest"} <= {one.rule for one in report.unknown}
 
 
-async def test_a_lost_privilege_to_ask_is_no_error(lab, vcenter, add_vm):
+async def test_privileges_that_may_not_be_read_are_unknown(lab, vcenter, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     lab.inject("HasPrivilegeOnEntities", lambda: vim.fault.NoPermission(privilegeId="System.View"))
     assert "privilege-snapshot" in {one.rule for one in (await report_of(vcenter)).unknown}

@@ -63,7 +63,7 @@ async def test_a_vm_that_is_off_needs_no_permission_and_stays_off(lab, vcenter, 
     assert "PowerOnVM_Task" not in lab.calls
 
 
-async def test_what_is_set_already_costs_no_restart(lab, vcenter, add_vm):
+async def test_a_setting_that_is_set_already_needs_no_restart(lab, vcenter, add_vm):
     add_vm()
     await prepared(vcenter, allow_power_off=False)
     assert not {"ShutdownGuest", "ReconfigVM_Task"} & lab.calls.keys()
@@ -136,7 +136,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-async def test_it_is_powered_as_it_was_after_a_fault(lab, vcenter, add_vm, state, case):
+async def test_a_vm_is_powered_as_before_after_a_fault(lab, vcenter, add_vm, state, case):
     method, failure, in_task = FAULTS[case]
     moref = add_vm(**UUID_OFF)
     lab.inject(method, failure, in_task=in_task)
@@ -151,7 +151,7 @@ async def test_it_is_powered_as_it_was_after_a_fault(lab, vcenter, add_vm, state
 
 
 @pytest.mark.parametrize("method", ["ShutdownGuest", "ReconfigVM_Task", "PowerOnVM_Task"])
-async def test_it_is_powered_as_it_was_after_a_cancellation(lab, vcenter, add_vm, state, nursery, method):
+async def test_a_vm_is_powered_as_before_after_a_cancellation(lab, vcenter, add_vm, state, nursery, method):
     moref = add_vm(**UUID_OFF)
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -179,7 +179,7 @@ async def test_a_vm_that_cannot_be_powered_on_is_named(vcenter, add_vm, monkeypa
         await prepared(vcenter, restore_within_s=0.2)
 
 
-async def test_a_failure_inside_and_the_one_to_power_on_come_together(vcenter, add_vm, monkeypatch):
+async def test_a_failure_of_the_body_and_of_powering_on_are_raised_together(vcenter, add_vm, monkeypatch):
     add_vm(**UUID_OFF)
 
     def refuse(self, call, *arguments):

@@ -179,7 +179,7 @@ def test_every_rule_has_a_case():
 
 
 @pytest.mark.parametrize("rule", [rule.id for rule in RULES])
-def test_what_breaks_one_rule_is_found_by_it_alone(rule):
+def test_a_broken_condition_is_found_by_its_rule_alone(rule):
     found = findings(BREAKING[rule])
     assert {one.rule for one in found} == {rule} | WITH.get(rule, set())
     by_id = {one.id: one for one in RULES}
@@ -200,7 +200,7 @@ def test_the_worst_comes_first():
 @pytest.mark.parametrize(
     "rule", [rule for rule in RULES if "quiescing" in rule.tags], ids=lambda rule: rule.id
 )
-def test_a_job_that_may_degrade_survives_what_costs_quiescing(rule):
+def test_for_a_job_that_may_degrade_a_loss_of_quiescing_is_a_warning(rule):
     [found] = [one for one in findings(job(BREAKING[rule.id], may_degrade=True)) if one.rule == rule.id]
     assert found.severity is Severity.WARNING
 
@@ -249,7 +249,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("rule", UNKNOWN)
-def test_what_is_not_known_is_said(rule):
+def test_a_fact_that_is_not_known_makes_the_rule_undecided(rule):
     assert rule in unknown(UNKNOWN[rule])
 
 

@@ -55,7 +55,7 @@ def test_check_of_a_fit_proxy_exits_0(linux, commands, run):
 
 
 @pytest.mark.parametrize("machine", ["windows", "linux"])
-def test_check_gives_machines_one_document(request, run, machine):
+def test_check_prints_one_json_document(request, run, machine):
     code, output = run(request.getfixturevalue(machine), "check", "--json")
     document = json.loads(output)
     assert code == 3
@@ -75,21 +75,21 @@ def test_the_rules_of_all_platforms_are_listed_anywhere(run):
     assert len(run(None, "check", "--rules")[1].splitlines()) == 16
 
 
-def test_harden_shows_does_and_looks_again(windows, run, tmp_path, registry, diskpart):
+def test_harden_shows_the_changes_makes_them_and_checks_again(windows, run, tmp_path, registry, diskpart):
     file = tmp_path / "undo.json"
     code, output = run(windows, "harden", "--yes", "--undo-file", file)
     assert code == 0
     assert output.startswith(
-        f"These changes will be made, the way back written to {file} before each:\n  automount: "
+        f"These changes will be made; {file} is updated before each, to undo them:\n  automount: "
     )
-    assert f"Done. The way back: vadpipe proxy harden --undo {file}\n" in output
+    assert f"Done. To take it back: vadpipe proxy harden --undo {file}\n" in output
     assert "windows proxy, transport hotadd: 6 of 6 rules hold." in output
     code, output = run(windows, "harden", "--yes")
     assert (code, output.splitlines()[0]) == (0, "There is nothing to change.")
     assert len(diskpart.scripts) == 1
 
 
-def test_what_harden_cannot_do_keeps_its_attention(windows, run, tmp_path, registry):
+def test_a_finding_that_harden_cannot_change_keeps_exit_code_3(windows, run, tmp_path, registry):
     key = r"SOFTWARE\Policies\Microsoft\Windows NT\Terminal Services", "fDenyTSConnections"
     registry[key] = 0
     code, output = run(windows, "harden", "--yes", "--undo-file", tmp_path / "undo.json")
@@ -130,7 +130,7 @@ def test_undo_that_keeps_something_asks_for_attention(linux, run, root, tmp_path
 
 
 @pytest.mark.parametrize("undoing", [False, True])
-def test_without_a_terminal_nothing_is_done_unless_told(
+def test_without_a_terminal_nothing_is_done_unless_yes_is_given(
     linux, run, tree, tmp_path, monkeypatch, capsys, undoing
 ):
     file = tmp_path / "undo.json"
@@ -167,7 +167,7 @@ sys.exit(commands.proxy.main(["harden"], standalone_mode=False))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "code", "changed"), [(b"y\n", 3, True), (b"n\n", 3, False)])
-def test_on_a_terminal_it_asks(root, tree, answer, code, changed):
+def test_harden_asks_on_a_terminal(root, tree, answer, code, changed):
     before = tree()
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -183,7 +183,7 @@ def test_on_a_terminal_it_asks(root, tree, answer, code, changed):
     assert (tree() != before) is changed
 
 
-def test_each_platform_has_its_proxy_and_others_are_told_so(monkeypatch):
+def test_each_platform_has_its_proxy_and_other_platforms_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "winreg", object())
     assert isinstance(this_machine("win32"), WindowsProxy)
     assert isinstance(this_machine("linux"), LinuxProxy)

@@ -61,11 +61,11 @@ def test_lvmconfig_prints_a_list_of_one_like_a_value():
         (["a|loop|", "r|/dev/.*|"], False),
     ],
 )
-def test_a_filter_is_asked_about_a_disk_nobody_knew(patterns, accepted):
+def test_a_filter_is_applied_to_an_unknown_disk(patterns, accepted):
     assert accepts_hot_added(patterns) is accepted
 
 
-def test_the_list_of_what_may_be_activated_is_added_to_what_is_there():
+def test_the_activation_list_is_appended_to_the_existing_text():
     assert limit_activation("", []).endswith("activation {\n\tauto_activation_volume_list = []\n}\n")
     text = limit_activation("local {\n}\n", ["vg0", "vg-1"])
     assert text.startswith("local {\n}\n\n")
@@ -262,7 +262,7 @@ def ambiguous(*devices):
     return ambiguous_tags(json.dumps({"blockdevices": devices}))
 
 
-def test_what_two_devices_carry_is_ambiguous():
+def test_a_tag_on_two_devices_is_ambiguous():
     assert ambiguous(device("sda1", uuid="1", label="root"), device("sdb1", uuid="2", label="root")) == {
         "LABEL=root": ["sda1", "sdb1"]
     }

@@ -49,7 +49,7 @@ def test_a_healthy_proxy_raises_nothing():
     assert broken(HEALTHY) == []
 
 
-def test_what_is_not_installed_breaks_no_rule():
+def test_a_program_that_is_not_installed_breaks_no_rule():
     assert broken(LinuxFacts(None, None, None, None, MountFacts([], {}))) == []
 
 
@@ -79,7 +79,7 @@ OPEN = replace(LVM, devices_file=False, auto_activation=None)
         ({"unreadable": ["no access"]}, ["facts-unreadable"]),
     ],
 )
-def test_each_rule_is_broken_by_what_it_is_about(facts, rules):
+def test_each_rule_is_broken_by_its_own_fact(facts, rules):
     assert broken(replace(HEALTHY, **facts)) == rules
 
 
@@ -224,13 +224,13 @@ def test_the_plan_says_exactly_what_will_be_done(linux):
         "udisks: /etc/udev/rules.d/99-vadpipe-proxy.rules",
         "    a new file",
         "    @@ -0,0 +1,2 @@",
-        "    +# A guest's disk that is hot-added here is nobody's to mount (vadpipe).",
+        "    +# A guest's disk that is hot-added here must not be mounted (vadpipe).",
         '    +SUBSYSTEM=="block", SUBSYSTEMS=="scsi", ATTRS{vendor}=="VMware*", ENV{UDISKS_IGNORE}="1"',
         "    then: udevadm control --reload",
     ]
 
 
-def test_hardening_mends_what_it_said_and_undo_restores_every_byte(linux, root, commands, tree, tmp_path):
+def test_harden_makes_the_planned_changes_and_undo_restores_every_byte(linux, root, commands, tree, tmp_path):
     (root / "etc/lvm/lvmlocal.conf").write_bytes(b"# caf\xe9, Latin-1\r\nlocal {\r\n}\r\n")
     (root / "etc/lvm/lvmlocal.conf").chmod(0o640)
     before = tree()
@@ -259,7 +259,7 @@ def test_hardening_twice_changes_nothing_more(linux, commands, tree, tmp_path):
     assert tree() == once
 
 
-def test_a_change_that_cannot_take_effect_now_is_told(linux, commands, tmp_path):
+def test_a_change_that_takes_effect_later_is_a_remark(linux, commands, tmp_path):
     commands.answers["multipathd"] = (1, "error -1 receiving packet\n")
     remarks = harden(linux, plan(fixes(linux), linux.read), tmp_path / "undo.json")
     assert remarks == [
@@ -279,7 +279,7 @@ def test_a_link_stays_a_link(linux, root):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the gatherer of Linux")
-def test_the_facts_of_this_machine_can_be_gathered():
+def test_the_facts_of_this_machine_are_gathered():
     facts = LinuxProxy().facts()
     assert {each.name for each in fields(facts)} == jsonable(facts).keys()
     path = os.environ["PATH"] + ":/usr/local/sbin:/usr/sbin:/sbin"

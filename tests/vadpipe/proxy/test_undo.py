@@ -109,7 +109,7 @@ def test_a_diskpart_script_that_stops_half_way_is_undone(windows, path, registry
 
 def test_a_value_that_does_not_stay_is_an_error(windows, path, registry, monkeypatch):
     monkeypatch.setattr(registry, "write", lambda key, name, value: None)
-    with pytest.raises(MoverError, match="was set and is not what it was set to"):
+    with pytest.raises(MoverError, match="was set, but has another value"):
         harden(windows, planned(windows), path)
 
 
@@ -121,7 +121,7 @@ def test_a_plan_that_is_no_longer_true_is_not_carried_out(windows, path, registr
     assert [one.setting.id for one in loaded(windows, path)] == ["automount", "automount-scrubbed"]
 
 
-def test_what_somebody_changed_since_is_kept(linux, path, root):
+def test_a_setting_that_was_changed_since_is_kept(linux, path, root):
     harden(linux, planned(linux), path)
     configuration = root / "etc/mdadm/mdadm.conf"
     configuration.write_text("AUTO -all\nARRAY /dev/md0 UUID=aa\n")
@@ -171,7 +171,7 @@ def test_nothing_is_changed_without_a_way_back(windows, tmp_path, registry):
         ({"changes": [{"setting": "san-policy", "former": 1}]}, "wanted"),
     ],
 )
-def test_only_what_we_wrote_here_is_taken_back(windows, path, edit, told):
+def test_only_an_undo_file_of_this_machine_is_accepted(windows, path, edit, told):
     harden(windows, planned(windows), path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **edit}))
     with pytest.raises(ConfigError, match=told):
@@ -179,7 +179,7 @@ def test_only_what_we_wrote_here_is_taken_back(windows, path, edit, told):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"null"])
-def test_what_is_no_undo_file_is_said_so(windows, tmp_path, content):
+def test_a_file_that_is_no_undo_file_is_refused(windows, tmp_path, content):
     file = tmp_path / "undo.json"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="no undo file"):

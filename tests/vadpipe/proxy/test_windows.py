@@ -82,7 +82,7 @@ def test_the_policy_wins_over_the_local_value():
     assert broken(replace(HEALTHY, rdp_denied=1, rdp_denied_by_policy=0)) == ["remote-desktop-policy"]
 
 
-def test_a_finding_says_what_was_found_and_what_to_do():
+def test_a_finding_names_what_was_found_and_the_remedy():
     [finding] = judge_machine("windows", RULES, replace(HEALTHY, san_policy=4), Transport.SAN).findings
     assert finding.severity is Severity.ERROR
     assert finding.found == "the SAN policy is OfflineInternal"

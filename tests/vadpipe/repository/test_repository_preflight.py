@@ -47,7 +47,13 @@ async def test_it_is_read_back(tmp_path, preflight):
 @pytest.mark.parametrize(
     ("preflight", "lines"),
     [
-        (FOUND, ["  preflight: 1 found, 1 not known", "    warning datastore-low: gold: 3 GiB free"]),
+        (
+            FOUND,
+            [
+                "  preflight: 1 warning, 1 condition not known",
+                f"    warning {'datastore-low':28}gold: 3 GiB free",
+            ],
+        ),
         ({"findings": [], "unknown": []}, ["  preflight: nothing found"]),
         ({"problem": "no privilege"}, ["  preflight: none, because no privilege"]),
         (None, ["  preflight: none"]),

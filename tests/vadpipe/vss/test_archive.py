@@ -53,12 +53,12 @@ def test_members_come_in_order_without_directories(method):
     ]
 
 
-def test_the_error_is_one_of_the_source_and_says_what_to_do():
+def test_an_unreadable_manifest_is_a_source_error_with_a_remedy():
     with pytest.raises(SourceError, match=r"cannot be read: .*zip.*Fetch it again"):
         read_members(b"not a zip")
 
 
-def test_names_beyond_what_a_file_system_takes_are_refused():
+def test_names_longer_than_a_file_system_allows_are_refused():
     assert "255" in refusal(zipped({"a" * 256: b"<a/>"}))
     assert list(read_members(zipped({"a" * 255: b"<a/>"})))
 
@@ -224,7 +224,7 @@ def test_data_descriptors_are_fine(method):
     assert list(read_members(pipe.written)) == [Member("a.xml", b"<a/>" * 50), Member("b.xml", b"<b/>")]
 
 
-def test_what_stands_before_a_zip_does_not_matter():
+def test_bytes_before_a_zip_do_not_matter():
     assert [member.name for member in read_members(b"a stub" * 9 + TWO)] == ["a.xml", "b.xml"]
 
 

@@ -149,7 +149,7 @@ def test_attributes_are_counted_over_all_elements():
     assert refused.why == "more than 1,000,000 attributes"
 
 
-def test_what_is_kept_of_a_document_is_bounded():
+def test_the_values_kept_of_a_document_are_bounded():
     long = f'<COMPONENT componentName="{"p" * MAX_PATH}"/>'
     refused = parse_document("bad.xml", backup(long * (MAX_PATHS // MAX_PATH + 1)))
     assert isinstance(refused, Unreadable)

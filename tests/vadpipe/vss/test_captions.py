@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.vadpipe.vss.test_relations import EXCHANGE, SQL, backup, metadata, offered, part
+from tests.vadpipe.vss.documents_kit import EXCHANGE, SQL, backup, metadata, offered, part
 from vadpipe.cli.verdict import verdict_lines
 from vadpipe.vss.classify import classify_documents
 from vadpipe.vss.documents import WriterMetadata

@@ -130,7 +130,7 @@ def test_a_file_system_quiesced_guest():
 
 @pytest.mark.parametrize("knob", ["drop_writers", "failing_writers"])
 @pytest.mark.parametrize("name", ["SqlServerWriter", "Registry Writer"])
-def test_one_writer_short_is_partial_and_named(knob, name):
+def test_one_writer_without_its_components_makes_the_level_partial_and_is_named(knob, name):
     recipe = ManifestRecipe(**{knob: frozenset({name})})
     verdict = classify_manifest(manifest_zip(Request(), recipe))
     assert verdict.level is Level.APPLICATION_PARTIAL
@@ -361,12 +361,12 @@ def test_the_tables_can_be_printed():
         Writer(offers=[("Database", True)], listed=["Database"], attributes='strange="1"'),
     ],
 )
-def test_what_the_rules_accept(writer):
+def test_variants_that_break_no_rule(writer):
     verdict = classify_manifest(manifest(GOOD, writer))
     assert (verdict.level, rules(verdict)) == (Level.APPLICATION, set())
 
 
-def test_without_the_backup_document_no_writer_is_said_to_be_left_out():
+def test_without_the_backup_document_no_writer_counts_as_left_out():
     whole = zipfile.ZipFile(io.BytesIO(manifest(Writer())))
     verdict = classify_manifest(
         zipped({name: whole.read(name).decode() for name in whole.namelist() if name != "backup.xml"})
@@ -379,7 +379,7 @@ def test_a_similar_name_is_no_ancestor():
     assert verdict.writers[1].uncovered == ("database\\x",)
 
 
-def test_the_writer_of_the_disk_layout_is_told_but_never_counts():
+def test_the_writer_of_the_disk_layout_is_listed_and_never_counts():
     failing = Writer(writer_id=ASR, attributes='someFailureMsg="x"', name="ASR Writer")
     verdict = classify_manifest(manifest(GOOD, failing))
     assert verdict.level is Level.APPLICATION
@@ -387,7 +387,7 @@ def test_the_writer_of_the_disk_layout_is_told_but_never_counts():
     assert classify_manifest(manifest(failing)).level is Level.FILE_SYSTEM
 
 
-def test_the_shared_id_of_message_queuing_is_told_apart_by_name():
+def test_the_shared_id_of_message_queuing_is_resolved_by_the_writers_name():
     shared = "7e47b561-971a-46e6-96b9-696eeaa53b2a"
     plain, exchange = (
         known_writer(shared, "MSMQ Writer"),

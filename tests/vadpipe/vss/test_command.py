@@ -58,7 +58,7 @@ def test_an_application_consistent_zip(archive):
 @pytest.mark.parametrize("require", LEVELS)
 @pytest.mark.parametrize("recipe", [ManifestRecipe(), SQL])
 @pytest.mark.parametrize("context", ["application", "file-system"])
-def test_the_exit_code_is_that_of_what_is_required(tmp_path, require, recipe, context):
+def test_the_exit_code_depends_on_the_required_level(tmp_path, require, recipe, context):
     path = tmp_path / "m.zip"
     path.write_bytes(manifest_zip(Request() if context == "application" else FileSystem(), recipe))
     level = classify_manifest(path.read_bytes()).level.value
@@ -71,7 +71,7 @@ class FileSystem(Request):
     context = "file-system"
 
 
-def test_people_are_told_writer_by_writer_what_is_covered_and_why_not(tmp_path):
+def test_people_see_for_each_writer_what_is_covered_and_why_not(tmp_path):
     path = tmp_path / "m.zip"
     path.write_bytes(manifest_zip(REQUEST, SQL))
     code, out, _ = run(path)
@@ -98,7 +98,7 @@ def test_the_table_on_a_terminal_says_the_same():
         assert line.strip()[: -len(told)].strip() in shown
 
 
-def test_nothing_out_of_a_guest_moves_the_cursor():
+def test_control_characters_from_a_guest_are_replaced():
     hostile = manifest_zip(REQUEST, ManifestRecipe(databases=("a\x9b2Jb", "c\nd", "e\u202ef")))
     verdict = classify_manifest(hostile)
     assert any("\x9b" in path for writer in verdict.writers for path in writer.covered)
@@ -133,7 +133,7 @@ def test_each_zip_of_a_directory_is_a_manifest_and_the_worst_counts(tmp_path):
     assert "3.zip: The VSS manifest cannot be read: it is not a whole zip file" in errors
 
 
-def test_a_single_document_is_classified_as_what_it_is(tmp_path):
+def test_a_single_document_is_classified_by_its_root_element(tmp_path):
     path = tmp_path / "quiesce.xml"
     path.write_bytes(manifest_zip(REQUEST, OUTCOMES["linux"]))
     code, document = told(path)
@@ -144,7 +144,7 @@ def test_a_single_document_is_classified_as_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no XML", b"<a>", manifest_zip(REQUEST)[:5000]])
-def test_what_cannot_be_read_exits_with_1(tmp_path, content):
+def test_an_unreadable_manifest_exits_with_1(tmp_path, content):
     path = tmp_path / "m.zip"
     path.write_bytes(content)
     code, document = told(path)
@@ -179,13 +179,13 @@ def test_the_rules_are_listed():
     assert all(rule.wanted in text and rule.source in text for rule in (*RULES, *COVERAGE_RULES))
 
 
-def test_usage():
+def test_a_missing_path_and_an_unknown_level_are_usage_errors():
     for arguments in ([], ["--require", "unknown", "x"]):
         assert CliRunner().invoke(manifest, arguments).exit_code == 2
 
 
 @pytest.mark.slow
-def test_as_a_process(tmp_path):
+def test_the_command_runs_as_a_process(tmp_path):
     path = tmp_path / "m.zip"
     path.write_bytes(zipped({"a.xml": b"<a/>"}))
     code = "import sys; from vadpipe.cli.manifest import manifest; sys.exit(manifest(standalone_mode=False))"

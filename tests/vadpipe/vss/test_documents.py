@@ -166,7 +166,7 @@ def test_no_other_codec_is_ever_asked(declared):
         ),
     ],
 )
-def test_what_is_refused_says_why_and_where(text, why, where):
+def test_a_refused_document_names_the_cause_and_the_place(text, why, where):
     refused = parse_document("bad.xml", text.encode())
     assert isinstance(refused, Unreadable)
     assert refused.document == "bad.xml"

@@ -4,66 +4,26 @@ from dataclasses import replace
 
 import pytest
 
+from tests.vadpipe.vss.documents_kit import (
+    APPLICATION,
+    ASR,
+    EXCHANGE,
+    NTDS,
+    SQL,
+    backup,
+    found,
+    listed,
+    metadata,
+    offered,
+    part,
+)
 from vadpipe.vss.classify import classify_documents
 from vadpipe.vss.documents import (
-    BackupComponent,
-    BackupComponents,
-    BackupWriter,
     Dependency,
     Unreadable,
-    WriterComponent,
-    WriterMetadata,
 )
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.verdict import Level, Severity
-
-SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
-EXCHANGE = "76fe1ac4-15f7-4bcd-987e-8e1acb462fb7"
-NTDS = "b2014c9e-8711-4c5c-a5a9-3cf384484757"
-ASR = "be000cbe-11fe-4426-9c58-531aa6355fc4"
-APPLICATION = RequestedQuiescing("application")
-
-
-def offered(path, *, selectable=True, **more):
-    logical, _, name = path.rpartition("\\")
-    return WriterComponent("filegroup", logical, name, selectable, 1, **more)
-
-
-def listed(path, failures=()):
-    logical, _, name = path.rpartition("\\")
-    return BackupComponent(logical, name, "filegroup", None, True, True, failures)
-
-
-def metadata(
-    writer_id, *components, name="", schema=0, usage="USER_DATA", source="OTHER", instance="i", excluded=()
-):
-    return WriterMetadata(
-        f"{name or writer_id}.xml",
-        writer_id,
-        instance,
-        "",
-        name,
-        usage,
-        source,
-        schema,
-        components,
-        excluded,
-    )
-
-
-def backup(*writers, mode=True, system_state=True, partial=False, backup_type="copy"):
-    return BackupComponents("backup.xml", mode, system_state, partial, backup_type, "", writers)
-
-
-def part(told, *paths, instance="i"):
-    """A writer as the backup components document lists it."""
-    components = tuple(one if isinstance(one, BackupComponent) else listed(one) for one in paths)
-    return BackupWriter(told.writer_id, instance, "", told.backup_schema, components, ())
-
-
-def found(verdict, rule):
-    return [finding for finding in verdict.findings if finding.rule == rule]
-
 
 # -- dependencies -------------------------------------------------------------------------------
 
@@ -125,13 +85,13 @@ def test_a_component_that_took_part_and_is_not_covered_meets_no_dependency(sql):
     assert [one.subject for one in found(verdict, "dependency-not-covered")] == ["site"]
 
 
-def test_nothing_is_said_of_what_an_uncovered_component_needs():
+def test_dependencies_of_an_uncovered_component_are_not_reported():
     site = needing(NEEDS_SALES)
     verdict = classify_documents([backup(part(site, "site"), mode=False), site])
     assert not found(verdict, "dependency-not-covered")
 
 
-def test_what_takes_no_part_needs_nothing():
+def test_dependencies_of_a_writer_that_took_no_part_are_not_reported():
     site, other = needing(NEEDS_SALES), metadata(NTDS, offered("ntds"))
     verdict = classify_documents([backup(part(other, "ntds")), site, other])
     assert not found(verdict, "dependency-not-covered")
@@ -148,7 +108,7 @@ def test_system_writers_take_part_together_when_the_system_state_was_asked_for(u
     assert bool(found(verdict, "system-state-incomplete")) is (asked is True and usage != "USER_DATA")
 
 
-def test_what_is_marked_as_no_system_state_may_stay_away():
+def test_a_component_marked_as_no_system_state_may_be_missing():
     system = metadata(
         "1" * 8, offered("a"), offered("b", system_state=False), name="Sys", usage="SYSTEM_SERVICE"
     )
@@ -167,7 +127,7 @@ def test_the_writer_of_the_disk_layout_is_not_missed_in_the_system_state():
 
 
 @pytest.mark.parametrize(("mode", "said"), [(True, True), (None, True), (False, False)])
-def test_without_component_mode_nothing_follows_from_what_is_not_listed(mode, said):
+def test_without_component_mode_missing_components_prove_nothing(mode, said):
     names = {"system-state-incomplete", "writer-not-included", "mandatory-component-missing"}
     names |= {"component-not-included"}
     system = metadata("1" * 8, offered("a"), name="Sys", usage="SYSTEM_SERVICE")
@@ -229,20 +189,20 @@ def test_an_excluded_database_without_component_is_reported(writer_id, file, los
         ({"mode": False}, APPLICATION, ["selectComponents is no, yes was requested"]),
     ],
 )
-def test_options_that_differ_from_what_was_sent_are_warnings(documents, sent, said):
+def test_options_that_differ_from_the_specification_are_warnings(documents, sent, said):
     writer = metadata(NTDS, offered("ntds"))
     verdict = classify_documents([backup(part(writer, "ntds"), **documents), writer], requested=sent)
     assert [one.found for one in found(verdict, "options-differ")] == [f"backup.xml: {text}" for text in said]
 
 
-def test_options_concern_nobody_without_writers():
+def test_without_writers_options_are_not_compared():
     verdict = classify_documents(
         [backup(system_state=False, partial=True)], requested=RequestedQuiescing("file-system")
     )
     assert not found(verdict, "options-differ")
 
 
-def test_options_concern_writers_that_nobody_listed():
+def test_options_are_compared_when_only_writer_documents_exist():
     verdict = classify_documents([backup(partial=True), metadata(NTDS, offered("ntds"))])
     assert len(found(verdict, "options-differ")) == 1
 
@@ -291,7 +251,9 @@ ALL_TYPES = 0x1 | 0x2 | 0x8 | 0x10
         ("VSS_BT_COPY", SQL, 0x371, "", "", ""),
     ],
 )
-def test_what_each_writer_makes_of_the_backup_type(asked, writer_id, schema, effective, rule, said):
+def test_each_writer_performs_the_type_that_its_schema_allows(
+    asked, writer_id, schema, effective, rule, said
+):
     writer = metadata(writer_id, offered("one"), schema=schema, source="TRANSACTION_DB")
     verdict = classify_documents([backup(part(writer, "one"), backup_type=asked), writer])
     about = {one.rule: one.found for one in verdict.findings if "logs-" in one.rule or "counts" in one.rule}
@@ -308,7 +270,7 @@ def test_the_type_that_was_sent_counts_where_the_document_does_not_say_it():
     assert classify_documents(documents, requested=sent).writers[0].effective_backup_type == "full"
 
 
-def test_a_writer_that_takes_no_part_is_told_no_type():
+def test_a_writer_that_takes_no_part_has_no_backup_type():
     writer, other = metadata(SQL, offered("one"), schema=0x371), metadata(NTDS, offered("ntds"))
     verdict = classify_documents([backup(part(other, "ntds")), writer, other])
     (sql,) = (one for one in verdict.writers if one.writer_id == SQL)
@@ -320,7 +282,7 @@ def test_a_writer_that_takes_no_part_is_told_no_type():
 
 @pytest.mark.parametrize("name", ["sql server", "SqlServerWriter", f"{{{SQL.upper()}}}"])
 @pytest.mark.parametrize("failing", [True, False])
-def test_an_excluded_writer_is_told_and_lowers_nothing(name, failing):
+def test_an_excluded_writer_is_reported_and_does_not_lower_the_level(name, failing):
     sql, other = metadata(SQL, offered("a"), name="SqlServerWriter"), metadata(NTDS, offered("ntds"))
     broken = [part(sql, listed("a", (("aFailureMsg", "x"),)))] if failing else []
     documents = [backup(part(other, "ntds"), *broken), sql, other]
@@ -381,7 +343,7 @@ def test_members_of_a_listed_component_are_named_with_it():
     assert (missed.level, missed.uncovered) == (Level.FILE_SYSTEM, ("SRV", "SRV\\a", "SRV\\b"))
 
 
-def test_a_doubt_about_a_member_is_one_about_what_is_below_it():
+def test_a_doubt_about_a_component_uncovers_those_below_it():
     sql = metadata(
         SQL,
         offered("SRV"),
@@ -395,7 +357,7 @@ def test_a_doubt_about_a_member_is_one_about_what_is_below_it():
 
 
 @pytest.mark.parametrize(("mode", "level"), [(None, Level.APPLICATION_PARTIAL), (False, Level.FILE_SYSTEM)])
-def test_a_doubt_about_the_manifest_is_one_about_every_application(mode, level):
+def test_a_doubt_about_the_manifest_lowers_every_application(mode, level):
     sql = metadata(SQL, offered("a"))
     verdict = classify_documents([backup(part(sql, "a"), mode=mode), sql])
     assert (verdict.level, verdict.applications[0].level) == (level, level)

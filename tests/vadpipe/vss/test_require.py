@@ -57,7 +57,7 @@ def test_levels_that_suffice(reached, suffices_for):
             assert (short(reached, asked=level) == ()) is (level in suffices_for)
 
 
-def test_a_shortfall_says_what_it_was_held_against():
+def test_a_shortfall_names_the_level_that_was_required():
     assert short(ABSENT) == ("Quiescing reached crash, asked for was application.",)
     assert short(ABSENT, Require("file-system")) == ("Quiescing reached crash, required is file-system.",)
 
@@ -106,7 +106,7 @@ def test_named_databases(database, reached, said):
     assert all(said in sentence for sentence in told)
 
 
-def test_of_databases_with_one_name_all_have_to_be_covered():
+def test_every_database_of_the_required_name_has_to_be_covered():
     reached = verdict(databases=("sales", "x\\sales"), failing_writers=frozenset({"SqlServerWriter"}))
     assert short(reached, SALES) == ("SQL Server: required database sales is not proven (WIN-SQL01\\sales).",)
 
@@ -164,7 +164,7 @@ def test_without_component_mode_no_database_is_proven():
     assert any("does not say whether it selects components" in told for told in short(unstated, SALES))
 
 
-def test_a_database_is_short_when_a_member_of_it_is():
+def test_a_database_is_uncovered_when_a_component_below_it_is():
     store = ApplicationVerdict(
         "Exchange",
         Level.APPLICATION_PARTIAL,

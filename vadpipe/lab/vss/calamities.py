@@ -11,11 +11,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .alterations import exchange_document
 from .documents import quiesce_manifest
 from .draft import Draft, Part
 from .elements import PLAIN, Element
 from .recipe import zipped
-from .writer_alterations import exchange_document
 
 _UNREADABLE = ("document-unreadable",)
 

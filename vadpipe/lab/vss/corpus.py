@@ -12,8 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from .alterations import COMPONENT_ROWS, ComponentRow
-from .backup_types import THIRD_PARTY
+from .alterations import COMPONENT_ROWS, WRITER_ROWS, ComponentRow, WriterRow
 from .calamities import CALAMITIES, Calamity
 from .circumstances import draw_circumstances
 from .dependencies import DEPENDENCIES, DependencyRow
@@ -21,6 +20,7 @@ from .draft import Draft, Part, draft_of
 from .elements import Outfit
 from .guest import (
     APPLICATIONS,
+    THIRD_PARTY,
     Component,
     Writer,
     sql_server,
@@ -29,7 +29,6 @@ from .guest import (
 from .policy import Policy, draw_policy
 from .recipe import new_id
 from .truth import conclude
-from .writer_alterations import WRITER_ROWS, WriterRow
 
 Row = ComponentRow | WriterRow | DependencyRow | Calamity
 ROWS: tuple[Row, ...] = (*COMPONENT_ROWS, *WRITER_ROWS, *DEPENDENCIES, *CALAMITIES)

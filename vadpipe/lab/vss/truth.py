@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from vadpipe.vss.requested import RequestedQuiescing
 
-from .backup_types import AS_FULL, TYPE_RULES
 from .draft import Draft, Standing
+from .guest import AS_FULL, TYPE_RULES
 
 COMBINED = TYPE_RULES | {
     "context-differs",

@@ -79,13 +79,13 @@ async def test_the_evidence_of_a_point(asked, fetched, reached, satisfied):
 
 
 @pytest.mark.parametrize("fetched", [APPLICATION, PARTIAL, FILE_SYSTEM, BROKEN])
-async def test_what_is_there_is_judged_at_once_and_the_same_as_at_the_end(fetched):
+async def test_a_manifest_that_exists_is_judged_at_once_and_the_same_as_at_the_end(fetched):
     early = await VssManifest().examine(Capture("application", fetched), 0)
     assert early == await VssManifest().finish(Capture("application", fetched))
 
 
 @pytest.mark.parametrize("first", [ABSENT, UNFETCHED])
-async def test_what_is_not_there_yet_is_looked_for_at_the_end(first):
+async def test_a_manifest_that_does_not_exist_yet_is_looked_for_at_the_end(first):
     capture = Capture("application", first, APPLICATION)
     finisher = VssManifest()
     assert await finisher.examine(capture, 0) is None
@@ -150,14 +150,14 @@ SQL_ONLY = Require(applications=(RequireApplication("SQL Server", databases=("sa
         (VssManifest("application", excluded=("registry",)), True),
     ],
 )
-async def test_the_policy_decides_what_suffices(finisher, satisfied):
+async def test_the_policy_decides_which_level_suffices(finisher, satisfied):
     evidence = await finisher.finish(Capture("application", PARTIAL))
     assert evidence.satisfied is satisfied
     named = any(reason.startswith("writer-excluded: Registry Writer") for reason in evidence.reasons)
     assert named is bool(finisher.excluded)
 
 
-async def test_what_was_sent_is_held_against_the_documents_and_what_was_asked_against_the_level():
+async def test_documents_are_compared_with_the_specification_and_the_level_with_the_request():
     """The policy 'try' went down to file-system quiescing; the job still asks for application quiescing."""
     evidence = await VssManifest().finish(Capture("application", FILE_SYSTEM, requested="file-system"))
     assert evidence.shortfalls == ("Quiescing reached file-system, asked for was application.",)
@@ -182,7 +182,7 @@ def test_mistakes_are_found_before_anything_runs(wrong):
         VssManifest(**wrong)
 
 
-async def test_how_it_was_fetched_and_what_it_is_go_into_the_point():
+async def test_the_ways_of_fetching_and_the_kind_are_stored_in_the_point():
     attempts = [
         FetchAttempt("vifs", "it is not installed."),
         FetchAttempt("HTTPS (cookie)", remark="A copy."),
