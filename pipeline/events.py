@@ -4,7 +4,7 @@ An event goes to whoever observes the running task: progress bars, the lines of 
 Without an observer it goes nowhere. Events are for people and tools; no decision of the mover hangs on one.
 
 Each event says where it happened: `run`, `job` and `disk`, as far as it happened inside one. The kinds of a run:
-run started, job started, disk started, extents, disk finished, published, job finished or job failed, run finished.
+run started, job started, disk started, disk finished, published, job finished or job failed, run finished.
 """
 
 from __future__ import annotations

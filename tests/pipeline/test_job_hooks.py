@@ -4,14 +4,20 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import Job, MoverError, SourceError, TransferFailed
+from pipeline import Job, MoverError, Source, SourceError, TransferFailed
 from pipeline.errors import leaves
 from pipeline.events import observed
 from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
+from sinks import NullSink
+
+
+class Broken(Source):
+    async def run(self, outbox):
+        raise SourceError("The disk is gone.")
 
 
 def failing_path(disk, point):
-    raise SourceError("The disk is gone.")
+    return Broken() | NullSink()
 
 
 def job(disks=(), **settings):

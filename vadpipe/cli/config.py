@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, MoverError, are_ours
-from pipeline.job import Job
-from pipeline.job_source import JobSource
+from pipeline.job import Job, JobSource
 
 from .process import run_async
 

@@ -14,8 +14,7 @@ import trio
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, leaves
 from pipeline.events import Event, emit, observed, within
-from pipeline.job import DiskRun, Job, JobReceipt
-from pipeline.job_source import JobSource
+from pipeline.job import DiskRun, Job, JobReceipt, JobSource
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
 

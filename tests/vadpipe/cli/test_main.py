@@ -80,7 +80,6 @@ def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
         "run started",
         "job started",
         "disk started",
-        "extents",
         "disk finished",
         "published",
         "job finished",
@@ -88,7 +87,7 @@ def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
     ]
     assert {event["run"] for event in told} == {document["run"]}
     assert {event.get("job") for event in told[1:-1]} == {"nightly"}
-    assert [event.get("disk") for event in told[2:5]] == ["scsi0:0"] * 3
+    assert [event.get("disk") for event in told[2:4]] == ["scsi0:0"] * 2
     assert events.stat().st_mode & 0o777 == 0o600
 
 

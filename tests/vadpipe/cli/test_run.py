@@ -11,11 +11,17 @@ from click.testing import CliRunner
 
 from pipeline import Job, SourceError
 from pipeline.testing import FakeMachine, FakeTarget
+from sinks import NullSink
+from stages import AllocatedExtents, ReadSpans
 from vadpipe.cli.run import code_of_all, run, summary
 
 at_work: Counter = Counter()
 most: Counter = Counter()
 order: list[str] = []
+
+
+def path(disk, point):
+    return AllocatedExtents(disk) | ReadSpans(disk) | NullSink()
 
 
 class Machine(FakeMachine):
@@ -51,7 +57,7 @@ def _fresh():
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     def call(machines, *options):
-        jobs = [Job(machine, print, into=FakeTarget()) for machine in machines]
+        jobs = [Job(machine, path, into=FakeTarget()) for machine in machines]
         monkeypatch.setattr("vadpipe.cli.run.read_config", lambda path: jobs)
         done = CliRunner().invoke(run, ["x.py", "--json", *options], standalone_mode=False)
         assert done.exception is None, done.exception

@@ -26,8 +26,8 @@ from ..journal.hot_add import hot_added
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
 from ..journal.relocation_lock import relocation_locked
-from ..manifest.fetch import ManifestFetcher
-from ..manifest.manifest import DirectoryState, directory_state, fetch_manifest
+from ..manifest.fetch import ManifestFetcher, fetch_manifest
+from ..manifest.locate import DirectoryState, directory_state
 from ..snapshot.changes import enable_change_tracking
 from ..snapshot.consolidate import Consolidate
 from ..snapshot.quiesce import Quiesce
