@@ -25,12 +25,14 @@ from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Finding, VerifyReport
+from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
-from .consistency import MANIFEST, verdict_lines, write_new
-from .output import counted, error_lines, report, show, table
+from .manifest import MANIFEST_NAME, write_new
+from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
+from .verdict import stored_verdict_lines
 
 _NAMED = 5  # VMs or disks that a line names
 
@@ -95,10 +97,10 @@ def show_point(
 
 
 def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path) -> None:
-    if MANIFEST not in point.documents:
+    if MANIFEST_NAME not in point.documents:
         raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
-    target = place / f"{point.id}-{MANIFEST}" if place.is_dir() else place
-    write_new(target, reader.read_document(point, MANIFEST))
+    target = place / f"{point.id}-{MANIFEST_NAME}" if place.is_dir() else place
+    write_new(target, reader.read_document(point, MANIFEST_NAME))
 
 
 @click.command(cls=OnRepository)
@@ -263,7 +265,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
         *_preflight_lines(point.preflight),
-        *verdict_lines(quiescing.verdict),
+        *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 from pipeline.secrets import Secret
 from tests.conftest import command
-from vadpipe.cli.output import counted, echo, table
+from vadpipe.cli.output import echo, table
+from vadpipe.words import counted
 
 TWO = """
 from pipeline import DiskReceipt, Job, Sink
@@ -46,7 +47,6 @@ def test_a_line_has_no_secret(capsys):
 
 def test_counts_have_the_right_number():
     assert [counted(number, "point") for number in (0, 1, 2)] == ["0 points", "1 point", "2 points"]
-    assert counted(2, "copy", "copies") == "2 copies"
 
 
 def test_a_table_is_aligned_and_numbers_stand_to_the_right():

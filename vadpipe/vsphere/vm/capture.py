@@ -15,7 +15,7 @@ from pipeline.buffers import BufferPool
 from pipeline.errors import MoverError, SnapshotError, SourceError
 from pipeline.protocols import MachineId
 from vadpipe.vss.fetched import FetchedManifest
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 from ..api.retry import patiently
 from ..api.session import VcenterSession
@@ -71,10 +71,10 @@ class VsphereCapture:
     snapshots_left: int | None = None
 
     @property
-    def quiescing_sent(self) -> SentQuiescing:
+    def quiescing_sent(self) -> RequestedQuiescing:
         """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
         sent = self.snapshot.quiesce
-        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
+        return RequestedQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
     async def confirm(self) -> None:
         """Raises Moved when the VM or the files of the snapshot were moved while they were read."""
