@@ -204,7 +204,8 @@ def _with_output_options(command: click.Command) -> click.Command:
         *_output_options(),
     ],
 )
-def vadpipe() -> None:
+@click.pass_context
+def vadpipe(ctx: click.Context) -> None:
     """Streaming data mover for VMware virtual machines.
 
     \b
@@ -223,6 +224,9 @@ def vadpipe() -> None:
     Completion of commands, jobs, points and VMs, for bash (zsh and fish alike):
       eval "$(_VADPIPE_COMPLETE=bash_source vadpipe)"
     """
+    from .output import configure
+
+    configure(**ctx.ensure_object(dict))  # options behind the command's name come later
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
