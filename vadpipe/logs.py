@@ -17,6 +17,7 @@ from typing import TextIO
 from pipeline.errors import ConfigError
 from pipeline.events import place
 from pipeline.secrets import blot, blotted
+from vadpipe.words import printable
 
 __all__ = ["SecretFilter", "blot", "configure", "open_private"]
 
@@ -45,8 +46,7 @@ class _Lines(logging.Formatter):
     default_msec_format = "%s.%03dZ"
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        text = super().formatMessage(record)
-        return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+        return printable(super().formatMessage(record))
 
 
 class _File(logging.StreamHandler[TextIO]):

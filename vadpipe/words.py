@@ -1,4 +1,4 @@
-"""Small words of messages."""
+"""What all messages share: counted nouns, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -6,3 +6,8 @@ from __future__ import annotations
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A count with its noun: '1 disk', '2 disks'."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def printable(text: str) -> str:
+    """The text without characters that move a terminal's cursor or change what it shows."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -44,9 +44,7 @@ BUILT_IN = {
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
     ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
-    "lab": BuiltIn(
-        "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
-    ),
+    "lab": BuiltIn("vadpipe.lab.commands:lab", "Try vadpipe without vCenter, VDDK or a VM.", "lab"),
     "manifest": BuiltIn(
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",
@@ -206,7 +204,8 @@ def _with_output_options(command: click.Command) -> click.Command:
         *_output_options(),
     ],
 )
-def vadpipe() -> None:
+@click.pass_context
+def vadpipe(ctx: click.Context) -> None:
     """Streaming data mover for VMware virtual machines.
 
     \b
@@ -225,6 +224,9 @@ def vadpipe() -> None:
     Completion of commands, jobs, points and VMs, for bash (zsh and fish alike):
       eval "$(_VADPIPE_COMPLETE=bash_source vadpipe)"
     """
+    from .output import configure
+
+    configure(**ctx.ensure_object(dict))  # options behind the command's name come later
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")

@@ -8,9 +8,7 @@ from typing import TypeVar
 
 from vadpipe.jsonable import Json
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
-from vadpipe.words import counted
-
-from .output import printable
+from vadpipe.words import counted, printable
 
 F = TypeVar("F")
 V = TypeVar("V", bound=Violation)

@@ -22,6 +22,7 @@ import click
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
 from pipeline.secrets import blotted
 from vadpipe import logs
+from vadpipe.words import printable
 
 from .main import EXIT_INTERRUPTED
 
@@ -56,11 +57,6 @@ def configure(
 
 def wants_progress() -> bool:
     return _output.progress
-
-
-def printable(text: str) -> str:
-    """The text without characters that move a terminal's cursor or change what it shows."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def echo(line: str, *, err: bool = False) -> None:

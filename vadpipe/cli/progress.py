@@ -28,8 +28,9 @@ from pipeline.protocols import DiskSize
 from pipeline.secrets import blotted
 from pipeline.units import format_size
 from vadpipe.logs import open_private
+from vadpipe.words import printable
 
-from .output import beside, echo, printable, report, wants_progress
+from .output import beside, echo, report, wants_progress
 
 REFRESH_S = 0.2
 LINE_S = 10.0

@@ -19,8 +19,7 @@ from vadpipe.vss.verdict import (
     WriterVerdict,
     read_verdict,
 )
-
-from .output import printable
+from vadpipe.words import printable
 
 _NAMED = 6  # components of a writer that are named; the rest is counted
 _STYLES = {Coverage.COVERED: "green", Coverage.PARTLY: "yellow", Coverage.NOT_COVERED: "red"}

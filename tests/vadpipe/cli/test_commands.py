@@ -118,3 +118,14 @@ def test_jobs_of_a_configuration_are_completed(tmp_path):
     assert completed("run", config, "--job", "") == ["weekly", "nightly"]
     assert completed("run", config, "--job", "n") == ["nightly"]
     assert completed("run", tmp_path / "missing.py", "--job", "") == []
+
+
+def test_warnings_of_the_log_are_not_on_standard_error_unless_asked_for(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text("import logging\nlogging.getLogger('vadpipe.x').warning('told')\njobs = []")
+    quiet, loud = (
+        subprocess.run(command(*options, "plan", config), capture_output=True, text=True, check=False).stderr
+        for options in ([], ["-v"])
+    )
+    assert "told" not in quiet
+    assert "WARNING vadpipe.x: told" in loud

@@ -15,14 +15,13 @@ from sinks import NullSink
 from stages import AllocatedExtents, ReadSpans
 from vadpipe.cli.run import code_of_all, run, summary
 
-
-def path(disk, point):
-    return AllocatedExtents(disk) | ReadSpans(disk) | NullSink()
-
-
 at_work: Counter = Counter()
 most: Counter = Counter()
 order: list[str] = []
+
+
+def path(disk, point):
+    return AllocatedExtents(disk) | ReadSpans(disk) | NullSink()
 
 
 class Machine(FakeMachine):
