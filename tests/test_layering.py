@@ -14,7 +14,7 @@ VSPHERE = ["", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/gue
 FLOORS = [
     ["pipeline", "pipeline/testing"],
     ["vadpipe", "vadpipe/kernels"],
-    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
@@ -35,6 +35,7 @@ LIBRARIES = {
     "vadpipe/vss": {"defusedxml"},
     "vadpipe/vmdk": {"trio", "numpy"},
     "vadpipe/vddk": {"trio", "numpy"},
+    "vadpipe/nbd": {"trio", "numpy"},
 }
 
 # The child shares a process with a library that brings its own OpenSSL, and has to start fast.
