@@ -1,3 +1,4 @@
+from vadpipe.nbd import Nbd as Nbd
 from vadpipe.vddk import DiskAccess as DiskAccess
 from vadpipe.vddk import Vddk as Vddk
 from vadpipe.vsphere import CopyDatastoreItem as CopyDatastoreItem

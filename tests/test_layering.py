@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["pipeline", "pipeline/testing"],
     ["vadpipe", "vadpipe/kernels"],
-    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
@@ -34,6 +34,7 @@ LIBRARIES = {
     "vadpipe/vss": {"defusedxml"},
     "vadpipe/vmdk": {"trio", "numpy"},
     "vadpipe/vddk": {"trio", "numpy"},
+    "vadpipe/nbd": {"trio", "numpy"},
 }
 
 # The child shares a process with a library that brings its own OpenSSL, and has to start fast.
