@@ -20,7 +20,7 @@ from vadpipe.preflight.rules import RULES
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import most_allowed
+from vadpipe.vsphere.snapshot.remove import most_allowed
 from vadpipe.vsphere.vm.prepare import Prepared, enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server

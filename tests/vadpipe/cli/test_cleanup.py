@@ -10,7 +10,7 @@ from pipeline.units import MiB
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.journal.intents import Journal, Kind, new_intent
+from vadpipe.vsphere.journal.intents import IntentKind, Journal, new_intent
 from vadpipe.vsphere.snapshot.tree import description_with
 
 pytestmark = pytest.mark.slow
@@ -79,9 +79,9 @@ def dead(lab, tmp_path):
 def test_kinds_are_named_and_a_dry_run_touches_nothing(lab, run, dead):
     moref = lab.moref("web01")
     lab._inventory.vms[moref].power = "poweredOff"
-    lab.take_snapshot(moref, "ours", description_with(dead(Kind.SNAPSHOT).token))
-    dead(Kind.POWER)
-    dead(Kind.RELOCATION_LOCK)
+    lab.take_snapshot(moref, "ours", description_with(dead(IntentKind.SNAPSHOT).token))
+    dead(IntentKind.POWER)
+    dead(IntentKind.RELOCATION_LOCK)
     code, swept = run("--dry-run")
     assert code == 0
     assert {one["kind"]: one["outcome"] for one in swept} == {
@@ -100,7 +100,7 @@ def test_kinds_are_named_and_a_dry_run_touches_nothing(lab, run, dead):
 
 
 def test_hot_added_disks_whose_library_is_gone_are_kept_and_named(run, dead):
-    dead(Kind.HOT_ADD)
+    dead(IntentKind.HOT_ADD)
     code, [kept] = run()
     assert (code, kept["outcome"]) == (3, "kept")
     assert "/nowhere" in kept["reason"]
@@ -109,7 +109,7 @@ def test_hot_added_disks_whose_library_is_gone_are_kept_and_named(run, dead):
 @pytest.mark.parametrize("consolidate", ["ask", "never"])
 def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolidate):
     moref = lab.moref("web01")
-    dead(Kind.SNAPSHOT)
+    dead(IntentKind.SNAPSHOT)
     lab.take_snapshot(moref, "x")
     lab._inventory.vms[moref].snapshots.clear()  # gone from the tree, its redo log is not
     assert lab.needs_consolidation(moref)

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, SourceError, leaves
 from vadpipe.lab.vcenter.injection import Delay, Drop
 from vadpipe.lab.vcenter.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal, Kind
+from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm.power import PowerNotRestored, powered_off
 from vadpipe.vsphere.vm.prepare import enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
@@ -255,7 +255,7 @@ async def test_a_vm_whose_preparation_was_killed_is_powered_on_by_the_next_start
             await trio.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     lab.drop_connections()  # so that what hangs never happens
-    assert [intent.kind for intent in journal.intents()] == [Kind.POWER]
+    assert [intent.kind for intent in journal.intents()] == [IntentKind.POWER]
     assert state(moref).power == "poweredOff"
     async with vcenter.connect() as session:
         (would,) = await sweep(session, journal, dry_run=True)
@@ -282,7 +282,7 @@ async def test_the_intent_is_durable_before_the_shutdown_and_gone_at_the_end(
     monkeypatch.setattr(VirtualMachine, "ShutdownGuest", look)
     async with vcenter.connect() as session:
         await enable_uuid(session, await find_vm(session, "web01"), journal, allow_power_off=True)
-    assert seen == [Kind.POWER]
+    assert seen == [IntentKind.POWER]
     assert journal.intents() == []
 
 

@@ -12,8 +12,8 @@ from vadpipe.lab.vcenter.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
 
 AddVm = Callable[..., str]
 CREATE, REMOVE, ASK, DISKS = (

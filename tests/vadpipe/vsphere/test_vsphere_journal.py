@@ -15,8 +15,8 @@ from pipeline.errors import SourceError
 from vadpipe.files import state_directory
 from vadpipe.vsphere.journal.intents import (
     Intent,
+    IntentKind,
     Journal,
-    Kind,
     new_intent,
     process_start,
 )
@@ -47,11 +47,11 @@ def test_an_entry_of_the_time_before_kinds_is_a_snapshot(journal: Journal) -> No
         del entry[name]
     journal.path(intent).write_text(json.dumps(entry))
     assert journal.intents() == [intent]
-    assert intent.kind is Kind.SNAPSHOT
+    assert intent.kind is IntentKind.SNAPSHOT
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_is_read_as_it_was_written(journal: Journal, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IntentKind)
+def test_every_kind_is_read_as_it_was_written(journal: Journal, kind: IntentKind) -> None:
     intent = _intent(kind=kind, libdir="/opt/vddk", tmp_directory="/var/tmp/x")
     journal.write(intent)
     assert journal.intents() == [intent]

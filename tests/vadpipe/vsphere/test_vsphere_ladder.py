@@ -10,6 +10,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.fallback import fallbacks
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 
@@ -107,7 +108,7 @@ async def test_a_vm_that_is_off_is_not_asked_and_it_is_said(
     snapshot = await _taken(vcenter, journal, Quiesce.application())
     assert snapshot.quiesce.kind == "none"
     assert snapshot.remarks == [
-        "web01 was not quiesced: the VM is not running, so vSphere would ignore it without a word."
+        "web01 was not quiesced: the VM is not running, so vSphere would ignore the request."
     ]
 
 
@@ -153,7 +154,7 @@ def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
 def test_rungs() -> None:
     windows, linux = "windows2019srv_64Guest", "ubuntu64Guest"
     tried = Quiesce.application(policy="try", backup_type="full")
-    assert [rung.kind for rung in tried.rungs(windows)] == ["application", "file-system", "none"]
-    assert [rung.kind for rung in tried.rungs(linux)] == ["application", "none"]
-    assert Quiesce.application().rungs(windows) == [Quiesce.application()]
-    assert Quiesce.none().rungs(windows) == [Quiesce.none()]
+    assert [rung.kind for rung in fallbacks(tried, windows)] == ["application", "file-system", "none"]
+    assert [rung.kind for rung in fallbacks(tried, linux)] == ["application", "none"]
+    assert fallbacks(Quiesce.application(), windows) == [Quiesce.application()]
+    assert fallbacks(Quiesce.none(), windows) == [Quiesce.none()]

@@ -13,6 +13,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.fallback import fallbacks
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, not_conveyed, quiesce_spec
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 
@@ -41,7 +42,7 @@ def test_auto_lets_vmware_tools_choose() -> None:
     assert (spec.vssBackupContext, spec.vssBackupType, spec.timeout) == ("ctx_auto", 1, 5)
     assert "truncate" in Quiesce.auto(backup_type="full").warning
     assert Quiesce.auto().warning == ""
-    assert [rung.kind for rung in Quiesce.auto(policy="try").rungs(WINDOWS)] == [
+    assert [rung.kind for rung in fallbacks(Quiesce.auto(policy="try"), WINDOWS)] == [
         "auto",
         "file-system",
         "none",

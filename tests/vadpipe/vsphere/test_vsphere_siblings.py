@@ -13,9 +13,8 @@ from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal, new_intent
-from vadpipe.vsphere.snapshot.family import family_of, lies_on
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
-from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
+from vadpipe.vsphere.snapshot.tree import description_with, family_of, lies_on, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -173,7 +172,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
         journal.write(intent)
         said, asked = description_with(intent.token), Quiesce.application()
         task = await create_snapshot(
-            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", tell=print
+            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", remark=print
         )
         created = await wait_for_task(session, task, "CreateSnapshotEx_Task")
         family = await family_of(session, vm, intent.token, str(created._moId))

@@ -273,7 +273,7 @@ async def test_the_removal_has_a_deadline(
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        with pytest.raises(SnapshotLeaked, match="not gone after 0 s"):
+        with pytest.raises(SnapshotLeaked, match="not done after 0 s"):
             await _take(session, journal, remove_within_s=0)
         (swept,) = await sweep(session, journal)
         assert swept.outcome is Outcome.REMOVED

@@ -140,14 +140,14 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     async with vcenter.connect() as session:
         await _dead_intent(session, journal)
         (looked,) = await sweep(session, journal, dry_run=True)
-        assert looked.outcome is Outcome.NEVER_CREATED
+        assert looked.outcome is Outcome.NOT_FOUND
         assert len(journal.intents()) == 1
         (swept,) = await sweep(session, journal)
-        assert swept.outcome is Outcome.NEVER_CREATED
+        assert swept.outcome is Outcome.NOT_FOUND
         (young,) = journal.intents()  # a host may still be making it
         journal.write(replace(young, created="2001-01-01T00:00:00+00:00"))
         (swept,) = await sweep(session, journal)
-    assert swept.outcome is Outcome.NEVER_CREATED
+    assert swept.outcome is Outcome.NOT_FOUND
     assert journal.intents() == []
 
 
@@ -213,7 +213,7 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
         journal.write(replace(intent, token="1" * 32, server_id="another server"))
         journal.write(replace(intent, token="2" * 32, vm_uuid="no such VM"))
         outcomes = {swept.intent.token: swept.outcome for swept in await sweep(session, journal)}
-    assert outcomes == {intent.token: Outcome.NEVER_CREATED, "2" * 32: Outcome.KEPT}
+    assert outcomes == {intent.token: Outcome.NOT_FOUND, "2" * 32: Outcome.KEPT}
     assert {kept.token for kept in journal.intents()} == {intent.token, "1" * 32, "2" * 32}
 
 

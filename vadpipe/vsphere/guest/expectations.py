@@ -143,7 +143,7 @@ async def look_inside(
     if control is None or quiesce.kind == "none":
         return Looked()
     guest = await guest_of(session, vm)
-    if guest.obstacle:  # the ladder tells
+    if guest.obstacle:  # the snapshot reports it
         return Looked()
     try:
         look = partial(inside, control.files(session, vm, guest.guest_id))

@@ -24,9 +24,8 @@ from ..api.session import VcenterSession
 from ..inventory.datastore_path import DatastorePath
 from ..inventory.datastore_search import Browser, search_directory
 from ..inventory.lookup import Vm
-from ..snapshot.family import named_manifest
 from ..snapshot.snapshot import Snapshot
-from ..snapshot.tree import snapshots_of
+from ..snapshot.tree import named_manifest, snapshots_of
 from .fetch import ManifestFetcher, fetch_in_order, locate
 from .https import OverHttps
 from .locate import (

@@ -19,7 +19,7 @@ from ..snapshot.snapshot import Snapshot
 
 
 class OpenDisk(Protocol):
-    """What a reader gives for a disk: `vadpipe.vddk.VddkDisk`, or another mover's. Bytes."""
+    """An open disk: `vadpipe.vddk.VddkDisk`, or another mover's. Offsets and lengths in bytes."""
 
     @property
     def capacity(self) -> int: ...
@@ -30,8 +30,11 @@ class OpenDisk(Protocol):
 
 
 class DiskReader(Protocol):
-    """What opens disks: `vadpipe.vddk.Vddk`, or another mover's. With one that is also an `access.AccessReader` the
-    VM is locked against Storage vMotion, and hot-added disks are cleaned up."""
+    """Opens disks: `vadpipe.vddk.Vddk`, or another mover's.
+
+    When it is a `journal.access.AccessReader` too, the VM is locked against Storage vMotion, and hot-added disks
+    are detached.
+    """
 
     def open(self, access: DiskAccess, pool: BufferPool) -> AbstractAsyncContextManager[OpenDisk]: ...
 
@@ -49,9 +52,9 @@ class SnapshotDisk:
     def __post_init__(self) -> None:
         if self._opened.capacity != self.facts.capacity:
             raise SourceError(
-                f"{self.facts.label} ({self.facts.key}) has {self.facts.capacity} bytes for vSphere, "
-                f"but {self._opened.capacity} for its reader.",
-                remedy="Run again; if it stays so, the snapshot's disk chain is damaged.",
+                f"vSphere says that {self.facts.label} ({self.facts.key}) has {self.facts.capacity} bytes, "
+                f"its reader {self._opened.capacity}.",
+                remedy="Run again; if they still differ, the snapshot's disk chain is damaged.",
                 disk=self.facts.key,
                 path=self.facts.path,
             )
