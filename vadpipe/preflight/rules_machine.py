@@ -196,8 +196,9 @@ RULES: tuple[Rule, ...] = (
         _FIELD, _foreign_snapshots,
     ),
     Rule(
-        "snapshots-left", Severity.WARNING, "no earlier run left a snapshot of ours",
-        "vadpipe cleanup removes it; so does the next run.", _FIELD, _own_snapshots,
+        "snapshots-left", Severity.ERROR, "no earlier run left a snapshot of ours",
+        "Run 'vadpipe cleanup' on the machine that made it, or remove it in the vSphere Client.", _FIELD,
+        _own_snapshots,
     ),
     Rule(
         "chain-too-long", Severity.ERROR, f"a disk is on fewer than {CHAIN_LIMIT} redo logs",

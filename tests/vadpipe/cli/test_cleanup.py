@@ -10,6 +10,7 @@ from pipeline.units import MiB
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.journal.intents import IntentKind, Journal, new_intent
 from vadpipe.vsphere.snapshot.tree import description_with
 
@@ -99,11 +100,18 @@ def test_kinds_are_named_and_a_dry_run_touches_nothing(lab, run, dead):
     assert lab.snapshots(moref) == {}
 
 
-def test_hot_added_disks_whose_library_is_gone_are_kept_and_named(run, dead):
+def test_hot_added_disks_whose_library_is_gone_are_kept_while_a_vm_has_them(lab, run, dead):
     dead(IntentKind.HOT_ADD)
+    _, [nowhere] = run()
+    assert nowhere["outcome"] == "nothing to undo"
+    lab.register_vm(lab.datastore("datastore1") / "proxy", "proxy", [], traits=VmTraits(proxy=True))
+    attached = lab.root / "hotadd" / lab.moref("web01") / "disk0.vmdk"
+    attached.parent.mkdir(parents=True)
+    attached.touch()
     code, [kept] = run()
     assert (code, kept["outcome"]) == (3, "kept")
     assert "/nowhere" in kept["reason"]
+    assert "hot-added to proxy" in kept["reason"]
 
 
 @pytest.mark.parametrize("consolidate", ["ask", "never"])
@@ -117,4 +125,4 @@ def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolida
     asked = consolidate == "ask"
     assert lab.needs_consolidation(moref) == (not asked)
     assert code == (0 if asked else 3)
-    assert asked or "allows nothing" in swept["reason"]
+    assert asked or "consolidate='never'" in swept["reason"]

@@ -346,7 +346,10 @@ MOMENTS: dict[str, tuple[dict[str, str], Callable[[Scene], bool]]] = {
         lambda scene: bool(scene.journal.intents()),
     ),
     "while it opens disks": ({"VADPIPE_VDDK_HANG": "info:1"}, lambda scene: bool(scene.attached)),
-    "while it reads": ({"VADPIPE_VDDK_HANG": "read:1"}, lambda scene: len(scene.attached) == 2),
+    "while it reads": (
+        {"VADPIPE_VDDK_HANG": "read:1"},
+        lambda scene: (scene.lab.root / "once" / "hang-read-1").exists(),
+    ),
     "while it ends the lock": (
         {"VADPIPE_VDDK_HANG": "end:1"},
         lambda scene: "RemoveSnapshot" in scene.calls,
@@ -357,9 +360,13 @@ MOMENTS: dict[str, tuple[dict[str, str], Callable[[Scene], bool]]] = {
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: str) -> None:
     knobs, is_time = MOMENTS[moment]
-    with scene.run(**knobs) as process:
+    once = scene.lab.root / "once"
+    once.mkdir()
+    with scene.run(**knobs, VADPIPE_VDDK_ONCE=str(once)) as process:
         _wait(lambda: is_time(scene))
         process.send_signal(signal.SIGKILL)
+    if moment == "while it reads":  # the process of the other disk is idle, and ends in order
+        _wait(lambda: "Cleanup" in scene.calls)
     held, attached, before = scene.holder, scene.attached, len(noted(scene.lab.root))
 
     would = await scene.sweep(dry_run=True)

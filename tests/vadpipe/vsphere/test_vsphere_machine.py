@@ -216,7 +216,7 @@ async def test_a_reader_that_sees_another_disk_is_found_out(
     open_disk = reader.open
     path = f"[datastore1] other/{other.leaf.name}"
     monkeypatch.setattr(reader, "open", lambda access, pool: open_disk(replace(access, path=path), pool))
-    with pytest.raises(SourceError, match="bytes for vSphere"):
+    with pytest.raises(SourceError, match=r"vSphere says .* bytes, its reader"):
         async with web01.capture():
             pass
 
