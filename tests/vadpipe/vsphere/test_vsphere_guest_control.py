@@ -136,7 +136,7 @@ async def test_a_linux_guest_has_its_own_places(lab: LabVcenter, vcenter: Vcente
     [{"settings": {"quiesce.apps": True}}, {"settings": {"enableVSS": "yes"}}, {"settings": {"timeout": True}},
      {"scripts": "some"}],
 )  # fmt: skip
-def test_settings_that_make_no_sense(settings: dict) -> None:
+def test_invalid_quiescing_settings_are_config_errors(settings: dict) -> None:
     with pytest.raises(ConfigError):
         control(**settings)
 

@@ -77,7 +77,7 @@ class Scene:
     def run(self, **knobs: str) -> subprocess.Popen[bytes]:
         """The same run in a process of its own."""
         command = [sys.executable, "-m", "tests.vadpipe.vsphere.lab_runs", json.dumps(self.where)]
-        root = Path(__file__).parents[3]
+        root = Path(__file__).parents[4]
         return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
 
     async def sweep(self, **options: bool) -> list[Swept]:
@@ -120,7 +120,7 @@ async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(sc
     ]  # fmt: skip
 
 
-async def test_while_it_is_locked_nobody_moves_the_vm(scene: Scene) -> None:
+async def test_a_locked_vm_cannot_be_relocated(scene: Scene) -> None:
     async def move() -> str:
         """The fault that it ends with."""
         async with scene.machine.vcenter.connect() as session:
@@ -182,7 +182,7 @@ async def test_a_lock_that_is_released_meanwhile_is_taken(scene: Scene) -> None:
     scene.assert_nothing_left()
 
 
-async def test_a_call_that_was_cut_off_may_have_locked_and_is_undone(
+async def test_a_lock_call_that_was_cut_off_is_undone(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 1.0)
@@ -196,7 +196,7 @@ async def test_a_call_that_was_cut_off_may_have_locked_and_is_undone(
 
 
 @pytest.mark.parametrize("code", [14011, 3014])  # worth another try, and not
-async def test_a_lock_that_a_failed_call_took_all_the_same_is_ended(
+async def test_a_lock_that_a_failed_call_has_taken_is_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
 ) -> None:
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
@@ -422,7 +422,7 @@ async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene: Scene, 
     scene.assert_nothing_left()
 
 
-async def test_how_to_get_rid_of_another_machines_intents_is_said(scene: Scene, vcenter: Vcenter) -> None:
+async def test_an_intent_of_another_machine_says_how_to_remove_it(scene: Scene, vcenter: Vcenter) -> None:
     async with scene.machine.capture():
         for intent in scene.journal.intents():
             scene.journal.write(replace(intent, host="a-machine-that-is-gone"))

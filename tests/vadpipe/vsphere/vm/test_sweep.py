@@ -151,7 +151,9 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     assert journal.intents() == []
 
 
-async def test_two_witnesses_are_needed(vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_snapshot_is_ours_only_by_intent_and_token(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         unknown = await _snapshot(session, description_with("0" * 32))  # our mark, but no intent here

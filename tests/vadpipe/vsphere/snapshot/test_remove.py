@@ -52,7 +52,7 @@ async def test_a_locked_disk_is_waited_for(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_where_it_is_not_allowed_it_is_named(
+async def test_never_reports_consolidation_without_asking_for_it(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     moref = add_vm()
@@ -73,7 +73,7 @@ async def test_where_it_is_not_allowed_it_is_named(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_one_that_fails_for_good_is_named_beside_the_error_of_the_body(
+async def test_failed_consolidation_is_raised_beside_the_error_of_the_body(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -90,7 +90,7 @@ async def test_one_that_fails_for_good_is_named_beside_the_error_of_the_body(
     assert len(journal.intents()) == 1  # for the next sweep
 
 
-async def test_snapshots_of_others_are_told_and_left_alone(
+async def test_snapshots_of_others_are_reported_and_left_alone(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
 ) -> None:
     moref = add_vm()
@@ -113,7 +113,7 @@ async def test_snapshots_of_others_are_told_and_left_alone(
     assert capture.snapshots_left == 2
 
 
-async def test_ours_names_the_run_and_the_machine(
+async def test_a_snapshot_description_names_the_run_and_the_host(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
 ) -> None:
     moref = add_vm()

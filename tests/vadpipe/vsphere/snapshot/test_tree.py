@@ -97,7 +97,7 @@ async def test_what_is_read_is_the_quiesced_state(
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-async def test_both_are_ours_and_both_are_removed(
+async def test_both_snapshots_of_a_family_are_removed(
     lab: LabVcenter, web01: Callable[..., VcenterVm], journal: Journal, form: str
 ) -> None:
     machine = web01(form)
@@ -143,7 +143,7 @@ async def test_a_snapshot_on_top_of_ours_is_no_sibling(
     assert list(lab.snapshots(moref)) == [foreign]
 
 
-async def test_where_the_server_does_not_tell_the_files_below_it_is_said(
+async def test_siblings_with_unknown_files_are_reported(
     lab: LabVcenter, web01: Callable[..., VcenterVm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vadpipe.lab.vcenter.vm_devices._parent", lambda *chain: None)

@@ -1,4 +1,4 @@
-"""The documented ladder against redo logs that stay: climbed where allowed, by snapshots that are surely ours."""
+"""The documented escalation against redo logs that stay: taken where allowed, with snapshots of ours only."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,18 +51,18 @@ async def _take(vcenter: Vcenter, journal: Journal, consolidate: Consolidate) ->
 
 
 @pytest.mark.parametrize("consolidate", [True, False, "always"])
-def test_other_wishes_are_refused_before_anything_is_done(vcenter: Vcenter, consolidate: object) -> None:
+def test_unknown_values_of_consolidate_are_config_errors(vcenter: Vcenter, consolidate: object) -> None:
     with pytest.raises(ConfigError, match="'never', 'ask', 'escalate'"):
         VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
 
 
-def test_the_ladder_is_announced(vcenter: Vcenter) -> None:
+def test_effects_mention_the_snapshots_of_an_escalation(vcenter: Vcenter) -> None:
     machine = VcenterVm(vcenter, "web01", reader=None)
     assert "further snapshots" not in " ".join(machine.effects())
     assert "further snapshots" in " ".join(replace(machine, consolidate="escalate").effects())
 
 
-async def test_asking_climbs_no_further_than_the_first_rung(
+async def test_ask_only_calls_consolidate_vm_disks(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     add_vm()
@@ -74,7 +74,7 @@ async def test_asking_climbs_no_further_than_the_first_rung(
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
+async def test_an_escalation_snapshot_consolidates_redo_logs(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -96,7 +96,7 @@ async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
     assert journal.intents() == []
 
 
-async def test_the_last_rung_is_quiesced(
+async def test_the_last_step_of_the_escalation_is_quiesced(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm(quiescing="file-system")
@@ -110,20 +110,20 @@ async def test_the_last_rung_is_quiesced(
     assert journal.intents() == []
 
 
-async def test_when_no_rung_helps_all_are_named_and_nothing_of_ours_is_left_in_the_tree(
+async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm(quiescing="fault")
     stuck(removals=5)
     with pytest.raises(ConsolidationNeeded) as caught:
         await _take(vcenter, journal, "escalate")
-    for rung in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
-        assert rung in caught.value.problem
+    for step in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
+        assert step in caught.value.problem
     assert lab.snapshots(moref) == {}
     assert len(journal.intents()) == 1  # for the next sweep
 
 
-async def test_it_is_not_climbed_where_the_vm_has_snapshots_of_others(
+async def test_no_snapshot_is_made_for_consolidation_while_the_vm_has_others(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -145,7 +145,7 @@ async def test_a_full_datastore_gets_no_further_snapshot(
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_lost_answer_on_a_rung_leaves_no_second_snapshot(
+async def test_a_lost_answer_during_escalation_leaves_no_second_snapshot(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -156,7 +156,7 @@ async def test_a_lost_answer_on_a_rung_leaves_no_second_snapshot(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_a_snapshot_of_a_rung_that_stays_is_named_as_such(
+async def test_a_snapshot_of_the_escalation_that_stays_is_reported(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -170,7 +170,7 @@ async def test_a_snapshot_of_a_rung_that_stays_is_named_as_such(
     assert intent.token in description
 
 
-async def test_the_sweep_removes_what_a_run_that_ended_on_a_rung_left(
+async def test_the_sweep_removes_what_a_killed_escalation_left(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -187,12 +187,12 @@ async def test_the_sweep_removes_what_a_run_that_ended_on_a_rung_left(
         vm = await find_vm(session, "web01")
         with pytest.raises(ConsolidationNeeded):
             await _take(vcenter, journal, "never")
-        async with trio.open_nursery() as nursery:  # a sweep that is cancelled on the rung, as by a kill
+        async with trio.open_nursery() as nursery:  # a sweep that is cancelled in the middle, as by a kill
 
-            async def climb() -> None:
+            async def escalate() -> None:
                 await sweep(session, journal, consolidate="escalate")
 
-            nursery.start_soon(climb)
+            nursery.start_soon(escalate)
             await created.wait()
             nursery.cancel_scope.cancel()
         assert len(lab.snapshots(moref)) == 1

@@ -14,11 +14,18 @@ from vadpipe.lab.vcenter.injection import Delay, Drop
 from vadpipe.lab.vcenter.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
+from vadpipe.vsphere.vm import power
 from vadpipe.vsphere.vm.power import PowerNotRestored, powered_off
 from vadpipe.vsphere.vm.prepare import enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
+pytestmark = pytest.mark.usefixtures("quick_polls")
 UUID_OFF = {"enable_uuid": False}
+
+
+@pytest.fixture
+def quick_polls(monkeypatch):
+    monkeypatch.setattr(power, "POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ async def test_a_vm_that_is_off_needs_no_permission_and_stays_off(lab, vcenter, 
     assert "PowerOnVM_Task" not in lab.calls
 
 
-async def test_what_is_set_already_costs_no_restart(lab, vcenter, add_vm):
+async def test_a_vm_with_disk_uuids_is_not_restarted(lab, vcenter, add_vm):
     add_vm()
     await prepared(vcenter, allow_power_off=False)
     assert not {"ShutdownGuest", "ReconfigVM_Task"} & lab.calls.keys()
@@ -136,7 +143,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-async def test_it_is_powered_as_it_was_after_a_fault(lab, vcenter, add_vm, state, case):
+async def test_a_vm_is_powered_as_before_after_a_fault(lab, vcenter, add_vm, state, case):
     method, failure, in_task = FAULTS[case]
     moref = add_vm(**UUID_OFF)
     lab.inject(method, failure, in_task=in_task)
@@ -151,7 +158,7 @@ async def test_it_is_powered_as_it_was_after_a_fault(lab, vcenter, add_vm, state
 
 
 @pytest.mark.parametrize("method", ["ShutdownGuest", "ReconfigVM_Task", "PowerOnVM_Task"])
-async def test_it_is_powered_as_it_was_after_a_cancellation(lab, vcenter, add_vm, state, nursery, method):
+async def test_a_vm_is_powered_as_before_after_a_cancellation(lab, vcenter, add_vm, state, nursery, method):
     moref = add_vm(**UUID_OFF)
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")

@@ -24,7 +24,7 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 
 AddVm = Callable[..., str]
-README = Path(__file__).parents[3] / "README.md"
+README = Path(__file__).parents[4] / "README.md"
 OPERATIONS = README.parent / "docs" / "operations.md"
 CREATE = "CreateSnapshotEx_Task"
 # The seven points of granular control in the VDDK programming guide, as the documentation names them.
