@@ -13,6 +13,7 @@ from pipeline.errors import (
     EXIT_FAILED,
     ConfigError,
 )
+from pipeline.events import Event, observed
 from vadpipe.preflight.facts import JobFacts
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight_all
@@ -81,17 +82,24 @@ def prepare(
     """
     if not uuid and not tracking:
         raise click.UsageError("Nothing to do: give --enable-uuid, --enable-change-tracking, or both.")
-    prepared = [
-        one
-        for server, there in by_server(_machines(config, only))
-        for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
-    ]
+    with observed(_show_step):
+        prepared = [
+            one
+            for server, there in by_server(_machines(config, only))
+            for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
+        ]
     show(
         {"vms": [one.as_dict() for one in prepared]},
         [line for one in prepared for line in one.lines()],
         as_json,
     )
     return EXIT_ATTENTION if any(one.attention for one in prepared) else EXIT_DONE
+
+
+def _show_step(event: Event) -> None:
+    """A line per step on standard error: a restart takes minutes."""
+    if event.kind == "preparing":
+        click.echo(f"{event.facts['vm']}: {event.facts['step']}", err=True)
 
 
 async def _preflight(

@@ -23,7 +23,7 @@ from vadpipe.vddk.access import VmAccess
 from ..api.properties import read, read_each
 from ..api.retry import patiently
 from ..api.session import VcenterSession
-from ..inventory.hardware import chains
+from ..inventory.hardware import chains, disk_facts
 from ..inventory.lookup import Vm
 from ..journal.access import AccessReader, Attachable, library_of, vm_access
 from ..journal.intents import IntentKind, Journal
@@ -134,7 +134,8 @@ async def detach(session: VcenterSession, reader: AccessReader, access: VmAccess
 async def attached_to(session: VcenterSession, vm_moref: str) -> list[str]:
     """The names of other VMs that have a disk of this VM, or of one of our snapshots of it, attached.
 
-    Of each disk only the file that is in use counts: linked clones share the files below it.
+    Of each disk only the file that is in use counts: linked clones share the files below it. Independent disks do
+    not count, because no snapshot holds them: disks that are hot-added to this VM are such.
     """
     subject = vim.VirtualMachine(vm_moref, session.stub)
 
@@ -145,8 +146,8 @@ async def attached_to(session: VcenterSession, vm_moref: str) -> list[str]:
         nodes = flat_tree(tree.rootSnapshotList) if tree else ()
         ours = [vim.vm.Snapshot(node.moref, session.stub) for node in nodes if node.token]
         rows = [vm, *read_each(content, ours, [_DEVICES])]
-        disks = [chain for row in rows for chain in chains(row.get(_DEVICES) or ()).values()]
-        in_use = {chain[0] for chain in disks if chain}
+        disks = [facts for row in rows for facts in disk_facts(row.get(_DEVICES) or ())]
+        in_use = {facts.path for facts in disks if not facts.left_out}
         stores = read_each(content, list(vm.get("datastore") or ()), ["vm"])
         others = {str(one._moId): one for store in stores for one in store.get("vm") or ()}
         others.pop(vm_moref, None)

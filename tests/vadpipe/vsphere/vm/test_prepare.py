@@ -10,6 +10,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError, leaves
+from pipeline.events import observed
 from vadpipe.lab.vcenter.injection import Delay, Drop
 from vadpipe.lab.vcenter.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
@@ -52,6 +53,22 @@ async def test_a_running_vm_is_restarted_for_it(lab, vcenter, add_vm, state):
     assert report.attention == []
     assert (lab.calls["ShutdownGuest"], lab.calls["PowerOnVM_Task"]) == (1, 1)
     assert "PowerOffVM_Task" not in lab.calls
+
+
+async def test_every_step_of_a_restart_is_emitted_and_logged(vcenter, add_vm, caplog):
+    add_vm(**UUID_OFF)
+    events = []
+    with observed(events.append), caplog.at_level("INFO", "vadpipe.vsphere.vm.power"):
+        await prepared(vcenter)
+    steps = [event.facts["step"] for event in events if event.kind == "preparing"]
+    assert steps == [
+        "shutting its guest down",
+        "its guest is down",
+        "setting disk.EnableUUID",
+        "powered on again",
+        "waiting up to 900 s for VMware Tools",
+    ]
+    assert [record.getMessage() for record in caplog.records] == [f"web01: {step}" for step in steps]
 
 
 async def test_without_permission_nothing_is_touched(lab, vcenter, add_vm, state):
