@@ -21,7 +21,7 @@ from vadpipe.vsphere.api.faults import (
     LoginRefused,
     VsphereError,
 )
-from vadpipe.vsphere.api.retry import patiently
+from vadpipe.vsphere.api.retry import retry
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm
 from vadpipe.vsphere.vm.check import Checked
@@ -58,7 +58,7 @@ class Preflight:
             )
         work = partial(preflight, session, vm, job, probe_hosts=probe if self.probe_hosts else None)
         try:
-            report = await patiently(work, session.settings.patience_s)
+            report = await retry(work, session.settings.patience_s)
         except (ConnectionLost, LoginRefused, CertificateRefused):
             raise
         except VsphereError as exc:  # what may not be asked is not known, and no reason to have no backup

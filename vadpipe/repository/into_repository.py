@@ -24,11 +24,13 @@ from pipeline import (
     DiskReceipt,
     Extents,
     FramedSpan,
+    Identity,
     IntegrityError,
     Sink,
     Unchanged,
     Zeros,
 )
+from pipeline.composition import expect_disk
 
 from .disk_map import (
     EMPTY_PAGE,
@@ -63,6 +65,19 @@ class IntoRepository(Sink[Items, DiskReceipt]):
 
     point: Point
     disk: Disk
+
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+
+    @property
+    def index(self) -> Point:
+        """What has to find the chunks: the point."""
+        return self.point
+
+    @property
+    def identity(self) -> Identity:
+        """What has to name the chunks."""
+        return self.point.identity
 
     async def run(self, inbox: ReceiveChannel[Items]) -> DiskReceipt:
         writer = _DiskWriter(self.point, self.disk)
@@ -121,6 +136,11 @@ class _DiskWriter:
         return StoredDisk(receipt, disk.change_id, digest.hex())
 
     async def _take_span(self, span: FramedSpan) -> None:
+        if span.identity != self._point.identity:
+            raise ContractError(
+                f"The chunks were named by {span.identity!r}, which is not the identity of this repository.",
+                remedy="Write Digest(point); nothing was published.",
+            )
         end = span.offset + span.length
         inside = _inside(span.data, span.offset, end) and _inside(span.zeros, span.offset, end)
         if span.offset // PAGE != (end - 1) // PAGE or not inside:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline import (
     DIGEST_SIZE,
     NO_FRAME,
+    Assignment,
     Capture,
     ContractError,
     Digests,
@@ -21,10 +22,12 @@ from pipeline import (
     DiskReceipt,
     EncodedFrame,
     Evidence,
+    Identity,
     IntegrityError,
     MiB,
     PreviousDisk,
 )
+from vadpipe.kernels import Blake3, assign
 
 from .config import Config, Origin
 from .files import publish, sink_errors, write_durably
@@ -81,6 +84,7 @@ class Point:
     def __init__(self, target: str, run: OpenRun | None = None) -> None:
         self._target = target
         self._run = run
+        self._planned_key = os.urandom(DIGEST_SIZE)  # names no chunk as any repository would
 
     def __repr__(self) -> str:
         return f"Point({self._target!r})"
@@ -88,7 +92,12 @@ class Point:
     @property
     def key(self) -> bytes:
         """The key of the chunks' digests: 32 bytes, secret."""
-        return self._run.config.keys.chunk if self._run else bytes(DIGEST_SIZE)
+        return self._run.config.keys.chunk if self._run else self._planned_key
+
+    @property
+    def identity(self) -> Identity:
+        """See pipeline.ChunkIndex."""
+        return Blake3(self.key)
 
     @property
     def keys(self) -> Keys:
@@ -107,17 +116,18 @@ class Point:
         parent = self._run.parent if self._run else None
         return parent.disk(disk.key) if parent else None
 
-    @property
-    def lock(self) -> threading.RLock:
-        """See pipeline.ChunkIndex."""
-        return self._opened.index.lock
+    def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
+        """See pipeline.ChunkIndex. Raises IntegrityError for a damaged index."""
+        index = self._opened.index
+        with index.lock:
+            return assign(digest, offset, length, lookup=index.lookup, add_frame=self.add_frame)
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """See pipeline.ChunkIndex. Raises IntegrityError for a damaged index."""
+        """Frame number (NO_FRAME when unknown) and byte place, one row per digest."""
         return self._opened.index.lookup(digest)
 
     def add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
-        """See pipeline.ChunkIndex."""
+        """Plan a frame of unknown, distinct chunks; its number."""
         run = self._opened
         identity = frame_id(chunk_table(chunk_length, digest), run.config.keys)
         return run.index.add_frame(chunk_length, digest, identity)

@@ -12,12 +12,13 @@ from vadpipe.preflight.rules import RULES
 
 CONFIG = """
 from pipeline import Job, Secret
+from sinks import Nowhere
 from stages import Quiesce, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port})
 
 def job_of(name, **settings):
-    return Job(VcenterVm(vcenter, name, reader=None, **settings), path=None, into=None, name=name)
+    return Job(VcenterVm(vcenter, name, reader=None, **settings), path=print, into=Nowhere(), name=name)
 
 jobs = [job_of(name, enable_change_tracking=True{quiesce}) for name in {names!r}]
 """
@@ -92,7 +93,7 @@ def test_two_jobs_of_one_vm_are_judged_apart(add_vm, config, tmp_path):
     with open(path, "a") as file:
         file.write(
             "jobs.append(Job(VcenterVm(vcenter, 'web01', reader=None, quiesce=Quiesce.none(), "
-            "enable_change_tracking=True), path=None, into=None, name='at rest'))\n"
+            "enable_change_tracking=True), path=print, into=Nowhere(), name='at rest'))\n"
         )
     code, output = run(preflight, path, "--no-network", "--json")
     assert code == 3

@@ -30,6 +30,7 @@ from pipeline import (
 )
 from pipeline.testing.checks import check_sink, check_source
 from pipeline.testing.fakes import FakeCapture, FakeMachine, Items
+from sinks import NullSink
 from tests.vadpipe.repository.repository_kit import (
     MACHINE,
     POOL,
@@ -319,6 +320,7 @@ def framed(point, offset, content, *, seed=0):
         length=len(content),
         data=Extents.whole(len(content), offset),
         zeros=Extents.empty(),
+        identity=point.identity,
         chunk_offset=place + offset,
         chunk_length=length,
         chunk_frame=np.full(len(length), number, np.uint64),
@@ -361,17 +363,8 @@ async def test_the_source_keeps_the_rules(repository):
 
         await check_source(lambda: ReadPoint(reader, reader.points[0], disk.key), view=view, least=4)
         with pytest.raises(TransferFailed) as failed:
-            await (ReadPoint(reader, reader.points[0], "other") | IntoNothing()).run()
+            await (ReadPoint(reader, reader.points[0], "other") | NullSink()).run()
     assert failed.group_contains(ConfigError, match="has no disk 'other'")
-
-
-class IntoNothing(IntoRepository):
-    def __init__(self):
-        pass
-
-    async def run(self, inbox):
-        async for item in inbox:
-            item.release()
 
 
 def moved(span, **changes):

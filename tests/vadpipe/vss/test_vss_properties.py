@@ -203,7 +203,7 @@ def test_a_missing_writer_document_never_leaves_the_level_when_it_was_listed(num
 CLASSES = ["a65faa63-5ea8-4ebc-9dbd-a0c4db26912a", "b2014c9e-8711-4c5c-a5a9-3cf384484757", "0" * 8]
 places = st.tuples(st.sampled_from(["", "a", "a\\b", "c"]), st.sampled_from(["a", "b", "c", "sales"]))
 components = st.builds(
-    lambda place, selectable, dependencies, files: WriterComponent(
+    lambda place, selectable, dependencies, files: WriterComponent(  # type: ignore[call-arg]
         "filegroup",
         *place,
         selectable,

@@ -19,7 +19,7 @@ from pyVmomi import vim
 from pipeline.errors import LeftBehind, VddkError
 from vadpipe.vddk.access import VmAccess
 
-from ..api.retry import patiently, pauses
+from ..api.retry import backoff, retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 from .access import AccessReader, library_of, vm_access
@@ -76,7 +76,7 @@ class _Lock:
     ours: bool = False
 
     async def take(self) -> list[str]:
-        waits = pauses(LOCK_WITHIN_S)
+        waits = backoff(LOCK_WITHIN_S)
         started, attempts = trio.current_time(), 0
         while (problem := await self._attempt(await self._is_locked())) is not None:
             reason, attempts = problem.problem, attempts + 1
@@ -95,7 +95,7 @@ class _Lock:
         if not self.ours:
             return
         end = self.reader.end_access
-        await patiently(lambda: end(self.access, self.identity), self.session.settings.patience_s)
+        await retry(lambda: end(self.access, self.identity), self.session.settings.patience_s)
         log.info("Relocation lock of %s ended", self.vm.name)
 
     def left(self, reason: str) -> LeftBehind:

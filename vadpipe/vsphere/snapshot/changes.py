@@ -20,7 +20,7 @@ from ..api.faults import (
 )
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.hardware import DiskFacts
+from ..inventory.hardware import VmDisk
 from ..inventory.lookup import Vm
 
 # Change tracking is right when a snapshot is made after the one before it is gone and the disks are consolidated;
@@ -32,7 +32,7 @@ OUT_OF_ORDER = (
 
 
 async def changed_areas(
-    session: VcenterSession, vm: Vm, snapshot: str, disk: DiskFacts, since: str, offset: int
+    session: VcenterSession, vm: Vm, snapshot: str, disk: VmDisk, since: str, offset: int
 ) -> ChangedAreas:
     """One page of the areas that changed between change id `since` and the snapshot.
 
@@ -97,7 +97,7 @@ def flaw(page: Page, offset: int, capacity: int) -> str:
     return ""
 
 
-def untracked(disks: Sequence[DiskFacts]) -> list[DiskFacts]:
+def untracked(disks: Sequence[VmDisk]) -> list[VmDisk]:
     """The disks without their change ids, which are then neither used now nor stored for the next run."""
     return [replace(facts, change_id=None) for facts in disks]
 
@@ -107,7 +107,7 @@ def _page(info: vim.VirtualMachine.DiskChangeInfo) -> Page:
     return Page(info.startOffset, info.length, areas[:, 0], areas[:, 1])
 
 
-def _invalid(disk: DiskFacts, reason: str, remedy: str = "") -> ChangeTrackingInvalid:
+def _invalid(disk: VmDisk, reason: str, remedy: str = "") -> ChangeTrackingInvalid:
     return ChangeTrackingInvalid(
         f"Change tracking of {disk.label} ({disk.key}) cannot be used: {reason}.",
         remedy=remedy or "The disk has to be read in full this time.",

@@ -21,9 +21,9 @@ from pipeline.errors import LeftBehind, MoverError, VddkError, leaves
 from vadpipe.vddk.access import VmAccess
 
 from ..api.properties import read, read_each
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
-from ..inventory.hardware import chains, disk_facts
+from ..inventory.hardware import chains, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.access import AccessReader, Attachable, library_of, vm_access
 from ..journal.intents import IntentKind, Journal
@@ -114,7 +114,7 @@ async def detach(session: VcenterSession, reader: AccessReader, access: VmAccess
             raise DisksStillAttached(f"VDDK could not detach {result.remaining} disks of {vm_name}")
 
     try:
-        await patiently(clean_up, min(session.settings.patience_s, _CLOSED_WITHIN_S))
+        await retry(clean_up, min(session.settings.patience_s, _CLOSED_WITHIN_S))
     except MoverError as exc:
         holders = await attached_to(session, access.vm)
         if holders:
@@ -146,7 +146,7 @@ async def attached_to(session: VcenterSession, vm_moref: str) -> list[str]:
         nodes = flat_tree(tree.rootSnapshotList) if tree else ()
         ours = [vim.vm.Snapshot(node.moref, session.stub) for node in nodes if node.token]
         rows = [vm, *read_each(content, ours, [_DEVICES])]
-        disks = [facts for row in rows for facts in disk_facts(row.get(_DEVICES) or ())]
+        disks = [facts for row in rows for facts in vm_disks(row.get(_DEVICES) or ())]
         in_use = {facts.path for facts in disks if not facts.left_out}
         stores = read_each(content, list(vm.get("datastore") or ()), ["vm"])
         others = {str(one._moId): one for store in stores for one in store.get("vm") or ()}

@@ -26,7 +26,7 @@ from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, SourceErr
 
 from ..api.faults import ConnectionLost
 from ..api.properties import read
-from ..api.retry import patiently, pauses
+from ..api.retry import backoff, retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
 from .tree import SnapshotNode, description_with, snapshots_of
@@ -109,7 +109,7 @@ class _Removal:
         if not await self._is_needed():
             return
         log.info("%s: waiting for its disks to be consolidated", self.vm_name)
-        for pause_s in pauses(min(_SETTLE_S, self.session.settings.patience_s)):
+        for pause_s in backoff(min(_SETTLE_S, self.session.settings.patience_s)):
             await trio.sleep(pause_s)
             if not await self._is_needed():
                 return
@@ -118,7 +118,7 @@ class _Removal:
             log.info("%s: its disks need consolidation; trying %s", self.vm_name, name)
             reason, is_full = "vSphere reports the same afterwards", False
             try:
-                await patiently(step, self.session.settings.patience_s)
+                await retry(step, self.session.settings.patience_s)
             except SnapshotLeaked:
                 raise
             except MoverError as exc:

@@ -23,10 +23,10 @@ from pipeline.events import emit
 
 from ..api.faults import Busy, ObjectGone
 from ..api.properties import Row
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.hardware import DiskFacts, configuration, disk_facts
+from ..inventory.hardware import VmDisk, configuration, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.intents import Intent, IntentKind, Journal
 from ..journal.journaled import Entry, journaled
@@ -65,7 +65,7 @@ class Snapshot:
 
     moref: str
     vm: Vm
-    disks: Sequence[DiskFacts]
+    disks: Sequence[VmDisk]
     left_out: Sequence[str]
     configuration: Mapping[str, object]
     quiesce: Quiesce
@@ -178,7 +178,7 @@ class _OwnSnapshot:
         attempt = partial(self._create_or_find, guest_id, asked)
         try:
             with trio.fail_after(within_s):
-                self.moref = await patiently(attempt, self.session.settings.patience_s)
+                self.moref = await retry(attempt, self.session.settings.patience_s)
         except trio.TooSlowError:
             raise Busy(
                 f"The snapshot of {self.vm.name} did not exist after {within_s:.0f} s.",
@@ -232,7 +232,7 @@ class _OwnSnapshot:
         """Remove every snapshot with our token; returns how many there were."""
         vm, token = self.vm, self.intent.token
         remove = partial(remove_ours, self.session, vm.moref, vm.name, token, consolidate=self.consolidate)
-        return await patiently(remove, self.session.settings.patience_s)
+        return await retry(remove, self.session.settings.patience_s)
 
     async def _require_gone(self) -> None:
         """Make sure that somebody else removed a snapshot that the tree does not show. Raises SnapshotLeaked."""
@@ -268,8 +268,8 @@ class _OwnSnapshot:
             raise SnapshotError(
                 f"The snapshot {moref} of {vm.name} has no configuration.", vm=vm.name, snapshot=moref
             )
-        holds = {facts.device_key: facts for facts in disk_facts(config.hardware.device)}
-        had = disk_facts(before.get("config.hardware.device") or ())
+        holds = {facts.device_key: facts for facts in vm_disks(config.hardware.device)}
+        had = vm_disks(before.get("config.hardware.device") or ())
         missing = [facts for facts in had if facts.device_key not in holds]
         left_out = [
             f"{facts.label} ({facts.key}) is left out: {facts.left_out or 'the snapshot does not hold it'}."

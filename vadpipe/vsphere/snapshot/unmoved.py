@@ -18,9 +18,9 @@ from pipeline.errors import SourceError
 
 from ..api.faults import ObjectGone
 from ..api.properties import read
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
-from ..inventory.hardware import disk_facts
+from ..inventory.hardware import vm_disks
 from ..inventory.lookup import Vm
 from .snapshot import Snapshot
 
@@ -54,10 +54,10 @@ async def require_unmoved(session: VcenterSession, snapshot: Snapshot, host: str
     """
     patience_s = session.settings.patience_s
     try:
-        files = await patiently(partial(_files_of, session, snapshot.moref), patience_s)
+        files = await retry(partial(_files_of, session, snapshot.moref), patience_s)
     except ObjectGone:
         raise _moved(snapshot, ["the snapshot is gone"]) from None
-    now = await patiently(partial(host_of, session, snapshot.vm), patience_s)
+    now = await retry(partial(host_of, session, snapshot.vm), patience_s)
     changes = [f"its host was {host} and is {now}"] if now != host else []
     changes += [
         f"{disk.label} ({disk.key}) was {disk.path} and is {files.get(disk.device_key, 'gone')}"
@@ -73,7 +73,7 @@ async def _files_of(session: VcenterSession, moref: str) -> Mapping[int, str]:
     subject = vim.vm.Snapshot(moref, session.stub)
     paths = ["config.hardware.device"]
     row = await session.properties(subject, paths)
-    return {facts.device_key: facts.path for facts in disk_facts(row.get(paths[0]) or ())}
+    return {facts.device_key: facts.path for facts in vm_disks(row.get(paths[0]) or ())}
 
 
 def _moved(snapshot: Snapshot, changes: list[str]) -> Moved:

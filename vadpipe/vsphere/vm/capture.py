@@ -19,7 +19,7 @@ from pipeline.protocols import MachineId
 from vadpipe.vss.fetched import FetchedManifest
 from vadpipe.vss.sent import SentQuiescing
 
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..guest.expectations import look_inside
 from ..inventory.lookup import Vm, find_vm
@@ -27,8 +27,8 @@ from ..journal.access import vm_access
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
 from ..journal.relocation_lock import relocation_locked
-from ..manifest.fetch import ManifestFetcher
-from ..manifest.manifest import DirectoryState, directory_state, fetch_manifest
+from ..manifest.fetch import ManifestFetcher, fetch_manifest
+from ..manifest.locate import DirectoryState, directory_state
 from ..snapshot.changes import enable_change_tracking
 from ..snapshot.hot_add import HotAdds, hot_added
 from ..snapshot.quiesce import Quiesce
@@ -128,7 +128,7 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                 weaker = _weaker(settings.quiesce, snapshot.quiesce)
                 told.attention += [*weaker, *snapshot.attention, *not_locked]
                 told.remarks += snapshot.remarks
-                host = await patiently(partial(host_of, session, vm), session.settings.patience_s)
+                host = await retry(partial(host_of, session, vm), session.settings.patience_s)
                 async with _opened(settings, session, snapshot, adds) as disks:
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
@@ -200,14 +200,14 @@ async def _look_before(
         told.attention += checked.attention
         told.remarks += checked.remarks
     if settings.enable_change_tracking:
-        obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
+        obstacle = await retry(partial(enable_change_tracking, session, vm), patience_s)
         told.remarks += [obstacle] if obstacle else []
     looked = await look_inside(session, vm, settings.guest, settings.quiesce)
     told.attention += looked.attention
     told.remarks += looked.remarks
     directory = None
     if settings.quiesce.kind != "none":
-        directory = await patiently(partial(directory_state, session, vm), patience_s)
+        directory = await retry(partial(directory_state, session, vm), patience_s)
     inside = {} if looked.inside is None else {"inside_guest": looked.inside}
     return _Before(checked.document or None, inside, directory)
 

@@ -13,7 +13,7 @@ from pipeline.protocols import ChangedAreas
 from vadpipe.vddk.access import DiskAccess
 
 from ..api.session import VcenterSession
-from ..inventory.hardware import DiskFacts
+from ..inventory.hardware import VmDisk
 from ..snapshot.changes import changed_areas
 from ..snapshot.snapshot import Snapshot
 
@@ -43,7 +43,7 @@ class DiskReader(Protocol):
 class SnapshotDisk:
     """A disk of a snapshot, open for reading; a `pipeline.protocols.Disk`."""
 
-    facts: DiskFacts
+    facts: VmDisk
     pool: BufferPool
     _opened: OpenDisk = field(repr=False)
     _session: VcenterSession = field(repr=False)

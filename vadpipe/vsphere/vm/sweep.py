@@ -25,7 +25,7 @@ import trio
 from pipeline.errors import MoverError
 from vadpipe.vddk.disk import Vddk
 
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
@@ -208,7 +208,7 @@ class _Sweep:
             would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NOT_FOUND
             return Swept(intent, Outcome.WOULD_REMOVE if ours else would)
         remove = partial(remove_ours, session, vm_moref, name, intent.token, consolidate=allowed)
-        await patiently(remove, session.settings.patience_s)
+        await retry(remove, session.settings.patience_s)
         if ours:
             return Swept(intent, Outcome.REMOVED)
         return Swept(intent, Outcome.CONSOLIDATED if unfinished else Outcome.NOT_FOUND)
@@ -219,14 +219,14 @@ class _Sweep:
         if self.dry_run:
             return Swept(intent, Outcome.WOULD_REMOVE)
         end = partial(_vddk(intent).end_access, vm_access(self.session, vm_moref), intent.identity)
-        await patiently(end, self.session.settings.patience_s)
+        await retry(end, self.session.settings.patience_s)
         return Swept(intent, Outcome.REMOVED)
 
     async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
         if self.dry_run:
             off = await power_state(self.session, vm_moref) == "poweredOff"
             return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
-        was_off = await patiently(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
+        was_off = await retry(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
         return Swept(intent, Outcome.POWERED_ON if was_off else Outcome.NOTHING_TO_UNDO)
 
 
