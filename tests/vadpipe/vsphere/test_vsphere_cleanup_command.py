@@ -85,7 +85,7 @@ def test_where_nobody_can_look_that_is_said(
 
 
 @pytest.mark.slow
-def test_the_ladder_is_climbed_where_the_option_says_so(
+def test_the_option_consolidate_escalate_consolidates_what_asking_did_not(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, run_cleanup: RunCleanup
 ) -> None:
     moref = add_vm()
