@@ -11,7 +11,7 @@ from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
-from vadpipe.vsphere.journal.intents import IntentKind, Journal, new_intent
+from vadpipe.vsphere.journal.intents import Intent, IntentKind, Journal
 from vadpipe.vsphere.snapshot.tree import description_with
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def dead(lab, tmp_path):
 
     def write(kind):
         state = lab._inventory.vms[lab.moref("web01")]
-        intent = new_intent(
+        intent = Intent(
             server=lab.address,
             server_id=lab._inventory.instance_uuid,
             vm_moref=state.moref,

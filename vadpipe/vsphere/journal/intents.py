@@ -37,9 +37,9 @@ class IntentKind(StrEnum):
     POWER = "power"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intent:
-    """One change to a VM, with what is needed to undo it. `token` is unique.
+    """One change to a VM by this process, with what is needed to undo it. `token` is unique.
 
     snapshot          its description contains the token
     relocation lock   its identity contains the token; ended through the VDDK in `libdir`
@@ -50,22 +50,26 @@ class Intent:
     it still runs, but has given up undoing the change.
     """
 
-    token: str
     server: str
     server_id: str
     vm_moref: str
     vm_uuid: str
     vm_name: str
-    snapshot_name: str
     run: str
-    created: str
-    host: str
-    pid: int
-    process_start: str
-    abandoned: bool = False
     kind: IntentKind = IntentKind.SNAPSHOT  # the default of old files, which have no kind
     libdir: str = ""
     tmp_directory: str = ""
+    abandoned: bool = False
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    process_start: str = field(default_factory=lambda: process_start(os.getpid()) or "")
+
+    @property
+    def snapshot_name(self) -> str:
+        """The name of its snapshot; empty for other kinds."""
+        return f"vadpipe {self.run}" if self.kind is IntentKind.SNAPSHOT else ""
 
     @property
     def title(self) -> str:
@@ -95,38 +99,6 @@ class Intent:
         if self.host != socket.gethostname():
             return True
         return process_start(self.pid) == self.process_start
-
-
-def new_intent(
-    *,
-    server: str,
-    server_id: str,
-    vm_moref: str,
-    vm_uuid: str,
-    vm_name: str,
-    run: str,
-    kind: IntentKind = IntentKind.SNAPSHOT,
-    libdir: str = "",
-    tmp_directory: str = "",
-) -> Intent:
-    """An intent of this process, with a new token."""
-    return Intent(
-        token=uuid.uuid4().hex,
-        server=server,
-        server_id=server_id,
-        vm_moref=vm_moref,
-        vm_uuid=vm_uuid,
-        vm_name=vm_name,
-        snapshot_name=f"vadpipe {run}" if kind is IntentKind.SNAPSHOT else "",
-        run=run,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        process_start=process_start(os.getpid()) or "",
-        kind=kind,
-        libdir=libdir,
-        tmp_directory=tmp_directory,
-    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from pipeline.errors import LeftBehind, MoverError
 
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
-from .intents import Intent, IntentKind, Journal, new_intent
+from .intents import Intent, IntentKind, Journal
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +74,21 @@ async def journaled(
     kind: IntentKind,
     *,
     run: str,
-    library: Mapping[str, str] | None = None,
+    libdir: str = "",
+    tmp_directory: str = "",
 ) -> AsyncIterator[Entry]:
     """Make a change inside that is undone at the end. The intent is durable when the body starts.
 
     Args:
         run: Identity of the run, see `new_run`.
-        library: Where VDDK is and keeps its state, see `access.library_of`; for what is undone through it.
+        libdir: Where VDDK is, for what is undone through it; with `tmp_directory` see `access.library_of`.
+        tmp_directory: Where VDDK keeps its state.
 
     Raises:
         SourceError: The journal cannot be written; nothing was done.
         MoverError: What could not be undone; in a group with the error of the body when both failed.
     """
-    intent = new_intent(
+    intent = Intent(
         server=session.server,
         server_id=session.server_id,
         vm_moref=vm.moref,
@@ -94,7 +96,8 @@ async def journaled(
         vm_name=vm.name,
         run=run,
         kind=kind,
-        **(library or {}),
+        libdir=libdir,
+        tmp_directory=tmp_directory,
     )
     await trio.to_thread.run_sync(journal.write, intent)
     entry = Entry(intent)

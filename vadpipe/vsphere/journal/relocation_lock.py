@@ -51,7 +51,7 @@ async def relocation_locked(
         return
     access = vm_access(session, vm.moref)
     library = library_of(reader, access)
-    async with journaled(session, vm, journal, IntentKind.RELOCATION_LOCK, run=run, library=library) as entry:
+    async with journaled(session, vm, journal, IntentKind.RELOCATION_LOCK, run=run, **library) as entry:
         lock = _Lock(session, vm, reader, access, entry.intent.identity)
         entry.undo_with(lock.end, within_s=_END_WITHIN_S, or_else=lock.left)
         yield await lock.take()

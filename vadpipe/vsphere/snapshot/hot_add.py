@@ -92,7 +92,7 @@ async def hot_added(
             server=session.server,
         )
 
-    async with journaled(session, vm, journal, IntentKind.HOT_ADD, run=run, library=library) as entry:
+    async with journaled(session, vm, journal, IntentKind.HOT_ADD, run=run, **library) as entry:
         entry.undo_with(undo, within_s=_DETACH_WITHIN_S, or_else=left)
         yield adds
 

@@ -17,13 +17,12 @@ from vadpipe.vsphere.journal.intents import (
     Intent,
     IntentKind,
     Journal,
-    new_intent,
     process_start,
 )
 
 
 def _intent(**changes: object) -> Intent:
-    made = new_intent(
+    made = Intent(
         server="vc01", server_id="id", vm_moref="vm-1", vm_uuid="uuid", vm_name="web01", run="20260101"
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]

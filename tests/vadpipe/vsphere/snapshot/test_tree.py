@@ -12,7 +12,7 @@ from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal, new_intent
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, family_of, lies_on, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
@@ -161,7 +161,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
     moref = lab.moref("web01")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        intent = new_intent(
+        intent = Intent(
             server=session.server,
             server_id=session.server_id,
             vm_moref=vm.moref,

@@ -16,7 +16,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal, new_intent
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -76,7 +76,7 @@ async def _snapshot(session: VcenterSession, description: str) -> str:
 async def _dead_intent(session: VcenterSession, journal: Journal) -> Intent:
     """An intent of a process that is no more."""
     vm = await find_vm(session, "web01")
-    intent = new_intent(
+    intent = Intent(
         server=session.server,
         server_id=session.server_id,
         vm_moref=vm.moref,
