@@ -87,7 +87,7 @@ def test_every_point_of_control_in_the_documentation_has_a_test() -> None:
 async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
     moref = add_vm()
     required = replace(web01, guest=replace(ACCOUNT, scripts="required"))
-    with pytest.raises(QuiesceFailed, match="one is required"):
+    with pytest.raises(QuiesceFailed, match="the job requires one"):
         await _captured(required)
     assert CREATE not in lab.calls
     lab.guests.write(moref, WINDOWS.pre_freeze, b"")
