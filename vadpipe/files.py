@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pipeline.errors import ConfigError
+
 
 def flush_directory(directory: Path) -> None:
     """Make renames, new files and removals in the directory durable (Windows does it without being asked).
@@ -21,6 +23,18 @@ def flush_directory(directory: Path) -> None:
 
 
 def state_directory() -> Path:
-    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification)."""
+    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification).
+
+    Raises:
+        ConfigError: There is neither; e.g. in a container whose user has no HOME and no passwd entry.
+    """
     state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state") / "vadpipe"
+    if Path(state).is_absolute():
+        return Path(state) / "vadpipe"
+    try:
+        return Path.home() / ".local" / "state" / "vadpipe"
+    except RuntimeError as exc:
+        raise ConfigError(
+            "There is no place for the state of vadpipe: this user has neither HOME nor a passwd entry.",
+            remedy="Set XDG_STATE_HOME to a directory that is kept between runs, e.g. XDG_STATE_HOME=/var/lib.",
+        ) from exc

@@ -17,7 +17,7 @@ from pipeline.buffers import BufferPool
 from pipeline.errors import MoverError, SnapshotError, SourceError, leaves
 from pipeline.protocols import MachineId
 from vadpipe.vss.fetched import FetchedManifest
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 from ..api.retry import retry
 from ..api.session import VcenterSession
@@ -75,10 +75,10 @@ class VsphereCapture:
     snapshots_left: int | None = None
 
     @property
-    def quiescing_sent(self) -> SentQuiescing:
+    def quiescing_sent(self) -> RequestedQuiescing:
         """The quiescing that was sent: weaker than asked for when the policy 'try' needed a fallback."""
         sent = self.snapshot.quiesce
-        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
+        return RequestedQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
     async def confirm(self) -> None:
         """Raises Moved when the VM or the files of the snapshot were moved while they were read."""

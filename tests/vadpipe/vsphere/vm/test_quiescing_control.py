@@ -99,7 +99,7 @@ async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -
         "thaw_scripts": [],
     }
     assert [path for _, path, _ in lab.guests.ran] == [WINDOWS.pre_freeze]
-    with pytest.raises(QuiesceFailed, match="none may"):
+    with pytest.raises(QuiesceFailed, match="the job allows none"):
         await _captured(replace(web01, guest=replace(ACCOUNT, scripts="none")))
     assert len(lab.guests.ran) == 1
 
