@@ -92,7 +92,7 @@ async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -
     assert CREATE not in lab.calls
     lab.guests.write(moref, WINDOWS.pre_freeze, b"")
     capture = await _captured(required)
-    assert f"Runs in the guest when it is quiesced: {WINDOWS.pre_freeze}." in capture.remarks
+    assert f"Scripts that run in the guest at quiescing: {WINDOWS.pre_freeze}." in capture.remarks
     assert capture.configuration["inside_guest"] == {
         "vmbackup": {},
         "freeze_scripts": [WINDOWS.pre_freeze],
