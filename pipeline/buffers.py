@@ -1,12 +1,12 @@
 """A bounded pool of page-aligned buffers in memory that a child process can share.
 
 All buffers of a pool lie in one anonymous memory file: a reader's child process maps the same file and
-puts the disk's bytes where the kernels will find them, so nothing is copied and only small messages cross
-a pipe. The pool's size is the bound of what a job holds of its disks: a reader that finds no free buffer
-waits, and with it everything upstream.
+reads the disk into it, and the kernels work there, so nothing is copied and only small messages cross a pipe. The
+size of the pool bounds what a job holds of its disks: a reader that finds no free buffer waits, and so does
+everything upstream.
 
-A buffer goes back with `release`. One that is forgotten goes back when its last array is gone: arrays keep
-their buffer alive, so a late reader of an array never sees the bytes of the next span.
+`release` gives a buffer back. One that was not released goes back when its last array is gone: arrays keep their
+buffer alive, so whoever still reads an array never sees the bytes of the next span.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from .meters import current_meter
 from .units import SPAN, MiB
 
-# Six spans: one being read ahead of the one being received, one per worker thread of the two kernel trips,
-# the rest in the hands of the channels. More than this made no difference on two cores (vadpipe/bench/path.py).
+# Six spans: one that is read ahead, one that is received, one for each of two worker threads, and two in channels.
+# More than this made no difference on two cores (vadpipe/bench/path.py).
 DEFAULT_POOL = 24 * MiB
 
 
@@ -60,7 +60,7 @@ class Buffer:
 
     @property
     def memory(self) -> memoryview:
-        """The same bytes for who wants the buffer protocol."""
+        """The same bytes as a memoryview."""
         return self.array.data
 
     @property

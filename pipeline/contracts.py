@@ -183,10 +183,20 @@ def _check(parts: Sequence[Source[Any] | Stage[Any, Any] | Sink[Any, Any]]) -> N
     check_agreement(parts)
 
 
+def expect_trio() -> None:
+    """Raise ContractError when no event loop of trio runs this task."""
+    if not trio.lowlevel.in_trio_run():
+        raise ContractError(
+            "This runs in the event loop of trio, and another one calls it.",
+            remedy="From asyncio: await asyncio.to_thread(pipeline.blocking.run, job); see pipeline.blocking.",
+        )
+
+
 async def _run_pipeline(
     pipeline: Pipeline[R], watch: Callable[[PipelineReport[R]], None] | None = None
 ) -> PipelineReport[R]:
     """Run to the end. Raises TransferFailed with every failure, or what cancelled it."""
+    expect_trio()
     stages = _fused(pipeline.flow.stages)
     meters = [StageMeter(_stage_name(part)) for part in (pipeline.flow.source, *stages, pipeline.sink)]
     report = PipelineReport[R](meters)
@@ -207,6 +217,7 @@ async def _run_pipeline(
 @asynccontextmanager
 async def _open_flow(flow: Flow[T]) -> AsyncIterator[ReceiveChannel[T]]:
     """The items of a flow, for the block of a host program. See Flow.open."""
+    expect_trio()
     stages = _fused(flow.stages)
     report = PipelineReport[object]([StageMeter(_stage_name(part)) for part in (flow.source, *stages)])
     host_error: Exception | None = None

@@ -1,7 +1,7 @@
 """Errors of the mover.
 
-Facts are attributes, the text is built from them and ends with what to do. A foreign error is
-translated in one place per library, with the cause kept. Only the retry wrappers ask `transient`.
+Facts are attributes, the text is built from them and ends with the remedy. An error of a library is translated in
+one place per library, and keeps its cause. Only the retry wrappers use `transient`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class QuiesceFailed(SnapshotError):
 
 
 class QuiescingShort(QuiesceFailed):
-    """A snapshot was taken, and is shown to be less consistent than required.
+    """A snapshot was taken that is less consistent than required.
 
     `retry_after_s`: when to take another one; None: not again, the job fails.
     """
@@ -59,13 +59,13 @@ class QuiescingShort(QuiesceFailed):
 
 
 class LeftBehind(SourceError):
-    """Something of ours at a server could not be undone: it needs attention, and spoils no finished backup."""
+    """Something that vadpipe created on a server could not be removed; a finished backup is not affected."""
 
     exit_code = EXIT_ATTENTION
 
 
 class SnapshotLeaked(SnapshotError, LeftBehind):
-    """A snapshot of ours could not be removed; facts name it."""
+    """A snapshot that vadpipe took could not be removed; the facts name it."""
 
 
 class ChangeTrackingInvalid(SourceError):
@@ -85,7 +85,7 @@ class IntegrityError(MoverError):
 
 
 class SinkError(MoverError):
-    """The place where bytes end failed: full, read-only, damaged, not a repository."""
+    """The target failed: it is full, read-only, damaged, or no repository."""
 
 
 class ContractError(MoverError):
@@ -107,5 +107,5 @@ def leaves(exc: BaseException) -> list[BaseException]:
 
 
 def are_ours(exc: BaseException) -> bool:
-    """Whether it is a failure that users are told, and no defect: a MoverError, or a group of nothing else."""
+    """True for a failure that users can act on: a MoverError, or a group of nothing else; false for a defect."""
     return all(isinstance(leaf, MoverError) for leaf in leaves(exc))

@@ -1,10 +1,10 @@
 """Events: what stages and resources have to say while they run, as plain facts.
 
-An event goes to whoever observes the running task: progress bars, the lines of --events, the report of a job.
+An event goes to whoever observes the running task: progress bars, the lines of --events, log files.
 Without an observer it goes nowhere. Events are for people and tools; no decision of the mover hangs on one.
 
 Each event says where it happened: `run`, `job` and `disk`, as far as it happened inside one. The kinds of a run:
-run started, job started, disk started, extents, disk finished, published, job finished or job failed, run finished.
+run started, job started, disk started, disk finished, published, job finished or job failed, run finished.
 """
 
 from __future__ import annotations

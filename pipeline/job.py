@@ -24,7 +24,7 @@ import trio
 
 from .buffers import BufferPool
 from .composition import at_least, has_methods, type_arguments, wrong_part
-from .contracts import Flow, Pipeline, Sink, Source
+from .contracts import Flow, Pipeline, Sink, Source, expect_trio
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
@@ -152,12 +152,11 @@ class Job(Generic[C, P]):
             point. One that is an `Examiner` too is asked before anything is read.
         disks_at_once: How many disks are read at the same time.
         name: For messages; the machine's name by default.
-        on_success: Hooks that get the receipt of a published point once the capture has ended.
-        on_failure: Hooks that get a `JobFailure`, also when the job was cancelled.
-
-    A hook is a function, which runs on a thread, or a coroutine function. One that fails, or takes more than a
-    minute, never changes what became of the point: after a success it is a sentence in `attention`, after a failure
-    a note on the error.
+        on_success: Hooks that get the receipt of a published point after the capture. A hook is a function,
+            which runs on a thread, or a coroutine function. One that fails or takes more than a minute does not
+            change the result: it is a sentence in `attention`.
+        on_failure: Hooks that get a JobFailure, also when the job was cancelled. One that fails is a note on the
+            error.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -208,9 +207,11 @@ class Job(Generic[C, P]):
                 before the first read.
             MoverError, TransferFailed: Nothing was published.
         """
+        expect_trio()
         with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
             emit("job started", machine=self.machine.name)
             try:
+                self.planned()
                 receipt = await self._run(watch)
             except BaseException as exc:
                 failure = JobFailure(self.title, self.machine.name, [str(leaf) for leaf in leaves(exc)])
@@ -224,7 +225,6 @@ class Job(Generic[C, P]):
             return receipt
 
     async def _run(self, watch: DiskWatch | None) -> JobReceipt:
-        self.planned()
         begun, cpu = trio.current_time(), _cpu_s()
         record = _Record[C]()
         attention: list[str] = []
@@ -432,39 +432,27 @@ def _place(path: Callable[..., object], exc: Exception) -> str:
 async def _transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
     with within(disk=disk.key):
         emit("disk started", label=disk.label, capacity=disk.capacity)
-        try:
-            report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
-        except BaseExceptionGroup as group:
-            for leaf in leaves(group):
-                if isinstance(leaf, Exception):
-                    leaf.add_note(f"disk {disk.label} ({disk.key})")
-            raise
-        receipt, source = report.receipt, report.source_receipt
-        if not receipt.key:  # of a sink that was not told which disk it gets
-            receipt = replace(receipt, key=disk.key, label=disk.label)
-        if not isinstance(source, SourceReceipt):
-            source = SourceReceipt("unknown", "The source of the path gave no receipt.")
-        run = DiskRun(receipt, report, **asdict(source))
+        run = await _measured(disk, pipeline, watch)
         facts = run.as_dict()
         del facts["key"]  # the event says `disk`
         emit("disk finished", **facts)
         return run
 
 
-@dataclass
-class _Record(Generic[C]):
-    """The state of a running job. `point` is set as soon as it is published.
-
-    `examined` holds the evidence of each finisher before the transfer; `given_up` a sentence for each capture that
-    was given up before this one.
-    """
-
-    capture: C | None = None
-    examined: list[Evidence | None] = field(default_factory=list)
-    given_up: list[str] = field(default_factory=list)
-    evidence: Evidence | None = None
-    point: str = ""
-    disks: list[DiskRun] = field(default_factory=list)
+async def _measured(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
+    try:
+        report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
+    except BaseExceptionGroup as group:
+        for leaf in leaves(group):
+            if isinstance(leaf, Exception):
+                leaf.add_note(f"disk {disk.label} ({disk.key})")
+        raise
+    receipt, source = report.receipt, report.source_receipt
+    if not receipt.key:  # of a sink that was not told which disk it gets
+        receipt = replace(receipt, key=disk.key, label=disk.label)
+    if not isinstance(source, SourceReceipt):
+        source = SourceReceipt("unknown", "The source of the path gave no receipt.")
+    return DiskRun(receipt, report, **asdict(source))
 
 
 async def _called(hooks: Sequence[Callable[[F], object]], told: F) -> list[str]:
@@ -485,6 +473,22 @@ async def _called(hooks: Sequence[Callable[[F], object]], told: F) -> list[str]:
     for problem in problems:
         log.warning("%s", problem)
     return problems
+
+
+@dataclass
+class _Record(Generic[C]):
+    """The state of a running job. `point` is set as soon as it is published.
+
+    `examined` holds the evidence of each finisher before the transfer; `given_up` a sentence for each capture that
+    was given up before this one.
+    """
+
+    capture: C | None = None
+    examined: list[Evidence | None] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
+    evidence: Evidence | None = None
+    point: str = ""
+    disks: list[DiskRun] = field(default_factory=list)
 
 
 def _flat(exc: BaseException) -> BaseException:

@@ -1,19 +1,19 @@
 """Kernels on threads, several at once, in order.
 
-`run_ordered` runs a fixed number of tasks that take turns at the inbox and at the outbox: each takes an item, works
-on it, and sends the result when the result before it was sent. So order out is order in, and what is in the stage's
-hands is one item per task.
+`run_ordered` runs a fixed number of tasks that share the inbox and the outbox: each takes an item, works on it, and
+sends the result when the result before it was sent. So the order is kept, and a stage holds one item per task.
 
 Kernels of adjacent stages are fused into one thread trip. A trip costs 0.15 ms of CPU and a channel hop 0.01 ms by
-themselves, but several times that beside busy threads, because each wakes the event loop, and each waking has to
-win the interpreter lock. So a kernel that must see the items one at a time and in order (`serial`) is fused as
-well: its thread waits for its turn. Gaps of the disk (zero, unchanged) have no bytes to work on and make no trip.
+themselves, but several times that beside busy threads: each wakes the event loop, which then has to win the
+interpreter lock. So a kernel that must see the items one at a time and in order (`serial`) is fused as well; its
+thread waits until the items before it are done. Gaps of the disk (zero, unchanged) have no bytes and make no trip.
 
 Kernels that make many small calls (cutting, digests) are `serial` too, though they need not be: two threads of them
-hand the interpreter lock to and fro (bench path, image to repository, 4 GiB: 389,000 futex calls, 304,000 with one
-thread at a time). While one thread is at them, the others compress, which takes longer.
+contend for the interpreter lock (bench path, image to repository, 4 GiB: 389,000 futex calls, 304,000 with one
+thread at a time). While one thread runs them, the others compress, which takes longer.
 
-No more threads are at work in a process than it has processors: more of them only fight for the interpreter lock.
+A process runs at most as many kernel threads as it has processors; more would only contend for the interpreter
+lock.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ async def run_ordered(
     *,
     concurrency: int,
 ) -> None:
-    """Send `await work(item)` for every item, in order, with up to `concurrency` items in hand.
+    """Send `await work(item)` for every item, in order, working on up to `concurrency` items at once.
 
-    The first failure is the one that is raised: what fails beside it fails most often for the same reason.
+    Only the first failure is raised, because those that follow mostly have the same cause.
     """
     meter = current_meter()
     meter.concurrency = concurrency
@@ -97,7 +97,7 @@ _limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("ker
 
 
 def _kernel_threads() -> trio.CapacityLimiter:
-    """What limits the threads of all kernels of this run of trio, first come, first served."""
+    """The limiter of all kernel threads of this run of trio, first come, first served."""
     try:
         return _limiter.get()
     except LookupError:

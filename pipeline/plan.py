@@ -1,4 +1,4 @@
-"""What a job would do: its stages, its memory, and what it would touch. Without any I/O."""
+"""What a job would do: its stages, its memory, and what it would change. Without any I/O."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ class Plan:
 
 
 def plan(entry: Job[Any, Any] | JobSource) -> Plan:
-    """Describe a job, or those of a source by one that stands for each: its jobs run one after the other.
+    """Describe a job, or the jobs of a source by one that stands for each (they run one after the other).
 
-    Raises ConfigError when the path is wrong.
+    Raises:
+        ConfigError: The path is wrong.
     """
     if isinstance(entry, JobSource):
         each = plan(entry.planned())
@@ -66,11 +67,11 @@ def plan(entry: Job[Any, Any] | JobSource) -> Plan:
         memory=job.machine.pool_size + job.disks_at_once * encoded * SPAN,
         effects=[*job.machine.effects(), *job.into.effects()],
         unchecked=problem
-        and f"The path depends on the disk, and a planned one is none of them. {problem} "
+        and f"The path depends on the disk, so it cannot be shown for a planned one. {problem} "
         "A run checks it for every disk, after the snapshot was taken and before anything is read.",
     )
 
 
 def _spans_held(part: object) -> int:
-    """How many items a stage has in its hands at most (see lift.run_ordered)."""
+    """How many items a stage holds at most (see lift.run_ordered)."""
     return part.workers + 1 if isinstance(part, KernelStage) else 1

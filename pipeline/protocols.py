@@ -16,7 +16,7 @@ from .extents import Extents
 
 @dataclass(frozen=True)
 class ChangedAreas:
-    """One page of an answer of change tracking: `extents` changed in [offset, offset + length)."""
+    """One page of the changes that change tracking reports: `extents` changed in [offset, offset + length)."""
 
     offset: int
     length: int
@@ -24,7 +24,7 @@ class ChangedAreas:
 
 
 class DiskSize(Protocol):
-    """Which disk, and how large; all that showing progress needs."""
+    """The name and the size of a disk; enough to show progress."""
 
     @property
     def key(self) -> str:
@@ -45,7 +45,7 @@ class Disk(DiskSize, Protocol):
 
     @property
     def change_id(self) -> str | None:
-        """The change tracking state of this snapshot, to be kept with the point; None: not tracked."""
+        """The change tracking state of this snapshot, to be stored in the point; None when it is not tracked."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class Disk(DiskSize, Protocol):
         ...
 
     async def changed(self, since: str, offset: int) -> ChangedAreas:
-        """What changed between change id `since` and this snapshot, from `offset` on, one page of it.
+        """One page, from `offset` on, of what changed between change id `since` and this snapshot.
 
         Raises ChangeTrackingInvalid when there is no trustworthy answer.
         """
@@ -77,14 +77,14 @@ class Disk(DiskSize, Protocol):
 
 @dataclass(frozen=True)
 class MachineId:
-    """Which VM: `uuid` is its identity over renames, `name` is for people and may be ambiguous."""
+    """Identifies a VM: `uuid` survives renames, `name` is for people and may be ambiguous."""
 
     uuid: str
     name: str
 
 
 class Capture(Protocol):
-    """A VM held still: the open disks of a snapshot, and what the VM is."""
+    """A VM at one moment: the open disks of a snapshot, and the facts of the VM."""
 
     @property
     def machine(self) -> MachineId: ...
@@ -104,26 +104,26 @@ class Capture(Protocol):
 
     @property
     def left_out(self) -> Sequence[str]:
-        """One sentence for each disk of the VM that is not among `disks`; never empty silently."""
+        """One sentence for each disk of the VM that is not among `disks`."""
         ...
 
     @property
     def attention(self) -> Sequence[str]:
-        """What else is not as it was asked for, one sentence each; it makes exit code 3."""
+        """Other deviations from what was asked for, one sentence each; they cause exit code 3."""
         ...
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What else a report should say, one sentence each."""
+        """Other remarks for the report, one sentence each."""
         ...
 
     @property
     def preflight(self) -> Mapping[str, object] | None:
-        """What was found out before anything was touched, as JSON values; None: nobody looked."""
+        """The findings of preflight as JSON values; None when it did not run."""
         ...
 
     async def confirm(self) -> None:
-        """After the last read and before the point is published: the VM was held still until now.
+        """Confirm, after the last read and before publishing, that the disks did not change meanwhile.
 
         Raises SourceError when what was read may not be whole.
         """
@@ -131,7 +131,7 @@ class Capture(Protocol):
 
     @property
     def snapshots_left(self) -> int | None:
-        """How many snapshots the VM has once the capture has ended; None where there is no such thing."""
+        """How many snapshots the VM has after the capture ended; None for a machine without snapshots."""
         ...
 
 
@@ -151,7 +151,7 @@ class Machine(Protocol[C_co]):
         ...
 
     def capture(self) -> AbstractAsyncContextManager[C_co]:
-        """Hold the VM still; at the end release everything, or raise LeftBehind."""
+        """Open a capture. At its end everything is released; LeftBehind is raised for what could not be."""
         ...
 
     def effects(self) -> Sequence[str]:
@@ -161,7 +161,7 @@ class Machine(Protocol[C_co]):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a finisher found out about the point: the consistency reached, and the documents that say so.
+    """What a finisher found out about a point: the consistency reached, and the documents that prove it.
 
     `shortfalls`: where that is less than required, a sentence each, when `satisfied` is False.
     """
@@ -185,7 +185,7 @@ class Examiner(Protocol[C_contra]):
     """A finisher that can tell before anything is read whether the capture is good enough."""
 
     async def examine(self, capture: C_contra, attempt: int) -> Evidence | None:
-        """What `finish` would say; None to be asked at the end. `attempt` counts the captures given up before.
+        """The evidence that `finish` would give, or None to be asked at the end. `attempt` counts earlier captures.
 
         Raises QuiescingShort: with `retry_after_s` for another capture, without to fail the job.
         """
@@ -217,7 +217,7 @@ class SourceReceipt:
 
 @dataclass(frozen=True)
 class DiskReceipt:
-    """What became of one disk. Bytes of the disk, but for `stored`: bytes added to the store.
+    """The result of one disk. All counts are bytes of the disk, except `stored`: bytes added to the store.
 
     `read` = `zero_read` + `known` + `new`; logical = `read` + `zero_unread` + `unchanged`.
     """
@@ -254,7 +254,7 @@ P_co = TypeVar("P_co", bound=PointWriter, covariant=True)
 
 
 class Store(Protocol[P_co]):
-    """An open store: it was found, is one, and can be written."""
+    """An open store that can be written."""
 
     def begin(self, machine: MachineId) -> AbstractAsyncContextManager[P_co]:
         """Start a point; left without `publish`, nothing of it remains visible."""

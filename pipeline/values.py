@@ -44,8 +44,10 @@ NO_FRAME = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 @dataclass(frozen=True)
 class Window:
-    """A range of the disk and what is known of it: `data` must be read, `zeros` reads as zero without being
-    read, the rest is unchanged since the previous point. Bytes; extents hold absolute disk offsets."""
+    """A range of the disk: `data` must be read, `zeros` is zero without being read, the rest is unchanged.
+
+    Offsets and lengths in bytes; extents hold absolute disk offsets.
+    """
 
     offset: int
     length: int

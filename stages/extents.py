@@ -85,9 +85,10 @@ class ChangedExtents(Source[Window]):
 
 
 async def changed_since(disk: Disk, previous: PreviousDisk | None) -> Extents:
-    """All areas changed since the previous point, whole clusters, with their cover of the disk proved.
+    """All areas changed since the previous point, in whole clusters.
 
-    Raises ChangeTrackingInvalid with the reason why there is no such answer.
+    Raises:
+        ChangeTrackingInvalid: The answer is missing or does not cover the disk; says why.
     """
     if previous is None:
         raise ChangeTrackingInvalid("There is no previous point of this disk.")
@@ -131,7 +132,7 @@ async def _send_allocated(disk: Disk, outbox: SendChannel[Window]) -> int:
 
 
 def _pairs(pages: list[Extents]) -> list[Extents]:
-    """Fewer, larger unions: joining one page after the other would sort the growing result each time."""
+    """Join pages in pairs until two are left; joining them one by one would sort the growing result each time."""
     while len(pages) > 2:
         pages = [reduce(or_, pages[place : place + 2]) for place in range(0, len(pages), 2)]
     return pages

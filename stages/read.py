@@ -61,7 +61,7 @@ class ReadSpans(Stage[Window, Span | Gap]):
 
 
 def pieces(window: Window) -> Iterator[Window | Gap]:
-    """A window cut at multiples of SPAN: cells that hold data, and the gaps between them, ascending."""
+    """A window cut at multiples of SPAN: a window for each part with data, and the gaps between them, ascending."""
     first = window.offset // SPAN
     edges = np.zeros(-(-(window.offset + window.length) // SPAN) - first + 1, dtype=np.int64)
     np.add.at(edges, window.data.start // SPAN - first, 1)

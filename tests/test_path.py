@@ -7,13 +7,15 @@ from pipeline import (
     CLUSTER,
     SPAN,
     BufferPool,
+    ContractError,
     IntegrityError,
     Job,
     MiB,
     SinkError,
+    Span,
     TransferFailed,
 )
-from pipeline.testing.fakes import FakeMachine, FaultyDisk, PatternDisk
+from pipeline.testing.fakes import FakeMachine, FaultyDisk, Items, PatternDisk
 from pipeline.testing.views import all_free
 from sinks import (
     IntoRepository,
@@ -29,9 +31,11 @@ from stages import (
     Dedupe,
     Digest,
     MarkZeros,
+    MemoryIndex,
     ReadSpans,
     Zstd,
 )
+from vadpipe.kernels import cut_span, dedupe_span, digest_span, encode_span
 
 SIZE = 9 * SPAN + 3 * CLUSTER + 512
 
@@ -143,3 +147,21 @@ async def test_damage_is_found_while_restoring_and_named(disk, repository, tmp_p
     assert isinstance(error, IntegrityError)
     assert error.facts["disk"] == "scsi0:0"
     assert not list(tmp_path.glob("*.raw*"))
+
+
+async def test_chunks_of_another_identity_are_refused_before_they_are_stored(repository, disk):
+    """The check at run time, where the path hides from the one at composition what named the chunks."""
+
+    def hiding(disk, point):
+        index = MemoryIndex()
+        cut = cut_span(Span.of(disk.bytes_at(0, SPAN).tobytes()))
+        framed = encode_span(dedupe_span(digest_span(cut, index.identity), index), Zstd())
+        return Items([framed]) | IntoRepository(point, disk)
+
+    with pytest.raises(TransferFailed) as failed:
+        await Job(FakeMachine([disk]), hiding, into=repository).run()
+    assert failed.group_contains(ContractError, match="were named by")
+    async with open_repository(repository.path) as reader:
+        assert list(reader.points) == []
+    run = await back_up(disk, repository)
+    assert (run.mode, run.reason) == ("full", "There is no previous point of this disk.")

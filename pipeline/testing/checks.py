@@ -47,11 +47,11 @@ CHECKPOINTS = 40
 
 
 class _Crash(Exception):
-    """What a broken neighbour raises."""
+    """Raised by a neighbour that crashes."""
 
 
 class _Collect(Sink[Any, list[Any]]):
-    """Views of what arrives, optionally slowly."""
+    """Returns the views of its items; with `pause` it reads slowly."""
 
     def __init__(self, view: Callable[[Any], object], *, pause: bool = False) -> None:
         self._view = view
@@ -71,7 +71,7 @@ class _Collect(Sink[Any, list[Any]]):
 
 
 class _Broken(SendChannel[Any]):
-    """The end of a host program's channel whose reader has gone."""
+    """A channel of a host program whose reader has gone."""
 
     async def send(self, value: object) -> None:
         _release(value)
@@ -321,7 +321,7 @@ async def _cancel_after(patience: int, scope: trio.CancelScope) -> None:
 
 
 async def _check_broken(run: Callable[[], Awaitable[object]]) -> None:
-    """A reader that went away must not look like an end of the work."""
+    """A reader that went away must not be taken for the end of the work."""
     await _expect(run, trio.BrokenResourceError)
 
 

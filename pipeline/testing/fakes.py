@@ -69,7 +69,7 @@ class PatternDisk:
         return f"pattern/{self.sequence}"
 
     def write(self, offset: int, length: int, *, seed: int = 0) -> None:
-        """New content for the pieces that a guest's write would touch; the next snapshot reports them."""
+        """New content for the 64 KiB pieces of this range; change tracking reports them from now on."""
         first, last = offset // PIECE, -(-(offset + length) // PIECE)
         self._kind[first:last] = _UNIQUE
         self._content[first:last] = np.random.default_rng(seed).integers(1 << 62, size=last - first)
@@ -83,7 +83,7 @@ class PatternDisk:
         self._kind[offset // PIECE : -(-(offset + length) // PIECE)] = _ZERO
 
     def bytes_at(self, offset: int, length: int) -> NDArray[np.uint8]:
-        """What the disk holds, computed; the witness of tests."""
+        """The bytes that the disk holds in this range, computed from the seed."""
         first, last = offset // PIECE, -(-(offset + length) // PIECE)
         data = np.concatenate([self._piece(place) for place in range(first, last)])
         return data[offset - first * PIECE :][:length]

@@ -6,7 +6,7 @@ import threading
 import pytest
 import trio
 
-from pipeline import SPAN, Job, SourceError, TransferFailed, blocking
+from pipeline import SPAN, ContractError, Job, SourceError, TransferFailed, blocking
 from pipeline.blocking import Loop
 from pipeline.testing import FakeMachine, FaultyDisk, PatternDisk, all_free
 from sinks import Nowhere, NullSink
@@ -32,6 +32,21 @@ def test_a_job_runs_in_a_thread_of_an_asyncio_program():
     )
     receipt = asyncio.run(asyncio.to_thread(blocking.run, job))
     assert receipt.disks[0].receipt.capacity == SPAN
+
+
+@pytest.mark.parametrize("what", ["job", "pipeline", "flow"])
+def test_asyncio_is_told_how_to_call(what):
+    flow = reading(PatternDisk(SPAN))
+    pipeline = flow | NullSink()
+
+    async def call():
+        if what == "flow":
+            async with flow.open():
+                raise AssertionError("it opened")
+        await (pipeline if what == "pipeline" else Job(FakeMachine([]), lambda *_: pipeline, Nowhere())).run()
+
+    with pytest.raises(ContractError, match=r"another one calls it\. From asyncio: await asyncio\.to_thread"):
+        asyncio.run(call())
 
 
 def test_a_failure_comes_out_as_it_does_with_trio():

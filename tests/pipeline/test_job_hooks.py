@@ -4,24 +4,24 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import Job, MoverError, SourceError, TransferFailed
+from pipeline import Job, MoverError, Source, SourceError, TransferFailed
 from pipeline.errors import leaves
 from pipeline.events import observed
-from pipeline.testing import FakeMachine, FakeTarget, FaultyDisk, PatternDisk
+from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
 from sinks import NullSink
-from stages import AllocatedExtents, ReadSpans
 
 
-def path(disk, point):
-    return AllocatedExtents(disk) | ReadSpans(disk) | NullSink()
+class Broken(Source):
+    async def run(self, outbox):
+        raise SourceError("The disk is gone.")
 
 
-def broken_disk():
-    return FaultyDisk(PatternDisk(1 << 20), "allocated", 1, SourceError("The disk is gone."))
+def failing_path(disk, point):
+    return Broken() | NullSink()
 
 
 def job(disks=(), **settings):
-    return Job(FakeMachine(list(disks)), path, into=FakeTarget(), name="nightly", **settings)
+    return Job(FakeMachine(list(disks)), failing_path, into=FakeTarget(), name="nightly", **settings)
 
 
 async def test_a_success_calls_functions_and_coroutine_functions_with_the_receipt():
@@ -39,7 +39,7 @@ async def test_a_success_calls_functions_and_coroutine_functions_with_the_receip
 async def test_a_failure_calls_its_hooks_with_the_errors():
     told = []
     with pytest.raises(BaseException) as failed:
-        await job([broken_disk()], on_failure=[told.append], on_success=[told.append]).run()
+        await job([PatternDisk(1 << 20)], on_failure=[told.append], on_success=[told.append]).run()
     assert any(isinstance(leaf, MoverError) for leaf in leaves(failed.value))
     [failure] = told
     assert (failure.job, failure.machine) == ("nightly", "fake")
@@ -54,7 +54,7 @@ async def test_a_cancelled_job_calls_its_hooks():
             return _hanging()
 
     with trio.move_on_after(0.05):
-        await Job(Hanging([]), path, FakeTarget(), on_failure=[told.append]).run()
+        await Job(Hanging([]), failing_path, FakeTarget(), on_failure=[told.append]).run()
     assert [failure.job for failure in told] == ["fake"]
 
 
@@ -80,7 +80,7 @@ async def test_a_hook_that_fails_after_a_failure_is_a_note_on_the_error():
         raise ConnectionRefusedError("no mail server")
 
     with pytest.raises(BaseException) as failed:
-        await job([broken_disk()], on_failure=[mail]).run()
+        await job([PatternDisk(1 << 20)], on_failure=[mail]).run()
     [leaf] = leaves(failed.value)
     assert "The hook mail failed: ConnectionRefusedError: no mail server." in leaf.__notes__
 

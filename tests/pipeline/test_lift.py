@@ -124,7 +124,7 @@ async def test_kernels_pass_the_shipped_checks():
     await check_stage(Serial, lambda: list(range(12)))
 
 
-async def test_no_more_items_in_hand_than_places():
+async def test_no_more_items_are_worked_on_than_allowed():
     sent, taken = trio.open_memory_channel(0)
     out, result = trio.open_memory_channel(0)
     in_hand = 0
@@ -153,7 +153,7 @@ async def test_no_more_items_in_hand_than_places():
         nursery.start_soon(drain)
         await run_ordered(taken, out, work, concurrency=3)
         await out.aclose()
-    assert most <= 4  # three places, and the one that the reader holds
+    assert most <= 4  # three, and the one that the reader holds
 
 
 async def test_of_failures_at_the_same_time_the_first_is_raised():

@@ -111,12 +111,13 @@ def expect_registered(codec: Codec) -> None:
 
 
 def codec_named(name: str) -> Codec:
-    """The registered codec with this name. Raises LookupError, which lists the names that are known."""
-    try:
-        return _registered[name]
-    except KeyError:
-        known = ", ".join(sorted(_registered))
-        raise LookupError(f"No codec with the name {name!r} is registered; known are: {known}.") from None
+    """The registered codec with this name. Raises KeyError; see `codec_names`."""
+    return _registered[name]
+
+
+def codec_names() -> list[str]:
+    """The names of all registered codecs."""
+    return sorted(_registered)
 
 
 def encode_span(deduped: DedupedSpan, codec: Codec) -> FramedSpan:

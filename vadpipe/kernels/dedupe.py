@@ -147,7 +147,7 @@ def frame_borders(
 
 
 def _first_of_equals(digest: Digests) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows where each distinct digest stands first, and for every row which of those it equals."""
+    """The first row of each distinct digest, and for every row the number of its digest among those."""
     heads = np.ascontiguousarray(digest[:, :8]).view(np.uint64).ravel()
     if len(np.unique(heads)) == len(heads):  # nearly always, and much cheaper to see
         every = np.arange(len(heads))

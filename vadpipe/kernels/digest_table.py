@@ -1,8 +1,8 @@
 """A hash table of digests in numpy columns: insert and look up whole batches, no Python object per digest.
 
 Open addressing with linear probing. A batch probes together: in each round every row that has not settled
-looks at its next slot. Rows of one batch that meet at the same free slot all write their number into it, the
-last write stays, and the others go on from there. So the number of rounds is the longest probe, not the size
+looks at its next slot. Where several rows of a batch find the same free slot, all write their number into it, the
+last one stays, and the others go on to the next slot. So the number of rounds is the longest probe, not the size
 of the batch. Digests are uniformly distributed (they are keyed hashes), so their own first bytes are the hash.
 """
 

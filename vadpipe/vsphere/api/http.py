@@ -294,41 +294,40 @@ class HttpClient:
 
         Args:
             method: The HTTP method.
-            target: Path and query. It can hold a token, so it is in no log and in no error.
-            call: What logs and errors call the request.
+            target: Path and query. It can contain a token, so it is in no log and in no error.
+            call: The name of the request in logs and errors.
             limit: The largest answer in bytes.
             headers: Additional headers.
             body: The content to send.
 
         Raises:
-            CertificateRefused: Nothing was sent.
-            ConnectionLost: No complete answer came; Unreachable when the request had no effect, 502 and 503
-                included.
-            VsphereError: The answer is larger than `limit`.
+            CertificateRefused: The certificate is wrong. Nothing was sent.
+            ConnectionLost: There was no complete answer. Unreachable: The request had no effect (502, 503).
+            VsphereError: The answer is larger than `limit`, or the port does not speak TLS.
         """
         host, started = self.endpoint.host, time.monotonic()
         try:
             if self._was_cut:
-                raise ConnectionAbortedError("the request was given up")
+                raise ConnectionAbortedError("the request was cancelled")
             self._connection.request(method, target, body, dict(headers or {}))
-            answer = self._connection.getresponse()
-            if answer.status in _NOT_READY:
-                self._connection.close()
-                raise http.client.HTTPException(f"{answer.status} {answer.reason}")
-            content = self._read(answer, call, limit)
+            with self._connection.getresponse() as answer:
+                if answer.status in _NOT_READY:
+                    raise http.client.HTTPException(f"{answer.status} {answer.reason}")
+                content = self._read(answer, call, limit)
+        except http.client.InvalidURL:  # its text quotes the target
+            raise VsphereError(
+                f"{host}: {call} failed: its address contains a blank or a control character.",
+                remedy="Ask the administrator of the server that names the address.",
+                server=host,
+                call=call,
+            ) from None
         except FOREIGN as exc:
             self._connection.close()
             error = translate(exc, call, host)
-            log.debug("%s: %s failed after %.3f s: %s", host, call, time.monotonic() - started, error.problem)
+            log.debug("%s after %.3f s", error.problem, time.monotonic() - started)
             raise error from error.__cause__
-        log.debug(
-            "%s: %s: %d, %d bytes, %.3f s",
-            host,
-            call,
-            answer.status,
-            len(content),
-            time.monotonic() - started,
-        )
+        duration_s = time.monotonic() - started
+        log.debug("%s: %s: %d, %d bytes, %.3f s", host, call, answer.status, len(content), duration_s)
         return Response(host, call, answer.status, answer.reason, content)
 
     def cut(self) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
@@ -256,15 +255,11 @@ class VcenterSession:
             self._login_again(logins)
 
     def _translated(self, name: str, work: Callable[[], T]) -> T:
-        started, outcome = time.monotonic(), "failed after "
         try:
-            result = work()
-            outcome = ""
-            return result
+            return work()
         except FOREIGN as exc:
             error = translate(exc, name, self.server)
-        finally:
-            log.debug("%s: %s: %s%.3f s", self.server, name, outcome, time.monotonic() - started)
+        log.debug("%s", error.problem)
         if isinstance(error, LoginRefused) or error.facts.get("fault") == "NoPermission":
             log.warning("%s", error.problem)
         raise error  # outside of `except`: a fault must not become its context

@@ -178,21 +178,21 @@ class GuestFiles:
         )
 
     async def _read(self, path: str) -> GuestFile:
-        told = await self._call(
+        transfer = await self._call(
             "InitiateFileTransferFromGuest",
             path,
             lambda files, vm, auth: files.InitiateFileTransferFromGuest(vm, auth, path),
         )
-        address = await self._address(told.url)
+        address = await self._address(transfer.url)
         call = f"GET {path}"
         content = await self.session.call(call, lambda: address.get(call), repeat=False)
-        if len(content) != told.size:
+        if len(content) != transfer.size:
             raise ConnectionLost(
-                f"{address.endpoint.host} sent {len(content)} of {told.size} bytes of {path} in {self.vm.name}.",
+                f"{address.endpoint.host} sent {len(content)} of {transfer.size} bytes of {path}.",
                 remedy="Run again.",
                 path=path,
             )
-        return GuestFile(content, told.attributes)
+        return GuestFile(content, transfer.attributes)
 
     async def _upload(
         self, path: str, content: bytes, attributes: vim.vm.guest.FileManager.FileAttributes
