@@ -22,7 +22,7 @@ from vadpipe.vsphere.api.faults import (
     LoginRefused,
     VsphereError,
 )
-from vadpipe.vsphere.api.retry import patiently
+from vadpipe.vsphere.api.retry import retry
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm
 from vadpipe.vsphere.vm.check import Checked
@@ -65,7 +65,7 @@ class Preflight:
             )
         work = partial(preflight, session, vm, job, probe_hosts=probe if self.probe_hosts else None)
         try:
-            report = await patiently(work, session.settings.patience_s)
+            report = await retry(work, session.settings.patience_s)
         except (ConnectionLost, LoginRefused, CertificateRefused):
             raise
         except VsphereError as exc:  # facts that may not be read are no reason to have no backup

@@ -12,7 +12,7 @@ from pipeline.job import Job
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import Consolidate, most_allowed
+from vadpipe.vsphere.snapshot.remove import Consolidate, most_allowed
 from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
@@ -29,7 +29,7 @@ from .process import run_async
 @click.option(
     "--consolidate",
     type=click.Choice(get_args(Consolidate)),
-    help="What may be done for disks that need it, instead of what the jobs say: 'ladder' also makes and removes "
+    help="What may be done for disks that need it, instead of what the jobs say: 'escalate' also makes and removes "
     "snapshots of ours.",
 )
 @json_option

@@ -13,6 +13,7 @@ from pipeline.errors import (
     EXIT_FAILED,
     ConfigError,
 )
+from pipeline.events import Event, observed
 from vadpipe.jsonable import Json, jsonable
 from vadpipe.preflight.facts import Case, JobFacts
 from vadpipe.preflight.privileges import PURPOSES, Script, role_script
@@ -23,7 +24,7 @@ from vadpipe.rules import Rule, Violation
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import most_allowed
+from vadpipe.vsphere.snapshot.remove import most_allowed
 from vadpipe.vsphere.vm.prepare import Prepared, enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
@@ -108,17 +109,24 @@ def prepare(
     """
     if not uuid and not tracking:
         raise click.UsageError("Nothing to do: give --enable-uuid, --enable-change-tracking, or both.")
-    prepared = [
-        one
-        for server, there in by_server(_machines(config, only))
-        for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
-    ]
+    with observed(_show_step):
+        prepared = [
+            one
+            for server, there in by_server(_machines(config, only))
+            for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
+        ]
     show(
         {"vms": [one.as_dict() for one in prepared]},
         [line for one in prepared for line in one.lines()],
         as_json,
     )
     return EXIT_ATTENTION if any(one.attention for one in prepared) else EXIT_DONE
+
+
+def _show_step(event: Event) -> None:
+    """A line per step on standard error: a restart takes minutes."""
+    if event.kind == "preparing":
+        click.echo(f"{event.facts['vm']}: {event.facts['step']}", err=True)
 
 
 async def _preflight(

@@ -31,7 +31,7 @@ from .disks import LabDisk
 from .vcenter.injection import Event
 from .vcenter.outside import relocation_lock
 from .vcenter.server import LabVcenter
-from .vcenter.state import HostTraits
+from .vcenter.state import HostTraits, VmTraits
 
 VM = "web01"
 _OTHER_DATASTORE = "datastore2"
@@ -62,6 +62,7 @@ class Lab:
         for disk in self.disks:
             disk.write(chance.randrange(1 << 20), chance.randbytes(100_000))
         self.moref = self.vcenter.register_vm(directory, VM, self.disks)
+        self.vcenter.register_vm(directory.with_name("proxy"), "proxy", [], traits=VmTraits(proxy=True))
         self.other_host = self.vcenter.add_host(HostTraits("esxi02.lab.local"))
         self.vcenter.datastore(_OTHER_DATASTORE)
         self.foreign = [

@@ -182,6 +182,6 @@ async def _unsettled(lab: Lab) -> list[str]:
         journal.write(replace(intent, created="2001-01-01T00:00:00+00:00"))
     async with lab.settings().connect() as session:
         swept = await sweep(session, journal)
-    nothing = (Outcome.NEVER_CREATED, Outcome.NOTHING_TO_UNDO)
+    nothing = (Outcome.NOT_FOUND, Outcome.NOTHING_TO_UNDO)
     wrong = [f"the journal knew of more: {one}" for one in swept if one.outcome not in nothing]
     return wrong + [f"the journal still names the {intent.title}" for intent in journal.intents()]

@@ -176,8 +176,8 @@ def _foreign_snapshots(case: Case) -> Iterator[Outcome]:
 
 
 @RULES.rule(
-    "snapshots-left", Severity.WARNING, wanted="no earlier run left a snapshot of ours",
-    remedy="vadpipe cleanup removes it; so does the next run.", source=_FIELD,
+    "snapshots-left", Severity.ERROR, wanted="no earlier run left a snapshot of ours",
+    remedy="Run 'vadpipe cleanup' on the machine that made it, or remove it in the vSphere Client.", source=_FIELD,
 )  # fmt: skip
 def _own_snapshots(case: Case) -> Iterator[Outcome]:
     if case.vm.own_snapshots:

@@ -14,8 +14,8 @@ from .inventory.lookup import find_vms as find_vms
 from .inventory.selection import SelectVms as SelectVms
 from .inventory.selection import select_vms as select_vms
 from .journal.intents import Intent as Intent
+from .journal.intents import IntentKind as IntentKind
 from .journal.intents import Journal as Journal
-from .journal.intents import Kind as Kind
 from .manifest.copy import CopyOnDatastore as CopyOnDatastore
 from .manifest.external import CopyDatastoreItem as CopyDatastoreItem
 from .manifest.external import Vifs as Vifs
@@ -24,10 +24,10 @@ from .manifest.fetch import ManifestFetcher as ManifestFetcher
 from .manifest.fetch import ManifestPlace as ManifestPlace
 from .manifest.https import OverHttps as OverHttps
 from .snapshot.changes import same_tracking as same_tracking
-from .snapshot.consolidate import Consolidate as Consolidate
-from .snapshot.consolidate import ConsolidationNeeded as ConsolidationNeeded
-from .snapshot.consolidate import most_allowed as most_allowed
 from .snapshot.quiesce import Quiesce as Quiesce
+from .snapshot.remove import Consolidate as Consolidate
+from .snapshot.remove import ConsolidationNeeded as ConsolidationNeeded
+from .snapshot.remove import most_allowed as most_allowed
 from .snapshot.snapshot import Snapshot as Snapshot
 from .snapshot.snapshot import open_snapshot as open_snapshot
 from .snapshot.tree import snapshots_left as snapshots_left

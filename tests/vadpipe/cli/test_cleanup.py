@@ -10,7 +10,8 @@ from pipeline.units import MiB
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.journal.intents import Journal, Kind, new_intent
+from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.vsphere.journal.intents import Intent, IntentKind, Journal
 from vadpipe.vsphere.snapshot.tree import description_with
 
 pytestmark = pytest.mark.slow
@@ -60,7 +61,7 @@ def dead(lab, tmp_path):
 
     def write(kind):
         state = lab._inventory.vms[lab.moref("web01")]
-        intent = new_intent(
+        intent = Intent(
             server=lab.address,
             server_id=lab._inventory.instance_uuid,
             vm_moref=state.moref,
@@ -80,9 +81,9 @@ def dead(lab, tmp_path):
 def test_kinds_are_named_and_a_dry_run_touches_nothing(lab, run, dead):
     moref = lab.moref("web01")
     lab._inventory.vms[moref].power = "poweredOff"
-    lab.take_snapshot(moref, "ours", description_with(dead(Kind.SNAPSHOT).token))
-    dead(Kind.POWER)
-    dead(Kind.RELOCATION_LOCK)
+    lab.take_snapshot(moref, "ours", description_with(dead(IntentKind.SNAPSHOT).token))
+    dead(IntentKind.POWER)
+    dead(IntentKind.RELOCATION_LOCK)
     code, swept = run("--dry-run")
     assert code == 0
     assert {one["kind"]: one["outcome"] for one in swept} == {
@@ -100,17 +101,24 @@ def test_kinds_are_named_and_a_dry_run_touches_nothing(lab, run, dead):
     assert lab.snapshots(moref) == {}
 
 
-def test_hot_added_disks_whose_library_is_gone_are_kept_and_named(run, dead):
-    dead(Kind.HOT_ADD)
+def test_hot_added_disks_whose_library_is_gone_are_kept_while_a_vm_has_them(lab, run, dead):
+    dead(IntentKind.HOT_ADD)
+    _, [nowhere] = run()
+    assert nowhere["outcome"] == "nothing to undo"
+    lab.register_vm(lab.datastore("datastore1") / "proxy", "proxy", [], traits=VmTraits(proxy=True))
+    attached = lab.root / "hotadd" / lab.moref("web01") / "disk0.vmdk"
+    attached.parent.mkdir(parents=True)
+    attached.touch()
     code, [kept] = run()
     assert (code, kept["outcome"]) == (3, "kept")
     assert "/nowhere" in kept["reason"]
+    assert "hot-added to proxy" in kept["reason"]
 
 
 @pytest.mark.parametrize("consolidate", ["ask", "never"])
 def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolidate):
     moref = lab.moref("web01")
-    dead(Kind.SNAPSHOT)
+    dead(IntentKind.SNAPSHOT)
     lab.take_snapshot(moref, "x")
     lab._inventory.vms[moref].snapshots.clear()  # gone from the tree, its redo log is not
     assert lab.needs_consolidation(moref)
@@ -118,4 +126,4 @@ def test_disks_are_consolidated_unless_no_job_wants_it(lab, run, dead, consolida
     asked = consolidate == "ask"
     assert lab.needs_consolidation(moref) == (not asked)
     assert code == (0 if asked else 3)
-    assert asked or "allows nothing" in swept["reason"]
+    assert asked or "consolidate='never'" in swept["reason"]

@@ -192,7 +192,9 @@ def test_a_broken_condition_is_found_by_its_rule_alone(rule):
 def test_the_worst_comes_first():
     severities = [
         one.severity
-        for one in findings(vm(own_snapshots=1, enable_uuid=False, tools_status="guestToolsNeedUpgrade"))
+        for one in findings(
+            vm(foreign_snapshots=["x"], enable_uuid=False, tools_status="guestToolsNeedUpgrade")
+        )
     ]
     assert severities == [Severity.ERROR, Severity.WARNING, Severity.INFO]
 

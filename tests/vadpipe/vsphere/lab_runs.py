@@ -14,6 +14,7 @@ from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.vm.capture import VsphereCapture
 
 
 def machine(where: dict[str, object]) -> VcenterVm:
@@ -34,10 +35,17 @@ def machine(where: dict[str, object]) -> VcenterVm:
 
 async def capture(where: dict[str, object]) -> None:
     async with machine(where).capture() as held:
-        for disk in held.disks:
-            buffer = await disk.pool.acquire()
+        await read_all(held)
+
+
+async def read_all(held: VsphereCapture) -> None:
+    """Read the first MiB of every disk."""
+    for disk in held.disks:
+        buffer = await disk.pool.acquire()
+        try:
             await disk.read(buffer, 0, Extents.whole(1 << 20))
             assert not np.count_nonzero(buffer.array[: 1 << 20])
+        finally:
             buffer.release()
 
 

@@ -14,8 +14,8 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 
 AddVm = Callable[..., str]
@@ -85,7 +85,7 @@ def test_where_nobody_can_look_that_is_said(
 
 
 @pytest.mark.slow
-def test_the_ladder_is_climbed_where_the_option_says_so(
+def test_the_option_consolidate_escalate_consolidates_what_asking_did_not(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, run_cleanup: RunCleanup
 ) -> None:
     moref = add_vm()
@@ -102,7 +102,7 @@ def test_the_ladder_is_climbed_where_the_option_says_so(
     lab.inject("ConsolidateVMDisks_Task", lambda: vim.fault.FileFault(file="x"), in_task=True, chance=1)
     assert run_cleanup("web01")[0] == EXIT_ATTENTION
     assert lab.needs_consolidation(moref)
-    code, document = run_cleanup("web01", options=("--consolidate", "ladder"))
+    code, document = run_cleanup("web01", options=("--consolidate", "escalate"))
     assert code == EXIT_DONE
     assert "consolidated" in str(document["swept"][0]["outcome"])
     assert not lab.needs_consolidation(moref)

@@ -79,10 +79,11 @@ class GuestVolume:
 class VmTraits:
     """What a VM is made of, and what is the matter with it; the defaults are a healthy one of today.
 
-    controller: of its disks: pvscsi, lsi-sas, ide, sata, nvme; disk_mode, raw (physicalMode, virtualMode, or
-    empty) and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for;
+    controller: of its disks: pvscsi, lsi-sas, ide, sata, nvme; disk_mode, raw (physicalMode, virtualMode, or empty)
+    and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for;
     quiesced_form: how a snapshot with a second redo log per disk shows; directory_slash: whether the names of its
-    directories end in one; relative_manifest: `backupManifest` names the file only.
+    directories end in one; relative_manifest: `backupManifest` names the file only; proxy: it is the machine to
+    which VDDK hot-adds disks.
     """
 
     template: bool = False
@@ -104,6 +105,7 @@ class VmTraits:
     quiesced_form: QuiescedForm = "one snapshot"
     directory_slash: bool = True
     relative_manifest: bool = False
+    proxy: bool = False
     volumes: list[GuestVolume] = field(default_factory=list)
 
     @classmethod

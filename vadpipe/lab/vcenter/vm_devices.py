@@ -10,6 +10,7 @@ from pyVmomi import vim
 
 from ..disks import LabDisk
 from ..vmdk_flat import flat_path
+from .outside import hot_added
 from .state import (
     Inventory,
     SnapshotState,
@@ -19,6 +20,7 @@ from .state import (
 
 _FIRST_CONTROLLER_KEY = 1000
 _CDROM_KEY, _PASSTHROUGH_KEY, _PCI_KEY = 16000, 13000, 100
+_HOT_ADDED_KEY = 2900
 _SCSI_OWN_UNIT = 7
 _CONTROLLERS: dict[str, tuple[type[vim.vm.device.VirtualController], str]] = {
     "pvscsi": (vim.vm.device.ParaVirtualSCSIController, "SCSI controller"),
@@ -45,7 +47,7 @@ def devices(
                 chain, change_id = disk.frozen_chain(fork.frozen), fork.change_id
                 chain = chain[1:] if snapshot.side == "fixed" else chain
             found.append(_disk(inventory, vm, key, disk, chain, change_id))
-    return [*found, *_others(vm)]
+    return [*found, *_others(vm), *(_hot_added(inventory) if vm.traits.proxy else ())]
 
 
 def _controller(vm: VmState, bus: int, keys: list[int]) -> vim.vm.device.VirtualController:
@@ -125,6 +127,22 @@ def _parent(
             parent=parent,
         )
     return parent
+
+
+def _hot_added(inventory: Inventory) -> Iterator[vim.vm.device.VirtualDisk]:
+    """The disks of other VMs that VDDK has attached to the proxy."""
+    files = [(vm, file) for vm in inventory.vms.values() for file in hot_added(inventory.root, vm.moref)]
+    for number, (vm, file) in enumerate(files):
+        yield vim.vm.device.VirtualDisk(
+            key=_HOT_ADDED_KEY + number,
+            deviceInfo=vim.Description(label=f"Hot-added disk {number + 1}", summary=file),
+            controllerKey=_FIRST_CONTROLLER_KEY,
+            unitNumber=number,
+            capacityInKB=0,
+            backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+                fileName=vm.datastore_path(file), diskMode="independent_nonpersistent"
+            ),
+        )
 
 
 def _others(vm: VmState) -> Iterator[vim.vm.device.VirtualDevice]:

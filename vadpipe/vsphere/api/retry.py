@@ -43,7 +43,3 @@ async def retry(work: Callable[[], Awaitable[T]], patience_s: float) -> T:
                 raise
             log.info("Trying again in %.1f s: %s", pause_s, exc.problem)
         await trio.sleep(pause_s)
-
-
-# The names that `journal`, `snapshot`, `vm` and `stages` use.
-patiently, pauses = retry, backoff

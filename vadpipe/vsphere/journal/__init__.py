@@ -1,1 +1,1 @@
-"""Intents: what is about to be done outside, written down before it is done."""
+"""The journal: what a run is about to do at a server, written down before it does it, so that it can be undone."""

@@ -1,4 +1,4 @@
-"""Readers that do more at a server than read: locks and hot-added disks. And who we are for them."""
+"""How a VM is reached through VDDK, and the readers that change something at a server besides reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..api.session import VcenterSession
 
 @runtime_checkable
 class AccessReader(Protocol):
-    """A reader with VDDK's calls about a whole VM: `vadpipe.vddk.Vddk`. See there."""
+    """A reader with VDDK's calls about a whole VM; `vadpipe.vddk.Vddk` describes each."""
 
     @property
     def libdir(self) -> str | Path: ...
@@ -33,20 +33,20 @@ class AccessReader(Protocol):
 
 @runtime_checkable
 class Attachable(Protocol):
-    """An open disk that may have come to be attached to this machine: `vadpipe.vddk.VddkDisk`."""
+    """An open disk that may be hot-added to this machine, such as `vadpipe.vddk.VddkDisk`."""
 
     @property
     def may_be_attached(self) -> bool: ...
 
 
 def library_of(reader: AccessReader, access: VmAccess) -> dict[str, str]:
-    """What an intent has to say of the library, so that any later process can undo what this one did with it."""
+    """Where the library is and keeps its state, for an intent: any later process can then undo what it did."""
     places = {"libdir": Path(reader.libdir), "tmp_directory": reader.tmp_directory(access)}
     return {name: str(place.absolute()) for name, place in places.items()}
 
 
 def vm_access(session: VcenterSession, vm_moref: str) -> VmAccess:
-    """How VDDK gets at a VM: with the login and the certificate of the session."""
+    """Access to a VM with the login and the certificate of the session."""
     settings = session.settings
     return VmAccess(
         server=settings.server,

@@ -1,11 +1,12 @@
-"""What we are about to do outside, written down durably before we do it: each an intent, of one kind.
+"""Intents: a run's changes at a server, each a small JSON file that is written before the change is made.
 
-An intent is one small JSON file. It is on disk, with its directory entry, before the call that it announces, and
-is removed only after the undoing succeeded. So whatever a killed run leaves behind on a server is named by a file
-here, and the next start removes exactly that. An intent belongs to the process that wrote it while that process
-lives: the pid alone would lie after a reboot or a wrap-around, so it is kept with the start time and the boot.
+An intent is durable, directory entry included, before the call that it stands for, and is removed only after the
+change was undone. Whatever a killed run leaves behind at a server is therefore named by a file here, and the next
+start removes exactly that. An intent belongs to the process that wrote it as long as that process runs. A pid is
+used again after a reboot or a wrap-around, so it is kept together with the start time of the process and the boot
+id.
 
-No secrets are in it. Everything here blocks: call it from a worker thread.
+An intent holds no secrets. All functions block: call them from a worker thread.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from vadpipe.files import flush_directory, state_directory
 _SUFFIX = ".intent.json"
 
 
-class Kind(StrEnum):
-    """What there is to undo, in the order in which it is undone for a VM."""
+class IntentKind(StrEnum):
+    """Kinds of change, in the order in which they are undone for a VM."""
 
     HOT_ADD = "hot-added disks"
     SNAPSHOT = "snapshot"
@@ -36,50 +37,54 @@ class Kind(StrEnum):
     POWER = "power"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Intent:
-    """Something that we are about to do to a VM, and what its undoing needs. `token` is ours and nobody else's.
+    """One change to a VM by this process, with what is needed to undo it. `token` is unique.
 
-    snapshot          the token is in its description
-    relocation lock   the token is in its identity; ended through the VDDK in `libdir`
-    hot-added disks   detached through the VDDK in `libdir`, which remembers them in `tmp_directory`
-    power             the VM ran, was shut down by us, and has to be powered on
+    snapshot          its description contains the token
+    relocation lock   its identity contains the token; ended through the VDDK in `libdir`
+    hot-added disks   detached through the VDDK in `libdir`, which keeps a list of them in `tmp_directory`
+    power             the VM was on and was shut down; it has to be powered on
 
-    `server_id`: the server's own identity; `vm_uuid`: the VM's instance UUID. `abandoned`: its process lives on,
-    but gave up on undoing it.
+    `server_id`: the server's own identity. `vm_uuid`: the VM's instance UUID. `abandoned`: the process that wrote
+    it still runs, but has given up undoing the change.
     """
 
-    token: str
     server: str
     server_id: str
     vm_moref: str
     vm_uuid: str
     vm_name: str
-    snapshot_name: str
     run: str
-    created: str
-    host: str
-    pid: int
-    process_start: str
-    abandoned: bool = False
-    kind: Kind = Kind.SNAPSHOT  # what an entry without a kind is: there was no other
+    kind: IntentKind = IntentKind.SNAPSHOT  # the default of old files, which have no kind
     libdir: str = ""
     tmp_directory: str = ""
+    abandoned: bool = False
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    process_start: str = field(default_factory=lambda: process_start(os.getpid()) or "")
+
+    @property
+    def snapshot_name(self) -> str:
+        """The name of its snapshot; empty for other kinds."""
+        return f"vadpipe {self.run}" if self.kind is IntentKind.SNAPSHOT else ""
 
     @property
     def title(self) -> str:
-        """What it is about, for people."""
-        name = f" {self.snapshot_name!r}" if self.kind is Kind.SNAPSHOT else ""
+        """The change in words, e.g. "snapshot 'vadpipe 2026...' of web01"."""
+        name = f" {self.snapshot_name!r}" if self.kind is IntentKind.SNAPSHOT else ""
         return f"{self.kind}{name} of {self.vm_name}"
 
     @property
     def identity(self) -> str:
-        """The identity of a relocation lock; VDDK takes 50 characters."""
+        """The identity of a relocation lock. VDDK allows 50 characters."""
         return f"vadpipe {self.token}"
 
     @property
     def origin(self) -> str:
-        """Which run of which process made it, for people."""
+        """The run and the process that made it, in words."""
         return f"run {self.run} (process {self.pid} on {self.host})"
 
     @property
@@ -88,7 +93,7 @@ class Intent:
         return (datetime.now(UTC) - datetime.fromisoformat(self.created)).total_seconds()
 
     def is_live(self) -> bool:
-        """Whether its process may still be at work on it; True also for one of another machine: who could tell?"""
+        """True while its process runs. Always True for another host, whose processes cannot be checked."""
         if self.abandoned:
             return False
         if self.host != socket.gethostname():
@@ -96,46 +101,14 @@ class Intent:
         return process_start(self.pid) == self.process_start
 
 
-def new_intent(
-    *,
-    server: str,
-    server_id: str,
-    vm_moref: str,
-    vm_uuid: str,
-    vm_name: str,
-    run: str,
-    kind: Kind = Kind.SNAPSHOT,
-    libdir: str = "",
-    tmp_directory: str = "",
-) -> Intent:
-    """An intent of this process, with a token of its own."""
-    return Intent(
-        token=uuid.uuid4().hex,
-        server=server,
-        server_id=server_id,
-        vm_moref=vm_moref,
-        vm_uuid=vm_uuid,
-        vm_name=vm_name,
-        snapshot_name=f"vadpipe {run}" if kind is Kind.SNAPSHOT else "",
-        run=run,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        process_start=process_start(os.getpid()) or "",
-        kind=kind,
-        libdir=libdir,
-        tmp_directory=tmp_directory,
-    )
-
-
 @dataclass(frozen=True)
 class Journal:
-    """The intents of this machine, in one directory."""
+    """The intents of this machine, in one directory: by default the user's state directory."""
 
     directory: Path = field(default_factory=state_directory)
 
     def write(self, intent: Intent) -> None:
-        """Write the intent, or its new version; durable when this returns. Raises SourceError."""
+        """Write or replace an intent; durable when this returns. Raises SourceError."""
         path = self.path(intent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with self._errors():
@@ -152,17 +125,17 @@ class Journal:
             flush_directory(self.directory)
 
     def abandon(self, intent: Intent) -> None:
-        """This process gave up on undoing it: the next sweep may, even one of this process. Raises SourceError."""
+        """Leave undoing to the next sweep, also to one of this process. Raises SourceError."""
         self.write(replace(intent, abandoned=True))
 
     def remove(self, intent: Intent) -> None:
-        """Forget an intent that was undone or never came into being. Raises SourceError."""
+        """Remove an intent whose change was undone or never made. Raises SourceError."""
         with self._errors():
             self.path(intent).unlink(missing_ok=True)
             flush_directory(self.directory)
 
     def intents(self) -> Sequence[Intent]:
-        """All of them, oldest first. Raises SourceError for a file that cannot be read as one."""
+        """All intents, oldest first. Raises SourceError for a file that is not a valid intent."""
         paths = sorted(self.directory.glob(f"*{_SUFFIX}"))
         found = [intent for intent in map(_load, paths) if intent is not None]
         return sorted(found, key=lambda intent: (intent.created, intent.token))
@@ -188,36 +161,37 @@ def _load(path: Path) -> Intent | None:
         document = json.loads(path.read_text(encoding="utf-8"))
         missing = {item.name: item.default for item in fields(Intent) if item.default is not MISSING}
         known = {item.name: {**missing, **document}[item.name] for item in fields(Intent)}
-        return Intent(**{**known, "kind": Kind(known["kind"])})
+        return Intent(**{**known, "kind": IntentKind(known["kind"])})
     except FileNotFoundError:  # another process removed it just now
         return None
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise SourceError(
             f"The journal entry {path} cannot be read: {exc}.",
-            remedy="It may name a snapshot or a lock that still exists: look into it, undo that, remove the file.",
+            remedy="It may name a snapshot or a lock that still exists: read the file, undo the change by hand, "
+            "then remove the file.",
         ) from exc
 
 
 def process_start(pid: int) -> str | None:
-    """What tells this process from any other that ever has its pid; None: there is no such process.
+    """An identity of the process with this pid: boot id and start time. None when there is no such process.
 
-    Without /proc the pid is all there is: a left intent may wait until its pid is free, which is the safe side.
+    Without /proc only the pid is known; an intent may then stay until its pid is free, which is the safe side.
+
+    Source: proc(5), field 22 of /proc/PID/stat.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
-        return "unknown" if _exists(pid) else None
+        return "unknown" if _pid_exists(pid) else None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    state, *numbers = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    return (
-        None if state in "ZX" else f"{boot}/{numbers[18]}"
-    )  # field 22 of proc(5): start time in clock ticks
+    state, *numbers = stat.rpartition(")")[2].split()  # the process name may contain anything
+    return None if state in "ZX" else f"{boot}/{numbers[18]}"
 
 
-def _exists(pid: int) -> bool:
+def _pid_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -29,9 +29,8 @@ from ..api.faults import ConnectionLost, TaskForgotten
 from ..api.session import VcenterSession
 from ..inventory.datastore import Browser, DatastorePath, search_directory
 from ..inventory.lookup import Vm
-from ..snapshot.family import named_manifest
 from ..snapshot.snapshot import Snapshot
-from ..snapshot.tree import snapshots_of
+from ..snapshot.tree import named_manifest, snapshots_of
 
 # `<vm>-vss_manifests<N>.zip` is what hosts write, `vss-manifest.zip` what the programming guide names.
 _VSS_ZIP = re.compile(r"(.*vss_manifests.*|vss-manifest.*)\.zip", re.IGNORECASE | re.DOTALL)

@@ -1,1 +1,1 @@
-"""Snapshots: quiesced, found, kept still, removed; changed areas; consolidation."""
+"""Snapshots: quiesced, found again, removed, consolidated; their changed areas and their hot-added disks."""

@@ -1,4 +1,4 @@
-"""Change tracking of a snapshot's disk: asked page by page, believed only where its answer holds together."""
+"""Change tracking of a snapshot's disk: queried page by page, and used only where the answers are consistent."""
 
 from __future__ import annotations
 
@@ -20,29 +20,37 @@ from ..api.faults import (
 )
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.hardware import DiskFacts
+from ..inventory.hardware import VmDisk
 from ..inventory.lookup import Vm
 
 # Change tracking is right when a snapshot is made after the one before it is gone and the disks are consolidated;
 # the other order has corrupted restores, and changes made during a consolidation were not reported (KB 2136854).
 OUT_OF_ORDER = (
-    "The disks of {vm} needed consolidation when the snapshot was made, so change tracking is not believed: they "
-    "are read in full, and so the next time."
+    "The disks of {vm} needed consolidation when the snapshot was made, so change tracking is not used: they are "
+    "read in full, this time and the next."
 )
 
 
 async def changed_areas(
-    session: VcenterSession, vm: Vm, snapshot: str, disk: DiskFacts, since: str, offset: int
+    session: VcenterSession, vm: Vm, snapshot: str, disk: VmDisk, since: str, offset: int
 ) -> ChangedAreas:
-    """One page of what changed on the disk between change id `since` and the snapshot, from `offset` on. Bytes.
+    """One page of the areas that changed between change id `since` and the snapshot.
 
-    Raises ChangeTrackingInvalid when the whole disk must be read instead, ConnectionLost when only the
-    server is away. Source: QueryChangedDiskAreas of the vSphere API.
+    Args:
+        offset: Where the page starts, in bytes.
+
+    Raises:
+        ChangeTrackingInvalid: The whole disk must be read instead.
+        ConnectionLost: Only the server is away.
+
+    Source: QueryChangedDiskAreas of the vSphere API.
     """
     if disk.change_id is None:
-        raise _invalid(disk, "it is not tracked in this snapshot", "Enable change tracking for the VM.")
+        raise _invalid(disk, "the snapshot has no change id for it", "Enable change tracking for the VM.")
     if not same_tracking(since, disk.change_id):
-        raise _invalid(disk, f"it was reset since then ({since} and {disk.change_id} are of two trackings)")
+        raise _invalid(
+            disk, f"tracking was reset since then ({since} and {disk.change_id} do not belong together)"
+        )
     if not 0 <= offset < disk.capacity:
         raise _invalid(disk, f"offset {offset} is not on the disk of {disk.capacity} bytes")
     subject, taken = vm.reference(session), vim.vm.Snapshot(snapshot, session.stub)
@@ -54,7 +62,7 @@ async def changed_areas(
     except (ConnectionLost, SessionExpired, LoginRefused, CertificateRefused):
         raise
     except SourceError as exc:
-        raise _invalid(disk, f"the server refused to tell ({exc.problem.rstrip('.')})") from exc
+        raise _invalid(disk, f"the server refused the query ({exc.problem.rstrip('.')})") from exc
     reason = flaw(page, offset, disk.capacity)
     if reason:
         raise _invalid(disk, reason)
@@ -63,7 +71,7 @@ async def changed_areas(
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """An answer as it came: `start` and `size` are the columns of the areas, in bytes, unchecked."""
+    """An answer of the server, unchecked. Bytes; `start` and `size` are columns with one entry per area."""
 
     offset: int
     length: int
@@ -78,9 +86,9 @@ def same_tracking(since: str, now: str) -> bool:
 
 
 def flaw(page: Page, offset: int, capacity: int) -> str:
-    """Why a page cannot be believed; empty when it can."""
+    """Why a page is inconsistent; empty when it is not."""
     if page.offset != offset:
-        return f"it was asked from byte {offset} and answered from {page.offset}"
+        return f"the query started at byte {offset}, but the answer at {page.offset}"
     if page.length <= 0 or offset + page.length > capacity:
         return f"a page of {page.length} bytes from byte {offset} is not on the disk of {capacity} bytes"
     inside = (page.size > 0) & (page.start >= offset) & (page.start + page.size <= offset + page.length)
@@ -89,8 +97,8 @@ def flaw(page: Page, offset: int, capacity: int) -> str:
     return ""
 
 
-def untracked(disks: Sequence[DiskFacts]) -> list[DiskFacts]:
-    """The disks without their change ids: what they were is neither asked for now nor remembered for later."""
+def untracked(disks: Sequence[VmDisk]) -> list[VmDisk]:
+    """The disks without their change ids, which are then neither used now nor stored for the next run."""
     return [replace(facts, change_id=None) for facts in disks]
 
 
@@ -99,7 +107,7 @@ def _page(info: vim.VirtualMachine.DiskChangeInfo) -> Page:
     return Page(info.startOffset, info.length, areas[:, 0], areas[:, 1])
 
 
-def _invalid(disk: DiskFacts, reason: str, remedy: str = "") -> ChangeTrackingInvalid:
+def _invalid(disk: VmDisk, reason: str, remedy: str = "") -> ChangeTrackingInvalid:
     return ChangeTrackingInvalid(
         f"Change tracking of {disk.label} ({disk.key}) cannot be used: {reason}.",
         remedy=remedy or "The disk has to be read in full this time.",
@@ -109,10 +117,10 @@ def _invalid(disk: DiskFacts, reason: str, remedy: str = "") -> ChangeTrackingIn
 
 
 async def enable_change_tracking(session: VcenterSession, vm: Vm) -> str:
-    """Switch change tracking on for the VM; it takes effect with the next snapshot.
+    """Switch change tracking on for the VM; it takes effect with the next snapshot. May be repeated.
 
-    Returns a sentence that says why it was not possible, or nothing. Begins with looking, so it can be repeated
-    after a lost answer. Raises VsphereError.
+    Returns:
+        Empty, or a sentence that says why it was not possible.
     """
     subject = vm.reference(session)
     paths = ["config.changeTrackingEnabled", "snapshot"]

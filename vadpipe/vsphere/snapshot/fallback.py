@@ -1,22 +1,24 @@
-"""The ladder of quiescing: what is asked, asked again, or given up for something weaker.
+"""What follows from a guest's state and from a failed quiesce: another attempt, a weaker kind, or an error.
 
-vSphere ignores a quiesce spec without a word when the VM is off or VMware Tools do not run, and the task succeeds.
-So the state of the guest is looked at before and after, and what was not quiesced is never called so.
+vSphere ignores a quiesce spec without an error when the VM is off or VMware Tools do not run: the task succeeds. So
+the state of the guest is looked at before and after the snapshot, and a snapshot that was not quiesced is never
+called so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
-import trio
+from pyVmomi import vim
 
 from pipeline.errors import QuiesceFailed
-from pipeline.events import emit
 
+from ..api.advice import Advice, advice_for, tools_status, vss_code
+from ..api.faults import VsphereError
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
-from .events import advice_on, explained, server_time
 from .quiesce import Quiesce, is_windows
 from .tree import SnapshotNode
 
@@ -25,7 +27,7 @@ GUEST_PATHS = ("config.guestId", "runtime.powerState", "guest.toolsRunningStatus
 
 @dataclass(frozen=True)
 class Guest:
-    """What decides about quiescing: the configured guest id, and whether VMware Tools could do it now."""
+    """What decides about quiescing: the configured guest id, and whether VMware Tools can do it now."""
 
     guest_id: str
     power: str
@@ -33,7 +35,7 @@ class Guest:
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Guest:
-        """From the properties GUEST_PATHS; one that is unset is unknown, and no obstacle."""
+        """From the properties GUEST_PATHS. An unset one is unknown, and no obstacle."""
         return cls(*(str(values.get(path) or "") for path in GUEST_PATHS))
 
     @property
@@ -42,7 +44,7 @@ class Guest:
 
     @property
     def obstacle(self) -> str:
-        """Why vSphere would ignore a quiesce spec; empty when nothing speaks against it."""
+        """Why vSphere would ignore a quiesce spec; empty when nothing is known to prevent quiescing."""
         if self.is_off:
             return "the VM is not running"
         return "VMware Tools do not run in it" if self.tools == "guestToolsNotRunning" else ""
@@ -53,103 +55,111 @@ async def guest_of(session: VcenterSession, vm: Vm) -> Guest:
     return Guest.of((await session.properties(vm.reference(session), GUEST_PATHS)).values)
 
 
-@dataclass
-class Quiesced:
-    """A snapshot that was taken: how it was quiesced in the end, and what a report should say about that."""
+def fallbacks(asked: Quiesce, guest_id: str) -> list[Quiesce]:
+    """The kinds of quiescing to try, best first. Only Windows distinguishes applications from file systems."""
+    if asked.policy != "try":
+        return [asked]
+    weaker = replace(asked, kind="file-system", backup_type="copy")
+    between = [weaker] if asked.kind in ("application", "auto") and is_windows(guest_id) else []
+    return [asked, *between, Quiesce.none()]
 
-    moref: str
-    quiesce: Quiesce
-    remarks: list[str] = field(default_factory=list)
 
+def planned_quiescing(vm: Vm, asked: Quiesce, guest: Guest) -> tuple[Sequence[Quiesce], list[str]]:
+    """The kinds to try in the guest's present state, and remarks for the report.
 
-async def take_quiesced(
-    session: VcenterSession,
-    vm: Vm,
-    asked: Quiesce,
-    guest: Guest,
-    create: Callable[[Quiesce], Awaitable[str]],
-    clear: Callable[[], Awaitable[object]],
-) -> Quiesced:
-    """Take a snapshot by the policy of `asked`. `create` takes one, `clear` removes what a failed attempt left.
-
-    Raises QuiesceFailed and whatever `create` raises.
+    Raises:
+        QuiesceFailed: Quiescing is required, the VM runs, and VMware Tools do not.
     """
-    rungs, remarks = _rungs(vm, asked, guest)
-    for rung in rungs:
-        outcome = await _asked(session, vm, rung, create, clear, remarks)
-        if isinstance(outcome, str):
-            return Quiesced(outcome, rung, remarks)
-        if rung is rungs[-1]:
-            raise outcome
-        remarks.append(f"{rung.kind} quiescing was given up: {outcome}")
-    raise AssertionError("there is always a rung")
-
-
-async def _asked(
-    session: VcenterSession,
-    vm: Vm,
-    rung: Quiesce,
-    create: Callable[[Quiesce], Awaitable[str]],
-    clear: Callable[[], Awaitable[object]],
-    remarks: list[str],
-) -> str | QuiesceFailed:
-    """The moref of a snapshot, or why the guest could not be quiesced so, after all attempts that make sense."""
-    retries_left = rung.retries
-    while True:
-        started = await server_time(session)
-        try:
-            return await create(rung)
-        except QuiesceFailed as exc:
-            failed = await explained(session, vm, exc, started)
-        await clear()
-        pause_s = _pause_s(rung, failed)
-        if not retries_left or pause_s is None:
-            return failed
-        retries_left -= 1
-        remarks.append(f"Quiescing failed and was tried again: {failed.problem}")
-        emit("quiescing retried", vm=vm.name, asked=rung.kind, after_s=pause_s, problem=failed.problem)
-        await trio.sleep(pause_s)
-
-
-async def found_out(
-    session: VcenterSession, vm: Vm, taken: Quiesced, guest: Guest, node: SnapshotNode | None
-) -> None:
-    """Add to the remarks what shows afterwards that the guest was not quiesced; `node` is the snapshot's.
-
-    Raises QuiesceFailed where that is certain and quiescing is required.
-    """
-    if taken.quiesce.kind == "none":
-        return
-    if node is not None and not node.quiesced:
-        ignored = f"vSphere took the snapshot of {vm.name} without quiescing, and did not say why."
-        if taken.quiesce.policy == "require":
-            raise QuiesceFailed(ignored, remedy="See whether VMware Tools run in the guest.", vm=vm.name)
-        taken.remarks.append(ignored)
-    if obstacle := (await guest_of(session, vm)).obstacle:
-        taken.remarks.append(
-            f"After the snapshot {obstacle}: quiescing may have been ignored; the VSS manifest tells."
-        )
-    if node is not None and not node.backup_manifest and is_windows(guest.guest_id):
-        taken.remarks.append("vSphere names no VSS manifest for the snapshot, which it does after quiescing.")
-
-
-def _rungs(vm: Vm, asked: Quiesce, guest: Guest) -> tuple[Sequence[Quiesce], list[str]]:
     if asked.kind == "none" or not guest.obstacle:
-        return asked.rungs(guest.guest_id), [asked.warning] if asked.warning else []
-    said = f"{vm.name} was not quiesced: {guest.obstacle}, so vSphere would ignore it without a word."
+        return fallbacks(asked, guest.guest_id), [asked.warning] if asked.warning else []
+    problem = f"{vm.name} was not quiesced: {guest.obstacle}, so vSphere would ignore the request."
     if asked.policy == "require" and not guest.is_off:
         raise QuiesceFailed(
-            said,
+            problem,
             remedy="Start VMware Tools in the guest; or use the policy 'try', or Quiesce.none().",
             vm=vm.name,
             fault="ToolsUnavailable",
         )
-    return [Quiesce.none()], [said]
+    return [Quiesce.none()], [problem]
 
 
-def _pause_s(rung: Quiesce, failed: QuiesceFailed) -> float | None:
-    """Seconds until another attempt; None: it would fail again."""
+async def remarks_on_ignored_quiescing(
+    session: VcenterSession, vm: Vm, used: Quiesce, guest: Guest, node: SnapshotNode | None
+) -> list[str]:
+    """What the snapshot `node` and the guest show afterwards: that quiescing was, or may have been, ignored.
+
+    Raises:
+        QuiesceFailed: The snapshot is not quiesced although that is required.
+    """
+    if used.kind == "none":
+        return []
+    remarks = []
+    if node is not None and not node.quiesced:
+        ignored = f"vSphere took the snapshot of {vm.name} without quiescing, and gave no reason."
+        if used.policy == "require":
+            raise QuiesceFailed(ignored, remedy="See whether VMware Tools run in the guest.", vm=vm.name)
+        remarks.append(ignored)
+    if obstacle := (await guest_of(session, vm)).obstacle:
+        remarks.append(
+            f"After the snapshot {obstacle}: quiescing may have been ignored; the VSS manifest shows whether."
+        )
+    if node is not None and not node.backup_manifest and is_windows(guest.guest_id):
+        remarks.append("vSphere names no VSS manifest for the snapshot, as it does after quiescing Windows.")
+    return remarks
+
+
+async def server_time(session: VcenterSession) -> datetime:
+    """The server's clock, which dates its events."""
+    service = vim.ServiceInstance("ServiceInstance", session.stub)
+    return await session.call("CurrentTime", service.CurrentTime)
+
+
+async def explained(session: VcenterSession, vm: Vm, failed: QuiesceFailed, since: datetime) -> QuiesceFailed:
+    """The same error with what the VM's event and the catalogue of failures add.
+
+    Facts: `event`, the guest's message; and the codes in it or in the fault, `vss_code` and `tools_status`.
+    """
+    event = await _quiescing_event(session, vm, since)
+    text = f"{event} {failed.facts.get('message') or ''}"
+    codes = {"vss_code": vss_code(text), "tools_status": tools_status(text)}
+    advice = advice_for(codes["vss_code"]) or advice_for(codes["tools_status"])
+    problem = failed.problem
+    if event:
+        problem += f" The guest said: {event.rstrip('.')}."
+    if advice is not None:
+        problem += f" {advice.code} ({advice.name}): {advice.cause}."
+    return QuiesceFailed(
+        problem,
+        remedy=advice.remedy if advice else failed.remedy,
+        **{**failed.facts, **codes, "event": event},
+    )
+
+
+def advice_on(failed: QuiesceFailed) -> Advice | None:
+    """The catalogue's entry for the most exact code that is known of a failed quiesce."""
+    codes = (failed.facts.get(name) for name in ("vss_code", "tools_status", "fault"))
+    return next((advice for code in codes if (advice := advice_for(str(code)))), None)
+
+
+def pause_before_retry_s(asked: Quiesce, failed: QuiesceFailed) -> float | None:
+    """Seconds until another attempt makes sense; None when it would fail again."""
     advice = advice_on(failed)
     if advice is None or advice.retry_after_s is None:
         return None
-    return advice.retry_after_s if rung.retry_after_s is None else rung.retry_after_s
+    return advice.retry_after_s if asked.retry_after_s is None else asked.retry_after_s
+
+
+async def _quiescing_event(session: VcenterSession, vm: Vm, since: datetime) -> str:
+    manager = session.content.eventManager
+    if manager is None:
+        return ""
+    wanted = vim.event.EventFilterSpec(
+        entity=vim.event.EventFilterSpec.ByEntity(entity=vm.reference(session), recursion="self"),
+        time=vim.event.EventFilterSpec.ByTime(beginTime=since),
+    )
+    try:
+        events = await session.call("QueryEvents", lambda: manager.QueryEvents(wanted, None))
+    except VsphereError:  # the failed quiesce is what matters, not its details
+        return ""
+    texts = [event.fullFormattedMessage or "" for event in events if event.createdTime >= since]
+    return next((" ".join(text.split()) for text in reversed(texts) if "quiesc" in text.lower()), "")

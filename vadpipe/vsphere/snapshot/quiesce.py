@@ -1,10 +1,11 @@
-"""How the guest is quiesced for a snapshot, and the call that does it. What becomes of a failure: `ladder`."""
+"""How a guest is quiesced for a snapshot, and the call that creates one. `fallback` deals with failures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypedDict, Unpack
 
 from pyVmomi import vim
 
@@ -14,7 +15,9 @@ from ..api.faults import NotOffered
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 
-Kind = Literal["application", "auto", "file-system", "none"]
+log = logging.getLogger(__name__)
+
+QuiesceKind = Literal["application", "auto", "file-system", "none"]
 BackupType = Literal["copy", "full", "incremental", "differential", "log"]
 Policy = Literal["require", "try", "never"]
 
@@ -22,7 +25,7 @@ Policy = Literal["require", "try", "never"]
 _BACKUP_TYPES: dict[BackupType, int] = {"full": 1, "incremental": 2, "differential": 3, "log": 4, "copy": 5}
 
 # VirtualMachineWindowsQuiesceSpec.vssBackupContext. `ctx_backup` cannot degrade by itself, `ctx_auto` can.
-_CONTEXTS: dict[Kind, str] = {
+_CONTEXTS: dict[QuiesceKind, str] = {
     "application": "ctx_backup",
     "auto": "ctx_auto",
     "file-system": "ctx_file_share_backup",
@@ -40,19 +43,39 @@ _TIMEOUT_MIN = range(5, 241)  # VirtualMachineGuestQuiesceSpec.timeout
 _EX_SINCE = (6, 5)
 
 
+class QuiesceOptions(TypedDict, total=False):
+    """Options of every kind of quiescing; `Quiesce` describes them."""
+
+    timeout_min: int | None
+    policy: Policy
+    retries: int
+    retry_after_s: float | None
+
+
+class VssOptions(QuiesceOptions, total=False):
+    """Options of the kinds in which VSS writers take part."""
+
+    backup_type: BackupType
+    bootable_system_state: bool
+    partial_files: bool
+
+
 @dataclass(frozen=True)
 class Quiesce:
-    """What is asked of the guest. Made by `application()`, `auto()`, `file_system()` and `none()`.
+    """What is asked of the guest. Make one with `application()`, `auto()`, `file_system()` or `none()`.
 
-    `policy`: 'require' fails the backup when the guest cannot be quiesced so; 'try' takes the next weaker kind,
-    down to none, and says so; 'never' does not ask at all. `retries`: further attempts where the failure is one
-    that may pass, after the time that the catalogue of failures gives, or after `retry_after_s`.
-    `backup_type`: 'copy' leaves the applications' logs and backup history alone, see `warning` for the others.
-    `bootable_system_state`, `partial_files`: VSS options. `timeout_min`: 5 to 240 minutes for the guest to get
-    ready, None for the server's default (15).
+    Args:
+        backup_type: 'copy' leaves the applications' logs and backup history alone; see `warning` for the others.
+        bootable_system_state: VSS option.
+        partial_files: VSS option.
+        timeout_min: Minutes for the guest to get ready, 5 to 240; None for the server's default (15).
+        policy: 'require' fails the backup when the guest cannot be quiesced in this way. 'try' takes the next
+            weaker kind, down to none, and reports it. 'never' does not ask at all.
+        retries: Further attempts after a failure that may pass.
+        retry_after_s: Seconds before each of them; None for what the catalogue of failures says.
     """
 
-    kind: Kind
+    kind: QuiesceKind
     backup_type: BackupType = "copy"
     bootable_system_state: bool = True
     partial_files: bool = False
@@ -63,7 +86,9 @@ class Quiesce:
 
     def __post_init__(self) -> None:
         if self.kind not in (*_CONTEXTS, "none"):
-            raise ConfigError(f"{self.kind!r} is no kind of quiescing.", remedy="Use Quiesce.application().")
+            raise ConfigError(
+                f"{self.kind!r} is not a kind of quiescing.", remedy="Use Quiesce.application()."
+            )
         if self.backup_type not in _BACKUP_TYPES:
             raise ConfigError(
                 f"{self.backup_type!r} is not a VSS backup type.",
@@ -79,79 +104,28 @@ class Quiesce:
             self.kind == "none"
         ):
             raise ConfigError(
-                f"{self.policy!r} is no policy for {self.kind} quiescing.",
+                f"{self.policy!r} is not a policy for {self.kind} quiescing.",
                 remedy="Choose 'require' or 'try'; Quiesce.none() is the policy 'never'.",
             )
         if self.retries < 0 or (self.retry_after_s or 0) < 0:
             raise ConfigError(
-                "retries and retry_after_s are not negative.", remedy="Give 0 for one attempt only."
+                "retries and retry_after_s must not be negative.", remedy="Give 0 for one attempt only."
             )
 
     @classmethod
-    def application(
-        cls,
-        *,
-        backup_type: BackupType = "copy",
-        bootable_system_state: bool = True,
-        partial_files: bool = False,
-        timeout_min: int | None = None,
-        policy: Policy = "require",
-        retries: int = 1,
-        retry_after_s: float | None = None,
-    ) -> Quiesce:
-        """Applications bring their files into order (on Windows: VSS with its writers)."""
-        return cls(
-            "application",
-            backup_type,
-            bootable_system_state,
-            partial_files,
-            timeout_min,
-            policy,
-            retries,
-            retry_after_s,
-        )
+    def application(cls, **options: Unpack[VssOptions]) -> Quiesce:
+        """Applications make their files consistent (on Windows: VSS with its writers)."""
+        return cls("application", **options)
 
     @classmethod
-    def auto(
-        cls,
-        *,
-        backup_type: BackupType = "copy",
-        bootable_system_state: bool = True,
-        partial_files: bool = False,
-        timeout_min: int | None = None,
-        policy: Policy = "require",
-        retries: int = 1,
-        retry_after_s: float | None = None,
-    ) -> Quiesce:
-        """VMware Tools choose: applications where they can, else file systems. Only the manifest tells which."""
-        asked = cls.application(
-            backup_type=backup_type,
-            bootable_system_state=bootable_system_state,
-            partial_files=partial_files,
-            timeout_min=timeout_min,
-            policy=policy,
-            retries=retries,
-            retry_after_s=retry_after_s,
-        )
-        return replace(asked, kind="auto")
+    def auto(cls, **options: Unpack[VssOptions]) -> Quiesce:
+        """VMware Tools choose: applications where they can, else file systems. Only the manifest shows which."""
+        return cls("auto", **options)
 
     @classmethod
-    def file_system(
-        cls,
-        *,
-        timeout_min: int | None = None,
-        policy: Policy = "require",
-        retries: int = 1,
-        retry_after_s: float | None = None,
-    ) -> Quiesce:
-        """File systems flush and hold; applications are not told."""
-        return cls(
-            "file-system",
-            timeout_min=timeout_min,
-            policy=policy,
-            retries=retries,
-            retry_after_s=retry_after_s,
-        )
+    def file_system(cls, **options: Unpack[QuiesceOptions]) -> Quiesce:
+        """File systems are flushed and held; applications are not told."""
+        return cls("file-system", **options)
 
     @classmethod
     def none(cls) -> Quiesce:
@@ -161,21 +135,13 @@ class Quiesce:
     @property
     def warning(self) -> str:
         """What the backup type does to the applications' logs; empty for 'copy', which leaves them alone."""
-        said = _LOG_WARNINGS.get(self.backup_type) if self.kind in ("application", "auto") else None
-        if said is None:
+        effect = _LOG_WARNINGS.get(self.backup_type) if self.kind in ("application", "auto") else None
+        if effect is None:
             return ""
         return (
-            f"With the VSS backup type {self.backup_type!r} {said}, even when this backup fails afterwards; "
+            f"With the VSS backup type {self.backup_type!r} {effect}, even when this backup fails afterwards; "
             "use 'copy' unless this is the only backup of these applications."
         )
-
-    def rungs(self, guest_id: str) -> Sequence[Quiesce]:
-        """What to ask for, best first. Other guests than Windows know no difference between the first two."""
-        if self.policy != "try":
-            return [self]
-        weaker = replace(self, kind="file-system", backup_type="copy")
-        between = [weaker] if self.kind in ("application", "auto") and is_windows(guest_id) else []
-        return [self, *between, Quiesce.none()]
 
 
 async def create_snapshot(
@@ -186,12 +152,13 @@ async def create_snapshot(
     name: str,
     description: str,
     guest_id: str,
-    tell: Callable[[str], None],
+    remark: Callable[[str], None],
 ) -> vim.Task:
-    """Start a snapshot without memory; returns its task.
+    """Start the creation of a snapshot without memory; returns its task.
 
-    By CreateSnapshotEx_Task, which takes a specification; where that is not to be had (API before 6.5) by
-    CreateSnapshot_Task, which takes yes or no. What is lost by that is told to `tell`.
+    CreateSnapshotEx_Task takes a quiesce specification. Where the server does not have it (API before 6.5),
+    CreateSnapshot_Task is used, which takes yes or no; `remark` then gets a sentence on what could not be passed
+    on.
     """
     subject = vm.reference(session)
     spec = quiesce_spec(quiesce, guest_id)
@@ -203,9 +170,9 @@ async def create_snapshot(
                 changes=True,
             )
         except NotOffered:
-            pass  # it was refused, not run: the older call follows
+            log.info("%s has no CreateSnapshotEx_Task; using CreateSnapshot_Task", session.server)
     if lost := not_conveyed(quiesce, guest_id):
-        tell(lost)
+        remark(lost)
     return await session.call(
         "CreateSnapshot_Task",
         lambda: subject.CreateSnapshot(name, description, False, spec is not None),
@@ -229,7 +196,7 @@ def quiesce_spec(quiesce: Quiesce, guest_id: str) -> vim.vm.GuestQuiesceSpec | N
 
 
 def not_conveyed(quiesce: Quiesce, guest_id: str) -> str:
-    """What CreateSnapshot_Task cannot say of `quiesce`, as a sentence; empty: nothing. It always makes a 'copy'."""
+    """What CreateSnapshot_Task, which always makes a 'copy', cannot express, as a sentence; or empty."""
     lost = [] if quiesce.timeout_min is None else [f"the time-out of {quiesce.timeout_min} minutes"]
     if is_windows(guest_id) and quiesce.kind != "none":
         if quiesce.kind != "auto":
@@ -244,10 +211,10 @@ def not_conveyed(quiesce: Quiesce, guest_id: str) -> str:
         return ""
     return (
         "The server has no CreateSnapshotEx_Task, so the guest was not told: "
-        f"{'; '.join(lost)}. The VSS manifest tells what was done."
+        f"{'; '.join(lost)}. The VSS manifest shows what was done."
     )
 
 
 def is_windows(guest_id: str) -> bool:
-    """By the guest id that is configured."""
+    """Whether the configured guest id is one of Windows."""
     return guest_id.lower().startswith("win")

@@ -1,56 +1,53 @@
-"""A snapshot as a resource: it exists inside `async with`, and is gone afterwards, whatever happened inside.
+"""A snapshot as a resource: it exists inside `async with`, and is removed afterwards, whatever happened inside.
 
-The order that makes it so: the intent is durable in the journal; then the snapshot is created; at the end, however
-it came, our snapshots are removed in a shielded scope with a deadline; then the intent is forgotten. What cannot
-be removed keeps its intent for the next sweep and is reported as SnapshotLeaked, beside whatever the body raised.
-
-A creation whose answer was lost may have happened: it is looked for by the token in its description before it is
-repeated; and where it is still at work unseen, the host refuses the repetition, and it is looked for again. A
-cancelled creation goes on at the server: the removal waits for it. A creation that stays in doubt keeps its intent.
+The intent is durable before the snapshot is created. A creation whose answer was lost may have happened: it is
+looked for, by the token in its description, before it is repeated. Where it is still running unseen, the host
+refuses the repetition, and it is looked for again. A cancelled creation goes on at the server: the removal waits
+for it. A creation that stays in doubt keeps its intent. A snapshot that cannot be removed keeps its intent too, and
+is raised as SnapshotLeaked, beside the error of the body.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import (
-    MoverError,
-    SnapshotError,
-    SnapshotLeaked,
-    leaves,
-)
+from pipeline.errors import MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
+from pipeline.events import emit
 
 from ..api.faults import Busy, ObjectGone
 from ..api.properties import Row
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.hardware import DiskFacts, configuration, disk_facts
+from ..inventory.hardware import VmDisk, configuration, vm_disks
 from ..inventory.lookup import Vm
-from ..journal.hot_add import DisksStillAttached
-from ..journal.intents import Intent, Journal, Kind
-from ..journal.journaled import announce, settle
+from ..journal.intents import Intent, IntentKind, Journal
+from ..journal.journaled import Entry, journaled
 from .changes import OUT_OF_ORDER, untracked
-from .consolidate import NEEDED, Consolidate
 from .fallback import (
     GUEST_PATHS,
     Guest,
-    Quiesced,
-    found_out,
-    take_quiesced,
+    explained,
+    pause_before_retry_s,
+    planned_quiescing,
+    remarks_on_ignored_quiescing,
+    server_time,
 )
-from .family import family_of
+from .hot_add import DisksStillAttached
 from .quiesce import Quiesce, create_snapshot
-from .remove import find_ours, remove_ours
-from .tree import description_with
+from .remove import NEEDED, Consolidate, find_ours, remove_ours
+from .tree import Family, description_with, family_of
 
-# A snapshot that grew during a night of writes takes its time to consolidate.
+log = logging.getLogger(__name__)
+
+# A snapshot that grew during a night of writes takes long to consolidate.
 REMOVE_WITHIN_S = 3600.0
 # What a creation may take beyond the time for quiescing, whose default is 15 minutes.
 _CREATE_MARGIN_S = 1800.0
@@ -59,15 +56,16 @@ _QUIESCE_MIN = 15
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that exists now. `disks` are those it holds; `left_out`: a sentence for each that it does not.
+    """A snapshot that exists now.
 
-    `quiesce`: what was asked for in the end; `remarks`: what a report should say about the quiescing. `family`: the
-    morefs of all that its creation made; `attention`: what of that is not removed with it.
+    `disks`: those that it holds. `left_out`: a sentence for each disk that it does not. `quiesce`: the kind that
+    succeeded; `remarks`: what a report should say about quiescing. `family`: morefs of all snapshots that the
+    creation made; `attention`: a sentence for each of them that will not be removed.
     """
 
     moref: str
     vm: Vm
-    disks: Sequence[DiskFacts]
+    disks: Sequence[VmDisk]
     left_out: Sequence[str]
     configuration: Mapping[str, object]
     quiesce: Quiesce
@@ -87,91 +85,103 @@ async def open_snapshot(
     remove_within_s: float = REMOVE_WITHIN_S,
     consolidate: Consolidate = "ask",
 ) -> AsyncIterator[Snapshot]:
-    """Hold the VM's disks still. `run` is the identity of the run, for the snapshot's name.
+    """Take a snapshot of the VM, and remove it at the end.
 
-    `consolidate`: what may be done for disks that still need it after the removal. Raises QuiesceFailed,
-    SnapshotError, VsphereError; SnapshotLeaked when the snapshot could not be removed, or ConsolidationNeeded, its
-    kind, when only its redo logs remain; in a group with the body's own error when both failed. After a body that
-    ended with DisksStillAttached the snapshot stays: removing it would tear the disk from the machine that has it.
+    After a body that ended with DisksStillAttached the snapshot is kept: removing it would break the disk that is
+    attached.
+
+    Args:
+        run: Identity of the run; the snapshot is named after it.
+        remove_within_s: Seconds for the removal.
+        consolidate: What may be done for disks that need consolidation after the removal.
+
+    Raises:
+        QuiesceFailed: The guest could not be quiesced as required.
+        SnapshotError: The snapshot could not be taken.
+        SnapshotLeaked: It could not be removed, or only its redo logs remain (ConsolidationNeeded); in a group with
+            the error of the body when both failed.
     """
-    intent = await announce(session, vm, journal, run, Kind.SNAPSHOT)
-    held = _Held(session, vm, intent, journal, consolidate)
-    try:
-        yield await held.take(quiesce)
-    except BaseException as failure:
-        attached = any(isinstance(leaf, DisksStillAttached) for leaf in leaves(failure))
-        leaked = await (held.keep() if attached else held.release(remove_within_s))
-        if leaked is not None:
-            raise BaseExceptionGroup("The run failed, and so did its clean-up", [failure, leaked]) from None
-        raise
-    if (leaked := await held.release(remove_within_s)) is not None:
-        raise leaked
+    async with journaled(session, vm, journal, IntentKind.SNAPSHOT, run=run) as entry:
+        own = _OwnSnapshot(session, vm, entry, consolidate)
+        entry.undo_with(own.release, within_s=remove_within_s, or_else=own.leaked)
+        yield await own.take(quiesce)
 
 
 @dataclass
-class _Held:
-    """One intent on its way. `moref`: of its snapshot, once known; `in_doubt`: it may come without our knowing."""
+class _OwnSnapshot:
+    """`moref`: once known. `in_doubt`: a creation may have happened, or still happen, without our knowing."""
 
     session: VcenterSession
     vm: Vm
-    intent: Intent
-    journal: Journal
+    entry: Entry
     consolidate: Consolidate
     moref: str | None = None
     in_doubt: bool = False
-    told: dict[str, None] = field(default_factory=dict)  # by the creation; each once
+    remarks: dict[str, None] = field(default_factory=dict)  # each once, in order
 
-    async def take(self, quiesce: Quiesce) -> Snapshot:
-        subject = self.vm.reference(self.session)
+    @property
+    def intent(self) -> Intent:
+        return self.entry.intent
+
+    async def take(self, asked: Quiesce) -> Snapshot:
+        session, vm = self.session, self.vm
         paths = [*GUEST_PATHS, "config.hardware.device", NEEDED]
-        before = await self.session.properties(subject, paths)
+        before = await session.properties(vm.reference(session), paths)
         guest = Guest.of(before.values)
-        taken = await take_quiesced(
-            self.session, self.vm, quiesce, guest, partial(self._create, guest.guest_id), self._clear
-        )
-        taken.remarks.extend(self.told)
-        family = await family_of(self.session, self.vm, self.intent.token, taken.moref)
-        await found_out(self.session, self.vm, taken, guest, family.node if family else None)
-        if family is None:
-            return await _described(self.session, self.vm, taken, before)
-        described = await _described(self.session, self.vm, replace(taken, moref=family.node.moref), before)
-        return replace(described, family=family.morefs, attention=family.attention)
+        kinds, remarks = planned_quiescing(vm, asked, guest)
+        self.remarks = dict.fromkeys(remarks)
+        for used in kinds:
+            moref = await self._create_quiesced(used, guest.guest_id, is_last=used is kinds[-1])
+            if moref is not None:
+                break
+        assert moref is not None  # the last kind raises
+        family = await family_of(session, vm, self.intent.token, moref)
+        node = family.node if family else None
+        self.remarks |= dict.fromkeys(await remarks_on_ignored_quiescing(session, vm, used, guest, node))
+        return await self._described(moref, used, family, before)
 
-    async def release(self, within_s: float) -> SnapshotLeaked | None:
-        """Remove our snapshot and forget the intent; what could not be done comes back as an error, not raised."""
-        reason = f"it was not gone after {within_s:.0f} s; the server may still be at it"
-        leaked: SnapshotLeaked | None = None
-        with trio.move_on_after(within_s, shield=True):
+    async def _create_quiesced(self, asked: Quiesce, guest_id: str, *, is_last: bool) -> str | None:
+        """Try one kind of quiescing as often as makes sense. None when a weaker kind has to be tried.
+
+        Raises QuiesceFailed where there is no weaker kind.
+        """
+        for retries_left in range(asked.retries, -1, -1):
+            since = await server_time(self.session)
             try:
-                if await self._clear() or (not self.in_doubt and await self._is_gone()):
-                    await trio.to_thread.run_sync(self.journal.remove, self.intent)
-                else:
-                    await trio.to_thread.run_sync(self.journal.abandon, self.intent)
-                return None
-            except SnapshotLeaked as exc:
-                leaked = exc
-            except MoverError as exc:
-                reason = str(exc)
-        leaked = leaked or self._leaked(reason)
-        await settle(self.journal, self.intent, leaked)
-        return leaked
+                return await self._create(asked, guest_id)
+            except QuiesceFailed as exc:
+                failed = await explained(self.session, self.vm, exc, since)
+            await self._remove()
+            pause_s = pause_before_retry_s(asked, failed)
+            if not retries_left or pause_s is None:
+                break
+            self.remarks[f"Quiescing failed and was tried again: {failed.problem}"] = None
+            emit(
+                "quiescing retried",
+                vm=self.vm.name,
+                asked=asked.kind,
+                after_s=pause_s,
+                problem=failed.problem,
+            )
+            log.info("%s: quiescing again in %.0f s: %s", self.vm.name, pause_s, failed.problem)
+            await trio.sleep(pause_s)
+        if is_last:
+            raise failed
+        self.remarks[f"{asked.kind} quiescing was given up: {failed}"] = None
+        log.info("%s: %s quiescing was given up: %s", self.vm.name, asked.kind, failed)
+        return None
 
-    async def keep(self) -> SnapshotLeaked:
-        """Leave our snapshot to the next sweep."""
-        leaked = self._leaked("a disk of it is still attached to this machine")
-        await settle(self.journal, self.intent, leaked)
-        return leaked
-
-    async def _create(self, guest_id: str, quiesce: Quiesce) -> str:
+    async def _create(self, asked: Quiesce, guest_id: str) -> str:
         """Create the snapshot once, and find it again when its answer is lost. Returns its moref."""
-        within_s = _CREATE_MARGIN_S + 60 * (quiesce.timeout_min or _QUIESCE_MIN)
-        attempt = partial(self._create_or_find, guest_id, quiesce)
+        within_s = _CREATE_MARGIN_S + 60 * (asked.timeout_min or _QUIESCE_MIN)
+        started = trio.current_time()
+        attempt = partial(self._create_or_find, guest_id, asked)
         try:
             with trio.fail_after(within_s):
-                self.moref = await patiently(attempt, self.session.settings.patience_s)
+                self.moref = await retry(attempt, self.session.settings.patience_s)
         except trio.TooSlowError:
             raise Busy(
-                f"The snapshot of {self.vm.name} was not there after {within_s:.0f} s.",
+                f"The snapshot of {self.vm.name} did not exist after {within_s:.0f} s.",
                 remedy="Look at the VM's tasks and at its host.",
                 vm=self.vm.name,
             ) from None
@@ -179,9 +189,11 @@ class _Held:
             self.in_doubt = exc.transient
             raise
         self.in_doubt = False
+        seconds = trio.current_time() - started
+        log.info("%s: snapshot %s created in %.1f s (%s)", self.vm.name, self.moref, seconds, asked.kind)
         return self.moref
 
-    async def _create_or_find(self, guest_id: str, quiesce: Quiesce) -> str:
+    async def _create_or_find(self, guest_id: str, asked: Quiesce) -> str:
         token = self.intent.token
         if self.in_doubt and (node := await find_ours(self.session, self.vm.moref, token)):
             return node.moref
@@ -189,11 +201,11 @@ class _Held:
         task = await create_snapshot(
             self.session,
             self.vm,
-            quiesce,
+            asked,
             name=self.intent.snapshot_name,
             description=description_with(token, self.intent.origin),
             guest_id=guest_id,
-            tell=lambda sentence: self.told.update({sentence: None}),
+            remark=lambda sentence: self.remarks.update({sentence: None}),
         )
         created = await wait_for_task(self.session, task, "CreateSnapshot_Task")
         if isinstance(created, vim.vm.Snapshot):
@@ -206,30 +218,33 @@ class _Held:
             vm=self.vm.name,
         )
 
-    async def _clear(self) -> int:
+    async def release(self, failure: BaseException | None) -> None:
+        """Remove our snapshot, unless a disk of it is still attached. Raises what prevents that."""
+        for leaf in leaves(failure) if failure else ():
+            if isinstance(leaf, DisksStillAttached):
+                raise self.leaked("a disk of it is still attached to a VM")
+        removed = await self._remove()
+        if not removed and not self.in_doubt:
+            await self._require_gone()
+        self.entry.in_doubt = self.in_doubt and not removed
+
+    async def _remove(self) -> int:
         """Remove every snapshot with our token; returns how many there were."""
-        remove = partial(
-            remove_ours,
-            self.session,
-            self.vm.moref,
-            self.vm.name,
-            self.intent.token,
-            consolidate=self.consolidate,
-        )
-        return await patiently(remove, self.session.settings.patience_s)
+        vm, token = self.vm, self.intent.token
+        remove = partial(remove_ours, self.session, vm.moref, vm.name, token, consolidate=self.consolidate)
+        return await retry(remove, self.session.settings.patience_s)
 
-    async def _is_gone(self) -> bool:
-        """Whether somebody else removed our snapshot, which the tree does not show. Raises SnapshotLeaked."""
+    async def _require_gone(self) -> None:
+        """Make sure that somebody else removed a snapshot that the tree does not show. Raises SnapshotLeaked."""
         if self.moref is None:
-            return True
-        subject = vim.vm.Snapshot(self.moref, self.session.stub)
+            return
         try:
-            await self.session.properties(subject, ["childSnapshot"])
+            await self.session.properties(vim.vm.Snapshot(self.moref, self.session.stub), ["childSnapshot"])
         except ObjectGone:
-            return True
-        raise self._leaked("the VM's snapshot tree does not show it, though it exists")
+            return
+        raise self.leaked("the VM's snapshot tree does not show it, though it exists")
 
-    def _leaked(self, reason: str) -> SnapshotLeaked:
+    def leaked(self, reason: str) -> SnapshotLeaked:
         name = self.intent.snapshot_name
         return SnapshotLeaked(
             f"The snapshot {name!r} ({self.moref or 'unconfirmed'}) of {self.vm.name} "
@@ -243,36 +258,36 @@ class _Held:
             server=self.session.server,
         )
 
-
-async def _described(session: VcenterSession, vm: Vm, taken: Quiesced, before: Row) -> Snapshot:
-    """The snapshot with its disks. `before`: the VM as it was, to account for every one of them."""
-    subject = vim.vm.Snapshot(taken.moref, session.stub)
-    row = await session.properties(subject, ["config"])
-    config: vim.vm.ConfigInfo | None = row.get("config")
-    if config is None:
-        raise SnapshotError(
-            f"The snapshot {taken.moref} of {vm.name} has no configuration.",
-            vm=vm.name,
-            snapshot=taken.moref,
+    async def _described(self, moref: str, used: Quiesce, family: Family | None, before: Row) -> Snapshot:
+        """The snapshot with its disks. `before`: the VM before it, to account for each of its disks."""
+        vm = self.vm
+        moref = family.node.moref if family else moref
+        row = await self.session.properties(vim.vm.Snapshot(moref, self.session.stub), ["config"])
+        config: vim.vm.ConfigInfo | None = row.get("config")
+        if config is None:
+            raise SnapshotError(
+                f"The snapshot {moref} of {vm.name} has no configuration.", vm=vm.name, snapshot=moref
+            )
+        holds = {facts.device_key: facts for facts in vm_disks(config.hardware.device)}
+        had = vm_disks(before.get("config.hardware.device") or ())
+        missing = [facts for facts in had if facts.device_key not in holds]
+        left_out = [
+            f"{facts.label} ({facts.key}) is left out: {facts.left_out or 'the snapshot does not hold it'}."
+            for facts in [*holds.values(), *missing]
+            if facts.left_out or facts in missing
+        ]
+        disks = [facts for facts in holds.values() if not facts.left_out]
+        remarks = list(self.remarks)
+        if before.get(NEEDED):
+            disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
+        return Snapshot(
+            moref=moref,
+            vm=vm,
+            disks=disks,
+            left_out=left_out,
+            configuration=configuration(config, left_out),
+            quiesce=used,
+            remarks=remarks,
+            family=family.morefs if family else frozenset(),
+            attention=family.attention if family else (),
         )
-    holds = {facts.device_key: facts for facts in disk_facts(config.hardware.device)}
-    had = disk_facts(before.get("config.hardware.device") or ())
-    missing = [facts for facts in had if facts.device_key not in holds]
-    left_out = [
-        f"{facts.label} ({facts.key}) is left out: {facts.left_out or 'the snapshot does not hold it'}."
-        for facts in [*holds.values(), *missing]
-        if facts.left_out or facts in missing
-    ]
-    disks = [facts for facts in holds.values() if not facts.left_out]
-    remarks = list(taken.remarks)
-    if before.get(NEEDED):
-        disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
-    return Snapshot(
-        taken.moref,
-        vm,
-        disks,
-        left_out,
-        configuration(config, left_out),
-        taken.quiesce,
-        remarks,
-    )

@@ -1,10 +1,10 @@
 """Whether a snapshot stayed where it was while its disks were read.
 
-A vMotion or a storage vMotion during the read has lost data silently in the field: blocks of files that a datastore
-has given away read as anything. A removal of an older snapshot rewrites the files below ours likewise. So where the
-VM runs is noted before its disks are opened, and that and the files of the snapshot are compared after the last
-read. A difference fails the run: nothing that was read meanwhile can be proved any more, and another run costs less
-than a point that is not whole. A VM that was moved away and back between the two looks is not noticed.
+A vMotion or Storage vMotion during the read has lost data silently in the field: blocks that a datastore has freed
+may read as anything. The removal of an older snapshot likewise rewrites files below ours. So the host is noted
+before the disks are opened, and compared after the last read, together with the files of the snapshot. A difference
+fails the run: what was read meanwhile cannot be proved, and another run costs less than a damaged point. A VM that
+was moved away and back between the two looks is not noticed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pipeline.errors import SourceError
 
 from ..api.faults import ObjectGone
 from ..api.properties import read
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
-from ..inventory.hardware import disk_facts
+from ..inventory.hardware import vm_disks
 from ..inventory.lookup import Vm
 from .snapshot import Snapshot
 
@@ -32,7 +32,7 @@ class Moved(SourceError):
 
 
 async def host_of(session: VcenterSession, vm: Vm) -> str:
-    """The moref of the host that the VM is on; empty: not told."""
+    """The moref of the host that the VM is on; empty when the server does not show it."""
     subject = vm.reference(session)
 
     def ask() -> str:
@@ -43,13 +43,21 @@ async def host_of(session: VcenterSession, vm: Vm) -> str:
 
 
 async def require_unmoved(session: VcenterSession, snapshot: Snapshot, host: str) -> None:
-    """`host`: that of the VM when its disks were opened. Raises Moved, or SourceError when it cannot be told."""
+    """Compare host and files with those at the start.
+
+    Args:
+        host: The VM's host when its disks were opened.
+
+    Raises:
+        Moved: They differ.
+        SourceError: The server cannot tell.
+    """
     patience_s = session.settings.patience_s
     try:
-        files = await patiently(partial(_files_of, session, snapshot.moref), patience_s)
+        files = await retry(partial(_files_of, session, snapshot.moref), patience_s)
     except ObjectGone:
         raise _moved(snapshot, ["the snapshot is gone"]) from None
-    now = await patiently(partial(host_of, session, snapshot.vm), patience_s)
+    now = await retry(partial(host_of, session, snapshot.vm), patience_s)
     changes = [f"its host was {host} and is {now}"] if now != host else []
     changes += [
         f"{disk.label} ({disk.key}) was {disk.path} and is {files.get(disk.device_key, 'gone')}"
@@ -65,7 +73,7 @@ async def _files_of(session: VcenterSession, moref: str) -> Mapping[int, str]:
     subject = vim.vm.Snapshot(moref, session.stub)
     paths = ["config.hardware.device"]
     row = await session.properties(subject, paths)
-    return {facts.device_key: facts.path for facts in disk_facts(row.get(paths[0]) or ())}
+    return {facts.device_key: facts.path for facts in vm_disks(row.get(paths[0]) or ())}
 
 
 def _moved(snapshot: Snapshot, changes: list[str]) -> Moved:

@@ -1,45 +1,49 @@
-"""A VM held still by a snapshot: what is looked at before, what stands meanwhile, what is undone at the end."""
+"""A VM held still by a snapshot: what is checked before, what exists meanwhile, what is undone at the end."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import MoverError, SnapshotError, SourceError
+from pipeline.errors import MoverError, SnapshotError, SourceError, leaves
 from pipeline.protocols import MachineId
 from vadpipe.vss.fetched import FetchedManifest
 from vadpipe.vss.requested import RequestedQuiescing
 
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..guest.expectations import look_inside
 from ..inventory.lookup import Vm, find_vm
 from ..journal.access import vm_access
-from ..journal.hot_add import hot_added
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
 from ..journal.relocation_lock import relocation_locked
 from ..manifest.fetch import ManifestFetcher, fetch_manifest
 from ..manifest.locate import DirectoryState, directory_state
 from ..snapshot.changes import enable_change_tracking
-from ..snapshot.consolidate import Consolidate
+from ..snapshot.hot_add import HotAdds, hot_added
 from ..snapshot.quiesce import Quiesce
+from ..snapshot.remove import Consolidate
 from ..snapshot.snapshot import Snapshot, open_snapshot
-from ..snapshot.tree import snapshots_left, snapshots_of
+from ..snapshot.tree import SnapshotNode, snapshots_left, snapshots_of
 from ..snapshot.unmoved import host_of, require_unmoved
 from .check import Checked
 from .disk import SnapshotDisk
-from .sweep import TELLING, sweep
+from .sweep import TELLING, Outcome, Swept, sweep
 
 if TYPE_CHECKING:
     from .vm import VsphereVm
+
+log = logging.getLogger(__name__)
 
 _COUNT_S = 30.0
 _SWEEP_AT_END_S = 30.0
@@ -49,9 +53,9 @@ _SWEEP_AT_END_S = 30.0
 class VsphereCapture:
     """A VM held still by a snapshot: a `pipeline.protocols.Capture`.
 
-    `left_out`: a sentence for each disk of the VM that no snapshot holds. `attention`: what else is not as it was
-    asked for; `remarks`: what else a report should say. `preflight`: what the check before the snapshot said.
-    `snapshots_left`: how many snapshots the VM has, whoever made them, known once the capture has ended.
+    `left_out`: a sentence for each disk that the snapshot does not hold. `attention`: sentences on what else is not
+    as asked for; `remarks`: what else a report should say. `preflight`: the result of the check before the
+    snapshot. `snapshots_left`: how many snapshots the VM has, whoever made them; known when the capture has ended.
     """
 
     machine: MachineId
@@ -72,7 +76,7 @@ class VsphereCapture:
 
     @property
     def quiescing_sent(self) -> RequestedQuiescing:
-        """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
+        """The quiescing that was sent: weaker than asked for when the policy 'try' needed a fallback."""
         sent = self.snapshot.quiesce
         return RequestedQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
@@ -95,16 +99,20 @@ class VsphereCapture:
 
 @asynccontextmanager
 async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
-    """A snapshot of the machine with its disks open; see `VsphereVm.capture`."""
+    """A snapshot of the machine with its disks open; see `VsphereVm.capture`.
+
+    When it fails, the error gets a note for every sentence that the report would have had.
+    """
     journal, run = settings.journal or Journal(), new_run()
     lockable = settings.reader if settings.lock_relocation else None
     async with settings.vcenter.connect() as session:
         vm = await find_vm(session, settings.vm)
-        before = await _looked_before(settings, session, vm, journal)
+        told = _Told()
         capture = None
         try:
+            before = await _look_before(settings, session, vm, journal, told)
             async with (
-                relocation_locked(session, vm, lockable, journal, run=run) as unlocked,
+                relocation_locked(session, vm, lockable, journal, run=run) as not_locked,
                 open_snapshot(
                     session,
                     vm,
@@ -114,21 +122,22 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                     remove_within_s=settings.remove_within_s,
                     consolidate=settings.consolidate,
                 ) as snapshot,
-                hot_added(session, vm, settings.reader, journal, run=run) as attachable,
+                hot_added(session, vm, settings.reader, journal, run=run) as adds,
             ):
                 late_until = trio.current_time() + settings.manifest_late_s
-                host = await patiently(partial(host_of, session, vm), session.settings.patience_s)
-                async with _opened(settings, session, snapshot, attachable) as disks:
-                    weaker = _weaker(settings.quiesce, snapshot.quiesce)
-                    before.remarks += snapshot.remarks
+                weaker = _weaker(settings.quiesce, snapshot.quiesce)
+                told.attention += [*weaker, *snapshot.attention, *not_locked]
+                told.remarks += snapshot.remarks
+                host = await retry(partial(host_of, session, vm), session.settings.patience_s)
+                async with _opened(settings, session, snapshot, adds) as disks:
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
                         disks=disks,
                         quiescing_asked=settings.quiesce.kind,
                         configuration={**snapshot.configuration, **before.inside_guest},
                         left_out=snapshot.left_out,
-                        attention=[*before.attention, *weaker, *snapshot.attention, *unlocked],
-                        remarks=before.remarks,
+                        attention=told.attention,
+                        remarks=told.remarks,
                         preflight=before.preflight,
                         session=session,
                         snapshot=snapshot,
@@ -138,49 +147,104 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                         manifest_late_until=late_until,
                     )
                     yield capture
+        except BaseException as failure:
+            told.remarks += await _swept_at_end(session, journal, settings.consolidate)
+            told.note_on(failure)
+            raise
+        else:
+            told.remarks += await _swept_at_end(session, journal, settings.consolidate)
         finally:
-            before.remarks += await _swept_at_end(session, journal, settings.consolidate)
             if capture is not None:
                 await _count_snapshots_left(capture, session, vm)
 
 
 @dataclass
-class _Before:
-    """What was seen before the snapshot. `directory`: the VM's files, None where no manifest will be looked for."""
+class _Told:
+    """Sentences for the report, as they arise."""
 
-    remarks: list[str]
-    attention: Sequence[str]
+    attention: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def note_on(self, failure: BaseException) -> None:
+        """Add them to the first of our errors in `failure`, for the report of a run that has no other."""
+        error = next((leaf for leaf in leaves(failure) if isinstance(leaf, MoverError)), None)
+        if error is not None:
+            known = set(getattr(error, "__notes__", ()))
+            for sentence in dict.fromkeys([*self.attention, *self.remarks]):
+                if sentence not in known:
+                    error.add_note(sentence)
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What was seen before the snapshot. `directory`: the VM's files; None when no manifest will be looked for."""
+
     preflight: Mapping[str, object] | None
     inside_guest: Mapping[str, object]
     directory: DirectoryState | None
 
 
-async def _looked_before(settings: VsphereVm, session: VcenterSession, vm: Vm, journal: Journal) -> _Before:
-    """Sweep, and look at everything that decides whether the snapshot is worth taking. Raises SourceError."""
+async def _look_before(
+    settings: VsphereVm, session: VcenterSession, vm: Vm, journal: Journal, told: _Told
+) -> _Before:
+    """Sweep, and check everything that decides whether the snapshot is worth taking. Raises SourceError."""
     patience_s = session.settings.patience_s
-    remarks = await _swept(session, journal, settings.consolidate)
-    remarks += await _not_ours(session, vm)
+    swept = await sweep(session, journal, consolidate=settings.consolidate)
+    told.remarks += [f"Left by an earlier run: {one}." for one in swept if one.outcome in TELLING]
+    nodes = await snapshots_of(session, vm.moref)
+    told.remarks += [_not_removed(vm, node) for node in nodes]
+    _require_none_kept(vm, nodes, swept)
     checked = Checked({})
     if settings.preflight is not None:
         checked = await settings.preflight.check(session, vm, settings)
-        remarks += checked.remarks
+        told.attention += checked.attention
+        told.remarks += checked.remarks
     if settings.enable_change_tracking:
-        obstacle = await patiently(partial(enable_change_tracking, session, vm), patience_s)
-        remarks += [obstacle] if obstacle else []
+        obstacle = await retry(partial(enable_change_tracking, session, vm), patience_s)
+        told.remarks += [obstacle] if obstacle else []
     looked = await look_inside(session, vm, settings.guest, settings.quiesce)
-    remarks += looked.remarks
+    told.attention += looked.attention
+    told.remarks += looked.remarks
     directory = None
     if settings.quiesce.kind != "none":
-        directory = await patiently(partial(directory_state, session, vm), patience_s)
+        directory = await retry(partial(directory_state, session, vm), patience_s)
     inside = {} if looked.inside is None else {"inside_guest": looked.inside}
-    attention = [*checked.attention, *looked.attention]
-    return _Before(remarks, attention, checked.document or None, inside, directory)
+    return _Before(checked.document or None, inside, directory)
+
+
+def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Swept]) -> None:
+    """Raises SnapshotError while a snapshot of an earlier run of ours cannot be removed: another would pile up."""
+    here = {node.token: node for node in nodes if node.token}
+    for one in swept:
+        if one.outcome is Outcome.KEPT and one.intent.token in here:
+            raise SnapshotError(
+                f"{vm.name} still has the snapshot {one.intent.snapshot_name!r} of an earlier run, "
+                f"{_age(one.intent.age_s)} old, so no other one is taken. It is kept because {one.reason}",
+                remedy="Remove the cause and run 'vadpipe cleanup', or remove the snapshot in the vSphere Client.",
+                vm=vm.name,
+                snapshot=here[one.intent.token].moref,
+                age_s=round(one.intent.age_s),
+            )
+
+
+def _age(seconds: float) -> str:
+    for unit_s, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds // unit_s:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"
+
+
+def _not_removed(vm: Vm, node: SnapshotNode) -> str:
+    """A sentence about a snapshot that the sweep did not remove: it is not ours, in use, or kept."""
+    age = f", {_age((datetime.now(UTC) - node.created).total_seconds())} old" if node.created else ""
+    maker = "made by another run of vadpipe" if node.token else "not made by vadpipe"
+    return f"{vm.name} has the snapshot {node.name!r} ({node.moref}{age}), {maker}; it is left alone."
 
 
 def _require_disks(snapshot: Snapshot) -> None:
     if not snapshot.disks:
         raise SnapshotError(
-            f"A snapshot of {snapshot.vm.name} holds none of its disks. {' '.join(snapshot.left_out)}".rstrip(),
+            f"The snapshot of {snapshot.vm.name} holds none of its disks. {' '.join(snapshot.left_out)}".rstrip(),
             remedy="Back these disks up from inside the guest.",
             vm=snapshot.vm.name,
         )
@@ -188,21 +252,25 @@ def _require_disks(snapshot: Snapshot) -> None:
 
 @asynccontextmanager
 async def _opened(
-    settings: VsphereVm, session: VcenterSession, snapshot: Snapshot, attachable: list[object]
+    settings: VsphereVm, session: VcenterSession, snapshot: Snapshot, adds: HotAdds
 ) -> AsyncIterator[list[SnapshotDisk]]:
-    """The snapshot's disks, open. What their reader gave goes into `attachable` too."""
+    """The snapshot's disks, open, and known to `adds`."""
     _require_disks(snapshot)
     pool = BufferPool(settings.pool_size)
     async with AsyncExitStack() as stack:
         disks = []
         for facts in snapshot.disks:
             access = vm_access(session, snapshot.vm.moref).disk(facts.path, snapshot.moref)
+            adds.begun, started = True, trio.current_time()
             try:
                 reader = await stack.enter_async_context(settings.reader.open(access, pool))
             except MoverError as exc:
                 exc.add_note(f"disk {facts.label} ({facts.key})")
                 raise
-            attachable.append(reader)
+            adds.opened.append(reader)
+            seconds = trio.current_time() - started
+            transport = getattr(reader, "transport", "its reader")
+            log.info("%s: %s opened through %s in %.1f s", snapshot.vm.name, facts.key, transport, seconds)
             disks.append(SnapshotDisk(facts, pool, reader, session, snapshot))
         yield disks
 
@@ -211,20 +279,11 @@ def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
     """A sentence when the snapshot was taken with weaker quiescing than asked for."""
     if taken.kind == asked.kind:
         return []
-    return [f"The snapshot was taken with quiescing {taken.kind!r}; asked for was {asked.kind!r}."]
-
-
-async def _swept(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
-    """What a report should say of the sweep; other runs at work and intents of nothing are no news."""
-    return [
-        f"Left by an earlier run: {swept}."
-        for swept in await sweep(session, journal, consolidate=consolidate)
-        if swept.outcome in TELLING
-    ]
+    return [f"The snapshot was taken with {taken.kind!r} quiescing; {asked.kind!r} was asked for."]
 
 
 async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
-    """The same for what other runs left meanwhile, and what this one gave up on; nobody waits long for it."""
+    """Sentences about what other runs left meanwhile, or this one could not undo. Takes a minute at most."""
     if trio.current_effective_deadline() == -math.inf:  # the user wants to leave
         return []
     with trio.move_on_after(2 * _SWEEP_AT_END_S, shield=True), suppress(SourceError):
@@ -233,17 +292,7 @@ async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: 
     return []
 
 
-async def _not_ours(session: VcenterSession, vm: Vm) -> list[str]:
-    """A sentence for each snapshot that the VM has; what is not ours, or not of this machine, is left alone."""
-    return [
-        f"{vm.name} has the snapshot {node.name!r} ({node.moref}), "
-        + ("made by vadpipe elsewhere" if node.token else "not made by vadpipe")
-        + "; it is left alone."
-        for node in await snapshots_of(session, vm.moref)
-    ]
-
-
 async def _count_snapshots_left(capture: VsphereCapture, session: VcenterSession, vm: Vm) -> None:
-    """For the report, also of a run that failed; what made it fail is the news, not a count that cannot be had."""
+    """For the report, also of a failed run. An error here is ignored: it would hide what made the run fail."""
     with trio.move_on_after(_COUNT_S, shield=True), suppress(SourceError):
         capture.snapshots_left = await snapshots_left(session, vm)

@@ -1,7 +1,6 @@
-"""What a machine has checked before it takes its snapshot.
+"""The check that a machine runs before it takes its snapshot, as a protocol.
 
-Only the protocol is here, because a check is built on this package: `stages.Preflight` is the one that
-`stages.VcenterVm` has by default.
+Its implementations are built on this package: `stages.Preflight` is the default of `stages.VcenterVm`.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check says of a VM whose snapshot may be taken.
+    """The result of a check that does not forbid the snapshot.
 
-    `document`: JSON values, filed in the restore point. `attention` and `remarks`: sentences for the report, as
-    those of `pipeline.protocols.Capture`.
+    `document`: JSON values, stored in the restore point. `attention` and `remarks`: sentences for the report, see
+    `pipeline.protocols.Capture`.
     """
 
     document: Mapping[str, object]
@@ -31,8 +30,8 @@ class Checked:
 
 
 class Check(Protocol):
-    """Looks at a VM, and changes nothing."""
+    """Looks at a VM without changing anything."""
 
     async def check(self, session: VcenterSession, vm: Vm, machine: VsphereVm) -> Checked:
-        """Raises a MoverError that says why no snapshot must be taken."""
+        """Raises a MoverError when no snapshot may be taken."""
         ...

@@ -13,13 +13,13 @@ from pipeline.protocols import ChangedAreas
 from vadpipe.vddk.access import DiskAccess
 
 from ..api.session import VcenterSession
-from ..inventory.hardware import DiskFacts
+from ..inventory.hardware import VmDisk
 from ..snapshot.changes import changed_areas
 from ..snapshot.snapshot import Snapshot
 
 
 class OpenDisk(Protocol):
-    """What a reader gives for a disk: `vadpipe.vddk.VddkDisk`, or another mover's. Bytes."""
+    """An open disk: `vadpipe.vddk.VddkDisk`, or another mover's. Offsets and lengths in bytes."""
 
     @property
     def capacity(self) -> int: ...
@@ -30,8 +30,11 @@ class OpenDisk(Protocol):
 
 
 class DiskReader(Protocol):
-    """What opens disks: `vadpipe.vddk.Vddk`, or another mover's. With one that is also an `access.AccessReader` the
-    VM is locked against Storage vMotion, and hot-added disks are cleaned up."""
+    """Opens disks: `vadpipe.vddk.Vddk`, or another mover's.
+
+    When it is a `journal.access.AccessReader` too, the VM is locked against Storage vMotion, and hot-added disks
+    are detached.
+    """
 
     def open(self, access: DiskAccess, pool: BufferPool) -> AbstractAsyncContextManager[OpenDisk]: ...
 
@@ -40,7 +43,7 @@ class DiskReader(Protocol):
 class SnapshotDisk:
     """A disk of a snapshot, open for reading; a `pipeline.protocols.Disk`."""
 
-    facts: DiskFacts
+    facts: VmDisk
     pool: BufferPool
     _opened: OpenDisk = field(repr=False)
     _session: VcenterSession = field(repr=False)
@@ -49,9 +52,9 @@ class SnapshotDisk:
     def __post_init__(self) -> None:
         if self._opened.capacity != self.facts.capacity:
             raise SourceError(
-                f"{self.facts.label} ({self.facts.key}) has {self.facts.capacity} bytes for vSphere, "
-                f"but {self._opened.capacity} for its reader.",
-                remedy="Run again; if it stays so, the snapshot's disk chain is damaged.",
+                f"vSphere says that {self.facts.label} ({self.facts.key}) has {self.facts.capacity} bytes, "
+                f"its reader {self._opened.capacity}.",
+                remedy="Run again; if they still differ, the snapshot's disk chain is damaged.",
                 disk=self.facts.key,
                 path=self.facts.path,
             )

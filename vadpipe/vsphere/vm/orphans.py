@@ -1,11 +1,10 @@
-"""VMDKs in a VM's directory that no snapshot and no VM refers to: candidates for somebody to look at.
+"""VMDKs in a VM's directory that no snapshot and no VM refers to: candidates for a person to look at.
 
 They are left by reverts to writable snapshots, by failed consolidations and by people. Nothing here removes one: an
-unregistered VM, or one that the account may not see, may still need it.
+unregistered VM, or one that the account cannot see, may still need it.
 
-What is referred to is read before and after the directory is searched, so that neither a redo log that was made in
-between nor one that was merged in between looks like an orphan. The files of other VMs are those that `layoutEx`
-lists for every VM on the same datastores.
+References are read before and after the search, so that neither a redo log that was made nor one that was merged in
+between looks like an orphan. The files of other VMs are those in `layoutEx` of every VM on the same datastores.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _VM_PATHS = (
     "snapshot",
     "datastore",
 )
-# What lies beside a descriptor and belongs to it: extents, redo log data, change tracking, raw device mappings.
+# Files that belong to a descriptor beside them: extents, redo log data, change tracking, raw device mappings.
 _PART = re.compile(r"-(flat|delta|sesparse|ctk|rdmp?|[sf]\d{3})\.vmdk$")
 
 
@@ -39,8 +38,8 @@ _PART = re.compile(r"-(flat|delta|sesparse|ctk|rdmp?|[sf]\d{3})\.vmdk$")
 class Orphan:
     """A disk that nothing refers to.
 
-    `path`: of its descriptor, or of a part whose descriptor is gone. `size`: bytes of all its files, None where the
-    server does not tell. `modified`: the last change of any of them.
+    `path`: of its descriptor, or of a part whose descriptor is gone. `size`: bytes of all its files, None when the
+    server does not report it. `modified`: the last change of any of them.
     """
 
     path: str
@@ -62,9 +61,9 @@ class Orphan:
 
 
 def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, list[str]]:
-    """The VMDK files `found` that are no part of a disk in `referenced`, by their disk; datastore paths.
+    """The VMDK files in `found` that belong to no disk in `referenced`, grouped by disk. All are datastore paths.
 
-    A disk is named by its descriptor; extents and the like belong to the one beside them.
+    A disk is named by its descriptor; extents and similar files belong to the descriptor beside them.
     """
     known = {_descriptor(path) for path in referenced}
     disks: dict[str, list[str]] = {}
@@ -75,7 +74,7 @@ def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, l
 
 
 async def orphan_candidates(session: VcenterSession, vms: Sequence[Vm]) -> list[Orphan]:
-    """Disks in the directories of these VMs that nothing visible refers to, by name. Raises VsphereError."""
+    """Disks in the directories of these VMs that no visible VM refers to, sorted by name. Raises VsphereError."""
     rows = await _rows(session, vms)
     referenced = set(await _referenced(session, rows))
     files: dict[str, Browser.FileInfo] = {}
@@ -122,18 +121,18 @@ async def _referenced(session: VcenterSession, rows: Sequence[Row]) -> Collectio
 
 
 def _directories(row: Row) -> Sequence[DatastorePath]:
-    """Of the VM's configuration, and of its snapshots where that is another one."""
+    """The VM's directory, and that of its snapshots where it differs."""
     home = row.get("config.files.vmPathName")
-    places = [DatastorePath.parse(home).parent] if home else []
+    found = [DatastorePath.parse(home).parent] if home else []
     if snapshots := row.get("config.files.snapshotDirectory"):
-        places.append(DatastorePath.parse(snapshots))
-    return list(dict.fromkeys(places))
+        found.append(DatastorePath.parse(snapshots))
+    return list(dict.fromkeys(found))
 
 
 def _descriptor(path: str) -> str:
     try:
         path = str(DatastorePath.parse(path))
-    except ValueError:  # an object id or a device: no place in a directory
+    except ValueError:  # an object id or a device, not a file in a directory
         return path
     return _PART.sub(".vmdk", path)
 

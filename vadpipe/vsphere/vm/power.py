@@ -1,39 +1,68 @@
-"""A VM that is powered off for a moment, as a resource: afterwards it is powered as it was, whatever happened.
+"""The power of a VM, and a VM that is powered off for a while, as a resource: afterwards it is powered as before.
 
-It starts from what the server shows, never from what we remember: an answer that was lost, a task that was
-cancelled and a guest that goes down only after we gave up on it all end in the same loop, shielded and with a
-deadline, which asks for the power state and powers on what is off. A VM that was off before is left off. What is
-to be powered on again is in the journal before it is shut down: the next start does it for a run that was killed.
+Undoing starts from what the server shows, never from memory. A lost answer, a cancelled task and a guest that goes
+down only after its deadline all end in the same loop, which asks for the power state and powers on what is off. A
+VM that was off before is left off. The intent is in the journal before the guest is shut down: the next start
+powers the VM on for a run that was killed.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import trio
+from pyVmomi import vim
 
-from pipeline.errors import MoverError, SourceError
+from pipeline.errors import SourceError
+from pipeline.events import emit
 
 from ..api.faults import ConnectionLost
 from ..api.session import VcenterSession
+from ..api.tasks import wait_for_task
 from ..inventory.lookup import Vm
-from ..journal.intents import Intent, Journal, Kind
-from ..journal.journaled import announce, new_run, settle
-from ..journal.power_state import power_on, power_state
+from ..journal.intents import IntentKind, Journal
+from ..journal.journaled import journaled, new_run
+
+log = logging.getLogger(__name__)
 
 # Windows installs its updates on the way down.
 SHUTDOWN_WITHIN_S = 900.0
 RESTORE_WITHIN_S = 900.0
-# A guest that was asked to shut down and has not at the deadline may still do so: it is watched for so long.
+# A guest that was asked to shut down and has not done so at the deadline may still do it; it is watched for so
+# long.
 LATE_S = 120.0
 POLL_S = 1.0
 
 
 class PowerNotRestored(SourceError):
     """A VM that was on before may be off now. Facts: `vm`, `moref`."""
+
+
+def step(vm: Vm, doing: str) -> None:
+    """Report a step of a change to a VM that takes long, as a log line and as the event "preparing"."""
+    log.info("%s: %s", vm.name, doing)
+    emit("preparing", vm=vm.name, step=doing)
+
+
+async def power_state(session: VcenterSession, vm_moref: str) -> str:
+    """poweredOn, poweredOff or suspended, as the API says it."""
+    row = await session.properties(vim.VirtualMachine(vm_moref, session.stub), ["runtime.powerState"])
+    return str(row.get("runtime.powerState"))
+
+
+async def power_on(session: VcenterSession, vm_moref: str) -> bool:
+    """Power a VM on that is off; returns whether it was off. May be repeated after a lost answer."""
+    if await power_state(session, vm_moref) != "poweredOff":
+        return False
+    subject = vim.VirtualMachine(vm_moref, session.stub)
+    task = await session.call("PowerOnVM_Task", lambda: subject.PowerOn(None), changes=True)
+    await wait_for_task(session, task, "PowerOnVM_Task")
+    return True
 
 
 @asynccontextmanager
@@ -46,11 +75,15 @@ async def powered_off(
     restore_within_s: float = RESTORE_WITHIN_S,
     late_s: float = LATE_S,
 ) -> AsyncIterator[bool]:
-    """The VM is off inside, by a shutdown of its guest, never by force. The value tells whether it was on before.
+    """The VM is off inside, by a shutdown of its guest, never by force. The value says whether it was on before.
 
-    Raises SourceError when the guest does not shut down in time, or is suspended; PowerNotRestored when the VM
-    could not be powered on again, in a group with the body's own error when both failed. Cancelled while the guest
-    goes down, it waits for that, as long as it would have waited uncancelled, to power it on again.
+    A cancellation while the guest goes down waits until it is down, as long as without the cancellation, and then
+    powers it on again.
+
+    Raises:
+        SourceError: The guest does not shut down in time, or the VM is suspended.
+        PowerNotRestored: The VM could not be powered on again; in a group with the error of the body when both
+            failed.
     """
     before = await power_state(session, vm.moref)
     if before == "suspended":
@@ -60,83 +93,79 @@ async def powered_off(
     if before == "poweredOff":
         yield False
         return
-    intent = await announce(session, vm, journal, new_run(), Kind.POWER)
-    watch_until = trio.current_time() + shutdown_within_s + late_s
-    going_down = threading.Event()
-    try:
-        await _ask_to_shut_down(session, vm, going_down)
-        await _wait_until_off(session, vm, shutdown_within_s)
-        going_down.clear()
+    async with journaled(session, vm, journal, IntentKind.POWER, run=new_run()) as entry:
+        down = _ShutDown(session, vm, trio.current_time() + shutdown_within_s + late_s, restore_within_s)
+        watched_s = shutdown_within_s + late_s + restore_within_s
+        entry.undo_with(down.restore, within_s=watched_s, or_else=down.not_restored)
+        await down.ask()
+        await down.wait(shutdown_within_s)
+        entry.undo_with(down.restore, within_s=restore_within_s, or_else=down.not_restored)
         yield True
-    except BaseException as failure:
-        until = watch_until if going_down.is_set() else -math.inf
-        error = await _settled(session, vm, restore_within_s, until, journal, intent)
-        if error is not None:
-            raise BaseExceptionGroup("The work failed, and so did powering on", [failure, error]) from None
-        raise
-    error = await _settled(session, vm, restore_within_s, -math.inf, journal, intent)
-    if error is not None:
-        raise error
 
 
-async def _ask_to_shut_down(session: VcenterSession, vm: Vm, going_down: threading.Event) -> None:
-    """Sets `going_down` when the guest was asked, or may have been. Raises SourceError when it cannot be asked."""
-    subject = vm.reference(session)
+@dataclass
+class _ShutDown:
+    """A guest on its way down. `going_down`: it was asked, or may have been, and is not off yet."""
 
-    def shut_down() -> None:
-        going_down.set()
-        subject.ShutdownGuest()
+    session: VcenterSession
+    vm: Vm
+    watch_until: float
+    restore_within_s: float
+    going_down: threading.Event = field(default_factory=threading.Event)
+    last: str = ""
 
-    try:
-        await session.call("ShutdownGuest", shut_down, changes=True)
-    except ConnectionLost:
-        return  # the answer was lost: the power state will tell
-    except SourceError as exc:
-        going_down.clear()
-        raise SourceError(
-            f"The guest of {vm.name} cannot be asked to shut down: {exc.problem}",
-            remedy="Shut it down by hand and run again: a VM that is off is changed without any restart.",
-            vm=vm.name,
-        ) from exc
+    async def ask(self) -> None:
+        subject = self.vm.reference(self.session)
 
+        def shut_down() -> None:
+            self.going_down.set()
+            subject.ShutdownGuest()
 
-async def _wait_until_off(session: VcenterSession, vm: Vm, within_s: float) -> None:
-    with trio.move_on_after(within_s) as scope:
-        while await power_state(session, vm.moref) != "poweredOff":  # noqa: ASYNC110
-            await trio.sleep(POLL_S)
-    if scope.cancelled_caught:
-        raise SourceError(
-            f"The guest of {vm.name} did not shut down within {within_s:g} s.",
-            remedy="See what holds it up (updates, an open dialogue); it may still go down by itself.",
-            vm=vm.name,
-        )
+        step(self.vm, "shutting its guest down")
+        try:
+            await self.session.call("ShutdownGuest", shut_down, changes=True)
+        except ConnectionLost:
+            return  # the answer was lost: the power state will show
+        except SourceError as exc:
+            self.going_down.clear()
+            raise SourceError(
+                f"The guest of {self.vm.name} cannot be asked to shut down: {exc.problem}",
+                remedy="Shut it down by hand and run again: a VM that is off is changed without any restart.",
+                vm=self.vm.name,
+            ) from exc
 
+    async def wait(self, within_s: float) -> None:
+        with trio.move_on_after(within_s) as scope:
+            while await power_state(self.session, self.vm.moref) != "poweredOff":  # noqa: ASYNC110
+                await trio.sleep(POLL_S)
+        if scope.cancelled_caught:
+            raise SourceError(
+                f"The guest of {self.vm.name} did not shut down within {within_s:g} s.",
+                remedy="See what holds it up (updates, an open dialogue); it may still go down by itself.",
+                vm=self.vm.name,
+            )
+        self.going_down.clear()
+        step(self.vm, "its guest is down")
 
-async def _settled(
-    session: VcenterSession, vm: Vm, within_s: float, watch_until: float, journal: Journal, intent: Intent
-) -> MoverError | None:
-    return await settle(journal, intent, await _restored(session, vm, within_s, watch_until))
-
-
-async def _restored(
-    session: VcenterSession, vm: Vm, within_s: float, watch_until: float
-) -> PowerNotRestored | None:
-    """Power the VM on. Until `watch_until` a VM that is on is watched, because its guest may be going down."""
-    last = "the deadline passed."
-    watch_s = max(watch_until - trio.current_time(), 0)
-    with trio.move_on_after(watch_s + within_s, shield=True):
+    async def restore(self, _failure: BaseException | None) -> None:
+        """Power the VM on. A VM that is on is watched as long as its guest may still be going down."""
+        until = self.watch_until if self.going_down.is_set() else -math.inf
         while True:
             try:
-                if await power_on(session, vm.moref):
-                    return None
-                if trio.current_time() >= watch_until:
-                    return None
-            except SourceError as exc:  # whatever it is, a VM that stays off is worse than one more attempt
-                last = exc.problem
+                if await power_on(self.session, self.vm.moref):
+                    step(self.vm, "powered on again")
+                    return
+                if trio.current_time() >= until:
+                    return
+            except SourceError as exc:  # whatever it is: a VM that stays off is worse than another attempt
+                self.last = exc.problem
             await trio.sleep(POLL_S)
-    return PowerNotRestored(
-        f"{vm.name} was powered on before, and could not be powered on again within {within_s:g} s: {last}",
-        remedy="Power it on by hand.",
-        vm=vm.name,
-        moref=vm.moref,
-    )
+
+    def not_restored(self, reason: str) -> PowerNotRestored:
+        return PowerNotRestored(
+            f"{self.vm.name} was powered on before, and could not be powered on again within "
+            f"{self.restore_within_s:g} s: {self.last or reason}",
+            remedy="Power it on by hand.",
+            vm=self.vm.name,
+            moref=self.vm.moref,
+        )

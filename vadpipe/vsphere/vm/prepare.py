@@ -1,8 +1,8 @@
 """Preparing a VM for application quiescing and for incremental backups.
 
-`disk.EnableUUID` takes effect when the VM starts, so the documented procedure is: power off, set it, power on. Ours
-shuts the guest down in order, and waits for VMware Tools at the end, without which nothing is quiesced. Change
-tracking needs no restart.
+`disk.EnableUUID` takes effect when the VM starts. The documented procedure is: power off, set it, power on. Here
+the guest is shut down in order, and VMware Tools are waited for at the end, because nothing is quiesced without
+them. Change tracking needs no restart. Each step is logged and emitted as the event "preparing".
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
 from ..inventory.lookup import Vm
 from ..journal.intents import Journal
-from ..journal.power_state import power_state
 from ..snapshot.changes import enable_change_tracking
 from . import power
-from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, powered_off
+from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, power_state, powered_off, step
 
 TOOLS_WITHIN_S = 900.0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a VM. `attention`: what was wanted and is not so (yet)."""
+    """What was done to a VM. `attention`: what was asked for and is not in effect (yet)."""
 
     vm: str
     done: Sequence[str]
@@ -55,12 +54,17 @@ async def enable_uuid(
     restore_within_s: float = RESTORE_WITHIN_S,
     tools_within_s: float = TOOLS_WITHIN_S,
 ) -> Prepared:
-    """Set disk.EnableUUID=TRUE, with the VM powered off meanwhile, and as it was before afterwards.
+    """Set disk.EnableUUID=TRUE while the VM is off, and power it as it was before.
 
-    `journal`: where a restart that is under way is noted, for the case that this process is killed.
+    Args:
+        journal: Where a restart in progress is noted, in case this process is killed.
+        allow_power_off: Whether a running guest may be shut down.
+        tools_within_s: Seconds for VMware Tools to start after a restart.
 
-    Raises ConfigError without the permission to shut a running guest down, SourceError where it does not shut down
-    in time or the server refuses, PowerNotRestored (see `powered_off`).
+    Raises:
+        ConfigError: The guest runs, and may not be shut down.
+        SourceError: The guest does not shut down in time, or the server refuses.
+        PowerNotRestored: See `powered_off`.
     """
     if await uuid_enabled(session, vm):
         return Prepared(vm.name, ["disk.EnableUUID was TRUE already."], [])
@@ -73,17 +77,18 @@ async def enable_uuid(
     async with powered_off(
         session, vm, journal, shutdown_within_s=shutdown_within_s, restore_within_s=restore_within_s
     ) as was_on:
+        step(vm, "setting disk.EnableUUID")
         await _set_uuid(session, vm)
     if not await uuid_enabled(session, vm):
         raise SourceError(
-            f"disk.EnableUUID of {vm.name} was set, and is not TRUE now.",
+            f"disk.EnableUUID of {vm.name} was set to TRUE, but is not TRUE now.",
             remedy="See its configuration parameters, and who else changes them.",
             vm=vm.name,
         )
     done = ["disk.EnableUUID is TRUE now."]
     if not was_on:
-        return Prepared(vm.name, [*done, "It was off and is off."], [])
-    if await _tools_came(session, vm, tools_within_s):
+        return Prepared(vm.name, [*done, "The VM was off and stays off."], [])
+    if await _tools_run(session, vm, tools_within_s):
         return Prepared(vm.name, [*done, "Its guest was restarted, and VMware Tools run."], [])
     late = (
         f"Its guest was restarted, and VMware Tools do not run after {tools_within_s:g} s: see its console."
@@ -96,12 +101,12 @@ async def track_changes(session: VcenterSession, vm: Vm) -> Prepared:
     obstacle = await enable_change_tracking(session, vm)
     if obstacle:
         return Prepared(vm.name, [], [obstacle])
-    told = "Change tracking is on; it takes effect at the next snapshot or power cycle."
-    return Prepared(vm.name, [told], [])
+    done = "Change tracking is on; it takes effect at the next snapshot or power cycle."
+    return Prepared(vm.name, [done], [])
 
 
 async def uuid_enabled(session: VcenterSession, vm: Vm) -> bool:
-    """By the VM's flag, or by the setting where a server does not show one as the other."""
+    """Whether disk UUIDs are on, by the VM's flag or by its setting: not every server shows one as the other."""
     subject = vm.reference(session)
     paths = ["config.flags.diskUuidEnabled", "config.extraConfig"]
     row = await session.properties(subject, paths)
@@ -116,9 +121,10 @@ async def _set_uuid(session: VcenterSession, vm: Vm) -> None:
     await wait_for_task(session, task, "ReconfigVM_Task")
 
 
-async def _tools_came(session: VcenterSession, vm: Vm, within_s: float) -> bool:
+async def _tools_run(session: VcenterSession, vm: Vm, within_s: float) -> bool:
     subject = vm.reference(session)
     paths = ["guest.toolsRunningStatus"]
+    step(vm, f"waiting up to {within_s:g} s for VMware Tools")
     with trio.move_on_after(within_s):
         while True:
             row = await session.properties(subject, paths)

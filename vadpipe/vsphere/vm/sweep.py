@@ -1,20 +1,21 @@
-"""Undoing what killed runs left behind: exactly what a dead run's intent names by its token.
+"""Undoing what killed runs left behind: exactly what the intents of dead processes name.
 
-Per VM in the one order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and a
-VM that was shut down is powered on. What cannot be undone does not hold up the rest, but for one thing: a snapshot
-stays as long as a disk of it is attached to a machine.
+Per VM in the only order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and a
+VM that was shut down is powered on. What cannot be undone does not hold up the rest, with one exception: a snapshot
+is kept while a disk of it is attached to a VM.
 
-A snapshot is ours when two witnesses agree: an intent of the journal, and the token in the snapshot's description.
-Other snapshots are never touched, nor those of a run that lives. A lock is ours by its identity, the same token.
-An intent of something that never came into being is dropped once it is too old for anybody to be still making it;
-one that could not be dealt with stays, and is reported each time. A removal that was killed half way may have left
-redo logs: those are consolidated, or named, as well.
+A snapshot is ours when two witnesses agree: an intent of the journal, and its token in the snapshot's description.
+Other snapshots are never touched, nor those of a run that is alive. A lock is ours by its identity, which contains
+the token. An intent without a change is dropped once it is too old for anybody to be still making the change. An
+intent that could not be dealt with is kept and reported each time. A removal that was killed half way may have left
+redo logs; these are consolidated or reported as well.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -24,25 +25,26 @@ import trio
 from pipeline.errors import MoverError
 from vadpipe.vddk.disk import Vddk
 
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
-from ..journal.hot_add import detach
-from ..journal.intents import Intent, Journal, Kind
-from ..journal.power_state import power_on, power_state
+from ..journal.intents import Intent, IntentKind, Journal
 from ..journal.relocation_lock import relocation_disabled
-from ..snapshot.consolidate import Consolidate, needs_consolidation
-from ..snapshot.remove import find_ours, remove_ours
+from ..snapshot.hot_add import detach
+from ..snapshot.remove import Consolidate, find_ours, needs_consolidation, remove_ours
+from .power import power_on, power_state
 
-# When nobody can be at work on an intent any more whose process is dead. Snapshot: longer than the longest time-out
-# of quiescing, 240 minutes: a vCenter that was restarted may not show the task. VDDK: its processes outlive their
-# mover by half a minute. Power: a guest that was asked to shut down may take a quarter of an hour.
+log = logging.getLogger(__name__)
+
+# When nobody can be at work any more on an intent of a dead process. Snapshot: longer than the longest time-out of
+# quiescing, 240 minutes, because a restarted vCenter may not show the task. VDDK: its processes outlive their mover
+# by half a minute. Power: a guest that was asked to shut down may take a quarter of an hour.
 _SETTLED_AFTER_S = {
-    Kind.HOT_ADD: 300.0,
-    Kind.SNAPSHOT: 5 * 3600.0,
-    Kind.RELOCATION_LOCK: 300.0,
-    Kind.POWER: 3600.0,
+    IntentKind.HOT_ADD: 300.0,
+    IntentKind.SNAPSHOT: 5 * 3600.0,
+    IntentKind.RELOCATION_LOCK: 300.0,
+    IntentKind.POWER: 3600.0,
 }
 # For one intent, so that somebody's task that hangs does not hold up a run for ever.
 _WITHIN_S = 1800.0
@@ -54,7 +56,7 @@ class Outcome(Enum):
     REMOVED = "removed"
     CONSOLIDATED = "removed before, its disks consolidated"
     POWERED_ON = "powered on again"
-    NEVER_CREATED = "never created"
+    NOT_FOUND = "not found: it was never created, or was removed before"
     NOTHING_TO_UNDO = "nothing to undo"
     WOULD_REMOVE = "would be removed"
     WOULD_CONSOLIDATE = "removed before, its disks would be consolidated"
@@ -63,14 +65,14 @@ class Outcome(Enum):
     KEPT = "kept"
 
 
-# After which there is nothing left to undo, and what a report should tell.
+# After which nothing is left to undo, and what a report mentions.
 _UNDONE = (Outcome.REMOVED, Outcome.POWERED_ON)
 TELLING = (*_UNDONE, Outcome.CONSOLIDATED, Outcome.KEPT)
 
 
 @dataclass(frozen=True)
 class Swept:
-    """One intent and what became of it; `reason` says why for IN_USE and KEPT. `str()` is a line for people."""
+    """One intent and what became of it. `reason`: for IN_USE and KEPT. `str()` is a line for people."""
 
     intent: Intent
     outcome: Outcome
@@ -101,53 +103,62 @@ async def sweep(
     consolidate: Consolidate = "ask",
     within_s: float = _WITHIN_S,
 ) -> list[Swept]:
-    """Deal with every intent for this server, each `within_s` seconds.
+    """Deal with every intent for this server.
 
-    `dry_run`: look only. `consolidate`: what may be done for disks that a removal left in need of it. Raises
-    SourceError: an unreadable journal.
+    Args:
+        dry_run: Look only, change nothing.
+        consolidate: What may be done for disks that a removal left in need of consolidation.
+        within_s: Seconds for each intent.
+
+    Raises:
+        SourceError: The journal cannot be read.
     """
     intents = await trio.to_thread.run_sync(journal.intents)
     mine = [intent for intent in intents if intent.server_id == session.server_id]
     sweeping = _Sweep(session, journal, dry_run, consolidate)
     sweeping.busy = {intent.tmp_directory for intent in intents if intent.is_live() and intent.tmp_directory}
-    swept = []
+    found = []
     for intent in _in_order(mine):
-        outcome = Swept(intent, Outcome.KEPT, f"it was not dealt with in {within_s:.0f} s")
+        swept = Swept(intent, Outcome.KEPT, f"it was not dealt with in {within_s:.0f} s")
         with trio.move_on_after(within_s):
-            outcome = await sweeping.deal_with(intent)
-        if intent.kind is Kind.HOT_ADD and outcome.outcome in (Outcome.KEPT, Outcome.IN_USE):
-            sweeping.attached.add((intent.vm_uuid, intent.run))
-        swept.append(outcome)
-    return swept
+            swept = await sweeping.deal_with(intent)
+        if intent.kind is IntentKind.HOT_ADD and swept.outcome in (Outcome.KEPT, Outcome.IN_USE):
+            sweeping.attached[intent.vm_uuid, intent.run] = swept.reason
+        log.log(logging.WARNING if swept.outcome is Outcome.KEPT else logging.INFO, "Sweep: %s", swept)
+        found.append(swept)
+    return found
 
 
 def _in_order(intents: Iterable[Intent]) -> list[Intent]:
-    """VM by VM, those of the oldest intent first; for each VM in the order of undoing."""
+    """VM by VM, the one with the oldest intent first; for each VM in the order of undoing."""
     oldest = list(dict.fromkeys(intent.vm_uuid for intent in intents))
-    kinds = list(Kind)
+    kinds = list(IntentKind)
     return sorted(intents, key=lambda intent: (oldest.index(intent.vm_uuid), kinds.index(intent.kind)))
 
 
 @dataclass
 class _Sweep:
-    """One sweep. `busy`: working directories of VDDK that live runs use; `attached`: the VMs and runs whose disks
-    are, or may be, attached to this machine."""
+    """One sweep.
+
+    `busy`: VDDK's working directories that live runs use. `attached`: by VM and run, why disks are, or may be,
+    attached to a VM.
+    """
 
     session: VcenterSession
     journal: Journal
     dry_run: bool
     consolidate: Consolidate
     busy: set[str] = field(default_factory=set)
-    attached: set[tuple[str, str]] = field(default_factory=set)
+    attached: dict[tuple[str, str], str] = field(default_factory=dict)
 
     async def deal_with(self, intent: Intent) -> Swept:
         if intent.is_live():
             return Swept(intent, Outcome.IN_USE, self._holder(intent))
-        undo: Mapping[Kind, Callable[[Intent, str], Awaitable[Swept]]] = {
-            Kind.HOT_ADD: self._detach,
-            Kind.SNAPSHOT: self._remove,
-            Kind.RELOCATION_LOCK: self._end_lock,
-            Kind.POWER: self._power_on,
+        undo = {
+            IntentKind.HOT_ADD: self._detach,
+            IntentKind.SNAPSHOT: self._remove,
+            IntentKind.RELOCATION_LOCK: self._end_lock,
+            IntentKind.POWER: self._power_on,
         }
         try:
             # The moref changes when a VM is registered anew, its instance UUID does not.
@@ -183,24 +194,24 @@ class _Sweep:
         if self.dry_run:
             return Swept(intent, Outcome.WOULD_REMOVE, "where there are any")
         access = vm_access(self.session, vm_moref)
-        patience_s = self.session.settings.patience_s
-        detached = await detach(_vddk(intent), access, intent.vm_name, patience_s)
+        detached = await detach(self.session, _vddk(intent), access, intent.vm_name)
         return Swept(intent, Outcome.REMOVED if detached else Outcome.NOTHING_TO_UNDO)
 
     async def _remove(self, intent: Intent, vm_moref: str) -> Swept:
         session, name, allowed = self.session, intent.vm_name, self.consolidate
-        if (intent.vm_uuid, intent.run) in self.attached and not self.dry_run:
-            return Swept(intent, Outcome.KEPT, "its disks may still be hot-added to this machine")
-        found = await find_ours(session, vm_moref, intent.token)
+        attached = self.attached.get((intent.vm_uuid, intent.run))
+        if attached is not None and not self.dry_run:
+            return Swept(intent, Outcome.KEPT, f"its disks may still be hot-added to a VM: {attached}")
+        ours = await find_ours(session, vm_moref, intent.token)
         unfinished = await needs_consolidation(session, vm_moref)
         if self.dry_run:
-            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NEVER_CREATED
-            return Swept(intent, Outcome.WOULD_REMOVE if found else would)
+            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NOT_FOUND
+            return Swept(intent, Outcome.WOULD_REMOVE if ours else would)
         remove = partial(remove_ours, session, vm_moref, name, intent.token, consolidate=allowed)
-        await patiently(remove, session.settings.patience_s)
-        if found:
+        await retry(remove, session.settings.patience_s)
+        if ours:
             return Swept(intent, Outcome.REMOVED)
-        return Swept(intent, Outcome.CONSOLIDATED if unfinished else Outcome.NEVER_CREATED)
+        return Swept(intent, Outcome.CONSOLIDATED if unfinished else Outcome.NOT_FOUND)
 
     async def _end_lock(self, intent: Intent, vm_moref: str) -> Swept:
         if not await relocation_disabled(self.session, vm_moref):
@@ -208,17 +219,17 @@ class _Sweep:
         if self.dry_run:
             return Swept(intent, Outcome.WOULD_REMOVE)
         end = partial(_vddk(intent).end_access, vm_access(self.session, vm_moref), intent.identity)
-        await patiently(end, self.session.settings.patience_s)
+        await retry(end, self.session.settings.patience_s)
         return Swept(intent, Outcome.REMOVED)
 
     async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
         if self.dry_run:
             off = await power_state(self.session, vm_moref) == "poweredOff"
             return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
-        was_off = await patiently(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
+        was_off = await retry(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
         return Swept(intent, Outcome.POWERED_ON if was_off else Outcome.NOTHING_TO_UNDO)
 
 
 def _vddk(intent: Intent) -> Vddk:
-    """The library that did it, with the state that it keeps."""
+    """The library that made the change, with the state that it keeps."""
     return Vddk(intent.libdir, config={"tmpDirectory": intent.tmp_directory})

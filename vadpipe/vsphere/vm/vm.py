@@ -17,8 +17,8 @@ from ..journal.access import AccessReader
 from ..journal.intents import Journal
 from ..manifest.fetch import LATE_S, ManifestFetcher
 from ..manifest.https import OverHttps
-from ..snapshot.consolidate import Consolidate
 from ..snapshot.quiesce import Quiesce
+from ..snapshot.remove import Consolidate
 from ..snapshot.snapshot import REMOVE_WITHIN_S
 from .capture import VsphereCapture, captured
 from .check import Check
@@ -29,16 +29,21 @@ from .disk import DiskReader
 class VsphereVm:
     """A VM to capture: a `pipeline.protocols.Machine`. Settings only, no I/O.
 
-    `vm`: name, inventory path, moref or UUID, or a VM that was found before. `reader` opens the disks, e.g.
-    `vadpipe.vddk.Vddk`. `pool_size`: bytes of buffers that all its disks share. `journal`: where intents are kept,
-    None for the user's state directory. `enable_change_tracking`: switch it on where it is off, which needs a VM
-    without snapshots. `remove_within_s`: how long to wait at the end for the snapshot to be gone. `consolidate`:
-    what may be done for disks that vSphere leaves in need of it after a removal: 'never' names it only, 'ask' asks
-    vSphere, 'ladder' also makes and removes further snapshots, where the VM has none of others. `lock_relocation`:
-    keep Storage vMotion from moving the disks while they are read, where the reader and the server can. `guest`: an
-    account of the guest, by which the run looks at what governs quiescing in there; nothing in it is changed.
-    `preflight`: what is checked before the snapshot, None for nothing. `manifest`: ways to fetch the VSS manifest,
-    tried in this order; `manifest_late_s`: how long after the snapshot it may still come.
+    Args:
+        vm: Name, inventory path, moref or UUID; or a VM that was found before.
+        reader: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
+        quiesce: How the guest is quiesced.
+        pool_size: Bytes of buffers that all disks share.
+        journal: Where intents are kept; None for the user's state directory.
+        enable_change_tracking: Switch it on where it is off; possible only without snapshots.
+        remove_within_s: Seconds for the removal of the snapshot.
+        consolidate: What may be done for disks that need consolidation after the removal: 'never' only reports it,
+            'ask' asks vSphere, 'escalate' also makes and removes further snapshots when the VM has no others.
+        lock_relocation: Keep Storage vMotion from moving the disks while they are read, where that is possible.
+        guest: An account of the guest, to look at what governs quiescing there; nothing in the guest is changed.
+        preflight: What is checked before the snapshot; None for nothing.
+        manifest: Ways to fetch the VSS manifest, tried in this order.
+        manifest_late_s: Seconds after the snapshot in which the manifest may still appear.
     """
 
     vcenter: Vcenter
@@ -60,7 +65,7 @@ class VsphereVm:
     def __post_init__(self) -> None:
         if self.consolidate not in get_args(Consolidate):
             raise ConfigError(
-                f"consolidate={self.consolidate!r} is not known.",
+                f"consolidate={self.consolidate!r} is not a known value.",
                 remedy=f"Choose one of {', '.join(map(repr, get_args(Consolidate)))}.",
             )
 
@@ -71,8 +76,12 @@ class VsphereVm:
     def capture(self) -> AbstractAsyncContextManager[VsphereCapture]:
         """A snapshot with its disks open. At the end the disks are closed and the snapshot is removed.
 
-        What killed runs left is swept first, and once more at the end. Raises SourceError and its kinds; LeftBehind
-        and its kind SnapshotLeaked, in a group with the body's error when both failed.
+        What killed runs left behind is removed first, and again at the end.
+
+        Raises:
+            SourceError: The VM cannot be captured. Notes on it say what else needs attention.
+            LeftBehind: Something could not be undone, e.g. SnapshotLeaked; in a group with the error of the body
+                when both failed.
         """
         return captured(self)
 
@@ -83,11 +92,11 @@ class VsphereVm:
         if self.lock_relocation and isinstance(self.reader, AccessReader):
             sentences.append(f"Locks {where} against Storage vMotion meanwhile, if that is a vCenter.")
         sentences += [
-            f"Undoes on {self.vcenter.server} what killed runs of this machine left behind.",
-            f"Notes all of that in {(self.journal or Journal()).directory}.",
+            f"Removes on {self.vcenter.server} what killed runs of this machine left behind.",
+            f"Keeps a recovery journal in {(self.journal or Journal()).directory}.",
         ]
-        if self.consolidate == "ladder":
-            sentences.append("Makes and removes further snapshots of it if its disks stay unconsolidated.")
+        if self.consolidate == "escalate":
+            sentences.append("Makes and removes further snapshots if its disks still need consolidation.")
         if self.quiesce.warning:
             sentences.append(self.quiesce.warning)
         if self.guest is not None and self.quiesce.kind != "none":
@@ -102,6 +111,6 @@ class VsphereVm:
 
 
 def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:
-    """The machines of each server, so that one session serves them all."""
+    """The machines grouped by server, so that one session serves all of a server."""
     servers = dict.fromkeys(machine.vcenter for machine in machines)
     return [(server, [one for one in machines if one.vcenter == server]) for server in servers]

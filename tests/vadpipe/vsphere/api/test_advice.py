@@ -9,7 +9,7 @@ from vadpipe.vsphere.api.advice import (
     tools_status,
     vss_code,
 )
-from vadpipe.vsphere.snapshot.events import advice_on
+from vadpipe.vsphere.snapshot.fallback import advice_on
 
 EVENT = (
     "The guest OS has reported an error during quiescing. The error code was: 5 The error message was: "

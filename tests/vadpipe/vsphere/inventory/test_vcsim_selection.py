@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.vadpipe.vsphere.test_vsphere_vcsim import vcsim
+from tests.vadpipe.vsphere.test_vcsim import vcsim
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms

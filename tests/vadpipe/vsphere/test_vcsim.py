@@ -24,7 +24,7 @@ from vadpipe.vsphere.api.properties import read_all
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import Vm, find_vm
-from vadpipe.vsphere.journal.intents import Journal, new_intent
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.manifest.fetch import fetch_manifest
 from vadpipe.vsphere.manifest.https import OverHttps
 from vadpipe.vsphere.manifest.locate import directory_state
@@ -200,7 +200,7 @@ def _datacenter(session: VcenterSession) -> str:
 async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim: Vcenter, journal: Journal) -> None:
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
-        intent = new_intent(
+        intent = Intent(
             server=session.server,
             server_id=session.server_id,
             vm_moref=vm.moref,

@@ -58,7 +58,7 @@ def _fail(_: Snapshot) -> None:
     raise ValueError("body")
 
 
-async def test_it_exists_inside_and_is_gone_afterwards(
+async def test_a_snapshot_exists_inside_and_is_gone_afterwards(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm(disks=2)
@@ -77,7 +77,9 @@ async def test_it_exists_inside_and_is_gone_afterwards(
     assert journal.intents() == []
 
 
-async def test_it_is_gone_when_the_body_fails(vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_snapshot_is_removed_when_the_body_fails(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         with pytest.raises(ValueError, match="body"):
@@ -125,7 +127,7 @@ async def test_a_lost_answer_to_the_removal_is_looked_into(
     assert journal.intents() == []
 
 
-async def test_a_restarted_server_does_not_strand_it(
+async def test_a_snapshot_is_removed_after_the_server_restarted(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -139,7 +141,9 @@ async def test_a_restarted_server_does_not_strand_it(
         assert await _left(session) == 0
 
 
-async def test_cancelled_inside_it_is_removed(vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_snapshot_is_removed_when_the_body_is_cancelled(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -151,7 +155,7 @@ async def test_cancelled_inside_it_is_removed(vcenter: Vcenter, journal: Journal
         assert await _left(session) == 0
 
 
-async def test_cancelled_while_it_is_being_created_it_is_removed_all_the_same(
+async def test_a_snapshot_is_removed_when_its_creation_is_cancelled(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_for_call: Calls
 ) -> None:
     add_vm()
@@ -200,7 +204,7 @@ async def test_a_refused_snapshot_leaves_no_intent(
     assert journal.intents() == []
 
 
-async def test_one_that_cannot_be_removed_is_named_and_kept_for_the_sweep(
+async def test_a_snapshot_that_cannot_be_removed_is_reported_and_left_to_the_sweep(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -220,7 +224,7 @@ async def test_one_that_cannot_be_removed_is_named_and_kept_for_the_sweep(
     assert journal.intents() == []
 
 
-async def test_a_removal_that_misses_some_object_is_not_taken_for_done(
+async def test_a_removal_that_fails_with_object_not_found_is_a_leak(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     moref = add_vm()
@@ -242,7 +246,7 @@ async def test_both_errors_come_out_when_body_and_removal_fail(
     assert [type(leaf) for leaf in leaves(caught.value)] == [ValueError, SnapshotLeaked]
 
 
-async def test_a_leak_is_not_lost_when_the_body_was_cancelled(
+async def test_a_leaked_snapshot_is_reported_when_the_body_was_cancelled(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -273,7 +277,7 @@ async def test_the_removal_has_a_deadline(
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        with pytest.raises(SnapshotLeaked, match="not gone after 0 s"):
+        with pytest.raises(SnapshotLeaked, match="not done after 0 s"):
             await _take(session, journal, remove_within_s=0)
         (swept,) = await sweep(session, journal)
         assert swept.outcome is Outcome.REMOVED

@@ -15,20 +15,21 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, SnapshotLeaked, leaves
+from pipeline.errors import LeftBehind, SnapshotError, SnapshotLeaked, VddkError, leaves
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
 from vadpipe.lab.vcenter.calls_log import noted
 from vadpipe.lab.vcenter.outside import hot_added, relocation_lock
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal import relocation_lock as relocation
-from vadpipe.vsphere.journal.intents import Journal, Kind
+from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ class Scene:
     def run(self, **knobs: str) -> subprocess.Popen[bytes]:
         """The same run in a process of its own."""
         command = [sys.executable, "-m", "tests.vadpipe.vsphere.lab_runs", json.dumps(self.where)]
-        root = Path(__file__).parents[3]
+        root = Path(__file__).parents[4]
         return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
 
     async def sweep(self, **options: bool) -> list[Swept]:
@@ -95,6 +96,7 @@ def scene(
     monkeypatch.setenv("VADPIPE_LAB_ROOT", str(lab.root))
     monkeypatch.setenv("VADPIPE_VDDK_HOTADD", "1")
     where = {**lab.description(), "libdir": str(libdir), "journal": str(journal.directory)}
+    add_vm("proxy", disks=0, traits=VmTraits(proxy=True))
     return Scene(lab, add_vm(disks=2), where, journal)
 
 
@@ -108,7 +110,7 @@ def _wait(is_so: Callable[[], bool]) -> None:
 async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(scene: Scene) -> None:
     async with scene.machine.capture() as capture:
         assert capture.attention == []
-        (lock,) = [intent for intent in scene.journal.intents() if intent.kind is Kind.RELOCATION_LOCK]
+        (lock,) = [intent for intent in scene.journal.intents() if intent.kind is IntentKind.RELOCATION_LOCK]
         assert scene.holder == lock.identity
         assert len(scene.attached) == 2
     scene.assert_nothing_left()
@@ -118,7 +120,7 @@ async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(sc
     ]  # fmt: skip
 
 
-async def test_while_it_is_locked_nobody_moves_the_vm(scene: Scene) -> None:
+async def test_a_locked_vm_cannot_be_relocated(scene: Scene) -> None:
     async def move() -> str:
         """The fault that it ends with."""
         async with scene.machine.vcenter.connect() as session:
@@ -180,7 +182,7 @@ async def test_a_lock_that_is_released_meanwhile_is_taken(scene: Scene) -> None:
     scene.assert_nothing_left()
 
 
-async def test_a_call_that_was_cut_off_may_have_locked_and_is_undone(
+async def test_a_lock_call_that_was_cut_off_is_undone(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 1.0)
@@ -194,7 +196,7 @@ async def test_a_call_that_was_cut_off_may_have_locked_and_is_undone(
 
 
 @pytest.mark.parametrize("code", [14011, 3014])  # worth another try, and not
-async def test_a_lock_that_a_failed_call_took_all_the_same_is_ended(
+async def test_a_lock_that_a_failed_call_has_taken_is_ended(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
 ) -> None:
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
@@ -223,7 +225,7 @@ async def test_a_lock_whose_call_failed_and_that_cannot_be_ended_stays_in_the_jo
     assert scene.holder
     monkeypatch.delenv("VADPIPE_VDDK_FAULT")
     (swept,) = await scene.sweep()
-    assert (swept.outcome, swept.intent.kind) == (Outcome.REMOVED, Kind.RELOCATION_LOCK)
+    assert (swept.outcome, swept.intent.kind) == (Outcome.REMOVED, IntentKind.RELOCATION_LOCK)
     scene.assert_nothing_left()
 
 
@@ -257,7 +259,7 @@ async def test_a_lock_that_cannot_be_ended_is_told_and_tried_again(
     assert scene.holder
     monkeypatch.delenv("VADPIPE_VDDK_FAULT")
     (swept,) = await scene.sweep()
-    assert (swept.outcome, swept.intent.kind) == (Outcome.REMOVED, Kind.RELOCATION_LOCK)
+    assert (swept.outcome, swept.intent.kind) == (Outcome.REMOVED, IntentKind.RELOCATION_LOCK)
     scene.assert_nothing_left()
 
 
@@ -285,12 +287,56 @@ async def test_a_snapshot_stays_while_its_disk_is_attached(
     assert scene.holder is None  # nothing reads the disks any more
     kept = await scene.sweep()
     assert [(one.intent.kind, one.outcome) for one in kept] == [
-        (Kind.HOT_ADD, Outcome.KEPT), (Kind.SNAPSHOT, Outcome.KEPT),
+        (IntentKind.HOT_ADD, Outcome.KEPT), (IntentKind.SNAPSHOT, Outcome.KEPT),
     ]  # fmt: skip
     assert len(scene.lab.snapshots(scene.moref)) == 1
     monkeypatch.delenv("VADPIPE_VDDK_FAULT")
     swept = await scene.sweep()
     assert [one.outcome for one in swept] == [Outcome.REMOVED, Outcome.REMOVED]
+    scene.assert_nothing_left()
+
+
+async def test_runs_whose_vddk_cannot_connect_leave_no_snapshot_and_name_the_cause(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VADPIPE_LAB_ROOT", str(tmp_path / "unreachable"))
+    for _ in range(4):
+        with pytest.raises(Exception, match="ConnectEx") as caught:
+            async with scene.machine.capture():
+                pass
+        assert [type(error) for error in leaves(caught.value)] == [VddkError]
+        assert scene.lab.snapshots(scene.moref) == {}
+        assert scene.journal.intents() == []
+
+
+async def test_vsphere_is_asked_which_vm_has_the_disks_when_the_library_cannot_clean_up(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VADPIPE_VDDK_HOTADD", "0")  # read over the network: nothing is attached
+    monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:1:3014,cleanup:1:3014")
+    with pytest.raises(VddkError, match="Read"):
+        async with scene.machine.capture() as capture:
+            await lab_runs.read_all(capture)
+    scene.assert_nothing_left()
+    assert scene.journal.intents() == []
+
+
+async def test_no_snapshot_is_taken_while_an_earlier_one_of_ours_is_kept(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VADPIPE_VDDK_FAULT", "cleanup:1:3014")
+    with pytest.raises(BaseExceptionGroup):
+        async with scene.machine.capture():
+            pass
+    kept = set(scene.lab.snapshots(scene.moref))
+    with pytest.raises(SnapshotError, match=r"'vadpipe .*' .* old") as caught:
+        async with scene.machine.capture():
+            pass
+    assert "proxy" in str(caught.value)  # who has its disks attached
+    assert set(scene.lab.snapshots(scene.moref)) == kept
+    monkeypatch.delenv("VADPIPE_VDDK_FAULT")
+    async with scene.machine.capture() as capture:
+        assert capture.attention == []
     scene.assert_nothing_left()
 
 
@@ -300,7 +346,10 @@ MOMENTS: dict[str, tuple[dict[str, str], Callable[[Scene], bool]]] = {
         lambda scene: bool(scene.journal.intents()),
     ),
     "while it opens disks": ({"VADPIPE_VDDK_HANG": "info:1"}, lambda scene: bool(scene.attached)),
-    "while it reads": ({"VADPIPE_VDDK_HANG": "read:1"}, lambda scene: len(scene.attached) == 2),
+    "while it reads": (
+        {"VADPIPE_VDDK_HANG": "read:1"},
+        lambda scene: (scene.lab.root / "once" / "hang-read-1").exists(),
+    ),
     "while it ends the lock": (
         {"VADPIPE_VDDK_HANG": "end:1"},
         lambda scene: "RemoveSnapshot" in scene.calls,
@@ -311,17 +360,21 @@ MOMENTS: dict[str, tuple[dict[str, str], Callable[[Scene], bool]]] = {
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: str) -> None:
     knobs, is_time = MOMENTS[moment]
-    with scene.run(**knobs) as process:
+    once = scene.lab.root / "once"
+    once.mkdir()
+    with scene.run(**knobs, VADPIPE_VDDK_ONCE=str(once)) as process:
         _wait(lambda: is_time(scene))
         process.send_signal(signal.SIGKILL)
+    if moment == "while it reads":  # the process of the other disk is idle, and ends in order
+        _wait(lambda: "Cleanup" in scene.calls)
     held, attached, before = scene.holder, scene.attached, len(noted(scene.lab.root))
 
     would = await scene.sweep(dry_run=True)
     assert (scene.holder, scene.attached, len(noted(scene.lab.root))) == (held, attached, before)
-    looked = {Outcome.WOULD_REMOVE, Outcome.NEVER_CREATED, Outcome.NOTHING_TO_UNDO}
+    looked = {Outcome.WOULD_REMOVE, Outcome.NOT_FOUND, Outcome.NOTHING_TO_UNDO}
     assert {one.outcome for one in would} <= looked
     assert bool(held) == any(
-        (one.intent.kind, one.outcome) == (Kind.RELOCATION_LOCK, Outcome.WOULD_REMOVE) for one in would
+        (one.intent.kind, one.outcome) == (IntentKind.RELOCATION_LOCK, Outcome.WOULD_REMOVE) for one in would
     )
 
     async with scene.machine.capture() as capture:  # the next run, which is not disturbed by it
@@ -339,7 +392,7 @@ async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: s
     ] == expected
     for intent in scene.journal.intents():  # of what may still come for a while, and then not any more
         scene.journal.write(replace(intent, created="2001-01-01T00:00:00+00:00"))
-    assert {one.outcome for one in await scene.sweep()} <= {Outcome.NOTHING_TO_UNDO, Outcome.NEVER_CREATED}
+    assert {one.outcome for one in await scene.sweep()} <= {Outcome.NOTHING_TO_UNDO, Outcome.NOT_FOUND}
     assert scene.journal.intents() == []
 
 
@@ -350,18 +403,18 @@ async def test_foreign_locks_are_never_ended(scene: Scene) -> None:
     lock = scene.lab.root / "locks" / scene.moref
     lock.write_text("another product")
     swept = {one.intent.kind: one for one in await scene.sweep()}
-    assert swept[Kind.RELOCATION_LOCK].outcome is Outcome.KEPT
-    assert "another product" in swept[Kind.RELOCATION_LOCK].reason
+    assert swept[IntentKind.RELOCATION_LOCK].outcome is Outcome.KEPT
+    assert "another product" in swept[IntentKind.RELOCATION_LOCK].reason
     assert scene.holder == "another product"
     lock.unlink()
     swept = {one.intent.kind: one for one in await scene.sweep()}
-    assert swept[Kind.RELOCATION_LOCK].outcome is Outcome.NOTHING_TO_UNDO
+    assert swept[IntentKind.RELOCATION_LOCK].outcome is Outcome.NOTHING_TO_UNDO
 
 
 async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene: Scene, libdir: Path) -> None:
     async with scene.machine.capture():
         attached = scene.attached
-        (mine,) = [intent for intent in scene.journal.intents() if intent.kind is Kind.HOT_ADD]
+        (mine,) = [intent for intent in scene.journal.intents() if intent.kind is IntentKind.HOT_ADD]
         scene.journal.write(replace(mine, token="0" * 32, process_start="an earlier boot/1"))
         outcomes = {one.intent.token: one.outcome for one in await scene.sweep()}
         assert set(outcomes.values()) == {Outcome.IN_USE}
@@ -369,7 +422,7 @@ async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene: Scene, 
     scene.assert_nothing_left()
 
 
-async def test_how_to_get_rid_of_another_machines_intents_is_said(scene: Scene, vcenter: Vcenter) -> None:
+async def test_an_intent_of_another_machine_says_how_to_remove_it(scene: Scene, vcenter: Vcenter) -> None:
     async with scene.machine.capture():
         for intent in scene.journal.intents():
             scene.journal.write(replace(intent, host="a-machine-that-is-gone"))

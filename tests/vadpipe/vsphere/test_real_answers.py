@@ -19,7 +19,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
-from vadpipe.vsphere.inventory.hardware import chains, configuration, disk_facts
+from vadpipe.vsphere.inventory.hardware import chains, configuration, vm_disks
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.locate import directory_state
@@ -284,7 +284,7 @@ def test_devices_of_which_nothing_is_set_but_what_must_be() -> None:
     controller = vim.vm.device.VirtualLsiLogicController(key=1000, busNumber=0, sharedBus="noSharing")
     card = vim.vm.device.VirtualE1000(key=4000)
     devices = [bare, nameless, controller, card]
-    of_bare, of_nameless = disk_facts(devices)
+    of_bare, of_nameless = vm_disks(devices)
     assert (of_bare.key, of_bare.capacity, of_bare.left_out != "") == ("disk2000", MiB, True)
     assert (of_nameless.key, of_nameless.label, of_nameless.capacity) == ("scsi0:1", "scsi0:1", 2 * MiB)
     assert (of_nameless.change_id, of_nameless.uuid) == (None, None)

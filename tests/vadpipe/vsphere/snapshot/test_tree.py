@@ -12,10 +12,9 @@ from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal, new_intent
-from vadpipe.vsphere.snapshot.family import family_of, lies_on
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
-from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
+from vadpipe.vsphere.snapshot.tree import description_with, family_of, lies_on, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -98,7 +97,7 @@ async def test_what_is_read_is_the_quiesced_state(
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-async def test_both_are_ours_and_both_are_removed(
+async def test_both_snapshots_of_a_family_are_removed(
     lab: LabVcenter, web01: Callable[..., VcenterVm], journal: Journal, form: str
 ) -> None:
     machine = web01(form)
@@ -144,7 +143,7 @@ async def test_a_snapshot_on_top_of_ours_is_no_sibling(
     assert list(lab.snapshots(moref)) == [foreign]
 
 
-async def test_where_the_server_does_not_tell_the_files_below_it_is_said(
+async def test_siblings_with_unknown_files_are_reported(
     lab: LabVcenter, web01: Callable[..., VcenterVm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vadpipe.lab.vcenter.vm_devices._parent", lambda *chain: None)
@@ -162,7 +161,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
     moref = lab.moref("web01")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        intent = new_intent(
+        intent = Intent(
             server=session.server,
             server_id=session.server_id,
             vm_moref=vm.moref,
@@ -173,7 +172,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
         journal.write(intent)
         said, asked = description_with(intent.token), Quiesce.application()
         task = await create_snapshot(
-            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", tell=print
+            session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", remark=print
         )
         created = await wait_for_task(session, task, "CreateSnapshotEx_Task")
         family = await family_of(session, vm, intent.token, str(created._moId))

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
-from pipeline.errors import EXIT_ATTENTION, leaves
+from pipeline.errors import EXIT_ATTENTION, SourceError, leaves
 from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
@@ -52,12 +52,12 @@ async def test_a_locked_disk_is_waited_for(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_where_it_is_not_allowed_it_is_named(
+async def test_never_reports_consolidation_without_asking_for_it(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
-    with pytest.raises(ConsolidationNeeded, match=r"web01 need consolidation.*allows nothing") as caught:
+    with pytest.raises(ConsolidationNeeded, match="consolidate='never' forbids it") as caught:
         await _take(vcenter, journal, consolidate="never")
     assert caught.value.exit_code == EXIT_ATTENTION
     assert "ConsolidateVMDisks_Task" not in lab.calls
@@ -73,7 +73,7 @@ async def test_where_it_is_not_allowed_it_is_named(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_one_that_fails_for_good_is_named_beside_the_error_of_the_body(
+async def test_failed_consolidation_is_raised_beside_the_error_of_the_body(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -90,7 +90,7 @@ async def test_one_that_fails_for_good_is_named_beside_the_error_of_the_body(
     assert len(journal.intents()) == 1  # for the next sweep
 
 
-async def test_snapshots_of_others_are_told_and_left_alone(
+async def test_snapshots_of_others_are_reported_and_left_alone(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
 ) -> None:
     moref = add_vm()
@@ -99,16 +99,21 @@ async def test_snapshots_of_others_are_told_and_left_alone(
         lab.take_snapshot(moref, "vadpipe x", description_with("0" * 32)),
     ]
     machine = VcenterVm(vcenter, "web01", reader=reader, journal=journal)
-    async with machine.capture() as capture:
+    with pytest.raises(SourceError, match="snapshots-left"):  # preflight, for the one with our mark
+        async with machine.capture():
+            pass
+    async with replace(machine, preflight=None).capture() as capture:
         assert len(lab.snapshots(moref)) == 3
         told = " ".join(capture.remarks)
-        assert f"'before the update' ({foreign[0]}), not made by vadpipe; it is left alone" in told
-        assert f"({foreign[1]}), made by vadpipe elsewhere" in told
+        assert f"'before the update' ({foreign[0]}, " in told
+        assert "not made by vadpipe; it is left alone" in told
+        assert f"({foreign[1]}, " in told
+        assert "made by another run of vadpipe" in told
     assert list(lab.snapshots(moref)) == foreign
     assert capture.snapshots_left == 2
 
 
-async def test_ours_names_the_run_and_the_machine(
+async def test_a_snapshot_description_names_the_run_and_the_host(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
 ) -> None:
     moref = add_vm()

@@ -12,8 +12,8 @@ from vadpipe.lab.vcenter.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
 
 AddVm = Callable[..., str]
 CREATE, REMOVE, ASK, DISKS = (
@@ -97,7 +97,7 @@ async def test_after_a_removal_that_failed_at_the_disks(
 
 
 @pytest.mark.slow
-async def test_retries_of_quiescing_keep_it_too(
+async def test_untracked_disks_stay_untracked_after_a_quiescing_retry(
     lab: LabVcenter, vcenter: Vcenter, reader, journal: Journal, add_vm: AddVm, log: list[str]
 ) -> None:
     add_vm(change_tracking=True)
@@ -110,7 +110,7 @@ async def test_retries_of_quiescing_keep_it_too(
 
 
 @pytest.mark.slow
-async def test_what_was_made_out_of_order_is_not_believed_and_not_remembered(
+async def test_disks_that_needed_consolidation_are_untracked_now_and_next_time(
     lab: LabVcenter, machine: Callable[..., VcenterVm], add_vm: AddVm, log: list[str]
 ) -> None:
     moref = add_vm(change_tracking=True)

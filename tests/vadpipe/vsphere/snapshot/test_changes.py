@@ -61,7 +61,7 @@ def _page(offset: int, length: int, *areas: tuple[int, int]) -> Page:
         _page(0, 100, (99, 1), (0, 10)),
     ],
 )
-def test_a_sound_page_has_no_flaw(page: Page) -> None:
+def test_a_consistent_page_of_changes_has_no_flaw(page: Page) -> None:
     assert flaw(page, 0, 100) == ""
 
 
@@ -78,7 +78,7 @@ def test_a_sound_page_has_no_flaw(page: Page) -> None:
         _page(0, 50, (10, -1)),
     ],
 )
-def test_a_page_that_makes_no_sense_has_one(page: Page) -> None:
+def test_an_inconsistent_page_of_changes_has_a_flaw(page: Page) -> None:
     assert flaw(page, 0, 100) != ""
 
 
@@ -157,7 +157,7 @@ async def test_reasons_to_read_everything(
     assert "read in full" in caught.value.remedy
 
 
-async def test_a_server_that_is_away_is_no_reason_to_read_everything(
+async def test_a_lost_connection_does_not_invalidate_change_tracking(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm(change_tracking=True)
@@ -170,13 +170,15 @@ async def test_a_server_that_is_away_is_no_reason_to_read_everything(
                 await _changed(session, snapshot, since)
 
 
-async def test_a_disk_without_tracking(vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_disk_without_change_tracking_is_read_in_full(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r") as snapshot:
             assert snapshot.disks[0].change_id is None
-            with pytest.raises(ChangeTrackingInvalid, match="not tracked"):
+            with pytest.raises(ChangeTrackingInvalid, match="no change id"):
                 await _changed(session, snapshot, "uuid/1")
 
 

@@ -15,21 +15,20 @@ from pipeline.errors import SourceError
 from vadpipe.files import state_directory
 from vadpipe.vsphere.journal.intents import (
     Intent,
+    IntentKind,
     Journal,
-    Kind,
-    new_intent,
     process_start,
 )
 
 
 def _intent(**changes: object) -> Intent:
-    made = new_intent(
+    made = Intent(
         server="vc01", server_id="id", vm_moref="vm-1", vm_uuid="uuid", vm_name="web01", run="20260101"
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_what_was_written_is_read(journal: Journal) -> None:
+def test_intents_are_read_as_they_were_written(journal: Journal) -> None:
     first, second = _intent(created="2026-01-01T00:00:00+00:00"), _intent(created="2026-01-02T00:00:00+00:00")
     journal.write(second)
     journal.write(first)
@@ -39,7 +38,7 @@ def test_what_was_written_is_read(journal: Journal) -> None:
     assert journal.intents() == [second]
 
 
-def test_an_entry_of_the_time_before_kinds_is_a_snapshot(journal: Journal) -> None:
+def test_an_intent_file_without_a_kind_is_a_snapshot(journal: Journal) -> None:
     intent = _intent()
     journal.write(intent)
     entry = json.loads(journal.path(intent).read_text())
@@ -47,11 +46,11 @@ def test_an_entry_of_the_time_before_kinds_is_a_snapshot(journal: Journal) -> No
         del entry[name]
     journal.path(intent).write_text(json.dumps(entry))
     assert journal.intents() == [intent]
-    assert intent.kind is Kind.SNAPSHOT
+    assert intent.kind is IntentKind.SNAPSHOT
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_is_read_as_it_was_written(journal: Journal, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IntentKind)
+def test_every_kind_of_intent_survives_writing_and_reading(journal: Journal, kind: IntentKind) -> None:
     intent = _intent(kind=kind, libdir="/opt/vddk", tmp_directory="/var/tmp/x")
     journal.write(intent)
     assert journal.intents() == [intent]
@@ -60,7 +59,7 @@ def test_every_kind_is_read_as_it_was_written(journal: Journal, kind: Kind) -> N
 
 
 @pytest.mark.parametrize("damage", [{"kind": "unheard of"}, {"token": None}])
-def test_an_entry_that_makes_no_sense_is_not_passed_over(journal: Journal, damage: dict[str, object]) -> None:
+def test_an_invalid_intent_file_is_an_error(journal: Journal, damage: dict[str, object]) -> None:
     intent = _intent()
     journal.write(intent)
     entry = json.loads(journal.path(intent).read_text())
@@ -73,11 +72,11 @@ def test_an_entry_that_makes_no_sense_is_not_passed_over(journal: Journal, damag
         journal.intents()
 
 
-def test_an_empty_or_missing_directory_has_none(tmp_path: Path) -> None:
+def test_an_empty_or_missing_journal_has_no_intents(tmp_path: Path) -> None:
     assert Journal(tmp_path / "none").intents() == []
 
 
-def test_file_then_name_then_directory_are_made_durable(
+def test_a_journal_write_flushes_file_then_directory(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -120,14 +119,14 @@ def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
         Journal(tmp_path / "file").write(_intent())
 
 
-def test_a_damaged_entry_is_not_passed_over(journal: Journal) -> None:
+def test_a_damaged_intent_file_is_an_error(journal: Journal) -> None:
     journal.write(_intent())
     (journal.directory / "x.intent.json").write_text("{")
     with pytest.raises(SourceError, match=r"x\.intent\.json"):
         journal.intents()
 
 
-def test_entries_are_small_readable_and_for_the_owner(journal: Journal) -> None:
+def test_intent_files_are_small_readable_and_private(journal: Journal) -> None:
     intent = _intent()
     journal.write(intent)
     (path,) = journal.directory.iterdir()
@@ -136,7 +135,7 @@ def test_entries_are_small_readable_and_for_the_owner(journal: Journal) -> None:
     assert journal.directory.stat().st_mode & 0o077 == 0
 
 
-def test_our_own_is_live_until_it_is_abandoned(journal: Journal) -> None:
+def test_an_own_intent_is_live_until_it_is_abandoned(journal: Journal) -> None:
     intent = _intent()
     assert intent.is_live()
     journal.write(intent)
@@ -146,7 +145,7 @@ def test_our_own_is_live_until_it_is_abandoned(journal: Journal) -> None:
     assert not found.is_live()
 
 
-def test_that_of_a_dead_process_is_not() -> None:
+def test_an_intent_of_a_dead_process_is_not_live() -> None:
     ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     start = process_start(ended.pid) or ""
     alive = _intent(pid=ended.pid, process_start=start)
@@ -163,11 +162,11 @@ def _wait_until_dead(intent: Intent) -> bool:
     return not intent.is_live()
 
 
-def test_a_pid_that_another_process_has_now_is_not_its_process() -> None:
+def test_an_intent_whose_pid_was_used_again_is_not_live() -> None:
     assert not _intent(process_start="another boot/1").is_live()
 
 
-def test_what_another_machine_does_is_left_alone() -> None:
+def test_an_intent_of_another_host_is_always_live() -> None:
     assert _intent(host=f"not-{socket.gethostname()}", pid=1, process_start="x").is_live()
 
 

@@ -10,15 +10,23 @@ import trio
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError, leaves
+from pipeline.events import observed
 from vadpipe.lab.vcenter.injection import Delay, Drop
 from vadpipe.lab.vcenter.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal, Kind
+from vadpipe.vsphere.journal.intents import IntentKind, Journal
+from vadpipe.vsphere.vm import power
 from vadpipe.vsphere.vm.power import PowerNotRestored, powered_off
 from vadpipe.vsphere.vm.prepare import enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
+pytestmark = pytest.mark.usefixtures("quick_polls")
 UUID_OFF = {"enable_uuid": False}
+
+
+@pytest.fixture
+def quick_polls(monkeypatch):
+    monkeypatch.setattr(power, "POLL_S", 0.02)
 
 
 @pytest.fixture
@@ -47,6 +55,22 @@ async def test_a_running_vm_is_restarted_for_it(lab, vcenter, add_vm, state):
     assert "PowerOffVM_Task" not in lab.calls
 
 
+async def test_every_step_of_a_restart_is_emitted_and_logged(vcenter, add_vm, caplog):
+    add_vm(**UUID_OFF)
+    events = []
+    with observed(events.append), caplog.at_level("INFO", "vadpipe.vsphere.vm.power"):
+        await prepared(vcenter)
+    steps = [event.facts["step"] for event in events if event.kind == "preparing"]
+    assert steps == [
+        "shutting its guest down",
+        "its guest is down",
+        "setting disk.EnableUUID",
+        "powered on again",
+        "waiting up to 900 s for VMware Tools",
+    ]
+    assert [record.getMessage() for record in caplog.records] == [f"web01: {step}" for step in steps]
+
+
 async def test_without_permission_nothing_is_touched(lab, vcenter, add_vm, state):
     moref = add_vm(**UUID_OFF)
     with pytest.raises(ConfigError, match="--allow-power-off"):
@@ -63,7 +87,7 @@ async def test_a_vm_that_is_off_needs_no_permission_and_stays_off(lab, vcenter, 
     assert "PowerOnVM_Task" not in lab.calls
 
 
-async def test_a_setting_that_is_set_already_needs_no_restart(lab, vcenter, add_vm):
+async def test_a_vm_with_disk_uuids_is_not_restarted(lab, vcenter, add_vm):
     add_vm()
     await prepared(vcenter, allow_power_off=False)
     assert not {"ShutdownGuest", "ReconfigVM_Task"} & lab.calls.keys()
@@ -255,7 +279,7 @@ async def test_a_vm_whose_preparation_was_killed_is_powered_on_by_the_next_start
             await trio.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     lab.drop_connections()  # so that what hangs never happens
-    assert [intent.kind for intent in journal.intents()] == [Kind.POWER]
+    assert [intent.kind for intent in journal.intents()] == [IntentKind.POWER]
     assert state(moref).power == "poweredOff"
     async with vcenter.connect() as session:
         (would,) = await sweep(session, journal, dry_run=True)
@@ -282,7 +306,7 @@ async def test_the_intent_is_durable_before_the_shutdown_and_gone_at_the_end(
     monkeypatch.setattr(VirtualMachine, "ShutdownGuest", look)
     async with vcenter.connect() as session:
         await enable_uuid(session, await find_vm(session, "web01"), journal, allow_power_off=True)
-    assert seen == [Kind.POWER]
+    assert seen == [IntentKind.POWER]
     assert journal.intents() == []
 
 

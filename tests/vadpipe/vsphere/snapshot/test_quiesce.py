@@ -13,6 +13,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.fallback import fallbacks
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, not_conveyed, quiesce_spec
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 
@@ -35,13 +36,13 @@ def test_backup_types_have_the_numbers_of_vss(backup_type: str, number: int) -> 
     assert spec.vssBackupType == number
 
 
-def test_auto_lets_vmware_tools_choose() -> None:
+def test_auto_quiescing_lets_vmware_tools_choose() -> None:
     spec = quiesce_spec(Quiesce.auto(backup_type="full", timeout_min=5), WINDOWS)
     assert isinstance(spec, vim.vm.WindowsQuiesceSpec)
     assert (spec.vssBackupContext, spec.vssBackupType, spec.timeout) == ("ctx_auto", 1, 5)
     assert "truncate" in Quiesce.auto(backup_type="full").warning
     assert Quiesce.auto().warning == ""
-    assert [rung.kind for rung in Quiesce.auto(policy="try").rungs(WINDOWS)] == [
+    assert [kind.kind for kind in fallbacks(Quiesce.auto(policy="try"), WINDOWS)] == [
         "auto",
         "file-system",
         "none",
@@ -61,14 +62,14 @@ def test_auto_lets_vmware_tools_choose() -> None:
         (Quiesce.auto(bootable_system_state=False, partial_files=True), ["bootable", "partial files"]),
     ],
 )
-def test_what_the_older_call_cannot_say_is_told(quiesce: Quiesce, lost: list[str]) -> None:
+def test_options_that_the_older_call_cannot_express_are_reported(quiesce: Quiesce, lost: list[str]) -> None:
     told = not_conveyed(quiesce, WINDOWS)
     assert bool(told) == bool(lost)
     assert all(word in told for word in lost)
     assert not_conveyed(Quiesce.application(backup_type="log"), "ubuntu64Guest") == ""
 
 
-def test_the_other_kinds() -> None:
+def test_the_other_kinds_of_quiescing_have_their_specs() -> None:
     spec = quiesce_spec(Quiesce.file_system(), WINDOWS)
     assert isinstance(spec, vim.vm.WindowsQuiesceSpec)
     assert (spec.vssBackupContext, spec.timeout) == ("ctx_file_share_backup", None)
@@ -82,7 +83,7 @@ def test_a_time_out_outside_what_vsphere_takes_is_a_config_error(timeout_min: in
         Quiesce.application(timeout_min=timeout_min)
 
 
-def test_limits_of_the_time_out_are_good() -> None:
+def test_the_limits_of_the_time_out_are_accepted() -> None:
     assert [Quiesce.file_system(timeout_min=limit).timeout_min for limit in (5, 240)] == [5, 240]
 
 
@@ -109,7 +110,7 @@ def _not_found() -> vmodl.MethodFault:
 
 
 @pytest.mark.parametrize("refusal", [vmodl.fault.NotSupported, _not_found])
-async def test_where_ex_is_not_to_be_had_the_older_call_is_used(
+async def test_servers_without_the_ex_call_get_the_older_one(
     lab: LabVcenter,
     vcenter: Vcenter,
     journal: Journal,

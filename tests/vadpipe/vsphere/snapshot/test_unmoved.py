@@ -49,7 +49,9 @@ def job(
 
 @pytest.mark.parametrize("call", ["CreateContainerView", "SearchDatastore_Task"])
 @pytest.mark.slow
-async def test_before_the_snapshot_it_does_not_matter(lab: LabVcenter, job, move: Move, moref, call) -> None:
+async def test_a_move_before_the_snapshot_does_not_matter(
+    lab: LabVcenter, job, move: Move, moref, call
+) -> None:
     lab.inject(call, Event(move), after=True)
     receipt = await job.run()
     assert receipt.attention == []
@@ -57,7 +59,9 @@ async def test_before_the_snapshot_it_does_not_matter(lab: LabVcenter, job, move
     assert lab.snapshots(moref) == {}
 
 
-async def test_while_it_is_read_nothing_is_published(lab: LabVcenter, job, move: Move, moref: str) -> None:
+async def test_a_vm_moved_during_the_read_publishes_nothing(
+    lab: LabVcenter, job, move: Move, moref: str
+) -> None:
     class Moving:
         async def finish(self, capture):
             move()
@@ -95,7 +99,7 @@ async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, m
     assert lab.snapshots(moref) == {}
 
 
-async def test_a_snapshot_that_somebody_else_removed_proves_nothing(lab, job, moref: str) -> None:
+async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref: str) -> None:
     class Removing:
         async def finish(self, capture):
             lab._inventory.vms[moref].snapshots.clear()
@@ -106,7 +110,7 @@ async def test_a_snapshot_that_somebody_else_removed_proves_nothing(lab, job, mo
     assert job.into.points() == []
 
 
-async def test_files_that_were_freed_read_as_zeros_and_are_not_believed(lab, job, moref: str) -> None:
+async def test_a_vm_moved_while_read_fails_the_run(lab, job, moref: str) -> None:
     """What makes the check worth its calls: the reader itself notices nothing."""
     lab.datastore("datastore2")
     guest = lab.disks(moref)[0]

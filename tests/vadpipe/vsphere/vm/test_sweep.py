@@ -16,7 +16,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal, new_intent
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -76,7 +76,7 @@ async def _snapshot(session: VcenterSession, description: str) -> str:
 async def _dead_intent(session: VcenterSession, journal: Journal) -> Intent:
     """An intent of a process that is no more."""
     vm = await find_vm(session, "web01")
-    intent = new_intent(
+    intent = Intent(
         server=session.server,
         server_id=session.server_id,
         vm_moref=vm.moref,
@@ -140,18 +140,20 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     async with vcenter.connect() as session:
         await _dead_intent(session, journal)
         (looked,) = await sweep(session, journal, dry_run=True)
-        assert looked.outcome is Outcome.NEVER_CREATED
+        assert looked.outcome is Outcome.NOT_FOUND
         assert len(journal.intents()) == 1
         (swept,) = await sweep(session, journal)
-        assert swept.outcome is Outcome.NEVER_CREATED
+        assert swept.outcome is Outcome.NOT_FOUND
         (young,) = journal.intents()  # a host may still be making it
         journal.write(replace(young, created="2001-01-01T00:00:00+00:00"))
         (swept,) = await sweep(session, journal)
-    assert swept.outcome is Outcome.NEVER_CREATED
+    assert swept.outcome is Outcome.NOT_FOUND
     assert journal.intents() == []
 
 
-async def test_two_witnesses_are_needed(vcenter: Vcenter, journal: Journal, add_vm: AddVm) -> None:
+async def test_a_snapshot_is_ours_only_by_intent_and_token(
+    vcenter: Vcenter, journal: Journal, add_vm: AddVm
+) -> None:
     add_vm()
     async with vcenter.connect() as session:
         unknown = await _snapshot(session, description_with("0" * 32))  # our mark, but no intent here
@@ -213,7 +215,7 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
         journal.write(replace(intent, token="1" * 32, server_id="another server"))
         journal.write(replace(intent, token="2" * 32, vm_uuid="no such VM"))
         outcomes = {swept.intent.token: swept.outcome for swept in await sweep(session, journal)}
-    assert outcomes == {intent.token: Outcome.NEVER_CREATED, "2" * 32: Outcome.KEPT}
+    assert outcomes == {intent.token: Outcome.NOT_FOUND, "2" * 32: Outcome.KEPT}
     assert {kept.token for kept in journal.intents()} == {intent.token, "1" * 32, "2" * 32}
 
 

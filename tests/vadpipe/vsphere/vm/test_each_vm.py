@@ -178,7 +178,7 @@ def test_a_vm_that_vanishes_fails_its_own_job_only(lab: LabVcenter, add_vm: AddV
 
 
 @pytest.mark.slow
-def test_a_vm_is_the_same_whatever_it_is_called_by_then(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_a_renamed_vm_is_found_again(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
     add_vm("web01")
     second, third = add_vm("web02"), add_vm("web03")
     held: list[list[str]] = []
@@ -200,7 +200,7 @@ def test_a_vm_is_the_same_whatever_it_is_called_by_then(lab: LabVcenter, add_vm:
 
 
 @pytest.mark.slow
-def test_a_selection_that_fails_costs_the_other_jobs_nothing(add_vm: AddVm, write: Write) -> None:
+def test_a_failed_selection_does_not_stop_other_jobs(add_vm: AddVm, write: Write) -> None:
     add_vm("web01")
     path = write(
         'jobs = [EachVm(vcenter, SelectVms("db*"), job_of), EachVm(vcenter, SelectVms("*"), job_of)]'
@@ -218,7 +218,7 @@ def test_a_selection_that_fails_costs_the_other_jobs_nothing(add_vm: AddVm, writ
         load_jobs(path)
 
 
-def test_plan_asks_nobody(lab: LabVcenter, write: Write) -> None:
+def test_plan_does_not_connect(lab: LabVcenter, write: Write) -> None:
     path = write('jobs = EachVm(vcenter, SelectVms("web*", tag="backup/daily", exclude=["*-test"]), job_of)')
     lab.stop()
     lines = invoke(plan, path).stdout.splitlines()
@@ -281,13 +281,15 @@ def test_cleanup_needs_no_vm_to_be_selected_any_more(lab: LabVcenter, add_vm: Ad
         ("jobs = [SelectVms('*')]", r"holds SelectVms.*not a pipeline\.Job or JobSource"),
     ],
 )
-def test_a_mistake_is_told(add_vm: AddVm, write: Write, lines: str, message: str) -> None:
+def test_a_wrong_job_function_is_a_config_error(
+    add_vm: AddVm, write: Write, lines: str, message: str
+) -> None:
     add_vm("web01")
     with pytest.raises(ConfigError, match=message):
         load_jobs(write(lines))
 
 
-def test_it_is_a_source_of_jobs(write: Write) -> None:
+def test_each_vm_is_a_source_of_jobs(write: Write) -> None:
     [entry] = read_config(write(ALL))
     assert isinstance(entry, JobSource)
     assert not isinstance(entry, Job)

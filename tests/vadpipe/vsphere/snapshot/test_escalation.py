@@ -1,4 +1,4 @@
-"""The documented ladder against redo logs that stay: climbed where allowed, by snapshots that are surely ours."""
+"""The documented escalation against redo logs that stay: taken where allowed, with snapshots of ours only."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +14,8 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.consolidate import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -51,30 +51,30 @@ async def _take(vcenter: Vcenter, journal: Journal, consolidate: Consolidate) ->
 
 
 @pytest.mark.parametrize("consolidate", [True, False, "always"])
-def test_other_wishes_are_refused_before_anything_is_done(vcenter: Vcenter, consolidate: object) -> None:
-    with pytest.raises(ConfigError, match="'never', 'ask', 'ladder'"):
+def test_unknown_values_of_consolidate_are_config_errors(vcenter: Vcenter, consolidate: object) -> None:
+    with pytest.raises(ConfigError, match="'never', 'ask', 'escalate'"):
         VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
 
 
-def test_the_ladder_is_announced(vcenter: Vcenter) -> None:
+def test_effects_mention_the_snapshots_of_an_escalation(vcenter: Vcenter) -> None:
     machine = VcenterVm(vcenter, "web01", reader=None)
     assert "further snapshots" not in " ".join(machine.effects())
-    assert "further snapshots" in " ".join(replace(machine, consolidate="ladder").effects())
+    assert "further snapshots" in " ".join(replace(machine, consolidate="escalate").effects())
 
 
-async def test_asking_climbs_no_further_than_the_first_rung(
+async def test_ask_only_calls_consolidate_vm_disks(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     add_vm()
     stuck()
-    with pytest.raises(ConsolidationNeeded, match="tried were ConsolidateVMDisks") as caught:
+    with pytest.raises(ConsolidationNeeded, match="tried without success: ConsolidateVMDisks") as caught:
         await _take(vcenter, journal, "ask")
     assert caught.value.exit_code == EXIT_ATTENTION
-    assert "--consolidate ladder" in caught.value.remedy
+    assert "--consolidate escalate" in caught.value.remedy
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
+async def test_an_escalation_snapshot_consolidates_redo_logs(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -86,7 +86,7 @@ async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
         in_task=True,
         after=True,
     )
-    await _take(vcenter, journal, "ladder")
+    await _take(vcenter, journal, "escalate")
     ((intents, (description,)),) = told
     assert intents == 1  # the same intent announces it
     assert "[vadpipe:" in description
@@ -96,41 +96,41 @@ async def test_a_snapshot_of_ours_takes_the_redo_logs_with_it(
     assert journal.intents() == []
 
 
-async def test_the_last_rung_is_quiesced(
+async def test_the_last_step_of_the_escalation_is_quiesced(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm(quiescing="file-system")
     stuck(removals=1)
     quiesced: list[str] = []
     lab.on_snapshot.append(lambda moref, frozen: quiesced.append(moref))
-    await _take(vcenter, journal, "ladder")
+    await _take(vcenter, journal, "escalate")
     assert quiesced == [moref]
     assert lab.calls["CreateSnapshot_Task"] == 2
     assert not lab.needs_consolidation(moref)
     assert journal.intents() == []
 
 
-async def test_when_no_rung_helps_all_are_named_and_nothing_of_ours_is_left_in_the_tree(
+async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm(quiescing="fault")
     stuck(removals=5)
     with pytest.raises(ConsolidationNeeded) as caught:
-        await _take(vcenter, journal, "ladder")
-    for rung in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
-        assert rung in caught.value.problem
+        await _take(vcenter, journal, "escalate")
+    for step in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
+        assert step in caught.value.problem
     assert lab.snapshots(moref) == {}
     assert len(journal.intents()) == 1  # for the next sweep
 
 
-async def test_it_is_not_climbed_where_the_vm_has_snapshots_of_others(
+async def test_no_snapshot_is_made_for_consolidation_while_the_vm_has_others(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
     foreign = lab.take_snapshot(moref, "before the update")
     stuck()
     with pytest.raises(ConsolidationNeeded, match=r"snapshots of others \(before the update\)"):
-        await _take(vcenter, journal, "ladder")
+        await _take(vcenter, journal, "escalate")
     assert list(lab.snapshots(moref)) == [foreign]
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
@@ -141,36 +141,36 @@ async def test_a_full_datastore_gets_no_further_snapshot(
     add_vm()
     stuck(fault=lambda: vim.fault.NoDiskSpace(file="x", datastore="datastore1"))
     with pytest.raises(ConsolidationNeeded, match="datastore is full"):
-        await _take(vcenter, journal, "ladder")
+        await _take(vcenter, journal, "escalate")
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_lost_answer_on_a_rung_leaves_no_second_snapshot(
+async def test_a_lost_answer_during_escalation_leaves_no_second_snapshot(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
     stuck()
     lab.inject("CreateSnapshot_Task", Drop.AFTER)
-    await _take(vcenter, journal, "ladder")
+    await _take(vcenter, journal, "escalate")
     assert lab.snapshots(moref) == {}
     assert not lab.needs_consolidation(moref)
 
 
-async def test_a_snapshot_of_a_rung_that_stays_is_named_as_such(
+async def test_a_snapshot_of_the_escalation_that_stays_is_reported(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
     stuck()
     lab.inject("RemoveSnapshot_Task", lambda: vim.fault.SnapshotFault(), 2)
     with pytest.raises(SnapshotLeaked, match="to consolidate the disks could not be removed") as caught:
-        await _take(vcenter, journal, "ladder")
+        await _take(vcenter, journal, "escalate")
     assert not isinstance(caught.value, ConsolidationNeeded)
     (description,) = lab.snapshots(moref).values()
     (intent,) = journal.intents()
     assert intent.token in description
 
 
-async def test_the_sweep_removes_what_a_run_that_ended_on_a_rung_left(
+async def test_the_sweep_removes_what_a_killed_escalation_left(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
 ) -> None:
     moref = add_vm()
@@ -187,12 +187,12 @@ async def test_the_sweep_removes_what_a_run_that_ended_on_a_rung_left(
         vm = await find_vm(session, "web01")
         with pytest.raises(ConsolidationNeeded):
             await _take(vcenter, journal, "never")
-        async with trio.open_nursery() as nursery:  # a sweep that is cancelled on the rung, as by a kill
+        async with trio.open_nursery() as nursery:  # a sweep that is cancelled in the middle, as by a kill
 
-            async def climb() -> None:
-                await sweep(session, journal, consolidate="ladder")
+            async def escalate() -> None:
+                await sweep(session, journal, consolidate="escalate")
 
-            nursery.start_soon(climb)
+            nursery.start_soon(escalate)
             await created.wait()
             nursery.cancel_scope.cancel()
         assert len(lab.snapshots(moref)) == 1

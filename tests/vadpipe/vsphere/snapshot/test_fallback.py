@@ -10,6 +10,7 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.snapshot.fallback import fallbacks
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 
@@ -80,7 +81,7 @@ async def test_what_a_failed_attempt_left_is_removed_before_the_next(
     assert lab.snapshots(moref) == {}
 
 
-async def test_tried_it_goes_down_rung_by_rung_and_says_so(
+async def test_try_falls_back_kind_by_kind_and_reports_each(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm()
@@ -92,7 +93,7 @@ async def test_tried_it_goes_down_rung_by_rung_and_says_so(
     assert lab.calls[CREATE] == 3
 
 
-async def test_one_rung_down_is_enough_where_only_applications_fail(
+async def test_try_falls_back_to_file_systems_when_applications_fail(
     vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm(quiescing="file-system")
@@ -100,14 +101,14 @@ async def test_one_rung_down_is_enough_where_only_applications_fail(
     assert snapshot.quiesce.kind == "file-system"
 
 
-async def test_a_vm_that_is_off_is_not_asked_and_it_is_said(
+async def test_a_vm_that_is_off_is_not_quiesced_and_the_report_says_so(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     add_vm(power="poweredOff")
     snapshot = await _taken(vcenter, journal, Quiesce.application())
     assert snapshot.quiesce.kind == "none"
     assert snapshot.remarks == [
-        "web01 was not quiesced: the VM is not running, so vSphere would ignore it without a word."
+        "web01 was not quiesced: the VM is not running, so vSphere would ignore the request."
     ]
 
 
@@ -145,15 +146,15 @@ async def test_backup_types_that_touch_logs_come_with_a_warning(
 @pytest.mark.parametrize(
     "settings", [{"policy": "never"}, {"policy": "maybe"}, {"retries": -1}, {"retry_after_s": -1}]
 )
-def test_settings_that_make_no_sense(settings: dict[str, object]) -> None:
+def test_invalid_quiescing_settings_are_config_errors(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Quiesce.application(**settings)  # type: ignore[arg-type]
 
 
-def test_rungs() -> None:
+def test_fallbacks_go_from_applications_to_file_systems_to_none() -> None:
     windows, linux = "windows2019srv_64Guest", "ubuntu64Guest"
     tried = Quiesce.application(policy="try", backup_type="full")
-    assert [rung.kind for rung in tried.rungs(windows)] == ["application", "file-system", "none"]
-    assert [rung.kind for rung in tried.rungs(linux)] == ["application", "none"]
-    assert Quiesce.application().rungs(windows) == [Quiesce.application()]
-    assert Quiesce.none().rungs(windows) == [Quiesce.none()]
+    assert [kind.kind for kind in fallbacks(tried, windows)] == ["application", "file-system", "none"]
+    assert [kind.kind for kind in fallbacks(tried, linux)] == ["application", "none"]
+    assert fallbacks(Quiesce.application(), windows) == [Quiesce.application()]
+    assert fallbacks(Quiesce.none(), windows) == [Quiesce.none()]

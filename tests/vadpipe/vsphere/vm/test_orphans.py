@@ -57,7 +57,7 @@ def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], refer
     assert unreferenced(found, found) == {}
 
 
-def test_it_reads_as_a_line_and_as_json() -> None:
+def test_an_orphan_renders_as_a_line_and_as_json() -> None:
     orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
     assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
     assert json.loads(json.dumps(orphan.as_dict()))["size"] == 3 * MiB
@@ -90,7 +90,7 @@ async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, 
 
 
 @pytest.mark.slow
-async def test_what_disks_and_snapshots_hang_on_is_not(
+async def test_files_of_disks_and_snapshots_are_no_orphans(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, home: Path, wait_until: WaitUntil
 ) -> None:
     moref = lab.moref("web01")
@@ -109,14 +109,16 @@ async def test_what_disks_and_snapshots_hang_on_is_not(
         assert await orphan_candidates(session, [vm]) == []  # the running disks still hang on them
 
 
-async def test_what_another_vm_uses_is_not(lab: LabVcenter, vcenter: Vcenter, home: Path) -> None:
+async def test_a_disk_that_another_vm_uses_is_no_orphan(
+    lab: LabVcenter, vcenter: Vcenter, home: Path
+) -> None:
     guest = LabDisk.create(home, "of_web02", MiB)
     assert await _candidates(vcenter) == ["[datastore1] web01/of_web02.vmdk"]
     lab.register_vm(home, "web02", [guest])
     assert await _candidates(vcenter) == []
 
 
-async def test_what_comes_while_the_directory_is_searched_is_not(
+async def test_a_disk_that_appears_during_the_search_is_no_orphan(
     lab: LabVcenter, vcenter: Vcenter, home: Path
 ) -> None:
     moref = lab.moref("web01")
