@@ -16,7 +16,6 @@ Facts about chunks are numpy columns, one row per chunk: never one Python object
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +30,19 @@ DIGEST_SIZE = 32
 
 Digests = NDArray[np.uint8]  # shape (n, DIGEST_SIZE)
 NO_FRAME = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+class Identity(Protocol):
+    """How chunks are named. Two identities are equal when they give the same digests."""
+
+    @property
+    def name(self) -> str:
+        """For messages, e.g. 'keyed BLAKE3'."""
+        ...
+
+    def digest(self, data: memoryview) -> bytes:
+        """DIGEST_SIZE bytes. Any thread may call it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,10 @@ class CutSpan(Span):
 
 @dataclass(frozen=True, kw_only=True)
 class DigestedSpan(CutSpan):
-    """A cut span with the identity of each chunk, one row each."""
+    """A cut span with the digest of each chunk, one row each, computed by `identity`."""
 
     digest: Digests
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,7 @@ class FramedSpan:
 
     offset: int
     length: int
+    identity: Identity
     data: Extents
     zeros: Extents
     zero_read: int = 0
@@ -157,21 +171,24 @@ class FramedSpan:
 Gap = Zeros | Unchanged
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """Where the chunks of a span are stored, one row each; `frames` are new, `known` marks rows stored before."""
+
+    frame: NDArray[np.uint64]
+    place: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    frames: Sequence[PlannedFrame]
+
+
 class ChunkIndex(Protocol):
-    """What knows which chunks are stored, for all disks of a point: whoever uses it holds `lock`."""
+    """What knows which chunks are stored, for all disks of a point. Any thread may call it."""
 
     @property
-    def lock(self) -> threading.RLock:
-        """Held from looking a span up until its new frames are promised, so that no chunk is promised twice."""
+    def identity(self) -> Identity:
+        """How its chunks are named."""
         ...
 
-    def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Frame number (NO_FRAME when unknown) and byte place in that frame, one row per digest."""
-        ...
-
-    def add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
-        """Promise a new frame that holds these chunks in this order; `lookup` finds them from now on.
-
-        Returns the number of the frame. The digests must be unknown and distinct.
-        """
+    def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
+        """Give every chunk its place: an old one, or one in a new frame that is promised from now on."""
         ...

@@ -114,6 +114,7 @@ class Compress(KernelStage[DedupedSpan | Gap, FramedSpan | Gap]):
         return FramedSpan(
             offset=span.offset,
             length=span.length,
+            identity=span.identity,
             data=span.data,
             zeros=span.zeros,
             zero_read=span.zero_read,

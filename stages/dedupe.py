@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import (
-    DIGEST_SIZE,
     NO_FRAME,
+    Assignment,
     ChunkIndex,
     DedupedSpan,
     DigestedSpan,
     Digests,
     Gap,
+    Identity,
     KernelStage,
-    MiB,
-    PlannedFrame,
 )
+from vadpipe.kernels.dedupe import FRAME, assign, frame_borders
 from vadpipe.kernels.digest_table import DigestTable
+from vadpipe.kernels.identity import Blake3
 
-# One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section 3).
-FRAME = 1 * MiB
+__all__ = ["FRAME", "Dedupe", "MemoryIndex", "dedupe", "frame_borders"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,18 @@ class Dedupe(KernelStage[DigestedSpan | Gap, DedupedSpan | Gap]):
 class MemoryIndex:
     """A chunk index that lives as long as the program: for embedding and for measuring. 80 bytes per chunk."""
 
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
+    def __init__(self, identity: Identity | None = None) -> None:
+        self.identity: Identity = identity or Blake3()
+        self._lock = threading.RLock()
         self._table = DigestTable(1 << 16)
         self._frame = np.empty(self._table.capacity, dtype=np.uint64)
         self._place = np.empty(self._table.capacity, dtype=np.int64)
         self._frames = 0
         self._added: list[tuple[Digests, NDArray[np.int64]]] = []  # inserted together: cheaper by far
+
+    def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
+        with self._lock:
+            return assign(digest, offset, length, self.lookup, self.add_frame)
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         self._insert()
@@ -89,60 +94,11 @@ class MemoryIndex:
 
 def dedupe(span: DigestedSpan, index: ChunkIndex) -> DedupedSpan:
     """The kernel of Dedupe, in the order of the disk."""
-    with index.lock:
-        return _dedupe(span, index)
-
-
-def _dedupe(span: DigestedSpan, index: ChunkIndex) -> DedupedSpan:
-    frame, place = index.lookup(span.digest)
-    unknown = np.flatnonzero(frame == NO_FRAME)
-    frames: list[PlannedFrame] = []
-    new = np.zeros(len(frame), dtype=np.bool_)
-    if len(unknown):
-        first, inverse = _first_of_equals(span.digest[unknown])
-        new[unknown[first]] = True
-        for low, high in frame_borders(new, span.chunk_offset, span.chunk_length):
-            length = span.chunk_length[low:high]
-            number = index.add_frame(length, span.digest[low:high])
-            frame[low:high] = number
-            place[low:high] = np.cumsum(length) - length
-            frames.append(PlannedFrame(number, low, high))
-        originals = unknown[first][inverse]
-        frame[unknown] = frame[originals]
-        place[unknown] = place[originals]
+    placed = index.assign(span.digest, span.chunk_offset, span.chunk_length)
     return DedupedSpan(
         **vars(span),
-        chunk_frame=frame,
-        chunk_place=place,
-        known=~new,
-        frames=frames,
+        chunk_frame=placed.frame,
+        chunk_place=placed.place,
+        known=placed.known,
+        frames=placed.frames,
     )
-
-
-def frame_borders(
-    new: NDArray[np.bool_], offset: NDArray[np.int64], length: NDArray[np.int64]
-) -> list[tuple[int, int]]:
-    """Rows [low, high) of the frames: new chunks side by side on the disk, as many as fit."""
-    end = offset + length
-    starts_run = new & ~np.concatenate(([False], new[:-1] & (end[:-1] == offset[1:])))
-    borders: list[tuple[int, int]] = []
-    run_of = np.cumsum(starts_run)
-    for low in np.flatnonzero(starts_run).tolist():
-        last = int(np.searchsorted(run_of, run_of[low], side="right"))
-        stop = low + int(np.argmin(new[low:last])) if not new[low:last].all() else last
-        while low < stop:
-            high = int(np.searchsorted(end[low:stop], offset[low] + FRAME, side="right")) + low
-            borders.append((low, max(high, low + 1)))
-            low = borders[-1][1]
-    return borders
-
-
-def _first_of_equals(digest: Digests) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows where each distinct digest stands first, and for every row which of those it equals."""
-    heads = np.ascontiguousarray(digest[:, :8]).view(np.uint64).ravel()
-    if len(np.unique(heads)) == len(heads):  # nearly always, and much cheaper to see
-        every = np.arange(len(heads))
-        return every, every
-    rows = np.ascontiguousarray(digest).view(np.dtype((np.void, DIGEST_SIZE))).ravel()
-    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    return first, inverse

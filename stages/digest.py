@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
-from blake3 import blake3
 
 from pipeline import (
     DIGEST_SIZE,
+    ChunkIndex,
     CutSpan,
     DigestedSpan,
     Gap,
+    Identity,
     KernelStage,
 )
+from vadpipe.kernels.identity import Blake3
+
+__all__ = ["Blake3", "Digest"]
 
 
-@dataclass(frozen=True)
-class Blake3:
-    """BLAKE3, keyed with 32 secret bytes of a repository: collision-resistant also against a guest that writes
-    hostile blocks, and what a chunk is called tells nothing to who lacks the key. 2.7 GB/s per core.
-
-    Source: the BLAKE3 paper, section 2.3, keyed mode.
-    """
-
-    key: bytes | None = field(default=None, repr=False)
-
-    def digest(self, data: memoryview) -> bytes:
-        """32 bytes."""
-        return (blake3(data, key=self.key) if self.key else blake3(data)).digest()
+_UNKEYED = Blake3()
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
     Memory: the spans in hand. Cancel: leaves nothing behind.
     """
 
-    identity: Blake3 = Blake3()
+    identity: Identity | ChunkIndex = _UNKEYED
     serial = True  # many small calls: see pipeline.lift
 
     def kernel(self) -> Callable[[CutSpan], DigestedSpan]:
@@ -47,11 +40,19 @@ class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
 
     def _digest(self, span: CutSpan) -> DigestedSpan:
         memory = span.buffer.memory
-        digest = self.identity.digest
+        identity = identity_of(self.identity)
+        digest = identity.digest
         starts = (span.chunk_offset - span.offset).tolist()
         ends = (span.chunk_offset - span.offset + span.chunk_length).tolist()
         joined = b"".join([digest(memory[low:high]) for low, high in zip(starts, ends, strict=True)])
         return DigestedSpan(
             **vars(span),
+            identity=identity,
             digest=np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_SIZE),
         )
+
+
+def identity_of(named: Identity | ChunkIndex) -> Identity:
+    """An identity, or that of an index."""
+    found: Identity | None = getattr(named, "identity", None)
+    return cast("Identity", named if found is None else found)

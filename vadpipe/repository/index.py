@@ -52,6 +52,7 @@ class Index:
 
     def __init__(self, layout: Layout, repository_id: bytes) -> None:
         self._repository_id = repository_id
+        self._base = 0
         self.segments: list[Segment] = []
         self.damaged: list[IntegrityError] = []
         for path in sorted(layout.index.glob("*.idx")):
@@ -85,24 +86,34 @@ class Index:
         for table, segment in enumerate(self.segments):
             missing = np.flatnonzero(number == NO_FRAME)
             row = segment.find_frames(identity[missing])
-            number[missing[row >= 0]] = _numbers(table, row[row >= 0])
+            number[missing[row >= 0]] = self._numbers(table, row[row >= 0])
         self._touch(len(identity))
         return number
 
     def frame_ids(self, number: Numbers) -> Digests:
         """The ids of frames by number."""
         result = np.empty((len(number), DIGEST_SIZE), dtype=np.uint8)
-        for table, at, row in _by_table(number):
+        for table, at, row in self._by_table(number):
             result[at] = self._ids(table, row)
         return result
 
     def addresses(self, number: Numbers) -> list[FrameAddress]:
         """Where published frames are stored."""
         result: list[FrameAddress | None] = [None] * len(number)
-        for table, at, row in _by_table(number):
+        for table, at, row in self._by_table(number):
             for place, address in zip(at.tolist(), self.segments[table].addresses(row), strict=True):
                 result[place] = address
         return [address for address in result if address is not None]
+
+    def _numbers(self, table: int, row: Rows) -> Numbers:
+        return row.astype(np.uint64) | np.uint64((self._base + table) << 32)
+
+    def _by_table(self, number: Numbers) -> Iterator[tuple[int, NDArray[np.intp], Rows]]:
+        """For each table: which of the numbers lie in it, and their rows there."""
+        tables = (number >> np.uint64(32)).astype(np.int64) - self._base
+        for table in np.unique(tables).tolist():
+            at = np.flatnonzero(tables == table)
+            yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
 
     def _ids(self, table: int, row: Rows) -> Digests:
         return self.segments[table].ids(row)
@@ -115,7 +126,7 @@ class Index:
                 break
             frame, at = self.segments[table].lookup(digest[missing])
             found = frame >= 0
-            number[missing[found]] = _numbers(table, frame[found])
+            number[missing[found]] = self._numbers(table, frame[found])
             place[missing[found]] = at[found]
         self._touch(len(digest))
 
@@ -211,6 +222,8 @@ class RunIndex(Index):
         self.lock = threading.RLock()
         self._layout = layout
         self._run_id = run_id
+        # Numbers begin elsewhere in every run: those of another run or index are not found here.
+        self._base = 1 + int(run_id[:7], 16)
         self._first = len(self.segments)
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
 
@@ -222,7 +235,7 @@ class RunIndex(Index):
             missing = np.flatnonzero(number == NO_FRAME)
             frame, at = self._own[serial].lookup(digest[missing])
             found = frame >= 0
-            number[missing[found]] = _numbers(self._first + serial, frame[found])
+            number[missing[found]] = self._numbers(self._first + serial, frame[found])
             place[missing[found]] = at[found]
         self._search(digest, number, place)
         return number, place
@@ -238,7 +251,7 @@ class RunIndex(Index):
         if not isinstance(draft, Draft) or not draft.has_room(len(length)):
             draft = Draft(len(self._own), DRAFT_ROWS)
             self._own.append(draft)
-        return (self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
+        return (self._base + self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
 
     @_locked
     def promised(self, number: int) -> bytes:
@@ -291,27 +304,17 @@ class RunIndex(Index):
 
     def _waiting(self, number: int) -> tuple[Draft, np.void]:
         """The draft and the row of a frame that is not stored yet."""
-        serial, row = (number >> 32) - self._first, number & 0xFFFF_FFFF
+        serial, row = (number >> 32) - self._base - self._first, number & 0xFFFF_FFFF
         draft = self._own[serial] if 0 <= serial < len(self._own) else None
         if not isinstance(draft, Draft) or row >= len(draft.frames) or draft.frames[row]["offset"]:
-            raise ContractError(f"Frame {number} was not promised with add_frame, or it came twice.")
+            raise ContractError(f"Frame {number} was not promised by this point, or it came twice.")
         found: np.void = draft.frames[row]
         return draft, found
 
     def _ids(self, table: int, row: Rows) -> Digests:
         tables: list[Draft | Segment] = [*self.segments, *self._own]
-        if table >= len(tables) or int(row.max()) >= len(tables[table].frames):
-            raise ContractError(f"There is no frame with the number {table << 32 | int(row.max())}.")
+        if not 0 <= table < len(tables) or int(row.max()) >= len(tables[table].frames):
+            raise ContractError(
+                f"There is no frame with the number {(self._base + table) << 32 | int(row.max())}."
+            )
         return tables[table].ids(row)
-
-
-def _numbers(table: int, row: Rows) -> Numbers:
-    return row.astype(np.uint64) | np.uint64(table << 32)
-
-
-def _by_table(number: Numbers) -> Iterator[tuple[int, NDArray[np.intp], Rows]]:
-    """For each table: which of the numbers lie in it, and their rows there."""
-    tables = (number >> np.uint64(32)).astype(np.int64)
-    for table in np.unique(tables).tolist():
-        at = np.flatnonzero(tables == table)
-        yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)

@@ -29,7 +29,6 @@ from pipeline import (
 from pipeline.testing.fakes import FakeMachine
 from stages import (
     AllocatedExtents,
-    Blake3,
     ChangedExtents,
     Codec,
     Compress,
@@ -119,7 +118,7 @@ def _into(extents: Source[Window], disk: Disk, point: Point, codec: Codec) -> Pi
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(Blake3(point.key))
+        | Digest(point)
         | Dedupe(point)
         | Compress(codec)
         | IntoRepository(point, disk)

@@ -258,7 +258,7 @@ def test_settings_do_no_io_and_show_no_key(tmp_path):
     assert repr(repository) == f"Repository('{tmp_path / 'nowhere'}')"
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(ContractError, match="only planned"):
-        point.lookup(np.zeros((1, 32), np.uint8))
+        point.assign(*[np.zeros((1, 32), np.uint8)] * 3)
 
 
 # --- what is not a repository ---
@@ -306,17 +306,20 @@ async def point(repository):
         yield point
 
 
-def framed(point, offset, content, *, seed=0):
+def framed(point, offset, content):
     """A span of `content` as one new frame of one chunk per 64 KiB, promised to the point."""
     size = 64 * KiB
     length = np.array([min(size, len(content) - low) for low in range(0, len(content), size)], dtype=np.int64)
     place = np.cumsum(length) - length
-    digest = random_bytes(seed + offset, 32 * len(length)).reshape(-1, 32)
-    number = point.add_frame(length, digest)
+    names = [point.identity.digest(content[low : low + size]) for low in place.tolist()]
+    digest = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32)
+    placed = point.assign(digest, place + offset, length)
+    (number,) = [frame.number for frame in placed.frames]
     frame = EncodedFrame(number, "raw", len(content), content.tobytes(), length, digest)
     return FramedSpan(
         offset=offset,
         length=len(content),
+        identity=point.identity,
         data=Extents.whole(len(content), offset),
         zeros=Extents.empty(),
         chunk_offset=place + offset,
@@ -337,7 +340,7 @@ async def test_the_sink_keeps_the_rules(repository, point):
     seeds = iter(range(0, 10**9, 10**4))
 
     def items():
-        return [framed(point, 0, random_bytes(1, MiB), seed=next(seeds)), Zeros(MiB, 3 * MiB)]
+        return [framed(point, 0, random_bytes(next(seeds), MiB)), Zeros(MiB, 3 * MiB)]
 
     def published():
         return sorted(repository.path.glob("points/*/*"))
@@ -430,7 +433,10 @@ def altered_frame(point, **changes):
     [
         (lambda p: altered_frame(p, number=77), "was not promised"),
         (lambda p: altered_frame(p, length=MiB - 1), "other chunks than were promised"),
-        (lambda p: altered_frame(p, digest=random_bytes(9, 512).reshape(16, 32)), "other chunks"),
+        (
+            lambda p: altered_frame(p, digest=random_bytes(9, 512).reshape(16, 32)),
+            "digests of its chunks are not",
+        ),
         (lambda p: altered_frame(p, codec="lzma"), "does not know the codec 'lzma'"),
         (
             lambda p: (lambda span: replace(span, frames=span.frames * 2))(
