@@ -8,18 +8,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from pipeline import IntegrityError, SinkError
+from pipeline import IntegrityError, KiB, SinkError
 from vadpipe.files import flush_directory
 
-from .damage import Damage
-from .files import DIRECTORY_MODE, sink_errors, write_durably
-from .keys import KEY_SIZE, Keys
+from .files import DIRECTORY_MODE, Damage, read_whole, sink_errors, write_durably
 from .layout import Layout
-from .sealed import parse, seal, unseal
+from .sealed import KEY_SIZE, Keys, parse, seal, unseal
 
 FORMAT: Final = "vadpipe repository"
 VERSION: Final = 1
 ID_SIZE: Final = 16
+_LARGEST: Final = 64 * KiB
 
 
 @dataclass(frozen=True)
@@ -76,19 +75,9 @@ def read_config(layout: Layout) -> Config:
     """Raises SinkError for what is no repository of this version, IntegrityError for an altered config."""
     path = layout.config
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise SinkError(
-            f"{layout.root} is not a repository: it has no {path.name}.",
-            remedy=f"Name a repository, or make one with: vadpipe init {layout.root}",
-            path=str(layout.root),
-        ) from None
-    except OSError as exc:
-        raise SinkError(
-            f"Could not read {path}: {exc.strerror}.",
-            remedy="Give this user the right to read the repository.",
-            path=str(path),
-        ) from exc
+        content = read_whole(path, _LARGEST)
+    except Damage as damage:
+        raise _unreadable(layout, damage) from damage.__cause__
     try:
         fields = parse(content)
         if fields.get("format") != FORMAT:
@@ -110,6 +99,21 @@ def read_config(layout: Layout) -> Config:
             remedy="Put it back from a copy of the repository: without its key nothing can be proved.",
             path=str(path),
         ) from damage
+
+
+def _unreadable(layout: Layout, damage: Damage) -> SinkError:
+    path = layout.config
+    if isinstance(damage.__cause__, FileNotFoundError | NotADirectoryError):
+        return SinkError(
+            f"{layout.root} is not a repository: it has no {path.name}.",
+            remedy=f"Name a repository, or make one with: vadpipe init {layout.root}",
+            path=str(layout.root),
+        )
+    return SinkError(
+        f"Could not read {path}: {damage}.",
+        remedy="Give this user the right to read the repository, or put the file back from a copy of it.",
+        path=str(path),
+    )
 
 
 def _parse(fields: dict[str, object], content: bytes) -> Config:

@@ -1,9 +1,10 @@
-"""Durable files: temporary name, fsync, rename, fsync of the directory; and the errors of the file system."""
+"""Files of a repository: reading what may be anything, writing durably, and the errors of the file system."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,24 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        "Free space there (or raise the quota or file size limit) and run again.",
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "Give this user the right to do so, or choose another target.",
+    ),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE), "Raise the limit of open files (`ulimit -n`) and run again."
+    ),
+}
+
+
+class Damage(Exception):
+    """A phrase like 'its checksum is wrong'. Whoever knows the file, the position and the disk that is hit makes an
+    IntegrityError of it; this one never leaves the package."""
 
 
 @contextmanager
@@ -27,18 +44,67 @@ def sink_errors(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as exc:
         number = exc.errno or 0
-        if number in _FULL:
-            remedy = "Free space there (or raise the quota or file size limit) and run again."
-        elif number in _REFUSED:
-            remedy = "Give this user the right to do so, or choose another target."
-        else:
-            remedy = "Check the file system and the kernel's log, then run again."
+        remedy = _REMEDIES.get(number, "Check the file system and the kernel's log, then run again.")
         raise SinkError(
             f"Could not {doing} {path}: {os.strerror(number) if number else exc}.",
             remedy=f"{remedy} Nothing was published.",
             path=str(path),
             errno=number,
         ) from exc
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor for reading a regular file. Never waits, as opening a FIFO would.
+
+    Raises:
+        Damage: it is missing, something else or cannot be read; the cause is the OSError, if there was one.
+        SinkError: this process has too many files open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as exc:
+        if exc.errno in (errno.EMFILE, errno.ENFILE):
+            with sink_errors(path, "open"):
+                raise
+        if exc.errno == errno.ELOOP:
+            raise Damage("it is a symbolic link instead of a file") from exc
+        raise Damage(f"reading it failed ({exc.strerror})") from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damage("it is not a regular file")
+    return descriptor
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """`open_regular`, closed at the end; an OSError inside becomes a Damage."""
+    descriptor = open_regular(path)
+    try:
+        yield descriptor
+    except OSError as exc:
+        raise Damage(f"reading it failed ({exc.strerror})") from exc
+    finally:
+        os.close(descriptor)
+
+
+def read_exactly(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes at `offset`. Raises Damage when the file ends before, OSError."""
+    content = os.pread(descriptor, size, offset)
+    while len(content) < size:
+        more = os.pread(descriptor, size - len(content), offset + len(content))
+        if not more:
+            raise Damage("it is cut off")
+        content += more
+    return content
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """The content of a small file. Raises Damage, also when it is larger than `limit`."""
+    with opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size > limit:
+            raise Damage(f"it has {size} bytes, and no file of its kind has more than {limit}")
+        return read_exactly(descriptor, size, 0)
 
 
 def create(path: Path) -> int:

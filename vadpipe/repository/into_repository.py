@@ -40,10 +40,10 @@ from .disk_map import (
     joined,
     page_count,
     page_list,
+    parse_page,
     root_of,
 )
 from .frames import Kind
-from .objects import parse_page
 from .point import Point
 from .restore_point import StoredDisk
 

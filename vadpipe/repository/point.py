@@ -41,10 +41,8 @@ from .frames import (
     record,
 )
 from .index import RunIndex
-from .keys import Keys
 from .layout import Layout
-from .objects import read_object
-from .packs import PackWriter
+from .packs import PackWriter, read_object
 from .restore_point import (
     Document,
     Quiescing,
@@ -52,6 +50,7 @@ from .restore_point import (
     StoredDisk,
     encode,
 )
+from .sealed import Keys
 
 # Half of the largest frame: a document is cut, so that its pieces need no more memory than a map does.
 DOCUMENT_PART: Final = 8 * MiB
@@ -280,8 +279,10 @@ def _publish_files(run: OpenRun, point: RestorePoint, content: bytes) -> None:
     for draft in run.index.last():
         run.index.replace(draft, run.index.write(draft))
     for segment in run.index.written():
-        with sink_errors(segment, "publish"):
-            publish(segment, run.layout.index / segment.name)
+        final = run.layout.index / segment.path.name
+        with sink_errors(segment.path, "publish"):
+            publish(segment.path, final)
+        segment.moved(final)
     path = run.layout.point(point.machine.uuid, point.id)
     with sink_errors(path, "write"):
         write_durably(path, run.layout.tmp / f"{run.id}.json", content)

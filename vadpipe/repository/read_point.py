@@ -22,10 +22,9 @@ from pipeline import (
     run_ordered,
 )
 
-from .damage import Damage
 from .disk_map import PAGE, PageMap
-from .objects import damaged_frame
-from .packs import FrameAddress
+from .files import Damage
+from .packs import FrameAddress, damaged_frame
 from .reader import RepositoryReader
 from .restore_point import RestorePoint, StoredDisk
 

@@ -24,12 +24,12 @@ from .disk_map import (
     PAGE,
     PageMap,
     page_count,
+    parse_page,
     root_of,
 )
 from .index import Index
 from .layout import Layout
-from .objects import FrameCache, parse_page, read_object
-from .packs import FrameAddress
+from .packs import FrameAddress, FrameCache, read_object
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final, cast
 
-from pipeline import DiskReceipt, IntegrityError, MachineId
+from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, MachineId, MiB
 
-from .damage import Damage
-from .keys import Keys
+from .files import Damage, read_whole
 from .layout import Layout, machine_directory
-from .sealed import seal, unseal
+from .sealed import Keys, seal, unseal
 
 VERSION: Final = 1
+
+# A point with the full verdict of a guest with hundreds of databases has some 100 KiB.
+LARGEST: Final = 64 * MiB
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class RestorePoint:
         }
 
 
+_MOST_BYTES: Final = 1 << 63
+
+
 def encode(point: RestorePoint, keys: Keys) -> bytes:
     return seal(point.as_dict(), keys.seal)
 
@@ -108,11 +113,11 @@ def encode(point: RestorePoint, keys: Keys) -> bytes:
 def read_point(path: Path, keys: Keys) -> RestorePoint:
     """Raises IntegrityError."""
     try:
-        point = _decode(unseal(path.read_bytes(), keys.seal))
+        point = _decode(unseal(read_whole(path, LARGEST), keys.seal))
         if (path.stem, path.parent.name) != (point.id, machine_directory(point.machine.uuid)):
             raise Damage(f"it is point {point.id} of VM {point.machine.name}, under another's name")
         return point
-    except (Damage, OSError) as problem:
+    except Damage as problem:
         raise IntegrityError(
             f"Restore point {path} is damaged: {problem}.",
             remedy="Put this file back from a copy of the repository; other points are not hit.",
@@ -162,19 +167,38 @@ def _decode(document: dict[str, object]) -> RestorePoint:
             ),
             configuration=cast("Mapping[str, object]", document["configuration"]),
             documents={
-                name: Document(cast(int, entry["length"]), tuple(cast("Sequence[str]", entry["parts"])))
+                name: Document(
+                    _number(entry["length"]), tuple(map(_digest, cast("Sequence[str]", entry["parts"])))
+                )
                 for name, entry in documents.items()
             },
             preflight=cast("Mapping[str, object] | None", document.get("preflight")),
         )
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise Damage("a field is missing or of another type") from exc
 
 
 def _disk(entry: Mapping[str, object]) -> StoredDisk:
-    receipt = {column.name: entry[column.name] for column in fields(DiskReceipt)}
+    receipt = {
+        column.name: (
+            str if column.name in ("key", "label") else _digest if column.name == "root" else _number
+        )(entry[column.name])
+        for column in fields(DiskReceipt)
+    }
     return StoredDisk(
-        receipt=DiskReceipt(**receipt),  # type: ignore[arg-type]  # sealed by us: of the right types
+        receipt=DiskReceipt(**receipt),  # type: ignore[arg-type]  # of the right types by now
         change_id=cast("str | None", entry["change_id"]),
-        pages=str(entry["pages"]),
+        pages=_digest(entry["pages"]),
     )
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= _MOST_BYTES:
+        raise ValueError
+    return value
+
+
+def _digest(value: object) -> str:
+    if len(bytes.fromhex(str(value))) != DIGEST_SIZE:
+        raise ValueError
+    return str(value)

@@ -108,7 +108,7 @@ class RepositoryStore:
             config=config,
             origin=self._origin,
             id=run_id,
-            index=RunIndex(layout, config.id, run_id),
+            index=RunIndex(layout, config.id, run_id, config.keys),
             packs=PackWriter(layout, config.id, run_id),
             parent=parent,
         )
