@@ -6,13 +6,11 @@ left out.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import SinkError
-from vadpipe.files import flush_directory
+from vadpipe.files import write_durably
 
 from .main import printable
 
@@ -54,20 +52,13 @@ def _parts(told: Mapping[str, object]) -> list[str]:
     return found
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes, *, replace: bool = False) -> None:
     """Write a new file, whole or not at all. Raises SinkError, also when the file exists."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, never replaces
-        finally:
-            os.unlink(temporary)
-        flush_directory(path.parent)
+        write_durably(path, content, replace=replace)
     except FileExistsError as exc:
-        raise SinkError(f"{path} exists.", remedy="Name another file; nothing is overwritten.") from exc
+        raise SinkError(
+            f"{path} exists.", remedy="Name another file, or add --force; nothing is overwritten."
+        ) from exc
     except OSError as exc:
         raise SinkError(f"{path} cannot be written: {exc.strerror or exc}.") from exc

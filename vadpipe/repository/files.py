@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline import SinkError
+from vadpipe import files
 from vadpipe.files import flush_directory
 
-# VM data lies in these files: only their owner may read them.
-FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 _REMEDIES = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -107,37 +105,20 @@ def read_whole(path: Path, limit: int) -> bytes:
         return read_exactly(descriptor, size, 0)
 
 
-def create(path: Path) -> int:
-    """A descriptor of a new file, for writing and reading."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-
-
-def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    """Append all parts, without joining them first."""
-    left = [memoryview(part).cast("B") for part in parts if len(part)]
-    while left:
-        written = os.writev(descriptor, left[:_IOV_MAX])
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
-
-
 def publish(temporary: Path, final: Path) -> None:
     """Give a flushed file its final name, durably. The directory is made when it is missing."""
-    if not final.parent.is_dir():
-        final.parent.mkdir(DIRECTORY_MODE, exist_ok=True)
-        flush_directory(final.parent.parent)
-    os.rename(temporary, final)
-    flush_directory(final.parent)
+    make_directory(final.parent)
+    files.publish(temporary, final, replace=True)
 
 
 def write_durably(final: Path, temporary: Path, content: bytes) -> None:
     """A small file, whole or not at all."""
-    descriptor = create(temporary)
-    try:
-        write_all(descriptor, [content])
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    publish(temporary, final)
+    make_directory(final.parent)
+    files.write_durably(final, content, temporary=temporary, replace=True)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory, durably, unless it is there."""
+    if not directory.is_dir():
+        directory.mkdir(DIRECTORY_MODE, exist_ok=True)
+        flush_directory(directory.parent)

@@ -21,16 +21,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, IntegrityError, MiB
+from vadpipe.files import create, write_all
 
 from . import frames
 from .files import (
     Damage,
-    create,
     opened,
     publish,
     read_exactly,
     sink_errors,
-    write_all,
 )
 from .frames import Record
 from .layout import PACK_ID_SIZE, Layout, pack_id

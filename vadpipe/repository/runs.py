@@ -11,9 +11,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from vadpipe.files import flush_directory
+from vadpipe.files import create, flush_directory
 
-from .files import create, sink_errors
+from .files import sink_errors
 from .layout import Layout, run_of
 from .segments import Segment
 

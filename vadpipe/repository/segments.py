@@ -31,8 +31,9 @@ from pipeline import (
     KiB,
     MiB,
 )
+from vadpipe.files import create, write_all
 
-from .files import Damage, create, open_regular, read_exactly, write_all
+from .files import Damage, open_regular, read_exactly
 from .layout import PACK_ID_SIZE, RUN_ID_SIZE
 from .packs import FRAME_ROW, FrameAddress
 

@@ -29,9 +29,9 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
+from vadpipe.files import create
 from vadpipe.repository import runs as runs_module
 from vadpipe.repository import verify
-from vadpipe.repository.files import create
 from vadpipe.repository.layout import Layout
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.runs import RunLock, sweep
