@@ -217,6 +217,7 @@ class RunIndex(Index):
         self._base = 1 + int(run_id[:7], 16)
         self._first = len(self.segments)
         self._keys = keys
+        self.used_packs: set[str] = set()  # of frames that were found in published segments
         self._tables: OrderedDict[int, tuple[NDArray[np.void], Rows]] = OrderedDict()
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
 
@@ -261,6 +262,7 @@ class RunIndex(Index):
             purpose = "A chunk that is stored already"
             raise damaged_frame(self._layout, address, damage, purpose) from damage
         start = np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
+        self.used_packs.add(address.pack)
         self._tables[frame] = chunk, start
         if len(self._tables) > TABLES_AT_MOST:
             self._tables.popitem(last=False)

@@ -25,6 +25,7 @@ from pipeline import (
     IntegrityError,
     MiB,
     PreviousDisk,
+    SinkError,
 )
 from vadpipe.kernels.dedupe import assign
 from vadpipe.kernels.identity import Blake3
@@ -50,6 +51,7 @@ from .restore_point import (
     StoredDisk,
     encode,
 )
+from .runs import RunLock
 from .sealed import Keys
 
 # Half of the largest frame: a document is cut, so that its pieces need no more memory than a map does.
@@ -64,6 +66,7 @@ class OpenRun:
     config: Config
     origin: Origin
     id: str
+    lock: RunLock
     index: RunIndex
     packs: PackWriter
     parent: RestorePoint | None
@@ -208,6 +211,7 @@ class Point:
     def _store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """On a worker thread: make the records and append them."""
         run = self._opened
+        run.lock.touch()
         records: list[Record] = []
         for frame in frames:
             table = checked_table(frame.chunk_length, frame.digest)
@@ -220,6 +224,7 @@ class Point:
     def _promise_object(self, kind: Kind, content: bytes) -> tuple[bytes, int, Record | None]:
         """On a worker thread: an object's digest, and what has to be written; None when it is stored already."""
         run = self._opened
+        run.lock.touch()
         digest, new = object_record(kind, content, run.config.keys)
         row = _one_row(digest)
         with run.index.lock:
@@ -278,15 +283,31 @@ def _publish_files(run: OpenRun, point: RestorePoint, content: bytes) -> None:
     run.packs.finish()
     for draft in run.index.last():
         run.index.replace(draft, run.index.write(draft))
+    _check_packs(run)
     for segment in run.index.written():
         final = run.layout.index / segment.path.name
         with sink_errors(segment.path, "publish"):
             publish(segment.path, final)
         segment.moved(final)
     path = run.layout.point(point.machine.uuid, point.id)
+    run.lock.check()
     with sink_errors(path, "write"):
         write_durably(path, run.layout.tmp / f"{run.id}.json", content)
     run.published = True
+
+
+def _check_packs(run: OpenRun) -> None:
+    """Before anything is visible: no sweep took this run for dead, and all that its maps may lead to is there."""
+    run.lock.check()
+    needed = {pack for segment in run.index.written() for pack in segment.packs()} | run.index.used_packs
+    missing = sorted(pack for pack in needed if not run.layout.pack(pack).is_file())
+    if missing:
+        raise SinkError(
+            f"{len(missing)} packs that this point needs are missing, {run.layout.pack(missing[0])} among them; "
+            "nothing was published.",
+            remedy="Something removed them while the run was writing. Run `vadpipe verify`, then run again.",
+            path=str(run.layout.pack(missing[0])),
+        )
 
 
 def _one_row(digest: bytes) -> Digests:

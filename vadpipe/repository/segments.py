@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +60,10 @@ _DTYPES: Final[Sequence[np.dtype[Any]]] = (
     np.dtype("<u4"),
     FRAME_ROW,
     np.dtype(f"V{PACK_ID_SIZE}"),
+)
+
+MERGED: Final = (
+    "merged"  # beside segments in use: those that were merged into others, for who still reads them
 )
 
 Rows = NDArray[np.int64]
@@ -126,7 +130,7 @@ def open_segment(path: Path) -> int:
         if getattr(damage.__cause__, "errno", None) != errno.ENOENT:
             raise
         try:
-            return open_regular(path.parent / "merged" / path.name)
+            return open_regular(path.parent / MERGED / path.name)
         except Damage:
             raise damage from damage.__cause__
 
@@ -381,20 +385,60 @@ def write_segment(
         frames,
         np.frombuffer(b"".join(bytes.fromhex(name) for name in packs), np.uint8),
     )
-    starts = _sections(len(digest), len(frames), len(packs))
-    parts: list[memoryview] = []
-    for column, start, end in zip(columns, starts, starts[1:], strict=False):
-        parts += [column.view(np.uint8).data, memoryview(bytes(end - start - column.nbytes))]
-    checks = _cell_checksums(parts)
-    run = bytes.fromhex(run_id)
-    counts = len(frames), len(digest), len(packs)
-    guard = xxhash.xxh3_64_intdigest(checks)
-    header = _HEADER.pack(_MAGIC, repository_id, run, serial, *counts, 0, guard)
-    header = header.ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
-    header += _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
+    counts = len(digest), len(frames), len(packs)
+    write_columns(
+        path, (repository_id, run_id, serial), counts, ([column.view(np.uint8).data] for column in columns)
+    )
+
+
+def write_columns(
+    path: Path,
+    name: tuple[bytes, str, int],
+    counts: tuple[int, int, int],
+    columns: Iterable[Iterable[memoryview]],
+) -> None:
+    """Write and flush a segment from the pieces of its columns; they are never in memory together.
+
+    Args:
+        name: repository id, run id, number of the segment in the run.
+        counts: chunks, frames, packs.
+
+    Raises:
+        OSError
+    """
+    chunks, frames, packs = counts
+    starts = _sections(*counts)
+    checks: list[bytes] = []
+    state, room = xxhash.xxh3_64(), CHECKED
+
+    def write(part: memoryview) -> None:
+        nonlocal state, room
+        write_all(file, [part])
+        while len(part):
+            state.update(part[:room])
+            part, room = part[room:], room - len(part[:room])
+            if not room:
+                checks.append(_CHECKSUM.pack(state.intdigest()))
+                state, room = xxhash.xxh3_64(), CHECKED
+
     file = create(path)
     try:
-        write_all(file, [header, *parts, checks])
+        write_all(file, [bytes(HEADER_SIZE)])
+        for column, start, end in zip(columns, starts, starts[1:], strict=False):
+            size = 0
+            for part in column:
+                write(part)
+                size += len(part)
+            write(memoryview(bytes(end - start - size)))
+        if room < CHECKED:
+            checks.append(_CHECKSUM.pack(state.intdigest()))
+        joined = b"".join(checks)
+        write_all(file, [joined])
+        repository_id, run_id, serial = name
+        guard = xxhash.xxh3_64_intdigest(joined)
+        fields = _MAGIC, repository_id, bytes.fromhex(run_id), serial, frames, chunks, packs, 0, guard
+        header = _HEADER.pack(*fields).ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
+        os.pwrite(file, header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)
         os.fsync(file)
     finally:
         os.close(file)
@@ -413,22 +457,6 @@ def sorted_rows(digest: Digests) -> NDArray[np.intp]:
         words = np.ascontiguousarray(digest).view(">u8").astype(np.uint64).reshape(len(digest), -1)
         order = np.lexsort(words.T[::-1])
     return order
-
-
-def _cell_checksums(parts: Sequence[memoryview]) -> bytes:
-    """The xxh3 of every 64 KiB of the joined parts."""
-    checks: list[bytes] = []
-    state, room = xxhash.xxh3_64(), CHECKED
-    for part in parts:
-        while len(part):
-            state.update(part[:room])
-            part, room = part[room:], room - len(part[:room])
-            if not room:
-                checks.append(_CHECKSUM.pack(state.intdigest()))
-                state, room = xxhash.xxh3_64(), CHECKED
-    if room < CHECKED:
-        checks.append(_CHECKSUM.pack(state.intdigest()))
-    return b"".join(checks)
 
 
 def _sections(chunks: int, frames: int, packs: int) -> list[int]:

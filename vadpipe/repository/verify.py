@@ -24,7 +24,8 @@ from .config import Config
 from .disk_map import PAGE, PageMap
 from .files import Damage
 from .frames import decode
-from .layout import Layout
+from .index import Index
+from .layout import Layout, run_of
 from .packs import (
     FrameAddress,
     addresses,
@@ -101,6 +102,7 @@ async def verify(reader: RepositoryReader, *, workers: int = 2) -> VerifyReport:
         for _ in range(workers):
             nursery.start_soon(check_packs)
     await trio.to_thread.run_sync(work.check_rows)
+    await trio.to_thread.run_sync(work.check_leftovers)
     for point in reader.points:
         await trio.to_thread.run_sync(work.check_point, point)
     return work.report()
@@ -219,6 +221,28 @@ class _Verification:
             if wrong > 0:
                 problem = f"{wrong} of its rows name a frame or a place where their chunk is not stored"
                 self._wound(str(segment.path), 0, problem)
+
+    def check_leftovers(self) -> None:
+        """Packs and temporary files that belong to no run. No sweep finds them, as it goes by lock files."""
+        layout = self._reader.layout
+        if self._reader.index.damaged:
+            return  # a segment that cannot be read may name any pack
+        packs = [*layout.packs.glob("??/*.pack")]
+        # A run that ended since then has no lock any more, and its segments are in the index by now.
+        unlocked = [path for path in (*packs, *layout.tmp.glob("*")) if not self._is_running(path)]
+        index = Index(layout, self._reader.config.id)
+        if index.damaged:
+            return
+        named = {name for segment in index.segments for name in segment.packs()}
+        for path in unlocked:
+            if path.exists() and not (path.parent != layout.tmp and path.stem in named):
+                self._wound(
+                    str(path), 0, "no run is writing it and no index segment names it; it may be removed"
+                )
+
+    def _is_running(self, path: Path) -> bool:
+        run_id = run_of(path)
+        return run_id is not None and self._reader.layout.lock(run_id).exists()
 
     def check_point(self, point: RestorePoint) -> None:
         """Follow the maps of a point's disks, and read its documents."""
