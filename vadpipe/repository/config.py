@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pipeline import IntegrityError, KiB, SinkError
-from vadpipe.files import flush_directory
+from vadpipe.files import flush_directory, write_durably
 
-from .files import DIRECTORY_MODE, Damage, read_whole, sink_errors, write_durably
+from .files import DIRECTORY_MODE, Damage, read_whole, sink_errors
 from .layout import Layout
 from .sealed import KEY_SIZE, Keys, parse, seal, unseal
 
@@ -43,18 +43,20 @@ class Config:
 
 
 def create_repository(layout: Layout, origin: Origin) -> Config:
-    """Make a repository in a directory that is empty or missing. Raises SinkError."""
+    """Make a repository in a directory that is missing, empty, or was begun by this function. Raises SinkError."""
     root = layout.root
     with sink_errors(root, "create a repository in"):
         if layout.config.exists():
             raise SinkError(f"There is a repository in {root} already.", remedy="Use it as it is.")
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and not _may_become_one(layout):
             raise SinkError(
                 f"{root} is not an empty directory.", remedy="Name an empty directory, or one to be made."
             )
         root.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
         for directory in layout.directories:
-            directory.mkdir(DIRECTORY_MODE)
+            directory.mkdir(DIRECTORY_MODE, exist_ok=True)
+        temporary = layout.tmp / layout.config.name
+        temporary.unlink(missing_ok=True)
         flush_directory(root)
         flush_directory(root.parent)
         key, identity = origin.random(KEY_SIZE), origin.random(ID_SIZE)
@@ -67,8 +69,21 @@ def create_repository(layout: Layout, origin: Origin) -> Config:
             "key": key.hex(),
         }
         # Last: a directory with a config is a whole repository.
-        write_durably(layout.config, layout.tmp / "config.json", seal(fields, Keys.derive(key).seal))
+        content = seal(fields, Keys.derive(key).seal)
+        write_durably(layout.config, content, temporary=temporary)
         return Config(identity, str(fields["created"]), Keys.derive(key))
+
+
+def _may_become_one(layout: Layout) -> bool:
+    """Whether a directory is empty but for what `create_repository` makes before it writes the config."""
+    if not layout.root.is_dir():
+        return False
+    begun = all(
+        path in layout.directories and not path.is_symlink() and path.is_dir()
+        for path in layout.root.iterdir()
+    )
+    inside = (path for directory in layout.directories if directory.is_dir() for path in directory.iterdir())
+    return begun and all(path == layout.tmp / layout.config.name for path in inside)
 
 
 def read_config(layout: Layout) -> Config:

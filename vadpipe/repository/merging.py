@@ -6,8 +6,8 @@ So a row is written anew about once for every doubling of the index, and a run w
 
 The segments are sorted alike, so one range of digests after the other is merged, in memory that does not depend on
 their size. The merged segment is published like any other. Then the old ones are moved to `index/merged/`, where
-runs and readers that listed them before find them (segments.open_segment), and are removed a week later. A merge that
-is killed leaves a temporary file, which a sweep removes, or segments beside the one that holds all they have.
+runs and readers that listed them before find them (segments.open_segment), and are removed a week later. A merge
+that is killed leaves a temporary file, which a sweep removes, or segments beside the one that holds all they have.
 
 Only segments of ended runs are merged: a sweep asks the segments of a dead run which of its packs are in use.
 """

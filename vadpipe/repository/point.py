@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -26,6 +28,7 @@ from pipeline import (
     MiB,
     PreviousDisk,
     SinkError,
+    emit,
 )
 from vadpipe.kernels.dedupe import assign
 from vadpipe.kernels.identity import Blake3
@@ -53,6 +56,8 @@ from .restore_point import (
 )
 from .runs import RunLock
 from .sealed import Keys
+
+log = logging.getLogger(__name__)
 
 # Half of the largest frame: a document is cut, so that its pieces need no more memory than a map does.
 DOCUMENT_PART: Final = 8 * MiB
@@ -95,6 +100,7 @@ class Point:
     def __init__(self, target: str, run: OpenRun | None = None) -> None:
         self._target = target
         self._run = run
+        self.remarks: list[str] = []  # what a report should say of the point, one sentence each
         self._identity: Identity = Blake3(run.config.keys.chunk) if run else _PlannedIdentity()
 
     def __repr__(self) -> str:
@@ -185,7 +191,7 @@ class Point:
         point = RestorePoint(
             id=run.id,
             machine=capture.machine,
-            created=run.origin.timestamp(),
+            created=self._created(run),
             previous=run.parent.id if run.parent else None,
             disks=tuple(run.disks[receipt.key] for receipt in disks),
             quiescing=_quiescing(capture, evidence),
@@ -207,6 +213,20 @@ class Point:
             state = "was published" if self._run else "is only planned"
             raise ContractError(f"This point of {self._target} {state}; it cannot be written.")
         return self._run
+
+    def _created(self, run: OpenRun) -> str:
+        """Now, or just after the previous point where the clock is behind it."""
+        now = run.origin.timestamp()
+        if run.parent is None or run.parent.created < now:
+            return now
+        self.remarks.append(
+            f"The clock of this machine ({now}) is behind the previous point's time ({run.parent.created}); "
+            "the point was given the time after that. Correct the clock."
+        )
+        log.warning("%s", self.remarks[-1])
+        emit("clock behind", now=now, previous=run.parent.created)
+        after = datetime.fromisoformat(run.parent.created) + timedelta(microseconds=1)
+        return after.astimezone(UTC).isoformat(timespec="microseconds")
 
     def _store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """On a worker thread: make the records and append them."""

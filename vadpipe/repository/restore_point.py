@@ -134,7 +134,24 @@ def read_points(paths: Iterator[Path], keys: Keys) -> tuple[list[RestorePoint], 
             points.append(read_point(path, keys))
         except IntegrityError as error:
             damaged.append(error)
-    return sorted(points, key=lambda point: (point.created, point.id)), damaged
+    return in_order(points), damaged
+
+
+def in_order(points: Sequence[RestorePoint]) -> list[RestorePoint]:
+    """Oldest first. A point comes after the one that it was made from, whatever the clock said."""
+    known = {point.id: point for point in points}
+    place: dict[str, tuple[str, int]] = {}
+    for point in points:
+        chain: list[RestorePoint] = []
+        now: RestorePoint | None = point
+        while now is not None and now.id not in place:
+            chain.append(now)
+            place[now.id] = (now.created, 0)  # so that a circle ends
+            now = known.get(now.previous or "")
+        for each in reversed(chain):
+            created, depth = place.get(each.previous or "", ("", -1))
+            place[each.id] = (max(each.created, created), depth + 1 if created >= each.created else 0)
+    return sorted(points, key=lambda point: (*place[point.id], point.id))
 
 
 def newest_of(layout: Layout, machine: MachineId, keys: Keys) -> RestorePoint | None:

@@ -1,10 +1,14 @@
 """The repository as its users see it: back up, read back, find points, and be told what is wrong."""
 
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import (
     CLUSTER,
@@ -41,11 +45,13 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import verify
+from vadpipe.repository.config import Origin
 from vadpipe.repository.disk_map import PAGE
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.layout import Layout
 from vadpipe.repository.read_point import ReadPoint
 from vadpipe.repository.reader import open_repository
+from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository, RepositoryStore
 
 
@@ -261,7 +267,103 @@ def test_settings_do_no_io_and_show_no_key(tmp_path):
         point.assign(*[np.zeros((1, 32), np.uint8)] * 3)
 
 
+class Clock:
+    """An origin whose clock is set by the test."""
+
+    def __init__(self):
+        self.hour = 12
+
+    def repository(self, path):
+        return Repository(path, origin=Origin(now=lambda: datetime(2025, 1, 1, self.hour, tzinfo=UTC)))
+
+
+async def test_a_clock_that_goes_back_does_not_change_the_order(repository, caplog):
+    clock, disk = Clock(), MemoryDisk(random_bytes(1, 64 * KiB))
+    ids = []
+    for clock.hour in (12, 10, 11, 13):
+        ids.append(await backup(clock.repository(repository.path), [disk], incremental_path))
+        disk.write(0, random_bytes(len(ids), CLUSTER))
+    async with open_repository(repository.path) as reader:
+        assert [point.id for point in reader.points] == ids
+        assert [point.previous for point in reader.points] == [None, *ids[:-1]]
+        assert [point.created[11:] for point in reader.points] == [
+            "12:00:00.000000+00:00",
+            "12:00:00.000001+00:00",
+            "12:00:00.000002+00:00",
+            "13:00:00.000000+00:00",
+        ]
+        assert reader.resolve("latest").id == ids[-1]
+    assert caplog.text.count("is behind the previous point's time") == 2
+
+
+async def test_a_clock_that_went_back_is_remarked(repository):
+    clock = Clock()
+    await backup(clock.repository(repository.path), [disk_of(4096)])
+    clock.hour = 3
+    async with clock.repository(repository.path).open() as store, store.begin(MACHINE) as point:
+        await point.publish(FakeCapture(MACHINE, []), [], None)
+    (remark,) = point.remarks
+    assert "The clock of this machine (2025-01-01T03:00" in remark
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 9)), max_size=10))
+def test_points_of_older_versions_are_ordered_by_chain(made):
+    """Their times may be before their predecessor's; forged ones may even go round in a circle."""
+    points = [
+        RestorePoint(
+            f"{number}", MACHINE, f"{hour}", None if previous < 0 else f"{previous}", (), None, {}, {}
+        )
+        for number, (hour, previous) in enumerate(made)
+    ]
+    ordered = in_order(points)
+    assert sorted(point.id for point in ordered) == sorted(point.id for point in points)
+    at = {point.id: number for number, point in enumerate(ordered)}
+    straight = all(point.previous is None or int(point.previous) < int(point.id) for point in points)
+    if straight:
+        assert all(at[point.previous] < at[point.id] for point in points if point.previous in at)
+
+
 # --- what is not a repository ---
+
+
+def test_an_init_that_was_broken_off_can_be_repeated(tmp_path, monkeypatch):
+    """At every step: the disk is full, the process is killed, and so on."""
+    for step in range(30):
+        repository = Repository(tmp_path / f"{step}")
+        done = 0
+
+        def counted(call, step=step):
+            def fails(*arguments, **named):
+                nonlocal done
+                done += 1
+                if done > step:
+                    raise OSError(28, "No space left on device")
+                return call(*arguments, **named)
+
+            return fails
+
+        with monkeypatch.context() as patched:
+            for name in ("mkdir", "fsync", "writev", "link", "unlink"):
+                patched.setattr(os, name, counted(getattr(os, name)))
+            try:
+                repository.init()
+                break
+            except (SinkError, OSError):
+                pass
+        if not (repository.path / "config.json").exists():
+            repository.init()
+        trio.run(backup, repository, [MemoryDisk(random_bytes(1, CLUSTER))])
+    assert 10 < step < 29
+
+
+def test_init_takes_nothing_that_is_not_its_own(tmp_path):
+    for name in ("packs", "tmp"):
+        place = tmp_path / name / name
+        place.mkdir(parents=True)
+        (place / "file").touch()
+        with pytest.raises(SinkError, match="not an empty directory"):
+            Repository(place.parent).init()
+        assert (place / "file").exists()
 
 
 def test_init_refuses_what_is_there(tmp_path, repository):
