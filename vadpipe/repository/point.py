@@ -49,6 +49,7 @@ from .layout import Layout
 from .packs import PackWriter, read_object
 from .restore_point import (
     Document,
+    PointsOf,
     Quiescing,
     RestorePoint,
     StoredDisk,
@@ -74,6 +75,7 @@ class OpenRun:
     lock: RunLock
     index: RunIndex
     packs: PackWriter
+    points: PointsOf
     parent: RestorePoint | None
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
@@ -314,6 +316,10 @@ def _publish_files(run: OpenRun, point: RestorePoint, content: bytes) -> None:
     with sink_errors(path, "write"):
         write_durably(path, run.layout.tmp / f"{run.id}.json", content)
     run.published = True
+    try:
+        run.points.note_newest(point, run.layout.tmp / f"{run.id}.newest")
+    except OSError as exc:  # it only saves time
+        log.info("the newest point of VM %s was not noted: %s", point.machine.name, exc)
 
 
 def _check_packs(run: OpenRun) -> None:

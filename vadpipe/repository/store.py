@@ -25,7 +25,7 @@ from .layout import RUN_ID_SIZE, Layout
 from .merging import merge_segments
 from .packs import PackWriter
 from .point import OpenRun, Point
-from .restore_point import newest_of
+from .restore_point import PointsOf
 from .runs import RunLock, local_locks, sweep
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ class RepositoryStore:
     def _start(self, lock: RunLock, machine: MachineId) -> OpenRun:
         layout, config = self._layout, self._config
         merge_segments(layout, config.id, lock.run_id, lock.time())
-        parent = newest_of(layout, machine, config.keys)  # before the index, so that the index has all of it
+        points = PointsOf(layout, machine, config.keys)
+        parent = points.newest()  # before the index, so that the index has all of it
         return OpenRun(
             layout=layout,
             config=config,
@@ -119,6 +120,7 @@ class RepositoryStore:
             lock=lock,
             index=RunIndex(layout, config.id, lock.run_id, config.keys),
             packs=PackWriter(layout, config.id, lock.run_id),
+            points=points,
             parent=parent,
         )
 

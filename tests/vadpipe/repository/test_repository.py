@@ -44,8 +44,8 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.repository import verify
-from vadpipe.repository.config import Origin
+from vadpipe.repository import restore_point, verify
+from vadpipe.repository.config import Origin, read_config
 from vadpipe.repository.disk_map import PAGE
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.layout import Layout
@@ -304,6 +304,48 @@ async def test_a_clock_that_went_back_is_remarked(repository):
         await point.publish(FakeCapture(MACHINE, []), [], None)
     (remark,) = point.remarks
     assert "The clock of this machine (2025-01-01T03:00" in remark
+
+
+async def test_the_newest_of_many_points_is_found_without_reading_them_all(repository, monkeypatch):
+    monkeypatch.setattr(restore_point, "NOTED_FROM", 3)
+    disk = disk_of(4096)
+    ids = [await backup(repository, [disk]) for _ in range(4)]
+    directory = repository.path / "points" / MACHINE.uuid
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        [*(f"{i}.json" for i in ids), "newest"]
+    )
+    keys = read_config(Layout(repository.path)).keys
+    read = []
+    real = restore_point.read_point
+    monkeypatch.setattr(
+        restore_point, "read_point", lambda path, keys: (read.append(path), real(path, keys))[1]
+    )
+
+    def newest():
+        read.clear()
+        found = restore_point.PointsOf(Layout(repository.path), MACHINE, keys).newest()
+        return found.id, len(read)
+
+    assert newest() == (ids[-1], 1)
+    note = (directory / "newest").read_bytes()
+    for altered in (note.replace(ids[-1].encode(), ids[0].encode()), b"", b"x" * 9999):
+        (directory / "newest").write_bytes(altered)
+        assert newest() == (ids[-1], 4)
+    (directory / "newest").write_bytes(note)
+    (directory / f"{ids[-1]}.json").unlink()
+    assert newest() == (ids[-2], 3)
+
+
+async def test_two_points_at_once_are_not_noted_wrongly(repository, monkeypatch):
+    monkeypatch.setattr(restore_point, "NOTED_FROM", 1)
+    async with repository.open() as store, store.begin(MACHINE) as one, store.begin(MACHINE) as two:
+        first = await one.publish(FakeCapture(MACHINE, []), [], None)
+        second = await two.publish(FakeCapture(MACHINE, []), [], None)
+    assert not (repository.path / "points" / MACHINE.uuid / "newest").exists()
+    third = await backup(repository, [disk_of(4096)])
+    async with open_repository(repository.path) as reader:
+        assert [point.id for point in reader.points] == [first, second, third]
+        assert reader.points[-1].previous == second
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 9)), max_size=10))
