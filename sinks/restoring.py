@@ -30,8 +30,7 @@ from pipeline import (
 from pipeline.contracts import Flow
 from pipeline.job import DiskWatch
 from pipeline.values import Span
-from vadpipe.repository.read_point import ReadPoint
-from vadpipe.repository.reader import RepositoryReader
+from vadpipe.repository.reader import ReadPoint, RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 from .null import NullSink

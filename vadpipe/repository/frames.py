@@ -26,8 +26,8 @@ from pipeline import (
 )
 from vadpipe.kernels.codecs import codec_named
 
+from .config import Keys
 from .files import Damage
-from .sealed import Keys
 
 # Far above the frames of a disk (1 MiB, stages/dedupe.py). The page list of a disk is one frame: 128 TiB of disk
 # fit, twice the largest virtual disk of vSphere (62 TiB). A reader never allocates more for one frame.

@@ -25,10 +25,9 @@ from pipeline import (
 )
 from vadpipe.kernels.digest_table import DigestTable
 
-from .files import Damage, sink_errors
-from .layout import Layout, pack_id
+from .config import Keys
+from .files import Damage, Layout, pack_id, sink_errors
 from .packs import FRAME_ROW, FrameAddress, damaged_frame, read_chunks
-from .sealed import Keys
 from .segments import Cells, Rows, Segment, write_segment
 
 # 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.

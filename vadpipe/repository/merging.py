@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from pipeline import DIGEST_SIZE, Digests, IntegrityError, KiB, MiB, SinkError
 from vadpipe.files import flush_directory
 
-from .files import make_directory, publish, sink_errors
-from .layout import Layout, run_of
+from .files import Layout, make_directory, publish, run_of, sink_errors
 from .segments import (
     CHUNKS,
     FRAMES,

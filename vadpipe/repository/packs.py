@@ -24,16 +24,18 @@ from pipeline import DIGEST_SIZE, IntegrityError, MiB
 from vadpipe.files import create, write_all
 
 from . import frames
+from .config import Keys
 from .files import (
+    PACK_ID_SIZE,
     Damage,
+    Layout,
     opened,
+    pack_id,
     publish,
     read_exactly,
     sink_errors,
 )
 from .frames import Record
-from .layout import PACK_ID_SIZE, Layout, pack_id
-from .sealed import Keys
 
 # Large enough that a file system sees few files (16384 in 1 TiB) and a flush is long, small enough to be
 # rewritten when most of it is no longer needed.

@@ -33,8 +33,8 @@ from pipeline import (
 from vadpipe.kernels.dedupe import assign
 from vadpipe.kernels.identity import Blake3
 
-from .config import Config, Origin
-from .files import publish, sink_errors, write_durably
+from .config import Config, Keys, Origin
+from .files import Layout, publish, sink_errors, write_durably
 from .frames import (
     Kind,
     Record,
@@ -45,7 +45,6 @@ from .frames import (
     record,
 )
 from .index import RunIndex
-from .layout import Layout
 from .packs import PackWriter, read_object
 from .restore_point import (
     Document,
@@ -56,7 +55,6 @@ from .restore_point import (
     encode,
 )
 from .runs import RunLock
-from .sealed import Keys
 
 log = logging.getLogger(__name__)
 

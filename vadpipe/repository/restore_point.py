@@ -11,9 +11,8 @@ from typing import Final, cast
 from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, KiB, MachineId, MiB
 from vadpipe.files import write_durably
 
-from .files import Damage, read_whole
-from .layout import Layout, machine_directory
-from .sealed import Keys, seal, unseal
+from .config import Keys, seal, unseal
+from .files import Damage, Layout, machine_directory, read_whole
 
 VERSION: Final = 1
 

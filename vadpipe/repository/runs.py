@@ -24,8 +24,7 @@ from typing import Final
 from pipeline import SinkError
 from vadpipe.files import create, flush_directory, write_all
 
-from .files import Damage, read_whole, sink_errors
-from .layout import Layout, run_of
+from .files import Damage, Layout, read_whole, run_of, sink_errors
 from .segments import Segment
 
 log = logging.getLogger(__name__)

@@ -33,8 +33,7 @@ from pipeline import (
 )
 from vadpipe.files import create, write_all
 
-from .files import Damage, open_regular, read_exactly
-from .layout import PACK_ID_SIZE, RUN_ID_SIZE
+from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, open_regular, read_exactly
 from .packs import FRAME_ROW, FrameAddress
 
 CHECKED: Final = 64 * KiB

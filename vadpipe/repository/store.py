@@ -20,8 +20,8 @@ from .config import (
     create_repository,
     read_config,
 )
+from .files import RUN_ID_SIZE, Layout
 from .index import RunIndex
-from .layout import RUN_ID_SIZE, Layout
 from .merging import merge_segments
 from .packs import PackWriter
 from .point import OpenRun, Point

@@ -22,10 +22,9 @@ from pipeline import (
 
 from .config import Config
 from .disk_map import PAGE, PageMap
-from .files import Damage
+from .files import Damage, Layout, run_of
 from .frames import decode
 from .index import Index
-from .layout import Layout, run_of
 from .packs import (
     FrameAddress,
     addresses,

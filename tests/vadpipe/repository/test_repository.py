@@ -47,10 +47,9 @@ from tests.vadpipe.repository.repository_kit import (
 from vadpipe.repository import restore_point, verify
 from vadpipe.repository.config import Origin, read_config
 from vadpipe.repository.disk_map import PAGE
+from vadpipe.repository.files import Layout
 from vadpipe.repository.into_repository import IntoRepository
-from vadpipe.repository.layout import Layout
-from vadpipe.repository.read_point import ReadPoint
-from vadpipe.repository.reader import open_repository
+from vadpipe.repository.reader import ReadPoint, open_repository
 from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository, RepositoryStore
 

@@ -23,7 +23,7 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.config import read_config
-from vadpipe.repository.layout import Layout
+from vadpipe.repository.files import Layout
 from vadpipe.repository.restore_point import encode, read_point
 from vadpipe.repository.segments import CHUNKS, FRAMES, HEADS, Segment, write_segment
 

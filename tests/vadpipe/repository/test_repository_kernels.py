@@ -13,6 +13,7 @@ from pipeline import (
     IntegrityError,
 )
 from vadpipe.repository import frames
+from vadpipe.repository.config import Keys, seal, unseal
 from vadpipe.repository.disk_map import (
     PAGE,
     PageMap,
@@ -21,11 +22,9 @@ from vadpipe.repository.disk_map import (
     page_list,
     root_of,
 )
-from vadpipe.repository.files import Damage
+from vadpipe.repository.files import Damage, machine_directory, pack_id
 from vadpipe.repository.frames import Kind
-from vadpipe.repository.layout import machine_directory, pack_id
 from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.sealed import Keys, seal, unseal
 from vadpipe.repository.segments import CHECKED, HEADS, Cells, Segment, heads, write_segment
 
 KEYS = Keys.derive(bytes(range(32)))

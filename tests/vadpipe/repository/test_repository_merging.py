@@ -21,7 +21,7 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import Repository, merging, open_repository, verify
 from vadpipe.repository.config import read_config
-from vadpipe.repository.layout import Layout
+from vadpipe.repository.files import Layout
 from vadpipe.repository.merging import merge_segments
 from vadpipe.repository.runs import RunLock, sweep
 from vadpipe.repository.segments import Segment

@@ -34,7 +34,7 @@ from tests.vadpipe.repository.repository_kit import (
 from vadpipe.files import create
 from vadpipe.repository import runs as runs_module
 from vadpipe.repository import verify
-from vadpipe.repository.layout import Layout
+from vadpipe.repository.files import Layout
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.runs import RunLock, sweep
 from vadpipe.repository.store import Repository
