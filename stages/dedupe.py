@@ -26,8 +26,8 @@ from pipeline import (
     KernelStage,
 )
 from vadpipe.kernels.dedupe import FRAME, assign, frame_borders
+from vadpipe.kernels.digest import Blake3
 from vadpipe.kernels.digest_table import DigestTable
-from vadpipe.kernels.identity import Blake3
 
 __all__ = ["FRAME", "Dedupe", "MemoryIndex", "dedupe", "frame_borders"]
 
@@ -62,7 +62,7 @@ class MemoryIndex:
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         with self._lock:
-            return assign(digest, offset, length, self.lookup, self.add_frame)
+            return assign(digest, offset, length, lookup=self.lookup, add_frame=self.add_frame)
 
     def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         self._insert()

@@ -17,7 +17,7 @@ from pipeline import (
     Identity,
     KernelStage,
 )
-from vadpipe.kernels.identity import Blake3
+from vadpipe.kernels.digest import Blake3
 
 __all__ = ["Blake3", "Digest"]
 

@@ -18,7 +18,7 @@ AddFrame = Callable[[Column, Digests], int]
 
 
 def assign(
-    digest: Digests, offset: Column, length: Column, lookup: Lookup, add_frame: AddFrame
+    digest: Digests, offset: Column, length: Column, *, lookup: Lookup, add_frame: AddFrame
 ) -> Assignment:
     """Place the chunks of a span, in the order of the disk.
 

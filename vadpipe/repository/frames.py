@@ -56,6 +56,7 @@ class Kind(IntEnum):
 
 CODECS: Final = {"raw": 0, "zstd": 1}
 _NAMES: Final = {number: name for name, number in CODECS.items()}
+_NAMED: Final = 255  # any other codec: the payload begins with the length of its name (u8) and the name
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Frame:
     """A frame as read, its checksum and its id proved. `length` is that of the decoded payload."""
 
     kind: Kind
-    codec: int
+    codec: str
     length: int
     id: bytes
     chunk: NDArray[np.void]
@@ -115,13 +116,20 @@ def checked_table(length: NDArray[np.int64], digest: Digests) -> bytes:
 def record(
     kind: Kind, codec: str, length: int, table: bytes, identity: bytes, payload: bytes | memoryview
 ) -> Record:
-    """A new frame. Raises ContractError for a codec that no reader knows."""
-    if codec not in CODECS:
-        raise ContractError(
-            f"The repository does not know the codec {codec!r}.", remedy=f"It knows: {', '.join(CODECS)}."
-        )
+    """A new frame. Raises ContractError for a codec that nothing could decode."""
+    number = CODECS.get(codec, _NAMED)
+    if number == _NAMED:
+        try:
+            codec_named(codec)
+        except LookupError as exc:
+            raise ContractError(
+                f"The repository does not know the codec {codec!r}: it is not registered.",
+                remedy="Register it where it is defined, and wherever the repository is read.",
+            ) from exc
+        name = codec.encode()
+        payload = b"".join((bytes([len(name)]), name, payload))
     chunks = len(table) // CHUNK.itemsize
-    header = HEADER.pack(MAGIC, kind, CODECS[codec], 0, length, len(payload), chunks, 0, identity)
+    header = HEADER.pack(MAGIC, kind, number, 0, length, len(payload), chunks, 0, identity)
     checksum = _checksum(header, table, payload)
     return Record(identity, length, chunks, b"".join((header, CHECKSUM.pack(checksum), table)), payload)
 
@@ -160,11 +168,20 @@ def parse(content: bytes | memoryview, keys: Keys) -> Frame:
     if frame_id(bytes(table), keys) != identity:
         raise Damage("its id is not that of its chunks")
     chunk = np.frombuffer(table, dtype=CHUNK)
-    if codec not in CODECS.values():
-        raise Damage(f"its codec has the number {codec}, which this version does not know")
+    name, payload = _codec_of(codec, payload)
     if kind not in Kind.__members__.values() or int(chunk["length"].sum(dtype=np.int64)) != length:
         raise Damage("its header is impossible")
-    return Frame(Kind(kind), codec, length, identity, chunk, payload)
+    return Frame(Kind(kind), name, length, identity, chunk, payload)
+
+
+def _codec_of(number: int, payload: memoryview) -> tuple[str, memoryview]:
+    """The name of a codec, and the payload without it."""
+    if number in _NAMES:
+        return _NAMES[number], payload
+    end = 1 + payload[0] if len(payload) else 0
+    if number != _NAMED or not 1 < end <= len(payload):
+        raise Damage(f"its codec has the number {number}, which this version does not know")
+    return bytes(payload[1:end]).decode(errors="replace"), payload[end:]
 
 
 def parse_chunks(head: bytes, identity: bytes, keys: Keys) -> NDArray[np.void]:
@@ -184,8 +201,12 @@ def parse_chunks(head: bytes, identity: bytes, keys: Keys) -> NDArray[np.void]:
 def decode(frame: Frame, keys: Keys) -> memoryview:
     """The bytes of a frame, each chunk proved by its digest. Raises Damage."""
     try:
-        view = codec_named(_NAMES[frame.codec]).decode(frame.payload, frame.length)
-    except (KeyError, ValueError) as exc:
+        codec = codec_named(frame.codec)
+    except LookupError as exc:
+        raise Damage(f"it was written with the codec {frame.codec!r}, which is not registered") from exc
+    try:
+        view = memoryview(codec.decode(frame.payload, frame.length))
+    except ValueError as exc:
         raise Damage(str(exc)) from exc
     if len(view) != frame.length:
         raise Damage(f"it decodes to {len(view)} bytes instead of {frame.length}")

@@ -149,7 +149,7 @@ class _DiskWriter:
         """
         if span.identity != self._point.identity:
             raise ContractError(
-                f"The chunks of disk {self._disk.key} were named by {span.identity.name}, but this repository "
+                f"The chunks of disk {self._disk.key} were named by {span.identity!r}, but this repository "
                 "finds and proves them by its own key; nothing was published.",
                 remedy="Write Digest(point), with the point that the path function is given.",
             )
@@ -160,8 +160,8 @@ class _DiskWriter:
     def _prove_names(self, frame: EncodedFrame) -> None:
         digest, start = self._point.identity.digest, 0
         try:
-            data = codec_named(frame.codec).decode(memoryview(frame.payload), frame.length)
-        except KeyError:
+            data = memoryview(codec_named(frame.codec).decode(memoryview(frame.payload), frame.length))
+        except LookupError:
             return  # the record says so, with the names that are known
         except ValueError as exc:
             raise ContractError(

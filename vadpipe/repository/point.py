@@ -31,7 +31,7 @@ from pipeline import (
     emit,
 )
 from vadpipe.kernels.dedupe import assign
-from vadpipe.kernels.identity import Blake3
+from vadpipe.kernels.digest import Blake3
 
 from .config import Config, Keys, Origin
 from .files import Layout, publish, sink_errors, write_durably
@@ -145,7 +145,7 @@ class Point:
             return run.index.add_frame(chunk_length, chunks, identity)
 
         with run.index.lock:
-            return assign(digest, offset, length, run.index.lookup, promise)
+            return assign(digest, offset, length, lookup=run.index.lookup, add_frame=promise)
 
     def frame_ids(self, number: NDArray[np.uint64]) -> Digests:
         """The ids of frames, stored or promised; not for the event loop. Raises ContractError for other numbers."""

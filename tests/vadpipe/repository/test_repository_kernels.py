@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xxhash
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,6 +93,43 @@ def test_a_checksum_made_right_again_does_not_hide_other_bytes():
     right_id = frames.record(Kind.DATA, "raw", CLUSTER, table, frames.frame_id(table, KEYS), chunk)
     with pytest.raises(Damage, match="digest of its chunk 0"):
         frames.decode(frames.parse(right_id.head + chunk, KEYS), KEYS)
+
+
+class Backwards:
+    """A codec of somebody's own."""
+
+    name = "backwards"
+
+    def decode(self, payload, length):
+        return bytes(payload)[::-1]
+
+
+def test_a_codec_of_ones_own_is_stored_by_name(monkeypatch):
+    known = {"backwards": Backwards()}
+    monkeypatch.setattr(frames, "codec_named", lambda name: known[name])
+    chunk = b"a" * CLUSTER + b"b"
+    digest, _ = frames.object_record(Kind.DATA, chunk, KEYS)
+    table = frames.chunk_table(np.array([len(chunk)]), np.frombuffer(digest, np.uint8).reshape(1, -1))
+    record = frames.record(
+        Kind.DATA, "backwards", len(chunk), table, frames.frame_id(table, KEYS), chunk[::-1]
+    )
+    frame = frames.parse(record.head + bytes(record.payload), KEYS)
+    assert bytes(frames.decode(frame, KEYS)) == chunk
+    known.clear()
+    with pytest.raises(Damage, match="written with the codec 'backwards', which is not registered"):
+        frames.decode(frame, KEYS)
+
+
+def test_a_codec_number_that_is_not_known_is_named():
+    content = bytearray(frame_of(b"a" * CLUSTER))
+    content[5] = 9
+    head = bytes(content[: frames.HEADER.size])
+    place = frames.HEADER.size
+    content[place : place + 8] = frames.CHECKSUM.pack(
+        xxhash.xxh3_64_intdigest(head + bytes(content[frames.HEADER_SIZE :]))
+    )
+    with pytest.raises(Damage, match="its codec has the number 9"):
+        frames.parse(content, KEYS)
 
 
 def test_a_payload_that_promises_more_is_not_decompressed():

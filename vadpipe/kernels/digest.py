@@ -1,4 +1,4 @@
-"""How chunks are named."""
+"""The identity of chunks: how they are named."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Blake3:
     """BLAKE3, keyed with 32 secret bytes of a repository.
 
@@ -17,12 +17,15 @@ class Blake3:
     Source: the BLAKE3 paper, section 2.3, keyed mode.
     """
 
-    key: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None)
 
     @property
     def name(self) -> str:
-        return "keyed BLAKE3" if self.key else "BLAKE3 without a key"
+        return "blake3"
 
     def digest(self, data: memoryview) -> bytes:
         """32 bytes."""
         return (blake3(data, key=self.key) if self.key else blake3(data)).digest()
+
+    def __repr__(self) -> str:
+        return "Blake3(key=...)" if self.key else "Blake3()"
