@@ -9,7 +9,6 @@ from pipeline import Disk, DiskReceipt, Job, Pipeline
 from sinks import IntoRepository, Point, Repository
 from stages import (
     AllocatedExtents,
-    Blake3,
     Compress,
     CutChunks,
     Dedupe,
@@ -28,7 +27,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(Blake3(point.key))
+        | Digest(point)
         | Dedupe(point)
         | Compress(Zstd(level=1))
         | IntoRepository(point, disk)

@@ -10,7 +10,6 @@ import os
 from pipeline import Disk, DiskReceipt, Job, Pipeline, Secret
 from sinks import IntoRepository, Point, Repository
 from stages import (
-    Blake3,
     ChangedExtents,
     Compress,
     CutChunks,
@@ -42,7 +41,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(Blake3(point.key))
+        | Digest(point)
         | Dedupe(point)
         | Compress(Zstd(level=1))
         | IntoRepository(point, disk)

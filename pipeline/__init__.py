@@ -1,24 +1,16 @@
-"""The engine of vadpipe: values, contracts, runner, meters, jobs. It knows no vendor and no format.
+"""The engine of vadpipe: values, contracts, meters, jobs. It knows no vendor and no format.
 
-contracts   Source, Stage, Sink, `|`              values    what flows: windows, spans, gaps, frames
-runner      runs pipelines, `flow.open()`         extents   the algebra of byte ranges
-lift        kernels on threads, in order          buffers   the bounded pool of page-aligned memory
-meters      busy, starved, blocked                disk      protocols of disks, captures, machines, targets
-job         one VM from capture to point          events    what happens, for progress and tools
-job_source  many jobs from one line of a config   secrets   read late, shown never
-config      jobs from a Python file               cli       the command; rooms add theirs by entry points
-plan        what a job would do                   progress  bars, lines, event files
-testing     conformance checks and fakes for stages of your own
+values       what flows: windows, spans, gaps, frames     contracts    Source, Stage, Sink, `|`, running,
+`flow.open()` composition  checks of a path, made at `|`                lift         kernels on threads, in order
+extents      the algebra of byte ranges                   buffers      the bounded pool of page-aligned memory
+meters       busy, starved, blocked                       protocols    disks, captures, machines, targets
+job          one VM from capture to point                 plan         what a job would do
+events       what happens, for progress and tools         secrets      read late, never shown
+blocking     pipelines driven by ordinary code            testing      conformance checks and fakes
 """
 
 from .buffers import Buffer, BufferPool
-from .contracts import (
-    Flow,
-    Pipeline,
-    Sink,
-    Source,
-    Stage,
-)
+from .contracts import Flow, Pipeline, Sink, Source, Stage
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
@@ -36,8 +28,7 @@ from .errors import (
 )
 from .events import Event, emit, observed
 from .extents import Extents
-from .job import DiskRun, Job, JobReceipt
-from .job_source import JobSource
+from .job import DiskRun, Job, JobReceipt, JobSource
 from .lift import KernelStage, run_ordered
 from .meters import PipelineReport, StageMeter
 from .protocols import (
@@ -52,19 +43,12 @@ from .protocols import (
     MachineId,
     PointWriter,
     PreviousDisk,
+    SourceReceipt,
     Store,
     Target,
 )
 from .secrets import Secret
-from .units import (
-    CLUSTER,
-    SPAN,
-    GiB,
-    KiB,
-    MiB,
-    TiB,
-    format_size,
-)
+from .units import CLUSTER, SPAN, GiB, KiB, MiB, TiB, format_size
 from .values import (
     DIGEST_SIZE,
     NO_FRAME,
@@ -141,6 +125,7 @@ __all__ = [
     "SnapshotLeaked",
     "Source",
     "SourceError",
+    "SourceReceipt",
     "Span",
     "Stage",
     "StageMeter",

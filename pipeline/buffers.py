@@ -111,6 +111,14 @@ class BufferPool:
                     await self._lot.park()
         return Buffer(self, self._free.popleft())
 
+    def acquire_nowait(self) -> Buffer:
+        """A free buffer with undefined content; needs no event loop. Raises trio.WouldBlock when none is free."""
+        self._map()
+        try:
+            return Buffer(self, self._free.popleft())
+        except IndexError:
+            raise trio.WouldBlock from None
+
     def statistics(self) -> PoolStatistics:
         return PoolStatistics(self._count, len(self._free), len(self._lot))
 

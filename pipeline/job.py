@@ -1,34 +1,44 @@
 """A job: one VM, once, from its capture to the published point.
 
-The order is what matters. The store is opened first, so that a bad one costs no snapshot. The point is
-published while the capture still stands, as soon as the data is complete: releasing a snapshot can take
-hours and must not decide about a finished backup. A snapshot that stays behind is then told, not hidden.
+The order matters. The path is composed first and the store is opened next, so that neither a mistake nor a bad
+store costs a snapshot. The point is published while the capture still stands, as soon as the data is complete:
+releasing a snapshot can take hours and must not decide about a finished backup. A snapshot that stays behind is
+reported.
 
-A capture may turn out too poor to be worth reading, because the guest was not quiesced as required. A finisher that
-can tell so does before anything is read; then the capture is released, and another one taken while it says so.
+A capture may not be worth reading, because the guest was not quiesced as required. A finisher that is an `Examiner`
+finds that out before anything is read. Then the capture is released, and another one is taken if it asks for that.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import trio
 
-from .contracts import Pipeline
+from .buffers import BufferPool
+from .composition import at_least, has_methods, type_arguments, wrong_part
+from .contracts import Flow, Pipeline, Sink, Source
 from .errors import (
+    ChangeTrackingInvalid,
+    ConfigError,
     LeftBehind,
     MoverError,
     QuiescingShort,
+    SourceError,
     TransferFailed,
     leaves,
 )
-from .events import Event, emit, observed
+from .events import emit
+from .extents import Extents
 from .meters import PipelineReport
 from .protocols import (
     Capture,
+    ChangedAreas,
     Disk,
     DiskReceipt,
     DiskSize,
@@ -37,6 +47,7 @@ from .protocols import (
     Finisher,
     Machine,
     PointWriter,
+    SourceReceipt,
     Store,
     Target,
 )
@@ -49,10 +60,7 @@ DiskWatch = Callable[[DiskSize, PipelineReport[Any]], None]
 
 @dataclass(frozen=True)
 class DiskRun:
-    """One disk of a finished job: its receipt, how it was read, and where the time went.
-
-    `allocated` and `changed` are bytes as the source was told; `changed` is None for a full read.
-    """
+    """One disk of a finished job: its receipt, how it was read (see SourceReceipt), and where the time went."""
 
     receipt: DiskReceipt
     report: PipelineReport[DiskReceipt]
@@ -115,11 +123,21 @@ class JobReceipt:
 
 @dataclass(frozen=True)
 class Job(Generic[C, P]):
-    """What to back up (`machine`), how each disk travels (`path`), and where to (`into`).
+    """Backs up one VM.
 
-    `path` gets an open disk and the point that is being written. `finish` runs while the capture stands, e.g.
-    to fetch the VSS manifest; the last finisher's evidence goes into the point. One that is an `Examiner` too is
-    asked before anything is read.
+    Args:
+        machine: What to back up, e.g. VcenterVm or LocalVm.
+        path: How each disk travels: a function that gets an open disk and the point that is being written, and
+            returns a pipeline. It is also called once with a planned disk before anything is touched, so that a
+            mistake in it is found then.
+        into: Where points go: a Repository, or Nowhere() for a benchmark.
+        finish: What runs while the capture stands, e.g. VssManifest(); the evidence of the last one goes into the
+            point. One that is an `Examiner` too is asked before anything is read.
+        disks_at_once: How many disks are read at the same time.
+        name: For messages; the machine's name by default.
+
+    Raises:
+        ConfigError: A setting is impossible.
     """
 
     machine: Machine[C]
@@ -129,15 +147,43 @@ class Job(Generic[C, P]):
     disks_at_once: int = 2
     name: str = ""
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "disks_at_once")
+        for setting, methods, example in (
+            ("machine", ("capture", "effects"), "LocalVm(directory)"),
+            ("into", ("open", "planned", "effects"), "Repository(directory)"),
+        ):
+            value = getattr(self, setting)
+            if not has_methods(value, *methods):
+                raise ConfigError(
+                    f"Job({setting}={value!r}) is impossible: it has no {' and no '.join(methods)}.",
+                    remedy=f"Give it for example {example}.",
+                )
+        if not callable(self.path) or isinstance(self.path, type):
+            raise ConfigError(
+                f"Job(path={self.path!r}) is impossible: it is no function.",
+                remedy="Write `def path(disk, point)`, which returns the pipeline of a disk.",
+            )
+        for finisher in self.finish:
+            if not has_methods(finisher, "finish"):
+                raise wrong_part(finisher, "an object with `finish` in Job(finish=[...])")
+
     @property
     def title(self) -> str:
         return self.name or self.machine.name
 
     async def run(self, watch: DiskWatch | None = None) -> JobReceipt:
-        """Run the job. `watch` gets each disk and its growing report when the disk starts.
+        """Run the job.
 
-        Raises TransferFailed or a MoverError; then nothing was published.
+        Args:
+            watch: Called when a disk starts, with the disk and its report, which grows while it is read.
+
+        Raises:
+            ConfigError: The path is wrong. Raised before the store is opened; where it shows only with a real disk,
+                before the first read.
+            MoverError, TransferFailed: Nothing was published.
         """
+        self.planned()
         begun, cpu = trio.current_time(), _cpu_s()
         record = _Record[C]()
         attention: list[str] = []
@@ -170,8 +216,26 @@ class Job(Generic[C, P]):
             cpu_s=_cpu_s() - cpu,
         )
 
+    def planned(self) -> tuple[Pipeline[DiskReceipt] | None, str]:
+        """The path as composed for a disk that stands for each, without any I/O.
+
+        Returns:
+            The pipeline and ''; or None and the reason, when the path looks at its disk and does not compose for
+            the planned one. It is then checked for the real disks only.
+
+        Raises:
+            ConfigError: The path is wrong for every disk.
+        """
+        disk = PlannedDisk()
+        try:
+            return compose(self.path, disk, self.into.planned()), ""
+        except _PathFailed as exc:
+            if disk.looked_at and not isinstance(exc.__cause__, NameError):
+                return None, exc.problem
+            raise
+
     async def _published(self, store: Store[P], record: _Record[C], watch: DiskWatch | None) -> bool:
-        """One capture, to the published point; or False, when it is time to take another one."""
+        """Take a capture and publish its point; False when another capture is to be taken instead."""
         try:
             async with self.machine.capture() as capture:
                 record.capture = capture
@@ -190,7 +254,7 @@ class Job(Generic[C, P]):
         return False
 
     async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
-        """What each finisher knows already; None for those that are to be asked at the end."""
+        """The evidence of each finisher so far; None for those that are asked at the end."""
         return [
             await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
             for finisher in self.finish
@@ -199,14 +263,17 @@ class Job(Generic[C, P]):
     async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
         runs: dict[str, DiskRun] = {}
+        pipelines = [
+            compose(self.path, disk, point) for disk in capture.disks
+        ]  # all, before anything is read
 
-        async def transfer_disk(disk: Disk) -> None:
+        async def transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt]) -> None:
             async with limiter:
-                runs[disk.key] = await self._transfer_disk(disk, point, watch)
+                runs[disk.key] = await _transfer_disk(disk, pipeline, watch)
 
         async with trio.open_nursery() as nursery:
-            for disk in capture.disks:
-                nursery.start_soon(transfer_disk, disk)
+            for disk, pipeline in zip(capture.disks, pipelines, strict=True):
+                nursery.start_soon(transfer_disk, disk, pipeline)
         record.disks = [runs[disk.key] for disk in capture.disks]
         for finisher, known in zip(self.finish, record.examined, strict=True):
             record.evidence = known or await finisher.finish(capture)
@@ -214,41 +281,138 @@ class Job(Generic[C, P]):
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
         emit("published", job=self.title, point=record.point)
 
-    async def _transfer_disk(self, disk: Disk, point: P, watch: DiskWatch | None) -> DiskRun:
-        facts: dict[str, object] = {}
 
-        def take(event: Event) -> None:
-            if event.kind == "extents":
-                facts.update(event.facts)
+@runtime_checkable
+class JobSource(Protocol):
+    """Jobs that are known only when a command runs, e.g. one for each VM of a folder.
 
-        emit("disk started", disk=disk.key, label=disk.label, capacity=disk.capacity)
-        with observed(take):
-            try:
-                report = await self.path(disk, point).measure(
-                    None if watch is None else lambda report: watch(disk, report)
-                )
-            except BaseExceptionGroup as group:
-                for leaf in leaves(group):
-                    if isinstance(leaf, Exception):
-                        leaf.add_note(f"disk {disk.label} ({disk.key})")
-                raise
-        run = DiskRun(
-            report.receipt,
-            report,
-            str(facts.get("mode", "full")),
-            str(facts.get("reason", "")),
-            _number(facts.get("allocated")),
-            _number(facts.get("changed")),
+    It stands in `jobs` of a configuration like a job. Making one does no I/O.
+    """
+
+    @property
+    def title(self) -> str:
+        """What a plan and an error call it, e.g. 'each VM of vc01 named web*'."""
+        ...
+
+    async def jobs(self) -> Sequence[Job[Any, Any]]:
+        """The jobs as of now: at least one, no two alike, always in the same order. Raises MoverError."""
+        ...
+
+    def planned(self) -> Job[Any, Any]:
+        """A job that stands for each of them, to be described but not run. No I/O."""
+        ...
+
+    def effects(self) -> Sequence[str]:
+        """Full sentences, for `plan`: what is looked up when the jobs are asked for."""
+        ...
+
+
+class PlannedDisk:
+    """Stands for every disk of a VM while a path is composed; notes whether the path looked at its facts."""
+
+    def __init__(self) -> None:
+        self.pool = BufferPool()
+        self.looked_at = False
+
+    def __getattr__(self, name: str) -> str:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self.looked_at = True
+        if name in ("key", "label"):
+            return "each disk"
+        raise AttributeError(f"A planned disk has no {name}.")
+
+    @property
+    def capacity(self) -> int:
+        self.looked_at = True
+        return 0
+
+    @property
+    def change_id(self) -> None:
+        self.looked_at = True
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        raise SourceError("A planned disk cannot be read.")
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        raise ChangeTrackingInvalid("A planned disk has no change tracking.")
+
+    async def read(self, buffer: object, offset: int, wanted: Extents) -> None:
+        raise SourceError("A planned disk cannot be read.")
+
+    def __repr__(self) -> str:
+        return "disk"
+
+
+class _PathFailed(ConfigError):
+    """The path returned no pipeline for this disk; for another disk it may."""
+
+
+def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> Pipeline[DiskReceipt]:
+    """The pipeline that a path returns for a disk. Raises ConfigError when a job cannot run it."""
+    try:
+        pipeline = path(disk, point)
+    except MoverError:
+        raise
+    except Exception as exc:
+        raise _PathFailed(f"The path failed{_place(path, exc)}: {type(exc).__name__}: {exc}.") from exc
+    if inspect.iscoroutine(pipeline):
+        pipeline.close()
+        raise ConfigError(
+            "The path is an async function.", remedy="Write `def path(disk, point)` without async."
         )
-        emit("disk finished", **run.as_dict())
-        return run
+    if pipeline is None:
+        raise _PathFailed(
+            "The path returned None.", remedy="Let it return the pipeline: `return ... | sink`."
+        )
+    if isinstance(pipeline, Source):
+        last = type(Flow[Any](pipeline).parts[-1]).__name__
+        raise ConfigError(
+            f"The path ends with {last}, which is no sink.", remedy="Add one, e.g. `| NullSink()`."
+        )
+    if not isinstance(pipeline, Pipeline):
+        raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
+    [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
+        raise ConfigError(
+            f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
+            remedy="End the path with a sink such as IntoRepository(point, disk).",
+        )
+    return pipeline
+
+
+def _place(path: Callable[..., object], exc: Exception) -> str:
+    """The line of the path where the exception was raised, for a message."""
+    file = inspect.unwrap(path).__code__.co_filename if inspect.isfunction(path) else None
+    lines = [frame.lineno for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == file]
+    return f" at line {lines[-1]} of {os.path.basename(str(file))}" if lines else ""
+
+
+async def _transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
+    emit("disk started", disk=disk.key, label=disk.label, capacity=disk.capacity)
+    try:
+        report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
+    except BaseExceptionGroup as group:
+        for leaf in leaves(group):
+            if isinstance(leaf, Exception):
+                leaf.add_note(f"disk {disk.label} ({disk.key})")
+        raise
+    receipt, source = report.receipt, report.source_receipt
+    if not receipt.key:  # of a sink that was not told which disk it gets
+        receipt = replace(receipt, key=disk.key, label=disk.label)
+    if not isinstance(source, SourceReceipt):
+        source = SourceReceipt("unknown", "The source of the path gave no receipt.")
+    run = DiskRun(receipt, report, **asdict(source))
+    emit("disk finished", **run.as_dict())
+    return run
 
 
 @dataclass
 class _Record(Generic[C]):
-    """What is known of a job while it runs. `point` is set as soon as it is published.
+    """The state of a running job. `point` is set as soon as it is published.
 
-    `examined`: what the finishers knew before the transfer; `given_up`: a sentence for each capture before it.
+    `examined` holds the evidence of each finisher before the transfer; `given_up` a sentence for each capture that
+    was given up before this one.
     """
 
     capture: C | None = None
@@ -259,12 +423,8 @@ class _Record(Generic[C]):
     disks: list[DiskRun] = field(default_factory=list)
 
 
-def _number(fact: object) -> int | None:
-    return fact if isinstance(fact, int) else None
-
-
 def _flat(exc: BaseException) -> BaseException:
-    """Failures of several disks as one TransferFailed; a lone error of ours stays itself."""
+    """Failures of several disks as one TransferFailed; a single MoverError stays itself."""
     found = leaves(exc)
     failures = [leaf for leaf in found if isinstance(leaf, Exception)]
     if len(failures) < len(found):

@@ -1,7 +1,7 @@
 """Kernels on threads, several at once, in order.
 
 `run_ordered` runs a fixed number of tasks that take turns at the inbox and at the outbox: each takes an item, works
-on it, and sends the result when its elder's result was sent. So order out is order in, and what is in the stage's
+on it, and sends the result when the result before it was sent. So order out is order in, and what is in the stage's
 hands is one item per task.
 
 Kernels of adjacent stages are fused into one thread trip. A trip costs 0.15 ms of CPU and a channel hop 0.01 ms by
@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
+from .composition import at_least
 from .contracts import Stage
 from .meters import current_meter
 from .values import Unchanged, Zeros
@@ -70,7 +71,7 @@ async def run_ordered(
                 except trio.EndOfChannel:
                     ended = True
                     return
-                elder_sent, sent = sent, trio.Event()
+                previous_sent, sent = sent, trio.Event()
                 own_sent = sent
             try:
                 with meter.working():
@@ -81,8 +82,8 @@ async def run_ordered(
                 failed = True
                 raise
             del item
-            if not elder_sent.is_set():
-                await elder_sent.wait()
+            if not previous_sent.is_set():
+                await previous_sent.wait()
             await outbox.send(result)
             own_sent.set()
             del result
@@ -118,8 +119,14 @@ class KernelStage(Stage[A_contra, B_co]):
     def kernel(self) -> Callable[[Any], Any]:
         """The function, made once per run. Unless `serial`, several threads call it at once."""
 
+    def __post_init__(self) -> None:  # of every kernel stage that is a dataclass
+        at_least(1, self, "workers")
+
     async def run(self, inbox: ReceiveChannel[A_contra], outbox: SendChannel[B_co]) -> None:
         await FusedKernels([self]).run(inbox, outbox)
+
+    def fused_with(self, following: Stage[Any, Any]) -> Stage[Any, Any] | None:
+        return FusedKernels([self]).fused_with(following)
 
 
 class FusedKernels(Stage[Any, Any]):
@@ -129,8 +136,11 @@ class FusedKernels(Stage[Any, Any]):
         self.stages = stages
 
     @property
-    def name(self) -> str:
+    def fused_name(self) -> str:
         return "+".join(type(stage).__name__ for stage in self.stages)
+
+    def fused_with(self, following: Stage[Any, Any]) -> Stage[Any, Any] | None:
+        return FusedKernels([*self.stages, following]) if isinstance(following, KernelStage) else None
 
     async def run(self, inbox: ReceiveChannel[Any], outbox: SendChannel[Any]) -> None:
         meter = current_meter()
@@ -142,16 +152,16 @@ class FusedKernels(Stage[Any, Any]):
             )
             for serial, stages in itertools.groupby(self.stages, lambda stage: stage.serial)
         ]
-        tickets = itertools.count()
+        numbers = itertools.count()
 
         async def work(item: object) -> object:
             if isinstance(item, Zeros | Unchanged):
                 return item
-            trip = _Trip(steps, next(tickets), item)
+            trip = _Trip(steps, next(numbers), item)
             try:
                 result = await trio.to_thread.run_sync(trip.run, limiter=threads)
             finally:
-                trip.skip_if_not_begun()
+                trip.finish_if_not_begun()
             for name, spent_s in trip.cpu_s.items():
                 meter.kernel_s[name] = meter.kernel_s.get(name, 0.0) + spent_s
             return result
@@ -162,47 +172,47 @@ class FusedKernels(Stage[Any, Any]):
 
 @dataclass(frozen=True)
 class _Step:
-    """Adjacent kernels with their names, and whose turn it is when they are serial."""
+    """Adjacent kernels with their names; `turns` when they are serial."""
 
     kernels: Sequence[tuple[str, Callable[[Any], Any]]]
     turns: _Turns | None
 
 
 class _Turns:
-    """Lets the holders of tickets 0, 1, 2, ... pass one at a time and in order."""
+    """Lets threads through one at a time, in the order of their items' numbers 0, 1, 2, ..."""
 
     def __init__(self) -> None:
         self._next = 0
-        self._skipped: set[int] = set()
+        self._done: set[int] = set()
         self._changed = threading.Condition()
 
     @contextmanager
-    def turn(self, ticket: int) -> Iterator[None]:
-        """Wait for the turn of this ticket, from a worker thread; it is over at the end of the block."""
+    def turn(self, number: int) -> Iterator[None]:
+        """On a worker thread: wait until all items before this one are done; it is done at the end of the block."""
         with self._changed:
-            self._changed.wait_for(lambda: self._next == ticket)
+            self._changed.wait_for(lambda: self._next == number)
         try:
             yield
         finally:
-            self.skip(ticket)
+            self.finish(number)
 
-    def skip(self, ticket: int) -> None:
-        """Nobody will come with this ticket, or its turn is over."""
+    def finish(self, number: int) -> None:
+        """The item is done, or will not come: let the next one through."""
         with self._changed:
-            self._skipped.add(ticket)
-            while self._next in self._skipped:
-                self._skipped.remove(self._next)
+            self._done.add(number)
+            while self._next in self._done:
+                self._done.remove(self._next)
                 self._next += 1
             self._changed.notify_all()
 
 
 class _Trip:
-    """One item on its way through the kernels, on a worker thread. Every turn is taken or skipped in the end."""
+    """One item on its way through the kernels, on a worker thread. It finishes every turn in the end."""
 
-    def __init__(self, steps: Sequence[_Step], ticket: int, item: object) -> None:
+    def __init__(self, steps: Sequence[_Step], number: int, item: object) -> None:
         self.cpu_s: dict[str, float] = {}
         self._steps = steps
-        self._ticket = ticket
+        self._number = number
         self._item = item
         self._begun = False
 
@@ -215,13 +225,13 @@ class _Trip:
                 if step.turns is None:
                     item = self._through(step.kernels, item)
                 elif not isinstance(item, Zeros | Unchanged):
-                    with step.turns.turn(self._ticket):
+                    with step.turns.turn(self._number):
                         turns_left.remove(step.turns)
                         item = self._through(step.kernels, item)
             return item
         finally:
             for turns in turns_left:
-                turns.skip(self._ticket)
+                turns.finish(self._number)
 
     def _through(self, kernels: Sequence[tuple[str, Callable[[Any], Any]]], item: object) -> object:
         for name, kernel in kernels:
@@ -232,26 +242,9 @@ class _Trip:
             self.cpu_s[name] = self.cpu_s.get(name, 0.0) + time.thread_time() - begun
         return item
 
-    def skip_if_not_begun(self) -> None:
-        """A cancelled trip that never reached its thread must not keep the younger ones waiting."""
+    def finish_if_not_begun(self) -> None:
+        """A cancelled trip that never reached its thread must not keep later ones waiting."""
         if not self._begun:
             for step in self._steps:
                 if step.turns:
-                    step.turns.skip(self._ticket)
-
-
-def fused(stages: Sequence[Stage[Any, Any]]) -> list[Stage[Any, Any]]:
-    """The same stages with every run of adjacent kernel stages made one."""
-    result: list[Stage[Any, Any]] = []
-    for stage in stages:
-        if not isinstance(stage, KernelStage):
-            result.append(stage)
-        elif result and isinstance(result[-1], FusedKernels):
-            result[-1] = FusedKernels([*result[-1].stages, stage])
-        else:
-            result.append(FusedKernels([stage]))
-    return result
-
-
-def stage_name(stage: object) -> str:
-    return stage.name if isinstance(stage, FusedKernels) else type(stage).__name__
+                    step.turns.finish(self._number)

@@ -1,8 +1,8 @@
 """Where the time of a pipeline goes, measured at the channel ends so that no stage has to account.
 
 A stage is *starved* while it waits for input, *blocked* while it waits for its output to be taken or for a
-free buffer, and *busy* otherwise. A stage that works on several items at once is busy by the share of its
-places that are at work. The stage with the largest busy share limits the pipeline.
+free buffer, and *busy* otherwise. A stage that works on several items at once is busy by the share of those
+that are being worked on. The stage with the largest busy share limits the pipeline.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import trio
 from trio.abc import ReceiveChannel, SendChannel
+
+from .errors import ContractError
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -53,7 +55,7 @@ class StageMeter:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """One of the stage's places is at work."""
+        """Time the work on one item."""
         begun = trio.current_time()
         try:
             yield
@@ -83,15 +85,23 @@ def set_current_meter(meter: StageMeter) -> None:
 
 @dataclass
 class PipelineReport(Generic[R_co]):
-    """What a run of a pipeline did. `receipt` is there once it ended well."""
+    """What a run of a pipeline did, growing while it runs. `source_receipt` is what the source returned."""
 
     stages: Sequence[StageMeter]
     wall_s: float = 0.0
-    _receipt: list[object] = field(default_factory=list)
+    source_receipt: object = None
+
+    def finish(self, receipt: R_co) -> None:  # type: ignore[misc]  # called by the engine alone
+        """Note the sink's receipt: the pipeline ended well."""
+        self._receipt = receipt
 
     @property
     def receipt(self) -> R_co:
-        return cast(R_co, self._receipt[0])
+        """What the sink returned. Raises ContractError until the pipeline has ended well."""
+        try:
+            return self._receipt
+        except AttributeError:
+            raise ContractError("The pipeline has not ended, or it failed: there is no receipt.") from None
 
     @property
     def bottleneck(self) -> StageMeter:

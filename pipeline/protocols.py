@@ -202,6 +202,20 @@ class PreviousDisk:
 
 
 @dataclass(frozen=True)
+class SourceReceipt:
+    """How a disk was read; what an extents source returns.
+
+    `mode` is 'full' or 'incremental', and `reason` says why in a sentence. `allocated` and `changed` are bytes as
+    the source was told; `changed` is None for a full read, `allocated` where it is not known.
+    """
+
+    mode: str
+    reason: str
+    allocated: int | None = None
+    changed: int | None = None
+
+
+@dataclass(frozen=True)
 class DiskReceipt:
     """What became of one disk. Bytes of the disk, but for `stored`: bytes added to the store.
 
@@ -253,7 +267,10 @@ class Target(Protocol[P_co]):
     def open(self) -> AbstractAsyncContextManager[Store[P_co]]: ...
 
     def planned(self) -> P_co:
-        """A point writer that is good for composing and describing a path, not for running it."""
+        """A point writer that is good for composing and describing a path, not for running it.
+
+        Its identity equals no other, so that a path which names chunks in another way is found when it is composed.
+        """
         ...
 
     def effects(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
+from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt

@@ -1,10 +1,11 @@
 """Stages: what a configuration names between a VM and a sink, one file each. Settings and wiring.
 
-vcenter_vm, each_vm  VMs on a vCenter or ESXi host      chunks    CutChunks: where content says
-preflight            checks before the snapshot         digest    Digest: the identity of each chunk
-extents              which bytes to read                dedupe    Dedupe: which chunks are new
-read                 ReadSpans: the bytes               compress  Compress: new frames, encoded
-zeros                MarkZeros: what holds zeros only   vss_manifest  VssManifest: judges the quiescing
+vcenter_vm, each_vm  VMs on a vCenter or ESXi host       chunks    CutChunks: where content says
+local_vm             a VM read from its own files        digest    Digest: the identity of each chunk
+preflight            checks before the snapshot          dedupe    Dedupe: which chunks are new
+extents              which bytes to read                 compress  Compress: new frames, encoded
+read                 ReadSpans: the bytes                vss_manifest  VssManifest: judges the quiescing
+zeros                MarkZeros: what holds zeros only
 
 What they are made of lies in `vadpipe`. The names below are loaded when they are used.
 """

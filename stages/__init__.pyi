@@ -1,6 +1,5 @@
 from vadpipe.vddk import DiskAccess as DiskAccess
 from vadpipe.vddk import Vddk as Vddk
-from vadpipe.vmdk import LocalVm as LocalVm
 from vadpipe.vsphere import CopyDatastoreItem as CopyDatastoreItem
 from vadpipe.vsphere import CopyOnDatastore as CopyOnDatastore
 from vadpipe.vsphere import GuestControl as GuestControl
@@ -26,6 +25,7 @@ from .digest import Digest as Digest
 from .each_vm import EachVm as EachVm
 from .extents import AllocatedExtents as AllocatedExtents
 from .extents import ChangedExtents as ChangedExtents
+from .local_vm import LocalVm as LocalVm
 from .preflight import NotReady as NotReady
 from .preflight import Preflight as Preflight
 from .read import ReadSpans as ReadSpans

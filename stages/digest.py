@@ -1,58 +1,52 @@
-"""The identity of chunks."""
+"""Digest: the identity of each chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
-from pipeline import (
-    DIGEST_SIZE,
-    ChunkIndex,
-    CutSpan,
-    DigestedSpan,
-    Gap,
-    Identity,
-    KernelStage,
-)
-from vadpipe.kernels.digest import Blake3
-
-__all__ = ["Blake3", "Digest"]
+from pipeline import ConfigError, CutSpan, DigestedSpan, Gap, Identity, KernelStage
+from vadpipe.kernels.digest import Blake3 as Blake3
+from vadpipe.kernels.digest import digest_span
 
 
-_UNKEYED = Blake3()
+class Identified(Protocol):
+    """Has the identity of its chunks: a point of a repository, or a MemoryIndex."""
+
+    @property
+    def identity(self) -> Identity: ...
 
 
 @dataclass(frozen=True)
 class Digest(KernelStage[CutSpan | Gap, DigestedSpan | Gap]):
     """Cut spans in, the same spans out with the digest of each chunk. Gaps pass.
 
+    `by` says how chunks are named: the point that they go to (`Digest(point)`), an index, or an identity itself.
+
     Memory: the spans in hand. Cancel: leaves nothing behind.
+    Raises: ConfigError when `by` has no identity.
     """
 
-    identity: Identity | ChunkIndex = _UNKEYED
+    if TYPE_CHECKING:
+        by: Identified | Identity
+    else:
+        by: object = None
     serial = True  # many small calls: see pipeline.lift
 
+    def __post_init__(self) -> None:
+        if isinstance(self.by, type) or not (hasattr(self.by, "identity") or hasattr(self.by, "digest")):
+            raise ConfigError(
+                "Digest needs to know how chunks are named."
+                if self.by is None
+                else f"Digest cannot name chunks by {self.by!r}.",
+                remedy="Write Digest(point): the point that they are stored in knows.",
+            )
+
+    @property
+    def identity(self) -> Identity:
+        return cast(Identity, getattr(self.by, "identity", self.by))
+
     def kernel(self) -> Callable[[CutSpan], DigestedSpan]:
-        return self._digest
-
-    def _digest(self, span: CutSpan) -> DigestedSpan:
-        memory = span.buffer.memory
-        identity = identity_of(self.identity)
-        digest = identity.digest
-        starts = (span.chunk_offset - span.offset).tolist()
-        ends = (span.chunk_offset - span.offset + span.chunk_length).tolist()
-        joined = b"".join([digest(memory[low:high]) for low, high in zip(starts, ends, strict=True)])
-        return DigestedSpan(
-            **vars(span),
-            identity=identity,
-            digest=np.frombuffer(joined, dtype=np.uint8).reshape(-1, DIGEST_SIZE),
-        )
-
-
-def identity_of(named: Identity | ChunkIndex) -> Identity:
-    """An identity, or that of an index."""
-    found: Identity | None = getattr(named, "identity", None)
-    return cast("Identity", named if found is None else found)
+        return partial(digest_span, identity=self.identity)

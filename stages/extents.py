@@ -2,7 +2,7 @@
 
 The disk is walked in windows, so that memory does not grow with it. Changed areas are the exception: all pages
 are fetched before the first window is sent, because only a complete cover of the disk proves that change
-tracking forgot nothing; a client that did not page lost data for years. They cost 16 bytes an extent.
+tracking forgot nothing. They cost 16 bytes per extent.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pipeline import (
     GiB,
     PreviousDisk,
     Source,
+    SourceReceipt,
     Window,
-    emit,
 )
+from pipeline.composition import expect_disk
 
 # As much as one QueryAllocatedBlocks call may ask for: 524288 VDDK chunks of 64 KiB (VDDK programming guide).
 WINDOW = 32 * GiB
@@ -41,11 +42,11 @@ class AllocatedExtents(Source[Window]):
 
     disk: Disk
 
-    async def run(self, outbox: SendChannel[Window]) -> None:
-        allocated = await _send_allocated(self.disk, outbox)
-        emit(
-            "extents", disk=self.disk.key, mode="full", reason="asked for", allocated=allocated, changed=None
-        )
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+
+    async def run(self, outbox: SendChannel[Window]) -> SourceReceipt:
+        return SourceReceipt("full", "asked for", await _send_allocated(self.disk, outbox))
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class ChangedExtents(Source[Window]):
     disk: Disk
     previous: PreviousDisk | None
 
-    async def run(self, outbox: SendChannel[Window]) -> None:
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+
+    async def run(self, outbox: SendChannel[Window]) -> SourceReceipt:
         try:
             changed = await changed_since(self.disk, self.previous)
         except ChangeTrackingInvalid as exc:
-            allocated = await _send_allocated(self.disk, outbox)
-            self._tell("full", exc.problem, allocated, None)
-            return
+            return SourceReceipt("full", exc.problem, await _send_allocated(self.disk, outbox))
         allocated = 0
         for offset, length in windows(self.disk.capacity):
             touched = changed.within(offset, length)
@@ -79,10 +81,7 @@ class ChangedExtents(Source[Window]):
                 allocated += inside.total
                 data, zeros = touched & inside, touched - inside
             await outbox.send(Window(offset, length, data, zeros))
-        self._tell("incremental", "change tracking covers the disk", allocated, changed.total)
-
-    def _tell(self, mode: str, reason: str, allocated: int, changed: int | None) -> None:
-        emit("extents", disk=self.disk.key, mode=mode, reason=reason, allocated=allocated, changed=changed)
+        return SourceReceipt("incremental", "change tracking covers the disk", allocated, changed.total)
 
 
 async def changed_since(disk: Disk, previous: PreviousDisk | None) -> Extents:

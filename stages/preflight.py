@@ -1,8 +1,8 @@
-"""Preflight before a job: the conditions that stop it before the snapshot, and what is told of the others.
+"""Preflight before a job: errors stop it before the snapshot, warnings become remarks of its report.
 
-A rule predicts; what was reached is measured later: by the manifest, by the disks that a snapshot holds, by the
-quiescing it was taken with. So a warning becomes a remark and not a matter for attention. An error stops the job;
-where it is only to be reported, it needs attention, because then the job went on against better knowledge.
+A rule predicts; what was reached is measured later, by the manifest, by the disks that the snapshot holds, and
+by the quiescing it was taken with. So a warning needs no attention. An error that is only reported does,
+because the job went on although it was expected to fail.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import ConfigError, SourceError
+from vadpipe.jsonable import json_object, jsonable
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight
-from vadpipe.preflight.rule import Finding, Severity
+from vadpipe.rules import Finding, Severity, Violation
 from vadpipe.vsphere.api.faults import (
     CertificateRefused,
     ConnectionLost,
@@ -32,23 +33,29 @@ _SAID_BY_THE_MACHINE = frozenset({"snapshots-foreign", "snapshots-left"})
 
 
 class NotReady(SourceError):
-    """Conditions of the job do not hold. Facts: `vm`, and `findings`, each as a document."""
+    """Conditions of the job do not hold. Facts: `vm`, and `findings` as documents."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """Every rule before the snapshot: a `vadpipe.vsphere.vm.check.Check`.
+    """Check every condition before the snapshot: a `vadpipe.vsphere.vm.check.Check`.
 
-    `report_only`: errors do not stop the job; they make exit code 3. `probe_hosts`: whether the names and ports of
-    the hosts are tried, which takes seconds where a firewall drops packets.
+    Args:
+        report_only: Errors do not stop the job; they make exit code 3.
+        probe_hosts: Try the names and ports of the hosts, which takes seconds where a firewall drops packets.
     """
 
     report_only: bool = False
     probe_hosts: bool = True
 
     async def check(self, session: VcenterSession, vm: Vm, machine: VsphereVm) -> Checked:
-        """Raises NotReady with every error found; SourceError when the server is away for too long; ConfigError for
-        a VDDK that is not where the job looks for it."""
+        """Check the job.
+
+        Raises:
+            NotReady: With every error found.
+            SourceError: The server is away for too long.
+            ConfigError: The VDDK is not where the job looks for it.
+        """
         job = await job_facts(
             machine.quiesce, machine.reader, enable_change_tracking=machine.enable_change_tracking
         )
@@ -61,12 +68,12 @@ class Preflight:
             report = await patiently(work, session.settings.patience_s)
         except (ConnectionLost, LoginRefused, CertificateRefused):
             raise
-        except VsphereError as exc:  # what may not be asked is not known, and no reason to have no backup
+        except VsphereError as exc:  # facts that may not be read are no reason to have no backup
             return Checked({"vm": vm.name, "problem": exc.problem}, (), (f"No preflight: {exc.problem}",))
         errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
         if errors and not self.report_only:
             raise _not_ready(report, errors)
-        return Checked(report.as_dict(), [_sentence(finding) for finding in errors], _remarks(report))
+        return Checked(json_object(report), [_sentence(finding) for finding in errors], _remarks(report))
 
 
 def _remarks(report: PreflightReport) -> list[str]:
@@ -77,16 +84,15 @@ def _remarks(report: PreflightReport) -> list[str]:
     ]
 
 
-def _sentence(finding: Finding) -> str:
-    subject = f"{finding.subject}: " if finding.subject else ""
-    return f"Preflight, {finding.rule}: {subject}{finding.found.rstrip('.')}. {finding.remedy}"
+def _sentence(finding: Finding[Violation]) -> str:
+    return f"Preflight, {finding.rule}: {finding.sentence.rstrip('.')}. {finding.remedy}"
 
 
-def _not_ready(report: PreflightReport, errors: Sequence[Finding]) -> NotReady:
+def _not_ready(report: PreflightReport, errors: Sequence[Finding[Violation]]) -> NotReady:
     conditions = " ".join(_sentence(finding).removeprefix("Preflight, ") for finding in errors)
     return NotReady(
-        f"{report.vm} is not ready for this job, so no snapshot was taken. {conditions}",
+        f"{report.vm.title} is not ready for this job, so no snapshot was taken. {conditions}",
         remedy="To run all the same, set preflight=Preflight(report_only=True) for this VM.",
-        vm=report.vm,
-        findings=[finding.as_dict() for finding in errors],
+        vm=report.vm.name,
+        findings=jsonable(errors),
     )

@@ -9,18 +9,8 @@ import numpy as np
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from pipeline import (
-    SPAN,
-    Disk,
-    Extents,
-    Gap,
-    Span,
-    Stage,
-    Unchanged,
-    Window,
-    Zeros,
-    run_ordered,
-)
+from pipeline import SPAN, Disk, Extents, Gap, Span, Stage, Unchanged, Window, Zeros, run_ordered
+from pipeline.composition import at_least, expect_disk
 
 
 @dataclass(frozen=True)
@@ -35,6 +25,10 @@ class ReadSpans(Stage[Window, Span | Gap]):
 
     disk: Disk
     ahead: int = 2
+
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+        at_least(1, self, "ahead")
 
     async def run(self, inbox: ReceiveChannel[Window], outbox: SendChannel[Span | Gap]) -> None:
         async def read(piece: Span | Gap) -> Span | Gap:

@@ -1,8 +1,8 @@
-"""The step of a job on a Windows VM that judges the quiescing, and keeps the VSS manifest with the point.
+"""The step of a job that judges the quiescing by the VSS manifest, and keeps the manifest with the restore point.
 
-The manifest lies there as soon as the snapshot does. So it is judged before a byte is read: what falls short of
-the requirements costs another snapshot at most, not a transfer. Where there is none yet, or it could not be
-fetched, the job goes on, and it is looked for once more at the end.
+The manifest exists as soon as the snapshot does, so it is judged before a byte is read: a shortfall costs another
+snapshot at most, not a transfer. When it is not there yet, or cannot be fetched, the job goes on and asks once more
+at the end.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pipeline import (
     QuiescingShort,
     emit,
 )
+from vadpipe.jsonable import jsonable
 from vadpipe.vss.classify import classify_manifest, classify_unfetched
 from vadpipe.vss.fetched import FetchedManifest, ManifestKind
+from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.require import LevelName, MissingWriter, Require
-from vadpipe.vss.sent import SentQuiescing
 from vadpipe.vss.verdict import Verdict
 
 # What Microsoft advises between attempts when writers could not hold still (reference of DoSnapshotSet).
@@ -38,8 +39,8 @@ class ManifestCapture(Capture, Protocol):
     """A capture that knows where the manifest of its snapshot is."""
 
     @property
-    def quiescing_sent(self) -> SentQuiescing | None:
-        """The quiesce spec that the snapshot was finally taken with; None when nobody knows it."""
+    def quiescing_sent(self) -> RequestedQuiescing | None:
+        """The quiesce specification that the snapshot was finally taken with; None when it is not known."""
         ...
 
     async def fetch_vss_manifest(self) -> FetchedManifest: ...
@@ -47,16 +48,22 @@ class ManifestCapture(Capture, Protocol):
 
 @dataclass(frozen=True)
 class VssManifest:
-    """A finisher: fetches the manifest, classifies it, holds it against what is required, and files it.
+    """A finisher: fetches the manifest, classifies it, compares it with what is required, and stores it.
 
-    `require`: a level, or a `Require`; by default what the job asks of the guest. `missing_writer`: whether a
-    writer that took no part makes the point fall short ('fail') or not ('continue'). `excluded`: writers (by name,
-    application or class id) that were left out on purpose: reported, and no reason for a lower level.
-    `retries`: how often a new snapshot is taken, each after `retry_after_s`, when the first falls short.
-    `on_shortfall`: 'publish' the point, marked, with exit code 3; or 'discard': nothing is published, exit code 1.
+    Args:
+        require: A level, or a `Require`; by default the quiescing that the job requests.
+        missing_writer: 'fail': a writer that took no part makes the point fall short; 'continue': it does not.
+        excluded: Writers (by name, application or class id) that are left out on purpose: reported, and no
+            reason for a lower level.
+        on_shortfall: 'publish': the point is published with a mark, exit code 3. 'discard': nothing is
+            published, exit code 1.
+        retries: How often a new snapshot is taken when the first falls short.
+        retry_after_s: Pause before each of them.
 
-    Raises QuiescingShort only where this policy says so: a manifest that cannot be had is a verdict too. Cancel:
-    leaves nothing behind.
+    Raises:
+        QuiescingShort: Where this policy says so. A manifest that cannot be fetched is a verdict, not an error.
+
+    Cancel: leaves nothing behind.
     """
 
     require: Require | LevelName = field(default_factory=Require)
@@ -84,9 +91,14 @@ class VssManifest:
             )
 
     async def examine(self, capture: ManifestCapture, attempt: int) -> Evidence | None:
-        """The evidence before anything is read; None when there is no manifest (yet) and the job may go on.
+        """The evidence before anything is read; None when there is no manifest yet and the job may go on.
 
-        `attempt`: how many snapshots were given up before. Raises QuiescingShort.
+        Args:
+            capture: The snapshot.
+            attempt: How many snapshots were given up before.
+
+        Raises:
+            QuiescingShort: Too little was reached; with `retry_after_s` for another snapshot.
         """
         fetched = await capture.fetch_vss_manifest()
         verdict, evidence = await self._judged(capture, fetched)
@@ -98,15 +110,19 @@ class VssManifest:
             raise self._short(capture, verdict, evidence, None)
         if fetched.content is None:
             return None
-        _tell(capture, verdict)
+        _announce(capture, verdict)
         return evidence
 
     async def finish(self, capture: ManifestCapture) -> Evidence:
-        """The evidence, for what `examine` left open. Raises QuiescingShort when a shortfall is to be discarded."""
+        """The evidence, where `examine` gave none.
+
+        Raises:
+            QuiescingShort: Too little was reached, and the policy is 'discard'.
+        """
         verdict, evidence = await self._judged(capture, await capture.fetch_vss_manifest())
         if not evidence.satisfied and self.on_shortfall == "discard":
             raise self._short(capture, verdict, evidence, None)
-        _tell(capture, verdict)
+        _announce(capture, verdict)
         return evidence
 
     @property
@@ -120,11 +136,11 @@ class VssManifest:
         evidence = Evidence(
             reached=str(verdict.level),
             satisfied=not shortfalls,
-            reasons=[f"{finding.rule}: {finding.text}" for finding in verdict.findings],
+            reasons=[f"{finding.rule}: {finding.found}" for finding in verdict.findings],
             verdict={
                 **verdict.as_dict(),
                 "manifest": fetched.path,
-                "fetching": [attempt.as_dict() for attempt in fetched.attempts],
+                "fetching": jsonable(fetched.attempts),
                 "shortfalls": list(shortfalls),
             },
             documents={DOCUMENT_NAMES[fetched.kind]: fetched.content} if fetched.content is not None else {},
@@ -146,13 +162,15 @@ class VssManifest:
         )
 
 
-def _tell(capture: ManifestCapture, verdict: Verdict) -> None:
+def _announce(capture: ManifestCapture, verdict: Verdict) -> None:
     emit("quiescing", asked=capture.quiescing_asked, reached=str(verdict.level), reason=verdict.reason)
 
 
-def _classified(fetched: FetchedManifest, sent: SentQuiescing | None, excluded: tuple[str, ...]) -> Verdict:
+def _classified(
+    fetched: FetchedManifest, requested: RequestedQuiescing | None, excluded: tuple[str, ...]
+) -> Verdict:
     if fetched.content is not None:
-        return classify_manifest(fetched.content, sent=sent, excluded=excluded)
+        return classify_manifest(fetched.content, requested=requested, excluded=excluded)
     if fetched.absent:
         return classify_manifest(None, absent_reason=fetched.reason)
     return classify_unfetched(fetched.reason)

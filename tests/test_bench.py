@@ -2,12 +2,15 @@
 
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import ConfigError, GiB
-from tests.conftest import vadpipe
+from tests.conftest import EXAMPLES, vadpipe
 from vadpipe.bench import images
 
 MKE2FS = shutil.which("mke2fs", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -42,3 +45,45 @@ def test_an_image_that_cannot_be_filled_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"only 1000 B of files.* smaller --fill"):
         images.ext4_image(tmp_path / "images", GiB, GiB, 1)
     assert not (tmp_path / "images").exists()
+
+
+def program(name, *arguments):
+    """What a program of the repository's own bench prints, as lines."""
+    place = EXAMPLES.parent / "bench" / f"{name}.py"
+    done = subprocess.run([sys.executable, place, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def two_images(tmp_path):
+    """Two raw images with the same files, the second with one cluster before them, and holes around."""
+    content = random.Random(1).randbytes(2 << 20)
+    for name, shift in (("a", 0), ("b", 4096)):
+        with (tmp_path / f"{name}.raw").open("wb") as file:
+            file.truncate(4 << 20)
+            file.seek((512 << 10) + shift)
+            file.write(content)
+    return tmp_path / "a.raw", tmp_path / "b.raw"
+
+
+@pytest.mark.slow
+def test_the_startup_bench_counts_modules_of_every_row():
+    rows = {line[:24].strip(): line.split()[-2:] for line in program("startup", "--repeat", 1)[2:]}
+    modules = {name: int(found[0]) for name, found in rows.items()}
+    assert modules["python"] < modules["import vadpipe"] < modules["vadpipe --help"]
+
+
+@pytest.mark.slow
+def test_the_cuts_bench_shows_that_chunks_find_shifted_files_again(two_images):
+    rows = {line[:28].strip(): line.split() for line in program("cuts", *two_images)[2:]}
+    fixed, by_content = rows["fixed 64 KiB"], rows["content 64 KiB (16 to 256)"]
+    assert int(fixed[-3]) == 2  # MiB that the second image adds
+    assert int(by_content[-3]) < 2
+
+
+@pytest.mark.slow
+def test_the_baseline_stores_what_it_read_once(two_images, tmp_path):
+    _, totals, _ = program("baseline", two_images[0], tmp_path / "out", "--no-compression")
+    assert totals == "read 2 MiB, zero 0 MiB, known 0 MiB, new 2 MiB, stored 2 MiB"
+    assert (tmp_path / "out").stat().st_size == 2 << 20

@@ -65,12 +65,16 @@ def test_local_backs_up_every_subformat_and_restores_it(vm_directory, tmp_path):
         assert image.read_bytes() == witness.read_bytes(), subformat
 
 
-def test_embed_counts_every_byte(vm_directory):
+@pytest.mark.parametrize(
+    ("example", "lines"), [("embed.py", 1), ("from_threads.py", 1), ("from_asyncio.py", 2)]
+)
+def test_an_embedding_program_reads_every_disk(vm_directory, example, lines):
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "embed.py", vm_directory], capture_output=True, text=True, check=False
+        [sys.executable, EXAMPLES / example, vm_directory], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(SUBFORMATS)
+    assert len(done.stdout.splitlines()) == lines * len(SUBFORMATS)
+    assert all(any(name in line for name in SUBFORMATS) for line in done.stdout.splitlines())
 
 
 def test_a_truncated_vmdk_is_one_message(vm_directory, tmp_path):

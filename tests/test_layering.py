@@ -10,7 +10,6 @@ from tests.structure import Structure, circles
 ROOT = Path(__file__).parent.parent
 
 # From the lowest to the highest. A room imports rooms below it, and rooms beside it where that makes no circle.
-VSPHERE = ["", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest"]
 FLOORS = [
     ["pipeline", "pipeline/testing"],
     ["vadpipe", "vadpipe/kernels"],
@@ -24,7 +23,7 @@ FLOORS = [
     ["stages"],
     ["sinks"],
     ["vadpipe/cli"],
-    ["vadpipe/bench", "vadpipe/lab", "vadpipe/lab/tools", "vadpipe/lab/vcenter", "vadpipe/lab/vss"],
+    ["bench", "vadpipe/bench", "vadpipe/lab", "vadpipe/lab/tools", "vadpipe/lab/vcenter", "vadpipe/lab/vss"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

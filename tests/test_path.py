@@ -23,7 +23,6 @@ from sinks import (
     open_repository,
 )
 from stages import (
-    Blake3,
     ChangedExtents,
     Compress,
     CutChunks,
@@ -55,7 +54,7 @@ def path(disk, point):
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(Blake3(point.key))
+        | Digest(point)
         | Dedupe(point)
         | Compress(Zstd(1))
         | IntoRepository(point, disk)

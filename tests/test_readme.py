@@ -1,14 +1,18 @@
 """README stays true: its blocks are the tested examples, its commands give the output it shows."""
 
+import html
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from docs import refresh
 from tests.conftest import EXAMPLES, vadpipe
+from vadpipe.lab.vss.recipe import manifest_zip
 
 README = (EXAMPLES.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -36,16 +40,20 @@ def test_the_two_commands_are_targets():
     assert {"demo", "test"} <= set(targets)
 
 
+def shape(text):
+    """The words of a report, without its figures, names and times."""
+    return [
+        re.sub(r"[0-9a-f]{16}|[\d.:T+-]{8,}|[\d.]+ ?(B|KiB|MiB|GiB|s\b)?", "#", line)
+        for line in text.splitlines()
+    ]
+
+
 @pytest.mark.slow
-def test_the_plan_is_what_the_command_prints(tmp_path):
-    config = tmp_path / "nightly.py"
-    config.write_text(PYTHON[0])
-    environment = {"HOME": "/home/you", "XDG_STATE_HOME": ""}
-    done = vadpipe("plan", config, environment=environment)
-    assert done.returncode == 0, done.stderr
-    command, shown = block("$ vadpipe plan").split("\n", 1)
-    assert command == "$ vadpipe plan nightly.py"
-    assert done.stdout == shown
+@pytest.mark.parametrize("first_line", [refresh.FIRST_BACKUP, refresh.PLAN])
+def test_the_commands_print_what_is_shown(first_line, tmp_path):
+    """Where this fails after a change of what commands print: run docs/refresh.py."""
+    shown = block(first_line)
+    assert shape(refresh.played(shown, refresh.prepared(tmp_path / "root"))) == shape(shown)
 
 
 @pytest.mark.slow
@@ -86,14 +94,45 @@ job = replace(job, machine=replace(job.machine, preflight=Preflight(probe_hosts=
     done = small_lab("run", config)
     assert done.returncode == 0, done.stderr
 
-    def shape(text):
-        """The words of a report, without its figures."""
-        return re.sub(r"[0-9a-f]{16}|[\d.]+ ?(B|KiB|MiB|GiB|s\b)?", "#", text.split("limited by")[0])
-
-    shown = block("web01: point").split("\n...\n")[0].splitlines()
-    assert [shape(line) for line in done.stdout.splitlines()[:4]] == [shape(line) for line in shown[:4]]
+    picture = (EXAMPLES.parent / "docs" / "run.svg").read_text().replace("&#160;", " ")
+    seen = shape("\n".join(html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture)))
+    assert all(line in seen for line in shape(done.stdout)[:3])
 
 
-def test_the_table_names_what_is_there():
-    for path in re.findall(r"\]\(([\w./]+)\)", README):
-        assert (EXAMPLES.parent / path).exists(), path
+EMBEDDING = re.findall(
+    r"^```python\n(.*?)^```$",
+    (EXAMPLES.parent / "docs" / "embedding.md").read_text(),
+    re.MULTILINE | re.DOTALL,
+)
+PRINTED = [
+    "crash|file-system|application",
+    r"web01 1048576 0707\n",
+    "1048576 bytes read",
+    r"LimitRate\(mib_per_s=100\)",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is missing")
+@pytest.mark.parametrize(
+    ("program", "printed"), list(zip(EMBEDDING, PRINTED, strict=True)), ids=range(len(PRINTED))
+)
+def test_every_program_of_the_embedding_page_runs(program, printed, tmp_path):
+    disk = tmp_path / "web01.vmdk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", disk, "1M"], check=True)
+    subprocess.run(["qemu-io", "-c", "write -P 7 0 1M", disk], check=True, stdout=subprocess.DEVNULL)
+    given = tmp_path
+    if "classify_manifest" in program:
+        given = tmp_path / "manifest.zip"
+        request = SimpleNamespace(
+            context="application",
+            backup_type=5,
+            bootable_system_state=False,
+            partial_file_support=False,
+            timeout_min=15,
+            vm_name="web01",
+        )
+        given.write_bytes(manifest_zip(request))
+    done = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(printed, done.stdout), done.stdout

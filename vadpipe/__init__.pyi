@@ -2,6 +2,7 @@ from pipeline import CLUSTER as CLUSTER
 from pipeline import DIGEST_SIZE as DIGEST_SIZE
 from pipeline import NO_FRAME as NO_FRAME
 from pipeline import SPAN as SPAN
+from pipeline import Assignment as Assignment
 from pipeline import Buffer as Buffer
 from pipeline import BufferPool as BufferPool
 from pipeline import Capture as Capture
@@ -27,6 +28,7 @@ from pipeline import Flow as Flow
 from pipeline import FramedSpan as FramedSpan
 from pipeline import Gap as Gap
 from pipeline import GiB as GiB
+from pipeline import Identity as Identity
 from pipeline import IntegrityError as IntegrityError
 from pipeline import Job as Job
 from pipeline import JobReceipt as JobReceipt
@@ -51,6 +53,7 @@ from pipeline import SnapshotError as SnapshotError
 from pipeline import SnapshotLeaked as SnapshotLeaked
 from pipeline import Source as Source
 from pipeline import SourceError as SourceError
+from pipeline import SourceReceipt as SourceReceipt
 from pipeline import Span as Span
 from pipeline import Stage as Stage
 from pipeline import StageMeter as StageMeter
@@ -67,6 +70,7 @@ from pipeline import format_size as format_size
 from pipeline import observed as observed
 from pipeline import run_ordered as run_ordered
 from sinks import IntoRepository as IntoRepository
+from sinks import Nowhere as Nowhere
 from sinks import NullSink as NullSink
 from sinks import Point as Point
 from sinks import RawDirectory as RawDirectory

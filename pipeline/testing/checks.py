@@ -1,33 +1,42 @@
-"""The conformance suite of sources, stages and sinks.
+"""The conformance suite: what every source, stage, sink, codec, disk and target has to keep.
 
-    await check_stage(MarkZeros, items, compare)
+    >>> import trio
+    >>> from pipeline import Span
+    >>> from pipeline.testing import check_stage
+    >>> from stages import MarkZeros
+    >>> def spans():
+    ...     return [Span.of(bytes(8192)), Span.of(b"data" * 1024, offset=8192)]
+    >>> [kind for kind, facts in trio.run(check_stage, MarkZeros, spans)]
+    ['Zeros', 'Span']
 
-`make` builds a fresh object with the same settings; inputs and results are compared by `view`, a function from
-an item to something with `==`, because spans hold buffers. Items are made anew by a function for every pass, since
-a stage may give their buffers back.
+`make` builds a fresh object with the same settings on each call. Items are made anew by a function for every pass,
+since a stage may give their buffers back. Results are compared by `view`, a function from an item to something with
+`==`; the default is `plain`.
 
-What is asserted: the output is that of the plain run; empty input; a slow reader; cancellation at every
-checkpoint; a crash upstream is no end of input; a second run equals the first; a foreign BrokenResourceError
-comes out.
+A source, stage or sink is held to: the same output from a second run, with a slow reader and with other timing;
+nothing from an empty input; a clean end when it is cancelled at any of its first 40 checkpoints; a crash upstream
+is not taken for the end of the input; a BrokenResourceError of another program comes out. A failed check is an
+AssertionError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import trio
 from trio.abc import ReceiveChannel, SendChannel
 
-from ..contracts import (
-    Flow,
-    Pipeline,
-    Sink,
-    Source,
-    Stage,
-)
-from ..errors import leaves
-from .fakes import Items
+from ..contracts import Flow, Pipeline, Sink, Source, Stage
+from ..errors import ChangeTrackingInvalid, leaves
+from ..extents import Extents
+from ..job import Job
+from ..protocols import Disk, DiskReceipt, Target
+from ..units import SPAN
+from .fakes import FakeMachine, Items, PatternDisk
+from .views import plain
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -99,9 +108,9 @@ class _Crashing(Source[Any]):
 
 
 async def check_source(
-    make: Callable[[], Source[B]], *, view: Callable[[B], object] = repr, least: int = 1
-) -> list[object]:
-    """The rules of a source. Returns the views of its items, for assertions of your own."""
+    make: Callable[[], Source[B]], *, view: Callable[[B], Any] = plain, least: int = 1
+) -> list[Any]:
+    """Check a source that sends at least `least` items. Returns their views, for assertions of your own."""
     source = make()
     expected = await _run(source | _Collect(view))
     assert len(expected) >= least, f"{source!r} sent {len(expected)} items"
@@ -118,10 +127,9 @@ async def check_source(
 async def check_stage(
     make: Callable[[], Stage[A, B]],
     items: Callable[[], Sequence[A]],
-    *,
-    view: Callable[[B], object] = repr,
-) -> list[object]:
-    """The rules of a stage. Returns the views of what comes out for `items`."""
+    view: Callable[[B], Any] = plain,
+) -> list[Any]:
+    """Check a stage. Returns the views of what comes out for `items`."""
     stage = make()
     expected = await _run(Items(items()) | stage | _Collect(view))
     assert await _run(Items(items()) | stage | _Collect(view)) == expected, "a second run differs"
@@ -142,8 +150,15 @@ async def check_sink(
     published: Callable[[], object] = lambda: None,
     view: Callable[[R], object] = repr,
 ) -> object:
-    """The rules of a sink. `published` tells what is visible of its work; a crash upstream or a cancellation
-    must not change it. Returns the view of the receipt."""
+    """Check a sink.
+
+    Args:
+        published: What is visible of its work; a crash upstream or a cancellation must not change it.
+        view: What of the receipt has to be the same in a second run.
+
+    Returns:
+        The view of the receipt.
+    """
     before = published()
     await _check_crash(_Crashing(items()) | make())
     assert published() == before, "a crash upstream was published"
@@ -154,6 +169,135 @@ async def check_sink(
     receipt = view(await (Items(items()) | make()).run())
     assert view(await (Items(items()) | make()).run()) == receipt, "a second run differs"
     return receipt
+
+
+class Codec(Protocol):
+    """See vadpipe.kernels.Codec."""
+
+    @property
+    def name(self) -> str: ...
+    def encode(self, data: memoryview) -> bytes: ...
+    def decode(self, payload: bytes | memoryview, length: int) -> bytes | memoryview: ...
+
+
+def check_codec(codec: Codec, *samples: bytes) -> None:
+    """Check that a codec decodes what it encoded, on any thread, and refuses payloads of another length."""
+    random = np.random.default_rng(1).bytes(1 << 16)
+    assert codec.name, "a codec without a name"
+    for sample in (b"x", bytes(1 << 20), random, *samples):
+        payload = codec.encode(memoryview(sample))
+        assert bytes(codec.decode(memoryview(payload), len(sample))) == sample, "it decodes to other bytes"
+        for wrong in (len(sample) - 1, len(sample) + 1):
+            _expect_value_error(codec, payload, wrong)
+    with ThreadPoolExecutor(4) as threads:
+        payloads = list(threads.map(codec.encode, [memoryview(random)] * 16))
+        decoded = threads.map(codec.decode, payloads, [len(random)] * 16)
+        assert all(bytes(data) == random for data in decoded), "it is not safe to call from several threads"
+
+
+def _expect_value_error(codec: Codec, payload: bytes, length: int) -> None:
+    try:
+        codec.decode(payload, length)
+    except ValueError:
+        return
+    raise AssertionError(f"a payload was decoded as {length} bytes, which it is not")
+
+
+async def check_reader(disk: Disk, content: Callable[[int, int], bytes] | None = None) -> None:
+    """Check that the answers of a disk agree with each other, and with `content(offset, length)` if given."""
+    assert disk.key, "a disk without a key"
+    capacity = disk.capacity
+    allocated = await disk.allocated(0, capacity)
+    assert allocated.within(0, capacity) == allocated, "allocated names areas outside of the disk"
+    for offset in range(0, capacity, SPAN):
+        length = min(SPAN, capacity - offset)
+        part = await disk.allocated(offset, length)
+        assert part == allocated.within(offset, length), f"allocated differs for the range at {offset}"
+        whole = await _read(disk, offset, Extents.whole(length, offset))
+        assert await _read(disk, offset, Extents.whole(length, offset)) == whole, "a second read differs"
+        assert content is None or whole == content(offset, length), f"other bytes than expected at {offset}"
+        for start, size in part.inverted(offset, length):
+            assert not any(whole[start - offset :][:size]), f"data that is not allocated at {start}"
+        inner = Extents.of([(offset + length // 4, length // 4 or 1), (offset + length - 1, 1)])
+        apart = await _read(disk, offset, inner)
+        for start, size in inner:
+            low = start - offset
+            assert apart[low : low + size] == whole[low : low + size], f"a smaller read differs at {start}"
+    if disk.change_id is not None:
+        await _check_changes(disk)
+    async with trio.open_nursery() as nursery:  # several reads at once
+        for offset in range(0, min(capacity, 4 * SPAN), SPAN):
+            nursery.start_soon(_read, disk, offset, allocated.within(offset, SPAN))
+
+
+async def _read(disk: Disk, offset: int, wanted: Extents) -> bytes:
+    buffer = await disk.pool.acquire()
+    try:
+        await disk.read(buffer, offset, wanted)
+        return buffer.array[: min(SPAN, disk.capacity - offset)].tobytes()
+    finally:
+        buffer.release()
+
+
+async def _check_changes(disk: Disk) -> None:
+    """Nothing changed since this very snapshot, in pages that cover the disk."""
+    assert disk.change_id is not None
+    offset = 0
+    while offset < disk.capacity:
+        try:
+            page = await disk.changed(disk.change_id, offset)
+        except ChangeTrackingInvalid:
+            return
+        assert page.offset == offset, f"changed answers from {page.offset} when asked from {offset}"
+        assert 0 < page.length <= disk.capacity - offset, "a page of changes that does not fit"
+        assert not len(page.extents), "something changed since the snapshot itself"
+        offset += page.length
+
+
+async def check_store(
+    target: Target[Any],
+    path: Callable[[Disk, Any], Pipeline[DiskReceipt]],
+    points: Callable[[], Sequence[object]],
+) -> None:
+    """Check a target: a point is visible when it was published, and not otherwise.
+
+    Args:
+        path: How a disk gets there, as of a job.
+        points: What is published there as of now.
+    """
+    disk = PatternDisk(2 * SPAN)
+    before = list(points())
+    target.planned()
+    assert list(points()) == before, "planning published a point"
+    machine = FakeMachine([disk])
+
+    def crashing(disk: Disk, point: Any) -> Pipeline[DiskReceipt]:  # noqa: ANN401  # of whatever target
+        pipeline = path(disk, point)
+        return Pipeline(Flow(_Failing(pipeline.flow.source), *pipeline.flow.stages), pipeline.sink)
+
+    await _expect(Job(machine, crashing, into=target).run, _Crash)
+    assert list(points()) == before, "a crash of a path published a point"
+    with trio.CancelScope() as scope:
+        await Job(machine, path, into=target).run(lambda disk, report: scope.cancel())
+    assert list(points()) == before, "a cancelled job published a point"
+    receipt = await Job(machine, path, into=target).run()
+    assert len(points()) == len(before) + 1, "a job did not publish a point"
+    assert receipt.point, "a point without an id"
+    again = await Job(machine, path, into=target).run()
+    assert len(points()) == len(before) + 2, "a second job did not publish a point"
+    assert again.point != receipt.point, "two points have the same id"
+    assert again.disks[0].receipt.root == receipt.disks[0].receipt.root, "the same disk got another root"
+
+
+class _Failing(Source[Any]):
+    """Another source, failing at its end."""
+
+    def __init__(self, source: Source[Any]) -> None:
+        self._source = source
+
+    async def run(self, outbox: SendChannel[Any]) -> None:
+        await self._source.run(outbox)
+        raise _Crash
 
 
 async def _run(pipeline: Pipeline[R]) -> R:

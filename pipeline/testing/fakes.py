@@ -16,15 +16,7 @@ from ..buffers import Buffer, BufferPool
 from ..contracts import Source
 from ..errors import ChangeTrackingInvalid, SourceError
 from ..extents import Extents
-from ..protocols import (
-    Capture,
-    ChangedAreas,
-    Disk,
-    DiskReceipt,
-    Evidence,
-    MachineId,
-    PreviousDisk,
-)
+from ..protocols import Capture, ChangedAreas, Disk, DiskReceipt, Evidence, MachineId, PreviousDisk
 from ..units import KiB, MiB
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from pipeline import SPAN, BufferPool
+from pipeline import SPAN, BufferPool, Extents, Span
 
 
 async def test_a_buffer_is_page_aligned_and_a_child_can_map_it():
@@ -85,3 +85,24 @@ def test_a_pool_serves_one_run_after_the_other():
     trio.run(use)
     trio.run(use)
     assert pool.statistics().free == 1
+
+
+def test_a_span_is_made_from_bytes_without_an_event_loop():
+    span = Span.of(b"hello", 3 * SPAN)
+    assert (span.offset, span.length, span.data) == (3 * SPAN, 5, Extents.of([(3 * SPAN, 5)]))
+    assert span.bytes_of(3 * SPAN + 1, 3).tobytes() == b"ell"
+
+
+@pytest.mark.parametrize(("size", "offset"), [(0, 0), (SPAN + 1, 0), (2, SPAN - 1)])
+def test_bytes_that_are_no_span_are_refused(size, offset):
+    with pytest.raises(ValueError, match="are no span"):
+        Span.of(bytes(size), offset)
+
+
+def test_acquiring_without_waiting_says_when_no_buffer_is_free():
+    pool = BufferPool(SPAN)
+    span = Span.of(b"one", pool=pool)
+    with pytest.raises(trio.WouldBlock):
+        pool.acquire_nowait()
+    span.release()
+    assert pool.acquire_nowait().position == 0

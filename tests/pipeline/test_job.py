@@ -5,23 +5,23 @@ import pytest
 import trio
 
 from pipeline import (
+    ConfigError,
+    ContractError,
     DiskReceipt,
     Evidence,
     Job,
     MiB,
+    PipelineReport,
     Sink,
     SinkError,
     SnapshotLeaked,
+    Source,
     SourceError,
     TransferFailed,
+    Window,
 )
 from pipeline.plan import plan
-from pipeline.testing.fakes import (
-    FakeMachine,
-    FakeTarget,
-    FaultyDisk,
-    PatternDisk,
-)
+from pipeline.testing.fakes import FakeMachine, FakeTarget, FaultyDisk, PatternDisk
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 
 SIZE = 9 * MiB
@@ -199,3 +199,40 @@ def test_plan_describes_without_running():
     assert planned.memory == 32 * MiB
     assert planned.lines()[0] == "job nightly"
     assert machine.released == []
+
+
+async def test_a_source_without_a_receipt_is_reported_as_unknown():
+    @dataclass(frozen=True)
+    class Bare(Source[Window]):
+        disk: object
+
+        async def run(self, outbox):
+            await AllocatedExtents(self.disk).run(outbox)
+
+    job = Job(FakeMachine(disks()), lambda disk, point: Bare(disk) | Count(disk), into=FakeTarget())
+    run = (await job.run()).disks[0]
+    assert (run.mode, run.reason) == ("unknown", "The source of the path gave no receipt.")
+    assert (run.allocated, run.changed) == (None, None)
+
+
+async def test_a_path_that_is_wrong_for_one_disk_fails_before_any_disk_is_read():
+    good, bad = disks()
+    reads = []
+
+    class Watched(PatternDisk):
+        async def read(self, buffer, offset, wanted):
+            reads.append(offset)
+
+    def choosing(disk, point):
+        return path(disk, point) if disk.key in ("each disk", good.key) else AllocatedExtents(disk)
+
+    machine, target = FakeMachine([Watched(SIZE, key=good.key), bad]), FakeTarget()
+    with pytest.raises(ConfigError, match="ends with AllocatedExtents, which is no sink"):
+        await Job(machine, choosing, into=target).run()
+    assert machine.released == ["released"]
+    assert (reads, target.published) == ([], [])
+
+
+def test_a_receipt_is_asked_for_too_early():
+    with pytest.raises(ContractError, match="has not ended"):
+        assert PipelineReport([]).receipt

@@ -6,15 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import trio
 
-from pipeline import (
-    Evidence,
-    Examiner,
-    Job,
-    MiB,
-    QuiescingShort,
-    SnapshotLeaked,
-    observed,
-)
+from pipeline import Evidence, Examiner, Job, MiB, QuiescingShort, SnapshotLeaked, observed
 from pipeline.testing.fakes import FakeMachine, FakeTarget, PatternDisk
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 from tests.pipeline.test_job import Count, Finish

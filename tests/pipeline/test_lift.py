@@ -8,15 +8,9 @@ import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import (
-    KernelStage,
-    Sink,
-    Stage,
-    TransferFailed,
-    Zeros,
-    run_ordered,
-)
-from pipeline.lift import FusedKernels, fused
+from pipeline import KernelStage, Sink, Stage, TransferFailed, Zeros, run_ordered
+from pipeline.contracts import _fused
+from pipeline.lift import FusedKernels
 from pipeline.testing.checks import check_stage
 from pipeline.testing.fakes import Items
 
@@ -82,7 +76,7 @@ async def test_gaps_pass_in_order_and_make_no_trip():
 
 
 @dataclass(frozen=True)
-class ToGap(KernelStage[int, object]):
+class ToGap(KernelStage[int, int | Zeros]):
     """Finds nothing in every third item."""
 
     workers: int = 3
@@ -114,9 +108,9 @@ async def test_cancelling_leaves_no_thread_waiting_for_a_turn():
 
 
 def test_adjacent_kernels_are_fused_and_others_are_not():
-    parts = fused([Slow(), Serial(), Other(), Slow()])
-    assert [type(part) for part in parts] == [FusedKernels, Other, FusedKernels]
-    assert parts[0].name == "Slow+Serial"
+    parts = _fused([Slow(), Serial(), Other(), Slow()])
+    assert [type(part) for part in parts] == [FusedKernels, Other, Slow]
+    assert parts[0].fused_name == "Slow+Serial"
 
 
 class Other(Stage[int, int]):

@@ -4,13 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pipeline import (
-    ContractError,
-    Sink,
-    Source,
-    Stage,
-    TransferFailed,
-)
+from pipeline import ContractError, Sink, Source, Stage, TransferFailed
 from pipeline.meters import current_meter
 from pipeline.testing.checks import check_sink, check_source, check_stage
 from pipeline.testing.fakes import Items
@@ -148,6 +142,6 @@ async def test_stages_outside_of_a_pipeline_have_a_meter_to_throw_away():
 
 async def test_plain_parts_pass_the_shipped_checks():
     await check_source(lambda: Items([1, 2, 3]))
-    assert await check_stage(Add, lambda: [1, 2, 3]) == ["2", "3", "4"]
+    assert await check_stage(Add, lambda: [1, 2, 3], view=repr) == ["2", "3", "4"]
     sink = Collect()
     await check_sink(lambda: sink, lambda: [1, 2, 3], published=lambda: len(sink.published))

@@ -10,22 +10,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SKETCH = """\
-from pipeline import Disk, Flow, Gap, Pipeline, Span
+from pipeline import CutSpan, Disk, DiskReceipt, Flow, Gap, Pipeline, Span
 from pipeline.testing import PatternDisk
 from sinks import NullSink
-from stages import AllocatedExtents, Blake3, Compress, CutChunks, Dedupe, Digest, MarkZeros, MemoryIndex, ReadSpans
+from stages import AllocatedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, MemoryIndex, ReadSpans
 
 disk: Disk = PatternDisk(1 << 20)
+index = MemoryIndex()
 flow: Flow[Span | Gap] = AllocatedExtents(disk) | ReadSpans(disk) | MarkZeros()
-right: Pipeline[int] = flow | CutChunks() | Digest(Blake3()) | Dedupe(MemoryIndex()) | Compress() | NullSink()
-digest_before_cut = flow | Digest(Blake3())  # wrong
-compress_before_dedupe = flow | CutChunks() | Digest() | Compress()  # wrong
-windows_into_null: Pipeline[int] = AllocatedExtents(disk) | NullSink()
+cut: Flow[CutSpan | Gap] = flow | CutChunks()
+right: Pipeline[DiskReceipt] = cut | Digest(index) | Dedupe(index) | Compress() | NullSink()
+digest_before_cut = flow | Digest(index)  # wrong
+compress_before_dedupe = cut | Digest(index) | Compress()  # wrong
+zeros_after_cut = cut | MarkZeros()  # wrong
+cut_twice = cut | CutChunks()  # wrong
+digest_twice = cut | Digest(index) | Dedupe(index) | Digest(index)  # wrong
+Digest()  # wrong
+Compress(3)  # wrong
+windows_into_null: Pipeline[DiskReceipt] = AllocatedExtents(disk) | NullSink()
 """
 
 
 @pytest.mark.slow
-def test_two_deliberate_mistakes_are_flagged_and_nothing_else(tmp_path):
+def test_deliberate_mistakes_are_flagged_and_nothing_else(tmp_path):
     sketch = tmp_path / "sketch.py"
     sketch.write_text(SKETCH)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml", sketch]

@@ -16,8 +16,9 @@ from tests.vadpipe.repository.repository_kit import (
     full_path,
     random_bytes,
 )
-from vadpipe.cli.consistency import verdict_lines, write_new
+from vadpipe.cli.manifest import write_new
 from vadpipe.cli.repository import show_point
+from vadpipe.cli.verdict import stored_verdict_lines
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.repository.store import Repository
@@ -65,9 +66,10 @@ def test_writers_are_told_with_what_is_covered(repository):
     with_manifest(repository)
     lines = shown(repository).splitlines()
     assert "  application registry: application; covered: Registry" in lines
-    assert not any("writer Registry" in line for line in lines)  # all of it was said
     databases = ", ".join(f"WIN-SQL01\\{name}" for name in ("master", "model", "msdb", "sales"))
-    assert f"  writer SqlServerWriter (SQL Server): not covered: {databases}" in lines
+    assert f"  application SQL Server: file-system; not covered: {databases}" in lines
+    # Nothing is said twice: a writer has a line only when it is part of no application.
+    assert not any("writer Registry" in line or "SqlServerWriter" in line for line in lines[4:])
     assert json.loads(shown(repository, "--json"))["quiescing"]["verdict"]["level"] == "application-partial"
 
 
@@ -90,7 +92,7 @@ def test_applications_come_first_long_lists_are_counted_and_nothing_moves_the_cu
         ],
         "applications": [{"name": "SQL Server", "level": "application-partial", "uncovered": ["x"]}],
     }
-    assert verdict_lines(verdict) == [
+    assert stored_verdict_lines(verdict) == [
         "  application SQL Server: application-partial; not covered: x",
         "  writer a\ufffd[2Jb: covered: a, b, c, d, e, f and 2 more; not covered: i",
         "  writer BITS Writer: nothing to cover",
@@ -104,7 +106,9 @@ def test_an_older_verdict_tells_of_writers_only():
         "coverage": "covered",
         "covered": ["Registry"],
     }
-    assert verdict_lines({"writers": [writer]}) == ["  writer Registry Writer (registry): covered: Registry"]
+    assert stored_verdict_lines({"writers": [writer]}) == [
+        "  writer Registry Writer (registry): covered: Registry"
+    ]
 
 
 def test_the_manifest_comes_out_as_it_came(repository, tmp_path):

@@ -4,23 +4,8 @@ import gc
 
 import pytest
 
-from pipeline import (
-    SPAN,
-    Extents,
-    Span,
-    Unchanged,
-    Zeros,
-)
-from pipeline.buffers import Buffer
+from pipeline import SPAN, Span, Unchanged, Zeros
 from pipeline.testing.fakes import PatternDisk
-
-
-def take(pool):
-    """A buffer without waiting; those of cancelled runs may still wait for the collector."""
-    pool.fileno()  # maps the memory
-    if not pool.statistics().free:
-        gc.collect()
-    return Buffer(pool, pool._free.popleft())
 
 
 @pytest.fixture
@@ -36,11 +21,10 @@ def spans(disk):
         items = [Zeros(0, SPAN), Unchanged(SPAN, SPAN)]
         for offset in range(2 * SPAN, disk.capacity, SPAN):
             length = min(SPAN, disk.capacity - offset)
-            buffer = take(disk.pool)
-            buffer.array[:length] = disk.bytes_at(offset, length)
-            buffer.array[length:] = 255  # what lies behind the disk is undefined
-            data = Extents.whole(length, offset)
-            span = Span(offset=offset, length=length, data=data, zeros=Extents.empty(), buffer=buffer)
+            if not disk.pool.statistics().free:
+                gc.collect()  # buffers of cancelled runs
+            span = Span.of(disk.bytes_at(offset, length).data, offset, pool=disk.pool)
+            span.buffer.array[length:] = 255  # what lies behind the disk is undefined
             items.append(transform(span))
         return items
 

@@ -1,3 +1,5 @@
+import threading
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -6,29 +8,24 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import (
-    NO_FRAME,
-    SPAN,
-    ConfigError,
-    Extents,
-    MiB,
-    Span,
-)
-from pipeline.buffers import Buffer
-from pipeline.testing.checks import check_stage
+from pipeline import ConfigError, ContractError, MiB, Span
+from pipeline.testing import check_codec, check_stage
 from pipeline.testing.views import all_free, covers, plain
+from sinks import NullSink
 from stages import (
+    AllocatedExtents,
     Blake3,
     Compress,
+    CutChunks,
     Dedupe,
     Digest,
     MemoryIndex,
+    ReadSpans,
     Uncompressed,
     Zstd,
 )
-from stages.chunks import cut_span
-from stages.dedupe import FRAME, dedupe, frame_borders
-from stages.zeros import mark_zeros
+from vadpipe.kernels import codec_named, codecs, cut_span, dedupe_span, mark_zeros, register_codec
+from vadpipe.kernels.dedupe import FRAME, frame_borders
 
 
 def digested(span):
@@ -53,8 +50,8 @@ async def test_every_chunk_gets_a_place_and_new_ones_a_frame(disk, digests):
             zip(
                 facts["chunk_offset"],
                 facts["chunk_length"],
-                facts["chunk_frame"],
-                facts["chunk_place"],
+                facts["frame"],
+                facts["place"],
                 facts["known"],
                 strict=True,
             )
@@ -89,13 +86,13 @@ class FreshDedupe(Dedupe):
 
 def test_what_an_index_knows_is_not_stored_again(digests):
     index = MemoryIndex()
-    first = [dedupe(span, index) for span in digests() if hasattr(span, "digest")]
-    again = [dedupe(span, index) for span in digests_again(digests, first) if hasattr(span, "digest")]
+    first = [dedupe_span(span, index) for span in digests() if hasattr(span, "digest")]
+    again = [dedupe_span(span, index) for span in digests_again(digests, first) if hasattr(span, "digest")]
     for one, two in zip(first, again, strict=True):
-        assert two.known.all()
-        assert not two.frames
-        assert np.array_equal(one.chunk_frame, two.chunk_frame)
-        assert np.array_equal(one.chunk_place, two.chunk_place)
+        assert two.assignment.known.all()
+        assert not two.assignment.frames
+        assert np.array_equal(one.assignment.frame, two.assignment.frame)
+        assert np.array_equal(one.assignment.place, two.assignment.place)
 
 
 def digests_again(digests, spans):
@@ -132,7 +129,7 @@ def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
 async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests, codec):
     def deduped():
         index = MemoryIndex()
-        return [dedupe(span, index) if hasattr(span, "digest") else span for span in digests()]
+        return [dedupe_span(span, index) if hasattr(span, "digest") else span for span in digests()]
 
     views = await check_stage(lambda: Compress(codec), deduped, view=plain)
     assert covers(views, disk.capacity)
@@ -149,14 +146,11 @@ async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests,
 
 
 def test_a_frame_that_does_not_shrink_is_stored_as_it_is(disk):
-    disk.pool.fileno()
-    buffer = Buffer(disk.pool, disk.pool._free.popleft())
-    noise = np.random.default_rng(1).integers(0, 256, MiB, dtype=np.uint8)
-    buffer.array[:MiB] = noise
-    span = Span(offset=0, length=SPAN, data=Extents.whole(MiB), zeros=Extents.empty(), buffer=buffer)
-    framed = Compress(Zstd(1)).kernel()(dedupe(digested(span), MemoryIndex()))
+    noise = np.random.default_rng(1).bytes(MiB)
+    span = Span.of(noise, pool=disk.pool)
+    framed = Compress(Zstd(1)).kernel()(dedupe_span(digested(span), MemoryIndex()))
     assert [frame.codec for frame in framed.frames] == ["raw"]
-    assert framed.frames[0].payload == noise.tobytes()
+    assert framed.frames[0].payload == noise
 
 
 def test_an_impossible_level_is_a_config_error():
@@ -168,9 +162,72 @@ def test_a_memory_index_grows():
     digest = np.random.default_rng(2).integers(0, 256, (150_000, 32), dtype=np.uint8)
     index = MemoryIndex()
     length = np.full(1000, 4096)
-    for low in range(0, len(digest), 1000):
-        index.add_frame(length, digest[low : low + 1000])
-    frame, place = index.lookup(digest)
-    assert np.array_equal(frame, np.arange(len(digest)) // 1000)
-    assert np.array_equal(place, np.arange(len(digest)) % 1000 * 4096)
-    assert (index.lookup(digest[:, ::-1])[0] == NO_FRAME).all()
+    offset = np.cumsum(length) - length
+    parts = [index.assign(digest[low : low + 1000], offset, length) for low in range(0, len(digest), 1000)]
+    assert not any(part.known.any() for part in parts)
+    for low, part in enumerate(parts):
+        again = index.assign(digest[low * 1000 :][:1000], offset, length)
+        assert again.known.all()
+        assert np.array_equal(again.frame, part.frame)
+        assert np.array_equal(again.place, part.place)
+    assert sum(len(part.frames) for part in parts) == 150 * 4  # 1000 chunks of 4 KiB are 3.9 MiB
+
+
+def test_chunks_that_another_identity_named_are_refused(disk, spans):
+    [span] = [item for item in spans() if isinstance(item, Span)][:1]
+    with pytest.raises(
+        ContractError, match=r"named the chunks with Blake3\(\), but the index .* Digest\(point\)"
+    ):
+        dedupe_span(digested(span), MemoryIndex(Blake3(b"1" * 32)))
+
+
+async def test_the_index_is_asked_on_worker_threads_only(disk):
+    asked = set()
+
+    class Watched(MemoryIndex):
+        def assign(self, digest, offset, length):
+            asked.add(threading.get_ident())
+            return super().assign(digest, offset, length)
+
+    index = Watched()
+    flow = AllocatedExtents(disk) | ReadSpans(disk) | CutChunks() | Digest(index) | Dedupe(index)
+    await (flow | NullSink()).run()
+    assert asked
+    assert threading.get_ident() not in asked
+
+
+@dataclass(frozen=True)
+class Backwards:
+    name: str = "backwards"
+
+    def encode(self, data):
+        return bytes(data)[::-1]
+
+    def decode(self, payload, length):
+        if len(payload) != length:
+            raise ValueError(f"it decodes to {len(payload)} bytes instead of {length}")
+        return bytes(payload)[::-1]
+
+
+def test_a_codec_of_ones_own_is_found_by_its_name_once_it_is_registered(monkeypatch):
+    monkeypatch.setattr(codecs, "_registered", dict(codecs._registered))
+    with pytest.raises(ConfigError, match=r"'backwards' is not registered.* Call register_codec"):
+        Compress(Backwards())
+    with pytest.raises(LookupError, match="known are: raw, zstd"):
+        codec_named("backwards")
+    register_codec(Backwards())
+    register_codec(Backwards())
+    check_codec(codec_named("backwards"))
+    assert Compress(Backwards()).codec == Backwards()
+    with pytest.raises(ConfigError, match="Two codecs have the name 'zstd'"):
+        register_codec(Backwards("zstd"))
+
+
+def test_the_registered_codecs_decode_by_name():
+    assert codec_named("zstd").decode(Zstd(9).encode(memoryview(b"abc" * 100)), 300) == b"abc" * 100
+    with pytest.raises(ValueError, match="promises 300 bytes instead of 200"):
+        codec_named("zstd").decode(Zstd(9).encode(memoryview(b"abc" * 100)), 200)
+    with pytest.raises(ValueError, match="cannot be decompressed"):
+        codec_named("zstd").decode(b"no frame", 200)
+    with pytest.raises(ValueError, match="decodes to 2 bytes instead of 3"):
+        codec_named("raw").decode(b"ab", 3)

@@ -8,7 +8,6 @@ from pipeline import (
     PreviousDisk,
     SourceError,
     TransferFailed,
-    observed,
 )
 from pipeline.testing.checks import check_source
 from pipeline.testing.fakes import FaultyDisk, PatternDisk
@@ -66,14 +65,13 @@ async def test_changed_and_not_allocated_is_zero():
         (PreviousDisk("p1", SIZE, "other/1"), "was reset"),
     ],
 )
-async def test_without_a_trustworthy_answer_everything_is_read_and_the_reason_said(previous, reason):
+async def test_without_a_trustworthy_answer_everything_is_read_and_the_receipt_says_why(previous, reason):
     disk = PatternDisk(SIZE)
-    told = []
-    with observed(told.append):
-        views = await check_source(lambda: ChangedExtents(disk, previous), view=plain)
+    views = await check_source(lambda: ChangedExtents(disk, previous), view=plain)
     assert views == await check_source(lambda: AllocatedExtents(disk), view=plain)
-    assert told[0].facts["mode"] == "full"
-    assert reason in told[0].facts["reason"]
+    report = await (ChangedExtents(disk, previous) | NullSink()).measure()
+    assert report.source_receipt.mode == "full"
+    assert reason in report.source_receipt.reason
 
 
 class Lying(PatternDisk):

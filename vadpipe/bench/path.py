@@ -35,7 +35,6 @@ from pipeline.testing.fakes import MemoryDisk
 from sinks import IntoRepository, NullSink, Repository
 from stages import (
     AllocatedExtents,
-    Blake3,
     Codec,
     Compress,
     CutChunks,
@@ -86,14 +85,14 @@ class Result:
         )
 
 
-def stored_path(disk: Disk, index: ChunkIndex, identity: Blake3, codec: Codec) -> Flow[FramedSpan | Gap]:
+def stored_path(disk: Disk, index: ChunkIndex, codec: Codec) -> Flow[FramedSpan | Gap]:
     """What every case measures: read, mark zeros, cut, digest, dedupe, encode."""
     return (
         AllocatedExtents(disk)
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(identity)
+        | Digest(index)
         | Dedupe(index)
         | Compress(codec)
     )
@@ -101,13 +100,13 @@ def stored_path(disk: Disk, index: ChunkIndex, identity: Blake3, codec: Codec) -
 
 async def memory_to_null(image: Path, codec: Codec) -> Timed:
     disk = MemoryDisk(await trio.to_thread.run_sync(_first_data, image))
-    return await _timed(stored_path(disk, MemoryIndex(), Blake3(), codec) | NullSink())
+    return await _timed(stored_path(disk, MemoryIndex(), codec) | NullSink())
 
 
 async def image_to_null(image: Path, codec: Codec) -> Timed:
     async with LocalVm(image.parent).capture() as capture:
         [disk] = capture.disks
-        return await _timed(stored_path(disk, MemoryIndex(), Blake3(), codec) | NullSink())
+        return await _timed(stored_path(disk, MemoryIndex(), codec) | NullSink())
 
 
 async def image_to_repository(image: Path, codec: Codec) -> Timed:
@@ -119,7 +118,7 @@ async def image_to_repository(image: Path, codec: Codec) -> Timed:
         store = await stack.enter_async_context(repository.open())
         point = await stack.enter_async_context(store.begin(MachineId(capture.machine.uuid, "bench")))
         [disk] = capture.disks
-        path = stored_path(disk, point, Blake3(point.key), codec) | IntoRepository(point, disk)
+        path = stored_path(disk, point, codec) | IntoRepository(point, disk)
         spent_s = cpu_s()
         report, _ = await _timed(path)
         await point.publish(capture, [report.receipt], None)

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, MoverError, are_ours
-from pipeline.job import Job
-from pipeline.job_source import JobSource
+from pipeline.job import Job, JobSource
 
 from .main import run_async
 

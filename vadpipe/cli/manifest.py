@@ -1,4 +1,4 @@
-"""`vadpipe manifest`: what a manifest proves, offline."""
+"""`vadpipe manifest`: what a manifest proves, offline; and a stored manifest written to a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pipeline.errors import (
     EXIT_ATTENTION,
     EXIT_DONE,
     EXIT_FAILED,
+    SinkError,
     SourceError,
 )
+from vadpipe.files import write_durably
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
     MAX_MEMBER_SIZE,
@@ -27,13 +29,14 @@ from vadpipe.vss.archive import (
 )
 from vadpipe.vss.classify import DECISIONS, classify_documents
 from vadpipe.vss.documents import Document, Unreadable
-from vadpipe.vss.manifest import read_documents, read_manifest
-from vadpipe.vss.rules import RULES
+from vadpipe.vss.parse import read_documents, read_manifest
+from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level, Verdict
 
 from .main import json_option, show
 from .verdict import verdict_lines, verdict_table
 
+MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
 
 
@@ -50,7 +53,7 @@ class Classified:
             return EXIT_FAILED
         return EXIT_DONE if self.verdict.level >= required else EXIT_ATTENTION
 
-    def as_dict(self, required: Level) -> dict[str, object]:
+    def document(self, required: Level) -> dict[str, object]:
         if self.verdict is None:
             return {"path": str(self.path), "level": Level.UNKNOWN.value, "unreadable": self.unreadable}
         return {
@@ -75,7 +78,7 @@ class Classified:
 def manifest(path: Path | None, level: str, rules: bool, as_json: bool) -> int:
     """Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.
 
-    Exit codes: 0 what --require asks for is shown; 3 less is; 1 it cannot be read; 2 usage.
+    Exit codes: 0 the level of --require is shown; 3 it is not; 1 a manifest cannot be read; 2 usage.
     """
     if rules:
         show(_rules(), _rule_lines(), as_json)
@@ -90,7 +93,7 @@ def manifest(path: Path | None, level: str, rules: bool, as_json: bool) -> int:
                 Console().print(verdict_table(str(one.path), one.verdict))
     else:
         lines = [line for one in found if one.verdict for line in verdict_lines(str(one.path), one.verdict)]
-        show({"required": level, "manifests": [one.as_dict(required) for one in found]}, lines, as_json)
+        show({"required": level, "manifests": [one.document(required) for one in found]}, lines, as_json)
     for one in found:
         if one.unreadable:
             click.echo(f"vadpipe: {one.path}: {one.unreadable}", err=True)
@@ -143,8 +146,8 @@ def _check_sizes(files: list[Path], most: int) -> None:
 
 
 def _why_none(documents: tuple[Document, ...]) -> str:
-    told = [f"{one.document}: {one.why} ({one.where})" for one in documents if isinstance(one, Unreadable)]
-    return f"it has no readable document ({'; '.join(told[:3])})" if told else "it is empty"
+    causes = [f"{one.document}: {one.why} ({one.where})" for one in documents if isinstance(one, Unreadable)]
+    return f"it has no readable document ({'; '.join(causes[:3])})" if causes else "it is empty"
 
 
 def _is_zip(file: Path) -> bool:
@@ -159,10 +162,10 @@ def _rules() -> dict[str, object]:
                 "id": rule.id,
                 "severity": rule.severity.value,
                 "reads": rule.reads,
-                "says": rule.says,
+                "wanted": rule.wanted,
                 "source": rule.source,
             }
-            for rule in RULES
+            for rule in (*RULES, *COVERAGE_RULES)
         ],
         "decisions": [
             {"id": one.id, "level": one.level.value, "reads": one.reads, "source": one.source}
@@ -172,13 +175,24 @@ def _rules() -> dict[str, object]:
 
 
 def _rule_lines() -> list[str]:
-    lines = ["Rules: what each states when it does not hold."]
-    for rule in RULES:
+    lines = ["Rules: a violation of each is a finding."]
+    for rule in (*RULES, *COVERAGE_RULES):
         lines += [
-            f"{rule.id} ({rule.severity.value}, reads {rule.reads}): {rule.says}",
+            f"{rule.id} ({rule.severity.value}, reads {rule.reads}): {rule.wanted}",
             f"    source: {rule.source}",
         ]
     lines += ["", "Decisions: the first that applies names the level."]
     for one in DECISIONS:
         lines += [f"{one.id} (reads {one.reads}): {one.level}", f"    source: {one.source}"]
     return lines
+
+
+def write_new(path: Path, content: bytes, *, replace: bool = False) -> None:
+    """Write a new file, whole or not at all. Raises SinkError, also when the file exists."""
+    try:
+        write_durably(path, content, replace=replace)
+    except FileExistsError as exc:
+        remedy = "Name another file, or add --force; nothing is overwritten."
+        raise SinkError(f"{path} exists.", remedy=remedy) from exc
+    except OSError as exc:
+        raise SinkError(f"{path} cannot be written: {exc.strerror or exc}.") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -13,10 +13,13 @@ from pipeline.errors import (
     EXIT_FAILED,
     ConfigError,
 )
-from vadpipe.preflight.facts import JobFacts
+from vadpipe.jsonable import Json, jsonable
+from vadpipe.preflight.facts import Case, JobFacts
+from vadpipe.preflight.privileges import PURPOSES, Script, role_script
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight_all
 from vadpipe.preflight.rules import RULES
+from vadpipe.rules import Rule, Violation
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
@@ -24,8 +27,10 @@ from vadpipe.vsphere.snapshot.consolidate import most_allowed
 from vadpipe.vsphere.vm.prepare import Prepared, enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
+from vadpipe.words import counted
 
 from .config import load_jobs
+from .findings import counts_line, finding_lines, rule_document, rule_line
 from .main import json_option, run_async, show
 from .run import config_argument, job_option
 
@@ -34,18 +39,39 @@ from .run import config_argument, job_option
 @click.argument("config", type=click.Path(path_type=Path), required=False)
 @job_option
 @click.option("--rules", "list_rules", is_flag=True, help="List the rules instead; needs no configuration.")
+@click.option(
+    "--privileges", "list_privileges", is_flag=True, help="List the privileges that jobs need instead."
+)
+@click.option(
+    "--role-script",
+    "script",
+    type=click.Choice(["govc", "powercli"]),
+    help="With --privileges: commands for a role.",
+)
 @click.option("--no-network", is_flag=True, help="Do not try the names and ports of hosts.")
 @json_option
 def preflight(
-    config: Path | None, only: str | None, list_rules: bool, no_network: bool, as_json: bool
+    config: Path | None,
+    only: str | None,
+    list_rules: bool,
+    list_privileges: bool,
+    script: Script | None,
+    no_network: bool,
+    as_json: bool,
 ) -> int:
     """Check every condition of the jobs of a configuration, without changing anything.
 
-    Exit code 0: no error and no warning; 1: a job would fail, or claim what is not so; 3: warnings. What cannot be
-    told is listed as unknown and does not count.
+    Exit code 0: no error and no warning; 1: at least one error: the job would fail, or report a consistency that it
+    did not reach; 3: warnings. Conditions that cannot be checked are listed as unknown and do not count.
     """
     if list_rules:
-        show({"rules": [rule.as_dict() for rule in RULES]}, _rule_lines(), as_json)
+        rules: list[object] = [_rule_document(rule) for rule in RULES]
+        show({"rules": rules}, [rule_line(rule) for rule in RULES], as_json)
+        return EXIT_DONE
+    if script and not list_privileges:
+        raise click.UsageError("--role-script needs --privileges.")
+    if list_privileges:
+        _show_privileges(script, as_json)
         return EXIT_DONE
     if config is None:
         raise click.UsageError("Missing argument 'CONFIG'.")
@@ -57,8 +83,8 @@ def preflight(
     ]
     codes = {report.exit_code for report in reports}
     code = next((code for code in (EXIT_FAILED, EXIT_ATTENTION) if code in codes), EXIT_DONE)
-    document = {"exit_code": code, "jobs": [report.as_dict() for report in reports]}
-    show(document, [line for report in reports for line in report.lines()], as_json)
+    document: dict[str, object] = {"exit_code": code, "jobs": jsonable(reports)}
+    show(document, [line for report in reports for line in _lines(report)], as_json)
     return code
 
 
@@ -99,7 +125,7 @@ async def _preflight(
 ) -> list[PreflightReport]:
     async with server.connect() as session:
         vms = await find_vms(session, [machine.vm for machine in machines])
-        jobs = [(vm.moref, await _wanted(machine)) for vm, machine in zip(vms, machines, strict=True)]
+        jobs = [(vm, await _wanted(machine)) for vm, machine in zip(vms, machines, strict=True)]
         return await preflight_all(session, jobs, probe_hosts=None if no_network else probe)
 
 
@@ -152,5 +178,21 @@ def _machines(config: Path, only: str | None) -> list[VsphereVm]:
     return found
 
 
-def _rule_lines() -> list[str]:
-    return [f"{rule.severity.value:8}{rule.id:28}{rule.wanted}" for rule in RULES]
+def _lines(report: PreflightReport) -> Iterator[str]:
+    unknown = f", {counted(len(report.unknown), 'condition')} not known" if report.unknown else ""
+    yield f"{report.vm.title}: {counts_line(report.findings)}{unknown}"
+    yield from finding_lines(report.findings, report.unknown)
+
+
+def _rule_document(rule: Rule[Case, Violation]) -> dict[str, Json]:
+    return {**rule_document(rule), "about_quiescing": "quiescing" in rule.tags}
+
+
+def _show_privileges(script: Script | None, as_json: bool) -> None:
+    commands = role_script(script) if script else []
+    lines = [
+        f"{name:50} {'on the ' + purpose.place:16} {purpose.needed}"
+        for purpose in PURPOSES
+        for name in purpose.names
+    ]
+    show({"privileges": jsonable(PURPOSES), "script": commands}, commands or lines, as_json)

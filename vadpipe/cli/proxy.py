@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
+from vadpipe.jsonable import json_object
 from vadpipe.proxy import linux_rules, windows_rules
 from vadpipe.proxy.harden import Undone
 from vadpipe.proxy.harden import harden as make_changes
 from vadpipe.proxy.harden import undo as take_back
 from vadpipe.proxy.machine import Machine, this_machine
-from vadpipe.proxy.settings import Change, Mend, plan
+from vadpipe.proxy.report import Report, Transport, Unfit
+from vadpipe.proxy.settings import Change, plan
 from vadpipe.proxy.undo import load_undo, new_undo_path
-from vadpipe.proxy.verdict import (
-    Finding,
-    Report,
-    Rule,
-    Transport,
-)
+from vadpipe.rules import Finding, Rule
+from vadpipe.words import counted
 
+from .findings import finding_lines, rule_document, rule_line
 from .main import json_option, show
 
 transport_option = click.option(
@@ -50,7 +49,7 @@ def check(transport: str, rules: bool, as_json: bool) -> int:
         _show_rules(as_json)
         return EXIT_DONE
     report = this_machine().judge(Transport(transport))
-    show(report.as_dict(), report.lines(), as_json)
+    show(json_object(report), _lines(report), as_json)
     return EXIT_ATTENTION if report.findings else EXIT_DONE
 
 
@@ -76,9 +75,8 @@ def harden(transport: str, yes: bool, undo_file: Path | None, undo_from: Path | 
 
 def _harden(machine: Machine, transport: Transport, undo_file: Path | None, yes: bool, as_json: bool) -> int:
     report = machine.judge(transport)
-    changes = plan(_mends(report), machine.read)
-    yours = [finding for finding in report.findings if not finding.mends]
-    lines = [line for finding in yours for line in finding.lines()]
+    changes = plan(report.fixes, machine.read)
+    lines = list(finding_lines(finding for finding in report.findings if not finding.violation.fixes))
     if not changes:
         return _tell(report, changes, [], None, ["There is nothing to change.", *lines], as_json)
     path = undo_file or new_undo_path(machine.state_directory)
@@ -87,7 +85,7 @@ def _harden(machine: Machine, transport: Transport, undo_file: Path | None, yes:
         return EXIT_ATTENTION
     remarks = list(make_changes(machine, changes, path))
     after = machine.judge(transport)
-    told = [*remarks, f"Done. The way back: vadpipe proxy harden --undo {path}", *after.lines()]
+    told = [*remarks, f"Done. The way back: vadpipe proxy harden --undo {path}", *_lines(after)]
     return _tell(after, changes, remarks, path, told, as_json)
 
 
@@ -100,7 +98,7 @@ def _tell(
     as_json: bool,
 ) -> int:
     document = {
-        **report.as_dict(),
+        **json_object(report),
         "changes": [_change(one) for one in changes],
         "remarks": remarks,
         "undo_file": undo_file,
@@ -123,12 +121,21 @@ def _undo(machine: Machine, path: Path, yes: bool, as_json: bool) -> int:
     return EXIT_ATTENTION if kept or remarks else EXIT_DONE
 
 
-def _mends(report: Report) -> list[Mend]:
-    """Of each broken rule once, however many places it found."""
-    first: dict[str, Finding] = {}
-    for finding in report.findings:
-        first.setdefault(finding.rule, finding)
-    return [mend for finding in first.values() for mend in finding.mends]
+def _lines(report: Report) -> list[str]:
+    broken = len({finding.rule for finding in report.findings})
+    rules = broken + len(report.held)
+    state = f"{len(report.held)} of {counted(rules, 'rule')} hold." if rules else "no rule applies."
+    return [
+        f"{report.platform} proxy, transport {report.transport.value}: {state}",
+        *finding_lines(map(_with_fix, report.findings)),
+        *(f"  ok      {rule}" for rule in report.held),
+        *report.notes,
+    ]
+
+
+def _with_fix(finding: Finding[Unfit]) -> Finding[Unfit]:
+    """The remedy of what harden changes is harden."""
+    return replace(finding, remedy="Run vadpipe proxy harden.") if finding.violation.fixes else finding
 
 
 def _agreed(lines: list[str], yes: bool, as_json: bool) -> bool:
@@ -158,7 +165,17 @@ def _change(change: Change) -> dict[str, object]:
 
 
 def _show_rules(as_json: bool) -> None:
-    tables: dict[str, Sequence[Rule[Any]]] = {"windows": windows_rules.RULES, "linux": linux_rules.RULES}
-    rows = [(platform, rule) for platform, rules in tables.items() for rule in rules]
-    document = {"rules": [{"platform": platform, **rule.as_dict()} for platform, rule in rows]}
-    show(document, [rule.line(platform) for platform, rule in rows], as_json)
+    rows: list[tuple[str, Rule[Any, Unfit]]] = [("windows", rule) for rule in windows_rules.RULES]
+    rows += [("linux", rule) for rule in linux_rules.RULES]
+    document = {
+        "rules": [
+            {"platform": platform, **rule_document(rule), "rule": rule.id, "transports": _transports(rule)}
+            for platform, rule in rows
+        ]
+    }
+    lines = [f"{platform:8}{','.join(_transports(rule)):16}{rule_line(rule)}" for platform, rule in rows]
+    show(document, lines, as_json)
+
+
+def _transports(rule: Rule[Any, Unfit]) -> list[str]:
+    return [each.value for each in Transport if each.value in rule.tags]

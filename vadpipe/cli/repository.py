@@ -23,14 +23,15 @@ from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import VerifyReport
 
-from .consistency import MANIFEST, verdict_lines, write_new
 from .main import (
     error_lines,
     json_option,
     run_async,
     show,
 )
+from .manifest import MANIFEST_NAME, write_new
 from .progress import show_progress
+from .verdict import stored_verdict_lines
 
 repository_argument = click.argument("repository", type=click.Path(path_type=Path))
 point_argument = click.argument("point")
@@ -105,10 +106,10 @@ def show_point(
 
 
 def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path, force: bool) -> None:
-    if MANIFEST not in point.documents:
+    if MANIFEST_NAME not in point.documents:
         raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
-    target = place / f"{point.id}-{MANIFEST}" if place.is_dir() else place
-    write_new(target, reader.read_document(point, MANIFEST), replace=force)
+    target = place / f"{point.id}-{MANIFEST_NAME}" if place.is_dir() else place
+    write_new(target, reader.read_document(point, MANIFEST_NAME), replace=force)
 
 
 @click.command()
@@ -197,7 +198,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
         f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
         *(f"    {reason}" for reason in quiescing.reasons),
         *_preflight_lines(point.preflight),
-        *verdict_lines(quiescing.verdict),
+        *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""

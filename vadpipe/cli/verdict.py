@@ -1,31 +1,35 @@
-"""A verdict for people: a table on a terminal, lines in a pipe. Both say the same."""
+"""The verdict on a manifest for people: in full for `vadpipe manifest`, in short for `vadpipe show`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from vadpipe.rules import Severity
 from vadpipe.vss.verdict import (
+    ApplicationVerdict,
     Coverage,
-    Finding,
-    Severity,
+    ManifestFinding,
     Verdict,
     WriterVerdict,
+    read_verdict,
 )
 
 from .main import printable
 
-_NAMED = 4  # components of a writer that are named; the rest is counted
+_NAMED = 6  # components of a writer that are named; the rest is counted
 _STYLES = {Coverage.COVERED: "green", Coverage.PARTLY: "yellow", Coverage.NOT_COVERED: "red"}
+_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What is said of one writer. `why`: of each uncovered component, and of the writer as a whole."""
+    """One writer. `why`: about each uncovered component, and about the writer as a whole."""
 
     name: str
     coverage: Coverage
@@ -35,7 +39,7 @@ class _Row:
 
 def verdict_lines(path: str, verdict: Verdict) -> list[str]:
     """The verdict as plain lines."""
-    lines = [printable(f"{path}: {verdict.level}: {verdict.reason}")]
+    lines = [_head(path, verdict)]
     lines += [f"  {line}" for line in _applications(verdict)]
     for row in _rows(verdict):
         covered = f": {row.covered}" if row.covered else ""
@@ -45,7 +49,7 @@ def verdict_lines(path: str, verdict: Verdict) -> list[str]:
 
 
 def verdict_table(path: str, verdict: Verdict) -> Group:
-    """The verdict for a terminal."""
+    """The same for a terminal."""
     table = Table(expand=True)
     table.add_column("writer", ratio=3, overflow="fold")
     table.add_column("state", min_width=9)
@@ -54,53 +58,78 @@ def verdict_table(path: str, verdict: Verdict) -> Group:
     for row in _rows(verdict):
         state = Text(row.coverage.value, style=_STYLES.get(row.coverage, ""))
         table.add_row(Text(row.name), state, Text(row.covered), Text("\n".join(row.why)))
-    level = Text(printable(f"{path}: {verdict.level}: {verdict.reason}"), style="bold")
     applications = (Text(line) for line in _applications(verdict))
-    return Group(level, *applications, table, *(Text(line) for line in _about_all(verdict)))
+    about_all = (Text(line) for line in _about_all(verdict))
+    return Group(Text(_head(path, verdict), style="bold"), *applications, table, *about_all)
+
+
+def stored_verdict_lines(document: Mapping[str, object]) -> list[str]:
+    """A stored verdict in short: its applications, and the writers that are part of none and not fully covered."""
+    verdict = read_verdict(document)
+    named = {writer for application in verdict.applications for writer in application.writers}
+    lines = [f"  application {one.name}: {one.level}{_parts(one)}" for one in verdict.applications]
+    lines += [
+        f"  writer {_name(one)}: {_parts(one)[2:] or one.coverage.value}"
+        for one in verdict.writers
+        if one.name not in named
+    ]
+    return [printable(line) for line in lines]
+
+
+def _head(path: str, verdict: Verdict) -> str:
+    return printable(f"{path}: {verdict.level}: {verdict.reason}")
 
 
 def _applications(verdict: Verdict) -> Iterator[str]:
     for one in verdict.applications:
-        short = f"; not covered: {_named(one.uncovered)}" if one.uncovered else ""
+        short = f"; not covered: {_named(one.uncovered, one.captions)}" if one.uncovered else ""
         yield printable(f"application {one.name}: {one.level}") + short
 
 
 def _rows(verdict: Verdict) -> Iterator[_Row]:
     for writer in verdict.writers:
-        own = [one for one in verdict.findings if _ids(one) == (writer.writer_id, writer.instance_id)]
-        yield _Row(_name(writer), writer.coverage, _named(writer.covered), tuple(_why(writer, own)))
+        own = [one for one in verdict.findings if one.violation.writer == writer.ids]
+        covered = _named(writer.covered, writer.captions)
+        yield _Row(printable(_name(writer)), writer.coverage, covered, tuple(_why(writer, own)))
 
 
-def _why(writer: WriterVerdict, own: list[Finding]) -> Iterator[str]:
-    """Findings first, most of them name their component; then what is uncovered without one of its own."""
+def _why(writer: WriterVerdict, own: Sequence[ManifestFinding]) -> Iterator[str]:
+    """Findings first, most of them name their component; then the uncovered components without one of their own."""
     for finding in own:
-        yield _told(finding)
+        yield _line(finding)
     if not writer.counts:
         yield "does not count towards the level"
-    told = {finding.component.lower() for finding in own}
-    if rest := [path for path in writer.uncovered if path.lower() not in told]:
-        yield f"not covered: {_named(rest)}"
+    mentioned = {finding.subject.lower() for finding in own}
+    if rest := [path for path in writer.uncovered if path.lower() not in mentioned]:
+        yield f"not covered: {_named(rest, writer.captions)}"
 
 
 def _about_all(verdict: Verdict) -> Iterator[str]:
-    """Findings about the manifest itself, beside the one that decided."""
+    """Findings about the whole manifest, besides the one that decided."""
     for finding in verdict.findings[1:]:
-        if not finding.writer_id and finding.severity is not Severity.INFO:
-            yield _told(finding)
+        if not finding.violation.writer_id and finding.severity is not Severity.INFO:
+            yield _line(finding)
 
 
-def _told(finding: Finding) -> str:
-    return printable(f"{finding.severity.value}: {finding.text} [{finding.rule}]")
+def _line(finding: ManifestFinding) -> str:
+    return printable(f"{finding.severity.value}: {finding.found} [{finding.rule}]")
 
 
-def _ids(finding: Finding) -> tuple[str, str]:
-    return finding.writer_id, finding.instance_id
+def _parts(verdict: WriterVerdict | ApplicationVerdict) -> str:
+    """'; covered: a, b; not covered: c', where there is something of the kind."""
+    parts = (("covered", verdict.covered), ("not covered", verdict.uncovered))
+    return "".join(f"; {word}: {_named(paths, verdict.captions)}" for word, paths in parts if paths)
 
 
 def _name(writer: WriterVerdict) -> str:
-    return printable(f"{writer.name} ({writer.application})" if writer.application else writer.name)
+    return f"{writer.name} ({writer.application})" if writer.application else writer.name
 
 
-def _named(paths: tuple[str, ...] | list[str]) -> str:
+def _named(paths: Sequence[str], captions: Mapping[str, str]) -> str:
+    """Some components by name; a component whose name is a GUID comes with its caption."""
+    names = [
+        f"{path} ({captions[path]})" if path in captions and _GUID.search(path) else path
+        for path in paths[:_NAMED]
+    ]
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return printable(", ".join(paths[:_NAMED]) + more)
+    return printable(", ".join(names) + more)

@@ -1,31 +1,66 @@
-"""Giving chunks their places: which are stored already, and how the new ones are put together in frames."""
+"""Finding chunks that are stored already, and planning frames of the new ones.
+
+It touches 32 bytes per chunk, never the data. It decides in the order of the disk which chunks are new. All disks
+of a point share one index, which holds its own lock while it assigns the chunks of one span.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, NO_FRAME, Assignment, Digests, MiB, PlannedFrame
+from pipeline.errors import ContractError
+from pipeline.units import MiB
+from pipeline.values import (
+    DIGEST_SIZE,
+    NO_FRAME,
+    Assignment,
+    ChunkIndex,
+    DedupedSpan,
+    DigestedSpan,
+    Digests,
+    Identity,
+    PlannedFrame,
+)
 
-# One frame is compressed, sealed, indexed and stored as a whole (docs/design.md, section 3).
+from .digest import Blake3
+from .digest_table import DigestTable
+
+# One frame is compressed, sealed, indexed and stored as a whole (docs/design.md).
 FRAME = 1 * MiB
 
-Column = NDArray[np.int64]
-Lookup = Callable[[Digests], tuple[NDArray[np.uint64], Column]]
-AddFrame = Callable[[Column, Digests], int]
+# Frame number (NO_FRAME when unknown) and byte place in that frame, one row per digest.
+Lookup = Callable[[Digests], tuple[NDArray[np.uint64], NDArray[np.int64]]]
+# Plans a frame of chunks with these lengths and digests, which are unknown and distinct. Returns its number.
+AddFrame = Callable[[NDArray[np.int64], Digests], int]
+
+
+def dedupe_span(digested: DigestedSpan, index: ChunkIndex) -> DedupedSpan:
+    """The kernel of Dedupe, in the order of the disk. Raises ContractError when the index has another identity."""
+    if digested.identity != index.identity:
+        raise ContractError(
+            f"Digest named the chunks with {digested.identity!r}, but the index of Dedupe names them with "
+            f"{index.identity!r}: it would find none of them again.",
+            remedy="Give both the same point: Digest(point) and Dedupe(point).",
+        )
+    cut = digested.cut
+    return DedupedSpan(digested, index.assign(digested.digest, cut.chunk_offset, cut.chunk_length))
 
 
 def assign(
-    digest: Digests, offset: Column, length: Column, *, lookup: Lookup, add_frame: AddFrame
+    digest: Digests,
+    offset: NDArray[np.int64],
+    length: NDArray[np.int64],
+    *,
+    lookup: Lookup,
+    add_frame: AddFrame,
 ) -> Assignment:
-    """Place the chunks of a span, in the order of the disk.
+    """The algorithm of `ChunkIndex.assign`. The caller holds the lock of what `lookup` and `add_frame` use.
 
-    Args:
-        digest, offset, length: one row per chunk; offsets on the disk ascend, in bytes.
-        lookup: frame number (NO_FRAME where unknown) and byte place in the frame, for each digest.
-        add_frame: promises a frame that holds chunks of these lengths and digests; returns its number.
+    New chunks that lie together on the disk share a frame of at most FRAME bytes. Equal new chunks are stored once.
     """
     frame, place = lookup(digest)
     unknown = np.flatnonzero(frame == NO_FRAME)
@@ -45,7 +80,57 @@ def assign(
     return Assignment(frame, place, ~new, frames)
 
 
-def frame_borders(new: NDArray[np.bool_], offset: Column, length: Column) -> list[tuple[int, int]]:
+class MemoryIndex:
+    """A chunk index that lives as long as the program: for embedding and for measuring. 80 bytes per chunk."""
+
+    def __init__(self, identity: Identity | None = None) -> None:
+        self.identity: Identity = identity or Blake3()
+        self._lock = threading.Lock()
+        self._table = DigestTable(1 << 16)
+        self._frame = np.empty(self._table.capacity, dtype=np.uint64)
+        self._place = np.empty(self._table.capacity, dtype=np.int64)
+        self._frames = 0
+        self._added: list[tuple[Digests, NDArray[np.int64]]] = []  # inserted together: cheaper by far
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.identity!r})"
+
+    def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
+        """See pipeline.ChunkIndex."""
+        with self._lock:
+            return assign(digest, offset, length, lookup=self._lookup, add_frame=self._add_frame)
+
+    def _lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        self._insert()
+        row = self._table.lookup(digest)
+        return np.where(row >= 0, self._frame[row], NO_FRAME), np.where(row >= 0, self._place[row], 0)
+
+    def _add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
+        self._added.append((digest, np.cumsum(chunk_length) - chunk_length))
+        number, self._frames = self._frames, self._frames + 1
+        return number
+
+    def _insert(self) -> None:
+        if not self._added:
+            return
+        rows = [len(place) for _, place in self._added]
+        while len(self._table) + sum(rows) > self._table.capacity:
+            self._grow()
+        row = self._table.insert(np.concatenate([digest for digest, _ in self._added]))
+        self._frame[row] = np.repeat(np.arange(self._frames - len(rows), self._frames), rows)
+        self._place[row] = np.concatenate([place for _, place in self._added])
+        self._added = []
+
+    def _grow(self) -> None:
+        old, self._table = self._table, DigestTable(2 * self._table.capacity)
+        self._table.insert(old.digest)
+        self._frame = np.resize(self._frame, self._table.capacity)
+        self._place = np.resize(self._place, self._table.capacity)
+
+
+def frame_borders(
+    new: NDArray[np.bool_], offset: NDArray[np.int64], length: NDArray[np.int64]
+) -> list[tuple[int, int]]:
     """Rows [low, high) of the frames: new chunks side by side on the disk, as many as fit."""
     end = offset + length
     starts_run = new & ~np.concatenate(([False], new[:-1] & (end[:-1] == offset[1:])))

@@ -170,7 +170,7 @@ class CampaignVddk(Vddk):
     before_read: Callable[[], None] | None = None
 
     @asynccontextmanager
-    async def open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[VddkDisk]:
+    async def open(self, access: DiskAccess, pool: BufferPool | None = None) -> AsyncIterator[VddkDisk]:
         async with super().open(access, pool) as disk:
             read = disk.read
 

@@ -27,6 +27,7 @@ import click
 from pipeline.errors import ConfigError
 from pipeline.units import MiB, format_size
 
+from . import EXAMPLES
 from .guest import Guest, build_windows_guest
 from .process_tree import run_measured
 from .vcenter.server import LabVcenter
@@ -36,7 +37,6 @@ from .witness import WITNESS, chain_digest, image_digest
 VM = "web01"
 DATASTORE = "datastore1"
 MARKER = ".vadpipe-lab"
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NIGHTLY = Path(__file__).resolve().with_name("nightly.py")
 
 # What one incremental run may read beyond what change tracking reports: spans are cut at clusters.
@@ -93,7 +93,7 @@ def run_demo(directory: Path, fill: int) -> None:
         lab.vadpipe("verify", lab.repository)
         for point, digests in zip(_points(lab), lab.witnessed, strict=True):
             _restore_and_compare(lab, point, digests)
-    click.echo(f"Done in {time.monotonic() - begun:.0f} s.")
+    click.echo(f"Done in {time.monotonic() - begun:.0f} s. Try: vadpipe show {lab.repository} latest")
 
 
 def _prepare(directory: Path, fill: int, stack: ExitStack) -> Lab:

@@ -77,7 +77,7 @@ class LabDisk:
     def create(
         cls, directory: Path, name: str, capacity: int, *, provisioning: Provisioning = "thin"
     ) -> LabDisk:
-        """Create an empty disk. Raises LabDiskError: it exists, or the capacity is no multiple of 512."""
+        """Create an empty disk. Raises LabDiskError: it exists, or the capacity is not a multiple of 512."""
         if capacity <= 0 or capacity % SECTOR:
             raise LabDiskError(
                 f"Disk {name}: a capacity of {capacity} bytes is not a whole number of sectors.",
@@ -93,7 +93,7 @@ class LabDisk:
 
     @classmethod
     def load(cls, directory: Path, name: str) -> LabDisk:
-        """The disk as it was left. Raises LabDiskError."""
+        """Load a disk from its directory. Raises LabDiskError."""
         return cls(DiskFiles.load(directory, name))
 
     @property
@@ -247,7 +247,7 @@ class LabDisk:
             self._lock.release()
 
     def consolidate(self) -> dict[Path, Path]:
-        """Finish what a kill left half done; returns what `merge` returns."""
+        """Finish a fork or merge that was killed half way. Returns the result of `merge`."""
         with self._lock:
             merging = self._files.state.merging
             begun = [fork.frozen for fork in self.forks if fork.live.name == merging]
@@ -266,19 +266,19 @@ class LabDisk:
     # -- change tracking
 
     def enable_tracking(self) -> None:
-        """Record from now on what is written; nothing happens when that is on already."""
+        """Start change tracking, unless it is already on."""
         with self._lock:
             if self.change_id is None:
                 self.reset_tracking()
 
     def disable_tracking(self) -> None:
-        """Stop recording. Snapshots that exist keep what they know."""
+        """Stop recording. Existing snapshots keep their change tracking state."""
         with self._lock:
             self._commit(replace(self._files.state, tracking=None))
             self._files.live_map.path.unlink(missing_ok=True)
 
     def reset_tracking(self) -> None:
-        """Forget every change: a new UUID, so that no older change id is good for what comes."""
+        """Start change tracking anew with a new UUID, so that older change ids become invalid."""
         with self._lock:
             self.disable_tracking()  # a kill must not leave the old UUID with an empty array
             self._files.live_map.create()
@@ -336,7 +336,7 @@ class LabDisk:
             yield chain
 
     def _record(self, written: Extents) -> None:
-        """Before the bytes: a kill in between reports a block too many, never one too few."""
+        """Record a write before its bytes: after a kill in between a block too many is reported, never one too few."""
         if self._files.state.tracking:
             self._files.live_map.mark(written, self._files.state.sequence)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "vddk"
@@ -17,15 +18,25 @@ class CompilerMissing(RuntimeError):
 
 
 class CompilationFailed(RuntimeError):
-    """The compiler refused the sources; the message ends with what it said."""
+    """The compiler refused the sources; the message ends with its output."""
 
 
-def build_vddk(out: Path) -> Path:
-    """Build the stand-in under `out` unless it is newer than its sources, and return `out`, VDDK's libDir.
+def build_vddk(out: Path, lacks: Iterable[str] = ()) -> Path:
+    """Build the stand-in under `out`, unless it is newer than its sources.
 
     `out/lib64` then holds libvixDiskLib.so.6 to .9 and the unversioned link. Processes may build at once: each
     builds in a directory of its own and renames its files into place, so a library is never seen half-written.
-    Raises CompilerMissing, CompilationFailed.
+
+    Args:
+        out: The directory, for one set of libraries.
+        lacks: Functions, without their prefix, that the libraries do not export, as older and free ones do not.
+
+    Returns:
+        `out`, which is VDDK's libDir.
+
+    Raises:
+        CompilerMissing: There is no C compiler or no make.
+        CompilationFailed: The compiler refused the sources.
     """
     lib64 = out / "lib64"
     if _is_current(lib64):
@@ -35,7 +46,8 @@ def build_vddk(out: Path) -> Path:
     lib64.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as scratch:
         command = [make, "--silent", f"-j{len(GENERATIONS)}", f"OUT={scratch}", f"CC={compiler}"]
-        # An outer make's flags and job slots are not for this one.
+        command.append(f"LACKS={' '.join(lacks)}")
+        # Without an outer make's flags and job slots.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         built = subprocess.run(
             command,

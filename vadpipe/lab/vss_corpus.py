@@ -77,7 +77,7 @@ class Confusion:
         for finding in given.findings[1:]:
             if finding.rule in STATED:
                 self.rules[finding.rule] += 1
-                yield finding.rule, finding.writer_id, finding.instance_id, finding.component.lower()
+                yield finding.rule, *finding.violation.writer, finding.subject.lower()
             else:
                 self.unstated[finding.rule] += 1
 
@@ -108,7 +108,7 @@ def verdict_on(one: Case) -> Verdict:
         return classify_unfetched("HTTP 403")
     around = one.draft.circumstances
     archive = None if one.draft.missing else one.draft.archive()
-    return classify_manifest(archive, sent=around.sent, excluded=around.excluded)
+    return classify_manifest(archive, requested=around.sent, excluded=around.excluded)
 
 
 def _expected_reasons(one: Case) -> Iterator[Reason]:

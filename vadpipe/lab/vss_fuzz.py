@@ -26,8 +26,7 @@ import click
 
 from vadpipe.vss.archive import ManifestUnreadable, Member, read_members
 from vadpipe.vss.classify import classify_documents
-from vadpipe.vss.manifest import read_manifest
-from vadpipe.vss.parse import parse_document
+from vadpipe.vss.parse import parse_document, read_manifest
 from vadpipe.vss.verdict import Verdict
 
 from .vss.hostile import hostile

@@ -1,11 +1,11 @@
-"""What will go wrong with a VM's backup, known before the VM is touched, and how to mend it.
+"""What will go wrong with a VM's backup, known before the VM is touched, and what to do about it. Changes nothing.
 
-facts      what the rules look at: plain values            gathering  the facts of any number of VMs, in one pass
-guests     which guest gets which quiescing                vm, devices  the API's properties as facts
-rule       what a rule is; judging                         reach      names and ports of hosts
-rules      the table: machine, guest, tools, devices,      proxy      the machine we run on
-           storage, site, transport                        report     preflight, for people and machines
-vddk_versions  VDDK against vSphere
+facts       what the rules read: plain values         rules_vm       the VM, its snapshots and datastores
+vm          properties and devices of a VM as facts   rules_guest    its guest and VMware Tools
+guests      which guest gets which quiescing          rules_devices  its devices
+gathering   the facts of any number of VMs            rules_site     servers, hosts, VDDK, this machine
+reach       this machine, and the hosts it reaches    privileges     what the account needs; roles
+report      preflight of jobs, and its result         rules          all of these in one table
 """
 
 from vadpipe.lazy import lazy_names

@@ -5,7 +5,4 @@ from .report import PreflightReport as PreflightReport
 from .report import job_facts as job_facts
 from .report import preflight as preflight
 from .report import preflight_all as preflight_all
-from .rule import Finding as Finding
-from .rule import Severity as Severity
-from .rule import Unjudged as Unjudged
 from .rules import RULES as RULES

@@ -1,7 +1,7 @@
-"""What the rules look at: plain frozen facts of a VM, its surroundings, this machine and the job.
+"""What the rules read: plain frozen facts about a VM, its surroundings, this machine and the job.
 
 None always means "not known": a property that may not be read, that this server's version does not have, or that
-nobody can tell. Rules say so instead of guessing. Sizes and offsets are bytes, versions tuples of numbers.
+nobody can tell. Rules say so instead of guessing. Sizes are bytes, versions tuples of numbers.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from .guests import GuestOs, guest_os
 
 Version = tuple[int, ...]
 
+EX_SINCE: Version = (6, 5)  # the API version that has CreateSnapshotEx_Task
 TOOLS_UNMANAGED = 0x7FFFFFFF  # open-vm-tools: the guest's own package, its version is not in this field
 _TOOLS_VERSIONLESS = (TOOLS_UNMANAGED, 0xFFFFFFFF)  # the second: not available
 _TOOLS_BITS = 5  # vm_tools_version.h of open-vm-tools: (major << 10) + (minor << 5) + base
+
+
+def dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,14 @@ class Volume:
 
 @dataclass(frozen=True)
 class VmFacts:
-    """A VM. `readable`: the server has its configuration. `guest_build`: the running Windows, e.g. (20348, 2582).
+    """A VM.
 
-    `methods_disabled`: API calls that the server refuses for it now. `services`: start modes of guest services by
-    name, which vSphere itself does not report. `missing_privileges`: of those that a job may need.
+    Args:
+        readable: The server has its configuration.
+        guest_build: Of the running Windows, e.g. (20348, 2582).
+        methods_disabled: API calls that the server refuses for it now.
+        services: Start modes of guest services by name, which vSphere itself does not report.
+        missing_privileges: Privileges that a job may need and the account lacks.
     """
 
     moref: str
@@ -129,10 +138,15 @@ class VmFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """An ESXi host. `unresolved`: why its name has no address; empty: it has one; None: not tried.
+    """An ESXi host.
 
-    `closed_ports`: why a port cannot be reached, by port; a port that was reached has an empty reason, one that was
-    not tried is absent.
+    Args:
+        moref: Its reference.
+        name: Its name in the inventory.
+        address: Where it is reached: by its name through a vCenter, as configured when it is the server itself.
+        unresolved: Why the address has no IP address; empty: it has one; None: not tried.
+        closed_ports: Why a port cannot be reached, by port. A port that was reached has an empty reason; one
+            that was not tried is absent.
     """
 
     moref: str
@@ -143,6 +157,11 @@ class HostFacts:
     maintenance: bool = False
     unresolved: str | None = None
     closed_ports: Mapping[int, str] = field(default_factory=dict)
+    address: str = ""
+
+    @property
+    def reached_at(self) -> str:
+        return self.address or self.name
 
 
 @dataclass(frozen=True)

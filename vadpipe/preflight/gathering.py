@@ -1,13 +1,13 @@
-"""Gathering the facts of any number of VMs: one pass of the PropertyCollector with narrow paths.
+"""The facts of any number of VMs, gathered in one pass of the PropertyCollector with narrow paths.
 
-The pass starts at the VMs asked for and takes their recent tasks with them; hosts and datastores come from a view
-of the whole inventory, because a disk may be served by any host that sees its datastore. What a server may not or
-cannot tell stays None. Everything else that is asked (time, licences, privileges) is a call or three, however many
-VMs there are.
+The pass starts at the VMs and takes their recent tasks with them. Hosts and datastores come from a view of the
+whole inventory, because a disk may be served by any host that sees its datastore. What the account may not read
+stays None. Time, licences and privileges cost a constant number of further calls.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from pyVmomi import vim
 from pyVmomi.VmomiSupport import ManagedObject
 
 from vadpipe.vsphere.api.faults import ConnectionLost, VsphereError
-from vadpipe.vsphere.api.properties import Collector, Row
+from vadpipe.vsphere.api.properties import Collector, Row, below_root, read_from
 from vadpipe.vsphere.api.session import VcenterSession
 
 from .facts import (
@@ -29,10 +29,10 @@ from .facts import (
     Version,
     VmFacts,
 )
-from .rules_site import PRIVILEGES
+from .privileges import PURPOSES
 from .vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 
-_PAGE = 200  # objects per answer
+log = logging.getLogger(__name__)
 
 _VM_PATHS = (
     "name", "snapshot", "recentTask", "disabledMethod", "datastore", "guestHeartbeatStatus",
@@ -55,11 +55,9 @@ _DATASTORE_PATHS = (
 )  # fmt: skip
 _TASK_PATHS = ("info.state", "info.descriptionId")
 
-# Where a privilege is asked for: on the VM itself if in neither.
-_ON_DATASTORE = PRIVILEGES["manifest"]
-_ON_ROOT = PRIVILEGES["lock"]
-_ON_VM = tuple(
-    name for names in PRIVILEGES.values() for name in names if name not in (*_ON_DATASTORE, *_ON_ROOT)
+_ON_VM, _ON_DATASTORE, _ON_ROOT = (
+    [name for purpose in PURPOSES if purpose.place in places for name in purpose.names]
+    for places in (("VM", "proxy VM"), ("datastore",), ("root",))
 )
 
 
@@ -101,7 +99,13 @@ class Gathered:
 
 
 async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:
-    """The facts of the VMs with these morefs. Raises SourceError, ObjectGone when one does not exist (any more)."""
+    """The facts of the VMs with these morefs.
+
+    Raises:
+        ObjectGone: A VM does not exist (any more).
+        SourceError: The facts cannot be read.
+    """
+    begun = time.perf_counter()
     server = await _server_facts(session)
     rows = await session.call("RetrievePropertiesEx", lambda: _one_pass(session, vms))
     of_kind: dict[str, list[Row]] = {
@@ -113,10 +117,11 @@ async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:
     facts = {row.moref: vm_facts(row, session.api_version, tasks) for row in of_kind["VirtualMachine"]}
     datastores_of = {row.moref: _morefs(row.get("datastore")) for row in of_kind["VirtualMachine"]}
     missing = await _missing_privileges(session, datastores_of)
+    log.debug("gathered the facts of %d VMs in %.2f s", len(facts), time.perf_counter() - begun)
     return Gathered(
         server=server,
         vms={moref: replace(vm, missing_privileges=missing.get(moref)) for moref, vm in facts.items()},
-        hosts={row.moref: _host_facts(row) for row in of_kind["HostSystem"]},
+        hosts={row.moref: _host_facts(row, session) for row in of_kind["HostSystem"]},
         datastores={row.moref: _datastore_facts(row) for row in of_kind["Datastore"]},
         datastores_of=datastores_of,
     )
@@ -124,8 +129,6 @@ async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:
 
 def _one_pass(session: VcenterSession, vms: Sequence[str]) -> list[Row]:
     content = session.content
-    manager = content.viewManager
-    assert manager is not None  # only provisioning services lack one
     paths = [*_VM_PATHS, *(path for path, since in _VM_PATHS_SINCE.items() if session.api_version >= since)]
     wanted: dict[type[ManagedObject], Sequence[str]] = {
         vim.VirtualMachine: paths,
@@ -134,30 +137,13 @@ def _one_pass(session: VcenterSession, vms: Sequence[str]) -> list[Row]:
         vim.Task: _TASK_PATHS,
     }
     tasks = Collector.TraversalSpec(name="tasks", type=vim.VirtualMachine, path="recentTask", skip=False)
-    inside = Collector.TraversalSpec(name="view", type=vim.view.ContainerView, path="view", skip=False)
-    view = manager.CreateContainerView(content.rootFolder, [vim.HostSystem, vim.Datastore], True)
-    try:
-        start = [Collector.ObjectSpec(obj=view, skip=True, selectSet=[inside])]
+    with below_root(content, [vim.HostSystem, vim.Datastore]) as surroundings:
+        start = [surroundings]
         start += [
             Collector.ObjectSpec(obj=vim.VirtualMachine(moref, session.stub), skip=False, selectSet=[tasks])
             for moref in vms
         ]
-        properties = [
-            Collector.PropertySpec(type=kind, pathSet=list(paths)) for kind, paths in wanted.items()
-        ]
-        return list(_rows(content, Collector.FilterSpec(objectSet=start, propSet=properties)))
-    finally:
-        view.Destroy()
-
-
-def _rows(content: vim.ServiceInstanceContent, spec: Collector.FilterSpec) -> Iterable[Row]:
-    collector = content.propertyCollector
-    page = collector.RetrievePropertiesEx([spec], Collector.RetrieveOptions(maxObjects=_PAGE))
-    while page is not None:
-        for found in page.objects:
-            kind = type(found.obj).__name__.rpartition(".")[2]
-            yield Row(kind, str(found.obj._moId), {item.name: item.val for item in found.propSet})
-        page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
+        return list(read_from(content, start, wanted))
 
 
 def _is_running(row: Row) -> bool:
@@ -168,10 +154,12 @@ def _morefs(references: Iterable[ManagedObject] | None) -> list[str]:
     return [str(reference._moId) for reference in references or ()]
 
 
-def _host_facts(row: Row) -> HostFacts:
+def _host_facts(row: Row, session: VcenterSession) -> HostFacts:
     return HostFacts(
         moref=row.moref,
         name=str(row.get("name")),
+        # A host may call itself by a name that resolves nowhere, e.g. localhost.localdomain.
+        address="" if session.is_vcenter else session.server,
         version=_version(row.get("summary.config.product.version")),
         build=str(row.get("summary.config.product.build") or ""),
         connection=str(row.get("runtime.connectionState") or "connected"),
@@ -224,7 +212,10 @@ async def _editions(session: VcenterSession) -> Sequence[str] | None:
         row = await session.properties(manager, ["licenses"])
     except ConnectionLost:
         raise
-    except VsphereError:  # licences are for administrators; that they cannot be read is a fact of its own
+    except (
+        VsphereError
+    ) as exc:  # licences are for administrators; that they cannot be read is a fact of its own
+        log.info("the licences of %s cannot be read: %s", session.server, exc.problem)
         return None
     return [licence.editionKey for licence in row.get("licenses") or ()]
 
@@ -232,7 +223,7 @@ async def _editions(session: VcenterSession) -> Sequence[str] | None:
 async def _missing_privileges(
     session: VcenterSession, datastores_of: Mapping[str, Sequence[str]]
 ) -> Mapping[str, frozenset[str]]:
-    """By VM: what the account lacks on it, on its datastores and on the root folder. Empty when nobody tells."""
+    """By VM: what the account lacks on it, on its datastores and on the root folder. Empty when it is not known."""
     manager, sessions = session.content.authorizationManager, session.content.sessionManager
     if manager is None or sessions is None:
         return {}
@@ -265,5 +256,6 @@ async def _missing_privileges(
         return await session.call("HasPrivilegeOnEntities", ask)
     except ConnectionLost:
         raise
-    except VsphereError:  # without System.View on the root even this may not be asked
+    except VsphereError as exc:  # without System.View on the root even this may not be asked
+        log.info("the privileges of the account cannot be asked: %s", exc.problem)
         return {}

@@ -1,60 +1,54 @@
-"""Preflight: the rules over the facts of VMs, and what people and machines are told of it."""
+"""Preflight: the rules over the facts of VMs, and the report for each job."""
 
 from __future__ import annotations
 
-import textwrap
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    ConfigError,
-)
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
+from vadpipe.rules import Finding, Judgement, Severity, Undecided, Violation, judge
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vddk.library import find_library
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 
-from .facts import (
-    HostFacts,
-    JobFacts,
-    ProxyFacts,
-    VddkFacts,
-)
+from .facts import Case, HostFacts, JobFacts, ProxyFacts, VddkFacts
 from .gathering import Gathered, gather
-from .proxy import this_machine
-from .reach import probe
-from .rule import (
-    Finding,
-    Severity,
-    Unjudged,
-    judge,
-)
+from .reach import probe, this_machine
 from .rules import RULES
+
+log = logging.getLogger(__name__)
 
 Probe = Callable[[Iterable[HostFacts]], Awaitable[Sequence[HostFacts]]]
 
-_WIDTH = 110
 _LIBRARY = "libvixDiskLib.so."
 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What the rules said of one VM. `unjudged`: conditions of which nobody could tell whether they hold."""
+    """What the rules say about one job.
 
-    vm: str
-    findings: Sequence[Finding]
-    unjudged: Sequence[Unjudged]
+    Args:
+        vm: Its VM.
+        findings: Conditions that do not hold, the worst first.
+        unknown: Conditions of which nobody can tell whether they hold.
+    """
+
+    vm: Vm
+    findings: Sequence[Finding[Violation]]
+    unknown: Sequence[Undecided]
 
     @property
     def exit_code(self) -> int:
-        """1: an error, the job would fail or claim what is not so; 3: a warning; 0: neither, or unknowns only."""
+        """0: neither errors nor warnings. 3: a warning.
+
+        1: an error: the job would fail, or report a consistency that it did not reach.
+        """
         severities = {finding.severity for finding in self.findings}
         if Severity.ERROR in severities:
             return EXIT_FAILED
@@ -62,62 +56,64 @@ class PreflightReport:
 
     def as_dict(self) -> dict[str, object]:
         return {
-            "vm": self.vm,
+            "vm": self.vm.name,
+            "path": self.vm.path,
+            "moref": self.vm.moref,
             "exit_code": self.exit_code,
-            "findings": [finding.as_dict() for finding in self.findings],
-            "unknown": [unjudged.as_dict() for unjudged in self.unjudged],
+            "findings": self.findings,
+            "unknown": self.unknown,
         }
-
-    def lines(self) -> list[str]:
-        """For people: one line per finding with its remedy below, then what is not known."""
-        counts = [
-            (sum(1 for one in self.findings if one.severity is level), level.value) for level in Severity
-        ]
-        told = (
-            ", ".join(f"{count} {name}{'s' * (count > 1)}" for count, name in counts if count)
-            or "nothing found"
-        )
-        lines = [f"{self.vm}: {told}, {len(self.unjudged)} not known"]
-        for finding in self.findings:
-            subject = f"{finding.subject}: " if finding.subject else ""
-            lines.append(f"  {finding.severity.value:8}{finding.rule:28}{subject}{finding.found}")
-            lines += textwrap.wrap(
-                finding.remedy, _WIDTH, initial_indent=" " * 38, subsequent_indent=" " * 38
-            )
-        lines += [f"  {'unknown':8}{unjudged.rule:28}{unjudged.why}" for unjudged in self.unjudged]
-        return lines
 
 
 async def preflight(
     session: VcenterSession, vm: Vm, job: JobFacts, *, probe_hosts: Probe | None = probe
 ) -> PreflightReport:
-    """Every condition of one job, before its VM is touched. `probe_hosts` None: names and ports are not tried.
+    """Check every condition of one job before its VM is touched. Changes nothing.
 
-    Raises SourceError where the facts cannot be had. Changes nothing.
+    Args:
+        session: A session at the VM's server.
+        vm: The VM.
+        job: What the job wants.
+        probe_hosts: Tries the names and ports of hosts; None: they are not tried.
+
+    Raises:
+        SourceError: The facts cannot be read.
     """
-    [report] = await preflight_all(session, [(vm.moref, job)], probe_hosts=probe_hosts)
+    [report] = await preflight_all(session, [(vm, job)], probe_hosts=probe_hosts)
     return report
 
 
 async def preflight_all(
-    session: VcenterSession, jobs: Sequence[tuple[str, JobFacts]], *, probe_hosts: Probe | None = probe
+    session: VcenterSession, jobs: Sequence[tuple[Vm, JobFacts]], *, probe_hosts: Probe | None = probe
 ) -> list[PreflightReport]:
-    """A report for each job, given with the moref of its VM; the facts of all VMs are gathered at once."""
+    """A report for each job; the facts of all VMs are gathered at once. Arguments as of `preflight`."""
     virtual, own_moref = await this_machine(session)
-    wanted = dict.fromkeys(moref for moref, _ in jobs)
+    wanted = dict.fromkeys(vm.moref for vm, _ in jobs)
     gathered = await gather(session, [*dict.fromkeys([*wanted, *([own_moref] if own_moref else [])])])
     if probe_hosts is not None:
         gathered = await _probed(gathered, wanted, probe_hosts)
     proxy = ProxyFacts(virtual, gathered.vms[own_moref] if own_moref else None)
-    return [
-        PreflightReport(gathered.vms[moref].name, *judge(RULES, gathered.case(moref, job, proxy)))
-        for moref, job in jobs
-    ]
+    return [_report(vm, gathered.case(vm.moref, job, proxy)) for vm, job in jobs]
+
+
+def judge_case(case: Case) -> Judgement[Violation]:
+    """Run the rules over a case. What costs only quiescing is a warning where the job may degrade."""
+    return judge(RULES, case, survivable=lambda rule: case.job.may_degrade and "quiescing" in rule.tags)
+
+
+def _report(vm: Vm, case: Case) -> PreflightReport:
+    judgement = judge_case(case)
+    findings, unknown = judgement.worst_first, judgement.undecided
+    log.info("preflight of %s: %d findings, %d not known", vm.title, len(findings), len(unknown))
+    return PreflightReport(vm, findings, unknown)
 
 
 async def job_facts(quiesce: Quiesce, reader: object, *, enable_change_tracking: bool) -> JobFacts:
-    """What a job wants, from its settings. `reader`: what opens its disks; conditions of VDDK hold for `Vddk`."""
-    chosen_by_tools = quiesce.kind == "auto"  # what stands against applications costs them, not the snapshot
+    """What a job wants, from its settings.
+
+    `reader` opens the job's disks; the conditions of VDDK apply to `Vddk` only.
+    """
+    chosen_by_tools = quiesce.kind == "auto"  # then VMware Tools fall back by themselves
     return JobFacts(
         quiescing="application" if chosen_by_tools else quiesce.kind,
         may_degrade=quiesce.policy == "try" or chosen_by_tools,
@@ -128,7 +124,7 @@ async def job_facts(quiesce: Quiesce, reader: object, *, enable_change_tracking:
 
 
 def vddk_facts(settings: Vddk) -> VddkFacts:
-    """The VDDK that a job reads with; its version is in the name of the library's file."""
+    """The VDDK that a job reads with. Its version is in the name of the library's file."""
     transports = tuple(part for part in (settings.transports or "").split(":") if part)
     try:
         library = find_library(settings.libdir).resolve()

@@ -8,21 +8,15 @@ from pathlib import Path
 
 from pipeline.errors import ContractError, MoverError
 
-from . import (
-    lvm,
-    md,
-    mounts,
-    multipath,
-    udev,
-)
+from . import linux_config, lvm
 from .command import (
     NOT_FOUND,
     Run,
     failure,
     run_command,
 )
-from .files import read_whole, remove_durably, replace_durably
 from .linux_rules import RULES, LinuxFacts
+from .report import Report, Transport, judge_machine
 from .settings import (
     LINUX_SETTINGS,
     MDADM,
@@ -31,7 +25,7 @@ from .settings import (
     TextFile,
     Value,
 )
-from .verdict import Report, Transport, judge
+from .undo import read_whole, remove_durably, replace_durably
 
 # Where distributions put its daemon.
 UDISKS_DAEMONS = ("usr/libexec/udisks2/udisksd", "usr/lib/udisks2/udisksd")
@@ -52,8 +46,7 @@ class LinuxProxy:
         return self._root / "var" / "lib" / "vadpipe"
 
     def judge(self, transport: Transport) -> Report:
-        facts = self.facts()
-        return Report(self.platform, transport, *judge(RULES, facts, transport), facts.as_dict())
+        return judge_machine(self.platform, RULES, self.facts(), transport)
 
     def facts(self) -> LinuxFacts:
         unreadable: list[str] = []
@@ -62,7 +55,7 @@ class LinuxProxy:
             lvm=self._lvm(unreadable),
             multipath=self._multipath(unreadable),
             md=self._md(rules, unreadable),
-            udisks_kept_off=udev.keeps_udisks_off(rules.values())
+            udisks_kept_off=linux_config.keeps_udisks_off(rules.values())
             if any((self._root / daemon).exists() for daemon in UDISKS_DAEMONS)
             else None,
             mounts=self._mounts(unreadable),
@@ -123,19 +116,19 @@ class LinuxProxy:
             volume_groups=None if code else sorted(set(output.split())),
         )
 
-    def _multipath(self, unreadable: list[str]) -> multipath.MultipathFacts | None:
-        code, output = self._run(multipath.CONFIGURATION)
+    def _multipath(self, unreadable: list[str]) -> linux_config.MultipathFacts | None:
+        code, output = self._run(linux_config.MULTIPATH_CONFIGURATION)
         if code in (0, NOT_FOUND):
-            return None if code else multipath.parse_multipath(output)
-        unreadable.append(failure(multipath.CONFIGURATION, code, output))
+            return None if code else linux_config.parse_multipath(output)
+        unreadable.append(failure(linux_config.MULTIPATH_CONFIGURATION, code, output))
         return None
 
-    def _md(self, rules: Mapping[str, str], unreadable: list[str]) -> md.MdFacts | None:
-        code, active = self._run(md.ACTIVE_ARRAYS)
+    def _md(self, rules: Mapping[str, str], unreadable: list[str]) -> linux_config.MdFacts | None:
+        code, active = self._run(linux_config.ACTIVE_ARRAYS)
         if code == NOT_FOUND:
             return None
         if code:
-            unreadable.append(failure(md.ACTIVE_ARRAYS, code, active))
+            unreadable.append(failure(linux_config.ACTIVE_ARRAYS, code, active))
             return None
         debian = (self._root / "etc/debian_version").exists()
         paths = [self._path(one) for one in ((MDADM_DEBIAN, MDADM) if debian else (MDADM, MDADM_DEBIAN))]
@@ -147,30 +140,32 @@ class LinuxProxy:
             *(f"{name}.d/{one.name}" for one in sorted(path.with_name(f"{path.name}.d").glob("*.conf"))),
         ]
         configuration = "\n".join(self._text(one, unreadable) for one in names)
-        return md.MdFacts(
-            rules=[rule for rule, text in rules.items() if md.assembles_by_rule(text)],
+        return linux_config.MdFacts(
+            rules=[rule for rule, text in rules.items() if linux_config.assembles_by_rule(text)],
             configuration=name,
-            auto=md.auto_policy(configuration),
-            unlisted=md.unlisted_arrays(active, configuration),
+            auto=linux_config.auto_policy(configuration),
+            unlisted=linux_config.unlisted_arrays(active, configuration),
         )
 
     def _udev_rules(self, unreadable: list[str]) -> Mapping[str, str]:
         directories = []
-        for directory in udev.DIRECTORIES:
+        for directory in linux_config.UDEV_DIRECTORIES:
             paths = sorted((self._root / directory).glob("*.rules"))
             directories.append(
                 {path.name: self._text(f"/{directory}/{path.name}", unreadable) for path in paths}
             )
-        return udev.in_force(directories)
+        return linux_config.in_force(directories)
 
-    def _mounts(self, unreadable: list[str]) -> mounts.MountFacts:
-        code, output = self._run(mounts.DEVICES)
+    def _mounts(self, unreadable: list[str]) -> linux_config.MountFacts:
+        code, output = self._run(linux_config.BLOCK_DEVICES)
         ambiguous: Mapping[str, Sequence[str]] = {}
         if code:
-            unreadable.append(failure(mounts.DEVICES, code, output))
+            unreadable.append(failure(linux_config.BLOCK_DEVICES, code, output))
         else:
-            ambiguous = mounts.ambiguous_tags(output)
-        return mounts.MountFacts(mounts.parse_fstab(self._text("/etc/fstab", unreadable)), ambiguous)
+            ambiguous = linux_config.ambiguous_tags(output)
+        return linux_config.MountFacts(
+            linux_config.parse_fstab(self._text("/etc/fstab", unreadable)), ambiguous
+        )
 
 
 @contextmanager

@@ -1,34 +1,32 @@
-"""What makes Linux unfit as a hot-add proxy: the facts, and one row of RULES each.
+"""What makes Linux unfit as a hot-add proxy: the facts and the rules.
 
-The VDDK guide names only Windows' automount; these are its counterparts. A part that is not installed is None in
+The VDDK guide names only Windows' automount; these are its counterparts. A program that is not installed is None in
 the facts, and no rule about it can be broken. Sources are the manual pages of the programs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from .lvm import LvmFacts, limit_activation
-from .md import MdFacts, forbid_foreign
-from .mounts import MountFacts
-from .multipath import BLACKLIST, MultipathFacts
-from .settings import (
-    LINUX_SETTINGS,
-    LVM,
-    MULTIPATH,
-    UDISKS,
-    Mend,
-    Value,
-    put,
+from vadpipe.rules import RuleTable, Severity
+
+from .linux_config import (
+    BLACKLIST,
+    IGNORE_RULE,
+    MdFacts,
+    MountFacts,
+    MultipathFacts,
+    forbid_foreign,
 )
-from .udev import IGNORE_RULE
-from .verdict import HOTADD, Rule, Severity
+from .lvm import LvmFacts, limit_activation
+from .report import HOTADD, Unfit
+from .settings import LINUX_SETTINGS, LVM, MULTIPATH, UDISKS, Fix, Value, put
 
 
 @dataclass(frozen=True, slots=True)
 class LinuxFacts:
-    """`udisks_kept_off` is None without udisks; `unreadable`: what could not be read, and why."""
+    """`udisks_kept_off` is None without udisks. `unreadable`: what could not be read, and why."""
 
     lvm: LvmFacts | None
     multipath: MultipathFacts | None
@@ -37,127 +35,124 @@ class LinuxFacts:
     mounts: MountFacts
     unreadable: Sequence[str] = ()
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+
+RULES: RuleTable[LinuxFacts, Unfit] = RuleTable()
 
 
-def _lvm_activates(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "lvm-auto-activation", Severity.ERROR,
+    wanted="only the proxy's own volume groups are activated by themselves",
+    remedy="Define activation/auto_activation_volume_list in /etc/lvm/lvmlocal.conf, or use a devices file.",
+    source="lvmautoactivation(7), lvm.conf(5)", tags=HOTADD,
+)  # fmt: skip
+def _lvm_activates(facts: LinuxFacts) -> Iterator[Unfit]:
     if facts.lvm and facts.lvm.activates_guest_disks:
-        yield "LVM activates every volume group whose disks appear, guests' ones too"
+        own = facts.lvm.volume_groups
+        fixes = [] if own is None else [Fix(LVM, lambda text: limit_activation(_text(text), own))]
+        yield Unfit("LVM activates every volume group whose disks appear, guests' ones too", fixes=fixes)
 
 
-def _limit_activation(facts: LinuxFacts) -> Sequence[Mend]:
-    if facts.lvm is None or facts.lvm.volume_groups is None:
-        return ()
-    own = facts.lvm.volume_groups
-    return [Mend(LVM, lambda text: limit_activation(_text(text), own))]
-
-
-def _lvm_sees(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "lvm-sees-guest-disks", Severity.WARNING,
+    wanted="LVM uses the proxy's own disks only: a guest's volume group may have the name of one of the proxy's",
+    remedy="With no guest's disk attached: vgimportdevices --all, and use_devicesfile=1; or a global_filter.",
+    source="lvmdevices(8), lvm.conf(5)", tags=HOTADD,
+)  # fmt: skip
+def _lvm_sees(facts: LinuxFacts) -> Iterator[Unfit]:
     # Without a volume group of its own there is nothing that a guest's could be taken for.
     if facts.lvm and facts.lvm.sees_guest_disks and facts.lvm.volume_groups != []:
-        yield "LVM's commands use any disk: no devices file, and no global_filter that rejects new disks"
+        yield Unfit(
+            "LVM's commands use any disk: no devices file, and no global_filter that rejects new disks"
+        )
 
 
-def _multipath_claims(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "multipath-claims-disks", Severity.ERROR,
+    wanted="disks of VMware VMs blacklisted, or find_multipaths strict: a mapped disk is busy",
+    remedy="Blacklist vendor VMware, product Virtual disk, in /etc/multipath/conf.d.",
+    source="multipath.conf(5)", tags=HOTADD,
+)  # fmt: skip
+def _multipath_claims(facts: LinuxFacts) -> Iterator[Unfit]:
     if facts.multipath and facts.multipath.claims_guest_disks:
         found = facts.multipath.find_multipaths
-        yield f"multipath takes disks of VMware VMs (not blacklisted, find_multipaths is {found})"
+        text = f"multipath takes disks of VMware VMs (not blacklisted, find_multipaths is {found})"
+        yield Unfit(text, fixes=[put(MULTIPATH, BLACKLIST)])
 
 
-def _md_assembles(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "md-assembly", Severity.ERROR,
+    wanted="AUTO -all: only the arrays in ARRAY lines are assembled; assembling writes to the members",
+    remedy="List the proxy's own arrays (mdadm --detail --scan), then add AUTO -all.",
+    source="mdadm.conf(5)", tags=HOTADD,
+)  # fmt: skip
+def _md_assembles(facts: LinuxFacts) -> Iterator[Unfit]:
     if facts.md and facts.md.assembles_guest_arrays:
         auto = "there is no AUTO line" if facts.md.auto is None else f"AUTO {' '.join(facts.md.auto)}"
-        yield f"{', '.join(facts.md.rules)} assembles any array ({auto} in {facts.md.configuration})"
+        text = f"{', '.join(facts.md.rules)} assembles any array ({auto} in {facts.md.configuration})"
+        yield Unfit(text, fixes=_forbid_foreign(facts.md))
 
 
-def _forbid_foreign(facts: LinuxFacts) -> Sequence[Mend]:
-    if facts.md is None or facts.md.unlisted:
+def _forbid_foreign(md: MdFacts) -> Sequence[Fix]:
+    if md.unlisted:  # then the proxy itself might not start
         return ()
-    settings = [one for one in LINUX_SETTINGS.values() if str(one.place) == facts.md.configuration]
-    return [Mend(setting, lambda text: forbid_foreign(_text(text))) for setting in settings]
+    settings = [one for one in LINUX_SETTINGS.values() if str(one.place) == md.configuration]
+    return [Fix(setting, lambda text: forbid_foreign(_text(text))) for setting in settings]
 
 
-def _md_unlisted(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "md-arrays-unlisted", Severity.WARNING,
+    wanted="every array of the proxy in an ARRAY line, so that it is assembled with AUTO -all too",
+    remedy="Append the output of `mdadm --detail --scan` to the configuration, while no guest's disk is attached.",
+    source="mdadm.conf(5)", tags=HOTADD,
+)  # fmt: skip
+def _md_unlisted(facts: LinuxFacts) -> Iterator[Unfit]:
     if facts.md and facts.md.assembles_guest_arrays:
         for array in facts.md.unlisted:
-            yield f"the active array {array or 'without a name'} has no ARRAY line in {facts.md.configuration}"
+            name = array or "without a name"
+            yield Unfit(f"the active array {name} has no ARRAY line in {facts.md.configuration}")
 
 
-def _udisks_offers(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "udisks-automount", Severity.ERROR, wanted="udisks ignores disks of VMware VMs",
+    remedy="Set UDISKS_IGNORE in a udev rule for disks of the vendor VMware.", source="udisks(8), udev(7)",
+    tags=HOTADD,
+)  # fmt: skip
+def _udisks_offers(facts: LinuxFacts) -> Iterator[Unfit]:
     if facts.udisks_kept_off is False:
-        yield "udisks offers disks of VMware VMs to desktops, which mount them"
+        text = "udisks offers disks of VMware VMs to desktops, which mount them"
+        yield Unfit(text, fixes=[put(UDISKS, IGNORE_RULE)])
 
 
-def _ambiguous(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "fstab-ambiguous", Severity.ERROR, wanted="one device for each line of fstab",
+    remedy="Detach the disk that is not the proxy's (vadpipe cleanup), or give one of them another identity.",
+    source="fstab(5)", tags=HOTADD,
+)  # fmt: skip
+def _ambiguous(facts: LinuxFacts) -> Iterator[Unfit]:
     for mount in facts.mounts.mounts:
         if names := facts.mounts.ambiguous.get(mount.source):
-            yield f"fstab mounts {mount.source} at {mount.mount_point}; {' and '.join(names)} carry it"
+            yield Unfit(f"fstab mounts {mount.source} at {mount.mount_point}; {' and '.join(names)} carry it")
 
 
-def _by_label(facts: LinuxFacts) -> Iterator[str]:
+@RULES.rule(
+    "fstab-by-label", Severity.WARNING,
+    wanted="mounts by UUID: a guest's disk that was left attached may carry the label at the next boot",
+    remedy="Write UUID=, as lsblk -f tells it, in place of the label.", source="fstab(5)", tags=HOTADD,
+)  # fmt: skip
+def _by_label(facts: LinuxFacts) -> Iterator[Unfit]:
     for mount in facts.mounts.mounts:
         if mount.by_label:
-            yield f"fstab mounts {mount.source} at {mount.mount_point}: other machines of this image have it too"
+            where = f"fstab mounts {mount.source} at {mount.mount_point}"
+            yield Unfit(f"{where}: other machines of this image have it too")
 
 
-def _unreadable(facts: LinuxFacts) -> Iterator[str]:
-    yield from facts.unreadable
+@RULES.rule(
+    "facts-unreadable", Severity.WARNING, wanted="every fact can be read",
+    remedy="Run it as root, and check what is named.", source="own", tags=HOTADD,
+)  # fmt: skip
+def _unreadable(facts: LinuxFacts) -> Iterator[Unfit]:
+    yield from map(Unfit, facts.unreadable)
 
 
 def _text(value: Value) -> str:
     return "" if value is None else str(value)
-
-
-RULES: tuple[Rule[LinuxFacts], ...] = (
-    Rule(
-        "lvm-auto-activation", Severity.ERROR, HOTADD,
-        "only the proxy's own volume groups are activated by themselves",
-        "Define activation/auto_activation_volume_list in /etc/lvm/lvmlocal.conf, or use a devices file.",
-        "lvmautoactivation(7), lvm.conf(5)", _lvm_activates, _limit_activation,
-    ),
-    Rule(
-        "lvm-sees-guest-disks", Severity.WARNING, HOTADD,
-        "LVM looks at the proxy's own disks only: a guest's volume group may have the name of one of the proxy's",
-        "With no guest's disk attached: vgimportdevices --all, and use_devicesfile=1; or a global_filter.",
-        "lvmdevices(8), lvm.conf(5)", _lvm_sees,
-    ),
-    Rule(
-        "multipath-claims-disks", Severity.ERROR, HOTADD,
-        "disks of VMware VMs blacklisted, or find_multipaths strict: a mapped disk is busy",
-        "Blacklist vendor VMware, product Virtual disk, in /etc/multipath/conf.d.",
-        "multipath.conf(5)", _multipath_claims, lambda facts: [put(MULTIPATH, BLACKLIST)],
-    ),
-    Rule(
-        "md-assembly", Severity.ERROR, HOTADD,
-        "AUTO -all: only the arrays in ARRAY lines are assembled; assembling writes to the members",
-        "List the proxy's own arrays (mdadm --detail --scan), then add AUTO -all.",
-        "mdadm.conf(5)", _md_assembles, _forbid_foreign,
-    ),
-    Rule(
-        "md-arrays-unlisted", Severity.WARNING, HOTADD,
-        "every array of the proxy in an ARRAY line, so that it is assembled with AUTO -all too",
-        "Append the output of `mdadm --detail --scan` to the configuration, while no guest's disk is attached.",
-        "mdadm.conf(5)", _md_unlisted,
-    ),
-    Rule(
-        "udisks-automount", Severity.ERROR, HOTADD, "udisks ignores disks of VMware VMs",
-        "Set UDISKS_IGNORE in a udev rule for disks of the vendor VMware.",
-        "udisks(8), udev(7)", _udisks_offers, lambda facts: [put(UDISKS, IGNORE_RULE)],
-    ),
-    Rule(
-        "fstab-ambiguous", Severity.ERROR, HOTADD, "one device for each line of fstab",
-        "Detach the disk that is not the proxy's (vadpipe cleanup), or give one of them another identity.",
-        "fstab(5)", _ambiguous,
-    ),
-    Rule(
-        "fstab-by-label", Severity.WARNING, HOTADD,
-        "mounts by UUID: a guest's disk that was left attached may carry the label at the next boot",
-        "Write UUID=, as lsblk -f tells it, in place of the label.",
-        "fstab(5)", _by_label,
-    ),
-    Rule(
-        "facts-unreadable", Severity.WARNING, HOTADD, "every fact can be read",
-        "Run it as root, and look into what is named.", "own", _unreadable,
-    ),
-)  # fmt: skip

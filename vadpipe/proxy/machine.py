@@ -10,8 +10,8 @@ from typing import Protocol
 from pipeline.errors import ConfigError
 
 from .linux import LinuxProxy
+from .report import Report, Transport
 from .settings import Setting, Value
-from .verdict import Report, Transport
 from .windows import WindowsProxy
 
 

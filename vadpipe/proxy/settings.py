@@ -1,4 +1,4 @@
-"""What harden may change, one row each, and the plan of changes: kernels.
+"""The settings that harden may change, one row each, and the plan of changes. Kernels.
 
 A setting is a place that holds one value, so every change has a way back: the value that was there. DiskPart keeps
 two of the values; they are changed by its scripts and read back where it keeps them. An undo file names settings by
@@ -41,8 +41,12 @@ class TextFile:
 class Setting:
     """A place that harden may change.
 
-    `scripts`: the DiskPart lines that bring a value about; other values are written in place. `afterwards`: the
-    command that makes a change take effect. `remark`: what whoever says yes has to know.
+    Args:
+        id: What undo files call it.
+        place: Where the value is.
+        scripts: The DiskPart lines that set a value; other values are written in place.
+        afterwards: The command that makes a change take effect.
+        remark: What a person has to know before agreeing.
     """
 
     id: str
@@ -57,16 +61,16 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class Fix:
     """How a rule wants a setting: a function from the value that is there to the one wanted."""
 
     setting: Setting
     edit: Callable[[Value], Value]
 
 
-def put(setting: Setting, value: Value) -> Mend:
-    """The mend that wants exactly this value."""
-    return Mend(setting, lambda _: value)
+def put(setting: Setting, value: Value) -> Fix:
+    """The fix that wants exactly this value."""
+    return Fix(setting, lambda _: value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +102,16 @@ class Change:
         return lines
 
 
-def plan(mends: Iterable[Mend], read: Callable[[Setting], Value]) -> tuple[Change, ...]:
-    """One change for each setting that needs one. Two mends of one setting are applied one after the other."""
+def plan(fixes: Iterable[Fix], read: Callable[[Setting], Value]) -> tuple[Change, ...]:
+    """One change for each setting that needs one. Two fixes of one setting are applied one after the other."""
     formers: dict[str, Value] = {}
     wanted: dict[str, tuple[Setting, Value]] = {}
-    for mend in mends:
-        name = mend.setting.id
+    for fix in fixes:
+        name = fix.setting.id
         if name not in formers:
-            formers[name] = read(mend.setting)
+            formers[name] = read(fix.setting)
         before = wanted[name][1] if name in wanted else formers[name]
-        wanted[name] = (mend.setting, mend.edit(before))
+        wanted[name] = (fix.setting, fix.edit(before))
     changes = [Change(setting, formers[name], value) for name, (setting, value) in wanted.items()]
     # A script does more than change the value that can be read back: scrubbing leaves no trace there.
     return tuple(one for one in changes if one.former != one.wanted or one.setting.script(one.wanted))
@@ -144,13 +148,11 @@ REMOTE_DESKTOP = Setting(
     RegistryValue(r"SYSTEM\CurrentControlSet\Control\Terminal Server", "fDenyTSConnections"),
     remark="no new remote desktop session afterwards: have the console of this machine at hand",
 )
+SAN_POLICIES = {1: "OnlineAll", 2: "OfflineShared", 3: "OfflineAll", 4: "OfflineInternal"}
 SAN_POLICY = Setting(
     "san-policy",
     RegistryValue(r"SYSTEM\CurrentControlSet\Services\partmgr\Parameters", "SanPolicy"),
-    {
-        number: (f"san policy={name}", "exit")
-        for number, name in enumerate(("OnlineAll", "OfflineShared", "OfflineAll", "OfflineInternal"), 1)
-    },
+    {number: (f"san policy={name}", "exit") for number, name in SAN_POLICIES.items()},
     remark="disks that are found from now on come online writable: keep the LUNs of datastores read-only",
 )
 WINDOWS_SETTINGS = {each.id: each for each in (AUTOMOUNT, AUTOMOUNT_SCRUBBED, REMOTE_DESKTOP, SAN_POLICY)}

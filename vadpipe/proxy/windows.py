@@ -1,16 +1,19 @@
-"""A Windows proxy: its facts, and its settings read and written."""
+"""A Windows proxy: its facts, and its settings read and written, in the 64-bit registry and by DiskPart."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import import_module
 from pathlib import Path
+from typing import Protocol, cast
 
 from pipeline.errors import ContractError, MoverError
 
 from .command import Run, failure, run_command
-from .registry import Registry, WindowsRegistry
+from .report import Report, Transport, judge_machine
 from .settings import (
     AUTOMOUNT,
     AUTOMOUNT_SCRUBBED,
@@ -21,7 +24,6 @@ from .settings import (
     Setting,
     Value,
 )
-from .verdict import Report, Transport, judge
 from .windows_rules import RULES, WindowsFacts
 
 # The group policy's own value; it goes before the local one (Microsoft, Terminal Services policies).
@@ -31,6 +33,72 @@ CLUSTER_SERVICE = RegistryValue(r"SYSTEM\CurrentControlSet\Services\ClusSvc", "S
 SERVICE_DISABLED = 4
 # In full: a program of that name in the current directory would be found before it.
 _DISKPART = os.environ.get("SYSTEMROOT", r"C:\Windows") + r"\System32\diskpart.exe"
+
+
+class Registry(Protocol):
+    """REG_DWORD values below HKEY_LOCAL_MACHINE. Both raise OSError when access is denied."""
+
+    def read(self, key: str, name: str) -> int | None:
+        """The number; None: there is no such key or value. Raises MoverError for a value of another type."""
+        ...
+
+    def write(self, key: str, name: str, value: int | None) -> None:
+        """Set the value, making its key; None removes it."""
+        ...
+
+
+class Winreg(Protocol):
+    """What we use of Python's `winreg`, which exists on Windows only."""
+
+    HKEY_LOCAL_MACHINE: int
+    KEY_READ: int
+    KEY_SET_VALUE: int
+    KEY_WOW64_64KEY: int
+    REG_DWORD: int
+
+    def OpenKey(  # noqa: N802
+        self, key: int, sub_key: str, reserved: int, access: int
+    ) -> AbstractContextManager[object]: ...
+    def CreateKeyEx(  # noqa: N802
+        self, key: int, sub_key: str, reserved: int, access: int
+    ) -> AbstractContextManager[object]: ...
+    def QueryValueEx(self, key: object, name: str) -> tuple[object, int]: ...  # noqa: N802
+    def SetValueEx(self, key: object, name: str, reserved: int, kind: int, value: int) -> None: ...  # noqa: N802
+    def DeleteValue(self, key: object, name: str) -> None: ...  # noqa: N802
+
+
+class WindowsRegistry:
+    """The registry of this machine."""
+
+    def __init__(self, winreg: Winreg | None = None) -> None:
+        self._winreg = winreg or cast(Winreg, import_module("winreg"))
+
+    def read(self, key: str, name: str) -> int | None:
+        api = self._winreg
+        try:
+            with api.OpenKey(api.HKEY_LOCAL_MACHINE, key, 0, api.KEY_READ | api.KEY_WOW64_64KEY) as handle:
+                value, kind = api.QueryValueEx(handle, name)
+        except FileNotFoundError:
+            return None
+        if kind != api.REG_DWORD or not isinstance(value, int):
+            raise MoverError(
+                rf"HKLM\{key}, {name} is no REG_DWORD.",
+                remedy="Somebody wrote it by hand: make it a REG_DWORD, or remove it.",
+            )
+        return value
+
+    def write(self, key: str, name: str, value: int | None) -> None:
+        api = self._winreg
+        access = api.KEY_SET_VALUE | api.KEY_WOW64_64KEY
+        if value is not None:
+            with api.CreateKeyEx(api.HKEY_LOCAL_MACHINE, key, 0, access) as handle:
+                api.SetValueEx(handle, name, 0, api.REG_DWORD, value)
+            return
+        try:
+            with api.OpenKey(api.HKEY_LOCAL_MACHINE, key, 0, access) as handle:
+                api.DeleteValue(handle, name)
+        except FileNotFoundError:
+            return
 
 
 class WindowsProxy:
@@ -50,7 +118,7 @@ class WindowsProxy:
     def judge(self, transport: Transport) -> Report:
         facts = self.facts()
         notes = [f"The SAN policy is {facts.san_policy_name}."]
-        return Report(self.platform, transport, *judge(RULES, facts, transport), facts.as_dict(), notes)
+        return judge_machine(self.platform, RULES, facts, transport, notes)
 
     def facts(self) -> WindowsFacts:
         unreadable: dict[str, str] = {}

@@ -25,11 +25,13 @@ from pipeline import (
     EncodedFrame,
     Extents,
     FramedSpan,
+    Identity,
     IntegrityError,
     Sink,
     Unchanged,
     Zeros,
 )
+from pipeline.composition import expect_disk
 from vadpipe.kernels.codecs import codec_named
 
 from .disk_map import (
@@ -65,6 +67,19 @@ class IntoRepository(Sink[Items, DiskReceipt]):
 
     point: Point
     disk: Disk
+
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+
+    @property
+    def index(self) -> Point:
+        """What has to find the chunks: the point."""
+        return self.point
+
+    @property
+    def identity(self) -> Identity:
+        """What has to name the chunks."""
+        return self.point.identity
 
     async def run(self, inbox: ReceiveChannel[Items]) -> DiskReceipt:
         writer = _DiskWriter(self.point, self.disk)

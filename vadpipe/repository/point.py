@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,8 +31,7 @@ from pipeline import (
     SinkError,
     emit,
 )
-from vadpipe.kernels.dedupe import assign
-from vadpipe.kernels.digest import Blake3
+from vadpipe.kernels import Blake3, assign
 
 from .config import Config, Keys, Origin
 from .files import Layout, publish, sink_errors, write_durably
@@ -80,15 +80,6 @@ class OpenRun:
     published: bool = False
 
 
-class _PlannedIdentity:
-    """Stands for the identity of a repository that is not open."""
-
-    name = "the identity of a repository that is not open"
-
-    def digest(self, data: memoryview) -> bytes:
-        raise ContractError("The repository is not open; this path was made to be planned.")
-
-
 class Point:
     """A point writer and the chunk index of its repository, for one run and all disks of one VM.
 
@@ -101,7 +92,7 @@ class Point:
         self._target = target
         self._run = run
         self.remarks: list[str] = []  # what a report should say of the point, one sentence each
-        self._identity: Identity = Blake3(run.config.keys.chunk) if run else _PlannedIdentity()
+        self._planned_key = os.urandom(DIGEST_SIZE)  # names no chunk as any repository would
 
     def __repr__(self) -> str:
         return f"Point({self._target!r})"
@@ -109,12 +100,12 @@ class Point:
     @property
     def identity(self) -> Identity:
         """How the repository names chunks: `Digest(point)`. That of a planned point equals itself alone."""
-        return self._identity
+        return Blake3(self.key)
 
     @property
     def key(self) -> bytes:
         """The key of the chunks' digests: 32 bytes, secret."""
-        return self._run.config.keys.chunk if self._run else bytes(DIGEST_SIZE)
+        return self._run.config.keys.chunk if self._run else self._planned_key
 
     @property
     def keys(self) -> Keys:

@@ -52,7 +52,11 @@ async def open_repository(path: str | Path) -> AsyncIterator[RepositoryReader]:
 
     Raises SinkError for what is no repository, IntegrityError for an altered config.
     """
-    yield await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    reader = await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    try:
+        yield reader
+    finally:
+        reader.index.cells.close()  # what is read after this opens files again
 
 
 class RepositoryReader:

@@ -15,6 +15,7 @@ import errno
 import os
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ class Cells:
         self._cell: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._file: OrderedDict[str, int] = OrderedDict()
         self._turn = threading.Lock()
+        weakref.finalize(self, _close_all, self._file)
 
     def get(self, segment: Segment, number: int) -> bytes:
         """Raises Damage."""
@@ -107,8 +109,7 @@ class Cells:
     def close(self) -> None:
         """Close the files. They are opened again when they are needed."""
         with self._turn:
-            while self._file:
-                os.close(self._file.popitem()[1])
+            _close_all(self._file)
 
     def _opened(self, path: Path) -> int:
         if path.name in self._file:
@@ -119,6 +120,11 @@ class Cells:
         if len(self._file) > self.OPEN_FILES:
             os.close(self._file.popitem(last=False)[1])
         return descriptor
+
+
+def _close_all(files: OrderedDict[str, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 def open_segment(path: Path) -> int:

@@ -138,6 +138,8 @@ class RepositoryStore:
                     run.packs.close()
                 lock.roll_back(self._config.id)
         finally:
+            if run is not None:
+                run.index.cells.close()
             lock.abandon()
 
 

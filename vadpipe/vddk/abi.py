@@ -1,8 +1,10 @@
-"""The binary interface of libvixDiskLib, 6.7 to 9.x on x86-64 Linux, as far as a reader needs it.
+"""The binary interface of libvixDiskLib, 6.5 to 9.x on x86-64 Linux, as far as a reader needs it.
 
-One table of symbols serves loading and call timing; what stands in for the library is compared with it.
-Names are the library's own, so that its manual can be searched for them. Imported by the child process,
-which must start fast and stay small: only ctypes and time.
+One table of symbols serves loading and call timing, and tests compare the stand-in with it. Names are the library's
+own, so that its manual can be searched for them. The child process imports this file and must start fast: only
+ctypes and time.
+
+Source: vixDiskLib.h of 6.7 and 7.0 (vmware-archive/safekeeping), the VDDK programming guides.
 """
 
 from __future__ import annotations
@@ -16,20 +18,25 @@ if TYPE_CHECKING:
     from typing import Any
 
 SECTOR = 512
-MIN_CHUNK = 128  # sectors; what allocation is asked for in, 64 KiB
+MIN_CHUNK = 128  # sectors, 64 KiB: the finest granularity of QueryAllocatedBlocks
 MAX_CHUNKS = 524288  # per call of QueryAllocatedBlocks
 
 VIX_OK = 0
-VIX_ASYNC = 25000  # the success of ReadAsync: the result comes to the callback
+VIX_E_OUT_OF_MEMORY = 2
+VIX_E_NOT_SUPPORTED = 6
+VIX_ASYNC = 25000  # ReadAsync accepted the request; the callback gets the result
 CODE_MASK = 0xFFFF  # higher bits of a VixError carry detail that varies
 
-# The version that a client asks for is the oldest it can work with, not the one installed: 6.7 brought
-# QueryAllocatedBlocks and the parameters of 128 bytes, and every later library accepts it.
+# A client asks for the oldest version it can work with, not for the one installed. 6.7 brought
+# AllocateConnectParams and QueryAllocatedBlocks, and every later library accepts it; a library without them is
+# asked for 6.5.
 API_MAJOR, API_MINOR = 6, 7
+OLD_API_MINOR = 5
 
 CRED_UID, CRED_SESSIONID = 1, 2
 SPEC_VMX = 0
 
+OPEN_UNBUFFERED = 0x1
 OPEN_READ_ONLY = 0x4
 OPEN_COMPRESSION = {"none": 0, "zlib": 0x10, "fastlz": 0x20, "skipz": 0x40}
 
@@ -57,7 +64,7 @@ class Credentials(ctypes.Union):
 
 
 class ConnectParams(ctypes.Structure):
-    """128 bytes; always obtained from AllocateConnectParams, which also sets the private fields."""
+    """128 bytes, from AllocateConnectParams where the library has it: that also sets the private fields."""
 
     _fields_ = [
         ("vmxSpec", Text),
@@ -81,7 +88,7 @@ class Geometry(ctypes.Structure):
 
 
 class Info(ctypes.Structure):
-    """The 56 bytes that all versions have. 7.0 appended two sector sizes: on 6.7 they would be garbage."""
+    """The 56 bytes that all versions have; two sector sizes of 7.0 are garbage on 6.7 (RHBZ 2066655)."""
 
     _fields_ = [
         ("biosGeo", Geometry),
@@ -99,7 +106,7 @@ class Block(ctypes.Structure):
 
 
 class BlockList(ctypes.Structure):
-    """`numBlocks` blocks; the array is declared with one and goes on behind the struct."""
+    """`numBlocks` blocks: the array is declared with one element and continues behind the struct."""
 
     _fields_ = [("numBlocks", ctypes.c_uint32), ("blocks", Block * 1)]
 
@@ -139,20 +146,36 @@ SYMBOLS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 }
 
 
+# VDDK 6.5 and free drop-ins lack these; a reader can work without each of them.
+OPTIONAL = frozenset(
+    {
+        "AllocateConnectParams", "FreeConnectParams", "PrepareForAccess", "EndAccess", "Cleanup",
+        "QueryAllocatedBlocks", "FreeBlockList",
+    }
+)  # fmt: skip
+
+
 class Library:
     """The loaded library: every symbol of the table is a method, without the prefix, timed and counted.
 
-    `times` is name -> [calls, seconds]. Raises OSError when the file or one of its symbols is missing.
+    `times` maps a name to [calls, seconds]; `lacks` are the optional symbols that the library does not export.
+
+    Raises:
+        OSError: The file cannot be loaded or lacks a symbol that a reader needs.
     """
 
     def __init__(self, path: str) -> None:
         library = ctypes.CDLL(path)
         self.times: dict[str, list[float]] = {}
+        self.lacks: list[str] = []
         for name, (result, arguments) in SYMBOLS.items():
             try:
                 function = library[PREFIX + name]
             except AttributeError:
-                raise OSError(f"{path} has no symbol {PREFIX}{name}: VDDK 6.7 or later is needed") from None
+                if name not in OPTIONAL:
+                    raise OSError(f"{path} has no symbol {PREFIX}{name}") from None
+                self.lacks.append(name)
+                continue
             function.restype, function.argtypes = result, arguments
             setattr(self, name, self._timed(name, function))
 
@@ -160,8 +183,11 @@ class Library:
 
         def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
+    def has(self, *names: str) -> bool:
+        return not any(name in self.lacks for name in names)
+
     def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        tally = self.times[name] = [0.0, 0.0]
+        times = self.times[name] = [0.0, 0.0]
         clock = time.perf_counter
 
         def call(*arguments: object) -> object:
@@ -169,7 +195,7 @@ class Library:
             try:
                 return function(*arguments)
             finally:
-                tally[0] += 1
-                tally[1] += clock() - started
+                times[0] += 1
+                times[1] += clock() - started
 
         return call

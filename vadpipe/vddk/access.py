@@ -1,4 +1,4 @@
-"""How to get at a VM, and at one of its disks, through VDDK."""
+"""Which VM, which disk, and the login: the input of VDDK's calls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ _THUMBPRINT = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){19}((:[0-9A-Fa-f]{2})
 
 @dataclass(frozen=True, kw_only=True)
 class VmAccess:
-    """Which VM, and who we are at its server.
+    """Which VM, and the login at its server.
 
-    `server` is the vCenter or ESXi host, `thumbprint` that of its certificate; `vm` a moref value such as "vm-16",
-    empty where a call is about all VMs. Login is by `user` and `password`, or by the `cookie` of a vSphere session.
+    Args:
+        server: The vCenter or ESXi host.
+        port: Its HTTPS port.
+        user: The user, also with a cookie.
+        password: Either this or `cookie`.
+        cookie: The cookie of a vSphere session.
+        thumbprint: SHA-1 or SHA-256 of the server's certificate, hex pairs with colons.
+        vm: A moref value such as "vm-16"; empty where a call is about all VMs.
+
+    Raises:
+        ConfigError: Something is missing or malformed.
     """
 
     server: str = ""
@@ -31,7 +40,7 @@ class VmAccess:
 
     @property
     def subject(self) -> str:
-        """What it is about, for messages."""
+        """The VM or server, for messages."""
         return f"the VM {self.vm}" if self.vm else self.server
 
     @property
@@ -40,11 +49,11 @@ class VmAccess:
         return True
 
     def __post_init__(self) -> None:
-        """Refuse what the library would not check: a missing string makes it crash."""
+        """Check what the library does not: a missing string makes it crash."""
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, str) and "\0" in value:
-                raise ConfigError(f"`{item.name}` of {self.subject!r} holds a NUL character.")
+                raise ConfigError(f"`{item.name}` of {self.subject!r} contains a NUL character.")
         if self.is_remote:
             self._check_remote()
 
@@ -71,27 +80,29 @@ class VmAccess:
                 revealed[name] = text = secret.reveal()
                 if not text or "\0" in text:
                     raise ConfigError(
-                        f"The {name} for {self.server} is empty or holds a NUL.", remedy=f"Check {secret}."
+                        f"The {name} for {self.server} is empty or contains a NUL.", remedy=f"Check {secret}."
                     )
         return revealed
 
     def order(self) -> dict[str, object]:
-        """What a child has to know of it, secrets included."""
+        """The part of a child's order about the VM, secrets included."""
         names = ("server", "port", "user", "thumbprint", "vm")
         return {**{name: getattr(self, name) for name in names}, **self.credentials()}
 
     def disk(self, path: str, snapshot: str | None) -> DiskAccess:
-        """A disk of this VM, as `snapshot` holds it."""
+        """A disk of this VM in a snapshot."""
         mine = {item.name: getattr(self, item.name) for item in fields(VmAccess)}
         return DiskAccess(path=path, snapshot=snapshot, **mine)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiskAccess(VmAccess):
-    """Which disk, and how to get at it.
+    """Which disk, and the login.
 
-    `path`: "[datastore] folder/disk.vmdk" exactly as the snapshot's configuration names it, or an absolute
-    path of a local VMDK when `vm` is empty. `snapshot`: a moref value such as "snapshot-456".
+    Args:
+        path: "[datastore] folder/disk.vmdk", exactly as the snapshot's configuration names it; or, when `vm` is
+            empty, the absolute path of a local VMDK.
+        snapshot: A moref value such as "snapshot-456".
     """
 
     path: str

@@ -1,14 +1,15 @@
 """The program of the child process that holds one VDDK connection with one open disk, or makes a single call.
 
-Why a process: the library brings its own OpenSSL, which crashes beside Python's; it needs LD_LIBRARY_PATH
-from the start of the process; nothing may fork once it is initialised; and it hangs and crashes in the
-field. So this program imports almost nothing, and is started as a file, not as a module of the project.
+Why a process: the library brings its own OpenSSL, which crashes beside Python's; it needs LD_LIBRARY_PATH from the
+start of the process; nothing may fork once it is initialised; and it hangs and crashes in the field. So this
+program imports almost nothing, and it is started as a file, not as a module of the project.
 
-Threads: this one makes every call of the library, as its manual wants of opening, closing and asking for
-allocation. Reads are asynchronous. Their completions come inside ReadAsync on this thread or on threads of
-the library: the callback only writes one record to standard output. The bytes go straight into memory that
-is shared with the mover. A second thread waits for nothing but the mover's death: end of input ends the
-process even while a call of the library hangs.
+Threads: the main thread makes every call of the library, as its manual demands for opening, closing and querying,
+and as one handle demands for reading. Reads are asynchronous: their completions come inside ReadAsync on the main
+thread or on threads of the library. A completion writes one record to standard output and wakes the main thread,
+which issues the next waiting request itself: the mover keeps a few requests waiting here, so that no completion
+waits for the mover. The bytes go straight into memory that is shared with the mover. A second thread ends the
+process when the mover died, even while a call of the library hangs.
 
 Standard error carries the library's log. Secrets come over standard input.
 """
@@ -20,7 +21,6 @@ import ctypes
 import json
 import mmap
 import os
-import resource
 import select
 import sys
 import time
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from . import abi, wire
-    from .child_log import Log, send
+    from .child_log import Log, forbid_core_dumps, send
 else:
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     import abi
     import wire
-    from child_log import Log, send
+    from child_log import Log, forbid_core_dumps, send
 
 ERROR_TEXT = 500  # characters of an error's text in an answer, which must fit a record
 
-# Records leave over a copy of standard output: what the library might print joins its log.
+# Records leave over a copy of standard output: what the library prints joins its log.
 RECORDS = os.dup(1)
 os.dup2(2, 1)
 
@@ -50,13 +50,6 @@ class CallFailed(Exception):
     def __init__(self, call: str, error: int, text: str) -> None:
         super().__init__(call, error, text)
         self.answer = {"call": call, "error": error, "text": text[:ERROR_TEXT]}
-
-
-def report(request: int, error: int) -> None:
-    send(RECORDS, wire.RECORD.pack(wire.DONE, request, error))
-
-
-completed = abi.CompletionFunction(report)
 
 
 def answer(call: int, content: dict[str, object], runs: bytes = b"") -> None:
@@ -76,36 +69,78 @@ def leave_with_parent(grace_s: float) -> None:
     os._exit(75)
 
 
+class Reads:
+    """Requests that wait, and those that the library works on: at most `depth`."""
+
+    def __init__(self) -> None:
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.memory = 0
+        self._waiting: list[tuple[int, int, int, int]] = []  # the next one last
+        self._places: list[
+            None
+        ] = []  # appending and popping are atomic, so threads of the library need no lock
+        self._completed = abi.CompletionFunction(self._complete)
+
+    def allow(self, depth: int) -> None:
+        self._places = [None] * depth
+
+    def add(self, records: bytes) -> None:
+        self._waiting[:0] = reversed(list(wire.READ.iter_unpack(records)))
+
+    def issue(self, library: abi.Library, handle: abi.Handle) -> None:
+        """Issue waiting requests while there are free places. Main thread."""
+        while self._waiting and self._places:
+            self._places.pop()
+            position, start, count, request = self._waiting.pop()
+            error = library.ReadAsync(handle, start, count, self.memory + position, self._completed, request)
+            if error != abi.VIX_ASYNC:  # refused or done: no callback will come
+                self._complete(request, error)
+
+    def _complete(self, request: int, error: int) -> None:
+        # The report goes first: should the next request crash the process, this one is known to be done.
+        send(RECORDS, wire.RECORD.pack(wire.DONE, request, error))
+        self._places.append(None)
+        if self._waiting:
+            os.eventfd_write(self.wake, 1)
+
+
 class OpenDisk:
     """The library, a connection, a disk: opened by `start`, given back by `end` as far as it got.
 
-    `access` instead of `start` makes one call about a VM, without a connection.
+    `access` instead of `start` makes one call about a VM, without a connection. Return codes decide what is open,
+    never the pointers that a failed call left behind.
     """
 
     def __init__(self) -> None:
         self.log = Log()
+        self.reads = Reads()
         self.library: abi.Library | None = None
         self.params: Any = None
         self.remote = False
-        self.connection = abi.Handle()
-        self.handle = abi.Handle()
-        self.memory = 0
+        self.connection, self.connected = abi.Handle(), False
+        self.handle, self.opened = abi.Handle(), False
+        self.transport = ""
         self.kept: list[object] = []  # strings and memory that the library points to
 
     def start(self, order: dict[str, Any]) -> dict[str, object]:
         shared = mmap.mmap(order["memory"], 0)
         os.close(order["memory"])
-        self.memory = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+        self.reads.memory = ctypes.addressof(ctypes.c_char.from_buffer(shared))
+        self.reads.allow(order["depth"])
         self.kept.append(shared)
         library = self.load(order)
         self.connect(library, order)
         flags = abi.OPEN_READ_ONLY | abi.OPEN_COMPRESSION[order["compression"]]
+        flags |= abi.OPEN_UNBUFFERED if order["unbuffered"] else 0
         path = order["path"].encode()
         self.check("Open", library, library.Open(self.connection, path, flags, ctypes.byref(self.handle)))
+        self.opened = True
         return self.describe(library)
 
     def access(self, order: dict[str, Any]) -> dict[str, object]:
         library, call = self.load(order), order["call"]
+        if not library.has(call):
+            raise CallFailed(call, abi.VIX_E_NOT_SUPPORTED, "this library has no such function")
         self.allocate(library)
         self.fill(self.params.contents, order)
         counts = ctypes.c_uint32(), ctypes.c_uint32()  # Cleanup's
@@ -122,17 +157,23 @@ class OpenDisk:
             library = abi.Library(order["library"])
         except OSError as exc:
             raise CallFailed("dlopen", 0, str(exc)) from exc
+        minor = abi.API_MINOR if library.has("AllocateConnectParams") else abi.OLD_API_MINOR
         root, config = order["root"].encode(), order["config"].encode()
-        error = library.InitEx(abi.API_MAJOR, abi.API_MINOR, *self.log.functions, root, config)
+        error = library.InitEx(abi.API_MAJOR, minor, *self.log.functions, root, config)
         if error:
             raise CallFailed("InitEx", error, "")  # a library that does not run has no texts either
         self.library = library
         return library
 
     def allocate(self, library: abi.Library) -> None:
+        if not library.has("AllocateConnectParams"):
+            own = abi.ConnectParams()
+            self.kept.append(own)
+            self.params = ctypes.pointer(own)
+            return
         self.params = library.AllocateConnectParams()
         if not self.params:
-            raise CallFailed("AllocateConnectParams", 2, "no memory")
+            raise CallFailed("AllocateConnectParams", abi.VIX_E_OUT_OF_MEMORY, "no memory")
 
     def connect(self, library: abi.Library, order: dict[str, Any]) -> None:
         self.allocate(library)
@@ -143,11 +184,13 @@ class OpenDisk:
         modes = self.text(order["transports"])
         error = library.ConnectEx(self.params, 1, snapshot, modes, ctypes.byref(self.connection))
         self.check("ConnectEx", library, error)
+        self.connected = True
 
     def fill(self, params: abi.ConnectParams, order: dict[str, Any]) -> None:
         params.vmxSpec = self.text(order["vm"] and "moref=" + order["vm"])
         params.serverName = self.text(order["server"])
         params.port = order["port"]
+        params.nfcHostPort = order["nfc_port"]
         params.thumbPrint = self.text(order["thumbprint"])
         params.specType = abi.SPEC_VMX
         user, cookie = self.text(order["user"]), self.text(order["cookie"])
@@ -173,13 +216,17 @@ class OpenDisk:
         self.check("GetInfo", library, library.GetInfo(self.handle, ctypes.byref(info)))
         capacity = info.contents.capacity
         library.FreeInfo(info)
-        transport = library.GetTransportMode(self.handle) or b""
-        return {"capacity": capacity, "transport": transport.decode(errors="replace")}
+        self.transport = (library.GetTransportMode(self.handle) or b"").decode(errors="replace")
+        return {"capacity": capacity, "transport": self.transport, "lacks": library.lacks}
 
     def query(self, order: dict[str, Any]) -> bytes:
         """Allocated runs as pairs of int64: first sector, sector count."""
         library = self.library
         assert library is not None
+        if not library.has("QueryAllocatedBlocks", "FreeBlockList"):
+            raise CallFailed(
+                "QueryAllocatedBlocks", abi.VIX_E_NOT_SUPPORTED, "this library has no such function"
+            )
         found = ctypes.POINTER(abi.BlockList)()
         self.log.probing = order["probing"]
         try:
@@ -189,39 +236,44 @@ class OpenDisk:
             self.check("QueryAllocatedBlocks", library, error)
         finally:
             self.log.probing = False
+        if not found:
+            raise CallFailed("QueryAllocatedBlocks", abi.VIX_E_NOT_SUPPORTED, "the library gave no list")
         try:
             first = ctypes.addressof(found.contents) + abi.BlockList.blocks.offset
             return ctypes.string_at(first, found.contents.numBlocks * ctypes.sizeof(abi.Block))
         finally:
             library.FreeBlockList(found)
 
-    def read(self, reads: bytes) -> None:
-        library, handle, memory = self.library, self.handle, self.memory
-        assert library is not None
-        for position, start, count, request in wire.READ.iter_unpack(reads):
-            error = library.ReadAsync(handle, start, count, memory + position, completed, request)
-            if error != abi.VIX_ASYNC:  # refused or done: no callback will come
-                report(request, error)
+    def issue(self) -> None:
+        if self.library is not None and self.opened:
+            self.reads.issue(self.library, self.handle)
 
     def end(self) -> None:
-        """Give everything back in the library's order; of its errors only what Cleanup leaves matters."""
+        """Give everything back in the library's order. Of its errors only what Cleanup leaves attached matters."""
         library = self.library
-        remaining = ctypes.c_uint32()
         if library is None:
             return
-        if self.handle:
+        remaining = 0
+        if self.opened:
             library.Wait(self.handle)
             library.Close(self.handle)
-        if self.connection:
+        if self.connected:
             library.Disconnect(self.connection)
-            # A hot-added disk must be gone before its snapshot is removed. After an error it counts as there.
-            if self.remote and library.Cleanup(self.params, None, ctypes.byref(remaining)):
-                remaining.value = max(1, remaining.value)
-        if self.params:
+            if self.remote:
+                remaining = self.detached(library)
+        if self.params and library.has("AllocateConnectParams", "FreeConnectParams"):
             library.FreeConnectParams(self.params)
         library.Exit()
         used = {name: times for name, times in library.times.items() if times[0]}
-        answer(wire.FAREWELL, {"times": used, "remaining": remaining.value})
+        answer(wire.FAREWELL, {"times": used, "remaining": remaining})
+
+    def detached(self, library: abi.Library) -> int:
+        """Detach hot-added disks, before their snapshot is removed. Returns how many may remain."""
+        if not library.has("Cleanup"):
+            return int(self.transport == "hotadd")
+        remaining = ctypes.c_uint32()
+        error = library.Cleanup(self.params, None, ctypes.byref(remaining))
+        return max(1, remaining.value) if error else remaining.value
 
     def check(self, call: str, library: abi.Library, error: int) -> None:
         if error == abi.VIX_OK:
@@ -234,7 +286,7 @@ class OpenDisk:
 
 def obey(disk: OpenDisk, kind: int, body: bytes) -> None:
     if kind == wire.READS:
-        disk.read(body)
+        disk.reads.add(body)
         return
     order = json.loads(body)
     try:
@@ -250,21 +302,35 @@ def obey(disk: OpenDisk, kind: int, body: bytes) -> None:
         answer(order["id"], failed.answer)
 
 
+def obey_all(disk: OpenDisk, received: bytes) -> bytes:
+    """Obey all complete messages. Returns the beginning of the next one."""
+    while len(received) >= wire.HEADER.size:
+        kind, length = wire.HEADER.unpack_from(received)
+        end = wire.HEADER.size + length
+        if len(received) < end:
+            break
+        body, received = received[wire.HEADER.size : end], received[end:]
+        obey(disk, kind, body)
+    return received
+
+
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the password
+    forbid_core_dumps()
     disk = OpenDisk()
+    poll = select.poll()
+    for descriptor in (0, disk.reads.wake):
+        poll.register(descriptor, select.POLLIN)
     received = b""
-    while chunk := os.read(0, 65536):
-        received += chunk
-        while len(received) >= wire.HEADER.size:
-            kind, length = wire.HEADER.unpack_from(received)
-            end = wire.HEADER.size + length
-            if len(received) < end:
-                break
-            body, received = received[wire.HEADER.size : end], received[end:]
-            obey(disk, kind, body)
-    disk.end()
-    os._exit(0)  # the library's own end of process is known to hang
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor == disk.reads.wake:
+                os.eventfd_read(descriptor)
+            elif chunk := os.read(0, 65536):
+                received = obey_all(disk, received + chunk)
+            else:  # requests that still wait here go to the next child, or to nobody
+                disk.end()
+                os._exit(0)  # the library's own end of process is known to hang
+        disk.issue()
 
 
 main()

@@ -1,6 +1,7 @@
 """The library's log on a child's standard error: one line per message, tagged "D", "I", "W" or "P" by level.
 
-Secrets are blotted out should the library log them. Imported by the child process: only the standard library.
+Secrets are replaced by *** where the library logs them; the mover does the same again for everything the library
+prints itself. Imported by the child process: only the standard library.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from . import abi
+    from . import abi, wire
 else:
     import abi
+    import wire
 
 LOG_LINE = 2000  # bytes; well below PIPE_BUF, so lines of different threads do not mix
-BLOTTED = 6  # characters of a secret: shorter ones are parts of words, and blots would give them away
 LOG = 2
 
-# Warnings of healthy systems: telemetry that cannot reach its server.
-NOISE = (b"CEIP", b"VDDK_PhoneHome")
+# Warnings that healthy systems log (telemetry that cannot reach its server: VDDK 7.0 and later), for DEBUG.
+NOISE = (b"CEIP", b"VDDK_PhoneHome", b"PhoneHome")
 
 libc = ctypes.CDLL(None)
 libc.vsnprintf.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
 
 
 class Log:
-    """The library's log on standard error. Called on any thread of the library."""
+    """The library's log functions. The library calls them on any of its threads."""
 
     def __init__(self) -> None:
         self.secrets: list[bytes] = []
-        self.probing = False  # a probe that fails is no reason to warn
+        self.probing = False  # warnings of a probe that may fail go to DEBUG
         # The library keeps these pointers: the objects must live as long as the process.
         self.functions = [abi.LogFunction(self._writer(level)) for level in (b"I", b"W", b"P")]
 
     def keep_secret(self, *secrets: str) -> None:
-        self.secrets = [secret.encode() for secret in secrets if len(secret) >= BLOTTED]
+        self.secrets = [secret.encode() for secret in secrets if len(secret) >= wire.SHORTEST_SECRET]
 
     def _writer(self, level: bytes) -> Callable[[int, int], None]:
         def write(message: int, arguments: int) -> None:
@@ -58,8 +59,19 @@ class Log:
 
 
 def send(descriptor: int, record: bytes) -> None:
-    """Write at most PIPE_BUF bytes at once. Nobody left to read them is seen by `leave_with_parent`."""
+    """Write at most PIPE_BUF bytes at once. A closed pipe is ignored: the parent has ended."""
     try:
         os.write(descriptor, record)
     except OSError:
         return
+
+
+def forbid_core_dumps() -> None:
+    """Keep the memory of this process, which holds passwords, out of core files and from other processes.
+
+    RLIMIT_CORE is not enough: the kernel ignores it where core_pattern is a pipe (core(5)).
+    """
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE

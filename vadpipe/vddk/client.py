@@ -1,29 +1,38 @@
 """The mover's end of one VDDK child process: starting it, talking to it, ending it.
 
-Requests are written without waiting: what can be outstanding is far below the 64 KiB of a pipe, so a full
-pipe means a child that is stuck. One wake-up of `listen` handles all completions that have come by then.
+Requests are written without waiting: what can be outstanding is far below the 64 KiB of a pipe, so a full pipe
+means a child that is stuck. One wake-up of `listen` handles all completions that have arrived by then.
 
-Patience: while something is outstanding, each sign of life renews a deadline; when it passes, the child is
-killed. At its end a child has its own deadline. A child is never left to itself.
+While something is outstanding, each sign of life of the child renews a deadline; when it passes, the child is
+killed. A child that was asked to leave has its own deadline. No child is left without supervision.
 """
 
 from __future__ import annotations
 
+import html
 import json
+import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import trio
 
 from . import wire
-from .limits import Limits
+from .errors import answered, call_lost, not_started
+
+log = logging.getLogger(__name__)
+library_log = logging.getLogger("vadpipe.vddk.library")
 
 PROGRAM = Path(__file__).with_name("child.py")
 
@@ -36,7 +45,60 @@ INHERITED_PREFIXES = ("LC_", "VADPIPE_")
 
 LOG_TAIL = 60  # lines kept for error messages
 
+# Levels of the library's lines by their tag. Its "information" is a dozen lines for each disk that is opened.
+LEVELS = {"D": logging.DEBUG, "I": logging.DEBUG, "W": logging.WARNING, "P": logging.WARNING}
+
+# Tickets of the host's disk service, and logins that are not ours to know: after such a word, whatever holds a
+# digit.
+_CREDENTIAL = re.compile(
+    r"""((?:ticket|session[ _-]?(?:id|key)|passw(?:or)?d|cookie)\w*["']?\s*[:=]+\s*["']?)"""
+    r"""(?:(?:[0-9a-f]{2}[ -]){4,}[0-9a-f]{2}|(?=[^\s"',;]*\d)[^\s"',;]{6,})""",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"[\w-]{16,}")  # the value inside a cookie "vmware_soap_session=...; Path=/"
+
 Done = Callable[[Sequence[tuple[int, int]]], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a connection: requests in flight, seconds without a sign of life, failures in a row."""
+
+    depth: int
+    call_timeout_s: float
+    open_timeout_s: float
+    end_timeout_s: float
+    restarts: int
+    restart_pause_s: float
+
+
+class Redaction:
+    """Replaces the secrets of one order, in every form in which the library prints them, by ***."""
+
+    def __init__(self, order: Mapping[str, object]) -> None:
+        self.secrets = [str(order[name]) for name in ("password", "cookie") if order[name]]
+        parts = [part for secret in self.secrets for part in (secret, *secret.splitlines())]
+        if order["cookie"]:
+            parts += _TOKEN.findall(str(order["cookie"]))
+        forms = {
+            form
+            for part in parts
+            for form in (part, quote(part, safe=""), html.escape(part), repr(part)[1:-1])
+        }
+        usable = sorted((form for form in forms if len(form) >= wire.SHORTEST_SECRET), key=len, reverse=True)
+        self._secret = re.compile("|".join(map(re.escape, usable))) if usable else None
+
+    def __call__(self, text: str) -> str:
+        if self._secret is not None:
+            text = self._secret.sub("***", text)
+        return _CREDENTIAL.sub(r"\1***", text)
+
+
+ORDERS = {
+    wire.START: "connecting and opening",
+    wire.QUERY: "a query of allocated blocks",
+    wire.ACCESS: "a call",
+}
 
 
 class ChildLost(Exception):
@@ -53,50 +115,65 @@ class _Call:
 class Child:
     """A running child process. `on_done` gets (request id, VixError) pairs, many at a time.
 
-    `listen` has to run until it returns, and then `reap`.
+    Run `listen` until it returns, then `reap`.
     """
 
-    def __init__(self, process: trio.Process, log: deque[str], on_done: Done, limits: Limits) -> None:
+    def __init__(
+        self, process: trio.Process, redact: Redaction, lines: deque[str], on_done: Done, limits: Limits
+    ) -> None:
         streams = process.stdin, process.stdout, process.stderr
         self._streams = [stream for stream in streams if isinstance(stream, trio.lowlevel.FdStream)]
         self._input, self._output, self._errors = (stream.fileno() for stream in self._streams)
         self._process = process
-        self._log, self._half_line = log, b""
+        self._redact = redact
+        self._lines, self._half_line = lines, b""
         self._on_done = on_done
         self._limits = limits
-        self._patience, self._timeout_s = trio.CancelScope(), math.inf
+        self._silence, self._timeout_s = trio.CancelScope(), math.inf
         self._calls: dict[int, _Call] = {}
         self._last_call = wire.FAREWELL
         self._flying = 0
-        self.at_end = False  # its output ended: no answer will come any more
+        self.at_end = False  # its output ended: no more answers will come
+        self.unanswered = 0  # calls that it owed an answer when its output ended
         self.ending = False  # it was asked to leave
         self.silent = False  # it was killed because it gave no sign of life
-        self.killed = False  # it was killed because the caller wanted that
+        self.killed = False  # it was killed on request
         self.reaped = trio.Event()
         self.times: dict[str, list[float]] = {}
-        self.remaining = 0  # hot-added disks that its Cleanup could not detach
+        self.remaining = 0  # hot-added disks that it could not detach
 
     @classmethod
     async def spawn(
         cls,
         libraries: Path,
         memory: int | None,
-        secrets: Sequence[str],
-        log: deque[str],
+        redact: Redaction,
+        lines: deque[str],
         on_done: Done,
         limits: Limits,
     ) -> Child:
-        """Start a child that finds its libraries in `libraries` and may map the file `memory`. Raises OSError."""
+        """Start a child.
+
+        Args:
+            libraries: The directory where it finds the library's own libraries.
+            memory: The descriptor of a file that it maps, or None.
+            redact: What to remove from everything that the library prints.
+            lines: Receives the lines that it prints.
+            on_done: Receives completions.
+
+        Raises:
+            OSError: The system refused to start a process.
+        """
         process = await trio.lowlevel.open_process(
             [sys.executable, "-I", "-S", str(PROGRAM)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=() if memory is None else (memory,),
-            env=child_environment(os.environ, libraries, secrets),
+            env=child_environment(os.environ, libraries, redact.secrets),
             start_new_session=True,  # the terminal's Ctrl-C is for the mover, which ends its children in order
         )
-        return cls(process, log, on_done, limits)
+        return cls(process, redact, lines, on_done, limits)
 
     @property
     def pid(self) -> int:
@@ -107,8 +184,8 @@ class Child:
         return self._process.returncode == 0
 
     @property
-    def ending_of_it(self) -> str:
-        """How it came to its end, for people; call it after `reap`."""
+    def end_reason(self) -> str:
+        """How it ended, as the predicate of a sentence; call it after `reap`."""
         if self.silent:
             return f"gave no sign of life for {self._timeout_s:g} s and was killed"
         status = self._process.returncode
@@ -122,29 +199,36 @@ class Child:
         """Send READ records."""
         self._flying += len(reads)
         self._send(wire.READS, b"".join(reads))
-        self._be_patient(self._limits.call_timeout_s)
+        self._expect_sign(self._limits.call_timeout_s)
 
     async def call(
         self, kind: int, order: Mapping[str, object], timeout_s: float
     ) -> tuple[dict[str, object], bytes]:
-        """Send an order and wait for its answer: the JSON half and the binary half. Raises ChildLost."""
+        """Send an order and wait for its answer: the JSON half and the binary half.
+
+        Raises:
+            ChildLost: The child ended before it answered.
+        """
         if self.at_end or self.ending:
             raise ChildLost
         self._last_call += 1
         number = self._last_call
         call = self._calls[number] = _Call(trio.Event(), bytearray())
         self._send(kind, json.dumps({**order, "id": number}).encode())
-        self._be_patient(timeout_s)
+        self._expect_sign(timeout_s)
+        started = time.perf_counter()
         try:
             await call.answered.wait()
         finally:
             self._calls.pop(number, None)
+            took = time.perf_counter() - started
+            log.debug("VDDK process %d: %s took %.3f s.", self.pid, ORDERS[kind], took)
         if call.content is None:
             raise ChildLost
         return call.content, bytes(call.runs)
 
     def end(self) -> None:
-        """Ask it to finish what is in flight, to close the disk and to leave."""
+        """Ask it to finish what the library works on, to close the disk and to leave."""
         if not self.ending:
             self.ending = True
             self._streams[0].close()
@@ -152,20 +236,20 @@ class Child:
 
     def kill(self) -> None:
         self.killed = True
-        self._slay()
+        self._kill_group()
 
     async def listen(self) -> None:
         """Handle what it sends, and keep the tail of its log, until it ends."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen_to_log)
-            with self._patience:
+            with self._silence:
                 await self._listen_to_output()
-            if self._patience.cancelled_caught:
+            if self._silence.cancelled_caught:
                 self.silent = True
-                self._slay()
+                self._kill_group()
             self.drain_log()
             nursery.cancel_scope.cancel()
-        self.at_end = True
+        self.at_end, self.unanswered = True, len(self._calls)
         for call in self._calls.values():
             call.answered.set()
 
@@ -191,14 +275,23 @@ class Child:
         except BlockingIOError:
             return True
         *lines, self._half_line = (self._half_line + chunk).split(b"\n")
-        self._log.extend(line.decode(errors="replace") for line in lines if line.strip())
+        if not chunk and self._half_line:
+            lines, self._half_line = [self._half_line], b""
+        for line in filter(bytes.strip, lines):
+            self._take_line(self._redact(line.decode(errors="replace")))
         return bool(chunk)
+
+    def _take_line(self, line: str) -> None:
+        self._lines.append(line)
+        tagged = line[1:2] == " " and line[0] in LEVELS
+        level = LEVELS[line[0]] if tagged else logging.INFO
+        library_log.log(level, "[%d] %s", self.pid, line[2:] if tagged else line)
 
     async def reap(self) -> None:
         """Wait for the process to be gone; kill it first unless it ended its output itself."""
         with trio.move_on_after(REAP_S, shield=True):
             if not self.at_end:
-                self._slay()
+                self._kill_group()
             await self._process.wait()
         for stream in self._streams:
             stream.close()
@@ -213,9 +306,9 @@ class Child:
         except BlockingIOError:
             complete = False
         if not complete:
-            self._slay()
+            self._kill_group()
 
-    def _slay(self) -> None:
+    def _kill_group(self) -> None:
         """Kill it and whatever it has started: its session is a process group of its own."""
         if self._process.returncode is None:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -238,7 +331,7 @@ class Child:
         self._flying -= len(done)
         if not self.ending:
             outstanding = self._flying > 0 or self._calls
-            self._be_patient(self._limits.call_timeout_s if outstanding else math.inf)
+            self._expect_sign(self._limits.call_timeout_s if outstanding else math.inf)
         if done:
             self._on_done(done)
         return received[place:]
@@ -252,22 +345,66 @@ class Child:
                 call.runs += content
             else:
                 call.content = json.loads(content)
+                if "text" in call.content:
+                    call.content["text"] = self._redact(str(call.content["text"]))
                 del self._calls[number]
                 call.answered.set()
 
-    def _be_patient(self, timeout_s: float) -> None:
+    def _expect_sign(self, timeout_s: float) -> None:
         if not self.ending:
             self._set_deadline(timeout_s)
 
     def _set_deadline(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._patience.deadline = trio.current_time() + timeout_s
+        self._silence.deadline = trio.current_time() + timeout_s
+
+
+async def call_once(
+    library: Path, call: str, order: Mapping[str, object], limits: Limits, subject: str
+) -> Mapping[str, object]:
+    """Make one call about a VM, in a child process of its own, which is gone when this returns or raises.
+
+    Args:
+        library: The library's file.
+        call: PrepareForAccess, EndAccess or Cleanup.
+        order: What the call needs, secrets included.
+        limits: Timeouts of the call and of the child's end.
+        subject: What the call is about, for messages.
+
+    Returns:
+        The call's answer.
+
+    Raises:
+        VddkError: `code` is the library's. If it is None, the process was lost and the call may have taken effect.
+    """
+    lines: deque[str] = deque(maxlen=LOG_TAIL)
+    try:
+        child = await Child.spawn(library.parent, None, Redaction(order), lines, lambda done: None, limits)
+    except OSError as exc:
+        raise not_started(subject, exc) from exc
+    answer: dict[str, object] | None = None
+    message = {**order, "call": call, "grace_s": limits.end_timeout_s}
+    started = time.perf_counter()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.listen)
+            with suppress(ChildLost):
+                answer, _ = await child.call(wire.ACCESS, message, limits.open_timeout_s)
+            child.end()
+    finally:
+        await child.reap()
+        log.debug("VDDK %s of %s took %.3f s.", call, subject, time.perf_counter() - started)
+    if answer is None:
+        raise call_lost(call, child.end_reason, subject, lines)
+    if "error" in answer:
+        raise answered(answer, subject, lines)
+    return answer
 
 
 def child_environment(
     environment: Mapping[str, str], libraries: Path, secrets: Sequence[str]
 ) -> dict[str, str]:
-    """The environment of a child: the library's own libraries, for this process only, and no secret."""
+    """The environment of a child: where its libraries are, and no secret."""
     inherited = {
         name: value
         for name, value in environment.items()

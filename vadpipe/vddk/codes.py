@@ -1,6 +1,8 @@
-"""The error codes of VDDK: what they mean, what to do, and whether a new connection may help.
+"""The error codes of VDDK: meaning, remedy, and whether a new connection may help.
 
-A VixError is 64 bits wide; the code is its low 16 bits, the rest varies.
+A VixError has 64 bits: the code is the low 16, the others vary.
+
+Source: vix.h of open-vm-tools for the numbers and names.
 """
 
 from __future__ import annotations

@@ -1,27 +1,30 @@
 """Keeping one disk open: a child process at work, and another one when it is lost.
 
-Strategy. VDDK crashes, hangs and loses its host in the field, so losing the child is an ordinary event.
-One task (`_serve`) owns the child. Whoever reads only adds requests to a queue; the queue outlives the
-child, and what was in flight when it was lost is read anew by the next one, which is started when there is
-something to do. Setbacks are counted in a row: a read that succeeds forgets them, a final error code or one
-setback too many ends the connection for good, and everybody who waits gets that one error.
+VDDK crashes, hangs and loses its host in the field, so losing the child is an ordinary event. One task (`_serve`)
+owns the child. Readers only add requests to a queue; the queue outlives the child, and the next child reads anew
+what was in flight when the last one was lost. It is started when there is something to do. Failures are counted in
+a row: a read that succeeds resets the count. A final error code, or one failure too many, ends the connection, and
+everybody who waits gets that error. A child that was lost in a query of allocated blocks does not count: the query
+is given up instead.
 
 Two rules keep memory and processes safe:
 
-- The library writes into a caller's buffer until the request's completion or the child's death, whichever
-  is first. So a read that fails or is cancelled does not return before its last request has landed; when
-  that takes too long the child is killed for it. Only a reaped child counts as dead.
-- Clean-up is shielded from cancellation and bounded: the child is asked to leave, then killed, and waited
-  for. The serving task never raises: a host's own exception stays the only one.
+- The library writes into a caller's buffer until the request's completion or the child's death, whichever is first.
+  So a read that fails or is cancelled does not return before its last request has ended; when that takes too long,
+  the child is killed. Only a reaped child counts as dead.
+- Clean-up is shielded from cancellation and bounded: the child is asked to leave, then killed, and waited for. The
+  serving task never raises, so that an exception of the caller stays the only one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -30,44 +33,87 @@ from pipeline.errors import MoverError
 
 from . import wire
 from .abi import SECTOR
-from .client import LOG_TAIL, Child, ChildLost
+from .client import LOG_TAIL, Child, ChildLost, Limits, Redaction
 from .codes import code_of
-from .failures import (
-    answered,
-    call_failed,
-    child_lost,
-    given_up,
-    not_started,
-    other_disk,
-)
-from .limits import Limits
+from .errors import answered, call_failed, child_lost, given_up, not_started, other_disk
 from .requests import Batch, Request, RequestQueue
-from .tally import Tally, VddkStatistics
+
+log = logging.getLogger(__name__)
 
 # How long a cancelled read waits for requests in flight before the child is killed. A request of 1 MiB
 # takes tens of milliseconds; a kill costs the other reads a reconnect.
 WITHDRAW_S = 5.0
 
-# A query that loses its child twice is blamed for it: reading everything is slower, but works.
+# A query that loses its child twice is given up: reading everything is slower, but works.
 QUERY_ATTEMPTS = 2
 
 
+@dataclass(frozen=True)
+class VddkStatistics:
+    """Counts of an open disk since it was opened.
+
+    `restarts`: children after the first; `unclean`: children that did not end in order with status 0; `remaining`:
+    hot-added disks of the VM that the last orderly one saw still attached; `calls`: library call -> (times called,
+    seconds), of the orderly ones.
+    """
+
+    requests: int
+    bytes_read: int
+    restarts: int
+    unclean: int
+    remaining: int
+    calls: Mapping[str, tuple[int, float]]
+
+
+@dataclass(eq=False)
+class _Counts:
+    """The counters behind `VddkStatistics`, over all children."""
+
+    requests: int = 0
+    bytes_read: int = 0
+    children: int = 0
+    unclean: int = 0
+    remaining: int = 0
+    called: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_child(self, child: Child) -> None:
+        """Add a child that has ended."""
+        self.unclean += not child.clean
+        if child.clean:
+            self.remaining = child.remaining
+        for name, (called, seconds) in child.times.items():
+            self.called[name] += int(called)
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def statistics(self) -> VddkStatistics:
+        calls = {name: (called, self.seconds[name]) for name, called in self.called.items()}
+        restarts = max(0, self.children - 1)
+        return VddkStatistics(self.requests, self.bytes_read, restarts, self.unclean, self.remaining, calls)
+
+
 class QueryRefused(Exception):
-    """There is no answer to a query of allocated blocks; the text says why."""
+    """A query of allocated blocks has no answer; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the library said of the disk. Bytes."""
+    """The library's facts about the disk. `capacity` in bytes; `lacks`: functions missing in the library."""
 
     capacity: int
     transport: str
+    lacks: Sequence[str] = ()
 
 
 class Connection:
     """An open disk in a child process; `opened` is set while it serves.
 
-    `order` makes the START order, secrets included, each time that a child is started.
+    Args:
+        library: The library's file.
+        memory: Descriptor of the file that children map and read into.
+        path: The disk, for messages.
+        order: Makes the START order, secrets included, for each child.
+        limits: Timeouts, depth and restarts.
     """
 
     def __init__(
@@ -75,23 +121,31 @@ class Connection:
     ) -> None:
         self._library, self._memory, self._path = library, memory, path
         self._order, self._limits = order, limits
-        self._queue = RequestQueue(limits.depth)
-        self._log: deque[str] = deque(maxlen=LOG_TAIL)
+        # A child keeps as many requests waiting as it has in flight, and issues the next one at a completion
+        # itself.
+        self._queue = RequestQueue(2 * limits.depth)
+        self._lines: deque[str] = deque(maxlen=LOG_TAIL)
         self._child: Child | None = None
         self._wanted = trio.Event()  # somebody needs a child
         self._ready = trio.Event()  # there is one, or there never will be again
         self._service = trio.CancelScope(shield=True)
         self._stopped = trio.Event()
         self._closing = False
-        self._setbacks = 0
+        self._failures = 0  # in a row
+        self._excused = False  # the current child was lost by a query
         self._refused: MoverError | None = None  # why the current child has to be replaced
         self._failure: Exception | None = None
-        self._tally = Tally()
+        self._counts = _Counts()
         self.opened = Opened(0, "")
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Opened at the start, closed at the end. Raises VddkError or ConfigError when it cannot be opened."""
+        """Open the disk, and close it at the end.
+
+        Raises:
+            VddkError: It cannot be opened.
+            ConfigError: The library or a secret is missing.
+        """
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._serve)
@@ -110,7 +164,8 @@ class Connection:
     async def read(self, batch: Batch, requests: Sequence[Request]) -> None:
         """Run the requests of a batch. When this returns or raises, none of them is in flight.
 
-        Raises VddkError.
+        Raises:
+            VddkError: One of them failed for good, or the connection did.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._raise_failure()
@@ -127,7 +182,7 @@ class Connection:
             self._raise_failure()
 
     async def ready_child(self) -> Child:
-        """The child, once the disk is open. Raises VddkError or ConfigError when it cannot be."""
+        """The child, once the disk is open. Raises VddkError or ConfigError if it cannot be opened."""
         while self._child is None:
             self._raise_failure()
             self._wanted.set()
@@ -135,9 +190,16 @@ class Connection:
         return self._child
 
     async def query(self, start: int, count: int, *, probing: bool = False) -> bytes:
-        """Allocated runs of a range of sectors, as pairs of int64 sectors.
+        """Allocated runs of a range of sectors, as pairs of int64: first sector, number of sectors.
 
-        Raises QueryRefused when there is no answer, VddkError when there is no connection any more.
+        Args:
+            start: First sector.
+            count: Number of sectors.
+            probing: The library's warnings go to DEBUG.
+
+        Raises:
+            QueryRefused: The library or the host has no answer.
+            VddkError: The connection failed for good.
         """
         order = {"start": start, "count": count, "probing": probing}
         for _ in range(QUERY_ATTEMPTS):
@@ -148,17 +210,19 @@ class Connection:
                 await child.reaped.wait()
                 continue
             if not content:
-                self._setbacks = 0
+                self._failures = 0
                 return runs
-            problem = answered(content, self._path, self._log)
+            problem = answered(content, self._path, self._lines)
             if not problem.transient:
                 raise QueryRefused(problem.problem)
-            self._replace(child, problem)
+            if not child.ending:
+                self._excused = True
+                self._replace(child, problem)
             await child.reaped.wait()
-        raise QueryRefused("The query of allocated blocks lost its connection again and again.")
+        raise QueryRefused(f"The query of allocated blocks lost its connection {QUERY_ATTEMPTS} times.")
 
     def statistics(self) -> VddkStatistics:
-        return self._tally.statistics()
+        return self._counts.statistics()
 
     # --- requests
 
@@ -166,7 +230,7 @@ class Connection:
         if self._child is None:
             self._wanted.set()
         elif not self._child.ending and (reads := self._queue.take()):
-            self._tally.requests += len(reads)
+            self._counts.requests += len(reads)
             self._child.submit(reads)
 
     def _done(self, results: Sequence[tuple[int, int]]) -> None:
@@ -174,8 +238,8 @@ class Connection:
             if (request := self._queue.landed(request_id)) is None:
                 continue
             if not error:
-                self._setbacks = 0
-                self._tally.bytes_read += request.length
+                self._failures = 0
+                self._counts.bytes_read += request.length
                 request.batch.finish_one()
             elif code_of(error).transient and self._child is not None:
                 self._queue.put_back(request)
@@ -206,32 +270,41 @@ class Connection:
                     await self._wanted.wait()
                     problem = await self._run_child()
                     if problem is not None and not self._closing:
-                        await self._set_back(problem)
+                        await self._count_failure(problem)
         finally:
             self._fail(trio.ClosedResourceError("the disk was closed"))
             self._stopped.set()
 
-    async def _set_back(self, problem: MoverError) -> None:
-        self._setbacks += 1
-        if not problem.transient or self._setbacks > self._limits.restarts:
-            self._fail(given_up(problem, self._setbacks - 1))
+    async def _count_failure(self, problem: MoverError) -> None:
+        if self._excused:
+            log.info("The VDDK connection of %s was lost in a query: %s", self._path, problem.problem)
+            return
+        self._failures += 1
+        if not problem.transient or self._failures > self._limits.restarts:
+            log.info("The VDDK connection of %s failed for good: %s", self._path, problem.problem)
+            self._fail(given_up(problem, self._failures - 1))
             self._service.cancel()  # from the next line on
-        await trio.sleep(self._limits.restart_pause_s * 2 ** (self._setbacks - 1))
+            await trio.lowlevel.checkpoint()
+        pause_s = self._limits.restart_pause_s * 2 ** (self._failures - 1)
+        log.info(
+            "The VDDK connection of %s is made anew in %.1f s (failure %d, at most %d in a row are retried): %s",
+            self._path, pause_s, self._failures, self._limits.restarts, problem.problem,
+        )  # fmt: skip
+        await trio.sleep(pause_s)
 
     async def _run_child(self) -> MoverError | None:
-        """One child from its start to its end. Returns why it has to be replaced, None if there is no reason."""
-        self._refused = None
+        """Run one child from start to end. Returns why it has to be replaced, None if there is no reason."""
+        self._refused, self._excused = None, False
         try:
             order = self._order()
-            secrets = [str(order[name]) for name in ("password", "cookie") if order[name]]
             child = await Child.spawn(
-                self._library.parent, self._memory, secrets, self._log, self._done, self._limits
+                self._library.parent, self._memory, Redaction(order), self._lines, self._done, self._limits
             )
         except MoverError as exc:
             return exc
         except OSError as exc:
             return not_started(self._path, exc)
-        self._tally.children += 1
+        self._counts.children += 1
         lost: list[Request] = []
         answer: dict[str, object] | None = None
         try:
@@ -242,21 +315,40 @@ class Connection:
             self._detach()
             await child.reap()
             lost = self._queue.recover()
-            self._tally.count_child(child.clean, child.remaining, child.times)
+            self._counts.add_child(child)
+            self._log_end(child)
             if len(self._queue):
                 self._wanted.set()
+        if answer is not None and "error" not in answer and child.unanswered:
+            self._excused = True
         return self._reason(child, answer, lost)
 
+    def _log_end(self, child: Child) -> None:
+        for name, (called, seconds) in sorted(child.times.items()):
+            log.debug("VDDK %s of %s: %d calls, %.3f s in total.", name, self._path, called, seconds)
+        if not child.clean:
+            log.info("The VDDK process %d of %s %s.", child.pid, self._path, child.end_reason)
+
     async def _start(self, child: Child, order: dict[str, object]) -> dict[str, object] | None:
-        order = order | {"memory": self._memory, "grace_s": self._limits.end_timeout_s}
+        limits = self._limits
+        order = order | {"memory": self._memory, "grace_s": limits.end_timeout_s, "depth": limits.depth}
+        started = time.perf_counter()
         try:
-            answer, _ = await child.call(wire.START, order, self._limits.open_timeout_s)
+            answer, _ = await child.call(wire.START, order, limits.open_timeout_s)
         except ChildLost:
             return None
         if "error" in answer:
             child.end()
             return answer
-        opened = Opened(int(str(answer["capacity"])) * SECTOR, str(answer["transport"]))
+        lacks = answer["lacks"]
+        assert isinstance(lacks, list)
+        opened = Opened(int(str(answer["capacity"])) * SECTOR, str(answer["transport"]), lacks)
+        log.info(
+            "%s is open over %s: %d bytes, %.2f s, %s in process %d.",
+            self._path, opened.transport, opened.capacity, time.perf_counter() - started, self._library, child.pid,
+        )  # fmt: skip
+        if lacks:
+            log.info("%s lacks %s; vadpipe works without.", self._library, ", ".join(lacks))
         if self.opened.capacity not in (0, opened.capacity):
             self._replace(child, other_disk(self._path, self.opened.capacity, opened.capacity))
         else:
@@ -272,7 +364,7 @@ class Connection:
             self._ready = trio.Event()
 
     def _replace(self, child: Child, problem: MoverError) -> None:
-        """Let the child finish what is in flight and leave; what is left goes to the next one."""
+        """Let the child finish what the library works on and leave; the rest goes to the next one."""
         if not child.ending:
             self._refused = problem
             child.end()
@@ -281,11 +373,11 @@ class Connection:
         self, child: Child, answer: dict[str, object] | None, lost: Sequence[Request]
     ) -> MoverError | None:
         if answer is not None and "error" in answer:
-            return answered(answer, self._path, self._log)
+            return answered(answer, self._path, self._lines)
         if self._refused is not None or child.killed:
             return self._refused
         place = {"offset": lost[0].offset, "length": lost[0].length} if lost else {}
-        return child_lost(child.ending_of_it, self._path, self._log, **place)
+        return child_lost(child.end_reason, self._path, self._lines, **place)
 
     async def _close(self) -> None:
         self._closing = True
@@ -305,7 +397,7 @@ class Connection:
             self._ready.set()
 
     def _raise_failure(self) -> None:
-        """Everybody raises a copy: a traceback of their own."""
+        """Raise a copy, so that each caller has a traceback of its own."""
         if self._failure is not None:
             raise copy.copy(self._failure)
 
@@ -313,4 +405,4 @@ class Connection:
         if self._child is not None:
             self._child.drain_log()
         place = {"offset": request.offset, "length": request.length}
-        return call_failed("ReadAsync", error, "", self._path, self._log, **place)
+        return call_failed("ReadAsync", error, "", self._path, self._lines, **place)

@@ -1,11 +1,11 @@
 """The read requests of an open disk: waiting, or in flight with the child process.
 
-A read of the engine is a batch of requests of at most 1 MiB. Batches share the depth of the connection
-first come, first served. Three things can become of a request besides success: its child is lost (it goes
-back to the front and is read anew), it fails for good (its batch fails), or its batch is withdrawn.
+A read of the engine is a batch of requests of at most 1 MiB. Batches share the connection first come, first served.
+A request succeeds, or its child is lost (it returns to the front and is read anew), or it fails for good (its batch
+fails), or its batch is withdrawn.
 
-A batch is finished only when none of its requests is in flight: until then the library may still write
-into its buffer.
+A batch is finished only when none of its requests is in flight: until then the library may still write into its
+buffer.
 """
 
 from __future__ import annotations
@@ -62,10 +62,18 @@ class Request:
 def split(
     batch: Batch, position: int, offset: int, wanted: Extents, size: int, capacity: int
 ) -> list[Request]:
-    """The requests of at most `size` bytes for `wanted`, where disk offset `offset` goes to `position`.
+    """The requests for `wanted`, widened to clusters of 4 KiB: unbuffered reading demands them.
 
-    Extents are widened to clusters of 4 KiB, which every transport and buffer alignment likes best; only
-    the tail of a disk may end at any sector. Raises ValueError for what does not fit the buffer or disk.
+    Args:
+        batch: Owns the requests.
+        position: Byte position in the shared memory for disk offset `offset`.
+        offset: Bytes; a multiple of 4 KiB.
+        wanted: Extents of the disk inside the buffer's span.
+        size: Bytes of a request at most.
+        capacity: Bytes of the disk; only its tail may end at any sector.
+
+    Raises:
+        ValueError: The extents do not fit the buffer or the disk.
     """
     if position < 0 or offset % CLUSTER:
         raise ValueError(
@@ -85,7 +93,7 @@ def split(
 
 
 class RequestQueue:
-    """At most `depth` requests in flight; the rest waits in order."""
+    """At most `depth` requests in flight with a child; the others wait in order."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
@@ -101,7 +109,7 @@ class RequestQueue:
         self._waiting.extend(requests)
 
     def take(self) -> list[bytes]:
-        """READ records for as many waiting requests as may fly; they are in flight from now on."""
+        """READ records of waiting requests, which are in flight from now on: as many as the depth allows."""
         records = []
         while self._waiting and len(self._flying) < self._depth:
             request = self._waiting.popleft()
@@ -111,11 +119,11 @@ class RequestQueue:
         return records
 
     def landed(self, request_id: int) -> Request | None:
-        """The request that is in flight no more; None for an id that never was."""
+        """Take the request that ended out of flight; None for an unknown id."""
         return self._flying.pop(request_id, None)
 
     def put_back(self, request: Request) -> None:
-        """To be read anew, before all others."""
+        """Read it anew, before all others."""
         if request.batch.abandoned:
             request.batch.finish_one()
         else:
@@ -130,7 +138,7 @@ class RequestQueue:
             batch.finish_one()
 
     def recover(self) -> list[Request]:
-        """Put back everything in flight, once its child is gone. Returns it, oldest first."""
+        """Put back everything in flight, after its child has ended. Returns it, oldest first."""
         lost = list(self._flying.values())
         self._flying.clear()
         for request in reversed(lost):
@@ -138,6 +146,6 @@ class RequestQueue:
         return lost
 
     def abandon_all(self) -> None:
-        """Finish every batch; none of them is in flight."""
+        """Finish every batch; none may be in flight."""
         for batch in {id(request.batch): request.batch for request in self._waiting}.values():
             self.abandon(batch)

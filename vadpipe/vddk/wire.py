@@ -5,15 +5,15 @@ To the child: a header (kind, length of the body), then the body.
     START, QUERY   one JSON object                   READS   any number of READ records
     ACCESS         one JSON object: a single call about a VM, in a child that opens no disk
 
-From the child: records (kind, id, value). A library thread may report a completion at any moment, so
-nothing longer than PIPE_BUF is ever written at once: such writes are atomic, and no lock is needed.
+From the child: records (kind, id, value). Threads of the library report completions at any time, so no write is
+longer than PIPE_BUF: such writes are atomic and need no lock.
 
     DONE     request `id` ended with VixError `value`
     PART     `value` bytes of the binary half of the answer to call `id` follow
     ANSWER   `value` bytes of JSON follow: the answer to call `id` is complete
 
-Reads are the many, so they are small fixed records, sent in batches; everything else is rare. End of input
-is the order to close the disk and leave. The child imports this file: only the standard library.
+Reads are small fixed records because there are many; everything else is rare. End of input orders the child to
+close the disk and to leave. The child imports this file: only the standard library.
 """
 
 import struct
@@ -27,4 +27,8 @@ RECORD = struct.Struct("<IIQ")  # kind, id, value
 
 PIPE_BUF = 4096  # Linux; POSIX guarantees 512
 PART_SIZE = PIPE_BUF - RECORD.size
-FAREWELL = 0  # the id of the unasked ANSWER at an orderly end: the times of all calls, and what Cleanup left
+FAREWELL = 0  # id of the last ANSWER: times of all library calls, and how many disks Cleanup left attached
+
+SHORTEST_SECRET = (
+    6  # characters; replacing shorter ones in a log would hit parts of words, and give them away
+)

@@ -3,13 +3,13 @@
 descriptor, vmx            texts: which files make a disk, which disks make a VM
 sparse, redo, grains       grain tables of hosted, COWD and SE-sparse files
 runs                       where the bytes of a disk range lie; the algebra of chains
-chain                      a disk from its links: `open_layout` -> `Layout`
+chain, layout              a disk from its links: `open_layout` -> `Layout`
 files, reading             open files, and plans read from them
-directory, local           the VM: `LocalVm`
+directory, local           the VM: `open_vm`, which `stages.LocalVm` is the settings of
 """
 
 from .chain import open_layout
 from .layout import Layout
-from .local import LocalCapture, LocalDisk, LocalVm
+from .local import LocalCapture, LocalDisk, open_vm
 
-__all__ = ["Layout", "LocalCapture", "LocalDisk", "LocalVm", "open_layout"]
+__all__ = ["Layout", "LocalCapture", "LocalDisk", "open_layout", "open_vm"]

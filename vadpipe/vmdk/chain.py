@@ -1,7 +1,7 @@
 """Opening a disk: the files of each descriptor, and the parents up to the base.
 
-A chain is checked as it is opened: every part is as long as its descriptor says, and every parent still has
-the content that its child was made on. A damaged or torn chain fails here, before a byte was stored.
+A chain is checked as it is opened: every part is as long as its descriptor says, and every parent still has the
+content id that its child names. A damaged chain fails here, before a byte was stored.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pipeline.errors import SourceError
 
 from . import redo, sparse
 from .descriptor import (
+    HEAD,
     MAX_DESCRIPTOR,
-    SECTOR,
     Descriptor,
     ExtentLine,
     looks_like_descriptor,
@@ -61,7 +61,7 @@ def read_descriptor(path: Path, files: OpenFiles) -> tuple[Descriptor, sparse.Sp
     None if the file has no descriptor: it is a data file. Raises SourceError.
     """
     file = files.open(path)
-    head = file.read(0, min(SECTOR, file.size), "head")
+    head = file.read(0, min(HEAD, file.size), "head")
     if head.startswith(sparse.MAGIC):
         header = sparse.read_header(file)
         text = sparse.embedded_descriptor(header, file)
@@ -101,16 +101,30 @@ def open_link(path: Path, files: OpenFiles, sources: list[Source]) -> Link:
 
 
 def find_beside(path: Path, name: str, what: str) -> Path:
-    """The file that `path` names: relative to it, or, after a move, a file of that name beside it."""
-    for candidate in (path.parent / name, path.parent / name.replace("\\", "/").rsplit("/", 1)[-1]):
+    """The file that `path` names: relative to it, or, after a move, a file of that name beside it.
+
+    A name in another case serves if there is one such file: Windows and macOS do not mind the case of a name.
+    """
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    for candidate in (path.parent / name, path.parent / last):
         if name and os.path.isfile(candidate):  # unlike Path.is_file, False for every unusable name
             return candidate
+    alike = [other for other in _names_in(path.parent) if other.casefold() == last.casefold()]
+    if len(alike) == 1 and os.path.isfile(path.parent / alike[0]):
+        return path.parent / alike[0]
     raise SourceError(
         f"The {what} of {path}, {name!r}, is missing.",
         remedy=f"Put it beside {path.name}, or correct its name there.",
         file=str(path),
         missing=name,
     )
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _extent_file(path: Path, line: ExtentLine, files: OpenFiles) -> DiskFile | None:

@@ -1,4 +1,4 @@
-"""What a VM's directory holds: its .vmx, the leaves among its VMDKs, its VSS manifest archives."""
+"""The contents of a VM's directory: its .vmx, the leaves among its VMDKs, its VSS manifest archives."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _leaves(directory: Path, files: OpenFiles) -> list[NamedDisk]:
             continue
         described.append(path)
         descriptor, header = found
-        names = [] if header else [line.name for line in descriptor.extents if line.name]
+        names = [] if header else [line.file_name for line in descriptor.extents if line.file_name]
         parts.update(find_beside(path, name, "extent").resolve() for name in names)
         if descriptor.has_parent:
             parts.add(find_beside(path, descriptor.parent_hint, "parent").resolve())

@@ -1,7 +1,7 @@
 """Files of a disk: opened once, read at places, and watched.
 
-A file that is not what it was when it was opened cannot be part of one image of the disk: every error here
-says so, and a short read is never taken for data.
+A file that changed since it was opened cannot be part of one image of the disk: every error here says so, and a
+short read is never taken for data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -134,15 +134,33 @@ class DiskFile:
 
 
 class OpenFiles:
-    """The files of a VM, each opened once; `close` closes them all."""
+    """The files of a VM, each opened once; `close` closes them all.
 
-    def __init__(self) -> None:
+    Args:
+        inside: The directories that all files must lie in after symbolic links are followed. The texts of a VM name
+            other files, and come from whoever made the VM: without this bound they could name any file of this
+            machine. None: no bound.
+    """
+
+    def __init__(self, inside: Iterable[Path] | None = None) -> None:
+        self._inside = None if inside is None else [directory.resolve() for directory in inside]
         self._files: dict[Path, DiskFile] = {}
 
     def open(self, path: Path) -> DiskFile:
-        """The file at `path`, symbolic links followed. Raises SourceError."""
+        """The file at `path`, symbolic links followed.
+
+        Raises:
+            SourceError: It cannot be opened, or lies outside the VM's directories.
+        """
         with _translated(str(path)):
             real = path.resolve()
+        if self._inside is not None and not any(real.is_relative_to(root) for root in self._inside):
+            raise SourceError(
+                f"{path} is {real}, which lies outside of {self._inside[0]}, the VM's directory.",
+                remedy=f"If the VM is trusted, allow it: LocalVm(..., outside=[{str(real.parent)!r}]).",
+                file=str(path),
+                outside=str(real),
+            )
         if real not in self._files:
             self._files[real] = DiskFile(real)
         return self._files[real]

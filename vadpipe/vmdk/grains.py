@@ -1,8 +1,7 @@
 """Grain tables: the two-level index that every sparse VMDK has, read by numpy.
 
-A disk of many TiB has gigabytes of tables, so none is kept: a question about a range of the disk reads the
-entries of exactly that range, which for one span are a few hundred bytes that the page cache holds. Tables
-that lie behind each other in the file are read at once.
+A disk of many TiB has gigabytes of tables, so none is kept: a query about a range of the disk reads the entries of
+that range, for one span a few hundred bytes from the page cache. Adjacent tables are read at once.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def damaged(file: str, problem: str) -> SourceError:
 
 
 class EntryFormat(Protocol):
-    """What the entries of a format mean."""
+    """The meaning of a format's table entries."""
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]: ...

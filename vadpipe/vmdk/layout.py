@@ -1,8 +1,8 @@
-"""A disk from its files: the extents of one link side by side, the links of a chain over each other.
+"""A disk from its files: the extents of each link side by side, and the links of the chain in layers.
 
     leaf      |-- redo log ---------------------------|    asked first
     parent    |-- redo log ---------------------------|    asked where the leaf has nothing
-    base      |-- extent 1 --|-- extent 2 --|-- zero -|    what is nowhere is zero
+    base      |-- extent 1 --|-- extent 2 --|-- zero -|    bytes that no link has are zero
 
 A layout answers for any range of the disk, from the files' own tables, and keeps nothing in memory.
 """
@@ -25,8 +25,9 @@ from .files import DiskFile
 from .grains import GrainTables
 from .runs import PARENT, ZERO, Runs
 from .sparse import Deflated
+from .vmx import redacted
 
-# Entries of grain tables that are looked at in one go: with all columns about 10 MiB of memory.
+# Grain table entries per batch; with all columns about 10 MiB of memory.
 _BATCH: Final = 1 << 16
 
 
@@ -81,20 +82,20 @@ class Link:
         return Runs.joined([*pieces, Runs.one(max(start, self.capacity), end, ZERO)])
 
     def parts_in(self, start: int, end: int) -> Sequence[Part]:
-        """The parts that have some of [start, end)."""
+        """The parts that overlap [start, end)."""
         first = bisect_right(self.parts, start, key=lambda part: part.start) - 1
         last = bisect_left(self.parts, end, key=lambda part: part.start)
         return [part for part in self.parts[max(first, 0) : last] if part.start + part.length > start]
 
     def facts(self) -> Mapping[str, object]:
-        """What a restore point keeps of it; JSON values."""
+        """The facts for a restore point; JSON values."""
         return {
             "file": str(self.path),
             "create_type": self.descriptor.create_type,
             "content_id": self.descriptor.content_id,
             "capacity": self.capacity,
             "unclean_shutdown": self.unclean_shutdown,
-            "database": dict(self.descriptor.database),
+            "database": {key: redacted(key, value) for key, value in self.descriptor.database.items()},
         }
 
 
@@ -119,7 +120,7 @@ class Layout:
         return self._runs(start, end).only(wanted).merged()
 
     def allocated(self, offset: int, length: int) -> Extents:
-        """What may hold data in [offset, offset + length), in whole clusters; the rest is zero."""
+        """The extents in [offset, offset + length) that may hold data, in whole clusters; the rest is zero."""
         offset, end = max(offset, 0), min(offset + length, self.capacity)
         step = self._batch()
         found = [self._held(low, min(low + step, end)) for low in range(offset, end, step)]

@@ -1,12 +1,12 @@
 """A VM read from its own files: no vCenter, no snapshot, no VDDK.
 
-Serves exported VMs, VMs of Workstation and Fusion, and datastores that are mounted. The VM must be powered
-off or the directory a snapshot of it: a file that changes while it is read ends the capture with an error.
+For exported VMs, VMs of Workstation and Fusion, and mounted datastores. The VM must be powered off, or the
+directory must be a snapshot of it: a file that changes while it is read ends the capture with an error.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +30,8 @@ from .files import DiskFile, OpenFiles
 from .layout import Layout
 from .reading import read_plan
 from .vmx import Vmx, parse_vmx
+
+log = logging.getLogger(__name__)
 
 # The documents of a guest with a hundred VSS writers have a few MiB.
 _MAX_MANIFEST: Final = 64 * MiB
@@ -100,7 +102,7 @@ class LocalCapture:
     configuration: Mapping[str, object]
     directory: Path
     quiescing_asked: str = "none"
-    quiescing_sent: None = None  # whoever took the snapshot, it was not us
+    quiescing_sent: None = None  # vadpipe did not take the snapshot
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -108,71 +110,70 @@ class LocalCapture:
     snapshots_left: None = None
 
     async def confirm(self) -> None:
-        """Files that are open stay what they are."""
+        """Nothing to do: every read checks that its files are unchanged."""
 
     async def fetch_vss_manifest(self) -> FetchedManifest:
         """The newest VSS manifest archive of the directory. An unreadable one is a reason, not an error.
 
-        One that is older than the data says nothing of the data: it was made for another snapshot.
+        An archive that is older than the data was made for another snapshot, and is not used.
         """
         return await trio.to_thread.run_sync(_read_manifest, self.directory, self.disks)
 
 
-class LocalVm:
-    """The VM whose files lie in `directory`.
+@asynccontextmanager
+async def open_vm(
+    directory: Path,
+    *,
+    name: str | None = None,
+    pool_size: int = DEFAULT_POOL,
+    outside: Sequence[Path] = (),
+) -> AsyncIterator[LocalCapture]:
+    """Open all files of the VM in a directory, and close them at the end.
 
-    With a .vmx, its disks; without, every VMDK of the directory that is no part of another. `name` is for
-    people and defaults to the VM's own; `pool_size` is how many bytes its disks are read into at most.
+    Args:
+        directory: Holds the .vmx and the VMDKs.
+        name: For people; the default is the .vmx's display name, or the directory's name.
+        pool_size: Bytes of the buffers that its disks are read into.
+        outside: Directories besides this one in which its files may lie.
+
+    Raises:
+        SourceError: A file is missing, damaged, or lies outside of these directories.
     """
+    files = OpenFiles([directory, *outside])
+    try:
+        yield await trio.to_thread.run_sync(_open, directory, name, pool_size, files)
+    finally:
+        with trio.fail_after(_CLOSING_S, shield=True):
+            await trio.to_thread.run_sync(files.close)
 
-    def __init__(
-        self, directory: str | os.PathLike[str], *, name: str | None = None, pool_size: int = DEFAULT_POOL
-    ) -> None:
-        self._directory = Path(directory)
-        self._name = name
-        self.pool_size = pool_size
 
-    def __repr__(self) -> str:
-        named = f", name={self._name!r}" if self._name else ""
-        return f"LocalVm({str(self._directory)!r}{named})"
-
-    @property
-    def name(self) -> str:
-        return self._name or self._directory.name or str(self._directory)
-
-    def effects(self) -> Sequence[str]:
-        return ()
-
-    @asynccontextmanager
-    async def capture(self) -> AsyncIterator[LocalCapture]:
-        """Open all files of the VM, and close them at the end. Raises SourceError."""
-        files = OpenFiles()
-        try:
-            yield await trio.to_thread.run_sync(self._open, files)
-        finally:
-            with trio.fail_after(_CLOSING_S, shield=True):
-                await trio.to_thread.run_sync(files.close)
-
-    def _open(self, files: OpenFiles) -> LocalCapture:
-        vmx_path = find_vmx(self._directory)
-        vmx = _read_vmx(vmx_path, files) if vmx_path else Vmx({})
-        named = find_disks(self._directory, vmx_path, vmx, files)
-        pool = BufferPool(self.pool_size)
-        disks = [LocalDisk(disk.key, disk.path.name, open_layout(disk.path, files), pool) for disk in named]
-        root = self._directory.resolve()
-        return LocalCapture(
-            machine=MachineId(
-                uuid=vmx.uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, root.as_uri())),
-                name=self._name or vmx.display_name or self.name,
-            ),
-            disks=disks,
-            configuration={
-                "directory": str(root),
-                "vmx": dict(vmx.facts()),
-                "disks": {disk.key: [link.facts() for link in disk.layout.links] for disk in disks},
-            },
-            directory=self._directory,
-        )
+def _open(directory: Path, name: str | None, pool_size: int, files: OpenFiles) -> LocalCapture:
+    vmx_path = find_vmx(directory)
+    vmx = _read_vmx(vmx_path, files) if vmx_path else Vmx({})
+    named = find_disks(directory, vmx_path, vmx, files)
+    pool = BufferPool(pool_size)
+    disks = [LocalDisk(disk.key, disk.path.name, open_layout(disk.path, files), pool) for disk in named]
+    root = directory.resolve()
+    for disk in disks:
+        for link in disk.layout.links:
+            log.debug("Disk %s: %s, %d bytes.", disk.key, link.path, link.capacity)
+        if any(link.unclean_shutdown for link in disk.layout.links):
+            log.warning(
+                "Disk %s was not closed properly by its writer: %s.", disk.key, disk.layout.links[0].path
+            )
+    return LocalCapture(
+        machine=MachineId(
+            uuid=vmx.uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, root.as_uri())),
+            name=name or vmx.display_name or directory.name or str(directory),
+        ),
+        disks=disks,
+        configuration={
+            "directory": str(root),
+            "vmx": dict(vmx.facts()),
+            "disks": {disk.key: [link.facts() for link in disk.layout.links] for disk in disks},
+        },
+        directory=directory,
+    )
 
 
 def _changed_s(file: DiskFile) -> float:
@@ -191,14 +192,14 @@ def _read_manifest(directory: Path, disks: Sequence[LocalDisk]) -> FetchedManife
         return FetchedManifest(None, f"{directory} could not be searched: {error.strerror}.", None)
     if path is None:
         return FetchedManifest(None, f"{directory} has no VSS manifest archive.", None, absent=True)
-    files = OpenFiles()
+    files = OpenFiles([directory])
     try:
         file = files.open(path)
         if file.size > _MAX_MANIFEST:
             return FetchedManifest(None, f"{path} has {file.size} bytes, too many for a manifest.", str(path))
         newest = max((source.file for disk in disks for source in disk.layout.sources), key=_changed_s)
         if newest.changed_s > file.changed_s + _SETTLING_S:
-            reason = f"{newest.name} was written after {path}, which therefore says nothing of it."
+            reason = f"{newest.name} was written after {path}, which was made for an earlier snapshot."
             return FetchedManifest(None, reason, str(path))
         return FetchedManifest(file.read(0, file.size, "content"), "", str(path))
     except SourceError as error:

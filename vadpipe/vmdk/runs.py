@@ -1,10 +1,8 @@
-"""Runs: where the bytes of a disk range lie, as numpy columns, and how the links of a chain are put over
-each other.
+"""Runs: where the bytes of a disk range lie, as numpy columns, and the overlay of the links of a chain.
 
-A chain is a stack of step functions over the disk: each link says for every byte whether it has it (and
-where), whether it is zero, or whether to ask the parent. Putting a child over its parent needs no loop over
-runs: the edges of both are merged, at each edge both functions are looked up by binary search, and the
-parent's answer is taken where the child has none.
+A chain is a stack of step functions over the disk: for every byte a link has it (and where), or it is zero, or the
+parent has the answer. The overlay of a child on its parent needs no loop over runs: the edges of both are merged,
+binary search finds both answers at each edge, and the parent's is used where the child has none.
 """
 
 from __future__ import annotations

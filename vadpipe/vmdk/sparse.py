@@ -18,7 +18,6 @@ from .descriptor import (
     MAX_CAPACITY,
     MAX_DESCRIPTOR,
     SECTOR,
-    looks_like_descriptor,
 )
 from .files import RandomAccess, cut_off
 from .grains import (
@@ -138,12 +137,13 @@ def read_header(file: RandomAccess) -> SparseHeader:
 def embedded_descriptor(header: SparseHeader, file: RandomAccess) -> bytes | None:
     """The text of the descriptor inside the file, padded with NULs; None if it has none.
 
-    One file of a split disk may reserve room for a descriptor and leave it empty.
+    The header alone decides where a descriptor lies, whatever its first line is. One file of a split disk may
+    reserve room for a descriptor and leave it empty.
     """
     if not header.descriptor_offset or not header.descriptor_length:
         return None
     text = file.read(header.descriptor_offset, min(header.descriptor_length, MAX_DESCRIPTOR), "descriptor")
-    return text if looks_like_descriptor(text) else None
+    return text if text.split(b"\0", 1)[0].strip() else None
 
 
 def grain_tables(header: SparseHeader, file: RandomAccess) -> GrainTables:

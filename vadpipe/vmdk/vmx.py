@@ -14,12 +14,25 @@ from .descriptor import decode_text
 _LINE = re.compile(r'(?P<key>[^\s="]+)\s*=\s*"?(?P<value>.*?)"?')
 _ESCAPE = re.compile(r"\|([0-9a-fA-F]{2})")  # how the format writes a quotation mark, a bar or a control
 _DEVICE = re.compile(r"((?:scsi|sata|nvme|ide)\d+:\d+)\.filename")
-_SECRET = re.compile(r"password|passwd|vnc\.key", re.IGNORECASE)
+
+# Settings whose values are or may hold secrets: guestinfo carries cloud-init user data, encryption the wrapped
+# keys.
+_SECRET = re.compile(
+    r"^guestinfo\.|^encrypt|^vtpm|passw(or)?d|passphrase|secret|token|cookie|credential|ticket|private_?key"
+    r"|vnc\.key|keysafe|datafilekey|\.cryptokey",
+    re.IGNORECASE,
+)
+REDACTED = "(not stored: it may be a secret)"
+
+
+def redacted(key: str, value: str) -> str:
+    """The value of a setting of a .vmx or of extraConfig, or `REDACTED` where it may be a secret."""
+    return REDACTED if value and _SECRET.search(key) else value
 
 
 @dataclass(frozen=True)
 class Vmx:
-    """Settings of a VM; `settings` has lower-case keys, because the format does not mind their case."""
+    """Settings of a VM; `settings` has lower-case keys, because the format ignores their case."""
 
     settings: Mapping[str, str]
 
@@ -29,7 +42,7 @@ class Vmx:
 
     @property
     def uuid(self) -> str | None:
-        """The BIOS UUID in its usual form, from '56 4d .. ..-.. ..'; None where it is missing or no UUID."""
+        """The BIOS UUID in its usual form, from '56 4d .. ..-.. ..'; None where it is missing or malformed."""
         digits = re.sub(r"[\s-]", "", self.settings.get("uuid.bios", ""))
         return str(uuid.UUID(digits)) if re.fullmatch(r"[0-9a-fA-F]{32}", digits) else None
 
@@ -48,8 +61,8 @@ class Vmx:
         )
 
     def facts(self) -> Mapping[str, str]:
-        """The settings without passwords."""
-        return {key: value for key, value in self.settings.items() if not _SECRET.search(key)}
+        """The settings, without the values that may be secrets."""
+        return {key: redacted(key, value) for key, value in self.settings.items()}
 
 
 def parse_vmx(content: bytes, file: str) -> Vmx:
@@ -62,7 +75,7 @@ def parse_vmx(content: bytes, file: str) -> Vmx:
         setting = _LINE.fullmatch(line)
         if setting is None:  # it may be the one that names a disk
             raise SourceError(
-                f'Line {number} of {file} cannot be understood: {line[:80]!r} is not `key = "value"`.',
+                f'Line {number} of {file} cannot be parsed: {line[:80]!r} is not `key = "value"`.',
                 remedy="Repair that line, or restore the file.",
                 file=file,
                 line=number,

@@ -17,12 +17,12 @@ from .journal.intents import Intent as Intent
 from .journal.intents import Journal as Journal
 from .journal.intents import Kind as Kind
 from .manifest.copy import CopyOnDatastore as CopyOnDatastore
+from .manifest.external import CopyDatastoreItem as CopyDatastoreItem
+from .manifest.external import Vifs as Vifs
 from .manifest.fetch import Fetched as Fetched
 from .manifest.fetch import ManifestFetcher as ManifestFetcher
 from .manifest.fetch import ManifestPlace as ManifestPlace
 from .manifest.https import OverHttps as OverHttps
-from .manifest.powercli import CopyDatastoreItem as CopyDatastoreItem
-from .manifest.vifs import Vifs as Vifs
 from .snapshot.changes import same_tracking as same_tracking
 from .snapshot.consolidate import Consolidate as Consolidate
 from .snapshot.consolidate import ConsolidationNeeded as ConsolidationNeeded

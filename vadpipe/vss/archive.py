@@ -1,9 +1,9 @@
 """The manifest zip: bytes in, members out, within bounds.
 
-The zip comes out of a guest, so it is hostile until proven otherwise. The whole directory is
-judged before a byte is inflated: a zip that breaks a rule is refused as a whole. Members are
-then inflated one at a time, so memory holds one document; a member that is merely damaged is a
-value and does not lose the others. Nothing is ever written under a member's name.
+The zip comes out of a guest, so it may be hostile. Its whole directory is checked before a byte is inflated: a zip
+that breaks a bound is refused as a whole. Members are then inflated one at a time, so memory holds one document; a
+member that is merely damaged becomes a value and does not lose the others. Nothing is ever written under a member's
+name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ManifestUnreadable(SourceError):
         self.reason = reason
         super().__init__(
             f"The VSS manifest cannot be read: {reason}.",
-            remedy="Fetch it again; if it stays so, treat the snapshot's consistency as unknown.",
+            remedy="Fetch it again; if that does not help, treat the snapshot's consistency as unknown.",
             reason=reason,
         )
 
@@ -75,7 +75,11 @@ def looks_like_zip(data: bytes) -> bool:
 
 
 def read_members(archive: bytes) -> Iterator[Member | DamagedMember]:
-    """Members in directory order, directories left out. Raises ManifestUnreadable before the first one."""
+    """Members in directory order, directories left out.
+
+    Raises:
+        ManifestUnreadable: The archive is no zip or breaks a bound; raised before the first member.
+    """
     if len(archive) > MAX_ARCHIVE_SIZE:
         raise ManifestUnreadable(f"it has {len(archive):,} bytes, more than {MAX_ARCHIVE_SIZE:,}")
     # Counted in the raw bytes, because zipfile builds an object per entry before it can be asked.
@@ -106,7 +110,7 @@ def _check_directory(entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_places(archive: bytes, entries: list[zipfile.ZipInfo], directory_offset: int) -> None:
-    """Members lie one behind the other; shared bytes are how a small zip holds a large bomb."""
+    """Members follow one another: a small zip becomes a large bomb by members that share bytes."""
     end, last = directory_offset, "the directory"
     for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
         header = archive[entry.header_offset : entry.header_offset + _LOCAL_HEADER.size]

@@ -1,8 +1,8 @@
-"""The documents of a manifest as values. `parse.parse_document` makes them out of bytes.
+"""The documents of a manifest as values; `parse.parse_document` makes them from bytes.
 
 Names and meanings follow Microsoft's public documentation of the Volume Shadow Copy Service. Identifiers are
-normalised here once (GUIDs without braces in lower case), so that the rules compare plain strings. What
-is not known to the parser is left out, never refused: producers differ.
+normalised here once (GUIDs without braces in lower case), so that the rules compare plain strings. Elements and
+attributes that the parser does not know are ignored, never refused: producers differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 
 def normalise_guid(text: str) -> str:
-    """A GUID as all documents can agree on: no braces, no white space, lower case."""
+    """A GUID without braces and white space, in lower case: documents of one snapshot spell it differently."""
     return text.strip().strip("{}").strip().lower()
 
 
@@ -22,7 +22,7 @@ def join_path(logical_path: str, name: str) -> str:
 
 
 def normalise_file(directory: str, filespec: str) -> str:
-    """A file as all entries can agree on: Windows tells no letter cases apart."""
+    """A file's path in lower case, because Windows does not distinguish letter cases."""
     directory = directory.rstrip("\\")
     return f"{directory}\\{filespec}".lower()
 
@@ -41,7 +41,7 @@ class ComponentKey:
 
 @dataclass(frozen=True, slots=True)
 class BackupComponent:
-    """A component that the requester included, as the backup components document tells it.
+    """A component that the requester included, from the backup components document.
 
     `backup_succeeded` is None when the document does not say. `failures` are (attribute, text).
     """
@@ -115,7 +115,8 @@ class WriterComponent:
     """A component that a writer offers. `kind` is filegroup or database; `files` counts its file entries.
 
     `system_state` is False when a component of a system writer is marked as no part of the system state.
-    `database_files` are those of its files that hold a database, as `normalise_file` writes them.
+    `database_files` are those of its files that hold a database, as `normalise_file` writes them. `caption` is the
+    name for people: of Exchange the database's, of Hyper-V the machine's, whose `name` is a GUID.
     """
 
     kind: str
@@ -126,6 +127,7 @@ class WriterComponent:
     system_state: bool = True
     dependencies: tuple[Dependency, ...] = ()
     database_files: tuple[str, ...] = ()
+    caption: str = ""
 
     @property
     def key(self) -> ComponentKey:
@@ -138,8 +140,10 @@ class WriterComponent:
 
 @dataclass(frozen=True, slots=True)
 class WriterMetadata:
-    """One writer's own document (WMD). `excluded_databases`: database files that the writer says are to be left
-    out, as `normalise_file` writes them."""
+    """One writer's own document (WMD).
+
+    `excluded_databases`: database files that the writer excludes, as `normalise_file` writes them.
+    """
 
     document: str
     writer_id: str
@@ -155,7 +159,7 @@ class WriterMetadata:
 
 @dataclass(frozen=True, slots=True)
 class QuiesceManifest:
-    """What VMware Tools leaves for a Linux guest instead of a VSS manifest."""
+    """The document that VMware Tools write for a Linux guest in place of a VSS manifest."""
 
     document: str
     provider_name: str
@@ -164,7 +168,7 @@ class QuiesceManifest:
 
 @dataclass(frozen=True, slots=True)
 class Unrecognised:
-    """Well-formed XML with a root element that is none of the above."""
+    """Well-formed XML with any other root element."""
 
     document: str
     root: str
@@ -172,7 +176,7 @@ class Unrecognised:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A document that could not be read: its name, why, and where in it."""
+    """A document that could not be read: its name, the cause, and the place in it."""
 
     document: str
     why: str

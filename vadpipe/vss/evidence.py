@@ -1,4 +1,4 @@
-"""What the rules look at: the documents of one manifest, brought together writer by writer.
+"""What the rules read: the documents of one manifest, joined writer by writer.
 
 A writer takes part twice: its own document says what it offers, the backup components document says what
 the requester included. Both carry the writer's class id and the id of the running instance, which is new
@@ -28,7 +28,7 @@ from .documents import (
     WriterMetadata,
     normalise_guid,
 )
-from .sent import BACKUP_TYPES, SentQuiescing, effective_type
+from .requested import BACKUP_TYPES, RequestedQuiescing, effective_type
 from .writers import KnownWriter, known_writer
 
 
@@ -43,7 +43,7 @@ class Above:
 
 @dataclass(frozen=True)
 class WriterEvidence:
-    """One writer instance as the documents tell it. Either side may be missing.
+    """One writer instance in both documents. Either side may be missing.
 
     `twins` are further documents that claim the same ids. `excluded`: the user said that it may be left out.
     """
@@ -69,15 +69,15 @@ class WriterEvidence:
 
     @property
     def backup_schema(self) -> int:
-        told = self.metadata or self.backup
-        return told.backup_schema if told else 0
+        document = self.metadata or self.backup
+        return document.backup_schema if document else 0
 
     @property
     def name(self) -> str:
         """The best name there is: the writer's own, the table's, the instance's, the id."""
-        told = self.metadata.friendly_name if self.metadata else ""
+        own = self.metadata.friendly_name if self.metadata else ""
         listed = self.backup.instance_name if self.backup else ""
-        return told or (self.known.name if self.known else "") or listed or self.writer_id or "unnamed writer"
+        return own or (self.known.name if self.known else "") or listed or self.writer_id or "unnamed writer"
 
     @property
     def included(self) -> tuple[BackupComponent, ...]:
@@ -90,6 +90,15 @@ class WriterEvidence:
     @cached_property
     def offered(self) -> dict[ComponentKey, WriterComponent]:
         return {component.key: component for component in (self.metadata.components if self.metadata else ())}
+
+    @cached_property
+    def captions(self) -> dict[str, str]:
+        """Names for people by component (full path), where they differ from the component's name."""
+        return {
+            component.path: component.caption
+            for component in self.offered.values()
+            if component.caption and component.caption.lower() != component.name.lower()
+        }
 
     @cached_property
     def explicit(self) -> tuple[WriterComponent, ...]:
@@ -106,7 +115,7 @@ class WriterEvidence:
         )
 
     def carrier(self, component: WriterComponent) -> ComponentKey | None:
-        """What brings the component into the backup: itself when listed, else a listed selectable ancestor."""
+        """The listed component that includes this one: itself, or a selectable ancestor."""
         if component.key in self.included_keys:
             return component.key
         return self.above(component).listed
@@ -155,19 +164,20 @@ class WriterEvidence:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ManifestEvidence:
     """Everything known about one snapshot's manifest.
 
     `absent`: why there is none. `unfetched`: why it could not be fetched. `damage`: why the archive was
-    refused. All three are None when there are documents. `sent`: what the snapshot was asked for, None when nobody
-    knows. `excluded`: names, applications or class ids of writers that the user says may be left out.
+    refused. All three are None when there are documents. `requested`: the snapshot's quiesce specification,
+    None when it is not known. `excluded`: names, applications or class ids of writers that the user says may be
+    left out.
     """
 
     documents: tuple[Document, ...] = ()
     absent: str | None = None
     unfetched: str | None = None
     damage: str | None = None
-    sent: SentQuiescing | None = None
+    requested: RequestedQuiescing | None = None
     excluded: tuple[str, ...] = ()
 
     @cached_property
@@ -187,8 +197,8 @@ class Evidence:
         return tuple(one for one in self.documents if isinstance(one, QuiesceManifest))
 
     @property
-    def tells_absence(self) -> bool:
-        """True when what the backup components document does not list took no part: not without component mode."""
+    def proves_absence(self) -> bool:
+        """True in component mode: then a writer that the backup components document does not list took no part."""
         return bool(self.backups) and self.backups[0].select_components is not False
 
     @property
@@ -201,19 +211,19 @@ class Evidence:
         included: dict[tuple[str, str], list[BackupWriter]] = {}
         for writer in self.backups[0].writers if self.backups else ():
             included.setdefault((writer.writer_id, writer.instance_id), []).append(writer)
-        told: dict[tuple[str, str], list[WriterMetadata]] = {}
+        described: dict[tuple[str, str], list[WriterMetadata]] = {}
         for metadata in self.metadata:
-            told.setdefault((metadata.writer_id, metadata.instance_id), []).append(metadata)
+            described.setdefault((metadata.writer_id, metadata.instance_id), []).append(metadata)
         return tuple(
             self._with_exclusion(
                 WriterEvidence(
                     *ids,
                     backup=_joined(included[ids]) if ids in included else None,
-                    metadata=told[ids][0] if ids in told else None,
-                    twins=tuple(told.get(ids, ())[1:]),
+                    metadata=described[ids][0] if ids in described else None,
+                    twins=tuple(described.get(ids, ())[1:]),
                 )
             )
-            for ids in dict.fromkeys([*included, *told])
+            for ids in dict.fromkeys([*included, *described])
         )
 
     def _with_exclusion(self, writer: WriterEvidence) -> WriterEvidence:
@@ -225,14 +235,14 @@ class Evidence:
 
     @property
     def backup_type(self) -> str:
-        """The type of backup that the writers were told; empty when no document says it and nobody knows."""
-        told = self.backups[0].backup_type if self.backups else ""
-        if told in BACKUP_TYPES:
-            return told
-        return self.sent.backup_type if self.sent else ""
+        """The type of backup that the writers were told; empty when it is not known."""
+        stated = self.backups[0].backup_type if self.backups else ""
+        if stated in BACKUP_TYPES:
+            return stated
+        return self.requested.backup_type if self.requested else ""
 
     def effective_type(self, writer: WriterEvidence) -> str:
-        """What the type of backup comes to for a writer that takes part; empty for all others, and if unknown."""
+        """The type of backup that a writer performs; empty when it takes no part, or when the type is unknown."""
         return effective_type(self.backup_type, writer.backup_schema) if writer.backup else ""
 
 

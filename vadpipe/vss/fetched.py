@@ -1,4 +1,4 @@
-"""What fetching a manifest gave, whatever it was fetched from."""
+"""The result of fetching a manifest, whatever it was fetched from."""
 
 from __future__ import annotations
 
@@ -16,25 +16,35 @@ class ManifestKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FetchAttempt:
-    """One way by which the manifest was to be had. `problem`: why it failed, empty when it worked; `remark`: what
-    it left behind on purpose."""
+    """One way of fetching that was tried.
+
+    Args:
+        way: The name of the way.
+        problem: Why it failed; empty when it worked.
+        remark: What it left behind on purpose.
+    """
 
     way: str
     problem: str = ""
     remark: str = ""
 
     def as_dict(self) -> dict[str, str]:
-        told = {"way": self.way, "problem": self.problem, "remark": self.remark}
-        return {name: value for name, value in told.items() if value}
+        fields = {"way": self.way, "problem": self.problem, "remark": self.remark}
+        return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True)
 class FetchedManifest:
-    """A manifest's bytes, or why there are none. `path` is where it is, when that is known.
+    """A manifest's bytes, or why there are none.
 
-    Without content, `absent` tells the cases apart: True, there is none; False, it could not be fetched, or nobody
-    could look for it. The difference matters: no manifest means a crash-consistent snapshot, an unreachable one
-    means that nothing is known. `attempts`: the ways that were tried, in order.
+    Args:
+        content: The bytes; None when there are none.
+        reason: Why there are none.
+        path: Where it is, when that is known.
+        absent: Without content: True when there is no manifest, which means a crash-consistent snapshot; False when
+            it could not be looked for or fetched, which means that nothing is known.
+        kind: What the content is.
+        attempts: The ways that were tried, in order.
     """
 
     content: bytes | None

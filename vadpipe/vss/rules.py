@@ -1,7 +1,8 @@
-"""The rules that cross-check a manifest's documents: one row of RULES each.
+"""The rules that cross-check a manifest's documents.
 
-A rule reads the evidence and yields a breach for every place where it does not hold. It only states; what the
-statements mean for the level is decided in `classify`. A rule is added by a function and its row.
+A rule reads the evidence and yields a contradiction for every place where it does not hold. What the findings mean
+for the level is decided in `classify`. In `reads`, BCD is the backup components document (the requester's), WMD a
+writer's own document.
 
 Sources: "Microsoft" is its public documentation of the Volume Shadow Copy Service (page named), "VDDK guide" the
 chapter on Windows backup of VMware's Virtual Disk Development Kit programming guide.
@@ -10,105 +11,162 @@ chapter on Windows backup of VMware's Virtual Disk Development Kit programming g
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vadpipe.rules import RuleTable, Severity
 
 from .documents import BackupComponent, Unrecognised, WriterComponent
-from .evidence import Evidence, WriterEvidence
-from .rule import Breach, CoverageRule, Rule
-from .rules_relations import (
-    database_excluded,
-    dependency_not_covered,
-    system_state_incomplete,
-    writer_excluded,
+from .evidence import ManifestEvidence, WriterEvidence
+from .requested import (
+    BACKUP_TYPES,
+    VMWARE_DEFAULTS,
+    changes_logs,
+    distinguishes_types,
+    effect_on_logs,
 )
-from .rules_sent import (
-    context_differs,
-    counts_as_full,
-    logs_changed,
-    logs_kept,
-    options_differ,
-)
-from .verdict import Severity
+from .verdict import Contradiction
 from .writers import SQL_SERVER_WRITER
 
-# What the requirements of a job ask for by name.
+# Requirements of a job refer to these two.
 COMPONENT_MODE_UNSTATED = "component-mode-unstated"
 WRITER_NOT_INCLUDED = "writer-not-included"
 
+_BOTH = "BCD and WMD"
+_REQUESTED = "BCD and the quiesce specification"
+_CONTENTS = "Microsoft, Backup Components Document Contents"
+_ERRORS = "Microsoft, Writer Errors and Vetoes"
+_INTERFACES = "Microsoft, interface reference"
+_SELECTABILITY = "Microsoft, Working with Selectability for Backup"
+_SQL_SERVER = "Microsoft SQL Server, VSS writer backup guide"
+_TYPES = "Microsoft, VSS_BACKUP_TYPE; the writers' own documentation"
 
-def _unreadable_document(evidence: Evidence) -> Iterator[Breach]:
+Places: TypeAlias = Iterator[Contradiction]
+
+RULES: RuleTable[ManifestEvidence, Contradiction] = RuleTable()
+
+
+@RULES.rule(
+    "document-unreadable", Severity.ERROR, wanted="every document can be read", reads="every member",
+    source="own: it may be the document of any writer",
+)  # fmt: skip
+def _unreadable_document(evidence: ManifestEvidence) -> Places:
     for one in evidence.unreadable:
-        yield Breach(one.document, f"{one.document} cannot be read: {one.why} ({one.where})")
+        yield Contradiction(f"{one.document} cannot be read: {one.why} ({one.where})", document=one.document)
 
 
-def _unrecognised_document(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "document-unrecognised", Severity.INFO, wanted="every document is a VSS document", reads="every member",
+    source="own",
+)  # fmt: skip
+def _unrecognised_document(evidence: ManifestEvidence) -> Places:
     for one in evidence.documents:
         if isinstance(one, Unrecognised):
-            yield Breach(one.document, f"{one.document} is no VSS document: its root element is {one.root!r}")
+            text = f"{one.document} is no VSS document: its root element is {one.root!r}"
+            yield Contradiction(text, document=one.document)
 
 
-def _component_mode_unstated(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    COMPONENT_MODE_UNSTATED, Severity.UNPROVEN, wanted="the document says whether it selects components",
+    reads="BCD", source="VDDK guide: VMware Tools selects components",
+)  # fmt: skip
+def _component_mode_unstated(evidence: ManifestEvidence) -> Places:
     for backup in evidence.backups:
         if backup.writers and backup.select_components is None:
-            yield Breach(backup.document, f"{backup.document} does not say whether it selects components")
+            text = f"{backup.document} does not say whether it selects components"
+            yield Contradiction(text, document=backup.document)
 
 
-def _writer_without_metadata(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "writer-without-metadata", Severity.ERROR, wanted="every listed writer has a document with both of its ids",
+    reads=_BOTH, source=_CONTENTS,
+)  # fmt: skip
+def _writer_without_metadata(evidence: ManifestEvidence) -> Places:
+    if not evidence.metadata:
+        return  # the manifest came without any writer's document, which one decision says for all
     ids = {one.writer_id for one in evidence.metadata}
     for writer in evidence.writers:
         if writer.metadata is None:
             other = "only one of another instance" if writer.writer_id in ids else "none"
             text = f"{writer.name} is listed, but of its own documents there is {other}"
-            yield Breach(evidence.backup_document, text, writer)
+            yield _about(writer, text, evidence.backup_document)
 
 
-def _writer_described_twice(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "writer-described-twice", Severity.ERROR, wanted="one document for each writer instance", reads="WMD",
+    source="Microsoft, Writer Metadata Document Contents",
+)  # fmt: skip
+def _writer_described_twice(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for twin in writer.twins:
-            yield Breach(twin.document, f"{twin.document} describes {writer.name} once more", writer)
+            yield _about(writer, f"{twin.document} describes {writer.name} once more", twin.document)
 
 
-def _writer_failed(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "writer-failed", Severity.ERROR, wanted="no writer carries a failure message", reads="BCD", source=_ERRORS
+)
+def _writer_failed(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for attribute, message in writer.backup.failures if writer.backup else ():
-            yield Breach(evidence.backup_document, f"{writer.name} failed: {message} ({attribute})", writer)
+            yield _about(writer, f"{writer.name} failed: {message} ({attribute})", evidence.backup_document)
 
 
-def _writer_not_included(evidence: Evidence) -> Iterator[Breach]:
-    for writer in evidence.writers if evidence.tells_absence else ():
+@RULES.rule(
+    WRITER_NOT_INCLUDED, Severity.UNPROVEN, wanted="every writer with components was frozen and is listed",
+    reads=_BOTH, source=f"{_CONTENTS}; VDDK guide: all writers are involved",
+)  # fmt: skip
+def _writer_not_included(evidence: ManifestEvidence) -> Places:
+    for writer in evidence.writers if evidence.proves_absence else ():
         if writer.metadata and writer.backup is None and writer.explicit and not writer.excluded:
             text = f"{writer.name} has components, but was not part of the backup: it was not frozen"
-            yield Breach(writer.metadata.document, text, writer)
+            yield _about(writer, text, writer.metadata.document)
 
 
-def _schema_differs(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "schema-differs", Severity.WARNING, wanted="both documents state one backup schema", reads=_BOTH,
+    source=_INTERFACES,
+)  # fmt: skip
+def _schema_differs(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         if writer.backup and writer.metadata and writer.backup.backup_schema != writer.metadata.backup_schema:
-            listed, told = writer.backup.backup_schema, writer.metadata.backup_schema
-            text = f"{writer.name}: backup schema {listed:#x} is listed, its own document says {told:#x}"
-            yield Breach(evidence.backup_document, text, writer)
+            listed, offered = writer.backup.backup_schema, writer.metadata.backup_schema
+            text = f"{writer.name}: backup schema {listed:#x} is listed, its own document says {offered:#x}"
+            yield _about(writer, text, evidence.backup_document)
 
 
-def _component_failed(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "component-failed", Severity.ERROR, wanted="no component carries a failure message or did not succeed",
+    reads="BCD", source=_ERRORS,
+)  # fmt: skip
+def _component_failed(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included:
-            told = [f"{message} ({attribute})" for attribute, message in component.failures]
+            failures = [f"{message} ({attribute})" for attribute, message in component.failures]
             if component.backup_succeeded is False:
-                told.append("its backup did not succeed (backupSucceeded)")
-            for text in told:
-                text = f"{writer.name}, component {component.path}: {text}"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                failures.append("its backup did not succeed (backupSucceeded)")
+            for failure in failures:
+                text = f"{writer.name}, component {component.path}: {failure}"
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _component_not_offered(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "component-not-offered", Severity.ERROR, wanted="every listed component is in its writer's document",
+    reads=_BOTH, source=_CONTENTS,
+)  # fmt: skip
+def _component_not_offered(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included:
             if writer.metadata and component.key not in writer.offered:
                 text = f"{writer.name} does not offer the listed component {component.path}"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _component_of_other_type(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "component-of-other-type", Severity.ERROR, wanted="both documents state one type of a component",
+    reads=_BOTH, source=_INTERFACES,
+)  # fmt: skip
+def _component_of_other_type(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
@@ -116,179 +174,296 @@ def _component_of_other_type(evidence: Evidence) -> Iterator[Breach]:
             # Other spellings are not documented, so they prove nothing.
             if offer and listed in ("filegroup", "database") and listed != offer.kind:
                 text = f"{writer.name}, component {component.path}: listed as {listed}, but is a {offer.kind}"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _missing(evidence: Evidence, *, selectable: bool) -> Iterator[tuple[WriterEvidence, WriterComponent]]:
-    for writer in evidence.writers if evidence.tells_absence else ():
+def _missing(
+    evidence: ManifestEvidence, *, selectable: bool
+) -> Iterator[tuple[WriterEvidence, WriterComponent]]:
+    for writer in evidence.writers if evidence.proves_absence else ():
         for component in writer.explicit if writer.backup else ():
             if component.selectable is selectable and component.key not in writer.included_keys:
                 yield writer, component
 
 
-def _mandatory_component_missing(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "mandatory-component-missing", Severity.ERROR, wanted="a writer takes part with its mandatory components",
+    reads=_BOTH, source=_SELECTABILITY,
+)  # fmt: skip
+def _mandatory_component_missing(evidence: ManifestEvidence) -> Places:
     for writer, component in _missing(evidence, selectable=False):
         text = f"{writer.name} takes part without its mandatory component {component.path}"
-        yield Breach(evidence.backup_document, text, writer)
+        yield _about(writer, text, evidence.backup_document)
 
 
-def _component_not_included(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "component-not-included", Severity.UNPROVEN, wanted="every offered component is listed", reads=_BOTH,
+    source="VDDK guide: all components are involved",
+)  # fmt: skip
+def _component_not_included(evidence: ManifestEvidence) -> Places:
     for writer, component in _missing(evidence, selectable=True):
         text = f"{writer.name} offers component {component.path}, which was not part of the backup"
-        yield Breach(evidence.backup_document, text, writer, component.path)
+        yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _below_included_ancestor(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "below-included-ancestor", Severity.WARNING, wanted="no component is listed that its ancestor includes",
+    reads=_BOTH, source=_SELECTABILITY,
+)  # fmt: skip
+def _below_included_ancestor(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
             if offer and writer.above(offer).listed:
                 text = f"{writer.name}: component {component.path} is listed, its listed ancestor includes it"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _implicit_component_listed(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "implicit-component-listed", Severity.WARNING, wanted="no component is listed that can only come implicitly",
+    reads=_BOTH, source=_SELECTABILITY,
+)  # fmt: skip
+def _implicit_component_listed(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included:
             offer = writer.offered.get(component.key)
             if offer and not offer.selectable and writer.above(offer).selectable:
                 text = f"{writer.name}: component {component.path} is listed, though it cannot be selected"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-def _component_twice(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "component-twice", Severity.WARNING, wanted="path and name are unique in their writer", reads=_BOTH,
+    source="Microsoft, Logical Pathing of Components",
+)  # fmt: skip
+def _component_twice(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
-        told: list[tuple[str, Sequence[BackupComponent | WriterComponent]]] = [
+        lists: list[tuple[str, Sequence[BackupComponent | WriterComponent]]] = [
             (evidence.backup_document, writer.included)
         ]
         if writer.metadata:
-            told.append((writer.metadata.document, writer.metadata.components))
-        for document, components in told:
-            counted = Counter(component.key for component in components)
+            lists.append((writer.metadata.document, writer.metadata.components))
+        for document, components in lists:
+            counts = Counter(component.key for component in components)
             for key, path in {component.key: component.path for component in components}.items():
-                if counted[key] > 1:
-                    yield Breach(document, f"{writer.name}: component {path} is there twice", writer, path)
+                if counts[key] > 1:
+                    yield _about(writer, f"{writer.name}: component {path} is there twice", document, path)
 
 
-def _sql_component_without_stamp(evidence: Evidence) -> Iterator[Breach]:
+@RULES.rule(
+    "sql-component-without-stamp", Severity.INFO, wanted="SQL Server left stamp and metadata at each component",
+    reads="BCD", source=_SQL_SERVER,
+)  # fmt: skip
+def _sql_component_without_stamp(evidence: ManifestEvidence) -> Places:
     for writer in evidence.writers:
         for component in writer.included if writer.writer_id == SQL_SERVER_WRITER else ():
             if not (component.has_backup_stamp and component.has_backup_metadata):
                 text = f"{writer.name} left no stamp and metadata at {component.path}: weaker evidence"
-                yield Breach(evidence.backup_document, text, writer, component.path)
+                yield _about(writer, text, evidence.backup_document, component.path)
 
 
-_BOTH = "BCD and WMD"
-_INTERFACES = "Microsoft, interface reference"
-_SELECTABILITY = "Microsoft, Working with Selectability for Backup"
-_SQL_SERVER = "Microsoft SQL Server, VSS writer backup guide"
-_TYPES = "Microsoft, VSS_BACKUP_TYPE; the writers' own documentation"
-_SENT = "BCD and the quiesce spec that was sent"
-
-RULES: tuple[Rule | CoverageRule, ...] = (
-    Rule(
-        "document-unreadable", Severity.ERROR, "every member", "a document cannot be read",
-        "own: it may be the document of any writer", _unreadable_document,
-    ),
-    Rule(
-        "document-unrecognised", Severity.INFO, "every member", "a document is no VSS document",
-        "own", _unrecognised_document,
-    ),
-    Rule(
-        COMPONENT_MODE_UNSTATED, Severity.UNPROVEN, "BCD", "the selectComponents attribute is missing",
-        "VDDK guide: VMware Tools selects components", _component_mode_unstated,
-    ),
-    Rule(
-        "writer-without-metadata", Severity.ERROR, _BOTH, "no writer document has both ids of a listed writer",
-        "Microsoft, Backup Components Document Contents", _writer_without_metadata,
-    ),
-    Rule(
-        "writer-described-twice", Severity.ERROR, "WMD", "two documents claim the same writer instance",
-        "Microsoft, Writer Metadata Document Contents", _writer_described_twice,
-    ),
-    Rule(
-        "writer-failed", Severity.ERROR, "BCD", "a writer carries a failure message",
-        "Microsoft, Writer Errors and Vetoes", _writer_failed,
-    ),
-    Rule(
-        WRITER_NOT_INCLUDED, Severity.UNPROVEN, _BOTH, "a writer with components is not listed: not frozen",
-        "Microsoft, Backup Components Document Contents; VDDK guide: all writers are involved",
-        _writer_not_included,
-    ),
-    Rule(
-        "schema-differs", Severity.WARNING, _BOTH, "the backup schema differs between the documents",
-        _INTERFACES, _schema_differs,
-    ),
-    Rule(
-        "component-failed", Severity.ERROR, "BCD", "a component carries a failure message or did not succeed",
-        "Microsoft, Writer Errors and Vetoes", _component_failed,
-    ),
-    Rule(
-        "component-not-offered", Severity.ERROR, _BOTH, "a listed component is not in the writer's document",
-        "Microsoft, Backup Components Document Contents", _component_not_offered,
-    ),
-    Rule(
-        "component-of-other-type", Severity.ERROR, _BOTH, "a component is a file group here and a database there",
-        _INTERFACES, _component_of_other_type,
-    ),
-    Rule(
-        "mandatory-component-missing", Severity.ERROR, _BOTH, "a writer takes part without a mandatory component",
-        _SELECTABILITY, _mandatory_component_missing,
-    ),
-    Rule(
-        "component-not-included", Severity.UNPROVEN, _BOTH, "a component is offered and not listed",
-        "VDDK guide: all components are involved", _component_not_included,
-    ),
-    Rule(
-        "below-included-ancestor", Severity.WARNING, _BOTH, "a component is listed that its ancestor includes",
-        _SELECTABILITY, _below_included_ancestor,
-    ),
-    Rule(
-        "implicit-component-listed", Severity.WARNING, _BOTH, "a component is listed that can only come implicitly",
-        _SELECTABILITY, _implicit_component_listed,
-    ),
-    Rule(
-        "component-twice", Severity.WARNING, _BOTH, "path and name are not unique in their writer",
-        "Microsoft, Logical Pathing of Components", _component_twice,
-    ),
-    Rule(
-        "sql-component-without-stamp", Severity.INFO, "BCD", "SQL Server left no stamp and metadata at a component",
-        _SQL_SERVER, _sql_component_without_stamp,
-    ),
-    Rule(
-        "database-excluded", Severity.UNPROVEN, "WMD", "a writer leaves files of a database out",
-        _SQL_SERVER, database_excluded,
-    ),
-    CoverageRule(
-        "dependency-not-covered", Severity.WARNING, _BOTH, "a component that another one needs is not covered",
-        "Microsoft, Dependencies between Components Managed by Different Writers", dependency_not_covered,
-    ),
-    Rule(
-        "system-state-incomplete", Severity.WARNING, _BOTH, "a part of the system state did not take part",
-        "Microsoft, Backing Up and Restoring System State", system_state_incomplete,
-    ),
-    Rule(
-        "writer-excluded", Severity.INFO, "configuration", "a writer is excluded by the user: it does not count",
-        "VDDK guide: writers can be excluded", writer_excluded,
-    ),
-    Rule(
-        "options-differ", Severity.WARNING, _SENT, "VSS was run with other options than were sent",
-        "VDDK guide and the API's quiesce spec: VMware's defaults", options_differ,
-    ),
-    Rule(
-        "context-differs", Severity.WARNING, _SENT, "writers took part though not asked, or did not though asked",
-        "vSphere API, vssBackupContext", context_differs,
-    ),
-    Rule(
-        "logs-kept", Severity.INFO, _BOTH, "the backup type leaves a writer's logs and history alone",
-        _TYPES, logs_kept,
-    ),
-    Rule(
-        "logs-changed", Severity.WARNING, _BOTH, "the backup type changes a writer's logs or backup history",
-        _TYPES, logs_changed,
-    ),
-    Rule(
-        "counts-as-full", Severity.INFO, _BOTH, "a writer with a database takes any backup type for a full one",
-        _TYPES, counts_as_full,
-    ),
+@RULES.rule(
+    "database-excluded", Severity.UNPROVEN, wanted="a writer excludes no file of a database", reads="WMD",
+    source=_SQL_SERVER,
 )  # fmt: skip
+def _database_excluded(evidence: ManifestEvidence) -> Places:
+    for writer in evidence.writers:
+        if writer.metadata is None:
+            continue
+        holders = {
+            file: component.path
+            for component in writer.metadata.components
+            for file in component.database_files
+        }
+        for file in dict.fromkeys(writer.metadata.excluded_databases):
+            if holder := holders.get(file):
+                text = f"{writer.name} excludes {file} of its own component {holder}"
+                yield _about(writer, text, writer.metadata.document, holder)
+            elif _is_lost_database(writer, file):
+                text = f"{writer.name} excludes {file}: the database that it belongs to is not covered"
+                yield _about(writer, text, writer.metadata.document, file)
+
+
+_TEMPDB = "\\tempdb.mdf"  # made anew at every start, never part of a backup
+
+
+def _is_lost_database(writer: WriterEvidence, file: str) -> bool:
+    """A database has one primary file; its other files say nothing more."""
+    is_primary = file.endswith(".mdf") and not file.endswith(_TEMPDB)
+    return writer.writer_id == SQL_SERVER_WRITER and is_primary
+
+
+_SYSTEM_STATE = frozenset({"BOOTABLE_SYSTEM_STATE", "SYSTEM_SERVICE"})
+
+
+@RULES.rule(
+    "system-state-incomplete", Severity.WARNING, wanted="every part of the system state took part", reads=_BOTH,
+    source="Microsoft, Backing Up and Restoring System State",
+)  # fmt: skip
+def _system_state_incomplete(evidence: ManifestEvidence) -> Places:
+    if not evidence.proves_absence or not evidence.backups[0].bootable_system_state:
+        return
+    for writer in evidence.writers:
+        if not writer.metadata or writer.metadata.usage.upper() not in _SYSTEM_STATE or not writer.counts:
+            continue
+        expected = [component for component in writer.explicit if component.system_state]
+        missing = [component.path for component in expected if not writer.takes_part(component)]
+        if missing:
+            short = f"{', '.join(missing)} did not take part, or failed"
+            text = f"{writer.name} belongs to the system state, but {short}"
+            yield _about(writer, text, evidence.backup_document)
+
+
+@RULES.rule(
+    "writer-excluded", Severity.INFO, wanted="the configuration excludes no writer", reads="configuration",
+    source="VDDK guide: writers can be excluded",
+)  # fmt: skip
+def _writer_excluded(evidence: ManifestEvidence) -> Places:
+    for writer in evidence.writers:
+        if writer.excluded:
+            took_part = "took part nonetheless" if writer.backup else "did not take part"
+            yield _about(writer, f"{writer.name} is excluded by the configuration; it {took_part}")
+
+
+@RULES.rule(
+    "options-differ", Severity.WARNING, wanted="VSS ran with the requested options", reads=_REQUESTED,
+    source="VDDK guide and the API's quiesce specification: VMware's defaults",
+)  # fmt: skip
+def _options_differ(evidence: ManifestEvidence) -> Places:
+    wanted = evidence.requested or VMWARE_DEFAULTS
+    whose = "was requested" if evidence.requested else "is VMware's default"
+    for backup in evidence.backups:
+        if not backup.writers and not evidence.metadata:  # then the options concern nobody
+            continue
+        # How types other than these are spelled is not documented.
+        backup_type = backup.backup_type if backup.backup_type in BACKUP_TYPES else None
+        for attribute, stated, expected in (
+            ("selectComponents", _yes(backup.select_components), "yes"),
+            (
+                "bootableSystemStateBackup",
+                _yes(backup.bootable_system_state),
+                _yes(wanted.bootable_system_state),
+            ),
+            ("partialFileSupport", _yes(backup.partial_file_support), _yes(wanted.partial_files)),
+            ("backupType", backup_type, wanted.backup_type),
+        ):
+            if stated is not None and stated != expected:
+                text = f"{backup.document}: {attribute} is {stated}, {expected} {whose}"
+                yield Contradiction(text, document=backup.document)
+
+
+@RULES.rule(
+    "context-differs", Severity.WARNING, wanted="writers took part if, and only if, that was requested",
+    reads=_REQUESTED, source="vSphere API, vssBackupContext",
+)  # fmt: skip
+def _context_differs(evidence: ManifestEvidence) -> Places:
+    requested = evidence.requested
+    if requested is None or requested.kind == "auto" or not evidence.backups:
+        return  # with 'auto' VMware Tools choose
+    took_part = bool(evidence.metadata)
+    if not took_part and evidence.unreadable:
+        return  # they may be the writers' documents
+    if (requested.kind == "application") is not took_part:
+        found = "took part" if took_part else "left no documents"
+        text = f"{requested.kind} quiescing was requested, writers {found}"
+        yield Contradiction(text, document=evidence.backup_document)
+
+
+@RULES.rule(
+    "logs-kept", Severity.INFO, wanted="the backup type changes a writer's logs and history", reads=_BOTH,
+    source=_TYPES,
+)  # fmt: skip
+def _logs_kept(evidence: ManifestEvidence) -> Places:
+    for writer in _told_a_type(evidence, distinguishing=True):
+        if not changes_logs(evidence.effective_type(writer)):
+            yield _about_logs(evidence, writer)
+
+
+@RULES.rule(
+    "logs-changed", Severity.WARNING, wanted="the backup type leaves a writer's logs and history alone",
+    reads=_BOTH, source=_TYPES,
+)  # fmt: skip
+def _logs_changed(evidence: ManifestEvidence) -> Places:
+    for writer in _told_a_type(evidence, distinguishing=True):
+        if changes_logs(evidence.effective_type(writer)):
+            yield _about_logs(evidence, writer)
+
+
+@RULES.rule(
+    "counts-as-full", Severity.INFO, wanted="a writer with a database tells backup types apart", reads=_BOTH,
+    source=_TYPES,
+)  # fmt: skip
+def _counts_as_full(evidence: ManifestEvidence) -> Places:
+    for writer in _told_a_type(evidence, distinguishing=False):
+        has_database = writer.metadata and writer.metadata.data_source.upper() == "TRANSACTION_DB"
+        if has_database and evidence.effective_type(writer) != evidence.backup_type:
+            yield _about_logs(evidence, writer)
+
+
+def _told_a_type(evidence: ManifestEvidence, *, distinguishing: bool) -> Iterator[WriterEvidence]:
+    """Writers that take part and were told a type, by whether they are known to distinguish types."""
+    for writer in evidence.writers if evidence.backup_type else ():
+        if writer.backup and distinguishes_types(writer.application, writer.backup_schema) is distinguishing:
+            yield writer
+
+
+def _about_logs(evidence: ManifestEvidence, writer: WriterEvidence) -> Contradiction:
+    asked, effective = evidence.backup_type, evidence.effective_type(writer)
+    performed = f"{asked} backup"
+    if effective != asked:
+        performed += f", which its schema {writer.backup_schema:#x} lacks and which counts as {effective}"
+    effect = effect_on_logs(writer.application, effective) or "nothing is known of its logs"
+    return _about(writer, f"{writer.name}: {performed}: {effect}", evidence.backup_document)
+
+
+@dataclass(frozen=True, slots=True)
+class CoveredEvidence:
+    """The evidence, and what the rules about the documents leave of it.
+
+    `covered`: writer and instance id -> components that are shown consistent, by full path in lower case.
+    """
+
+    evidence: ManifestEvidence
+    covered: Mapping[tuple[str, str], frozenset[str]]
+
+
+# Judged after RULES, because these rules read what those leave covered. None of them lowers the level.
+COVERAGE_RULES: RuleTable[CoveredEvidence, Contradiction] = RuleTable()
+
+
+@COVERAGE_RULES.rule(
+    "dependency-not-covered", Severity.WARNING, wanted="every component that another one needs is covered",
+    reads=_BOTH, source="Microsoft, Dependencies between Components Managed by Different Writers",
+)  # fmt: skip
+def _dependency_not_covered(facts: CoveredEvidence) -> Places:
+    """About covered components only: the others are short already."""
+    by_class: dict[str, set[str]] = {}
+    for (writer_id, _), paths in facts.covered.items():
+        by_class.setdefault(writer_id, set()).update(paths)
+    for writer in facts.evidence.writers:
+        own = facts.covered.get((writer.writer_id, writer.instance_id), ())
+        for component in writer.metadata.components if writer.metadata else ():
+            if not component.dependencies or component.path.lower() not in own:
+                continue
+            for needed in component.dependencies:
+                text = f"{writer.name}, component {component.path}: needs {needed.path}"
+                if needed.is_remote:
+                    text += ", which lies on another machine and cannot be covered here"
+                elif needed.path.lower() not in by_class.get(needed.writer_id, ()):
+                    text += f" of writer {needed.writer_id}, which is not shown to be covered"
+                else:
+                    continue
+                yield _about(writer, text, component=component.path)
+
+
+def _about(
+    writer: WriterEvidence, text: str, document: str | None = None, component: str = ""
+) -> Contradiction:
+    """A contradiction about a writer; `document` is its own one unless another is given."""
+    if document is None:
+        document = writer.metadata.document if writer.metadata else ""
+    return Contradiction(text, component, False, document, writer.writer_id, writer.instance_id)
+
+
+def _yes(value: bool | None) -> str | None:
+    return None if value is None else "yes" if value else "no"

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 CONFIG = """
 from pathlib import Path
 from pipeline import Job, Secret
+from sinks import Nowhere
 from stages import Journal, Quiesce, Vcenter, VcenterVm, Vddk
 
 vcenter = Vcenter({host!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint_sha1!r}, port={port},
@@ -26,7 +27,7 @@ vcenter = Vcenter({host!r}, "backup", Secret.from_text("lab"), thumbprint={thumb
 def job(vm, consolidate):
     machine = VcenterVm(vcenter, vm, reader=Vddk("/nowhere"), quiesce=Quiesce.none(),
                         journal=Journal(Path({journal!r})), consolidate=consolidate)
-    return Job(machine, lambda disk, point: None, None, name=vm)
+    return Job(machine, print, Nowhere(), name=vm)
 
 jobs = [job("web01", "never"), job("db01", {consolidate!r})]
 """

@@ -76,7 +76,7 @@ def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
     assert document["ok"] is True
     assert document["jobs"][0]["disks"][0]["new"] == 3
     kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
-    assert kinds == ["disk started", "extents", "disk finished", "published"]
+    assert kinds == ["disk started", "disk finished", "published"]
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_reads_what_qemu_img_wrote(tmp_path: Path) -> None:
 
 @needs_qemu_img
 @pytest.mark.parametrize("provisioning", ["thin", "flat"])
-def test_writes_at_every_kind_of_edge(tmp_path: Path, provisioning: str) -> None:
+def test_writes_at_every_kind_of_edge_are_read_back(tmp_path: Path, provisioning: str) -> None:
     disk = new_disk(tmp_path, provisioning)
     model = bytearray(ODD)
     rng = random.Random(2)
@@ -133,7 +133,7 @@ def test_writes_at_every_kind_of_edge(tmp_path: Path, provisioning: str) -> None
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (ODD, 1), (ODD - 1, 2)])
-def test_nothing_outside_the_disk(tmp_path: Path, offset: int, length: int) -> None:
+def test_requests_outside_the_disk_are_refused(tmp_path: Path, offset: int, length: int) -> None:
     disk = new_disk(tmp_path)
     with pytest.raises(LabDiskError, match="reach past its"):
         disk.read(offset, length)
@@ -237,7 +237,7 @@ def test_content_id_stays_while_there_are_children(tmp_path: Path) -> None:
     assert content_id() != written
 
 
-def test_change_ids_that_have_no_answer(tmp_path: Path) -> None:
+def test_unknown_change_ids_are_refused(tmp_path: Path) -> None:
     disk = new_disk(tmp_path)
     untracked = disk.fork(quiesced_second=False)
     with pytest.raises(ChangeIdError, match="without change tracking"):
@@ -288,7 +288,7 @@ def test_both_sets_of_grain_tables_agree(tmp_path: Path) -> None:
     assert [grain for grain, sector in enumerate(entries[1]) if sector] == [0, 4, 5, 32]
 
 
-def test_everything_allocated_as_of_the_snapshot(tmp_path: Path) -> None:
+def test_allocated_extents_are_those_of_the_snapshot(tmp_path: Path) -> None:
     disk = new_disk(tmp_path)
     disk.enable_tracking()
     disk.write(BLOCK, b"x")
@@ -304,7 +304,7 @@ def test_everything_allocated_as_of_the_snapshot(tmp_path: Path) -> None:
 
 @needs_qemu_img
 @pytest.mark.parametrize("provisioning", ["thin", "flat"])
-def test_raw_images_in_and_their_differences(tmp_path: Path, provisioning: str) -> None:
+def test_a_raw_image_is_imported_and_compared(tmp_path: Path, provisioning: str) -> None:
     raw = tmp_path / "image.raw"
     rng = random.Random(3)
     with raw.open("wb") as file:
@@ -338,7 +338,7 @@ def test_raw_images_in_and_their_differences(tmp_path: Path, provisioning: str) 
 
 
 @needs_qemu_img
-def test_four_tebibytes_cost_nothing(tmp_path: Path) -> None:
+def test_a_disk_of_4_tib_needs_no_memory_for_its_size(tmp_path: Path) -> None:
     disk = LabDisk.create(tmp_path, "big", 4 * TiB)
     disk.enable_tracking()
     first = disk.fork(quiesced_second=True)
@@ -352,7 +352,7 @@ def test_four_tebibytes_cost_nothing(tmp_path: Path) -> None:
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 8 * MiB
 
 
-def test_load_names_what_is_missing(tmp_path: Path) -> None:
+def test_loading_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(LabDiskError, match=r"web01-ctk.json does not describe a disk"):
         LabDisk.load(tmp_path, "web01")
     new_disk(tmp_path)

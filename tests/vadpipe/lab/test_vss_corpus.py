@@ -17,9 +17,10 @@ from vadpipe.lab.vss_corpus import (
 )
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS
-from vadpipe.vss.rules import RULES
+from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level, Severity
 
+ALL_RULES = (*RULES, *COVERAGE_RULES)
 COUNT = 520
 JUDGED = ("level", "decision", "reasons", "writers", "applications", "policy")
 
@@ -41,7 +42,7 @@ def test_every_verdict_is_right_reasons_included(cases):
     kinds = ("level", "application", "database")
     assert all(confusion.policies[kind, satisfied] > 20 for kind in kinds for satisfied in (True, False))
     assert confusion.policies["missing writer", False] > 5
-    assert set(confusion.rules) == {rule.id for rule in RULES}
+    assert set(confusion.rules) == {rule.id for rule in ALL_RULES}
     assert not confusion.unstated
 
 
@@ -57,27 +58,33 @@ def test_the_same_seed_gives_the_same_manifests():
 
 
 def test_every_rule_is_judged():
-    assert {rule.id for rule in RULES} == STATED
+    assert {rule.id for rule in ALL_RULES} == STATED
+
+
+def change_rules(monkeypatch, change):
+    """Run every rule through `change` for the classifier; None takes it out."""
+    for name, table in (("RULES", RULES), ("COVERAGE_RULES", COVERAGE_RULES)):
+        monkeypatch.setattr(classify, name, [new for one in table if (new := change(one)) is not None])
 
 
 def told(one):
     return set(one.draft.told) | {rule for standing in one.draft.standings for rule, _ in standing.told}
 
 
-@pytest.mark.parametrize("rule", [rule.id for rule in RULES])
+@pytest.mark.parametrize("rule", [rule.id for rule in ALL_RULES])
 def test_a_rule_that_says_nothing_is_noticed(rule, cases, monkeypatch):
     one = next(one for one in cases if not one.draft.refused and rule in told(one))
-    monkeypatch.setattr(classify, "RULES", tuple(one for one in RULES if one.id != rule))
+    change_rules(monkeypatch, lambda one: one if one.id != rule else None)
     confusion = Confusion()
     confusion.add(one)
     assert any('reasons: expected and not given ["' in line for line in confusion.disagreements)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+@pytest.mark.parametrize("rule", ALL_RULES, ids=lambda rule: rule.id)
 def test_a_rule_that_lowers_when_it_should_not_or_the_other_way_is_noticed(rule, cases, monkeypatch):
     other = replace(rule, severity=Severity.INFO if rule.severity.lowers else Severity.ERROR)
-    monkeypatch.setattr(classify, "RULES", tuple(other if one is rule else one for one in RULES))
+    change_rules(monkeypatch, lambda one: other if one is rule else one)
     confusion = Confusion()
     for one in cases:
         if not one.draft.refused and rule.id in told(one) and not confusion.disagreements:
@@ -87,8 +94,7 @@ def test_a_rule_that_lowers_when_it_should_not_or_the_other_way_is_noticed(rule,
 
 def test_a_rule_about_which_the_generator_says_nothing_is_printed(cases, monkeypatch):
     one = next(one for one in cases if "options-differ" in told(one))
-    renamed = tuple(replace(one, id="new") if one.id == "options-differ" else one for one in RULES)
-    monkeypatch.setattr(classify, "RULES", renamed)
+    change_rules(monkeypatch, lambda one: replace(one, id="new") if one.id == "options-differ" else one)
     confusion = Confusion()
     confusion.add(one)
     assert any(line.startswith("not judged: new ") for line in confusion.lines())
@@ -103,7 +109,7 @@ def test_the_command_prints_the_matrix_and_counts():
 
 
 def test_a_disagreement_is_printed_with_what_happened_and_fails(monkeypatch, tmp_path):
-    monkeypatch.setattr(classify, "RULES", ())
+    change_rules(monkeypatch, lambda one: None)
     number = next(n for n, row in enumerate(ROWS) if row.name == "own document twice")
     done = CliRunner().invoke(main, ["--only", str(number), "--keep", str(tmp_path)])
     assert done.exit_code == 1

@@ -183,6 +183,19 @@ async def assert_all_is_there_but_leftovers(repository, states):
             assert np.array_equal(await restore(reader, point), state)
 
 
+async def test_no_descriptor_stays_open(repository):
+    def open_files():
+        links = (Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+        return sum("/repository/" in os.readlink(link) for link in links if os.path.lexists(link))
+
+    await backup(repository, [MemoryDisk(random_bytes(1, MiB))], incremental_path)
+    assert open_files() == 0
+    async with open_repository(repository.path) as reader:
+        await verify(reader)
+        assert open_files() > 0
+    assert open_files() == 0
+
+
 MANY = """
 import resource, sys, time, trio
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[3]),) * 2)
@@ -196,8 +209,9 @@ async def main():
     for run in range(int(sys.argv[2])):
         disk.write(4096 * (run % 64), random_bytes(run, 4096))
         await backup(repository, [disk], incremental_path)
+        await backup(repository, [disk], incremental_path)  # nothing new
     async with open_repository(repository.path) as reader:
-        assert len(reader.points) == int(sys.argv[2])
+        assert len(reader.points) == 2 * int(sys.argv[2])
         assert np.array_equal(await restore(reader, reader.points[-1]), disk.content)
         print(len(reader.index.segments), (await verify(reader)).damages)
 
@@ -208,8 +222,8 @@ trio.run(main)
 @pytest.mark.parametrize(
     ("runs", "limit"),
     [
-        pytest.param(120, 40, marks=pytest.mark.slow),
-        pytest.param(1100, 256, marks=pytest.mark.campaign),
+        pytest.param(60, 40, marks=pytest.mark.slow),
+        pytest.param(550, 256, marks=pytest.mark.campaign),
     ],
 )
 def test_a_repository_survives_many_runs_with_few_descriptors(tmp_path, runs, limit):

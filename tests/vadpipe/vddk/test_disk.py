@@ -68,7 +68,7 @@ async def test_remote_disk_with_completions_out_of_order(
 
 
 @pytest.mark.parametrize("chain", ["sparse", "child", "grandchild"])
-async def test_allocation_is_true_to_the_chain(
+async def test_allocated_extents_equal_those_of_the_chain(
     libdir: Path, made_lab: Lab, pool: BufferPool, chain: str
 ) -> None:
     expected = made_lab.chains[chain]
@@ -104,7 +104,7 @@ async def test_a_disk_smaller_than_a_chunk_is_all_tail(
 @pytest.mark.parametrize(
     ("knob", "allocation", "reason"), [("all", "queried", ""), ("unsupported", "unavailable", "code 6")]
 )
-async def test_everything_is_allocated_where_nobody_knows(
+async def test_the_whole_disk_counts_as_allocated_when_queries_are_useless(
     libdir: Path,
     lab: Lab,
     pool: BufferPool,
@@ -178,7 +178,9 @@ async def test_two_disks_are_open_at_once(libdir: Path, lab: Lab, pool: BufferPo
     assert len(images) == 2
 
 
-async def test_a_read_after_the_end_says_so(libdir: Path, made_lab: Lab, pool: BufferPool) -> None:
+async def test_a_read_after_closing_raises_closed_resource_error(
+    libdir: Path, made_lab: Lab, pool: BufferPool
+) -> None:
     async with quick(libdir).open(DiskAccess.local(made_lab.chains["flat"].leaf), pool) as disk:
         buffer = await pool.acquire()
     with pytest.raises(trio.ClosedResourceError):
@@ -186,7 +188,7 @@ async def test_a_read_after_the_end_says_so(libdir: Path, made_lab: Lab, pool: B
     buffer.release()
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_settings_out_of_range_are_refused() -> None:
     for settings in ({"depth": 0}, {"request": 1000}, {"request": 8 * MiB}, {"config": {"a": "b\nc=d"}}):
         with pytest.raises(ConfigError):
             quick("/opt/vddk", **settings)

@@ -26,7 +26,7 @@ LOST = [
     ("CRASH", "read:1"),
     pytest.param("HANG", "read:9", marks=pytest.mark.slow),
     ("FAULT", "read:17:14011"),
-    ("FAULT", "read:3:14014,read:9:14015"),
+    ("FAULT", "read:3:14014,read:20:14015"),
     ("FAULT", "open:1:14009"),
     ("CRASH", "connect:1"),
     ("CRASH", "query:1"),
@@ -63,7 +63,7 @@ async def test_a_lost_child_changes_no_byte(
 
 
 @pytest.mark.parametrize(("kind", "where"), [("FAULT", "read:5:14011"), ("CRASH", "read:5")])
-async def test_setbacks_with_progress_in_between_are_not_counted(
+async def test_failures_with_progress_in_between_are_not_counted(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
 ) -> None:
     monkeypatch.setenv(f"VADPIPE_VDDK_{kind}", where)  # the fifth read of every child
@@ -81,7 +81,7 @@ async def read_first(disk: VddkDisk, pool: BufferPool, length: int = 64 * KiB) -
         buffer.release()
 
 
-async def test_a_host_that_stays_lost_is_one_error(
+async def test_a_host_that_stays_unreachable_gives_one_error(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:1:14011")
@@ -97,7 +97,7 @@ async def test_a_host_that_stays_lost_is_one_error(
             await read_first(disk, pool)
 
 
-async def test_a_child_that_always_crashes_is_one_error_with_its_last_words(
+async def test_a_child_that_always_crashes_gives_one_error_with_its_last_lines(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "read:1")
@@ -109,7 +109,7 @@ async def test_a_child_that_always_crashes_is_one_error_with_its_last_words(
     assert any("crash as asked" in line for line in caught.value.facts["log"])  # type: ignore[attr-defined]
 
 
-async def test_an_open_that_always_fails_is_tried_anew_then_told(
+async def test_an_open_that_always_fails_is_retried_then_reported(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "open:1:14009")
@@ -119,7 +119,7 @@ async def test_an_open_that_always_fails_is_tried_anew_then_told(
 
 
 @pytest.mark.slow
-async def test_an_open_that_hangs_is_given_up(
+async def test_a_hanging_open_is_given_up_after_its_timeout(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_HANG", "open:1")
@@ -142,7 +142,7 @@ async def test_another_disk_under_the_same_name_is_not_read(
             await read_first(disk, pool)
 
 
-async def test_a_final_code_fails_its_read_only(
+async def test_a_final_error_code_fails_only_its_own_read(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:3:16007")
@@ -156,18 +156,20 @@ async def test_a_final_code_fails_its_read_only(
     assert (disk.statistics().restarts, disk.statistics().unclean) == (0, 0)
 
 
-async def test_a_query_that_always_kills_its_child_is_done_without(
+async def test_a_query_that_always_kills_its_child_is_given_up_without_counting_against_reads(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "query:1")
-    async with quick(libdir).open(lab.access(), pool) as disk:
+    async with quick(libdir, restarts=0).open(
+        lab.access(), pool
+    ) as disk:  # a query's losses are not a read's
         assert disk.allocation == "unavailable"
-        assert "again and again" in disk.allocation_reason
+        assert "lost its connection 2 times" in disk.allocation_reason
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [ValueError()])])
-async def test_the_exception_of_the_host_comes_out_bare(
+async def test_the_exception_of_the_caller_is_raised_unwrapped(
     libdir: Path, lab: Lab, pool: BufferPool, error: Exception
 ) -> None:
     with pytest.raises(type(error)) as caught:
@@ -193,6 +195,7 @@ async def test_failing_reads_side_by_side_each_have_an_error_of_their_own(
         quick(libdir, restarts=0, depth=1).open(lab.access(), pool) as disk,
         trio.open_nursery() as nursery,
     ):
-        for _ in range(3):
+        for _ in range(6):
             nursery.start_soon(read, disk)
-    assert len({id(error) for error in errors}) == len(errors) == 3
+    # One fails, one more may have been issued before the child left, the others were waiting.
+    assert len({id(error) for error in errors}) == len(errors) >= 4

@@ -12,7 +12,7 @@ import pytest
 from vadpipe.vddk import abi
 from vadpipe.vddk.client import LOG_TAIL
 from vadpipe.vddk.codes import CODES, code_of
-from vadpipe.vddk.failures import call_failed
+from vadpipe.vddk.errors import call_failed
 
 
 @pytest.mark.parametrize("generation", [6, 7, 8, 9])
@@ -27,7 +27,7 @@ def test_every_symbol_is_exported(libdir: Path, generation: int) -> None:
     assert {abi.PREFIX + name for name in abi.SYMBOLS} <= exported
 
 
-def test_layouts_are_the_documented_ones() -> None:
+def test_struct_layouts_are_the_documented_ones() -> None:
     sizes = {abi.ConnectParams: 128, abi.Info: 56, abi.Block: 16, abi.BlockList: 24}
     assert {struct: ctypes.sizeof(struct) for struct in sizes} == sizes
     offsets = {"credType": 32, "creds": 40, "port": 64, "vimApiVer": 72, "state": 88, "specType": 120}
@@ -35,7 +35,7 @@ def test_layouts_are_the_documented_ones() -> None:
     assert (abi.Info.capacity.offset, abi.Info.uuid.offset, abi.BlockList.blocks.offset) == (24, 48, 8)
 
 
-def test_codes_are_classed_as_the_field_does() -> None:
+def test_transient_error_codes_are_those_worth_a_retry() -> None:
     transient = {number for number, code in CODES.items() if code.transient}
     assert transient == {2, 5, 13, 26, 34, 36, *range(14006, 14012), 14014, 14015, 18000}
     assert all(code.number == number for number, code in CODES.items())
@@ -47,7 +47,7 @@ def test_codes_are_classed_as_the_field_does() -> None:
     assert code_of(0xABCD_0000_0000 | 16007).name == "DISK_OUTOFRANGE"
 
 
-def test_an_error_shows_the_lines_that_matter() -> None:
+def test_an_error_quotes_the_library_lines_above_information() -> None:
     log = ["I hello", "W first", "D noise", "W second", "I bye"]
     error = call_failed("Open", 0x7_0000 | 4, "A file was not found", "[ds1] a.vmdk", log)
     assert "failed with code 4 (FILE_NOT_FOUND" in str(error)

@@ -64,7 +64,7 @@ def test_the_child_inherits_no_secret() -> None:
     }
 
 
-async def test_secrets_are_nowhere_to_be_seen(
+async def test_a_password_is_not_in_command_line_environment_or_output(
     libdir: Path,
     lab: Lab,
     pool: BufferPool,
@@ -81,7 +81,9 @@ async def test_secrets_are_nowhere_to_be_seen(
     assert PASSWORD not in "".join(capfd.readouterr())
 
 
-async def test_a_secret_in_the_log_is_blotted_out(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_a_secret_in_the_library_log_is_replaced_by_stars(
+    libdir: Path, lab: Lab, pool: BufferPool
+) -> None:
     access = lab.access(thumbprint=COOKIE, password=None, cookie=Secret.from_text(COOKIE))
     with pytest.raises(VddkError, match=r"expected thumbprint \*\*\*") as caught:
         async with quick(libdir).open(access, pool):
@@ -89,7 +91,9 @@ async def test_a_secret_in_the_log_is_blotted_out(libdir: Path, lab: Lab, pool: 
     assert COOKIE not in str(caught.value) + str(caught.value.facts)
 
 
-async def test_a_session_cookie_is_as_good_as_a_password(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_a_session_cookie_opens_a_disk_without_a_password(
+    libdir: Path, lab: Lab, pool: BufferPool
+) -> None:
     access = lab.access(password=None, cookie=Secret.from_text(COOKIE))
     async with quick(libdir).open(access, pool) as disk:
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
@@ -122,7 +126,7 @@ async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "200")
-    async with quick(libdir, request=256 * KiB).open(lab.access(), pool) as disk:
+    async with quick(libdir, request=256 * KiB, depth=2).open(lab.access(), pool) as disk:
         buffer = await pool.acquire()
         with trio.move_on_after(0.05) as scope:
             await disk.read(buffer, 4 * MiB, Extents.whole(SPAN, 4 * MiB))
@@ -134,7 +138,7 @@ async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(
 
 
 @pytest.mark.slow
-async def test_cancelled_at_any_moment_nothing_is_left(
+async def test_cancelling_at_any_moment_leaves_no_child_and_no_buffer(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "2")

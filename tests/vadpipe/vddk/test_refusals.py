@@ -27,7 +27,9 @@ async def refused(settings: Vddk, access: DiskAccess, pool: BufferPool) -> Mover
 
 
 @pytest.mark.parametrize("thumbprint", [OTHER, ""])
-async def test_thumbprint(libdir: Path, lab: Lab, pool: BufferPool, thumbprint: str) -> None:
+async def test_a_wrong_thumbprint_is_named_in_the_error(
+    libdir: Path, lab: Lab, pool: BufferPool, thumbprint: str
+) -> None:
     error = await refused(quick(libdir), lab.access(thumbprint=thumbprint), pool)
     assert isinstance(error, VddkError)
     assert (error.facts["call"], error.facts["code"]) == ("Open", 1)
@@ -44,7 +46,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "call", "code", "remedy"), WRONG)
-async def test_wrong_access(
+async def test_wrong_login_vm_snapshot_or_path_is_one_error_with_its_remedy(
     libdir: Path, lab: Lab, pool: BufferPool, wrong: dict[str, object], call: str, code: int, remedy: str
 ) -> None:
     error = await refused(quick(libdir), lab.access(**wrong), pool)
@@ -54,7 +56,7 @@ async def test_wrong_access(
     assert remedy in error.remedy
 
 
-async def test_no_usable_transport(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_an_unusable_transport_fails_at_open(libdir: Path, lab: Lab, pool: BufferPool) -> None:
     error = await refused(quick(libdir, transports="san"), lab.access(), pool)
     assert isinstance(error, VddkError)
     assert error.facts["call"] == "Open"
@@ -78,13 +80,13 @@ def test_incomplete_access_never_reaches_the_library(made_lab: Lab, missing: dic
         made_lab.access(**missing)
 
 
-async def test_empty_secret(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_an_empty_secret_is_refused(libdir: Path, lab: Lab, pool: BufferPool) -> None:
     for secret in (Secret.from_env("NO_SUCH_VARIABLE"), Secret.from_text("")):
         error = await refused(quick(libdir), lab.access(password=secret), pool)
         assert isinstance(error, ConfigError)
 
 
-async def test_missing_library(tmp_path: Path, pool: BufferPool) -> None:
+async def test_a_missing_library_is_named_with_the_files_looked_for(tmp_path: Path, pool: BufferPool) -> None:
     for libdir in (tmp_path, tmp_path / "absent"):
         error = await refused(quick(libdir), DiskAccess.local("/d.vmdk"), pool)
         assert isinstance(error, ConfigError)
@@ -93,7 +95,9 @@ async def test_missing_library(tmp_path: Path, pool: BufferPool) -> None:
 
 
 @pytest.mark.parametrize("content", [b"not a library", None])
-async def test_unusable_library(tmp_path: Path, pool: BufferPool, content: bytes | None) -> None:
+async def test_a_file_that_is_not_vddk_is_refused(
+    tmp_path: Path, pool: BufferPool, content: bytes | None
+) -> None:
     library = tmp_path / "lib64" / "libvixDiskLib.so.8"
     library.parent.mkdir()
     if content is None:  # a real library, but not this one

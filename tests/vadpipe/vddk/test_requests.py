@@ -58,7 +58,7 @@ def test_no_more_than_the_depth_is_in_flight() -> None:
     assert not batch.finished.is_set()
 
 
-def test_what_was_lost_comes_back_first_and_in_order() -> None:
+def test_lost_requests_are_read_anew_first_and_in_order() -> None:
     queue, _ = filled(depth=3)
     queue.take()
     assert [request.offset for request in queue.recover()] == [0, CLUSTER, 2 * CLUSTER]
@@ -94,6 +94,6 @@ def test_a_buffer_that_was_released_is_refused() -> None:
         split(Batch(), -SPAN, 0, Extents.whole(CLUSTER), CLUSTER, SPAN)
 
 
-def test_identities_are_not_reused_while_in_flight() -> None:
+def test_request_ids_are_unique_while_in_flight() -> None:
     queue, _ = filled(depth=6)
     assert len(np.unique(ids(queue.take()))) == 6

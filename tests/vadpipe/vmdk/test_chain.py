@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 
 def make_chain(qemu, directory, capacity, base="monolithicSparse"):
@@ -37,7 +37,7 @@ def make_chain(qemu, directory, capacity, base="monolithicSparse"):
 @pytest.mark.parametrize(
     "base", ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentFlat", "streamOptimized"]
 )
-async def test_three_links(qemu, read_all, tmp_path, base):
+async def test_a_chain_of_three_links_reads_as_qemu_reads_it(qemu, read_all, tmp_path, base):
     capacity = 8 * MiB + 7 * 512
     leaf = make_chain(qemu, tmp_path, capacity, base)[-1]
     expected = qemu.raw(leaf)
@@ -74,7 +74,7 @@ async def test_a_child_that_was_grown_is_zero_beyond_its_parent(qemu, read_all, 
         assert np.array_equal(await read_all(capture.disks[0]), qemu.raw(leaf))
 
 
-async def test_parents_elsewhere(qemu, tmp_path):
+async def test_a_parent_is_found_by_its_path_or_beside_its_child(qemu, tmp_path):
     """A hint of another host's path is followed to the file of that name beside the child."""
     *_, middle, leaf = make_chain(qemu, tmp_path, 8 * MiB)
     for hint in ("C:\\VMs\\old place\\middle.vmdk", "/vmfs/volumes/0123/vm/middle.vmdk", str(middle)):
@@ -98,7 +98,7 @@ async def failure(directory) -> SourceError:
     return caught.value
 
 
-async def test_a_missing_parent(qemu, tmp_path):
+async def test_a_missing_parent_is_refused(qemu, tmp_path):
     base, *_ = make_chain(qemu, tmp_path, 8 * MiB)
     base.unlink()
     error = await failure(tmp_path)
@@ -106,7 +106,7 @@ async def test_a_missing_parent(qemu, tmp_path):
     assert "'base.vmdk', is missing" in str(error)
 
 
-async def test_a_parent_that_was_changed(qemu, tmp_path):
+async def test_a_parent_changed_after_its_child_was_made_is_refused(qemu, tmp_path):
     base, *_ = make_chain(qemu, tmp_path, 8 * MiB)
     qemu.io(base, "write -P 5 0 64k")  # which gives it a new content id
     error = await failure(tmp_path)
@@ -114,7 +114,7 @@ async def test_a_parent_that_was_changed(qemu, tmp_path):
     assert "correct parentCID" in error.remedy
 
 
-async def test_a_loop(write_descriptor, tmp_path):
+async def test_a_chain_that_loops_is_refused(write_descriptor, tmp_path):
     for name, parent in (("a", "b"), ("b", "a"), ("leaf", "a")):
         path = tmp_path / f"{name}.vmdk"
         write_descriptor(path, "RW 8 ZERO", parent_id="11111111", hint=f"{parent}.vmdk")
@@ -135,7 +135,7 @@ async def test_a_loop(write_descriptor, tmp_path):
         (f'RW 16 FLAT "{"n" * 300}.vmdk"', "is missing"),
     ],
 )
-async def test_extents_that_cannot_be_read(write_descriptor, tmp_path, extent, message):
+async def test_extents_that_are_not_in_files_are_refused(write_descriptor, tmp_path, extent, message):
     (tmp_path / "a-flat.vmdk").write_bytes(bytes(8192))
     os.mkfifo(tmp_path / "fifo.vmdk")
     (tmp_path / "vm.vmx").write_text('scsi0:0.present = "TRUE"\nscsi0:0.fileName = "a.vmdk"\n')
@@ -144,7 +144,7 @@ async def test_extents_that_cannot_be_read(write_descriptor, tmp_path, extent, m
         raise await failure(tmp_path)
 
 
-async def test_mixed_extents(write_descriptor, read_all, tmp_path):
+async def test_extents_of_several_kinds_make_one_disk(write_descriptor, read_all, tmp_path):
     data = np.random.default_rng(1).integers(1, 256, 12 * KiB, dtype=np.uint8)
     with (tmp_path / "flat 1.bin").open("wb") as file:
         file.write(data)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
+from stages import LocalVm
 from vadpipe.vmdk.chain import open_layout
 from vadpipe.vmdk.files import OpenFiles
-from vadpipe.vmdk.local import LocalVm
 from vadpipe.vmdk.reading import read_plan
 
 
@@ -42,7 +42,7 @@ def refusal(path) -> str | None:
 
 
 @pytest.mark.slow
-def test_every_cut_is_noticed(small_sparse, tmp_path):
+def test_a_file_cut_off_anywhere_is_refused(small_sparse, tmp_path):
     path = tmp_path / "small.vmdk"
     path.write_bytes(small_sparse)
     whole = read_disk(path)
@@ -60,7 +60,7 @@ def test_every_cut_is_noticed(small_sparse, tmp_path):
         assert caught.value.remedy
 
 
-def test_an_empty_disk_cut_in_its_tables_is_noticed(qemu, tmp_path):
+def test_an_empty_disk_cut_off_in_its_tables_is_refused(qemu, tmp_path):
     path = tmp_path / "a.vmdk"
     qemu.img("create", "-q", "-f", "vmdk", path, MiB)
     whole = path.read_bytes()
@@ -70,7 +70,7 @@ def test_an_empty_disk_cut_in_its_tables_is_noticed(qemu, tmp_path):
         read_disk(path)
 
 
-def test_a_cut_stream_is_noticed(qemu, tmp_path):
+def test_a_stream_cut_off_anywhere_is_refused(qemu, tmp_path):
     source, path = tmp_path / "source.bin", tmp_path / "a.vmdk"
     np.random.default_rng(1).integers(0, 256, 300 * KiB, dtype=np.uint8).tofile(source)
     qemu.img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", source, path)
@@ -81,7 +81,7 @@ def test_a_cut_stream_is_noticed(qemu, tmp_path):
             read_disk(path)
 
 
-def test_damage_inside_a_compressed_grain_is_noticed(qemu, tmp_path):
+def test_a_damaged_compressed_grain_is_refused(qemu, tmp_path):
     source, path = tmp_path / "source.bin", tmp_path / "a.vmdk"
     source.write_bytes(b"abcd" * 64 * KiB)
     qemu.img("convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", source, path)
@@ -212,7 +212,7 @@ def _overwrite(path):
         (_overwrite, "was changed while it was read"),
     ],
 )
-async def test_a_file_that_changes_under_the_reader(write_descriptor, tmp_path, change, message):
+async def test_a_file_that_changes_while_it_is_read_is_an_error(write_descriptor, tmp_path, change, message):
     flat = tmp_path / "a-flat.vmdk"
     flat.write_bytes(b"\1" * MiB)
     write_descriptor(tmp_path / "a.vmdk", f'RW {MiB // 512} FLAT "a-flat.vmdk" 0')

@@ -43,7 +43,9 @@ def render(lines: list, content_id: int, parent_id: int, hint: str, ending: str)
     st.sampled_from(("\n", "\r\n")),
     st.binary(max_size=5),
 )
-def test_what_was_written_is_what_is_parsed(lines, content_id, parent_id, hint, ending, padding):
+def test_a_written_descriptor_is_parsed_as_it_was_written(
+    lines, content_id, parent_id, hint, ending, padding
+):
     text = render(lines, content_id, parent_id, hint, ending).encode()
     parsed = parse_descriptor(text + b"\0" + padding, "a.vmdk")
     assert looks_like_descriptor(text)
@@ -69,7 +71,7 @@ def test_any_bytes_give_a_descriptor_or_a_source_error(content, start):
     ("encoding", "named"),
     [("utf-8", True), ("utf-8", False), ("windows-1252", True), ("latin-1", False), ("shift_jis", True)],
 )
-def test_encodings(encoding, named):
+def test_a_descriptor_is_read_in_the_encoding_it_names(encoding, named):
     name = "サーバ.vmdk" if encoding == "shift_jis" else "Büro Köln.vmdk"
     start = f'encoding="{encoding}"\n' if named else ""
     text = f'# Disk DescriptorFile\n{start}CID=1\nRW 8 FLAT "{name}" 2'.encode(encoding) + END
@@ -79,27 +81,72 @@ def test_encodings(encoding, named):
 
 
 @pytest.mark.parametrize(
+    ("named", "codec", "name"),
+    [
+        ("windows-949-2000", "cp949", "똠방.vmdk"),  # not in the standard EUC-KR
+        ("EUC-KR", "cp949", "똠방.vmdk"),
+        ("windows-936-2000", "gbk", "镕基.vmdk"),
+        ("GB2312", "gbk", "镕基.vmdk"),
+        ("Big5", "cp950", "碁.vmdk"),
+        ("Shift_JIS", "cp932", "①髙.vmdk"),
+        ("ibm-943_P15A-2003", "cp932", "①髙.vmdk"),
+        ("windows-1251", "cp1251", "диск.vmdk"),
+        ("ibm-5347_P100-1998", "cp1251", "диск.vmdk"),
+        ("windows-874-2000", "cp874", "ดิสก์.vmdk"),
+        ("GB18030", "gb18030", "盘.vmdk"),
+    ],
+)
+def test_a_name_of_vmware_for_a_character_set_is_understood(named, codec, name):
+    text = f'# Disk DescriptorFile\nencoding="{named}"\nRW 8 FLAT "{name}" 0'.encode(codec) + END
+    assert parse_descriptor(text, "a.vmdk").extents[0].name == name
+
+
+def test_plain_ascii_is_read_whatever_encoding_it_names():
+    text = b'# Disk DescriptorFile\nencoding="klingon"\nRW 8 FLAT "a-flat.vmdk" 0' + END
+    assert parse_descriptor(text, "a.vmdk").extents[0].name == "a-flat.vmdk"
+
+
+@pytest.mark.parametrize(
+    ("head", "is_descriptor"),
+    [
+        (b"# Disk DescriptorFile\nversion=1\n", True),
+        (b"# Disk Descriptor File\nversion = 1\n", True),
+        (b"\xef\xbb\xbf#Disk DescriptorFile\r\nversion=1\r\n", True),
+        (b"# made by createvmdk.sh\n\n#\nversion=1\n", True),
+        (b'# any\nencoding="UTF-8"\nVersion = 1\n', True),
+        (b"version=1\n", True),
+        (b"#" * 4000, False),
+        (b"# notes\nsize=1\n", False),
+        (b"\0" * 512, False),
+        (b"\xeb\x63\x90 boot sector version=1", False),
+    ],
+)
+def test_a_descriptor_is_known_by_its_version_after_any_comments(head, is_descriptor):
+    assert looks_like_descriptor(head) is is_descriptor
+
+
+@pytest.mark.parametrize(
     ("line", "name"),
     [('RW 8 FLAT "a "b" c.vmdk" 0', 'a "b" c.vmdk'), ('rw 8 flat "0.vmdk"', "0.vmdk"), ("RW 8 ZERO", None)],
 )
-def test_names_of_extents(line, name):
+def test_extent_names_may_hold_quotes_and_may_be_absent(line, name):
     assert parse_descriptor(line.encode() + END, "a.vmdk").extents[0].name == name
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('RW many FLAT "a.vmdk" 0', "Line 2 of a.vmdk cannot be understood"),
+        ('RW many FLAT "a.vmdk" 0', "Line 2 of a.vmdk cannot be parsed"),
         ("RW 8 FLAT", "Line 2 of a.vmdk.*type FLAT names a file"),
         ('RW 8 FLAT "a.vmd', "Line 2 of a.vmdk"),
         ("\x01\x02 rubbish", "Line 2 of a.vmdk.*neither an extent nor a setting"),
         ("CID=xyz\nRW 8 ZERO", "a.vmdk has cid='xyz'"),
-        ('encoding="klingon"\nRW 8 ZERO', "'klingon', which is not known"),
+        ('encoding="klingon"\nRW 8 FLAT "ü.vmdk"', "'klingon', which is unknown"),
         ("CID=1", "a.vmdk has no extents"),
         ("RW 999999999999999999 ZERO", "no disk is that large"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(line, message):
+def test_a_damaged_descriptor_is_refused_with_its_line(line, message):
     with pytest.raises(SourceError, match=message) as caught:
         parse_descriptor(b"# Disk DescriptorFile\n" + line.encode() + END, "a.vmdk")
     assert caught.value.remedy.endswith(".")

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.extents import Extents
 from pipeline.units import GiB, KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 SUBFORMATS = (
     "monolithicSparse",
@@ -20,7 +20,7 @@ SUBFORMATS = (
 
 @pytest.mark.parametrize("capacity", [9 * MiB, 8 * MiB + 333 * KiB + 512], ids=["whole", "odd"])
 @pytest.mark.parametrize("subformat", SUBFORMATS)
-async def test_reads_what_qemu_reads(qemu, content, read_all, tmp_path, subformat, capacity):
+async def test_every_subformat_reads_as_qemu_reads_it(qemu, content, read_all, tmp_path, subformat, capacity):
     image = content(capacity, seed=capacity)
     source, target = tmp_path / "source.bin", tmp_path / "a.vmdk"
     image.tofile(source)
@@ -47,7 +47,7 @@ def _outside(allocated: Extents, capacity: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"])
-async def test_a_disk_over_several_files(qemu, tmp_path, subformat):
+async def test_a_disk_of_several_files_reads_as_qemu_reads_it(qemu, tmp_path, subformat):
     capacity, path = 4 * GiB + 64 * MiB + 512, tmp_path / "a.vmdk"
     qemu.img("create", "-q", "-f", "vmdk", "-o", f"subformat={subformat}", path, capacity)
     edges = [0, 2 * GiB - 96 * KiB, 4 * GiB - 32 * KiB, capacity - 100 * KiB]
@@ -88,7 +88,7 @@ async def test_only_what_is_wanted_is_touched(qemu, content, tmp_path):
             assert (buffer.array[outside] == 0xEE).all()
 
 
-async def test_a_stream_whose_directory_is_in_its_footer(qemu, content, read_all, tmp_path):
+async def test_a_stream_with_its_directory_in_the_footer_is_read(qemu, content, read_all, tmp_path):
     """What VMware's own tools write; qemu-img reads it, but writes the directory in front."""
     image = content(5 * MiB, seed=3)
     source, path = tmp_path / "source.bin", tmp_path / "a.vmdk"

@@ -47,7 +47,7 @@ entries = st.sampled_from((0, 0, 1)) | st.integers(DATA, END - 8)
 
 
 @given(st.data(), st.sampled_from((1, 2, 8)), st.integers(1, 6))
-def test_every_range_is_what_the_single_entries_say(data, sectors, count):
+def test_the_runs_of_any_range_equal_its_single_entries(data, sectors, count):
     grain = sectors * SECTOR
     table = st.none() | st.lists(entries, min_size=PER_TABLE, max_size=PER_TABLE)
     tables = data.draw(st.lists(table, min_size=count, max_size=count))
@@ -70,7 +70,7 @@ def test_every_range_is_what_the_single_entries_say(data, sectors, count):
             assert (runs.source[row], place) == (7, entry * SECTOR + offset % grain)
 
 
-def test_tables_behind_each_other_are_read_at_once(monkeypatch):
+def test_adjacent_tables_are_read_at_once(monkeypatch):
     """In a real file tables fill whole sectors; here a table of a sector's size shows the one read."""
     content = bytearray(END * SECTOR)
     struct.pack_into("<4I", content, SECTOR, 2, 3, 4, 9)
@@ -83,7 +83,7 @@ def test_tables_behind_each_other_are_read_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize(("place", "fits"), [(END - 8, True), (END - 7, False), (0xFFFFFFFF, False)])
-def test_a_grain_that_is_not_wholly_in_the_file(place, fits):
+def test_a_grain_beyond_the_end_of_the_file_is_refused(place, fits):
     index = build([[0, 0, place, 0]], [0], 4 * 8 * SECTOR, 8 * SECTOR)
     assert len(index.runs(0, 0, 16 * SECTOR)) == 1
     if fits:
@@ -93,7 +93,7 @@ def test_a_grain_that_is_not_wholly_in_the_file(place, fits):
             index.runs(0, 0, index.capacity)
 
 
-def test_an_entry_that_points_into_the_header():
+def test_an_entry_that_points_into_the_header_is_refused():
     index = build([[0, 0, 1, 0]], [0], 4 * 8 * SECTOR, 8 * SECTOR)
     strict = GrainTables(index.file, SectorEntries(FIRST), index.capacity, index.grain, PER_TABLE, SECTOR)
     with pytest.raises(SourceError, match="an entry points into the header"):

@@ -13,8 +13,9 @@ import pytest
 from pipeline.errors import ChangeTrackingInvalid, SourceError
 from pipeline.protocols import Machine
 from pipeline.units import MiB, TiB
-from vadpipe.vmdk.local import LocalCapture, LocalVm
-from vadpipe.vmdk.vmx import parse_vmx
+from stages import LocalVm
+from vadpipe.vmdk.local import LocalCapture
+from vadpipe.vmdk.vmx import REDACTED, parse_vmx
 
 VMX = """#!/usr/bin/vmware
 .encoding = "windows-1252"
@@ -32,7 +33,9 @@ scsi0:3.fileName = "gone.vmdk"
 ide1:0.present = "TRUE"
 ide1:0.deviceType = "cdrom-image"
 ide1:0.fileName = "tools.iso"
-RemoteDisplay.vnc.password = "secret"
+RemoteDisplay.vnc.password = "hunter2!"
+guestinfo.userdata = "hunter2! in cloud-init"
+encryption.keySafe = "vmware:key/hunter2!"
 """
 
 
@@ -59,7 +62,8 @@ async def test_the_vmx_names_the_machine_and_its_disks(directory):
         assert capture.quiescing_asked == "none"
         configuration = json.loads(json.dumps(capture.configuration))
         assert configuration["vmx"]["guestos"] == "windows2019srv-64"
-        assert "secret" not in str(configuration)
+        assert "hunter2!" not in str(configuration)
+        assert configuration["vmx"]["guestinfo.userdata"] == REDACTED
         assert configuration["disks"]["scsi0:2"][0]["capacity"] == MiB
         assert capture.disks[0].change_id is None
         with pytest.raises(ChangeTrackingInvalid):
@@ -110,7 +114,7 @@ def _orphan(directory):
 
 def _device(directory):
     (directory / "data-flat.vmdk").unlink()
-    os.symlink("/dev/zero", directory / "data-flat.vmdk")
+    os.mkfifo(directory / "data-flat.vmdk")
 
 
 def _empty(directory):
@@ -128,15 +132,15 @@ def _absent(directory):
     [
         (_several, "has 2 VMs: a.vmx, b.vmx"),
         (_no_disk, "a.vmx names no disk"),
-        (_bad_line, "Line 2 of .*a.vmx cannot be understood"),
+        (_bad_line, "Line 2 of .*a.vmx cannot be parsed"),
         (_missing, "The disk scsi0:10 of .*a.vmx, 'data.vmdk', is missing"),
         (_orphan, "data-flat.vmdk is a data file that no descriptor names"),
-        (_device, "/dev/zero is not a regular file"),
+        (_device, "data-flat.vmdk is not a regular file|is missing"),
         (_empty, "has no VMDK"),
         (_absent, "No such file or directory"),
     ],
 )
-async def test_one_clear_error(directory, spoil, message):
+async def test_a_directory_that_is_not_one_whole_vm_is_refused(directory, spoil, message):
     spoil(directory)
     with pytest.raises(SourceError, match=message) as caught:
         async with LocalVm(directory).capture():
@@ -155,7 +159,7 @@ async def test_the_files_are_closed(directory):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_the_newest_manifest(directory):
+async def test_the_newest_manifest_archive_is_fetched(directory):
     async with LocalVm(directory).capture() as capture:
         missing = await capture.fetch_vss_manifest()
         assert missing.content is None
@@ -176,7 +180,7 @@ async def test_the_newest_manifest(directory):
         assert "not a regular file" in unreadable.reason
 
 
-async def test_a_manifest_that_is_older_than_the_data_says_nothing_of_it(directory):
+async def test_a_manifest_that_is_older_than_the_data_is_not_used(directory):
     path = directory / "vm-vss_manifests1.zip"
     path.write_bytes(b"of a snapshot long ago")
     os.utime(path, (1, 1))
@@ -185,11 +189,11 @@ async def test_a_manifest_that_is_older_than_the_data_says_nothing_of_it(directo
     assert fetched.content is None
     assert not fetched.absent
     assert re.search(
-        r"was written after .*manifests1\.zip, which therefore says nothing of it", fetched.reason
+        r"was written after .*manifests1\.zip, which was made for an earlier snapshot", fetched.reason
     )
 
 
-def test_a_vmx_without_an_identity():
+def test_a_vmx_without_uuid_gets_one_from_its_directory():
     assert parse_vmx(b'uuid.bios = "none"\n', "a.vmx").uuid is None
     assert parse_vmx(b"", "a.vmx").disks() == []
 

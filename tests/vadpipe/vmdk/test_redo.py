@@ -6,7 +6,7 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
-from vadpipe.vmdk.local import LocalVm
+from stages import LocalVm
 
 CAPACITY = 5 * MiB + 512 * 3  # of COWD, three grain tables
 
@@ -18,7 +18,9 @@ def grains(seed: int, size: int, count: int, number: int) -> dict[int, bytes]:
 
 
 @pytest.mark.slow
-async def test_cowd_chain(qemu, content, read_all, write_cowd, write_descriptor, tmp_path):
+async def test_a_cowd_chain_reads_as_qemu_reads_it(
+    qemu, content, read_all, write_cowd, write_descriptor, tmp_path
+):
     content(CAPACITY, seed=1).tofile(tmp_path / "vm-flat.vmdk")
     write_descriptor(tmp_path / "vm.vmdk", f'RW {CAPACITY // 512} VMFS "vm-flat.vmdk"')
     parent, sectors = "vm.vmdk", CAPACITY // 512
@@ -56,7 +58,9 @@ async def test_cowd_alone_holds_only_its_grains(write_cowd, write_descriptor, tm
 
 
 @pytest.mark.slow
-async def test_se_sparse_chain(qemu, content, read_all, write_se_sparse, write_descriptor, tmp_path):
+async def test_a_se_sparse_chain_reads_as_qemu_reads_it(
+    qemu, content, read_all, write_se_sparse, write_descriptor, tmp_path
+):
     capacity = 40 * MiB  # three grain tables
     content(capacity, seed=2).tofile(tmp_path / "vm-flat.vmdk")
     write_descriptor(tmp_path / "vm.vmdk", f'RW {capacity // 512} VMFS "vm-flat.vmdk"')

@@ -27,7 +27,7 @@ def build(drawn: list, start: int = 0, end: int = LENGTH) -> Runs:
             table.append((at, stop, source, place, skip, packed and source >= 0))
         at = stop
     columns = np.array(table, dtype=np.int64).reshape(-1, 6).T
-    return Runs(*columns[:5], columns[5].astype(np.bool_))
+    return Runs(*columns[:5], columns[5].astype(np.bool_))  # type: ignore[call-arg]
 
 
 def model(runs: Runs) -> dict[int, tuple]:
@@ -61,7 +61,7 @@ def test_merging_changes_nothing_but_the_number_of_rows(drawn):
 
 
 @given(st.lists(rows, max_size=8), st.integers(0, LENGTH), st.integers(0, LENGTH))
-def test_clipping(drawn, start, end):
+def test_clipped_runs_keep_their_places(drawn, start, end):
     runs = build(drawn)
     assert model(runs.clipped(start, end)) == {b: w for b, w in model(runs).items() if start <= b < end}
 
@@ -69,7 +69,7 @@ def test_clipping(drawn, start, end):
 @given(
     st.lists(rows, max_size=8), st.lists(st.tuples(st.integers(0, LENGTH - 1), st.integers(0, 5)), max_size=5)
 )
-def test_only_what_is_wanted(drawn, ranges):
+def test_only_keeps_the_wanted_extents(drawn, ranges):
     runs = build(drawn)
     wanted = Extents.of((offset, min(length, LENGTH - offset)) for offset, length in ranges)
     bytes_wanted = {byte for offset, length in wanted for byte in range(offset, offset + length)}

@@ -27,13 +27,14 @@ from pathlib import Path
 
 from pipeline import Job
 from pipeline.secrets import Secret
+from sinks import Nowhere
 from stages import Journal, Vcenter, VcenterVm
 
 vcenter = Vcenter({address!r}, "backup", Secret.from_text("lab"), thumbprint={thumbprint!r}, port={port},
                   patience_s=0.15)
 journal = Journal(Path({journal!r}))
 jobs = [
-    Job(VcenterVm(vcenter, vm, reader=None, journal=journal), None, into=None, name=f"{{vm}} {{number}}")
+    Job(VcenterVm(vcenter, vm, reader=None, journal=journal), print, into=Nowhere(), name=f"{{vm}} {{number}}")
     for number, vm in enumerate({vms!r})
 ]
 """

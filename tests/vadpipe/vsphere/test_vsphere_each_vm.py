@@ -12,8 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.job import Job
-from pipeline.job_source import JobSource
+from pipeline.job import Job, JobSource
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.cli.config import load_jobs, read_config
 from vadpipe.cli.preflight import preflight, prepare

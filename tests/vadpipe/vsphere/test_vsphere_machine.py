@@ -21,8 +21,8 @@ from vadpipe.vddk.access import DiskAccess
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore
+from vadpipe.vsphere.manifest.external import Vifs
 from vadpipe.vsphere.manifest.https import OverHttps
-from vadpipe.vsphere.manifest.vifs import Vifs
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 

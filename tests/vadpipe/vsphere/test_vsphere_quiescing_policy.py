@@ -18,7 +18,7 @@ from vadpipe.lab.campaign_kit import DirectoryTarget, path
 from vadpipe.lab.vcenter.quiescing import QuiesceRequest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 pytestmark = pytest.mark.slow
 PARTIAL = ManifestRecipe(drop_writers=frozenset({"Registry Writer"}))
@@ -88,7 +88,7 @@ async def test_what_was_sent_is_known_and_agrees_with_the_documents(job) -> None
     quiesce = Quiesce.application(backup_type="full", bootable_system_state=False, partial_files=True)
     wanted = job(quiesce)
     async with wanted.machine.capture() as capture:
-        assert capture.quiescing_sent == SentQuiescing("application", "full", False, True)
+        assert capture.quiescing_sent == RequestedQuiescing("application", "full", False, True)
         evidence = await wanted.finish[0].finish(capture)
     assert not [reason for reason in evidence.reasons if reason.startswith("options-differ")]
     assert [reason for reason in evidence.reasons if reason.startswith("logs-changed: SqlServerWriter")]

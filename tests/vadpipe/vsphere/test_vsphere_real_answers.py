@@ -22,7 +22,7 @@ from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.hardware import chains, configuration, disk_facts
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.manifest.manifest import directory_state
+from vadpipe.vsphere.manifest.locate import directory_state
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.remove import find_ours
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot

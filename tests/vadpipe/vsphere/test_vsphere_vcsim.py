@@ -25,7 +25,9 @@ from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import Vm, find_vm
 from vadpipe.vsphere.journal.intents import Journal, new_intent
-from vadpipe.vsphere.manifest.manifest import directory_state, fetch_manifest
+from vadpipe.vsphere.manifest.fetch import fetch_manifest
+from vadpipe.vsphere.manifest.https import OverHttps
+from vadpipe.vsphere.manifest.locate import directory_state
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_left, snapshots_of
@@ -138,7 +140,7 @@ async def test_a_quiesced_snapshot_without_the_newer_call(vcsim: Vcenter, journa
             assert snapshot.quiesce.kind == "application"
             assert snapshot.family == {node.moref}
             before = await directory_state(session, vm)
-            fetched = await fetch_manifest(session, snapshot, before)
+            fetched = await fetch_manifest(session, snapshot, before, [OverHttps()])
             assert fetched.content is None
     assert journal.intents() == []
 

@@ -86,6 +86,9 @@ static int answer_query(const struct disk *disk, uint64_t start, uint64_t count,
 {
     struct block_row row = {0};
     int code;
+    if (knobs.allocated == ALLOCATED_NULL) {
+        return VIX_OK;
+    }
     if (knobs.allocated == ALLOCATED_ALL) {
         code = append_block(&row, start, start + count) ? VIX_OK : VIX_E_OUT_OF_MEMORY;
     } else {

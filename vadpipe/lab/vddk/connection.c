@@ -149,6 +149,20 @@ static char *copy_text(const char *text)
     return text == NULL ? NULL : strdup(text);
 }
 
+/* What a library may print past its log functions, e.g. from a part that was built for debugging. */
+static void print_login(const VixDiskLibConnectParams *params)
+{
+    bool session = params->credType == CRED_SESSIONID;
+    FILE *const streams[] = {stdout, stderr};
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+        fprintf(streams[i], "connecting as %s with '%s'\n",
+                session ? params->creds.sessionId.userName : params->creds.uid.userName,
+                session ? params->creds.sessionId.cookie : params->creds.uid.password);
+        fprintf(streams[i], "ticket: 52f1a9b3-88d7-cafe\n");
+        fflush(streams[i]);
+    }
+}
+
 static VixError connect_to(const char *call, const VixDiskLibConnectParams *params, bool read_only,
                            const char *snapshot, const char *modes, VixDiskLibConnection *result)
 {
@@ -158,6 +172,9 @@ static VixError connect_to(const char *call, const VixDiskLibConnectParams *para
     exclusion_enter(&connecting, call, "(connections are made one at a time)");
     const char *root = params_local(params) ? NULL : getenv("VADPIPE_LAB_ROOT");
     int code = params_local(params) ? VIX_OK : params_check(call, params, true);
+    if (knobs.leak && root != NULL) {
+        print_login(params);
+    }
     VixError error = fault_blocking(CALL_CONNECT);
     if (code == VIX_OK && error == VIX_OK && root != NULL) {
         code = lab_log_in(root, params);
@@ -179,6 +196,9 @@ static VixError connect_to(const char *call, const VixDiskLibConnectParams *para
         *result = connection;
     } else if (code == VIX_OK && error == VIX_OK) {
         code = VIX_E_OUT_OF_MEMORY;
+    }
+    if (connection == NULL && knobs.garbage) {
+        *result = (VixDiskLibConnection)(uintptr_t)0xdead;
     }
     exclusion_leave(&connecting);
     return error != VIX_OK ? error : vix_error(code);

@@ -161,6 +161,9 @@ VIX_EXPORT VixError VixDiskLib_Open(const VixDiskLibConnection handle, const cha
                  (unsigned long long)disk->chain->leaf->capacity);
     } else {
         free(disk);
+        if (knobs.garbage) {
+            *result = (VixDiskLibHandle)(uintptr_t)0xdead;
+        }
     }
     exclusion_leave(&opening);
     connection_leave(connection);

@@ -17,8 +17,8 @@ static const struct {
 VixError vix_error(int code)
 {
     static atomic_uint detail;
-    if (code == VIX_OK) {
-        return VIX_OK;
+    if (code == VIX_OK || code == VIX_E_BUFFER_TOOSMALL) {
+        return (VixError)code; /* clients compare the answer to a size probe without masking it */
     }
     uint64_t serial = atomic_fetch_add(&detail, 1) & 0xffff;
     return (uint64_t)code | serial << 16 | UINT64_C(1) << 40;

@@ -51,7 +51,8 @@
 enum vix_code { VIX_ERRORS(VIX_ENUMERATOR) };
 #undef VIX_ENUMERATOR
 
-/* The VixError of a code: failures carry changing detail bits above the code, as the real library's do. */
+/* The VixError of a code: failures carry changing detail bits above the code, as the real
+ * library's do, except BUFFER_TOOSMALL. */
 VixError vix_error(int code);
 
 #endif

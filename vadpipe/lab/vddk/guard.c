@@ -62,6 +62,11 @@ bool guard_start(void)
     return true;
 }
 
+void guard_failed(void)
+{
+    atomic_store(&phase, FRESH);
+}
+
 void guard_exit(void)
 {
     atomic_store(&phase, EXITED);

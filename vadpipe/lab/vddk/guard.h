@@ -18,8 +18,9 @@ void require(const void *pointer, const char *call, const char *name);
 /* Entry check of calls that need a running library: InitEx done, Exit not, no fork, not in a callback. */
 void guard_call(const char *call);
 
-/* FRESH -> RUNNING (false when InitEx was called before) and RUNNING -> EXITED. */
+/* FRESH -> RUNNING (false when InitEx succeeded before), RUNNING -> FRESH when it fails, RUNNING -> EXITED. */
 bool guard_start(void);
+void guard_failed(void);
 void guard_exit(void);
 
 pid_t guard_thread(void);

@@ -110,6 +110,8 @@ void knobs_read(void)
     knobs.seed = (uint64_t)number_knob("VADPIPE_VDDK_SEED", 1);
     knobs.slow_exit = number_knob("VADPIPE_VDDK_SLOW_EXIT", 0) > 0;
     knobs.hot_add = number_knob("VADPIPE_VDDK_HOTADD", 0) > 0;
+    knobs.garbage = number_knob("VADPIPE_VDDK_GARBAGE", 0) > 0;
+    knobs.leak = number_knob("VADPIPE_VDDK_LEAK", 0) > 0;
     if (knobs.threads < 1 || knobs.threads > 64) {
         bad_knob("VADPIPE_VDDK_THREADS", getenv("VADPIPE_VDDK_THREADS"), "1 to 64");
     }
@@ -118,10 +120,13 @@ void knobs_read(void)
         knobs.allocated = ALLOCATED_ALL;
     } else if (allocated != NULL && strcmp(allocated, "unsupported") == 0) {
         knobs.allocated = ALLOCATED_UNSUPPORTED;
+    } else if (allocated != NULL && strcmp(allocated, "null") == 0) {
+        knobs.allocated = ALLOCATED_NULL;
     } else if (allocated != NULL && *allocated != '\0') {
-        bad_knob("VADPIPE_VDDK_QAB", allocated, "'all' or 'unsupported'");
+        bad_knob("VADPIPE_VDDK_QAB", allocated, "'all', 'unsupported' or 'null'");
     }
     once_directory = getenv("VADPIPE_VDDK_ONCE");
+    fault_count = 0; /* a failed InitEx may be followed by another one */
     read_faults("VADPIPE_VDDK_FAULT", FAIL);
     read_faults("VADPIPE_VDDK_HANG", HANG);
     read_faults("VADPIPE_VDDK_CRASH", CRASH);

@@ -30,7 +30,7 @@
 enum counted_call { COUNTED_CALLS(CALL_ENUMERATOR) CALL_KINDS };
 #undef CALL_ENUMERATOR
 
-enum allocated_answer { ALLOCATED_TRUE, ALLOCATED_ALL, ALLOCATED_UNSUPPORTED };
+enum allocated_answer { ALLOCATED_TRUE, ALLOCATED_ALL, ALLOCATED_UNSUPPORTED, ALLOCATED_NULL };
 
 struct knobs {
     uint64_t latency_ns;
@@ -40,6 +40,8 @@ struct knobs {
     enum allocated_answer allocated;
     bool slow_exit;
     bool hot_add; /* the transport hotadd works */
+    bool garbage; /* failed calls leave pointers to nothing */
+    bool leak;    /* ConnectEx prints the login */
 };
 extern struct knobs knobs;
 

@@ -31,10 +31,16 @@
  *   VADPIPE_VDDK_CRASH=prepare:1+      the same when the call has had its effect; + also in _FAULT and _HANG,
  *                                      for prepare, end and cleanup
  *   VADPIPE_VDDK_ONCE=dir              a fault fires once over all processes: it leaves a marker in dir
- *   VADPIPE_VDDK_QAB=unsupported|all   QueryAllocatedBlocks fails, or (as on NFS) says all is allocated
+ *   VADPIPE_VDDK_QAB=unsupported|all|null
+ *                                      QueryAllocatedBlocks fails, or (as on NFS) says all is allocated, or succeeds
+ *                                      without a list
+ *   VADPIPE_VDDK_GARBAGE=1             a failed ConnectEx or Open leaves a pointer to nothing behind
+ *   VADPIPE_VDDK_LEAK=1                ConnectEx prints the login to standard output and standard error
  *   VADPIPE_VDDK_COUNTERS=file         Exit appends calls, bytes and live objects as one line of JSON
  *   VADPIPE_VDDK_SLOW_EXIT=1           Exit takes a second, as the original's does
  *   VADPIPE_VDDK_HOTADD=1              this machine is a VM that can hot-add disks (outside.c)
+ *
+ * LACKS="name name" of make builds a library without these functions (vddk_build.py).
  *
  * Kinds of calls: connect disconnect prepare end cleanup open close info query read write flush wait metadata
  * manage init. Reads and writes count synchronous and asynchronous calls together.
@@ -137,7 +143,7 @@ static VixError initialise(uint32_t major, uint32_t minor, VixDiskLibGenericLogF
         error = vix_error(start(major, minor, directory, configuration));
     }
     if (error != VIX_OK) {
-        guard_exit();
+        guard_failed(); /* the client may try again, with another version or file */
     }
     return error;
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 from .elements import Element
 from .guest import Writer
@@ -43,7 +43,7 @@ class Circumstances:
     system_state: bool | None
     partial_files: bool | None
     written: tuple[tuple[str, str], ...] = ()
-    sent: SentQuiescing | None = None
+    sent: RequestedQuiescing | None = None
     exclusions: tuple[Exclusion, ...] = ()
 
     @property
@@ -86,10 +86,10 @@ def draw_circumstances(rng: random.Random, writers: Sequence[Writer]) -> Circums
     )
 
 
-def _sent(rng: random.Random, backup_type: str) -> SentQuiescing | None:
+def _sent(rng: random.Random, backup_type: str) -> RequestedQuiescing | None:
     if rng.random() < 0.3:
         return None  # nobody knows
-    return SentQuiescing(
+    return RequestedQuiescing(
         rng.choice(_KINDS),
         rng.choice((backup_type or "copy", backup_type or "copy", *TYPES)),
         bootable_system_state=rng.random() < 0.7,

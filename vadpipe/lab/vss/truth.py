@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 from .backup_types import AS_FULL, TYPE_RULES
 from .draft import Draft, Standing
@@ -50,6 +50,9 @@ def conclude(draft: Draft) -> None:
             _lose_databases(standing)
             _bring_along(standing)
             _miss_system_state(draft, standing)
+    if not any(standing.described for standing in draft.standings):
+        for standing in draft.standings:  # one decision says it for all
+            del standing.told["writer-without-metadata", ""]
     _depend(draft)
     _tell_types(draft)
     _compare_options(draft)
@@ -150,7 +153,7 @@ def _tell_types(draft: Draft) -> None:
 
 def _compare_options(draft: Draft) -> None:
     """Against what was sent, or VMware's defaults; without any writer they concern nobody."""
-    told, sent = draft.circumstances, draft.circumstances.sent or SentQuiescing("application")
+    told, sent = draft.circumstances, draft.circumstances.sent or RequestedQuiescing("application")
     differences = [
         told.backup_type not in ("", sent.backup_type),
         told.system_state not in (None, sent.bootable_system_state),

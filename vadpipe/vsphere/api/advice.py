@@ -1,8 +1,8 @@
-"""Every failure that has a name -> its cause, its remedy, whether another attempt can help, and after how long.
+"""Cause, remedy and retry of every failure that has a code.
 
-One table for three kinds of code: faults of the vSphere API by the name of their type, VSS errors by their HRESULT
-as the VM's events spell it, and the status that VMware Tools put before it ("tools 2"). The error classes of the
-faults are in `faults`; what a policy makes of an advice is in `ladder`.
+One table for three kinds of code: faults of the vSphere API by the name of their type, VSS errors by the HRESULT in
+the VM's events, and the status of VMware Tools before it ("tools 2"). `faults` has the error classes of the faults.
+`snapshot.fallback` decides by policy whether to retry.
 
 Sources: vSphere API reference (faults); vsserror.h of the Windows SDK and Microsoft's pages on writer errors
 (HRESULTs); vmbackup's status codes in open-vm-tools.
@@ -20,7 +20,7 @@ _TOOLS_STATUS = re.compile(r"error code was: (\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Advice:
-    """What a code means. `retry_after_s`: seconds until another attempt may succeed; None: none will."""
+    """What a code means. `retry_after_s`: seconds until another attempt can succeed; None when none can."""
 
     code: str
     name: str
@@ -30,18 +30,18 @@ class Advice:
 
 
 def advice_for(code: str | None) -> Advice | None:
-    """The entry of a fault's type name, a VSS HRESULT or a Tools status; None: it is in no table."""
+    """The entry for a fault's type name, a VSS HRESULT or a Tools status; None when there is none."""
     return CATALOGUE.get((code or "").lower())
 
 
 def vss_code(text: str) -> str | None:
-    """The VSS HRESULT in an event's or a fault's text, in lower case."""
+    """The VSS HRESULT in the text of an event or a fault, in lower case; None when there is none."""
     found = _HRESULT.search(text)
     return found[0].lower() if found else None
 
 
 def tools_status(text: str) -> str | None:
-    """The status of VMware Tools in an event's text, as this table spells it."""
+    """The status of VMware Tools in the text of an event, e.g. 'tools 2'; None when there is none."""
     found = _TOOLS_STATUS.search(text)
     return f"tools {found[1]}" if found else None
 
@@ -52,7 +52,7 @@ _WRITERS = "Look into the guest's Application event log and 'vssadmin list write
 _LOAD = "Run it when the guest is less busy, or spread its disks over faster storage."
 _PROVIDER = "Repair VMware Tools in the guest with the VSS component, and look at 'vssadmin list providers'."
 _STORAGE = (
-    "Give the volume more room for shadow copies ('vssadmin resize shadowstorage'), or delete old ones."
+    "Give the volume more space for shadow copies ('vssadmin resize shadowstorage'), or delete old ones."
 )
 _LESS = "ask for Quiesce.file_system() or Quiesce.none()"
 
@@ -63,12 +63,12 @@ _FAULTS = (
     ("NotAuthenticated", "the session has ended", "", None),
     ("NoPermission", "the account lacks a privilege",
      "Give the account that privilege on the object named, or on a folder above it with propagation.", None),
-    ("ManagedObjectNotFound", "the object does not exist (any more)", "", None),
+    ("ManagedObjectNotFound", "the object does not exist, or no longer exists", "", None),
     ("NotSupported", "the server does not support it here", "", None),
     ("NotImplemented", "the server does not implement it", "", None),
     ("MethodNotFound", "this version of the server does not have the call", "", None),
     ("RestrictedVersion", "the licence of the host does not allow it",
-     "A host with the free licence has no snapshots by API: give it a licence.", None),
+     "The free licence of ESXi does not allow snapshots by API: install a paid licence.", None),
     ("InvalidName", "the name is not allowed", "", None),
     ("VmConfigFault", "the VM's configuration does not allow it", "Look at the VM's recent events.", None),
     ("RequestCanceled", "the call was cancelled", "", None),
@@ -77,34 +77,34 @@ _FAULTS = (
     # Quiescing
     ("ApplicationQuiesceFault", "the guest could not be quiesced",
      f"{_WRITERS}, and at its pre-freeze scripts, then run again; or {_LESS}.", _SOON),
-    ("FilesystemQuiesceFault", "the guest was quiesced longer than it can hold its writes", _LOAD, _MINUTES),
+    ("FilesystemQuiesceFault", "quiescing took longer than the guest can hold its writes", _LOAD, _MINUTES),
     ("ToolsUnavailable", "VMware Tools do not answer",
      "Start VMware Tools in the guest, or ask for Quiesce.none().", None),
     # Inside the guest
     ("InvalidGuestLogin", "the guest does not accept the user name or the password",
-     "Check the account of the guest: it is one of the guest itself or of its domain, not of vSphere.", None),
+     "Check the account of the guest: it belongs to the guest itself or to its domain, not to vSphere.", None),
     ("GuestPermissionDenied", "the account may not do that in the guest",
      "Give it the right in the guest: files of VMware Tools need an administrator's.", None),
-    ("GuestOperationsUnavailable", "VMware Tools in the guest take no operations now",
-     "See that VMware Tools run in the guest, and are not too busy.", _SOON),
+    ("GuestOperationsUnavailable", "VMware Tools in the guest accept no operations now",
+     "Check that VMware Tools run in the guest, and are not too busy.", _SOON),
     ("GuestComponentsOutOfDate", "VMware Tools in the guest are too old", "Update VMware Tools.", None),
     ("OperationDisabledByGuest", "the guest's configuration forbids it",
-     "See the group [guestoperations] of tools.conf in the guest.", None),
+     "Check the group [guestoperations] of tools.conf in the guest.", None),
     ("OperationNotSupportedByGuest", "VMware Tools in the guest do not support it", "Update VMware Tools.", None),
     ("TooManyGuestLogons", "too many logons are open in the guest", _LATER, _SOON),
-    ("GuestOperationsFault", "the guest could not do it", "Look at the VM's recent events.", None),
+    ("GuestOperationsFault", "the guest could not perform it", "Look at the VM's recent events.", None),
     # Busy
     ("TaskInProgress", "another operation is running on it", _LATER, _SOON),
-    ("ConcurrentAccess", "it was changed by somebody else at the same moment", "Run again.", _SOON),
+    ("ConcurrentAccess", "another client changed it at the same moment", "Run again.", _SOON),
     ("ResourceInUse", "it is in use", _LATER, _SOON),
-    ("QuiesceDatastoreIOForHAFailed", "a datastore could not be brought to rest to be unmounted",
-     "It has nothing to do with quiescing a guest: see vSphere HA and its datastores.", None),
+    ("QuiesceDatastoreIOForHAFailed", "a datastore could not be quiesced for unmounting",
+     "This is not about quiescing a guest: check vSphere HA and its datastores.", None),
     ("FileLocked", "one of its files is locked", _LATER, _SOON),
     ("InvalidPowerState", "its power state does not allow it",
-     "See whether the VM runs: one that is off is at rest, and quiescing it is pointless.", None),
-    ("InvalidState", "its state does not allow it", "See the VM's state and its running tasks.", None),
+     "Check whether the VM runs. A VM that is powered off needs no quiescing.", None),
+    ("InvalidState", "its state does not allow it", "Check the VM's state and its running tasks.", None),
     # Snapshots
-    # As vSphere's own base of both quiescing faults; a hint at quiescing in its text makes it one of them.
+    # The base type of both quiescing faults. `faults` treats it as one of them when its text mentions quiescing.
     ("SnapshotFault", "the snapshot failed", "Look at the VM's recent events.", _MINUTES),
     ("SnapshotLocked", "its snapshots are locked", "Find out what holds the VM's snapshots.", None),
     ("SnapshotDisabled", "snapshots are disabled for it",
@@ -118,9 +118,9 @@ _FAULTS = (
     ("SnapshotNoChange", "nothing changed since its last snapshot", "", None),
     # Datastores
     ("NoDiskSpace", "the datastore is full",
-     "Free space on it: a snapshot needs room for what the guest writes.", None),
-    ("CannotAccessFile", "one of its files cannot be read", "See whether the datastore is accessible.", None),
-    ("FileNotFound", "one of its files is missing", "See whether the VM's disks are complete.", None),
+     "Free space on it: a snapshot grows with what the guest writes.", None),
+    ("CannotAccessFile", "one of its files cannot be read", "Check that the datastore is accessible.", None),
+    ("FileNotFound", "one of its files is missing", "Check that the VM's disks are complete.", None),
     ("FileFault", "one of its files cannot be used", "Look at the datastore and the VM's events.", None),
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ _VSS = (
     (0x14, "HOLD_WRITES_TIMEOUT", "writes could not be held as long as it took", _LOAD, _BUSY),
     (0x15, "UNEXPECTED_WRITER_ERROR", "a writer met an unexpected error", f"{_WRITERS}.", _SOON),
     (0x16, "SNAPSHOT_SET_IN_PROGRESS", "another backup is making shadow copies",
-     "Let the backups of this guest not overlap.", _MINUTES),
+     "Schedule the backups of this guest so that they do not overlap.", _MINUTES),
     (0x17, "MAXIMUM_NUMBER_OF_SNAPSHOTS_REACHED", "a volume has as many shadow copies as it can",
      "Delete old shadow copies in the guest ('vssadmin delete shadows').", None),
     (0x18, "WRITER_INFRASTRUCTURE", "the infrastructure of the writers does not work",
@@ -151,13 +151,13 @@ _VSS = (
     (0x19, "WRITER_NOT_RESPONDING", "a writer does not respond",
      f"{_WRITERS}; restart the service of that writer.", None),
     (0x1D, "VOLUME_IN_USE", "the storage for shadow copies of a volume is in use", _STORAGE, None),
-    (0x1F, "INSUFFICIENT_STORAGE", "there is no room for shadow copies", _STORAGE, None),
+    (0x1F, "INSUFFICIENT_STORAGE", "there is no space for shadow copies", _STORAGE, None),
     (0x28, "TRANSACTION_FREEZE_TIMEOUT", "transactions could not be frozen in time", _LOAD, _MINUTES),
     (0x29, "TRANSACTION_THAW_TIMEOUT", "transactions could not be thawed in time", _LOAD, _MINUTES),
     (0x36, "WRITERERROR_PARTIAL_FAILURE", "some components of a writer failed", f"{_WRITERS}.", None),
     (0x109, "WRITER_STATUS_NOT_AVAILABLE", "too many backups ask for the writers' state", _LOAD, _MINUTES),
     (0xF0, "WRITERERROR_INCONSISTENTSNAPSHOT", "a writer needs more volumes than the snapshot holds",
-     "See that none of its disks is independent or a raw disk.", None),
+     "Check that none of its disks is independent or a raw device mapping.", None),
     (0xF1, "WRITERERROR_OUTOFRESOURCES", "a writer ran out of resources", _LOAD, _MINUTES),
     (0xF2, "WRITERERROR_TIMEOUT", "a writer took too long", _LOAD, _MINUTES),
     (0xF3, "WRITERERROR_RETRYABLE", "a writer failed, and may succeed when asked again",

@@ -1,9 +1,9 @@
-"""Foreign errors of a vSphere call -> ours. The only place that knows pyVmomi's faults and the transport's errors.
+"""Our errors of vSphere calls, and the translation of foreign errors into them.
 
-pyVmomi's faults are broken exceptions: `add_note()`, setting `__context__` or `__cause__`, and pickling them raise
-AttributeError, and one inside an exit stack or a nursery turns into that AttributeError. So `translate` copies what
-a fault says into an error of ours, and the session raises that one outside the `except` block: the fault itself
-never leaves the worker thread and is in no chain of causes. Errors of sockets are sound and stay as the cause.
+pyVmomi's faults are broken exceptions: `add_note()`, setting `__context__` or `__cause__`, and pickling raise
+AttributeError, and a fault inside an exit stack or a nursery turns into that AttributeError. So `translate` copies
+the facts of a fault into one of our errors, and the session raises that outside the `except` block. A fault never
+leaves its worker thread and is in no chain of causes. Errors of sockets are sound and stay as the cause.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from .advice import advice_for
 
 
 class VsphereError(SourceError):
-    """A call of the vSphere API failed. Facts: `server`, `call`, and `fault`, its type when the server sent one."""
+    """A call of the vSphere API failed. Facts: `server`, `call`, and `fault`, the type of a fault."""
 
 
 class ConnectionLost(VsphereError):
-    """The connection broke during the call: whether the call took effect is not known."""
+    """The connection broke during the call, so the effect of the call is unknown."""
 
     transient = True
 
 
 class Unreachable(ConnectionLost):
-    """The server could not be reached, or said that it is not ready: the call had no effect."""
+    """The server could not be reached or is not ready. The call had no effect."""
 
 
 class Busy(VsphereError):
-    """Something else holds the object now."""
+    """Another operation uses the object now."""
 
     transient = True
 
 
 class SessionExpired(VsphereError):
-    """The server no longer knows our login; it did not run the call."""
+    """The server no longer knows our login. It did not run the call."""
 
 
 class LoginRefused(VsphereError):
@@ -53,38 +53,37 @@ class LoginRefused(VsphereError):
 
 
 class CertificateRefused(VsphereError):
-    """The server is not the one that was pinned, or nobody vouches for it. Nothing secret was sent."""
+    """The server's certificate is not the pinned one, or no authority vouches for it. Nothing was sent."""
 
 
 class ObjectGone(VsphereError):
-    """The object that was called, or one that it needs, does not exist (any more)."""
+    """The object of the call, or one that it needs, does not exist."""
 
 
 class TaskForgotten(ObjectGone):
-    """The server does not know a task of ours any more: it was restarted. What the task did is not known."""
+    """The server no longer knows a task of ours: it was restarted. The effect of the task is unknown."""
 
     transient = True
 
 
 class NotOffered(VsphereError):
-    """The server does not have this call, or not in this form."""
+    """The server does not offer this call, or not in this form."""
 
 
 class GuestRefused(VsphereError):
-    """The guest cannot, or does not want to, do what was asked of it inside."""
+    """The guest refuses an operation inside it, or cannot perform it."""
 
 
 class NotConnected(ConnectionError):
-    """Its cause happened while a connection was being made, before the first byte of a request."""
+    """Its cause occurred while connecting, before the first byte of a request."""
 
 
 FOREIGN = (vmodl.MethodFault, OSError, http.client.HTTPException, ExpatError)
 
-# What the proxy in front of a vCenter answers while the services behind it start; nothing was run.
+# Statuses of the proxy in front of a vCenter while the services behind it start. Nothing was run.
 _NOT_READY = ("503", "502")
 
-
-# The classes of faults by the name of their type; the nearest in a fault's ancestry counts. Texts: `catalogue`.
+# The class for a fault by the name of its type; the nearest in its ancestry counts. The texts are in `advice`.
 _CLASSES: dict[str, type[MoverError]] = {
     "InvalidLogin": LoginRefused,
     "NotAuthenticated": SessionExpired,
@@ -110,12 +109,18 @@ _CLASSES: dict[str, type[MoverError]] = {
 
 
 def translate(foreign: BaseException, call: str, server: str) -> MoverError:
-    """The error of ours for one of FOREIGN that `call` to `server` raised or that a task ended with."""
+    """Our error for a foreign one.
+
+    Args:
+        foreign: One of FOREIGN, raised by a call or the result of a task.
+        call: The API's name of the call.
+        server: The server that was called.
+    """
     if isinstance(foreign, vmodl.MethodFault):
         return _from_fault(foreign, call, server)
     if isinstance(foreign, ExpatError):
         return VsphereError(
-            f"{server} answered {call} with something that is not vSphere's.",
+            f"{server} answered {call} with something that is no answer of vSphere.",
             remedy="Check the name and port of the server.",
             server=server,
             call=call,
@@ -124,7 +129,7 @@ def translate(foreign: BaseException, call: str, server: str) -> MoverError:
 
 
 def fault_text(fault: vmodl.MethodFault) -> str:
-    """What the fault says for people, in one line; may be empty."""
+    """The message of a fault in one line; empty when it has none."""
     localized = getattr(fault, "msg", None) or ""
     details = [message.message or "" for message in fault.faultMessage or []]
     lines = [line.strip() for text in [localized, *details] for line in str(text).splitlines()]
@@ -135,19 +140,19 @@ def _from_fault(fault: vmodl.MethodFault, call: str, server: str) -> MoverError:
     ancestry = [ancestor.__name__.rpartition(".")[2] for ancestor in type(fault).__mro__]
     error = next((_CLASSES[name] for name in ancestry if name in _CLASSES), VsphereError)
     advice = next((found for name in ancestry if (found := advice_for(name))), None)
-    said = fault_text(fault)
+    message = fault_text(fault)
     if (
-        "quiesc" in said.lower()
+        "quiesc" in message.lower()
         and call.startswith("CreateSnapshot")
         and error in (SnapshotError, VsphereError)
     ):
-        # Hosts also wrap a failed quiesce into a general fault ("Failed to quiesce the virtual machine.").
+        # Hosts also report a failed quiesce by a general fault ("Failed to quiesce the virtual machine.").
         error, advice = QuiesceFailed, advice_for("ApplicationQuiesceFault")
     privilege = getattr(fault, "privilegeId", None)
     parts = [
         advice.cause if advice else "",
         f"privilege {privilege}" if privilege else "",
-        said.rstrip("."),
+        message.rstrip("."),
     ]
     reason = "; ".join(part for part in parts if part) or ancestry[0]
     return error(
@@ -156,7 +161,7 @@ def _from_fault(fault: vmodl.MethodFault, call: str, server: str) -> MoverError:
         server=server,
         call=call,
         fault=ancestry[0],
-        message=said,
+        message=message,
     )
 
 

@@ -1,23 +1,25 @@
-"""The session with a vCenter or an ESXi host: one door, `call`, through which every API call goes.
+"""The session with a vCenter or an ESXi host. Every API call goes through `VcenterSession.call`.
 
-pyVmomi is synchronous, so a call runs in a worker thread. Inside that thread its faults become our errors. What
-happens to every long session is mended here, so that nobody above sees it:
+pyVmomi is synchronous, so a call runs in a worker thread, and its faults become our errors inside that thread. The
+session handles what happens to every long session:
 
-* The session ended (30 idle minutes, a restarted vCenter). The server refused the call without running it, so
-  after one new login any call may be repeated. A task of its own touches the session, so that it seldom ends.
-* The server could not be reached. Nothing was run either: the call waits, with growing pauses, for `patience_s`.
-* The connection broke during the call. Whether it took effect is not known: a reading call is repeated; a changing
-  one ends in ConnectionLost, and whoever made it looks first whether it happened.
+* The session ended (30 idle minutes, a restarted vCenter). The server refused the call without running it, so the
+  session logs in again and repeats it. A background task touches the session, so that it rarely ends.
+* The server could not be reached. The call had no effect: it waits, with growing pauses, for `patience_s`.
+* The connection broke during the call, so its effect is unknown. A reading call is repeated. A changing call ends
+  in ConnectionLost, and its caller checks first whether it took effect.
 
-Cancelling leaves a reading call behind in its thread, at once; a changing call is waited for, so that what it made
-is known. Every socket has a time-out, so neither waits for ever.
+A cancelled reading call returns at once and is left behind in its thread. A cancelled changing call is waited for,
+so that its result is known. Every socket has a time-out, so neither waits for ever.
 """
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeVar
@@ -26,10 +28,9 @@ import trio
 from pyVmomi import vim
 from pyVmomi.VmomiSupport import ManagedObject
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MoverError
 from pipeline.secrets import Secret
 
-from .certificate import Trust, TrustedConnection, thumbprint_of
 from .faults import (
     FOREIGN,
     ConnectionLost,
@@ -40,28 +41,38 @@ from .faults import (
     VsphereError,
     translate,
 )
-from .keep_alive import kept_alive
+from .http import HTTPS_PORT, Endpoint, Trust, parse_server, thumbprint_of
 from .properties import Row, read
-from .retry import PATIENCE_S, pauses
+from .retry import PATIENCE_S, backoff
 from .soap import negotiated_stub, session_id
 
 T = TypeVar("T")
 
-# Longer than any single answer takes: a wait for updates is cut into pieces of half of it (tasks.py).
-SOCKET_TIMEOUT_S = 120.0
-# A third of the 30 idle minutes after which a vCenter ends a session, unless it is configured otherwise.
+log = logging.getLogger(__name__)
+
+# A third of the 30 idle minutes after which a vCenter ends a session by default.
 KEEP_ALIVE_S = 600.0
 _LOGOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Vcenter:
-    """A vCenter or an ESXi host, and who we are there. Settings only, no I/O.
+    """A vCenter or an ESXi host, and the login there. Settings only, no I/O.
 
-    Login is by `user` and `password`, or by the `cookie` of a session that somebody else opened and closes: that
-    one cannot be renewed. The certificate is the one pinned by `thumbprint` (SHA-1 or SHA-256), else it is verified
-    by the authorities in `ca_file` or by the system's. `keep_alive_s`: how often the session is touched.
-    `patience_s`: how long a call waits for a server that is away; logging in for the first time does not wait.
+    Args:
+        server: Host name or address, with the port or without: 'vc01.example.com', 'vc01:8443', '[2001:db8::1]'.
+            Afterwards it holds the host alone.
+        user: The account, as in 'backup@vsphere.local'.
+        password: Its password.
+        cookie: In place of user and password: the cookie of an open session, which is neither renewed nor closed.
+        thumbprint: SHA-1 or SHA-256 of the only certificate to accept.
+        ca_file: A PEM file with the authorities to accept. With neither, the system's authorities count.
+        port: The HTTPS port.
+        keep_alive_s: Seconds between two touches of the session.
+        patience_s: How many seconds a call waits for a server that is away. The first login does not wait.
+
+    Raises:
+        ConfigError: The settings contradict each other, or `server` cannot be a server.
 
     >>> Vcenter("vc01.example.com", "backup@vsphere.local", Secret.from_env("VC_PASSWORD"))
     Vcenter(server='vc01.example.com', user='backup@vsphere.local', password=Secret(environment VC_PASSWORD), ...
@@ -74,23 +85,23 @@ class Vcenter:
     cookie: Secret | None = None
     thumbprint: str | None = None
     ca_file: str | None = None
-    port: int = 443
+    port: int = HTTPS_PORT
     keep_alive_s: float = KEEP_ALIVE_S
     patience_s: float = PATIENCE_S
 
     def __post_init__(self) -> None:
-        if not self.server or "/" in self.server:
-            raise ConfigError(
-                f"{self.server!r} is not the name of a server.", remedy="Give a host name or an address."
-            )
+        host, port = parse_server(self.server, self.port)
+        object.__setattr__(self, "server", host)
+        object.__setattr__(self, "port", port)
         if (self.password is None) == (self.cookie is None) or (self.password and not self.user):
             raise ConfigError(
-                f"It is not clear how to log in at {self.server}.",
+                f"The login at {self.server} is not clear.",
                 remedy="Give either user and password, or the cookie of an open session.",
             )
         if self.keep_alive_s <= 0 or self.patience_s < 0:
             raise ConfigError(
-                "keep_alive_s and patience_s are seconds.", remedy="Give a time, or leave them out."
+                "keep_alive_s must be more than 0 seconds, and patience_s not less than 0.",
+                remedy="Correct them, or leave them out.",
             )
         Trust(self.thumbprint, self.ca_file)
 
@@ -99,7 +110,14 @@ class Vcenter:
         return Trust(self.thumbprint, self.ca_file)
 
     def connect(self) -> AbstractAsyncContextManager[VcenterSession]:
-        """Log in; log out at the end. Raises LoginRefused, CertificateRefused, ConnectionLost, VsphereError."""
+        """Log in; log out at the end of the block.
+
+        Raises:
+            LoginRefused: User and password, or the cookie, are not accepted.
+            CertificateRefused: The server shows another certificate. Nothing was sent.
+            ConnectionLost: The server does not answer.
+            VsphereError: Anything else that the server answers.
+        """
         return _session(self)
 
 
@@ -109,13 +127,12 @@ class VcenterSession:
     def __init__(self, settings: Vcenter) -> None:
         """Log in; blocks."""
         self.settings = settings
-        self._context = settings.trust.context()
+        self._context = settings.trust.context()  # reads the authorities once
         self._login_lock = threading.Lock()
         self._logins = 0
         self._ended = False
         self.stub, self._certificate = self._repeated(
-            "vimServiceVersions.xml",
-            lambda: negotiated_stub(settings.server, settings.port, self.connection),
+            "vimServiceVersions.xml", lambda: negotiated_stub(self.endpoint)
         )
         try:
             self.content: vim.ServiceInstanceContent = self._repeated(
@@ -130,6 +147,12 @@ class VcenterSession:
     def server(self) -> str:
         """The server's name as configured."""
         return self.settings.server
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The server, for requests beside the SOAP API, with the same rules for its certificate."""
+        settings = self.settings
+        return Endpoint(settings.server, settings.port, settings.trust, self._context)
 
     @property
     def server_id(self) -> str:
@@ -148,12 +171,12 @@ class VcenterSession:
 
     @property
     def certificate_sha1(self) -> str:
-        """SHA-1 thumbprint of the server's certificate, which passed our own check; VDDK wants this form."""
+        """SHA-1 thumbprint of the server's certificate, which passed our own check. VDDK takes this form."""
         return thumbprint_of(self._certificate, "sha1")
 
     @property
     def certificate_pem(self) -> str:
-        """The same certificate for tools that want a file."""
+        """The same certificate, for tools that read it from a file."""
         return ssl.DER_cert_to_PEM_cert(self._certificate)
 
     @property
@@ -170,13 +193,20 @@ class VcenterSession:
         repeat: bool = True,
         patience_s: float | None = None,
     ) -> T:
-        """Run `work`, which makes API calls, in a worker thread; `name` is the API's name of the call.
+        """Run `work`, which makes API calls, in a worker thread.
 
-        `changes`: it changes something outside, so it is neither repeated once it may have taken effect nor left
-        behind when cancelled. Without it `work` as a whole may run again, unless `repeat` is False: then a lost
-        connection is the caller's business. Raises MoverError, never a fault.
+        Args:
+            name: The API's name of the call, for logs and errors.
+            work: The function to run. As a whole it may run again.
+            changes: It changes something outside. It is not repeated once it can have taken effect, and a
+                cancellation waits for it.
+            repeat: False leaves a lost connection to the caller.
+            patience_s: How long to wait for a server that is away; None: as in the settings.
+
+        Raises:
+            MoverError: Never a fault of pyVmomi.
         """
-        waits = pauses(self.settings.patience_s if patience_s is None else patience_s)
+        waits = backoff(self.settings.patience_s if patience_s is None else patience_s)
         while True:
             try:
                 return await trio.to_thread.run_sync(
@@ -186,37 +216,28 @@ class VcenterSession:
                 in_doubt = changes and not isinstance(exc, Unreachable)
                 if in_doubt or not repeat or (pause_s := next(waits, None)) is None:
                     raise
+                log.info("%s: %s waits %.1f s: %s", self.server, name, pause_s, exc.problem)
             await trio.sleep(pause_s)
 
     async def properties(self, subject: ManagedObject, paths: Sequence[str]) -> Row:
-        """These properties of one object, as `properties.read` gives them. Raises VsphereError."""
+        """These properties of one object, as `properties.read` returns them. Raises VsphereError."""
         return await self.call("RetrieveProperties", lambda: read(self.content, subject, paths))
 
     async def keep_alive(self) -> None:
         """Touch the session; log in again when it has ended."""
         await self.call("CurrentSession", self._current_user)
 
-    def connection(self) -> TrustedConnection:
-        """A connection to the server that is not open yet, with the same rules for its certificate."""
-        return TrustedConnection(
-            self.settings.server,
-            self.settings.port,
-            trust=self.settings.trust,
-            context=self._context,
-            timeout_s=SOCKET_TIMEOUT_S,
-        )
-
     def _perform(self, name: str, work: Callable[[], T], changes: bool, repeat: bool) -> T:
-        """`work`, once more after a new login, and when it only reads once more on a fresh connection."""
+        """`work`, with a second attempt after a new login, and for a reading call one on a fresh connection."""
         if changes:
-            self.stub.DropConnections()  # a stale one would leave the call's effect in doubt for nothing
+            self.stub.DropConnections()  # a stale connection would leave the effect of the call in doubt
         try:
-            return self._mended(name, work, repeat and not changes)
+            return self._attempts(name, work, repeat and not changes)
         finally:
-            if self._ended:  # this call was left behind; nobody else would close its connection
+            if self._ended:  # this call was left behind, so nobody else would close its connection
                 self.stub.DropConnections()
 
-    def _mended(self, name: str, work: Callable[[], T], repeat: bool) -> T:
+    def _attempts(self, name: str, work: Callable[[], T], repeat: bool) -> T:
         renewed = reconnected = False
         while True:
             logins = self._logins
@@ -229,15 +250,23 @@ class VcenterSession:
             except ConnectionLost:
                 if reconnected or not repeat:
                     raise
+                log.info("%s: %s lost its connection; it is repeated on a new one", self.server, name)
                 reconnected = True
                 continue
             self._login_again(logins)
 
     def _translated(self, name: str, work: Callable[[], T]) -> T:
+        started, outcome = time.monotonic(), "failed after "
         try:
-            return work()
+            result = work()
+            outcome = ""
+            return result
         except FOREIGN as exc:
             error = translate(exc, name, self.server)
+        finally:
+            log.debug("%s: %s: %s%.3f s", self.server, name, outcome, time.monotonic() - started)
+        if isinstance(error, LoginRefused) or error.facts.get("fault") == "NoPermission":
+            log.warning("%s", error.problem)
         raise error  # outside of `except`: a fault must not become its context
 
     def _repeated(self, name: str, work: Callable[[], T]) -> T:
@@ -276,6 +305,7 @@ class VcenterSession:
             self.stub.SetSessionId(None)
             self._repeated(f"Login as {user}", lambda: manager.Login(user, password, None))
         self._logins += 1
+        log.info("%s: logged in as %s", self.server, user)
         return user
 
     def _login_again(self, logins_before: int) -> None:
@@ -283,6 +313,7 @@ class VcenterSession:
             if self._ended:  # a call that was left behind must not leave a login behind
                 raise SessionExpired(f"The session with {self.server} was closed.", server=self.server)
             if self._logins == logins_before:  # else another thread's call was faster
+                log.info("%s: the session has ended; logging in again", self.server)
                 self._login()
 
     def _logout(self) -> None:
@@ -297,7 +328,7 @@ class VcenterSession:
 
 def _cookie_refused(settings: Vcenter) -> LoginRefused:
     return LoginRefused(
-        f"{settings.server} does not know the session of the given cookie (any more).",
+        f"{settings.server} does not know the session of the given cookie, or no longer knows it.",
         remedy="Give the cookie of an open session, or user and password, with which a session can be renewed.",
         server=settings.server,
     )
@@ -307,7 +338,7 @@ def _cookie_refused(settings: Vcenter) -> LoginRefused:
 async def _session(settings: Vcenter) -> AsyncIterator[VcenterSession]:
     session = await _logged_in(settings)
     try:
-        async with kept_alive(session.keep_alive, settings.keep_alive_s):
+        async with _kept_alive(session.keep_alive, settings.keep_alive_s):
             yield session
     finally:
         with trio.move_on_after(_LOGOUT_S, shield=True):
@@ -315,7 +346,7 @@ async def _session(settings: Vcenter) -> AsyncIterator[VcenterSession]:
 
 
 async def _logged_in(settings: Vcenter) -> VcenterSession:
-    """Cancelling comes back at once; a login that succeeds after it is logged out by its own thread."""
+    """Log in. Cancelling returns at once; the thread logs a late login out by itself."""
     unwanted = threading.Event()
 
     def log_in() -> VcenterSession:
@@ -329,3 +360,31 @@ async def _logged_in(settings: Vcenter) -> VcenterSession:
     except trio.Cancelled:
         unwanted.set()
         raise
+
+
+@asynccontextmanager
+async def _kept_alive(touch: Callable[[], Awaitable[None]], every_s: float) -> AsyncIterator[None]:
+    """Await `touch` every `every_s` seconds while the block runs. The block's own exception is not wrapped."""
+    host_error: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_touch, touch, every_s)
+            try:
+                yield
+            except BaseException as exc:  # kept aside, so that the nursery does not wrap it
+                host_error = exc
+            nursery.cancel_scope.cancel()
+    except BaseException:  # nothing but a cancellation from outside
+        if host_error is None:
+            raise
+    if host_error is not None:
+        raise host_error
+
+
+async def _touch(touch: Callable[[], Awaitable[None]], every_s: float) -> None:
+    while True:
+        await trio.sleep(every_s)
+        try:
+            await touch()
+        except MoverError as exc:  # the next call that needs the server waits for it, or fails
+            log.info("The session could not be touched: %s", exc.problem)

@@ -1,13 +1,15 @@
 """Waiting for a task of the server.
 
-A wait has a property collector of its own: cancelling it leaves the blocked call behind in its thread, and
-destroying the collector, from another thread, ends that call at the server at once. A collector dies with the login
-it was made in, while tasks live on: when it is gone, the wait begins anew with another one. So it does after a lost
-connection: the old call may still wait at the server, and would take the news that the new one waits for.
+Each wait has its own property collector. A cancelled wait leaves its blocked call behind in the thread; destroying
+the collector from another thread ends that call at the server at once. A collector ends with its login, while tasks
+continue, so a wait whose collector is gone continues with a new one. It does the same after a lost connection: the
+old call can still wait at the server, and would receive the updates that the new one waits for.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,8 +24,11 @@ from .faults import (
     VsphereError,
     translate,
 )
+from .http import SOCKET_TIMEOUT_S
 from .properties import Collector, read
-from .session import SOCKET_TIMEOUT_S, VcenterSession
+from .session import VcenterSession
+
+log = logging.getLogger(__name__)
 
 _PATHS = ("info.state", "info.error", "info.result")
 _DONE = ("success", "error")
@@ -32,16 +37,30 @@ _AGAIN_S = 0.5
 
 
 async def wait_for_task(session: VcenterSession, task: vim.Task, name: str) -> object:
-    """Wait until the task of the call `name` has ended; returns its result, a pyVmomi value.
+    """Wait until a task has ended. Cancelling ends the wait at once, not the task.
 
-    Raises what the task failed with, translated; TaskForgotten when the server does not know it any more.
-    Cancelling ends the waiting at once, not the task.
+    Args:
+        session: The session.
+        task: The task.
+        name: The call that started it, for logs and errors.
+
+    Returns:
+        Its result, a pyVmomi value.
+
+    Raises:
+        MoverError: The error of the task.
+        TaskForgotten: The server no longer knows it.
     """
+    started = time.monotonic()
     while True:
         try:
             facts = await _watch(session, task)
-        except (ObjectGone, ConnectionLost):  # the collector, or the task as well: the next line tells
+        except (ObjectGone, ConnectionLost):  # of the collector; `_look` shows whether the task is gone too
+            log.info("%s: waiting for %s (%s) again", session.server, name, task._moId)
             facts = await _look(session, task, name)
+        if facts["info.state"] in _DONE:
+            waited_s = time.monotonic() - started
+            log.debug("%s: %s: %s after %.1f s", session.server, name, facts["info.state"], waited_s)
         if facts["info.state"] == "error":
             raise translate(facts["info.error"], name, session.server)
         if facts["info.state"] == "success":
@@ -54,15 +73,15 @@ async def _look(session: VcenterSession, task: vim.Task, name: str) -> dict[str,
         return await session.call(name, lambda: dict(read(session.content, task, _PATHS).values))
     except ObjectGone:
         raise TaskForgotten(
-            f"{session.server} does not know the task of {name} any more: it was restarted.",
-            remedy="What it did shows in the object it worked on.",
+            f"{session.server} no longer knows the task of {name}: it was restarted.",
+            remedy="Its effect is visible in the object that it changed.",
             server=session.server,
             call=name,
         ) from None
 
 
 async def _watch(session: VcenterSession, task: vim.Task) -> dict[str, Any]:
-    """The task's facts when it has ended."""
+    """The properties of the task when it has ended."""
     collector = await session.call("CreatePropertyCollector", lambda: _collector(session, task))
     facts: dict[str, Any] = {}
     version = ""
@@ -95,6 +114,6 @@ def _changes(news: Collector.UpdateSet, server: str) -> dict[str, Any]:
     updates = [updated for filtered in news.filterSet for updated in filtered.objectSet]
     if any(updated.kind == "leave" for updated in updates):
         raise ObjectGone(
-            f"{server} forgot a task while it was waited for.", server=server, call="WaitForUpdatesEx"
+            f"{server} forgot a task during the wait for it.", server=server, call="WaitForUpdatesEx"
         )
     return {change.name: change.val for updated in updates for change in updated.changeSet}

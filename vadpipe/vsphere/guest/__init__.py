@@ -1,6 +1,6 @@
-"""Inside a guest: what governs its quiescing there, looked at by a job, changed by a command of its own.
+"""Inside a guest: what governs its quiescing there.
 
-control      what a job expects, and the look before a snapshot      commands     `vadpipe guest-config`
-change       tools.conf changed, and put back                        scripts      what runs at freeze and thaw
-tools_config, vmbackup   the file, and the keys of its group         files, transfer   by VMware Tools
+expectations   what a job expects, compared before a snapshot      scripts      what runs at freeze and thaw
+change         tools.conf changed, and put back                    tools_conf   the file and its settings
+files          files of the guest, by VMware Tools
 """

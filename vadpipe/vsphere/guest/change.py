@@ -1,7 +1,7 @@
-"""Changing tools.conf in a guest as a job asks, and putting it back.
+"""Changing tools.conf in a guest to what a job expects, and restoring it.
 
-The text from before the first change is kept in the guest beside it. Every step leaves a state from which the same
-command, given again, goes on: the copy is there before the change, and goes after the change was taken back.
+The text from before the first change is kept in the guest, beside the file. After every step the same command
+can be repeated: the copy is written before the change, and removed after the change was undone.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from pipeline.errors import SourceError
 
 from .files import GuestFile, GuestFiles
 from .scripts import LINUX, WINDOWS
-from .tools_conf import ToolsConfig, put_back
-from .vmbackup import SETTINGS, Value
+from .tools_conf import SETTINGS, ToolsConfig, Value, put_back
 
 KEPT = ".vadpipe-before"
 
 
 @dataclass(frozen=True)
 class GuestChange:
-    """What was done to one guest. `changed`: whether its tools.conf is another one now."""
+    """What was done in one guest. `changed`: its tools.conf is different now. `done`: a sentence for each step."""
 
     vm: str
     changed: bool
@@ -35,27 +34,29 @@ class GuestChange:
 
 
 def with_settings(config: ToolsConfig, wanted: Mapping[str, Value | None], windows: bool) -> ToolsConfig:
-    """`config` with these values in effect; one that says the same in other words stays as it is."""
+    """`config` with these values in effect. An equal value in another spelling stays."""
     spelt = {
         key: setting.spelt(wanted[key])
-        for key, setting in SETTINGS.items()  # in one order, so that it can be put back exactly
+        for key, setting in SETTINGS.items()  # in one order, so that it can be restored exactly
         if key in wanted and not setting.equals(config.value(key), wanted[key])
     }
     return config.with_values(spelt, line_end="\r\n" if windows else "\n")
 
 
 async def apply_settings(files: GuestFiles, wanted: Mapping[str, Value | None]) -> GuestChange:
-    """Give the guest's tools.conf these values; how it was before the first change is kept beside it.
+    """Write these values into the guest's tools.conf, and keep the original beside it.
 
-    Raises as GuestFiles, ToolsConfigUnreadable; SourceError when the file is not as written afterwards.
+    Raises:
+        ToolsConfigUnreadable: VMware Tools cannot read the present file.
+        SourceError: The file differs from what was written, or an error of GuestFiles.
     """
     path = _path(files)
     old = await files.read(path)
     before = ToolsConfig.parse(old.content if old is not None else b"")
     after = with_settings(before, wanted, files.windows)
     if after == before:
-        return GuestChange(files.vm.name, False, [f"{path} says so already."])
-    kept = f"{path}{KEPT} holds the file as it was before the first change."
+        return GuestChange(files.vm.name, False, [f"{path} has these values already."])
+    kept = f"{path}{KEPT} holds the file from before the first change."
     if await files.read(path + KEPT) is None:
         await files.replace(path + KEPT, before.content, old)
     await _written(files, path, after, old)
@@ -68,10 +69,7 @@ async def apply_settings(files: GuestFiles, wanted: Mapping[str, Value | None]) 
 
 
 async def undo_settings(files: GuestFiles) -> GuestChange:
-    """Put the guest's tools.conf back, and remove the copy. Changes that others made since stay.
-
-    Raises as `apply_settings`.
-    """
+    """Restore the guest's tools.conf, and remove the copy. Changes by others stay. Raises as `apply_settings`."""
     path = _path(files)
     kept = await files.read(path + KEPT)
     if kept is None:
@@ -79,13 +77,13 @@ async def undo_settings(files: GuestFiles) -> GuestChange:
     now = await files.read(path)
     current = ToolsConfig.parse(now.content if now is not None else b"")
     config, whole = put_back(current, ToolsConfig.parse(kept.content), SETTINGS)
-    if whole and not kept.content:  # there was none
+    if whole and not kept.content:  # there was no file
         await files.remove(path)
     else:
         await _written(files, path, config, now or kept)
     await files.remove(path + KEPT)
-    told = "is as it was." if whole else "has its old settings again; what else was changed since is left."
-    return GuestChange(files.vm.name, config != current, [f"{path} {told}"])
+    result = "is as it was." if whole else "has its old settings again. Other changes since then are kept."
+    return GuestChange(files.vm.name, config != current, [f"{path} {result}"])
 
 
 async def _written(files: GuestFiles, path: str, config: ToolsConfig, like: GuestFile | None) -> None:
@@ -93,8 +91,8 @@ async def _written(files: GuestFiles, path: str, config: ToolsConfig, like: Gues
     found = await files.read(path)
     if found is None or found.content != config.content:
         raise SourceError(
-            f"{path} in the guest of {files.vm.name} was written, and is not as written.",
-            remedy="See who else changes it, then run again.",
+            f"{path} in the guest of {files.vm.name} differs from what was written.",
+            remedy="Check what else changes it, then run again.",
             vm=files.vm.name,
             path=path,
         )

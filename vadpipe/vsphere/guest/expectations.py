@@ -1,10 +1,9 @@
-"""What a job expects inside a guest, and whether it is so, looked at before the snapshot.
+"""What a job expects inside a guest, compared with the guest before the snapshot.
 
 A job never changes a guest: a killed run would leave the change behind, and two jobs of one VM would undo each
-other's. Changing is a command of its own (`vadpipe guest-config --apply`, `guest_change`), done once, by a person.
-A job that was given an account of the guest only looks: it reads tools.conf, lists the scripts, says what will run,
-and takes a difference from what was asked by the policy of its quiescing: 'require' fails before the snapshot, and
-'try' goes on and says it.
+other's changes. A person changes a guest once, by `vadpipe guest-config --apply` (see `change`). A job with an
+account of the guest only reads: tools.conf and the scripts. The policy of its quiescing decides about a
+difference: 'require' fails before the snapshot, 'try' continues and reports it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Literal
 from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
 
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 from ..snapshot.fallback import guest_of
@@ -29,10 +28,9 @@ from .scripts import (
     GuestScripts,
     scripts_in,
 )
-from .tools_conf import ToolsConfig
-from .vmbackup import SETTINGS, Value, check_settings
+from .tools_conf import SETTINGS, ToolsConfig, Value, check_settings
 
-# The session waits for a vCenter that is away; a busy guest, or a host that cannot be reached, is told soon.
+# The session waits for a vCenter that is away. A busy guest or an unreachable host is reported sooner.
 _PATIENCE_S = 30.0
 
 Scripts = Literal["any", "none", "required"]
@@ -40,11 +38,17 @@ Scripts = Literal["any", "none", "required"]
 
 @dataclass(frozen=True)
 class GuestControl:
-    """An account of the guest, and what a job expects there. Opt-in, settings only.
+    """An account of the guest, and what a job expects there. Optional; settings only.
 
-    `settings`: keys of [vmbackup] in tools.conf with the value that each must have, None for "not set", e.g.
-    {"vss.disableAppQuiescing": True}. `scripts`: whether freeze and thaw scripts may ('any'), must not ('none') or
-    must ('required') be there. Raises ConfigError.
+    Args:
+        user: The account, of the guest itself or of its domain.
+        password: Its password.
+        settings: Keys of [vmbackup] in tools.conf with the value that each must have, None for "not set", e.g.
+            {"vss.disableAppQuiescing": True}.
+        scripts: Whether freeze and thaw scripts may exist ('any'), must not exist ('none') or must ('required').
+
+    Raises:
+        ConfigError: A key, a value or `scripts` is unknown.
     """
 
     user: str
@@ -57,42 +61,43 @@ class GuestControl:
         check_settings(self.settings)
         if self.scripts not in ("any", "none", "required"):
             raise ConfigError(
-                f"{self.scripts!r} is no word about scripts.", remedy="Use 'any', 'none' or 'required'."
+                f"scripts= must be 'any', 'none' or 'required', not {self.scripts!r}.",
+                remedy="Use one of these words.",
             )
 
     def files(self, session: VcenterSession, vm: Vm, guest_id: str) -> GuestFiles:
-        """The files of the guest, by this account."""
+        """The files of the guest, through this account."""
         return GuestFiles(session, vm, GuestAccount(self.user, self.password), is_windows(guest_id))
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What was found in a guest: its tools.conf (an empty one where there is none) and its scripts."""
+class GuestState:
+    """The tools.conf of a guest (an empty one when it has none) and its scripts."""
 
     windows: bool
     config: ToolsConfig
     scripts: GuestScripts
 
     def differences(self, control: GuestControl) -> list[str]:
-        """A sentence for each thing that is not as `control` asks."""
+        """A sentence for each difference from what `control` expects."""
         found = [
-            f"{key} is {_shown(self.config.value(key))} in tools.conf, asked for was {_shown(wanted)}."
+            f"{key} is {_shown(self.config.value(key))} in tools.conf, but the job expects {_shown(wanted)}."
             for key, wanted in control.settings.items()
             if not SETTINGS[key].equals(self.config.value(key), wanted)
         ]
         if control.scripts == "none" and self.scripts:
-            found.append(f"Scripts would run, and none may: {', '.join(self.scripts.paths)}.")
+            found.append(f"Scripts would run, but the job allows none: {', '.join(self.scripts.paths)}.")
         if control.scripts == "required" and not self.scripts:
-            found.append("No freeze or thaw script is there, and one is required.")
+            found.append("There is no freeze or thaw script, but the job requires one.")
         return found
 
     def obstacles(self, quiesce: Quiesce) -> list[str]:
-        """A sentence for each setting of the guest that stands against `quiesce`."""
+        """A sentence for each setting of the guest that prevents `quiesce`."""
         if not self.windows:
             return []
         found = []
         if SETTINGS["enableVSS"].equals(self.config.value("enableVSS"), False):
-            found.append("tools.conf switches VSS off (enableVSS=false): the guest cannot be quiesced by it.")
+            found.append("tools.conf switches VSS off (enableVSS=false), so VSS cannot quiesce the guest.")
         disabled = SETTINGS["vss.disableAppQuiescing"].equals(
             self.config.value("vss.disableAppQuiescing"), True
         )
@@ -101,20 +106,20 @@ class Inside:
         return found
 
     def remarks(self) -> list[str]:
-        """What a report should say of the guest, beside differences."""
-        said = (
-            [f"Runs in the guest when it is quiesced: {', '.join(self.scripts.paths)}."]
+        """Sentences for a report, besides differences."""
+        remarks = (
+            [f"Scripts that run in the guest at quiescing: {', '.join(self.scripts.paths)}."]
             if self.scripts
             else []
         )
         if set_here := self.config.values():
             shown = ", ".join(f"{key}={value}" for key, value in set_here.items())
-            said.append(f"tools.conf of the guest has in [vmbackup]: {shown}.")
+            remarks.append(f"tools.conf of the guest has in [vmbackup]: {shown}.")
         if older := [key for key in set_here if key in SETTINGS and SETTINGS[key].older_call]:
-            said.append(
-                f"{', '.join(older)}: VMware Tools heed that for CreateSnapshot_Task only, the call before 6.5."
+            remarks.append(
+                f"{', '.join(older)}: VMware Tools apply this to CreateSnapshot_Task only, the call before 6.5."
             )
-        return said
+        return remarks
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -125,8 +130,8 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What looking into a guest gave a run: for its attention, its remarks, and its point (None: nothing seen)."""
+class GuestFindings:
+    """What a run reports of a guest. `inside`: for the restore point; None when nothing was read."""
 
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -135,41 +140,45 @@ class Looked:
 
 async def look_inside(
     session: VcenterSession, vm: Vm, control: GuestControl | None, quiesce: Quiesce
-) -> Looked:
-    """Compare the guest with what the job expects of it, where the job says something and quiesces a running guest.
+) -> GuestFindings:
+    """Compare a guest with what the job expects, when the job expects something and quiesces a running guest.
 
-    Raises QuiesceFailed where something is not as asked and the quiescing is required; VsphereError.
+    Raises:
+        QuiesceFailed: There is a difference, and the quiescing is required.
+        VsphereError: The state of the guest cannot be read.
     """
     if control is None or quiesce.kind == "none":
-        return Looked()
+        return GuestFindings()
     guest = await guest_of(session, vm)
-    if guest.obstacle:  # the ladder tells
-        return Looked()
+    if guest.obstacle:  # the quiescing reports it
+        return GuestFindings()
     try:
         look = partial(inside, control.files(session, vm, guest.guest_id))
-        found = await patiently(look, min(_PATIENCE_S, session.settings.patience_s))
+        found = await retry(look, min(_PATIENCE_S, session.settings.patience_s))
     except SourceError as exc:
-        problem = f"The guest of {vm.name} could not be looked into: {exc.problem}"
+        problem = f"The guest of {vm.name} could not be read: {exc.problem}"
         if quiesce.policy == "require" and (control.settings or control.scripts != "any"):
             raise QuiesceFailed(problem, remedy=exc.remedy, **{**exc.facts, "vm": vm.name}) from exc
-        return Looked(attention=[problem])
+        return GuestFindings(attention=[problem])
     against = [*found.differences(control), *found.obstacles(quiesce)]
     if against and quiesce.policy == "require":
         raise QuiesceFailed(
-            f"The guest of {vm.name} is not as the job asks: {' '.join(against)}",
-            remedy="Change the guest ('vadpipe guest-config CONFIG.py --apply' for tools.conf) or the job; with "
-            "the policy 'try' it goes on and says so.",
+            f"The guest of {vm.name} is not as the job expects: {' '.join(against)}",
+            remedy="Change the guest ('vadpipe guest-config CONFIG.py --apply' for tools.conf) or the job. With "
+            "the policy 'try' the job continues and reports it.",
             vm=vm.name,
             differences=against,
         )
-    return Looked([f"In the guest of {vm.name}: {one}" for one in against], found.remarks(), found.as_dict())
+    return GuestFindings(
+        [f"In the guest of {vm.name}: {one}" for one in against], found.remarks(), found.as_dict()
+    )
 
 
-async def inside(files: GuestFiles) -> Inside:
-    """What a guest has. Raises as GuestFiles, and ToolsConfigUnreadable."""
+async def inside(files: GuestFiles) -> GuestState:
+    """Read a guest. Raises the errors of GuestFiles, and ToolsConfigUnreadable."""
     found = await files.read((WINDOWS if files.windows else LINUX).tools_conf)
     config = ToolsConfig.parse(found.content if found is not None else b"")
-    return Inside(files.windows, config, await scripts_in(files))
+    return GuestState(files.windows, config, await scripts_in(files))
 
 
 def _shown(value: Value | None) -> str:

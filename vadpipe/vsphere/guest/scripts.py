@@ -1,4 +1,4 @@
-"""Which scripts VMware Tools will run in a guest at a quiesce, in their order.
+"""The scripts that VMware Tools run in a guest during quiescing, in their order.
 
 Sources: services/plugins/vmbackup/scriptOps.c of open-vm-tools (places, order, arguments); KB 1006671.
 """
@@ -13,7 +13,7 @@ from .files import GuestFiles
 
 @dataclass(frozen=True)
 class GuestPlaces:
-    """Where things are in a guest of one kind."""
+    """Paths in a guest of one kind."""
 
     tools_conf: str
     pre_freeze: str
@@ -50,12 +50,12 @@ class GuestScripts:
 
     @property
     def paths(self) -> list[str]:
-        """Each once."""
+        """All paths, each once."""
         return list(dict.fromkeys([*self.freeze, *self.thaw]))
 
 
 def in_order(places: GuestPlaces, pre_freeze: bool, post_thaw: bool, names: Sequence[str]) -> GuestScripts:
-    """What runs: the two old places where there is a file, and `names` of the scripts' directory."""
+    """The scripts that run: those at the two old places, and `names` of the directory of scripts."""
     shared = [f"{places.scripts}{places.separator}{name}" for name in sorted(names)]
     return GuestScripts(
         [*([places.pre_freeze] if pre_freeze else []), *shared],
@@ -64,7 +64,7 @@ def in_order(places: GuestPlaces, pre_freeze: bool, post_thaw: bool, names: Sequ
 
 
 async def scripts_in(files: GuestFiles) -> GuestScripts:
-    """Look for them in the guest. Raises as GuestFiles."""
+    """The scripts of a guest. Raises the errors of GuestFiles."""
     places = WINDOWS if files.windows else LINUX
     pre_freeze = await files.names(places.pre_freeze)
     post_thaw = await files.names(places.post_thaw)

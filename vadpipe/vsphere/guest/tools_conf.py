@@ -1,13 +1,16 @@
-"""tools.conf, the configuration of VMware Tools in a guest: read and rewritten with everything else left as it is.
+"""tools.conf, the configuration of VMware Tools in a guest, and the settings of its group [vmbackup]. Kernels.
 
-The file belongs to the guest's administrator, so it is a list of lines that is edited, not a dictionary that is
-written anew: comments, order, spacing, line ends and bytes of an unknown encoding come out as they came in; those
-travel as surrogates. The rules are those of GLib's key files, which VMware Tools read the file by: lines end at
-line feeds; a comment begins with '#' only; a group may come twice, and so may a key, whose last value counts; one
-line that is none of these makes GLib refuse the whole file, and so does a byte order mark.
+The file belongs to the guest's administrator, so only the lines of changed keys are edited. Comments, order,
+spacing, line ends and bytes of an unknown encoding (as surrogates) stay as they are. VMware Tools read the file
+by the rules of GLib's key files: lines end at line feeds; a comment begins with '#' only; a group or a key can
+occur several times, and the last value counts. One line that breaks the rules makes GLib refuse the whole file,
+and so does a byte order mark.
+
+No setting excludes a writer: KB 1031200 is said to explain how, but its text is not available.
 
 Sources: GLib reference manual, "Key-value file parser", and what the library itself accepts (compared in the
-tests); tools.conf of open-vm-tools (groups and keys).
+tests); services/plugins/vmbackup and tools.conf of open-vm-tools (groups and keys); KB 2146204
+(vss.disableAppQuiescing).
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import codecs
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConfigError, SourceError
 
 GROUP = "vmbackup"
 
@@ -28,13 +32,17 @@ _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _ESCAPED = {"s": " ", "n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
+Value = bool | int | str
+_TRUE, _FALSE = ("true", "1"), ("false", "0")  # GLib's booleans
+
+
 class ToolsConfigUnreadable(SourceError):
-    """A tools.conf that VMware Tools cannot read as a whole; facts: `line`, from 1 on, where there is one."""
+    """A tools.conf that VMware Tools refuse to read. Facts: `line`, from 1 on, when one line is the cause."""
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One line without its end. `group`: the one it is in or opens; `key`, `value`: None for other lines."""
+    """One line without its end. `group`: the one it is in or begins. `key`, `value`: None for other lines."""
 
     number: int
     text: str
@@ -49,7 +57,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class ToolsConfig:
-    """The text of a tools.conf. Made by `parse`; immutable."""
+    """The text of a tools.conf. Immutable; use `parse`."""
 
     text: str
 
@@ -71,12 +79,12 @@ class ToolsConfig:
         return self.text.encode("utf-8", "surrogateescape")
 
     def value(self, key: str, group: str = GROUP) -> str | None:
-        """The value in effect, with its escapes resolved; None: the key is not set."""
+        """The value in effect, without escapes; None when the key is not set."""
         values = [line.value for line in self._lines() if (line.group, line.key) == (group, key)]
         return None if not values or values[-1] is None else unescaped(values[-1])
 
     def values(self, group: str = GROUP) -> dict[str, str]:
-        """Every key of a group with the value in effect."""
+        """Every key of a group with its value in effect."""
         return {
             line.key: unescaped(line.value)
             for line in self._lines()
@@ -86,9 +94,12 @@ class ToolsConfig:
     def with_values(
         self, wanted: Mapping[str, str | None], *, group: str = GROUP, line_end: str = "\n"
     ) -> ToolsConfig:
-        """With these values in effect; None takes a key out. What has its value already is not touched.
+        """A copy with these values in effect. Keys that have their value already are not touched.
 
-        `line_end`: for a text that has no line yet.
+        Args:
+            wanted: The value of each key; None removes the key.
+            group: The group of the keys.
+            line_end: The line end for a text without lines.
         """
         config = self
         for key, value in wanted.items():
@@ -116,15 +127,13 @@ class ToolsConfig:
             else:
                 pair = _PAIR.fullmatch(bare)
                 if pair is None:
-                    raise _unreadable(
-                        "it is neither a group, nor a key with its value, nor a comment", number
-                    )
+                    raise _unreadable("it is neither a group, nor a key with a value, nor a comment", number)
                 if group is None:
                     raise _unreadable("it stands before the first group", number)
                 yield _Line(number, text, group, pair["key"], pair["value"])
 
     def _added(self, key: str, value: str, group: str, line_end: str) -> ToolsConfig:
-        """With one line more: after the last key of the group, or in a group of its own at the end."""
+        """A copy with one more line: after the last key of the group, or in a new group at the end."""
         raws = self.text.split("\n")
         end = "\r" if raws[0].endswith("\r") or (len(raws) == 1 and line_end == "\r\n") else ""
         inside = [
@@ -142,7 +151,7 @@ class ToolsConfig:
         return ToolsConfig("\n".join([*before, f"[{group}]{end}", f"{key}={value}{end}", ""]))
 
     def _changed(self, key: str, value: str, group: str) -> ToolsConfig:
-        """With another value on the line that counts; its spacing stays."""
+        """A copy with another value on the line in effect, whose spacing stays."""
         raws = self.text.split("\n")
         last = [line for line in self._lines() if (line.group, line.key) == (group, key)][-1]
         old = last.value or ""
@@ -151,18 +160,20 @@ class ToolsConfig:
         return ToolsConfig("\n".join(raws))
 
     def _without(self, key: str, group: str) -> ToolsConfig:
-        """Without any of the key's lines: an earlier one would count otherwise."""
+        """A copy without all lines of the key: otherwise an earlier one would take effect."""
         gone = {line.number for line in self._lines() if (line.group, line.key) == (group, key)}
         kept = [raw for number, raw in enumerate(self.text.split("\n")) if number not in gone]
-        if kept and kept[-1]:  # it was followed by what is gone, and would be left with half a line end
+        if kept and kept[-1]:  # a removed line followed it, so half a line end would be left
             kept[-1] = kept[-1].removesuffix("\r")
         return ToolsConfig("\n".join(kept))
 
 
 def put_back(now: ToolsConfig, before: ToolsConfig, keys: Iterable[str]) -> tuple[ToolsConfig, bool]:
-    """`now` with the values that `keys` had `before`; and whether that is exactly the text from before.
+    """`now` with the values that `keys` had `before`. Changes by others stay.
 
-    It is, when nothing but these keys was changed since, in this order; else the changes of others stay.
+    Returns:
+        The text, and whether it is exactly the one from before. It is when only these keys changed since, in this
+        order.
     """
     changed = {key: now.value(key) for key in keys if now.value(key) != before.value(key)}
     line_end = "\r\n" if "\r\n" in now.text else "\n"
@@ -179,14 +190,85 @@ def escaped(value: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """A value as it is meant; an escape that GLib does not know stays as it is spelt."""
+    """A value without escapes. An escape that GLib does not know stays as it is."""
     return re.sub(r"\\(.)", lambda found: _ESCAPED.get(found[1], found[0]), text, flags=re.DOTALL)
 
 
 def _unreadable(problem: str, number: int | None) -> ToolsConfigUnreadable:
     where = "tools.conf" if number is None else f"Line {number + 1} of tools.conf"
     return ToolsConfigUnreadable(
-        f"{where} cannot be read: {problem}; VMware Tools ignore the whole file then.",
-        remedy="Mend it in the guest by hand.",
+        f"{where} cannot be read: {problem}. VMware Tools ignore the whole file because of it.",
+        remedy="Correct the file in the guest by hand.",
         line=None if number is None else number + 1,
     )
+
+
+@dataclass(frozen=True)
+class GuestSetting:
+    """One key of [vmbackup].
+
+    Args:
+        key: Its name.
+        kind: The type of its value.
+        guests: The guests whose VMware Tools read it.
+        older_call: It applies to snapshots by CreateSnapshot_Task only, the call before 6.5.
+        meaning: What it controls.
+    """
+
+    key: str
+    kind: type[Value]
+    guests: Literal["all", "windows", "linux"]
+    older_call: bool
+    meaning: str
+
+    def spelt(self, value: Value | None) -> str | None:
+        """The value as tools.conf spells it; None when it is not set."""
+        if value is None:
+            return None
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    def equals(self, text: str | None, value: Value | None) -> bool:
+        """Whether the text in the file means `value`. None means "not set" in both."""
+        if text is None or value is None:
+            return text is None and value is None
+        if isinstance(value, bool):
+            return text.strip() in (_TRUE if value else _FALSE)
+        return text.strip() == str(value).strip()
+
+
+SETTINGS: Mapping[str, GuestSetting] = {
+    setting.key: setting
+    for setting in (
+        GuestSetting("enableVSS", bool, "windows", False, "whether VSS is used; true when not set"),
+        GuestSetting("vss.disableAppQuiescing", bool, "windows", False, "file systems only, no applications"),
+        GuestSetting("excludedFileSystems", str, "all", False, "not frozen by file-system quiescing"),
+        GuestSetting("enableSyncDriver", bool, "linux", False, "whether file systems are frozen"),
+        GuestSetting("enableXmlManifest", bool, "linux", False, "whether a manifest is written"),
+        GuestSetting("ignoreFrozenFileSystems", bool, "linux", False, "whether frozen ones are no error"),
+        GuestSetting("execScripts", bool, "all", True, "whether freeze and thaw scripts run"),
+        GuestSetting("scriptArg", str, "all", True, "argument of the scripts"),
+        GuestSetting("timeout", int, "all", True, "time for quiescing"),
+        GuestSetting("quiesceApps", bool, "all", True, "whether applications are quiesced"),
+        GuestSetting("quiesceFS", bool, "all", True, "whether file systems are quiesced"),
+        GuestSetting("allowHWProvider", bool, "windows", True, "whether VSS may use a hardware provider"),
+        GuestSetting("enableNullDriver", bool, "all", True, "whether quiescing may do nothing"),
+        GuestSetting("vssUseDefault", bool, "windows", True, "whether VSS chooses its own defaults"),
+        GuestSetting("forceQuiesce", bool, "all", True, "whether a quiesce that is not possible fails"),
+    )
+}
+
+
+def check_settings(wanted: Mapping[str, Value | None]) -> None:
+    """Raise ConfigError for a key that VMware Tools do not know, or a value of another type."""
+    for key, value in wanted.items():
+        setting = SETTINGS.get(key)
+        if setting is None:
+            raise ConfigError(
+                f"{key!r} is no key of [vmbackup] in tools.conf.",
+                remedy=f"Choose from {', '.join(SETTINGS)}.",
+            )
+        if value is not None and type(value) is not setting.kind:
+            raise ConfigError(
+                f"{key} must be of type {setting.kind.__name__}, not {value!r}.",
+                remedy="Give such a value, or None for 'not set'.",
+            )

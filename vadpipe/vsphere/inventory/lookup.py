@@ -1,29 +1,62 @@
-"""Finding a VM by its name, its inventory path, its managed object reference, or a UUID; or finding it again."""
+"""The tree of an inventory, and the VM in it that a name, a path, a managed object reference or a UUID means.
+
+A VM is in the tree three times: in its folder or vApp, on its host, and in its resource pool. Its inventory path is
+the first of these. The others count when a selection names a host or a pool.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from urllib.parse import unquote
 
 from pyVmomi import vim
+from pyVmomi.VmomiSupport import ManagedObject
 
 from pipeline.errors import SourceError
 
-from ..api.properties import Row, read_all, read_each
+from ..api.properties import Row, read_all
 from ..api.session import VcenterSession
-from .tree import TREE, Inventory, name_of
 
 _MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NAMED_IN_AN_ERROR = 10
+_PLACED = ("name", "parent")
+# The properties that make paths, and the UUIDs of VMs. A vApp is in a pool by `parent` and in a folder by
+# `parentFolder`.
+TREE: Mapping[type[ManagedObject], Sequence[str]] = {
+    vim.VirtualMachine: (*_PLACED, "parentVApp", "config.instanceUuid", "config.uuid"),
+    vim.VirtualApp: (*_PLACED, "parentFolder"),
+    vim.Folder: _PLACED,
+    vim.Datacenter: _PLACED,
+}
+# With these, a VM is also found by its host, cluster or pool.
+TREE_OF_HOSTS: Mapping[type[ManagedObject], Sequence[str]] = {
+    **TREE,
+    vim.VirtualMachine: (*TREE[vim.VirtualMachine], "runtime.host", "resourcePool"),
+    vim.ComputeResource: _PLACED,
+    vim.HostSystem: _PLACED,
+    vim.ResourcePool: _PLACED,
+}
+_UPWARDS = ("parent", "parentVApp", "parentFolder", "runtime.host", "resourcePool")
 
 
 @dataclass(frozen=True)
 class Vm:
-    """Which VM. `uuid`: its identity over renames and re-registration. `datacenter`: its inventory path, as in
-    'Folder/DC'. `alone`: whether no other VM that the account sees has this name."""
+    """A VM in an inventory.
+
+    Args:
+        moref: Its managed object reference, e.g. 'vm-42'.
+        name: Its name.
+        path: Its inventory path, e.g. '/DC/vm/Web/web01'.
+        datacenter: The inventory path of its datacenter, e.g. 'Folder/DC'.
+        uuid: Its identity, which survives renaming and registering again.
+        alone: No other VM that the account can see has this name.
+    """
 
     moref: str
     name: str
@@ -34,33 +67,114 @@ class Vm:
 
     @property
     def title(self) -> str:
-        """What people know it by: its name, or its inventory path where several VMs have that name."""
+        """Its name, or its inventory path when several VMs have that name."""
         return self.name if self.alone else self.path
 
     def reference(self, session: VcenterSession) -> vim.VirtualMachine:
         return vim.VirtualMachine(self.moref, session.stub)
 
 
-async def find_vm(session: VcenterSession, wanted: str | Vm) -> Vm:
-    """The one VM with this name, inventory path ('/DC/vm/Web/web01', also without '/DC/vm'), moref ('vm-42'),
-    instance UUID or BIOS UUID; or a VM that was found before, as it is now.
+@dataclass(frozen=True)
+class Inventory:
+    """All objects that the account can see, as rows with at least the paths of TREE."""
 
-    Raises SourceError: none (with near names), several (with their paths), or no longer there.
+    rows: Sequence[Row]
+
+    @cached_property
+    def places(self) -> Mapping[str, Row]:
+        """The rows by moref."""
+        return {row.moref: row for row in self.rows}
+
+    @cached_property
+    def vms(self) -> Sequence[Row]:
+        return [row for row in self.rows if row.kind == "VirtualMachine"]
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """How many VMs have each name."""
+        return Counter(name_of(row) for row in self.vms)
+
+    def vm(self, row: Row) -> Vm:
+        """The VM of a row. Its `uuid` is empty when its configuration cannot be read."""
+        name, uuid = name_of(row), row.get("config.instanceUuid") or row.get("config.uuid") or ""
+        return Vm(row.moref, name, self.path(row), self.datacenter(row), uuid, self.names[name] == 1)
+
+    def with_uuid(self, uuid: str) -> list[Row]:
+        """The VMs with this instance UUID, else with this BIOS UUID, which several clones can have."""
+        for path in ("config.instanceUuid", "config.uuid") if _UUID.fullmatch(uuid) else ():
+            if found := [row for row in self.vms if str(row.get(path)).lower() == uuid.lower()]:
+                return found
+        return []
+
+    def path(self, row: Row) -> str:
+        """The inventory path of a row, e.g. '/DC/vm/Web/web01'. It begins below the root folder."""
+        return "/" + _joined([row, *self._upwards(row)])
+
+    def datacenter(self, row: Row) -> str:
+        """The inventory path of a row's datacenter, e.g. 'Folder/DC'; empty without one."""
+        above = list(self._upwards(row))
+        last = next((index for index, place in enumerate(above) if place.kind == "Datacenter"), len(above))
+        return _joined(above[last:])
+
+    def at(self, path: str) -> list[Row]:
+        """The places with this inventory path, without VMs."""
+        wanted = "/" + path.strip("/")
+        return [row for row in self.rows if row.kind != "VirtualMachine" and self.path(row) == wanted]
+
+    def below(self, places: Iterable[Row]) -> frozenset[str]:
+        """Morefs of everything in one of these places, at any depth."""
+        found: set[str] = set()
+        waiting = [row.moref for row in places]
+        while waiting:
+            new = [moref for moref in self._children.get(waiting.pop(), ()) if moref not in found]
+            found.update(new)
+            waiting += new
+        return frozenset(found)
+
+    @cached_property
+    def _children(self) -> Mapping[str, Sequence[str]]:
+        """The direct content of each place, by moref."""
+        children: dict[str, list[str]] = {}
+        for row in self.rows:
+            for path in _UPWARDS:
+                if (above := row.get(path)) is not None:
+                    children.setdefault(str(above._moId), []).append(row.moref)
+        return children
+
+    def _upwards(self, row: Row) -> Iterator[Row]:
+        """The places above, the nearest first. The root folder is missing: a view does not contain its own root."""
+        while (above := row.get("parentFolder") or row.get("parent") or row.get("parentVApp")) is not None:
+            found = self.places.get(str(above._moId))
+            if found is None:
+                return
+            yield found
+            row = found
+
+
+async def find_vm(session: VcenterSession, wanted: str | Vm) -> Vm:
+    """The one VM that is meant.
+
+    Args:
+        session: The session.
+        wanted: A name, an inventory path ('/DC/vm/Web/web01', also without '/DC/vm'), a moref ('vm-42'), an
+            instance UUID or a BIOS UUID; or a VM that was found before, to read it again.
+
+    Raises:
+        SourceError: There is none (with near names), there are several (with their paths), or it is gone.
     """
     [found] = await find_vms(session, [wanted])
     return found
 
 
 async def find_vms(session: VcenterSession, wanted: Sequence[str | Vm]) -> list[Vm]:
-    """The VM for each of these, as `find_vm` finds it, in one look at the inventory however many there are."""
+    """The VM for each of these, as by `find_vm`, in one pass over the inventory."""
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, TREE))
     inventory = Inventory(rows)
-    found = [await _meant(session, one, inventory) for one in wanted]
-    return await _identified(session, found, inventory)
+    return [_identified(session, _meant(session, one, inventory), inventory) for one in wanted]
 
 
 async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
-    """The moref of the VM with this instance UUID; None: not registered here."""
+    """The moref of the VM with this instance UUID; None when it is not registered here."""
     index = session.content.searchIndex
     if index is None:
         return None
@@ -68,54 +182,28 @@ async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
     return None if found is None else str(found._moId)
 
 
-async def _with_uuid(session: VcenterSession, wanted: str) -> frozenset[str]:
-    """The morefs of the VMs with this UUID, none when it is no UUID. A BIOS UUID may be that of several clones."""
-    index = session.content.searchIndex
-    if index is None or not _UUID.fullmatch(wanted):
-        return frozenset()
-    instances = await session.call("FindAllByUuid", lambda: index.FindAllByUuid(None, wanted, True, True))
-    found = instances or await session.call(
-        "FindAllByUuid", lambda: index.FindAllByUuid(None, wanted, True, False)
-    )
-    return frozenset(str(vm._moId) for vm in found)
-
-
-async def _meant(session: VcenterSession, wanted: str | Vm, inventory: Inventory) -> Row:
+def _meant(session: VcenterSession, wanted: str | Vm, inventory: Inventory) -> Row:
     if isinstance(wanted, Vm):
         row = inventory.places.get(wanted.moref)
         if row is None:
             raise _gone(session, wanted)
         return row
-    with_uuid = await _with_uuid(session, wanted)
-    found = [row for row in inventory.vms if row.moref in with_uuid or _is_meant(row, wanted, inventory)]
+    found = [row for row in inventory.vms if _is_meant(row, wanted, inventory)]
+    found = found or inventory.with_uuid(wanted)
     if len(found) != 1:
         raise _several(session, wanted, found, inventory) if found else _none(session, wanted, inventory)
     return found[0]
 
 
-async def _identified(session: VcenterSession, rows: Sequence[Row], inventory: Inventory) -> list[Vm]:
-    subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(row.moref for row in rows)]
-    paths = ("config.instanceUuid", "config.uuid")
-    found = await session.call(
-        "RetrieveProperties", lambda: read_each(session.content, subjects, paths, strict=True)
-    )
-    uuids = {one.moref: one.get("config.instanceUuid") or one.get("config.uuid") for one in found}
-    for row in rows:
-        if uuids[row.moref] is None:
-            raise SourceError(
-                f"The VM {name_of(row)} has no configuration: {session.server} cannot reach its files.",
-                remedy="See whether its host is connected and its datastore accessible.",
-                vm=name_of(row),
-            )
-    return [vm_of(row, inventory, uuids[row.moref]) for row in rows]
-
-
-def vm_of(row: Row, inventory: Inventory, uuid: str) -> Vm:
-    """What is known of a VM by its place in the inventory."""
-    name = name_of(row)
-    return Vm(
-        row.moref, name, inventory.path(row), inventory.datacenter(row), uuid, inventory.names[name] == 1
-    )
+def _identified(session: VcenterSession, row: Row, inventory: Inventory) -> Vm:
+    vm = inventory.vm(row)
+    if not vm.uuid:
+        raise SourceError(
+            f"The configuration of the VM {vm.name} cannot be read: {session.server} cannot reach its files.",
+            remedy="Check that its host is connected, its datastore is accessible, and the account can read it.",
+            vm=vm.name,
+        )
+    return vm
 
 
 def _is_meant(row: Row, wanted: str, inventory: Inventory) -> bool:
@@ -128,7 +216,7 @@ def _is_meant(row: Row, wanted: str, inventory: Inventory) -> bool:
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:
-    """The names that are spelled like `wanted`, best first, for an error that says there is none."""
+    """The names with a spelling like `wanted`, the best first, for the error that there is none."""
     return difflib.get_close_matches(wanted, sorted(set(names)), n=_NAMED_IN_AN_ERROR, cutoff=0.5)
 
 
@@ -137,7 +225,7 @@ def _none(session: VcenterSession, wanted: str, inventory: Inventory) -> SourceE
     if near:
         hint = f"Near names: {', '.join(near)}."
     elif inventory.vms:
-        hint = "Check the spelling, and that the account may see the VM."
+        hint = "Check the spelling, and that the account can see the VM."
     else:
         hint = "The account sees no VM at all."
     return SourceError(
@@ -164,7 +252,16 @@ def _several(session: VcenterSession, wanted: str, found: list[Row], inventory: 
 def _gone(session: VcenterSession, vm: Vm) -> SourceError:
     return SourceError(
         f"The VM {vm.path} ({vm.moref}) is no longer on {session.server}.",
-        remedy="It was there when the VMs were selected: see whether it was removed, or registered anew.",
+        remedy="It was there when the VMs were selected: check whether it was removed, or registered again.",
         vm=vm.path,
         server=session.server,
     )
+
+
+def name_of(row: Row) -> str:
+    """The name as people write it. The inventory escapes '/', '\\' and '%'."""
+    return unquote(str(row.get("name") or row.moref))
+
+
+def _joined(upwards: Iterable[Row]) -> str:
+    return "/".join(reversed([name_of(place) for place in upwards]))

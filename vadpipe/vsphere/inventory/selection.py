@@ -1,11 +1,13 @@
-"""Selecting VMs: by name pattern, by place in the inventory, by tag, and without those that are excluded.
+"""Selecting VMs by name pattern, by place in the inventory and by tag, with exclusions.
 
-The whole inventory that the account sees is read once, in one pass with narrow paths, then the selection is made
-here. Case counts, as in all look-ups by name: 'Web*' does not select 'web01'.
+One pass with narrow paths reads the whole inventory that the account can see; the selection is made from that. Case
+matters, as in all look-ups by name: 'Web*' does not select 'web01'.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from fnmatch import fnmatchcase
@@ -16,16 +18,13 @@ from pipeline.errors import ConfigError, SourceError
 
 from ..api.properties import Row, read_all
 from ..api.session import VcenterSession
-from .lookup import Vm, nearest, vm_of
+from .lookup import TREE, TREE_OF_HOSTS, Inventory, Vm, name_of, nearest
 from .tags import tagged
-from .tree import (
-    TREE,
-    TREE_OF_HOSTS,
-    Inventory,
-    name_of,
-)
 
-_IDENTITY = ("config.instanceUuid", "config.uuid", "config.template")
+log = logging.getLogger(__name__)
+
+_KIND = ("config.template", "config.managedBy")
+_AGENT_MANAGER = "com.vmware.vim.eam"  # vSphere ESX Agent Manager, which also deploys the VMs of vCLS
 _NAMED_IN_AN_ERROR = 10
 
 Tagged = Mapping[str, frozenset[tuple[str, str]]]
@@ -33,14 +32,21 @@ Tagged = Mapping[str, frozenset[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class SelectVms:
-    """VMs for which everything holds that is given; at least one thing is. Settings only, no I/O.
+    """The VMs that meet every criterion given. Settings only, no I/O.
 
-    `pattern`: of names, with '*', '?', '[abc]' and '[!abc]' as in a shell; one that begins with '/' is of inventory
-    paths, where '*' also stands for slashes. `inside`: the inventory path of a folder, datacenter, cluster, host,
-    resource pool or vApp, as in '/DC/vm/Web' or '/DC/host/Cluster'; what is below it at any depth counts. `tag`:
-    'category/tag', on the VM itself, for vSphere does not pass tags down. `exclude`: patterns, or whole selections.
+    Templates and agents of vSphere (VMs that it manages itself, as those of vCLS) are never selected.
+    Powered-off VMs are.
 
-    Templates are never selected; powered-off VMs are.
+    Args:
+        pattern: A pattern of names, with '*', '?', '[abc]' and '[!abc]' as in a shell. One that begins with '/'
+            matches inventory paths; there '*' also matches slashes.
+        inside: The inventory path of a folder, datacenter, cluster, host, resource pool or vApp, as in '/DC/vm/Web'
+            or '/DC/host/Cluster'. Everything below it counts, at any depth.
+        tag: 'category/tag' of the VM itself, because vSphere does not pass tags down.
+        exclude: Patterns or selections whose VMs are left out.
+
+    Raises:
+        ConfigError: No criterion is given, or one has a wrong form.
 
     >>> SelectVms("web*", inside="/DC/vm/Web", exclude=["*-test"])
     SelectVms(pattern='web*', inside='/DC/vm/Web', tag=None, exclude=('*-test',))
@@ -55,35 +61,35 @@ class SelectVms:
     def __post_init__(self) -> None:
         if self.pattern is None and self.inside is None and self.tag is None:
             raise ConfigError(
-                "A selection of VMs says nothing of them.",
+                "A selection of VMs has no criterion.",
                 remedy="Give pattern=, inside= or tag=; every VM is SelectVms('*').",
             )
         if "" in (self.pattern, self.inside, self.tag):
             raise ConfigError(
-                "A selection of VMs looks for an empty text.", remedy="Give a text, or leave it out."
+                "A criterion of a selection of VMs is empty.", remedy="Give a text, or leave it out."
             )
         category, _, name = (self.tag or "a/b").partition("/")
         if not category or not name:
             raise ConfigError(
-                f"{self.tag!r} does not name a tag: the same name may be in several categories.",
+                f"{self.tag!r} does not name a tag: several categories can have a tag of one name.",
                 remedy="Name it with its category, as in 'backup/daily'.",
             )
         if isinstance(self.exclude, str):
-            raise ConfigError("exclude= is one text.", remedy=f"Give a list: exclude=[{self.exclude!r}].")
+            raise ConfigError("exclude= must be a list.", remedy=f"Give a list: exclude=[{self.exclude!r}].")
         object.__setattr__(self, "exclude", tuple(self.exclude))
 
     def __str__(self) -> str:
-        """What is looked for, after the word 'VM': "named web*, inside /DC/vm/Web, not *-test"."""
-        told = [
+        """The criteria, as in "named web*, inside /DC/vm/Web, not *-test"."""
+        criteria = [
             f"named {self.pattern}" if self.pattern else "",
             f"inside {self.inside}" if self.inside else "",
             f"tagged {self.tag}" if self.tag else "",
             *(f"not {one}" for one in self.exclude),
         ]
-        return ", ".join(part for part in told if part)
+        return ", ".join(part for part in criteria if part)
 
     def parts(self) -> Iterator[SelectVms]:
-        """Itself and the selections that it excludes, at any depth."""
+        """This selection and the selections that it excludes, at any depth."""
         yield self
         for one in self.exclude:
             if isinstance(one, SelectVms):
@@ -93,19 +99,26 @@ class SelectVms:
 async def select_vms(session: VcenterSession, selections: Sequence[SelectVms]) -> list[Vm]:
     """The VMs of at least one of the selections, each once, sorted by inventory path.
 
-    A VM whose configuration the server cannot reach is selected too, with an empty `uuid`: it must not go missing
-    silently. Raises SourceError: a selection has no VM, a place or a tag is not there (all with near names).
+    A VM whose configuration the server cannot read is selected too, with an empty `uuid`, so that it does not go
+    missing silently.
+
+    Raises:
+        SourceError: A selection has no VM, or a place or a tag does not exist (with near names).
+        VsphereError: The inventory or the tags cannot be read.
     """
     parts = [part for selection in selections for part in selection.parts()]
     tags = {tag: await tagged(session, tag) for tag in dict.fromkeys(part.tag for part in parts) if tag}
     paths = dict(TREE_OF_HOSTS if any(part.inside for part in parts) else TREE)
-    paths[vim.VirtualMachine] = (*paths[vim.VirtualMachine], *_IDENTITY)
+    paths[vim.VirtualMachine] = (*paths[vim.VirtualMachine], *_KIND)
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, paths))
-    return selected(Inventory(rows), selections, tags, session.server)
+    inventory = Inventory(rows)
+    if left_out := _left_out(inventory):
+        log.info("%s: left out of every selection: %s", session.server, left_out)
+    return selected(inventory, selections, tags, session.server)
 
 
 def selected(inventory: Inventory, selections: Sequence[SelectVms], tags: Tagged, server: str) -> list[Vm]:
-    """The kernel of `select_vms`. `tags`: what carries each tag, as (type, moref)."""
+    """The kernel of `select_vms`. `tags`: the objects with each tag, as (type, moref)."""
     search = _Search(inventory, tags, server)
     found: dict[str, Row] = {}
     for selection in selections:
@@ -113,24 +126,37 @@ def selected(inventory: Inventory, selections: Sequence[SelectVms], tags: Tagged
         if not here:
             raise search.nothing(selection)
         found |= here
-    vms = [
-        vm_of(row, inventory, row.get("config.instanceUuid") or row.get("config.uuid") or "")
-        for row in found.values()
-    ]
-    return sorted(vms, key=lambda vm: (vm.path, vm.moref))
+    return sorted(map(inventory.vm, found.values()), key=lambda vm: (vm.path, vm.moref))
+
+
+def is_agent(row: Row) -> bool:
+    """Whether vSphere manages this VM itself, from 'config.managedBy': agents of hosts, the VMs of vCLS."""
+    managed_by = row.get("config.managedBy")
+    return managed_by is not None and managed_by.extensionKey == _AGENT_MANAGER
+
+
+def _left_out(inventory: Inventory) -> str:
+    """How many VMs are never selected, as in '2 templates, 3 agents of vSphere'; empty for none."""
+    kinds = ("template" if row.get("config.template") else "agent" * is_agent(row) for row in inventory.vms)
+    found = Counter(kind for kind in kinds if kind)
+    return ", ".join(
+        f"{found[kind]} {kind}{'s' * (found[kind] != 1)}{of}"
+        for kind, of in (("template", ""), ("agent", " of vSphere"))
+        if found[kind]
+    )
 
 
 @dataclass(frozen=True)
 class _Search:
-    """One pass of selecting."""
+    """Selections from one inventory."""
 
     inventory: Inventory
     tags: Tagged
     server: str
 
     def find(self, selection: SelectVms) -> dict[str, Row]:
-        """By moref; may be empty. Raises SourceError for a place that is not there."""
-        rows = [row for row in self.inventory.vms if not row.get("config.template")]
+        """The rows by moref, possibly none. Raises SourceError for a place that does not exist."""
+        rows = [row for row in self.inventory.vms if not row.get("config.template") and not is_agent(row)]
         if selection.tag:
             tagged = self.tags[selection.tag]
             rows = [row for row in rows if ("VirtualMachine", row.moref) in tagged]
@@ -158,11 +184,11 @@ class _Search:
                 f"The tag is on objects of the type {', '.join(sorted(kinds))}: vSphere does not pass it down "
                 "to VMs; select by inside=, or tag the VMs."
             )
-        seen = len(self.inventory.vms)
+        seen, left_out = len(self.inventory.vms), _left_out(self.inventory)
         return SourceError(
-            f"No VM on {self.server} is {selection}; the account sees {seen} VM{'s' * (seen != 1)}.",
-            remedy=" ".join(remedies)
-            or "Check the selection, and that the account may see the VMs; templates are left out.",
+            f"No VM on {self.server} is {selection}; the account sees {seen} VM{'s' * (seen != 1)}"
+            f"{f', of which these are never selected: {left_out}' if left_out else ''}.",
+            remedy=" ".join(remedies) or "Check the selection, and that the account can see the VMs.",
             server=self.server,
             selection=str(selection),
         )
@@ -183,19 +209,19 @@ class _Search:
         return found
 
     def _fits(self, row: Row, pattern: str) -> bool:
-        return fnmatchcase(self._told(row, pattern), pattern)
+        return fnmatchcase(self._text(row, pattern), pattern)
 
     def _near(self, pattern: str) -> list[str]:
-        """What fits in another case, else what is spelled like the pattern without its wildcards.
+        """What matches in another case, else what is spelled like the pattern without its wildcards.
 
-        Nothing where VMs fit, so that it is something else that does not hold.
+        Nothing when VMs match the pattern: then another criterion excludes them.
         """
-        told = sorted({self._told(row, pattern) for row in self.inventory.vms})
-        if any(fnmatchcase(text, pattern) for text in told):
+        texts = sorted({self._text(row, pattern) for row in self.inventory.vms})
+        if any(fnmatchcase(text, pattern) for text in texts):
             return []
-        other_case = [text for text in told if fnmatchcase(text.casefold(), pattern.casefold())]
-        return other_case[:_NAMED_IN_AN_ERROR] or nearest(pattern.strip("*?"), told)
+        other_case = [text for text in texts if fnmatchcase(text.casefold(), pattern.casefold())]
+        return other_case[:_NAMED_IN_AN_ERROR] or nearest(pattern.strip("*?"), texts)
 
-    def _told(self, row: Row, pattern: str) -> str:
-        """What of a VM the pattern is for."""
+    def _text(self, row: Row, pattern: str) -> str:
+        """The path or the name of a VM, whichever the pattern is for."""
         return self.inventory.path(row) if pattern.startswith("/") else name_of(row)

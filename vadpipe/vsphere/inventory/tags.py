@@ -1,8 +1,7 @@
-"""Tags of vSphere: which objects carry one. They are in the REST API only.
+"""Tags of vSphere: which objects have a tag. Only the REST API knows them.
 
-Two generations of it give the same answers on other paths, the newer one from 7.0 Update 2 on. A login of its own
-with user and password is needed, over connections that check the certificate like all others. What follows blocks:
-it runs inside `VcenterSession.call`.
+The API has two generations with the same answers on other paths; the newer one exists since 7.0 Update 2. It
+needs a login of its own with user and password.
 
 Source: developer.broadcom.com/xapis/vsphere-automation-api, 'Cis Tagging' and 'Create Session' (since 7.0 U2), and
 the REST API reference of vSphere 6.5 to 7.0 U1 (com.vmware.cis.tagging, com.vmware.cis.session). Statuses there:
@@ -22,14 +21,8 @@ from urllib.parse import quote
 
 from pipeline.errors import ConfigError, SourceError
 
-from ..api.certificate import TrustedConnection
-from ..api.faults import (
-    LoginRefused,
-    NotOffered,
-    ObjectGone,
-    SessionExpired,
-    VsphereError,
-)
+from ..api.faults import LoginRefused, NotOffered, ObjectGone, SessionExpired, VsphereError
+from ..api.http import HttpClient, Refusal
 from ..api.session import Vcenter, VcenterSession
 from .lookup import nearest
 
@@ -37,11 +30,35 @@ _NEWER_SINCE = (7, 0, 2)
 _SESSION_HEADER = "vmware-api-session-id"
 _MAX_ANSWER_SIZE = 64 << 20  # an attached object takes about 50 bytes
 
+_LOGIN_WANTED = Refusal("it requires a login", error=SessionExpired)
+_CHECK_AGAIN = (
+    "Run again if tags were just changed; otherwise check that this server is a vCenter with REST API."
+)
+_REFUSALS = {
+    http.client.UNAUTHORIZED: _LOGIN_WANTED,
+    http.client.FORBIDDEN: Refusal(
+        "the account may not read it", "Give it read access to tags and to the tagged objects."
+    ),
+    http.client.NOT_FOUND: Refusal("there is no such object", _CHECK_AGAIN, ObjectGone),
+}
+_LOGIN_REFUSALS = {
+    http.client.UNAUTHORIZED: _LOGIN_WANTED,
+    http.client.NOT_FOUND: Refusal("there is no such resource", _CHECK_AGAIN, NotOffered),
+}
+
 
 @dataclass(frozen=True)
 class _Generation:
-    """`session`, `resources`: paths; `action`, `identified`: forms of a query and of an id in a path; `tags_of`:
-    the resource that lists the tags of a category; `wrapped`: answers are the member `value` of an object."""
+    """How one generation spells its paths.
+
+    Args:
+        session: Path of a login.
+        resources: Path above the resources.
+        action: What stands before the name of an action.
+        identified: What stands before an id in a path.
+        tags_of: The resource that lists the tags of a category.
+        wrapped: Answers are the member `value` of an object.
+    """
 
     session: str
     resources: str
@@ -63,14 +80,20 @@ _OLDER = _Generation(
 
 
 async def tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]]:
-    """What carries the tag 'category/tag': (type, moref) of each object, e.g. ('VirtualMachine', 'vm-42').
+    """The objects with the tag 'category/tag'.
 
-    Raises ConfigError without a password, SourceError for a tag that there is not (with near names), VsphereError.
+    Returns:
+        (type, moref) of each object, e.g. ('VirtualMachine', 'vm-42').
+
+    Raises:
+        ConfigError: The session has no password.
+        SourceError: There is no such tag (with near names), or the server is an ESXi host.
+        VsphereError: The server refuses.
     """
     require_password(session.settings)
     if not session.is_vcenter:
         raise SourceError(
-            f"{session.server} is an ESXi host: tags are kept by a vCenter.",
+            f"{session.server} is an ESXi host. Only a vCenter has tags.",
             remedy="Select by pattern= or inside=, or through the vCenter.",
             server=session.server,
         )
@@ -78,11 +101,10 @@ async def tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]
 
 
 def require_password(settings: Vcenter) -> None:
-    """Raise ConfigError unless the settings say who to log in as."""
+    """Raise ConfigError unless the settings have user and password."""
     if settings.password is None:
         raise ConfigError(
-            f"Tags of {settings.server} cannot be read with the cookie of a session: the API that has them wants a "
-            "login.",
+            f"Tags of {settings.server} cannot be read with the cookie of a session: their API requires a login.",
             remedy="Give user and password, or select by pattern= or inside=.",
         )
 
@@ -97,31 +119,28 @@ def _tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]]:
 
 
 class _Client:
-    """A login at the REST API, on one connection."""
+    """A login at the REST API, on one connection. Blocks."""
 
-    def __init__(self, session: VcenterSession, connection: TrustedConnection) -> None:
+    def __init__(self, session: VcenterSession, http: HttpClient) -> None:
         self._settings = session.settings
         self._generation = _NEWER if session.api_version >= _NEWER_SINCE else _OLDER
-        self._connection = connection
+        self._http = http
         self._headers = {"Accept": "application/json"}
 
     @classmethod
     @contextmanager
     def opened(cls, session: VcenterSession) -> Iterator[_Client]:
         """Log in; log out at the end."""
-        connection = session.connection()
-        try:
-            client = cls(session, connection)
+        with HttpClient(session.endpoint) as http:
+            client = cls(session, http)
             client._login()
             try:
                 yield client
             finally:
                 client._logout()
-        finally:
-            connection.close()
 
     def find(self, tag: str) -> str:
-        """The id of the tag 'category/tag'. Both names may hold slashes."""
+        """The id of the tag 'category/tag'. Both names can contain slashes."""
         names = {self._name("category", one): one for one in self.ask("GET", "category")}
         known: list[str] = []
         for category, category_id in names.items():
@@ -150,7 +169,7 @@ class _Client:
         return str(self.ask("GET", f"{kind}{self._generation.identified}{_in_path(id)}")["name"])
 
     def ask(self, method: str, resource: str, *, action: str = "", **parameters: object) -> Any:  # noqa: ANN401
-        """The answer of one operation; the function that asked knows its shape."""
+        """The answer of one operation. The caller knows its shape."""
         path = f"{self._generation.resources}/{resource}"
         if action:
             path += f"{self._generation.action}{action}"
@@ -162,21 +181,20 @@ class _Client:
         account = f"{settings.user}:{settings.password.reveal()}".encode()
         headers = {"Authorization": f"Basic {base64.b64encode(account).decode()}"}
         try:
-            token = self._request("POST", self._generation.session, headers=headers)
+            token = self._request("POST", self._generation.session, headers=headers, refusals=_LOGIN_REFUSALS)
         except SessionExpired:
             raise LoginRefused(
-                f"{settings.server} refuses {settings.user} at its REST API, where tags are.",
+                f"{settings.server} refuses {settings.user} at its REST API, which has the tags.",
                 remedy="Check user (with its domain, as in backup@vsphere.local) and password.",
                 server=settings.server,
             ) from None
         self._headers[_SESSION_HEADER] = str(token)
 
     def _logout(self) -> None:
-        """Nobody can act on a failed one: the server ends an idle session by itself."""
-        if self._connection.sock is not None:  # else it was lost, and is not made anew for this
-            with suppress(OSError, http.client.HTTPException):
-                self._connection.request("DELETE", self._generation.session, None, self._headers)
-                self._connection.getresponse().read()
+        """A failed logout has no remedy: the server ends an idle session by itself."""
+        if self._http.is_open:  # a lost connection is not replaced for this
+            with suppress(VsphereError):
+                self._request("DELETE", self._generation.session)
 
     def _request(
         self,
@@ -184,17 +202,16 @@ class _Client:
         path: str,
         body: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
+        refusals: Mapping[int, Refusal] = _REFUSALS,
     ) -> Any:  # noqa: ANN401
-        sent = {**self._headers, **(headers or {})}
-        content = None
+        sent, content, call = {**self._headers, **(headers or {})}, None, f"{method} {path}"
         if body is not None:
             content = json.dumps(body).encode()
             sent["Content-Type"] = "application/json"
-        self._connection.request(method, path, content, sent)
-        response = self._connection.getresponse()
-        answer = response.read(_MAX_ANSWER_SIZE)
-        if response.status >= http.client.BAD_REQUEST:
-            raise self._refusal(f"{method} {path}", response)
+        response = self._http.request(
+            method, path, call=call, limit=_MAX_ANSWER_SIZE, headers=sent, body=content
+        )
+        answer = response.require_success(refusals)
         if not answer:
             return None
         try:
@@ -202,33 +219,11 @@ class _Client:
             return document["value"] if self._generation.wrapped else document
         except (ValueError, KeyError, TypeError) as exc:
             raise VsphereError(
-                f"{self._settings.server} answered {method} {path} with something that is not vSphere's.",
+                f"{self._settings.server} answered {call} with something that is no answer of vSphere.",
                 remedy="Check the name and port of the server.",
                 server=self._settings.server,
-                call=f"{method} {path}",
+                call=call,
             ) from exc
-
-    def _refusal(self, call: str, response: http.client.HTTPResponse) -> Exception:
-        server, status = self._settings.server, response.status
-        if status in (http.client.BAD_GATEWAY, http.client.SERVICE_UNAVAILABLE):
-            return http.client.HTTPException(f"{status} {response.reason}")  # not ready: see faults.translate
-        kinds: dict[int, tuple[type[VsphereError], str, str]] = {
-            http.client.UNAUTHORIZED: (SessionExpired, "it wants a login", ""),
-            http.client.FORBIDDEN: (
-                VsphereError,
-                "the account may not read it",
-                "Give it read access to tags and to the tagged objects.",
-            ),
-            http.client.NOT_FOUND: (
-                NotOffered if call.endswith(self._generation.session) else ObjectGone,
-                "there is no such thing",
-                "Run again if tags were just changed; else see whether this server is a vCenter with its REST API.",
-            ),
-        }
-        kind, meaning, remedy = kinds.get(status, (VsphereError, f"{status} {response.reason}", ""))
-        return kind(
-            f"{server}: {call} failed: {meaning}.", remedy=remedy, server=server, call=call, status=status
-        )
 
 
 def _in_path(id: str) -> str:

@@ -1,5 +1,6 @@
-"""Fetching a manifest from its datastore, in the four ways that the programming guide names.
+"""The VSS manifest of a snapshot: located, and fetched by one of the ways that the programming guide names.
 
-ways         what they have in common, and trying them in order       https        over HTTPS (with host_ticket)
-copy         a copy on a datastore that outlives the snapshot         vifs, powercli   VMware's tools (external)
+locate   which file belongs to the snapshot        copy       a copy on a datastore that outlives the snapshot
+fetch    the ways, tried in order                  external   VMware's tools: vifs and PowerCLI
+https    over HTTPS
 """

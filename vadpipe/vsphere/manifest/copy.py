@@ -1,4 +1,4 @@
-"""A copy of the manifest on a datastore, which stays when the snapshot and its manifest go; then its download."""
+"""Copying the manifest on its datastore, where the copy outlives the snapshot, and downloading the copy."""
 
 from __future__ import annotations
 
@@ -18,20 +18,28 @@ from ..api.faults import (
     TaskForgotten,
     VsphereError,
 )
-from ..api.retry import patiently
+from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from ..inventory.datastore_path import DatastorePath
+from ..inventory.datastore import DatastorePath
 from .fetch import Fetched, ManifestPlace
 from .https import OverHttps
 
 
 @dataclass(frozen=True)
 class CopyOnDatastore:
-    """Copy the file into `directory`, `[datastore] path`, of the VM's datacenter, and `download` the copy.
+    """Copy the file into a directory of the VM's datacenter, and download the copy.
 
-    The directory is made where it is missing. A copy's name begins with time and run, so that none is ever
-    overwritten; whoever wants them removes them. Cancel: a copy that was begun is finished by the server.
+    A copy's name begins with the time and a random number, so no copy is ever overwritten. Copies are not removed.
+    When this is cancelled, the server still finishes a copy that it has begun.
+
+    Args:
+        directory: `[datastore] path`; created when it is missing.
+        timeout_s: Seconds for copy and download.
+        download: How to download the copy.
+
+    Raises:
+        ConfigError: `directory` is no datastore path.
 
     Source: vSphere API reference, FileManager.CopyDatastoreFile_Task.
     """
@@ -56,13 +64,13 @@ class CopyOnDatastore:
         return [f"Copies the VSS manifest into {self.directory}, and leaves it there."]
 
     async def fetch(self, session: VcenterSession, place: ManifestPlace) -> Fetched:
-        """Raises VsphereError and its kinds, SourceError for what the copying failed with."""
+        """Copy, then download. Raises SourceError, VsphereError."""
         directory = DatastorePath.parse(self.directory)
         run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
         copy = replace(place, path=directory.join(f"{run}-{place.path.name}"))
         task = _Copying(session, place, copy.path)
         await task.make_directory()
-        await patiently(task.copy, session.settings.patience_s)
+        await retry(task.copy, session.settings.patience_s)
         remark = f"A copy is kept as {copy.path}."
         try:
             fetched = await self.download.fetch(session, copy)
@@ -73,7 +81,7 @@ class CopyOnDatastore:
 
 @dataclass
 class _Copying:
-    """One copy. `in_doubt`: an earlier call, whose answer was lost, may have made it."""
+    """One copy. `in_doubt`: an earlier call whose answer was lost may have made it."""
 
     session: VcenterSession
     source: ManifestPlace
@@ -81,20 +89,20 @@ class _Copying:
     in_doubt: bool = False
 
     async def make_directory(self) -> None:
-        """Make it with those above it, unless it is there."""
+        """Create the directory and its parents, unless they exist."""
         name, datacenter = str(self.destination.parent), self._datacenter
         if not self.destination.parent.path:
             return
         make = partial(self._files.MakeDirectory, name, datacenter, True)
         try:
-            # Repeating it does no harm, so it counts as a call that may be repeated.
+            # Repeating it is harmless, so it is not marked as a changing call.
             await self.session.call("MakeDirectory", make)
         except SourceError as exc:
             if exc.facts.get("fault") != "FileAlreadyExists":
                 raise
 
     async def copy(self) -> None:
-        """Copy the file; after a lost answer, a file of that name is the copy, since no other run uses the name."""
+        """Copy the file. After a lost answer, a file of that name is the copy: no other run uses the name."""
         source, destination, datacenter = str(self.source.path), str(self.destination), self._datacenter
         start = partial(self._files.CopyFile, source, datacenter, destination, datacenter, False)
         try:
@@ -111,7 +119,7 @@ class _Copying:
     def _files(self) -> vim.FileManager:
         manager = self.session.content.fileManager
         if manager is None:
-            raise NotOffered(f"{self.session.server} copies no files.", server=self.session.server)
+            raise NotOffered(f"{self.session.server} cannot copy files.", server=self.session.server)
         return manager
 
     @property

@@ -1,39 +1,57 @@
-"""Ways to fetch a manifest from its datastore: what they have in common, and trying them in order.
+"""Fetching the manifest of a snapshot.
 
-The programming guide names four: HTTPS (`fetch_https`), a copy on a datastore (`fetch_copy`), vifs (`fetch_vifs`)
-and PowerCLI (`fetch_powercli`). Each is a `ManifestFetcher`. Whatever a way returns is checked here: its size
-against what the datastore lists, and whether it is a whole zip. What fails is noted, and the next way is tried.
+The programming guide names four ways: HTTPS (`https`), a copy on a datastore (`copy`), vifs and PowerCLI
+(`external`). Each is a `ManifestFetcher`. Whatever a way returns is checked here: its size against the one that the
+datastore lists, and whether it is a complete zip. A failure is recorded, and the next way is tried. What the bytes
+say is for `vadpipe.vss` to judge.
 """
 
 from __future__ import annotations
 
+import io
+import logging
+import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import MoverError
-from vadpipe.vss.archive import MAX_ARCHIVE_SIZE, ManifestUnreadable, read_members
+from pipeline.errors import MoverError, SourceError
+from vadpipe.vss.archive import MAX_ARCHIVE_SIZE
 from vadpipe.vss.fetched import FetchAttempt, FetchedManifest, ManifestKind
 
 from ..api.faults import VsphereError
 from ..api.properties import Row, read
+from ..api.retry import retry
 from ..api.session import VcenterSession
-from ..inventory.datastore_path import DatastorePath
-from ..inventory.datastore_search import is_called
+from ..inventory.datastore import DatastorePath, is_called
 from ..inventory.lookup import Vm
-from .locate import FoundManifest
+from ..snapshot.snapshot import Snapshot
+from .locate import DirectoryState, FoundBy, FoundManifest, look
+
+log = logging.getLogger(__name__)
+
+# Seconds after a snapshot in which its manifest can still appear. The API promises nothing; in the field it exists
+# when the task ends. This is a margin, which takes time only when vSphere names no manifest.
+LATE_S = 5.0
+_LOOK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True)
 class ManifestPlace:
-    """Where a manifest lies.
+    """Where a manifest is.
 
-    `size`: bytes as the datastore lists them, None when it does not tell. `datacenter_path`: as the inventory
-    writes it, with its escapes. `datastore` and `datacenter` are morefs, None where the datastore is none of the
-    VM's own.
+    Args:
+        path: Its datastore path.
+        size: Bytes as the datastore lists them; None when unknown.
+        vm: The VM that it belongs to.
+        datacenter_path: As the inventory writes it, with its escapes.
+        datastore: Moref; None when the datastore is none of the VM's own.
+        datacenter: Moref; None likewise.
     """
 
     path: DatastorePath
@@ -46,7 +64,7 @@ class ManifestPlace:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file's bytes. `remark`: a sentence about what the way left behind on purpose."""
+    """The bytes of a file. `remark`: a sentence about what the way left behind on purpose."""
 
     content: bytes
     remark: str = ""
@@ -55,7 +73,9 @@ class Fetched:
 class ManifestFetcher(Protocol):
     """A way to fetch a file from a datastore. Settings only; usable alone.
 
-    `way`: its name in reports. `timeout_s`: how long `fetch_within` lets it try.
+    Args:
+        way: Its name in reports.
+        timeout_s: Seconds that `fetch_within` gives it.
     """
 
     @property
@@ -65,25 +85,87 @@ class ManifestFetcher(Protocol):
     def timeout_s(self) -> float: ...
 
     async def fetch(self, session: VcenterSession, place: ManifestPlace) -> Fetched:
-        """The file. Raises MoverError; has no time limit of its own. Cancelled it leaves nothing behind."""
+        """The file. It has no time limit of its own, and leaves nothing behind when it is cancelled.
+
+        Raises:
+            MoverError: It cannot be fetched this way.
+        """
         ...
 
     def effects(self) -> Sequence[str]:
-        """A sentence for each thing that it changes outside of this process."""
+        """A sentence for each change outside of this process."""
         ...
 
 
+async def fetch_manifest(
+    session: VcenterSession,
+    snapshot: Snapshot,
+    before: DirectoryState,
+    fetchers: Sequence[ManifestFetcher],
+    *,
+    late_until: float = -math.inf,
+) -> FetchedManifest:
+    """The manifest of this snapshot, by the first of the ways that returns a complete one.
+
+    Waits for a server that is away, as long as the session's `patience_s`.
+
+    Args:
+        session: The session that took the snapshot.
+        snapshot: The snapshot.
+        before: Its directory as it was before the snapshot.
+        fetchers: The ways to try, in order.
+        late_until: Until when, on trio's clock, to look again while there is none.
+
+    Returns:
+        The manifest, or why there is none. Nothing is raised: "unknown" is an answer too.
+    """
+    patience_s = session.settings.patience_s
+    if snapshot.quiesce.kind == "none":  # then the guest writes none
+        late_until = -math.inf
+    try:
+        found = await _found_in_time(session, snapshot, before, late_until)
+        if isinstance(found, FetchedManifest):
+            return found
+        place = await retry(partial(place_of, session, snapshot.vm, found), patience_s)
+    except SourceError as exc:
+        return FetchedManifest(None, f"nobody could look for it: {exc.problem}", None)
+    return await fetch_in_order(session, found, place, fetchers)
+
+
+async def _found_in_time(
+    session: VcenterSession, snapshot: Snapshot, before: DirectoryState, late_until: float
+) -> FoundManifest | FetchedManifest:
+    """The file, or the answer that there is none. A late file counts once two looks show the same size."""
+    look_now = partial(look, session, snapshot, before)
+    earlier: FoundManifest | FetchedManifest | None = None
+    while True:
+        found = await retry(look_now, session.settings.patience_s)
+        if isinstance(found, FoundManifest) and (
+            earlier is None or found == earlier or found.found_by is FoundBy.BACKUP_MANIFEST
+        ):
+            return found
+        if trio.current_time() >= late_until:
+            return found
+        log.info("%s: no complete manifest yet; looking again in %.1f s", session.server, _LOOK_AGAIN_S)
+        earlier = found
+        await trio.sleep(_LOOK_AGAIN_S)
+
+
 async def fetch_within(fetcher: ManifestFetcher, session: VcenterSession, place: ManifestPlace) -> Fetched:
-    """The whole file, in time. Raises MoverError, also for a size that is not the one the datastore lists."""
+    """The complete file, within the time of the way.
+
+    Raises:
+        MoverError: It failed, took too long, or its size is not the one that the datastore lists.
+    """
     with trio.move_on_after(fetcher.timeout_s) as limit:
         fetched = await fetcher.fetch(session, place)
     if limit.cancelled_caught:
-        raise _refused(session, place, f"{place.path} was not there after {fetcher.timeout_s:g} s.")
+        raise _refused(session, place, f"{place.path} did not arrive within {fetcher.timeout_s:g} s.")
     size = len(fetched.content)
     if size > MAX_ARCHIVE_SIZE:
         raise _refused(session, place, too_large(place.path))
     if place.size is not None and size != place.size:
-        problem = f"{size} bytes came of {place.path}; the datastore lists {place.size}."
+        problem = f"{size} bytes of {place.path} arrived; the datastore lists {place.size}."
         raise _refused(session, place, f"{problem} {fetched.remark}".rstrip())
     return fetched
 
@@ -91,9 +173,9 @@ async def fetch_within(fetcher: ManifestFetcher, session: VcenterSession, place:
 async def fetch_in_order(
     session: VcenterSession, found: FoundManifest, place: ManifestPlace, fetchers: Sequence[ManifestFetcher]
 ) -> FetchedManifest:
-    """The manifest by the first way that gives a whole one. Raises nothing of ours; every failure is kept.
+    """The manifest by the first way that returns a complete one. Every failure is recorded, none is raised.
 
-    A file that is no whole zip is fetched by the next way; when none gives a better one, it is what there is.
+    After an incomplete zip the next way is tried. When none returns a better one, the incomplete one is the result.
     """
     attempts: list[FetchAttempt] = []
     damaged: Fetched | None = None
@@ -101,9 +183,10 @@ async def fetch_in_order(
         try:
             fetched = await fetch_within(fetcher, session, place)
         except MoverError as exc:
+            log.info("%s: %s failed: %s", session.server, fetcher.way, exc.problem)
             attempts.append(FetchAttempt(fetcher.way, exc.problem))
             continue
-        damage = await trio.to_thread.run_sync(_damage, found.kind, fetched.content)
+        damage = _damage(found.kind, fetched.content)
         attempts.append(FetchAttempt(fetcher.way, damage, fetched.remark))
         if not damage:
             return _answer(found, fetched, attempts)
@@ -111,7 +194,7 @@ async def fetch_in_order(
     return _answer(found, damaged, attempts)
 
 
-async def locate(session: VcenterSession, vm: Vm, found: FoundManifest) -> ManifestPlace:
+async def place_of(session: VcenterSession, vm: Vm, found: FoundManifest) -> ManifestPlace:
     """The datastore and the datacenter of a file. Raises VsphereError."""
     name = found.path.datastore
 
@@ -132,7 +215,7 @@ def too_large(path: DatastorePath) -> str:
 
 
 def _datacenter_of(session: VcenterSession, datastore: Row) -> tuple[str | None, str]:
-    """The moref of the datacenter above a datastore, and its inventory path without the root folder. Blocks."""
+    """Moref and inventory path, without the root folder, of the datacenter above a datastore. Blocks."""
     moref, names = None, list[str]()
     above = datastore.get("parent")
     while above is not None and above != session.content.rootFolder:
@@ -146,13 +229,10 @@ def _datacenter_of(session: VcenterSession, datastore: Row) -> tuple[str | None,
 
 
 def _damage(kind: ManifestKind, content: bytes) -> str:
-    if kind is ManifestKind.LINUX_XML:
+    """Why this is no complete file; empty when it is one. A cut zip lacks the directory at its end."""
+    if kind is ManifestKind.LINUX_XML or zipfile.is_zipfile(io.BytesIO(content)):
         return ""
-    try:
-        read_members(content)
-    except ManifestUnreadable as exc:
-        return exc.reason
-    return ""
+    return "it is not a complete zip file"
 
 
 def _answer(

@@ -15,7 +15,7 @@ from pipeline.buffers import BufferPool
 from pipeline.errors import MoverError, SnapshotError, SourceError
 from pipeline.protocols import MachineId
 from vadpipe.vss.fetched import FetchedManifest
-from vadpipe.vss.sent import SentQuiescing
+from vadpipe.vss.requested import RequestedQuiescing
 
 from ..api.retry import patiently
 from ..api.session import VcenterSession
@@ -26,8 +26,8 @@ from ..journal.hot_add import hot_added
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
 from ..journal.relocation_lock import relocation_locked
-from ..manifest.fetch import ManifestFetcher
-from ..manifest.manifest import DirectoryState, directory_state, fetch_manifest
+from ..manifest.fetch import ManifestFetcher, fetch_manifest
+from ..manifest.locate import DirectoryState, directory_state
 from ..snapshot.changes import enable_change_tracking
 from ..snapshot.consolidate import Consolidate
 from ..snapshot.quiesce import Quiesce
@@ -71,10 +71,10 @@ class VsphereCapture:
     snapshots_left: int | None = None
 
     @property
-    def quiescing_sent(self) -> SentQuiescing:
+    def quiescing_sent(self) -> RequestedQuiescing:
         """What was asked for in the end, which is weaker where the policy 'try' had to step down."""
         sent = self.snapshot.quiesce
-        return SentQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
+        return RequestedQuiescing(sent.kind, sent.backup_type, sent.bootable_system_state, sent.partial_files)
 
     async def confirm(self) -> None:
         """Raises Moved when the VM or the files of the snapshot were moved while they were read."""

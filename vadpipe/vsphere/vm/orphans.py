@@ -19,8 +19,7 @@ from pyVmomi import vim
 
 from ..api.properties import Row, read_each
 from ..api.session import VcenterSession
-from ..inventory.datastore_path import DatastorePath
-from ..inventory.datastore_search import Browser, search_directory
+from ..inventory.datastore import Browser, DatastorePath, search_directory
 from ..inventory.hardware import chains
 from ..inventory.lookup import Vm
 from ..snapshot.tree import flat_tree

@@ -15,9 +15,8 @@ from ..guest.expectations import GuestControl
 from ..inventory.lookup import Vm
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
-from ..manifest.fetch import ManifestFetcher
+from ..manifest.fetch import LATE_S, ManifestFetcher
 from ..manifest.https import OverHttps
-from ..manifest.manifest import LATE_S
 from ..snapshot.consolidate import Consolidate
 from ..snapshot.quiesce import Quiesce
 from ..snapshot.snapshot import REMOVE_WITHIN_S
