@@ -211,7 +211,7 @@ class Job(Generic[C, P]):
             evidence=evidence,
             snapshots_left=capture.snapshots_left,
             attention=attention,
-            remarks=[*record.given_up, *capture.remarks],
+            remarks=[*record.given_up, *capture.remarks, *record.remarks],
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
@@ -279,6 +279,7 @@ class Job(Generic[C, P]):
             record.evidence = known or await finisher.finish(capture)
         await capture.confirm()
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
+        record.remarks += getattr(point, "remarks", ())
         emit("published", job=self.title, point=record.point)
 
 
@@ -418,6 +419,7 @@ class _Record(Generic[C]):
     capture: C | None = None
     examined: list[Evidence | None] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)

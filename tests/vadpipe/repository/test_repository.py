@@ -304,6 +304,8 @@ async def test_a_clock_that_went_back_is_remarked(repository):
         await point.publish(FakeCapture(MACHINE, []), [], None)
     (remark,) = point.remarks
     assert "The clock of this machine (2025-01-01T03:00" in remark
+    receipt = await Job(FakeMachine([disk_of(4096)]), full_path, clock.repository(repository.path)).run()
+    assert [remark[:25] for remark in receipt.remarks] == ["The clock of this machine"]
 
 
 async def test_the_newest_of_many_points_is_found_without_reading_them_all(repository, monkeypatch):
