@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import blake2b
@@ -198,7 +199,9 @@ class PointsOf:
         return self._directory / "newest"
 
     def _names(self) -> list[str]:
-        return sorted(path.stem for path in self._directory.glob("*.json"))
+        if not self._directory.is_dir():
+            return []
+        return sorted(name[:-5] for name in os.listdir(self._directory) if name.endswith(".json"))
 
 
 def _together(names: Sequence[str]) -> str:
