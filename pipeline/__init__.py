@@ -28,7 +28,7 @@ from .errors import (
 )
 from .events import Event, emit, observed
 from .extents import Extents
-from .job import DiskRun, Job, JobReceipt, JobSource
+from .job import DiskRun, Job, JobFailure, JobReceipt, JobSource
 from .lift import KernelStage, run_ordered
 from .meters import PipelineReport, StageMeter
 from .protocols import (
@@ -103,6 +103,7 @@ __all__ = [
     "Identity",
     "IntegrityError",
     "Job",
+    "JobFailure",
     "JobReceipt",
     "JobSource",
     "KernelStage",

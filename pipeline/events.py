@@ -2,6 +2,9 @@
 
 An event goes to whoever observes the running task: progress bars, the lines of --events, the report of a job.
 Without an observer it goes nowhere. Events are for people and tools; no decision of the mover hangs on one.
+
+Each event says where it happened: `run`, `job` and `disk`, as far as it happened inside one. The kinds of a run:
+run started, job started, disk started, extents, disk finished, published, job finished or job failed, run finished.
 """
 
 from __future__ import annotations
@@ -28,13 +31,29 @@ class Event:
 Observer = Callable[[Event], None]
 
 _observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+_place: ContextVar[Mapping[str, str]] = ContextVar("place", default={})  # noqa: B039  # never changed in place
 
 
 def emit(kind: str, **facts: object) -> None:
     """Tell the observer of this task. Only from the event loop's thread."""
     observer = _observer.get()
     if observer is not None:
-        observer(Event(kind, facts))
+        observer(Event(kind, {**_place.get(), **facts}))
+
+
+def place() -> Mapping[str, str]:
+    """Where this task is at work: its `run`, `job` and `disk`, as far as there are any."""
+    return _place.get()
+
+
+@contextmanager
+def within(**parts: str) -> Iterator[None]:
+    """Inside the block, and in tasks and threads started there, events carry these too: `run`, `job` or `disk`."""
+    token = _place.set({**_place.get(), **parts})
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 @contextmanager

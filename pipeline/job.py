@@ -12,11 +12,13 @@ finds that out before anything is read. Then the capture is released, and anothe
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from uuid import uuid4
 
 import trio
 
@@ -33,7 +35,7 @@ from .errors import (
     TransferFailed,
     leaves,
 )
-from .events import emit
+from .events import emit, place, within
 from .extents import Extents
 from .meters import PipelineReport
 from .protocols import (
@@ -54,6 +56,12 @@ from .protocols import (
 
 C = TypeVar("C", bound=Capture)
 P = TypeVar("P", bound=PointWriter)
+F = TypeVar("F")
+
+log = logging.getLogger("vadpipe.pipeline.job")
+
+# A hook sends a message or starts a program. One that hangs must not hold up the next job.
+HOOK_WITHIN_S = 60.0
 
 DiskWatch = Callable[[DiskSize, PipelineReport[Any]], None]
 
@@ -122,6 +130,15 @@ class JobReceipt:
 
 
 @dataclass(frozen=True)
+class JobFailure:
+    """A job that failed or was cancelled: its title, its machine, and a text for each error."""
+
+    job: str
+    machine: str
+    errors: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Job(Generic[C, P]):
     """Backs up one VM.
 
@@ -135,6 +152,12 @@ class Job(Generic[C, P]):
             point. One that is an `Examiner` too is asked before anything is read.
         disks_at_once: How many disks are read at the same time.
         name: For messages; the machine's name by default.
+        on_success: Hooks that get the receipt of a published point once the capture has ended.
+        on_failure: Hooks that get a `JobFailure`, also when the job was cancelled.
+
+    A hook is a function, which runs on a thread, or a coroutine function. One that fails, or takes more than a
+    minute, never changes what became of the point: after a success it is a sentence in `attention`, after a failure
+    a note on the error.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -146,6 +169,8 @@ class Job(Generic[C, P]):
     finish: Sequence[Finisher[C]] = ()
     disks_at_once: int = 2
     name: str = ""
+    on_success: Sequence[Callable[[JobReceipt], object]] = ()
+    on_failure: Sequence[Callable[[JobFailure], object]] = ()
 
     def __post_init__(self) -> None:
         at_least(1, self, "disks_at_once")
@@ -183,6 +208,22 @@ class Job(Generic[C, P]):
                 before the first read.
             MoverError, TransferFailed: Nothing was published.
         """
+        with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
+            emit("job started", machine=self.machine.name)
+            try:
+                receipt = await self._run(watch)
+            except BaseException as exc:
+                failure = JobFailure(self.title, self.machine.name, [str(leaf) for leaf in leaves(exc)])
+                emit("job failed", errors=failure.errors)
+                for problem in await _called(self.on_failure, failure):
+                    leaves(exc)[0].add_note(problem)
+                raise
+            problems = await _called(self.on_success, receipt)
+            receipt = replace(receipt, attention=[*receipt.attention, *problems])
+            emit("job finished", **receipt.as_dict())
+            return receipt
+
+    async def _run(self, watch: DiskWatch | None) -> JobReceipt:
         self.planned()
         begun, cpu = trio.current_time(), _cpu_s()
         record = _Record[C]()
@@ -249,7 +290,7 @@ class Job(Generic[C, P]):
         else:
             return True
         record.given_up.append(f"A snapshot was given up for another one. {short.problem}")
-        emit("capture given up", job=self.title, problem=short.problem, again_after_s=short.retry_after_s)
+        emit("capture given up", problem=short.problem, again_after_s=short.retry_after_s)
         await trio.sleep(short.retry_after_s)
         return False
 
@@ -280,7 +321,7 @@ class Job(Generic[C, P]):
         await capture.confirm()
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
         record.remarks += getattr(point, "remarks", ())
-        emit("published", job=self.title, point=record.point)
+        emit("published", point=record.point)
 
 
 @runtime_checkable
@@ -390,22 +431,25 @@ def _place(path: Callable[..., object], exc: Exception) -> str:
 
 
 async def _transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
-    emit("disk started", disk=disk.key, label=disk.label, capacity=disk.capacity)
-    try:
-        report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
-    except BaseExceptionGroup as group:
-        for leaf in leaves(group):
-            if isinstance(leaf, Exception):
-                leaf.add_note(f"disk {disk.label} ({disk.key})")
-        raise
-    receipt, source = report.receipt, report.source_receipt
-    if not receipt.key:  # of a sink that was not told which disk it gets
-        receipt = replace(receipt, key=disk.key, label=disk.label)
-    if not isinstance(source, SourceReceipt):
-        source = SourceReceipt("unknown", "The source of the path gave no receipt.")
-    run = DiskRun(receipt, report, **asdict(source))
-    emit("disk finished", **run.as_dict())
-    return run
+    with within(disk=disk.key):
+        emit("disk started", label=disk.label, capacity=disk.capacity)
+        try:
+            report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
+        except BaseExceptionGroup as group:
+            for leaf in leaves(group):
+                if isinstance(leaf, Exception):
+                    leaf.add_note(f"disk {disk.label} ({disk.key})")
+            raise
+        receipt, source = report.receipt, report.source_receipt
+        if not receipt.key:  # of a sink that was not told which disk it gets
+            receipt = replace(receipt, key=disk.key, label=disk.label)
+        if not isinstance(source, SourceReceipt):
+            source = SourceReceipt("unknown", "The source of the path gave no receipt.")
+        run = DiskRun(receipt, report, **asdict(source))
+        facts = run.as_dict()
+        del facts["key"]  # the event says `disk`
+        emit("disk finished", **facts)
+        return run
 
 
 @dataclass
@@ -423,6 +467,26 @@ class _Record(Generic[C]):
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)
+
+
+async def _called(hooks: Sequence[Callable[[F], object]], told: F) -> list[str]:
+    """Call the hooks, also in a cancelled job. Returns a sentence for each that failed."""
+    problems = []
+    for hook in hooks:
+        name = getattr(hook, "__name__", type(hook).__name__)
+        try:
+            with trio.fail_after(HOOK_WITHIN_S, shield=True):
+                if inspect.iscoroutinefunction(hook):
+                    await hook(told)
+                else:
+                    await trio.to_thread.run_sync(hook, told, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            problems.append(f"The hook {name} was not done after {HOOK_WITHIN_S:.0f} s.")
+        except Exception as exc:
+            problems.append(f"The hook {name} failed: {type(exc).__name__}: {exc}.")
+    for problem in problems:
+        log.warning("%s", problem)
+    return problems
 
 
 def _flat(exc: BaseException) -> BaseException:

@@ -1,12 +1,39 @@
-"""Secrets: read late, shown never."""
+"""Secrets: read late, shown never.
+
+Every secret that was read is known from then on, so that whatever is logged or printed can be cleared of it: see
+`blot` and `blotted`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from .errors import ConfigError
+
+# A shorter text would blot out ordinary words; such a password protects nothing.
+_SHORTEST = 4
+_BLOT = "***"
+
+_known: dict[str, None] = {}
+
+
+def blot(text: str) -> None:
+    """Make a secret known, e.g. a session cookie, so that `blotted` takes it out; of 4 letters or more."""
+    if len(text) >= _SHORTEST and text not in _known:
+        spellings = {text, json.dumps(text)[1:-1], repr(text)[1:-1], quote(text), quote(text, safe="")}
+        _known.update(dict.fromkeys(spellings))
+
+
+def blotted(text: str) -> str:
+    """The text without any known secret, in plain or in the spelling of JSON, Python or a URL."""
+    for secret in sorted(_known, key=len, reverse=True):
+        if secret in text:
+            text = text.replace(secret, _BLOT)
+    return text
 
 
 @dataclass(frozen=True)
@@ -45,7 +72,12 @@ class Secret:
         return cls("given", None, text)
 
     def reveal(self) -> str:
-        """The secret itself. Raises ConfigError when its place is empty."""
+        """The secret itself; `blotted` knows it from then on. Raises ConfigError when its place is empty."""
+        text = self._read()
+        blot(text)
+        return text
+
+    def _read(self) -> str:
         if self._text is not None:
             return self._text
         if isinstance(self._place, str):

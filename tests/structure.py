@@ -40,7 +40,7 @@ class Structure:
         self.files: dict[str, Path] = {}
         for path in sorted(root.rglob("*.py")):
             place = path.relative_to(root)
-            if place.parts[0].startswith(".") or place.parts[0] in ("tests", "build", "examples"):
+            if place.parts[0].startswith(".") or place.parts[0] in ("tests", "build", "docs", "examples"):
                 continue
             if place.name != "__main__.py":
                 self.files[_module(place)] = place

@@ -276,3 +276,33 @@ def test_a_killed_run_leaves_nothing_that_the_next_does_not_sweep(small_lab):
 @pytest.mark.campaign
 def test_runs_killed_at_twenty_random_moments(small_lab):
     kill_runs(small_lab, 20, seed=2)
+
+
+def test_no_secret_is_in_any_output_of_a_run_with_everything_logged(small_lab, tmp_path, monkeypatch):
+    """Log, standard output and error, events, repository and state, of a run that ends well and one that fails."""
+    sessions = small_lab.vcenter._service.sessions
+    opened, open_session = [], sessions.open
+    monkeypatch.setattr(
+        sessions, "open", lambda session: (opened.append(session.cookie), open_session(session))
+    )
+    log, events = tmp_path / "run.log", tmp_path / "events.jsonl"
+    for changes, code in (({}, 0), ({"VM": "no such VM"}, 1)):
+        done = small_lab.run("-vv", "--log-file", log, "--events", events, **changes)
+        assert done.returncode == code, done.stderr
+        assert_no_secret(done.stdout.encode() + done.stderr.encode(), opened)
+        shown = small_lab.run("-vv", **changes)
+        assert_no_secret(shown.stdout.encode() + shown.stderr.encode(), opened)
+    assert len(opened) >= 4
+    for path in (log, events):
+        assert path.stat().st_mode & 0o777 == 0o600
+    places = [log, events, *small_lab.repository.rglob("*"), *(small_lab.root / "state").rglob("*")]
+    for path in places:
+        if path.is_file():
+            assert_no_secret(path.read_bytes(), opened)
+    kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert kinds.count("job finished") == kinds.count("job failed") == 1
+
+
+def assert_no_secret(content, cookies):
+    for secret in ("a secret of the lab", "a%20secret", *cookies):
+        assert secret.encode() not in content, secret

@@ -31,6 +31,7 @@ from pipeline import GiB as GiB
 from pipeline import Identity as Identity
 from pipeline import IntegrityError as IntegrityError
 from pipeline import Job as Job
+from pipeline import JobFailure as JobFailure
 from pipeline import JobReceipt as JobReceipt
 from pipeline import JobSource as JobSource
 from pipeline import KernelStage as KernelStage

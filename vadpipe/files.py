@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.errors import ConfigError
+
 FILE_MODE = 0o600  # what is written may be a VM's data: only its owner may read it
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
@@ -95,6 +97,18 @@ def flush_directory(directory: Path) -> None:
 
 
 def state_directory() -> Path:
-    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification)."""
+    """`$XDG_STATE_HOME/vadpipe`, else `~/.local/state/vadpipe` (XDG base directory specification).
+
+    Raises:
+        ConfigError: There is neither; e.g. in a container whose user has no HOME and no passwd entry.
+    """
     state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state") / "vadpipe"
+    if Path(state).is_absolute():
+        return Path(state) / "vadpipe"
+    try:
+        return Path.home() / ".local" / "state" / "vadpipe"
+    except RuntimeError as exc:
+        raise ConfigError(
+            "There is no place for the state of vadpipe: this user has neither HOME nor a passwd entry.",
+            remedy="Set XDG_STATE_HOME to a directory that is kept between runs, e.g. XDG_STATE_HOME=/var/lib.",
+        ) from exc

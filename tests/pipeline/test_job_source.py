@@ -185,5 +185,7 @@ def test_a_signal_ends_the_run_not_only_the_job(write):
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert output == "4 jobs: 1 done, 1 failed, 2 not run\n"
-    assert errors == "vadpipe: b: Ended by SIGINT; nothing was published.\n"
+    assert output == "4 jobs: 1 done, 1 interrupted, 2 not run\n"
+    stopping, ended = errors.splitlines()
+    assert stopping.startswith("vadpipe: Stopping on SIGINT. b: what was stored for it is discarded;")
+    assert ended == "vadpipe: b: Ended by a signal; nothing was published."

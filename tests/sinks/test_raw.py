@@ -67,7 +67,7 @@ FULL = """
 import resource, signal, sys, trio
 from pathlib import Path
 from pipeline import MiB
-from vadpipe.cli.main import error_lines
+from vadpipe.cli.output import error_lines
 from pipeline.testing import PatternDisk
 from sinks import RawFile
 from stages import AllocatedExtents, ReadSpans

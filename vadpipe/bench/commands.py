@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from pipeline.units import GiB, MiB
-from vadpipe.cli.main import json_option, show
+from vadpipe.cli.commands import json_option
+from vadpipe.cli.output import show
 
 from .images import ext4_image
 from .machine import machine_line

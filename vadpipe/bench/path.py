@@ -47,7 +47,7 @@ from stages import (
     Uncompressed,
     Zstd,
 )
-from vadpipe.cli.allocator import keep_freed_memory
+from vadpipe.cli.main import keep_freed_memory
 
 from .machine import cpu_s, peak_rss
 

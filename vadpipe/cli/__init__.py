@@ -1,5 +1,6 @@
-"""The command `vadpipe`: one module per command, found by entry points, and what they share.
+"""The command `vadpipe`: one module per command or family of commands, and what they share.
 
-main      the group, signals, exit codes              config     jobs from a Python file
-progress  bars, lines, event files                    allocator  freed memory kept in the process
+main       the entry point: the process, exit codes     commands   the group, arguments, options, completion
+process    coroutines that a signal ends in order       output     everything that is printed
+config     jobs from a Python file                      progress   bars, lines, event files
 """

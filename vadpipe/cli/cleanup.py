@@ -1,4 +1,4 @@
-"""The commands of the vSphere room: cleanup."""
+"""The command cleanup."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
+from .commands import config_argument, json_option
 from .config import read_config, resolve
-from .main import json_option, run_async, show
-from .run import config_argument
+from .output import show
+from .process import run_async
 
 
 @click.command()
 @config_argument
-@click.option("--dry-run", is_flag=True, help="Only tell what would be undone.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be undone.")
 @click.option(
     "--consolidate",
     type=click.Choice(get_args(Consolidate)),
@@ -33,13 +34,13 @@ from .run import config_argument
 )
 @json_option
 def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_json: bool) -> int:
-    """Undo what killed runs left on the servers of a configuration, and nothing else.
+    """Undo what killed runs left on the servers of a configuration.
 
-    Hot-added disks are detached, snapshots removed, locks against Storage vMotion ended, VMs that were shut down
-    powered on. Disks are consolidated as far as any job of their server allows. Disks that nothing refers to are
-    listed, never touched. Exit code 3: something could not be undone.
+    It detaches hot-added disks, removes snapshots, ends locks against Storage vMotion, and powers on VMs that were
+    shut down. It consolidates disks as far as any job of their server allows. Disks that no VM refers to are listed
+    and never touched. Exit code 3: something could not be undone.
     """
-    # A source's VMs need not be known for this, and may be none any more while their snapshots are left.
+    # The VMs of a source are not looked up: there may be none any more, while their snapshots are left.
     jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
     places: dict[tuple[Vcenter, Journal], Consolidate] = {}
     for job in jobs:
@@ -65,7 +66,7 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
 
 
 async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
-    """Of the VMs of all jobs, server by server; and a sentence for each source or server where nobody looked."""
+    """Disks that no VM refers to, and a sentence for each source or server that could not be asked."""
     resolved = await resolve(config)
     unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
     machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VsphereVm)]

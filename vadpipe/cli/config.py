@@ -1,16 +1,17 @@
-"""Jobs from a Python file: a module with the name `job` or `jobs`.
+"""Jobs from a Python file that assigns to `job` or `jobs`.
 
-Reading: the file is executed, nothing more; making jobs does no I/O. Every mistake in it ends in one message with
-file and line. Resolving: the sources of jobs in it are asked which jobs there are today.
+To read a configuration is to execute the file; making jobs does no I/O. Every mistake in it becomes one message
+with file and line. To resolve it is to ask its sources of jobs which jobs there are now.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from typing import Any
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
 
-from .main import run_async
+from .process import run_async
 
 _NAMED_IN_AN_ERROR = 10
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The jobs of a configuration as of now. `failed`: sources that could not tell theirs, by title."""
+    """The jobs of a configuration as of now. `failed`: the sources that could not name theirs, by title."""
 
     jobs: Sequence[Job[Any, Any]]
     failed: Sequence[tuple[str, Exception]]
@@ -44,7 +45,14 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] |
         raise ConfigError(
             f"{path} defines neither `job` nor `jobs`.", remedy="Assign a pipeline.Job to the name `job`."
         )
+    if isinstance(found, Iterator):
+        raise ConfigError(
+            f"{path}: `jobs` is a {type(found).__name__}, which can be read only once.",
+            remedy="Make it a list: jobs = [...]",
+        )
     entries = list(found) if isinstance(found, list | tuple) else [found]
+    if not entries:
+        raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
         if not isinstance(entry, Job | JobSource):
             raise ConfigError(f"{path}: `jobs` holds {entry!r}, which is not a pipeline.Job or JobSource.")
@@ -62,7 +70,7 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] |
 def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
     """The jobs of a configuration file as of now, or the one of that title; not for use inside an event loop.
 
-    Raises ConfigError, and the MoverError of a source that cannot tell its jobs.
+    Raises ConfigError, and the MoverError of a source that cannot name its jobs.
     """
     resolved = run_async(resolve, path, only)
     if resolved.failed:
@@ -70,15 +78,17 @@ def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
     return resolved.jobs
 
 
-async def resolve(path: Path, only: str | None = None) -> Resolved:
-    """The jobs of a configuration file as of now, or the one of that title.
+async def resolve(
+    path: Path, only: str | None = None, entries: Sequence[Job[Any, Any] | JobSource] | None = None
+) -> Resolved:
+    """The jobs of a configuration file as of now, or the one of that title. `entries`: what was read of it before.
 
-    A source that fails is told in the result and costs the others nothing. Raises ConfigError; with `only`, when no
-    job has that title, also the failure of the source that may have had it.
+    A source that fails is listed in the result, and the jobs of the others are there. Raises ConfigError; with
+    `only`, when no job has that title, also the failure of the source that may have had it.
     """
     jobs: list[Job[Any, Any]] = []
     failed: list[tuple[str, Exception]] = []
-    for entry in read_config(path):
+    for entry in read_config(path) if entries is None else entries:
         if isinstance(entry, Job):
             jobs.append(entry)
             continue
@@ -118,22 +128,27 @@ def _no_such_job(path: Path, title: str, jobs: Sequence[Job[Any, Any]]) -> Confi
 def _failure(resolved: Resolved) -> Exception:
     """The failure of the sources; of several, all at once."""
     failures = [exc for _, exc in resolved.failed]
-    return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs cannot be told.", failures)
+    return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs are not known.", failures)
 
 
 def _execute(path: Path) -> object:
-    spec = importlib.util.spec_from_file_location("vadpipe_config", path)
+    """Execute the file as a module. Modules beside it can be imported, after everything that is installed."""
+    place = path.resolve()
+    name = f"vadpipe_config:{place}"  # registered, because dataclasses look up their module by its name
+    spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file.", remedy="Its name must end in .py.")
+    if not place.is_file():
+        raise ConfigError(f"There is no configuration file {path}.", remedy="Name an existing file.")
     module = importlib.util.module_from_spec(spec)
+    if str(place.parent) not in sys.path:
+        sys.path.append(str(place.parent))
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except FileNotFoundError as exc:
-        if Path(str(exc.filename)) == path:
-            raise ConfigError(f"There is no configuration file {path}.") from None
-        raise _located(path, exc) from exc
     except SyntaxError as exc:
-        raise ConfigError(f"{exc.filename}, line {exc.lineno}: {exc.msg}.", remedy=_quoted(exc.text)) from exc
+        file = path if exc.filename == str(place) else exc.filename
+        raise ConfigError(f"{file}, line {exc.lineno}: {exc.msg}.", remedy=_quoted(exc.text)) from exc
     except Exception as exc:
         raise _located(path, exc) from exc
     return module
@@ -141,7 +156,8 @@ def _execute(path: Path) -> object:
 
 def _located(path: Path, exc: Exception) -> ConfigError:
     """The error with the last line of the configuration that led to it."""
-    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == str(path)]
+    place = str(path.resolve())
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename == place]
     where = f"{path}, line {frames[-1].lineno}" if frames else str(path)
     if isinstance(exc, MoverError):
         return ConfigError(f"{where}: {exc.problem}", remedy=exc.remedy)

@@ -10,7 +10,7 @@ from vadpipe.jsonable import Json
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
 from vadpipe.words import counted
 
-from .main import printable
+from .output import printable
 
 F = TypeVar("F")
 V = TypeVar("V", bound=Violation)

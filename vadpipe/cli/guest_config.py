@@ -1,4 +1,4 @@
-"""The command guest-config: what the guests of a configuration have, and changing it as their jobs ask."""
+"""The command guest-config: the settings for quiescing inside guests, shown, applied or undone."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.snapshot.fallback import guest_of
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
+from .commands import config_argument, job_option, json_option
 from .config import load_jobs
-from .main import json_option, run_async, show
-from .run import config_argument, job_option
+from .output import show
+from .process import run_async
 
 Action = Literal["show", "apply", "undo"]
 
 
 @dataclass(frozen=True)
 class GuestState:
-    """What one guest has. `attention`: what is not as its job asks."""
+    """The settings of one guest. `attention`: a sentence for each that is not as its job asks."""
 
     vm: str
     found: dict[str, object]
@@ -55,7 +56,11 @@ class GuestState:
 @config_argument
 @job_option
 @click.option(
-    "--show", "action", flag_value="show", default="show", help="What the guests have; changes nothing."
+    "--show",
+    "action",
+    flag_value="show",
+    default="show",
+    help="Show the settings of the guests; change nothing.",
 )
 @click.option(
     "--apply", "action", flag_value="apply", help="Change tools.conf in the guests as their jobs ask."
@@ -63,7 +68,9 @@ class GuestState:
 @click.option("--undo", "action", flag_value="undo", help="Put tools.conf in the guests back.")
 @json_option
 def guest_config(config: Path, only: str | None, action: Action, as_json: bool) -> int:
-    """The settings for quiescing inside the guests of a configuration, for jobs with `guest=GuestControl(...)`.
+    """Show, apply or undo the settings for quiescing inside the guests of a configuration.
+
+    This is for jobs whose VM has `guest=GuestControl(...)`.
 
     Exit code 0: done, or all as the jobs ask; 1: failed; 3: a guest is not as its job asks.
     """
@@ -110,7 +117,7 @@ def _machines(config: Path, only: str | None) -> list[VsphereVm]:
     found = [machine for machine in machines if isinstance(machine, VsphereVm) and machine.guest is not None]
     if not found:
         raise ConfigError(
-            f"{config} has no job with an account of its guest.",
+            f"{config} has no job that has an account in its guest.",
             remedy="Give the VM of the job guest=GuestControl(user, password, settings={...}).",
         )
     return found

@@ -33,7 +33,8 @@ from vadpipe.vss.parse import read_documents, read_manifest
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level, Verdict
 
-from .main import json_option, show
+from .commands import json_option
+from .output import report, show
 from .verdict import verdict_lines, verdict_table
 
 MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
@@ -96,7 +97,7 @@ def manifest(path: Path | None, level: str, rules: bool, as_json: bool) -> int:
         show({"required": level, "manifests": [one.document(required) for one in found]}, lines, as_json)
     for one in found:
         if one.unreadable:
-            click.echo(f"vadpipe: {one.path}: {one.unreadable}", err=True)
+            report(f"{one.path}: {one.unreadable}")
     codes = {one.exit_code(required) for one in found}
     return next(code for code in (EXIT_FAILED, EXIT_ATTENTION, EXIT_DONE) if code in codes)
 

@@ -29,10 +29,11 @@ from vadpipe.vsphere.vm.sweep import TELLING, Outcome, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 from vadpipe.words import counted
 
+from .commands import config_argument, job_option, json_option
 from .config import load_jobs
 from .findings import counts_line, finding_lines, rule_document, rule_line
-from .main import json_option, run_async, show
-from .run import config_argument, job_option
+from .output import show
+from .process import run_async
 
 
 @click.command()

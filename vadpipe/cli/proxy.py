@@ -22,8 +22,9 @@ from vadpipe.proxy.undo import load_undo, new_undo_path
 from vadpipe.rules import Finding, Rule
 from vadpipe.words import counted
 
+from .commands import json_option
 from .findings import finding_lines, rule_document, rule_line
-from .main import json_option, show
+from .output import show
 
 transport_option = click.option(
     "--transport",

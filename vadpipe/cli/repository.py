@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +13,7 @@ import click
 from pipeline.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    ConfigError,
     IntegrityError,
     SinkError,
 )
@@ -21,25 +24,20 @@ from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
-from vadpipe.repository.verify import VerifyReport
+from vadpipe.repository.verify import Finding, VerifyReport
 
-from .main import (
-    error_lines,
-    json_option,
-    run_async,
-    show,
-)
+from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .manifest import MANIFEST_NAME, write_new
+from .output import counted, error_lines, report, show, table
+from .process import run_async
 from .progress import show_progress
 from .verdict import stored_verdict_lines
 
-repository_argument = click.argument("repository", type=click.Path(path_type=Path))
-point_argument = click.argument("point")
+_NAMED = 5  # VMs or disks that a line names
 force_option = click.option("--force", is_flag=True, help="Replace files that exist already.")
-vm_option = click.option("--vm", metavar="NAME", help="Only points of this VM (name or UUID).")
 
 
-@click.command()
+@click.command(cls=OnRepository)
 @repository_argument
 @json_option
 def init(repository: Path, as_json: bool) -> None:
@@ -48,25 +46,25 @@ def init(repository: Path, as_json: bool) -> None:
     show({"repository": str(repository)}, [f"{repository} is a repository now."], as_json)
 
 
-@click.command()
+@click.command(cls=OnRepository)
 @repository_argument
 @vm_option
 @json_option
 def points(repository: Path, vm: str | None, as_json: bool) -> int:
-    """List restore points, oldest first."""
+    """List restore points, oldest first, in local time; --json has UTC."""
     reader = run_async(_opened, repository)
-    found = [point for point in reader.points if vm in (None, point.machine.name, point.machine.uuid)]
+    found = _points_of(reader, vm)
     document = {
         "points": [_summary(point) for point in found],
         "damaged": [str(error) for error in reader.damaged],
     }
-    show(document, [_point_line(point) for point in found], as_json)
+    show(document, _point_table(found) or ["The repository has no restore points."], as_json)
     for error in reader.damaged:
-        click.echo(f"vadpipe: {error}", err=True)
+        report(str(error))
     return EXIT_FAILED if reader.damaged else EXIT_DONE
 
 
-@click.command("show")
+@click.command("show", cls=OnRepository)
 @repository_argument
 @point_argument
 @vm_option
@@ -91,9 +89,9 @@ def show_point(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show a restore point: its disks, how consistent it is and why, and what preflight said."""
+    """Show a restore point: its disks, its consistency and the reasons, and what preflight found."""
     reader = run_async(_opened, repository)
-    found = reader.resolve(point, machine=vm)
+    found = _resolve(reader, point, vm)
     if extract is not None:
         extract.mkdir(parents=True, exist_ok=True)
         for name in found.documents:
@@ -112,7 +110,7 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
     write_new(target, reader.read_document(point, MANIFEST_NAME), replace=force)
 
 
-@click.command()
+@click.command(cls=OnRepository)
 @repository_argument
 @point_argument
 @click.argument("target")
@@ -129,13 +127,18 @@ def restore(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Restore POINT (an id, a unique prefix of one, or `latest`) to TARGET: raw:DIR, or null: for a proof."""
+    """Restore the disks of a restore point to files, or prove that they can be restored.
+
+    POINT is an id, a unique prefix of one, or `latest`. TARGET is raw:DIR for one image per disk, or null: to read
+    and prove everything and write nothing.
+    """
     place = parse_target(target)
 
     async def work() -> RestoreReceipt:
-        async with open_repository(repository) as reader, show_progress(as_json) as watch:
-            found = reader.resolve(point, machine=vm)
-            return await restore_point(reader, found, place, keys=keys, force=force, watch=watch)
+        async with open_repository(repository) as reader:
+            found = _resolve(reader, point, vm)
+            async with show_progress(as_json) as progress:
+                return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
 
     receipt = run_async(work)
     errors = [line for failure in receipt.failures for line in error_lines(failure)]
@@ -147,28 +150,72 @@ def restore(
     }
     show(document, [_restored_line(disk) for disk in receipt.disks], as_json)
     for line in errors:
-        click.echo(f"vadpipe: {line}", err=True)
+        report(line)
     return EXIT_FAILED if errors else EXIT_DONE
 
 
-@click.command()
+@click.command(cls=OnRepository)
 @repository_argument
 @json_option
 def verify(repository: Path, as_json: bool) -> int:
-    """Read everything back: every frame of every pack, every map of every point."""
+    """Read everything in a repository back, and prove that it can be restored."""
 
     async def work() -> VerifyReport:
         async with open_repository(repository) as reader:
             return await verify_repository(reader)
 
     report = run_async(work)
-    show(report.as_dict(), report.lines(), as_json)
+    show(report.as_dict(), [report.lines()[0], *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
+
+
+def _damage_lines(report: VerifyReport) -> list[str]:
+    """One line per damaged file; --json lists every place in it."""
+    by_file: dict[str, list[Finding]] = {}
+    for found in report.damages:
+        by_file.setdefault(found.file, []).append(found)
+    lines = []
+    for file, damages in by_file.items():
+        hits = sorted({f"{hit.what} of point {hit.point}" for damage in damages for hit in damage.hits})
+        size = sum(hit.length for damage in damages for hit in damage.hits)
+        more = f" and {len(hits) - _NAMED} more" if len(hits) > _NAMED else ""
+        lost = (
+            f"; hits {format_size(size)} of {', '.join(hits[:_NAMED])}{more}" if hits else "; hits no point"
+        )
+        places = "" if len(damages) == 1 else f"{counted(len(damages), 'damaged place')}, the first at "
+        lines.append(f"{file}: {places}byte {damages[0].position}: {damages[0].problem}{lost}")
+    return lines
 
 
 async def _opened(repository: Path) -> RepositoryReader:
     async with open_repository(repository) as reader:
         return reader
+
+
+def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
+    """The points, or those of one VM. Raises ConfigError when the repository has none of that VM."""
+    found = [point for point in reader.points if vm in (None, point.machine.name, point.machine.uuid)]
+    if vm is not None and not found:
+        names = sorted({point.machine.name for point in reader.points})
+        near = difflib.get_close_matches(vm, names, n=3) or names[:_NAMED]
+        raise ConfigError(
+            f"The repository {reader.layout.root} has no restore points of VM {vm!r}.",
+            remedy=f"It has points of {', '.join(near)}." if near else "It has none of any VM.",
+        )
+    return found
+
+
+def _resolve(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
+    """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
+    machines = {point.machine.uuid: point.machine.name for point in _points_of(reader, vm)}
+    if name == "latest" and len(machines) > 1:
+        names = sorted(machines.values())
+        more = ", ..." if len(names) > _NAMED else ""
+        raise ConfigError(
+            f"`latest` is ambiguous: there are points of {len(names)} VMs ({', '.join(names[:_NAMED])}{more}).",
+            remedy="Say which VM: --vm NAME, or its UUID.",
+        )
+    return reader.resolve(name, machine=vm)
 
 
 def _summary(point: RestorePoint) -> dict[str, object]:
@@ -178,16 +225,50 @@ def _summary(point: RestorePoint) -> dict[str, object]:
         "uuid": point.machine.uuid,
         "created": point.created,
         "quiescing": point.quiescing.reached,
+        "capacity": _capacity(point),
+        "stored": _stored(point),
         "disks": [disk.key for disk in point.disks],
     }
 
 
+def _capacity(point: RestorePoint) -> int:
+    return sum(disk.capacity for disk in point.disks)
+
+
+def _stored(point: RestorePoint) -> int:
+    return sum(disk.receipt.stored for disk in point.disks)
+
+
+def _point_table(points: Sequence[RestorePoint]) -> list[str]:
+    header = ("POINT", "CREATED", "VM", "DISKS", "SIZE", "STORED", "QUIESCING")
+    rows = [
+        (
+            point.id,
+            _local(point.created),
+            point.machine.name,
+            str(len(point.disks)),
+            format_size(_capacity(point)),
+            format_size(_stored(point)),
+            point.quiescing.reached or "not verified",
+        )
+        for point in points
+    ]
+    return table(header, rows, right=("DISKS", "SIZE", "STORED"))
+
+
+def _local(created: str) -> str:
+    """A stored time, which is UTC, in local time to the second."""
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return created
+
+
 def _point_line(point: RestorePoint) -> str:
-    logical = sum(disk.capacity for disk in point.disks)
-    stored = sum(disk.receipt.stored for disk in point.disks)
     return (
-        f"{point.id}  {point.created}  {point.machine.name}  {len(point.disks)} disks, "
-        f"{format_size(logical)}, {format_size(stored)} stored, {point.quiescing.reached or 'not verified'}"
+        f"{point.id}  {_local(point.created)}  {point.machine.name}  {counted(len(point.disks), 'disk')}, "
+        f"{format_size(_capacity(point))}, {format_size(_stored(point))} stored, "
+        f"{point.quiescing.reached or 'not verified'}"
     )
 
 

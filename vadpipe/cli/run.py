@@ -1,107 +1,229 @@
-"""The engine's own commands: run and plan."""
+"""The commands run and plan."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
+import trio
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    are_ours,
-)
-from pipeline.job import DiskRun, Job, JobReceipt
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, leaves
+from pipeline.events import Event, emit, observed, within
+from pipeline.job import DiskRun, Job, JobReceipt, JobSource
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
 
+from .commands import config_argument, job_option, json_option
 from .config import read_config, resolve
-from .main import (
-    EXIT_INTERRUPTED,
-    error_lines,
-    exit_code,
-    json_option,
-    run_async,
-    show,
-)
-from .progress import events_to, show_progress
+from .main import EXIT_INTERRUPTED
+from .output import echo, error_lines, exit_code, report, report_defect, show
+from .process import Interrupted, run_async
+from .progress import Watch, events_to, show_progress
 
-config_argument = click.argument("config", type=click.Path(path_type=Path))
-job_option = click.option("--job", "only", metavar="NAME", help="Only this job of the configuration.")
-events_option = click.option(
-    "--events", type=click.Path(path_type=Path), metavar="FILE", help="Append events as JSON lines."
-)
+at_least_one = click.IntRange(min=1)
 
 
 @click.command()
 @config_argument
 @job_option
-@events_option
+@click.option(
+    "--jobs",
+    "at_once",
+    type=at_least_one,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Jobs that run at the same time.",
+)
+@click.option(
+    "--per-server",
+    type=at_least_one,
+    metavar="N",
+    help="Of these, at most N on one vCenter or ESXi host.",
+)
+@click.option(
+    "--events", type=click.Path(path_type=Path), metavar="FILE", help="Append events as JSON lines."
+)
 @json_option
-def run(config: Path, only: str | None, events: Path | None, as_json: bool) -> int:
-    """Run the jobs of a configuration file, one after the other."""
-    resolved = run_async(resolve, config, only)
-    outcomes = [_told_failure(title, exc) for title, exc in resolved.failed]
-    for job in resolved.jobs:
-        outcomes.append(_run_job(job, events, as_json))
-        if outcomes[-1][0] == EXIT_INTERRUPTED:
-            break
-    codes = [code for code, _ in outcomes]
-    document = {"ok": set(codes) == {EXIT_DONE}, "jobs": [told for _, told in outcomes]}
-    not_run = len(resolved.failed) + len(resolved.jobs) - len(codes)
-    show(document, [_summary(codes, not_run)] if len(codes) + not_run > 1 else [], as_json)
-    return _code_of_all(codes)
+def run(
+    config: Path, only: str | None, at_once: int, per_server: int | None, events: Path | None, as_json: bool
+) -> int:
+    """Run the jobs of a configuration: one backup each.
+
+    A job that fails does not keep the others from running. A signal stops all of them in order: snapshots are
+    removed, and what was stored for unfinished points is discarded.
+    """
+    entries = read_config(config)  # outside of the event loop: a signal ends it at once
+    running = Run(config, at_once, per_server or at_once, as_json)
+    with events_to(events):
+        try:
+            run_async(running.work, entries, only, cleaning=running.cleaning)
+        except Exception as exc:
+            interrupted = any(isinstance(leaf, Interrupted) for leaf in leaves(exc))
+            if not interrupted or not running.outcomes:
+                raise
+    codes = [outcome.code for outcome in running.outcomes]
+    document = {
+        "ok": set(codes) == {EXIT_DONE} and not running.not_run,
+        "run": running.id,
+        "jobs": [outcome.document for outcome in running.outcomes],
+    }
+    several = len(codes) + running.not_run > 1
+    show(document, [summary(codes, running.not_run)] if several else [], as_json)
+    return code_of_all(codes)
 
 
-def _run_job(job: Job[Any, Any], events: Path | None, as_json: bool) -> tuple[int, dict[str, object]]:
-    """Run one job and tell of it; its failure is no reason to leave out the next."""
-    try:
-        with events_to(events):
-            receipt = run_async(_run_watched, job, as_json)
-    except Exception as exc:
-        if not are_ours(exc):
-            raise
-        return _told_failure(job.title, exc)
-    if not as_json:
-        show({}, receipt_lines(receipt), False)
-    code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
-    return code, {**receipt.as_dict(), "exit_code": code}
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job."""
+
+    code: int
+    document: dict[str, object]
 
 
-def _told_failure(title: str, exc: Exception) -> tuple[int, dict[str, object]]:
-    for line in error_lines(exc):
-        click.echo(f"vadpipe: {title}: {line}", err=True)
-    return exit_code(exc), {"job": title, "exit_code": exit_code(exc), "errors": error_lines(exc)}
+@dataclass
+class Run:
+    """The jobs of a configuration while they run. `points`: what the jobs at work have published, by title."""
+
+    config: Path
+    at_once: int
+    per_server: int
+    as_json: bool
+    id: str = field(default_factory=lambda: uuid4().hex[:12])
+    outcomes: list[Outcome] = field(default_factory=list)
+    not_run: int = 0
+    points: dict[str, str | None] = field(default_factory=dict)
+
+    async def work(self, entries: Sequence[Job[Any, Any] | JobSource], only: str | None) -> None:
+        """Find the jobs and run them all."""
+        resolved = await resolve(self.config, only, entries)
+        with within(run=self.id):
+            emit("run started", config=str(self.config), jobs=[job.title for job in resolved.jobs])
+            self.outcomes += [_failure(title, exc) for title, exc in resolved.failed]
+            self.not_run = len(resolved.jobs)
+            try:
+                async with show_progress(self.as_json) as watch:
+                    await self._run_all(resolved.jobs, watch)
+            finally:
+                codes = [outcome.code for outcome in self.outcomes]
+                emit("run finished", exit_code=code_of_all(codes), not_run=self.not_run)
+
+    async def _run_all(self, jobs: Sequence[Job[Any, Any]], watch: Watch) -> None:
+        """Run the jobs in their order, as many at once as the limits allow."""
+        waiting = list(jobs)
+        at_work: Counter[object] = Counter()
+        ended = trio.Event()
+
+        async def worker() -> None:
+            nonlocal ended
+            while waiting:
+                free = (at for at, job in enumerate(waiting) if at_work[_server(job)] < self.per_server)
+                if (at := next(free, None)) is None:
+                    await ended.wait()
+                    continue
+                job = waiting.pop(at)
+                at_work[_server(job)] += 1
+                self.not_run -= 1
+                await self._run_job(job, watch)
+                at_work[_server(job)] -= 1
+                ended.set()
+                ended = trio.Event()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(self.at_once, len(waiting))):
+                nursery.start_soon(worker)
+
+    async def _run_job(self, job: Job[Any, Any], watch: Watch) -> None:
+        """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
+        several = self.at_once > 1
+
+        def take(event: Event) -> None:
+            if event.kind == "published":
+                self.points[job.title] = str(event.facts["point"])
+
+        self.points[job.title] = None
+        try:
+            with observed(take):
+                receipt = await job.run(watch.of(job.title if several else ""))
+        except BaseException as exc:
+            failures = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
+            cancelled = len(failures) < len(leaves(exc))
+            if cancelled:
+                self.outcomes.append(_stopped(job.title, self.points[job.title], failures))
+                raise
+            self.outcomes.append(_failure(job.title, exc))
+            return
+        finally:
+            del self.points[job.title]
+        if not self.as_json:
+            for line in receipt_lines(receipt):
+                echo(f"{job.title}: {line}" if several and not line.startswith(f"{job.title}: ") else line)
+        code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
+        self.outcomes.append(Outcome(code, {**receipt.as_dict(), "exit_code": code}))
+
+    def cleaning(self) -> list[str]:
+        """What the end of the jobs at work comes to."""
+        return [
+            f"{title}: what was stored for it is discarded; its snapshot, if it has one, is removed."
+            if point is None
+            else f"{title}: point {point} is published; its snapshot, if it has one, is still being removed."
+            for title, point in self.points.items()
+        ]
 
 
-def _code_of_all(codes: Sequence[int]) -> int:
-    """The exit code of a run; a signal ended it, or some of its jobs failed, or one needs attention."""
-    if EXIT_INTERRUPTED in codes:
+def _server(job: Job[Any, Any]) -> object:
+    """The server that the VM of a job is on; for one without a server something that no other job has."""
+    vcenter = getattr(job.machine, "vcenter", None)
+    return id(job) if vcenter is None else vcenter.server
+
+
+def _failure(title: str, exc: BaseException) -> Outcome:
+    report_defect(exc)
+    errors = error_lines(exc)
+    for line in errors:
+        report(f"{title}: {line}")
+    return Outcome(exit_code(exc), {"job": title, "exit_code": exit_code(exc), "errors": errors})
+
+
+def _stopped(title: str, point: str | None, failures: Sequence[Exception]) -> Outcome:
+    """A job that a signal ended, before or after its point was published."""
+    told = "nothing was published" if point is None else f"point {point} had been published"
+    errors = [f"Ended by a signal; {told}."]
+    errors += [line for failure in failures for line in error_lines(failure)]
+    for line in errors:
+        report(f"{title}: {line}")
+    document: dict[str, object] = {"job": title, "exit_code": EXIT_INTERRUPTED, "errors": errors}
+    return Outcome(EXIT_INTERRUPTED, document if point is None else {**document, "point": point})
+
+
+def code_of_all(codes: Sequence[int]) -> int:
+    """The exit code of a run: 130 after a signal, 1 when a job failed, 3 when one needs attention."""
+    if EXIT_INTERRUPTED in codes or not codes:
         return EXIT_INTERRUPTED
     if len(set(codes)) == 1:
         return codes[0]
     return EXIT_FAILED if set(codes) - {EXIT_DONE, EXIT_ATTENTION} else EXIT_ATTENTION
 
 
-def _summary(codes: Sequence[int], not_run: int) -> str:
+def summary(codes: Sequence[int], not_run: int) -> str:
     """The last line of a run of several jobs, e.g. '12 jobs: 10 done, 1 needs attention, 1 failed'."""
-    done, attention = codes.count(EXIT_DONE), codes.count(EXIT_ATTENTION)
+    done, attention, interrupted = (
+        codes.count(code) for code in (EXIT_DONE, EXIT_ATTENTION, EXIT_INTERRUPTED)
+    )
     counts = {
         "done": done,
         "need attention" if attention > 1 else "needs attention": attention,
-        "failed": len(codes) - done - attention,
+        "failed": len(codes) - done - attention - interrupted,
+        "interrupted": interrupted,
         "not run": not_run,
     }
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return f"{len(codes) + not_run} jobs: {told}"
-
-
-async def _run_watched(job: Job[Any, Any], quiet: bool) -> JobReceipt:
-    async with show_progress(quiet) as watch:
-        return await job.run(watch)
 
 
 @click.command()

@@ -20,7 +20,7 @@ from vadpipe.vss.verdict import (
     read_verdict,
 )
 
-from .main import printable
+from .output import printable
 
 _NAMED = 6  # components of a writer that are named; the rest is counted
 _STYLES = {Coverage.COVERED: "green", Coverage.PARTLY: "yellow", Coverage.NOT_COVERED: "red"}

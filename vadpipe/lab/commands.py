@@ -17,7 +17,7 @@ from pipeline.units import MiB
 
 @click.group()
 def lab() -> None:
-    """Try vadpipe without vCenter, VDDK or a VM."""
+    """A vCenter, a VDDK and a VM to try things on, without any of them."""
 
 
 @contextmanager

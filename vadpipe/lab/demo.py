@@ -178,7 +178,7 @@ def _back_up(lab: Lab) -> dict[str, dict[str, Any]]:
     events = lab.directory / "events.jsonl"
     lab.vadpipe("run", lab.config, "--events", events)
     told = [json.loads(line) for line in events.read_text().splitlines()]
-    return {event["key"]: event for event in told if event["event"] == "disk finished"}
+    return {event["disk"]: event for event in told if event["event"] == "disk finished"}
 
 
 def _check_amount_read(disks: dict[str, dict[str, Any]]) -> None:

@@ -336,7 +336,7 @@ class LabDisk:
             yield chain
 
     def _record(self, written: Extents) -> None:
-        """Record a write before its bytes: after a kill in between a block too many is reported, never one too few."""
+        """Record a write before its bytes: a kill in between must not make change tracking miss a block."""
         if self._files.state.tracking:
             self._files.live_map.mark(written, self._files.state.sequence)
 

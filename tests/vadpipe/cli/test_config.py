@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipeline import ConfigError
@@ -61,3 +66,62 @@ def test_a_mistake_is_one_message_with_file_and_line(tmp_path, text, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"no configuration file .*nowhere\.py"):
         load_jobs(tmp_path / "nowhere.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\njob = undefined", r"^config\.py, line 2: NameError"),
+        ("\njob = (", r"^config\.py, line 2: '\(' was never closed"),
+        ("jobs = (job for job in ())", r"`jobs` is a generator, .* Make it a list"),
+        ("jobs = []", r"`jobs` is empty"),
+    ],
+)
+def test_a_relative_path_keeps_the_line_in_its_message(tmp_path, monkeypatch, text, message):
+    write(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_jobs(Path("config.py"))
+
+
+def test_a_missing_file_is_named_by_a_relative_path_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"There is no configuration file nowhere\.py\. "):
+        load_jobs(Path("nowhere.py"))
+
+
+def test_a_stage_of_a_configuration_may_be_a_dataclass_with_postponed_annotations(tmp_path):
+    stage = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass, KW_ONLY\n"
+        "@dataclass(frozen=True)\nclass Mine:\n    _: KW_ONLY\n    level: int = 1\n"
+    )
+    [job] = load_jobs(write(tmp_path, stage + GOOD))
+    assert job.title == "nightly"
+
+
+def test_a_module_beside_the_configuration_can_be_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "shared_by_configurations.py").write_text(GOOD)
+    [job] = load_jobs(write(tmp_path, "from shared_by_configurations import job"))
+    assert job.title == "nightly"
+
+
+@pytest.mark.slow
+def test_without_home_the_message_names_xdg_state_home(tmp_path):
+    """A container's user without a passwd entry."""
+    if os.geteuid():
+        pytest.skip("only root can become another user")
+    environment = {"PATH": os.environ["PATH"], "VC_SERVER": "x", "VC_PASSWORD": "x"}
+    program = (
+        "import os, sys; sys.path[:] = sys.argv[2].split(':'); os.setgroups([]); "
+        "import vadpipe.files; os.setuid(54321); vadpipe.files.state_directory()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "x", ":".join(sys.path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ConfigError: There is no place for the state of vadpipe" in done.stderr
+    assert "Set XDG_STATE_HOME" in done.stderr

@@ -13,7 +13,7 @@ from pipeline.errors import (
     SnapshotLeaked,
     TransferFailed,
 )
-from vadpipe.cli.main import error_lines, exit_code
+from vadpipe.cli.output import error_lines, exit_code
 
 CONFIG = """
 import trio
@@ -75,8 +75,20 @@ def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
     document = json.loads(done.stdout)
     assert document["ok"] is True
     assert document["jobs"][0]["disks"][0]["new"] == 3
-    kinds = [json.loads(line)["event"] for line in events.read_text().splitlines()]
-    assert kinds == ["disk started", "disk finished", "published"]
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [event["event"] for event in told] == [
+        "run started",
+        "job started",
+        "disk started",
+        "disk finished",
+        "published",
+        "job finished",
+        "run finished",
+    ]
+    assert {event["run"] for event in told} == {document["run"]}
+    assert {event.get("job") for event in told[1:-1]} == {"nightly"}
+    assert [event.get("disk") for event in told[2:4]] == ["scsi0:0"] * 2
+    assert events.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.slow
@@ -106,7 +118,7 @@ def test_an_error_in_json_is_a_document_too(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_run_in_order(config, number):
     config.write_text(CONFIG.replace("HANG = False", "HANG = True"))
     with subprocess.Popen(
@@ -116,7 +128,8 @@ def test_a_signal_ends_the_run_in_order(config, number):
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert f"Ended by {number.name}; nothing was published." in errors
+    assert f"Stopping on {number.name}. nightly: what was stored for it is discarded" in errors
+    assert "nightly: Ended by a signal; nothing was published." in errors
     assert "Traceback" not in errors
 
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from pipeline.errors import ConfigError, MoverError
-from vadpipe.cli.main import error_lines
+from vadpipe.cli.output import error_lines
 from vadpipe.proxy import harden, undo
 from vadpipe.proxy.harden import Undone
 from vadpipe.proxy.report import Transport

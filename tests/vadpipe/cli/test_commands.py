@@ -1,0 +1,120 @@
+"""The group: fast help, commands that cannot be loaded, other packages of our names, completion."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import click
+import pytest
+
+from tests.conftest import EXAMPLES, command
+from vadpipe.cli import commands
+from vadpipe.cli.commands import BUILT_IN, vadpipe
+
+
+@pytest.fixture
+def context():
+    return click.Context(vadpipe)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_summary_in_the_table_is_that_of_the_command(context, name):
+    loaded = vadpipe.get_command(context, name)
+    assert BUILT_IN[name].summary == loaded.help.split("\n\n")[0].replace("\n", " ")
+
+
+def cpu_of(*arguments):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_large_library(option):
+    program = (
+        "import sys, atexit; atexit.register(lambda: print(sorted(sys.modules), file=sys.stderr)); "
+        "from vadpipe.cli.main import main; main([sys.argv[1]])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, option], capture_output=True, text=True, check=True)
+    loaded = set(eval(done.stderr))
+    assert not loaded & {"trio", "numpy", "rich", "pyVmomi", "cryptography", "pipeline", "stages", "sinks"}
+
+
+@pytest.mark.slow
+def test_no_summary_in_the_help_is_cut():
+    shown, _ = cpu_of("--help")
+    words = " ".join(shown.split())
+    for name, entry in BUILT_IN.items():
+        assert f"{name} {entry.summary}" in words
+
+
+def test_a_command_that_cannot_be_loaded_costs_only_itself(monkeypatch, context):
+    monkeypatch.setitem(sys.modules, "vadpipe.lab.commands", None)  # as without the extra
+    with pytest.raises(click.UsageError, match=r"^lab: not available: pip install 'vadpipe\[lab\]'$"):
+        vadpipe.get_command(context, "lab")
+    assert "Try vadpipe" in vadpipe.get_help(context) or "lab " in vadpipe.get_help(context)
+
+
+def test_a_broken_command_of_another_package_is_named_in_the_help(monkeypatch, context):
+    monkeypatch.setattr(commands, "_added", lambda: {"tape": "no_such_package:tape"})
+    shown = " ".join(vadpipe.get_help(context).split())
+    assert "tape not available: No module named 'no_such_package'" in shown
+    assert "run Run the jobs" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pipeline", "stages", "sinks"])
+def test_another_package_of_our_name_is_found_and_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").touch()
+    done = subprocess.run(
+        command("plan", EXAMPLES / "nightly.py"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"Another package called {name} hides vadpipe's own: {tmp_path / name}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_output_options_stand_before_or_after_the_command(tmp_path, place):
+    log = tmp_path / "log"
+    options = ["--log-file", str(log), "-q"]
+    config = tmp_path / "config.py"
+    config.write_text("jobs = []")
+    arguments = [*options, "plan", str(config)] if place == "before" else ["plan", str(config), *options]
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    assert "`jobs` is empty" in done.stderr
+    assert log.exists()
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def completed(*words):
+    done = subprocess.run(
+        command(),
+        env={
+            **os.environ,
+            "_VADPIPE_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["vadpipe", *map(str, words)]),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+@pytest.mark.slow
+def test_jobs_of_a_configuration_are_completed(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from pipeline import Job\n"
+        "from pipeline.testing import FakeMachine, FakeTarget\n"
+        "jobs = [Job(FakeMachine([]), print, into=FakeTarget(), name=name) for name in ('weekly', 'nightly')]"
+    )
+    assert completed("run", config, "--job", "") == ["weekly", "nightly"]
+    assert completed("run", config, "--job", "n") == ["nightly"]
+    assert completed("run", tmp_path / "missing.py", "--job", "") == []
