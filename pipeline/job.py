@@ -252,7 +252,7 @@ class Job(Generic[C, P]):
             evidence=evidence,
             snapshots_left=capture.snapshots_left,
             attention=attention,
-            remarks=[*record.given_up, *capture.remarks],
+            remarks=[*record.given_up, *capture.remarks, *record.remarks],
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
@@ -320,6 +320,7 @@ class Job(Generic[C, P]):
             record.evidence = known or await finisher.finish(capture)
         await capture.confirm()
         record.point = await point.publish(capture, [run.receipt for run in record.disks], record.evidence)
+        record.remarks += getattr(point, "remarks", ())
         emit("published", point=record.point)
 
 
@@ -480,12 +481,13 @@ class _Record(Generic[C]):
     """The state of a running job. `point` is set as soon as it is published.
 
     `examined` holds the evidence of each finisher before the transfer; `given_up` a sentence for each capture that
-    was given up before this one.
+    was given up before this one; `remarks` what the point said of itself.
     """
 
     capture: C | None = None
     examined: list[Evidence | None] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     evidence: Evidence | None = None
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,7 +21,7 @@ from pipeline import (
     Unchanged,
     Zeros,
 )
-from vadpipe.files import flush_directory
+from vadpipe.files import create, publish, temporary_beside
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,22 @@ class RawFile(Sink[Span | Zeros, RawReceipt]):
     """Spans of a whole disk in, a sparse raw image out.
 
     In: spans and zeros, ascending, covering [0, capacity).
-    The image appears under its name only when it is complete and durable; until then it is `NAME.partial`.
+    The image appears under its name only when it is complete and durable; until then its name is a random one.
     Memory: one span. Cancel: nothing remains.
-    Raises: SinkError when the target cannot be written, ContractError when the input does not cover the disk.
+    Raises: SinkError when the target cannot be written, or exists and `force` is false; ContractError when the
+    input does not cover the disk.
     """
 
     path: Path
     capacity: int
+    force: bool = False
 
     async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> RawReceipt:
-        partial = self.path.with_name(self.path.name + ".partial")
+        unfinished = temporary_beside(self.path)
         reached = written = 0
-        with _translated(self.path), _removed_unless_renamed(partial):
-            descriptor = await trio.to_thread.run_sync(_create, partial, self.capacity)
+        with _translated(self.path), _removed_unless_renamed(unfinished):
+            final = None if self.force else self.path
+            descriptor = await trio.to_thread.run_sync(_create, unfinished, self.capacity, final)
             try:
                 async for item in inbox:
                     if isinstance(item, Unchanged) or item.offset != reached:
@@ -64,13 +68,16 @@ class RawFile(Sink[Span | Zeros, RawReceipt]):
                 await trio.to_thread.run_sync(os.fsync, descriptor)
             finally:
                 os.close(descriptor)
-            await trio.to_thread.run_sync(_publish, partial, self.path)
+            await trio.to_thread.run_sync(partial(publish, replace=self.force), unfinished, self.path)
         return RawReceipt(self.path, self.capacity, written)
 
 
-def _create(path: Path, capacity: int) -> int:
+def _create(path: Path, capacity: int, unless: Path | None) -> int:
+    """The file that will become the image; nothing is made while there is a file `unless`."""
+    if unless is not None and os.path.lexists(unless):
+        raise FileExistsError
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = create(path)
     try:
         os.truncate(descriptor, capacity)
     except BaseException:
@@ -89,23 +96,22 @@ def _write(descriptor: int, span: Span) -> int:
     return span.data.total
 
 
-def _publish(partial: Path, path: Path) -> None:
-    partial.rename(path)
-    flush_directory(path.parent)
-
-
 @contextmanager
-def _removed_unless_renamed(partial: Path) -> Iterator[None]:
+def _removed_unless_renamed(unfinished: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
+    except FileExistsError as exc:
+        raise SinkError(
+            f"{path} exists already.", remedy="Choose another directory, or add --force.", path=str(path)
+        ) from exc
     except OSError as exc:
         remedy = "Free space there or choose another directory." if exc.errno == errno.ENOSPC else ""
         raise SinkError(f"{path} cannot be written: {exc.strerror}.", remedy=remedy, path=str(path)) from exc

@@ -13,7 +13,7 @@ import pytest
 from sinks import RepositoryReader
 from tests.conftest import NIGHTLY, command
 from vadpipe.lab.witness import image_digest
-from vadpipe.repository.layout import Layout
+from vadpipe.repository.files import Layout
 
 pytestmark = pytest.mark.slow
 

@@ -1,11 +1,85 @@
-"""What every room that keeps files needs: to make them durable, and a place for its state."""
+"""What every room that keeps files needs: writing them durably, and a place for its state."""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+
+FILE_MODE = 0o600  # what is written may be a VM's data: only its owner may read it
+
+_IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
+
+
+def create(path: Path) -> int:
+    """A descriptor of a new file, for writing and reading. Raises OSError, also for a link in its place."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags, FILE_MODE)
+
+
+def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    """Append all parts, without joining them first."""
+    left = [memoryview(part).cast("B") for part in parts if len(part)]
+    while left:
+        written = os.writev(descriptor, left[:_IOV_MAX])
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
+
+
+def temporary_beside(final: Path) -> Path:
+    """An unused name in the same directory."""
+    return final.with_name(f".{secrets.token_hex(8)}.partial")
+
+
+def publish(temporary: Path, final: Path, *, replace: bool) -> None:
+    """Give a flushed file its final name, durably.
+
+    Args:
+        replace: whether an existing file may be replaced; a link is replaced itself, not what it names.
+
+    Raises:
+        FileExistsError: there is something with that name, and `replace` is false.
+        OSError
+    """
+    if replace:
+        os.rename(temporary, final)
+    else:
+        try:
+            os.link(temporary, final, follow_symlinks=False)  # unlike a rename, never replaces
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            os.close(
+                create(final)
+            )  # a file system without hard links: take the name, then replace our own file
+            os.rename(temporary, final)
+        else:
+            os.unlink(temporary)
+    flush_directory(final.parent)
+
+
+def write_durably(
+    final: Path, content: bytes, *, temporary: Path | None = None, replace: bool = False
+) -> None:
+    """Write a small file, whole or not at all. Raises FileExistsError unless `replace`, OSError."""
+    temporary = temporary or temporary_beside(final)
+    descriptor = create(temporary)
+    try:
+        try:
+            write_all(descriptor, [content])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        publish(temporary, final, replace=replace)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def flush_directory(directory: Path) -> None:

@@ -43,7 +43,7 @@ async def test_an_image_appears_only_when_it_is_complete(disk, tmp_path):
     path = tmp_path / "disk.raw"
     items = [Zeros(0, SPAN), Zeros(SPAN, SIZE - SPAN)]
     await check_sink(
-        lambda: RawFile(path, SIZE), lambda: items, published=lambda: sorted(os.listdir(tmp_path))
+        lambda: RawFile(path, SIZE, force=True), lambda: items, published=lambda: sorted(os.listdir(tmp_path))
     )
 
 

@@ -257,7 +257,7 @@ def _first_argument(ctx: click.Context, name: str) -> Path:
 
 
 def _repository_points(ctx: click.Context) -> Sequence[RestorePoint]:
-    from vadpipe.repository.layout import Layout
+    from vadpipe.repository.files import Layout
     from vadpipe.repository.reader import RepositoryReader
 
     return RepositoryReader(Layout(_first_argument(ctx, "repository"))).points

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from pipeline.errors import (
     SinkError,
     SourceError,
 )
-from vadpipe.files import flush_directory
+from vadpipe.files import write_durably
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
     MAX_MEMBER_SIZE,
@@ -179,20 +177,12 @@ def _rule_lines() -> list[str]:
     return lines
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes, *, replace: bool = False) -> None:
     """Write a new file, whole or not at all. Raises SinkError, also when the file exists."""
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)  # unlike a rename, never replaces
-        finally:
-            os.unlink(temporary)
-        flush_directory(path.parent)
+        write_durably(path, content, replace=replace)
     except FileExistsError as exc:
-        raise SinkError(f"{path} exists.", remedy="Name another file; nothing is overwritten.") from exc
+        remedy = "Name another file, or add --force; nothing is overwritten."
+        raise SinkError(f"{path} exists.", remedy=remedy) from exc
     except OSError as exc:
         raise SinkError(f"{path} cannot be written: {exc.strerror or exc}.") from exc

@@ -35,6 +35,7 @@ from .progress import show_progress
 from .verdict import stored_verdict_lines
 
 _NAMED = 5  # VMs or disks that a line names
+force_option = click.option("--force", is_flag=True, help="Replace files that exist already.")
 
 
 @click.command(cls=OnRepository)
@@ -76,11 +77,18 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
     "manifest",
     type=click.Path(path_type=Path),
     metavar="FILE|DIR",
-    help="Write the VSS manifest there, as it came from the datastore; never overwrites.",
+    help="Write the VSS manifest there, as it came from the datastore.",
 )
+@force_option
 @json_option
 def show_point(
-    repository: Path, point: str, vm: str | None, extract: Path | None, manifest: Path | None, as_json: bool
+    repository: Path,
+    point: str,
+    vm: str | None,
+    extract: Path | None,
+    manifest: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Show a restore point: its disks, its consistency and the reasons, and what preflight found."""
     reader = run_async(_opened, repository)
@@ -90,17 +98,17 @@ def show_point(
         for name in found.documents:
             if Path(name).name != name:
                 raise IntegrityError(f"The document {name!r} of point {found.id} would leave {extract}.")
-            (extract / name).write_bytes(reader.read_document(found, name))
+            write_new(extract / name, reader.read_document(found, name), replace=force)
     if manifest is not None:
-        _extract_manifest(reader, found, manifest)
+        _extract_manifest(reader, found, manifest, force)
     show(found.as_dict(), _point_lines(found), as_json)
 
 
-def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path) -> None:
+def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path, force: bool) -> None:
     if MANIFEST_NAME not in point.documents:
         raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
     target = place / f"{point.id}-{MANIFEST_NAME}" if place.is_dir() else place
-    write_new(target, reader.read_document(point, MANIFEST_NAME))
+    write_new(target, reader.read_document(point, MANIFEST_NAME), replace=force)
 
 
 @click.command(cls=OnRepository)
@@ -109,9 +117,16 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
 @click.argument("target")
 @vm_option
 @click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
+@force_option
 @json_option
 def restore(
-    repository: Path, point: str, target: str, vm: str | None, keys: tuple[str, ...], as_json: bool
+    repository: Path,
+    point: str,
+    target: str,
+    vm: str | None,
+    keys: tuple[str, ...],
+    force: bool,
+    as_json: bool,
 ) -> int:
     """Restore the disks of a restore point to files, or prove that they can be restored.
 
@@ -124,7 +139,7 @@ def restore(
         async with open_repository(repository) as reader:
             found = _resolve(reader, point, vm)
             async with show_progress(as_json) as progress:
-                return await restore_point(reader, found, place, keys=keys, watch=progress.of())
+                return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
 
     receipt = run_async(work)
     errors = [line for failure in receipt.failures for line in error_lines(failure)]

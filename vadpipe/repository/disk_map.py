@@ -25,11 +25,12 @@ from pipeline import (
     DIGEST_SIZE,
     Digests,
     Extents,
+    IntegrityError,
     MiB,
 )
 
-from .damage import Damage
-from .keys import Keys
+from .config import Keys
+from .files import Damage
 
 # 65536 clusters: every column of a row fits in 16 bits. A random write of the guest costs a new page of some
 # 10 KiB (1024 chunks in 256 frames); the page list of a disk of 1 TiB is 128 KiB. Smaller pages make the list,
@@ -125,6 +126,16 @@ class PageMap:
         if not sound or (rows and int(page.end[-1]) > PAGE_CLUSTERS):
             raise Damage("the map page has impossible rows")
         return page
+
+
+def parse_page(content: memoryview, purpose: str) -> PageMap:
+    """A map page. Raises IntegrityError that begins with `purpose`."""
+    try:
+        return PageMap.parse(content)
+    except Damage as damage:
+        raise IntegrityError(
+            f"{purpose}: {damage}.", remedy="What wrote this point is at fault; use another point."
+        ) from damage
 
 
 def joined(pages: Sequence[PageMap]) -> PageMap:

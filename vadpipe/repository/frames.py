@@ -7,7 +7,6 @@ proves which chunks it holds, and each chunk's digest proves its bytes. The chec
 from __future__ import annotations
 
 import struct
-import threading
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -25,9 +24,10 @@ from pipeline import (
     Digests,
     MiB,
 )
+from vadpipe.kernels.codecs import codec_named
 
-from .damage import Damage
-from .keys import Keys
+from .config import Keys
+from .files import Damage
 
 # Far above the frames of a disk (1 MiB, stages/dedupe.py). The page list of a disk is one frame: 128 TiB of disk
 # fit, twice the largest virtual disk of vSphere (62 TiB). A reader never allocates more for one frame.
@@ -55,6 +55,8 @@ class Kind(IntEnum):
 
 
 CODECS: Final = {"raw": 0, "zstd": 1}
+_NAMES: Final = {number: name for name, number in CODECS.items()}
+_NAMED: Final = 255  # any other codec: the payload begins with the length of its name (u8) and the name
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Frame:
     """A frame as read, its checksum and its id proved. `length` is that of the decoded payload."""
 
     kind: Kind
-    codec: int
+    codec: str
     length: int
     id: bytes
     chunk: NDArray[np.void]
@@ -114,13 +116,20 @@ def checked_table(length: NDArray[np.int64], digest: Digests) -> bytes:
 def record(
     kind: Kind, codec: str, length: int, table: bytes, identity: bytes, payload: bytes | memoryview
 ) -> Record:
-    """A new frame. Raises ContractError for a codec that no reader knows."""
-    if codec not in CODECS:
-        raise ContractError(
-            f"The repository does not know the codec {codec!r}.", remedy=f"It knows: {', '.join(CODECS)}."
-        )
+    """A new frame. Raises ContractError for a codec that nothing could decode."""
+    number = CODECS.get(codec, _NAMED)
+    if number == _NAMED:
+        try:
+            codec_named(codec)
+        except LookupError as exc:
+            raise ContractError(
+                f"The repository does not know the codec {codec!r}: it is not registered.",
+                remedy="Register it where it is defined, and wherever the repository is read.",
+            ) from exc
+        name = codec.encode()
+        payload = b"".join((bytes([len(name)]), name, payload))
     chunks = len(table) // CHUNK.itemsize
-    header = HEADER.pack(MAGIC, kind, CODECS[codec], 0, length, len(payload), chunks, 0, identity)
+    header = HEADER.pack(MAGIC, kind, number, 0, length, len(payload), chunks, 0, identity)
     checksum = _checksum(header, table, payload)
     return Record(identity, length, chunks, b"".join((header, CHECKSUM.pack(checksum), table)), payload)
 
@@ -130,7 +139,7 @@ def object_record(kind: Kind, data: bytes, keys: Keys) -> tuple[bytes, Record]:
     digest = blake3(data, key=kind.key(keys)).digest()
     table = chunk_table(np.array([len(data)]), np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
     # Ids of frames do not compress; a list of mostly empty pages does. What saves little is not worth decoding.
-    packed = _contexts.compressor.compress(data)
+    packed = zstandard.ZstdCompressor(level=1).compress(data)
     codec, payload = ("zstd", packed) if len(packed) < len(data) * 7 // 8 else ("raw", data)
     return digest, record(kind, codec, len(data), table, frame_id(table, keys), payload)
 
@@ -159,15 +168,46 @@ def parse(content: bytes | memoryview, keys: Keys) -> Frame:
     if frame_id(bytes(table), keys) != identity:
         raise Damage("its id is not that of its chunks")
     chunk = np.frombuffer(table, dtype=CHUNK)
-    known = kind in Kind.__members__.values() and codec in CODECS.values()
-    if not known or int(chunk["length"].sum(dtype=np.int64)) != length:
+    name, payload = _codec_of(codec, payload)
+    if kind not in Kind.__members__.values() or int(chunk["length"].sum(dtype=np.int64)) != length:
         raise Damage("its header is impossible")
-    return Frame(Kind(kind), codec, length, identity, chunk, payload)
+    return Frame(Kind(kind), name, length, identity, chunk, payload)
+
+
+def _codec_of(number: int, payload: memoryview) -> tuple[str, memoryview]:
+    """The name of a codec, and the payload without it."""
+    if number in _NAMES:
+        return _NAMES[number], payload
+    end = 1 + payload[0] if len(payload) else 0
+    if number != _NAMED or not 1 < end <= len(payload):
+        raise Damage(f"its codec has the number {number}, which this version does not know")
+    return bytes(payload[1:end]).decode(errors="replace"), payload[end:]
+
+
+def parse_chunks(head: bytes, identity: bytes, keys: Keys) -> NDArray[np.void]:
+    """The chunk table at the begin of a record, proved by the frame's id. Raises Damage."""
+    if len(head) < HEADER_SIZE:
+        raise Damage("its size is wrong")
+    size_at(head)
+    chunks, named = HEADER.unpack_from(head)[6], HEADER.unpack_from(head)[8]
+    table = head[HEADER_SIZE : HEADER_SIZE + chunks * CHUNK.itemsize]
+    if named != identity:
+        raise Damage("another frame is stored in its place")
+    if frame_id(table, keys) != identity:
+        raise Damage("its id is not that of its chunks")
+    return np.frombuffer(table, dtype=CHUNK)
 
 
 def decode(frame: Frame, keys: Keys) -> memoryview:
     """The bytes of a frame, each chunk proved by its digest. Raises Damage."""
-    view = frame.payload if frame.codec == CODECS["raw"] else memoryview(_decompress(frame))
+    try:
+        codec = codec_named(frame.codec)
+    except LookupError as exc:
+        raise Damage(f"it was written with the codec {frame.codec!r}, which is not registered") from exc
+    try:
+        view = memoryview(codec.decode(frame.payload, frame.length))
+    except ValueError as exc:
+        raise Damage(str(exc)) from exc
     if len(view) != frame.length:
         raise Damage(f"it decodes to {len(view)} bytes instead of {frame.length}")
     key, start = frame.kind.key(keys), 0
@@ -179,29 +219,8 @@ def decode(frame: Frame, keys: Keys) -> memoryview:
     return view
 
 
-def _decompress(frame: Frame) -> bytes:
-    try:
-        promised = zstandard.get_frame_parameters(frame.payload).content_size
-        if promised not in (frame.length, zstandard.CONTENTSIZE_UNKNOWN):  # before memory is taken for it
-            raise Damage(f"its payload promises {promised} bytes instead of {frame.length}")
-        return _contexts.decompressor.decompress(frame.payload, max_output_size=frame.length)
-    except zstandard.ZstdError as exc:
-        raise Damage(f"it cannot be decompressed ({exc})") from exc
-
-
 def _checksum(header: bytes | memoryview, table: bytes | memoryview, payload: bytes | memoryview) -> int:
     state = xxhash.xxh3_64(header)
     state.update(table)
     state.update(payload)
     return state.intdigest()
-
-
-class _Contexts(threading.local):
-    """One of each per thread: making one costs as much as a small frame."""
-
-    def __init__(self) -> None:
-        self.compressor = zstandard.ZstdCompressor(level=1)
-        self.decompressor = zstandard.ZstdDecompressor()
-
-
-_contexts = _Contexts()

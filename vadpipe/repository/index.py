@@ -8,8 +8,8 @@ but not published, so that memory stays bounded however much is new.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,22 +22,19 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
-    MiB,
 )
 from vadpipe.kernels.digest_table import DigestTable
 
-from .files import sink_errors
-from .layout import Layout, pack_id
-from .packs import FRAME_ROW, FrameAddress
-from .segments import Rows, Segment, write_segment
+from .config import Keys
+from .files import Damage, Layout, pack_id, sink_errors
+from .packs import FRAME_ROW, FrameAddress, damaged_frame, read_chunks
+from .segments import Cells, Rows, Segment, write_segment
 
 # 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
 DRAFT_ROWS: Final = 512 * KiB
 
-# Mapped pages count as memory of the process until they are forgotten. A search faults in up to eight windows of
-# 64 KiB (the kernel's fault-around) per digest and table that it did not touch before.
-MAPPED_AT_MOST: Final = 64 * MiB
-_FAULTED: Final = 8 * 64 * KiB
+# Chunk tables of frames that were met; one has some 16 chunks of 44 bytes.
+TABLES_AT_MOST: Final = 4096
 
 Numbers = NDArray[np.uint64]
 P = ParamSpec("P")
@@ -52,15 +49,15 @@ class Index:
 
     def __init__(self, layout: Layout, repository_id: bytes) -> None:
         self._repository_id = repository_id
+        self._base = 0
+        self.cells = Cells()
         self.segments: list[Segment] = []
         self.damaged: list[IntegrityError] = []
         for path in sorted(layout.index.glob("*.idx")):
             try:
-                self.segments.append(Segment(path, repository_id))
+                self.segments.append(Segment(path, repository_id, self.cells))
             except IntegrityError as error:
                 self.damaged.append(error)
-        self._mapped = sum(segment.size for segment in self.segments)
-        self._touched = 0
 
     def drop_damaged(self) -> None:
         """Read every segment, and move those that are damaged to `damaged`."""
@@ -70,7 +67,6 @@ class Index:
             except IntegrityError as error:
                 self.segments.remove(segment)
                 self.damaged.append(error)
-            segment.forget()
 
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
         """Frame number and byte place of each chunk; NO_FRAME where it is unknown."""
@@ -85,24 +81,33 @@ class Index:
         for table, segment in enumerate(self.segments):
             missing = np.flatnonzero(number == NO_FRAME)
             row = segment.find_frames(identity[missing])
-            number[missing[row >= 0]] = _numbers(table, row[row >= 0])
-        self._touch(len(identity))
+            number[missing[row >= 0]] = self._numbers(table, row[row >= 0])
         return number
 
     def frame_ids(self, number: Numbers) -> Digests:
         """The ids of frames by number."""
         result = np.empty((len(number), DIGEST_SIZE), dtype=np.uint8)
-        for table, at, row in _by_table(number):
+        for table, at, row in self._by_table(number):
             result[at] = self._ids(table, row)
         return result
 
     def addresses(self, number: Numbers) -> list[FrameAddress]:
         """Where published frames are stored."""
         result: list[FrameAddress | None] = [None] * len(number)
-        for table, at, row in _by_table(number):
+        for table, at, row in self._by_table(number):
             for place, address in zip(at.tolist(), self.segments[table].addresses(row), strict=True):
                 result[place] = address
         return [address for address in result if address is not None]
+
+    def _numbers(self, table: int, row: Rows) -> Numbers:
+        return row.astype(np.uint64) | np.uint64((self._base + table) << 32)
+
+    def _by_table(self, number: Numbers) -> Iterator[tuple[int, NDArray[np.intp], Rows]]:
+        """For each table: which of the numbers lie in it, and their rows there."""
+        tables = (number >> np.uint64(32)).astype(np.int64) - self._base
+        for table in np.unique(tables).tolist():
+            at = np.flatnonzero(tables == table)
+            yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
 
     def _ids(self, table: int, row: Rows) -> Digests:
         return self.segments[table].ids(row)
@@ -115,16 +120,8 @@ class Index:
                 break
             frame, at = self.segments[table].lookup(digest[missing])
             found = frame >= 0
-            number[missing[found]] = _numbers(table, frame[found])
+            number[missing[found]] = self._numbers(table, frame[found])
             place[missing[found]] = at[found]
-        self._touch(len(digest))
-
-    def _touch(self, searches: int) -> None:
-        self._touched += searches * _FAULTED
-        if self._mapped > MAPPED_AT_MOST and self._touched > MAPPED_AT_MOST:
-            self._touched = 0
-            for segment in self.segments:
-                segment.forget()
 
 
 class Draft:
@@ -147,11 +144,15 @@ class Draft:
         return len(self) + chunks <= self._table.capacity
 
     @property
-    def frames(self) -> NDArray[np.void]:
+    def frames(self) -> int:
+        return self._frames
+
+    @property
+    def frame_rows(self) -> NDArray[np.void]:
         return self._frame[: self._frames]
 
     def ids(self, frame: Rows) -> Digests:
-        ids: Digests = self.frames["id"][frame]
+        ids: Digests = self.frame_rows["id"][frame]
         return ids
 
     def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
@@ -204,14 +205,19 @@ class RunIndex(Index):
     Raises IntegrityError when a segment is damaged.
     """
 
-    def __init__(self, layout: Layout, repository_id: bytes, run_id: str) -> None:
+    def __init__(self, layout: Layout, repository_id: bytes, run_id: str, keys: Keys) -> None:
         super().__init__(layout, repository_id)
         if self.damaged:  # what it does not find would be stored again, and nobody would look for the reason
             raise self.damaged[0]
         self.lock = threading.RLock()
         self._layout = layout
         self._run_id = run_id
+        # Numbers begin elsewhere in every run: those of another run or index are not found here.
+        self._base = 1 + int(run_id[:7], 16)
         self._first = len(self.segments)
+        self._keys = keys
+        self.used_packs: set[str] = set()  # of frames that were found in published segments
+        self._tables: OrderedDict[int, tuple[NDArray[np.void], Rows]] = OrderedDict()
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
 
     @_locked
@@ -222,10 +228,44 @@ class RunIndex(Index):
             missing = np.flatnonzero(number == NO_FRAME)
             frame, at = self._own[serial].lookup(digest[missing])
             found = frame >= 0
-            number[missing[found]] = _numbers(self._first + serial, frame[found])
+            number[missing[found]] = self._numbers(self._first + serial, frame[found])
             place[missing[found]] = at[found]
+        unknown = number == NO_FRAME
         self._search(digest, number, place)
+        self._check_hits(np.flatnonzero(unknown & (number != NO_FRAME)), digest, number, place)
         return number, place
+
+    def _check_hits(self, hits: Rows, digest: Digests, number: Numbers, place: Rows) -> None:
+        """A wrong row of a segment must not become a wrong map: the frame itself says which chunks it holds."""
+        for frame in np.unique(number[hits]).tolist():
+            at = hits[number[hits] == frame]
+            chunk, start = self._chunks_of(frame)
+            row = np.minimum(np.searchsorted(start, place[at]), len(start) - 1)
+            if ((start[row] != place[at]) | (chunk["digest"][row] != digest[at]).any(axis=1)).any():
+                segment = self.segments[(frame >> 32) - self._base].path
+                raise IntegrityError(
+                    f"Index segment {segment} is damaged: it says that a chunk lies where another one is stored.",
+                    remedy="Put this file back from a copy of the repository; `vadpipe verify` counts such rows.",
+                    segment=str(segment),
+                )
+
+    def _chunks_of(self, frame: int) -> tuple[NDArray[np.void], Rows]:
+        """The chunk table of a stored frame, and where its chunks begin; cached."""
+        if frame in self._tables:
+            self._tables.move_to_end(frame)
+            return self._tables[frame]
+        (address,) = self.addresses(np.array([frame], dtype=np.uint64))
+        try:
+            chunk = read_chunks(self._layout, address, self._keys)
+        except Damage as damage:
+            purpose = "A chunk that is stored already"
+            raise damaged_frame(self._layout, address, damage, purpose) from damage
+        start = np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
+        self.used_packs.add(address.pack)
+        self._tables[frame] = chunk, start
+        if len(self._tables) > TABLES_AT_MOST:
+            self._tables.popitem(last=False)
+        return chunk, start
 
     @_locked
     def frame_ids(self, number: Numbers) -> Digests:
@@ -238,7 +278,7 @@ class RunIndex(Index):
         if not isinstance(draft, Draft) or not draft.has_room(len(length)):
             draft = Draft(len(self._own), DRAFT_ROWS)
             self._own.append(draft)
-        return (self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
+        return (self._base + self._first + draft.serial) << 32 | draft.add_frame(length, digest, identity)
 
     @_locked
     def promised(self, number: int) -> bytes:
@@ -270,14 +310,14 @@ class RunIndex(Index):
     def write(self, draft: Draft) -> Segment:
         """Write a draft as a segment under a temporary name. For a worker thread. Raises SinkError."""
         path = self._layout.tmp / self._layout.segment(self._run_id, draft.serial).name
-        frames = draft.frames.copy()
+        frames = draft.frame_rows.copy()
         packs, frames["pack"] = np.unique(frames["pack"], return_inverse=True)
         names = [pack_id(self._run_id, serial) for serial in packs.tolist()]
         with self.lock:
             chunks = draft.chunks()
         with sink_errors(path, "write"):
             write_segment(path, self._repository_id, self._run_id, draft.serial, chunks, frames, names)
-        return Segment(path, self._repository_id)
+        return Segment(path, self._repository_id, self.cells)
 
     @_locked
     def replace(self, draft: Draft, segment: Segment) -> None:
@@ -285,33 +325,23 @@ class RunIndex(Index):
         self._own[draft.serial] = segment
 
     @_locked
-    def written(self) -> Sequence[Path]:
-        """The temporary names of the run's segments."""
-        return [table.path for table in self._own if isinstance(table, Segment)]
+    def written(self) -> Sequence[Segment]:
+        """The run's segments, which still have their temporary names."""
+        return [table for table in self._own if isinstance(table, Segment)]
 
     def _waiting(self, number: int) -> tuple[Draft, np.void]:
         """The draft and the row of a frame that is not stored yet."""
-        serial, row = (number >> 32) - self._first, number & 0xFFFF_FFFF
+        serial, row = (number >> 32) - self._base - self._first, number & 0xFFFF_FFFF
         draft = self._own[serial] if 0 <= serial < len(self._own) else None
-        if not isinstance(draft, Draft) or row >= len(draft.frames) or draft.frames[row]["offset"]:
-            raise ContractError(f"Frame {number} was not promised with add_frame, or it came twice.")
-        found: np.void = draft.frames[row]
+        if not isinstance(draft, Draft) or row >= draft.frames or draft.frame_rows[row]["offset"]:
+            raise ContractError(f"Frame {number} was not promised by this point, or it came twice.")
+        found: np.void = draft.frame_rows[row]
         return draft, found
 
     def _ids(self, table: int, row: Rows) -> Digests:
         tables: list[Draft | Segment] = [*self.segments, *self._own]
-        if table >= len(tables) or int(row.max()) >= len(tables[table].frames):
-            raise ContractError(f"There is no frame with the number {table << 32 | int(row.max())}.")
+        if not 0 <= table < len(tables) or int(row.max()) >= tables[table].frames:
+            raise ContractError(
+                f"There is no frame with the number {(self._base + table) << 32 | int(row.max())}."
+            )
         return tables[table].ids(row)
-
-
-def _numbers(table: int, row: Rows) -> Numbers:
-    return row.astype(np.uint64) | np.uint64(table << 32)
-
-
-def _by_table(number: Numbers) -> Iterator[tuple[int, NDArray[np.intp], Rows]]:
-    """For each table: which of the numbers lie in it, and their rows there."""
-    tables = (number >> np.uint64(32)).astype(np.int64)
-    for table in np.unique(tables).tolist():
-        at = np.flatnonzero(tables == table)
-        yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)

@@ -22,6 +22,7 @@ from pipeline import (
     Digests,
     Disk,
     DiskReceipt,
+    EncodedFrame,
     Extents,
     FramedSpan,
     Identity,
@@ -31,6 +32,7 @@ from pipeline import (
     Zeros,
 )
 from pipeline.composition import expect_disk
+from vadpipe.kernels.codecs import codec_named
 
 from .disk_map import (
     EMPTY_PAGE,
@@ -40,10 +42,10 @@ from .disk_map import (
     joined,
     page_count,
     page_list,
+    parse_page,
     root_of,
 )
 from .frames import Kind
-from .objects import parse_page
 from .point import Point
 from .restore_point import StoredDisk
 
@@ -99,6 +101,7 @@ class _DiskWriter:
         self._position = 0
         self._pages: Digests = np.zeros((page_count(disk.capacity), DIGEST_SIZE), dtype=np.uint8)
         self._parent: Digests | None = None
+        self._names_proved = False
         self._rows = _Rows()
         self._bytes = dict.fromkeys(COUNTS, 0)
 
@@ -122,7 +125,7 @@ class _DiskWriter:
         if self._position != self._capacity:
             raise self._broken(f"the input ends at {self._position}")
         used = self._pages[self._pages.any(axis=1)]
-        if (self._point.lookup(used)[0] == NO_FRAME).any():
+        if not await self._point.are_stored(used):
             raise IntegrityError(
                 f"Disk {self._disk.key}: map pages that it shares with its previous point are not in the index.",
                 remedy="Run `vadpipe verify`; a full backup does not need them.",
@@ -136,11 +139,7 @@ class _DiskWriter:
         return StoredDisk(receipt, disk.change_id, digest.hex())
 
     async def _take_span(self, span: FramedSpan) -> None:
-        if span.identity != self._point.identity:
-            raise ContractError(
-                f"The chunks were named by {span.identity!r}, which is not the identity of this repository.",
-                remedy="Write Digest(point); nothing was published.",
-            )
+        await self._check_names(span)
         end = span.offset + span.length
         inside = _inside(span.data, span.offset, end) and _inside(span.zeros, span.offset, end)
         if span.offset // PAGE != (end - 1) // PAGE or not inside:
@@ -156,6 +155,42 @@ class _DiskWriter:
             self._count(stored=await self._point.store_frames(span.frames))
         self._rows.add(span)
         await self._reach(end)
+
+    async def _check_names(self, span: FramedSpan) -> None:
+        """Before anything is stored: the chunks have the names that the repository gives.
+
+        Every span says which identity named its chunks; the first frame of the disk is decoded and proved, so that
+        a wrong label or a codec that does not decode what it encoded is found too.
+        """
+        if span.identity != self._point.identity:
+            raise ContractError(
+                f"The chunks of disk {self._disk.key} were named by {span.identity!r}, but this repository "
+                "finds and proves them by its own key; nothing was published.",
+                remedy="Write Digest(point), with the point that the path function is given.",
+            )
+        if span.frames and not self._names_proved:
+            await trio.to_thread.run_sync(self._prove_names, span.frames[0])
+            self._names_proved = True
+
+    def _prove_names(self, frame: EncodedFrame) -> None:
+        digest, start = self._point.identity.digest, 0
+        try:
+            data = memoryview(codec_named(frame.codec).decode(memoryview(frame.payload), frame.length))
+        except LookupError:
+            return  # the record says so, with the names that are known
+        except ValueError as exc:
+            raise ContractError(
+                f"Disk {self._disk.key}: the codec {frame.codec!r} does not decode what it encoded: {exc}; "
+                "nothing was published."
+            ) from exc
+        for length, name in zip(frame.chunk_length.tolist(), frame.digest, strict=True):
+            if digest(data[start : start + length]) != name.tobytes():
+                raise ContractError(
+                    f"Disk {self._disk.key}: the digests of its chunks are not those of their bytes; "
+                    "nothing was published.",
+                    remedy="A stage between Digest and IntoRepository changed the bytes or the digests.",
+                )
+            start += length
 
     async def _take_gap(self, end: int, parent: Digests | None) -> None:
         """What is zero, or what is as in the parent's pages: whole pages at once, the rest row by row."""
@@ -188,16 +223,17 @@ class _DiskWriter:
         ragged = (unchanged.end % CLUSTER != 0) & (unchanged.end != self._capacity)
         if (unchanged.start % CLUSTER).any() or ragged.any():
             raise self._broken(f"extents after {offset} are no whole clusters")
-        maps: list[PageMap] = []
-        if len(data):
-            maps.append(self._new_rows(offset, data, rows))
-        if len(unchanged):
-            maps.append(await self._parent_rows(offset, unchanged))
-        if any(len(part) for part in maps):
-            content = await trio.to_thread.run_sync(_encoded, maps)
+        parent = await self._parent_rows(offset, unchanged) if len(unchanged) else PageMap.empty()
+        if len(data) or len(parent):
+            content = await trio.to_thread.run_sync(self._page, offset, data, rows, parent)
             digest, stored = await self._point.store_object(Kind.MAP, content)
             self._pages[offset // PAGE] = np.frombuffer(digest, np.uint8)
             self._count(stored=stored)
+
+    def _page(self, offset: int, data: Extents, rows: _Rows, parent: PageMap) -> bytes:
+        """On a worker thread: the encoded page."""
+        new = self._new_rows(offset, data, rows) if len(data) else PageMap.empty()
+        return joined([new, parent]).encode()
 
     def _new_rows(self, low: int, data: Extents, rows: _Rows) -> PageMap:
         """The rows of chunks. Proves that they are the data, and whole clusters in their frames."""
@@ -291,7 +327,3 @@ def _merged(parts: list[Extents]) -> Extents:
         return Extents.empty()
     start = np.concatenate([part.start for part in parts])
     return Extents.from_columns(start, np.concatenate([part.end for part in parts]) - start)
-
-
-def _encoded(maps: list[PageMap]) -> bytes:
-    return joined(maps).encode()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,19 +20,22 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, MiB
+from pipeline import DIGEST_SIZE, IntegrityError, MiB
+from vadpipe.files import create, write_all
 
 from . import frames
-from .damage import Damage
+from .config import Keys
 from .files import (
-    create,
+    PACK_ID_SIZE,
+    Damage,
+    Layout,
+    opened,
+    pack_id,
     publish,
+    read_exactly,
     sink_errors,
-    write_all,
 )
 from .frames import Record
-from .keys import Keys
-from .layout import PACK_ID_SIZE, Layout, pack_id
 
 # Large enough that a file system sees few files (16384 in 1 TiB) and a flush is long, small enough to be
 # rewritten when most of it is no longer needed.
@@ -57,6 +62,13 @@ _END: Final = b"VADPEND1"
 HEADER_SIZE: Final = _HEADER.size + _CHECKSUM.size
 FOOTER_SIZE: Final = _FOOTER.size + _CHECKSUM.size
 assert (HEADER_SIZE, FOOTER_SIZE) == (48, 32)
+
+
+# A pack is ended with the first write after PACK_SIZE, and a write is at most the frames of a span.
+_LARGEST_PACK: Final = 8 * PACK_SIZE
+_MOST_FRAMES: Final = _LARGEST_PACK // frames.HEADER_SIZE
+
+_USUAL_HEAD: Final = frames.HEADER_SIZE + 64 * frames.CHUNK.itemsize  # 1 MiB in chunks of 16 KiB
 
 
 @dataclass(frozen=True)
@@ -168,37 +180,43 @@ def pack_header(repository_id: bytes, name: str) -> bytes:
 
 def read_frame(layout: Layout, address: FrameAddress, keys: Keys) -> frames.Frame:
     """A frame of a pack, its checksum and id proved. Raises Damage."""
-    try:
-        with open(layout.pack(address.pack), "rb", buffering=0) as file:
-            content = os.pread(file.fileno(), address.size, address.offset)
-    except OSError as exc:
-        raise Damage(f"reading it failed ({exc.strerror})") from exc
-    if len(content) < address.size:
-        raise Damage("the pack ends before it")
-    frame = frames.parse(content, keys)
+    frame = frames.parse(_read(layout, address, address.size), keys)
     if frame.id != address.id or frame.length != address.length:
         raise Damage("another frame is stored in its place")
     return frame
 
 
+def read_chunks(layout: Layout, address: FrameAddress, keys: Keys) -> NDArray[np.void]:
+    """The chunk table of a frame, proved by its id; the payload is not read. Raises Damage."""
+    head = _read(layout, address, min(address.size, _USUAL_HEAD))
+    count = frames.HEADER.unpack_from(head)[6] if len(head) >= frames.HEADER_SIZE else 0
+    wanted = frames.HEADER_SIZE + count * frames.CHUNK.itemsize
+    if wanted > len(head):
+        head = _read(layout, address, min(wanted, address.size))
+    return frames.parse_chunks(head, address.id, keys)
+
+
+def _read(layout: Layout, address: FrameAddress, size: int) -> bytes:
+    if address.size > 2 * frames.LARGEST_FRAME or address.offset > _LARGEST_PACK:
+        raise Damage("the index says that it lies where no frame can be")
+    with opened(layout.pack(address.pack)) as file:
+        return read_exactly(file, size, address.offset)
+
+
 def read_table(path: Path, repository_id: bytes) -> NDArray[np.void]:
     """The frames of a pack as its own table lists them. Proves header, table and footer. Raises Damage."""
-    try:
-        with open(path, "rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            head = file.read(HEADER_SIZE)
-            file.seek(max(end - FOOTER_SIZE, 0))
-            footer = file.read(FOOTER_SIZE)
-            if len(footer) < FOOTER_SIZE:
-                raise Damage("the pack is cut off")
-            magic, count, zero, start = _FOOTER.unpack_from(footer)
-            if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
-                raise Damage("the pack is cut off or its end is damaged")
-            file.seek(start)
-            table = file.read(end - FOOTER_SIZE - start)
-    except OSError as exc:
-        raise Damage(f"reading the pack failed ({exc.strerror})") from exc
+    with opened(path) as file:
+        end = os.fstat(file).st_size
+        if end < HEADER_SIZE + FOOTER_SIZE:
+            raise Damage("the pack is cut off")
+        head = read_exactly(file, HEADER_SIZE, 0)
+        footer = read_exactly(file, FOOTER_SIZE, end - FOOTER_SIZE)
+        magic, count, zero, start = _FOOTER.unpack_from(footer)
+        if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
+            raise Damage("the pack is cut off or its end is damaged")
+        if start > _LARGEST_PACK or count > _MOST_FRAMES:
+            raise Damage("the pack is larger than any that was written")
+        table = read_exactly(file, count * FRAME_ROW.itemsize, start)
     if head != pack_header(repository_id, path.stem):
         raise Damage("the pack's header is wrong")
     if (
@@ -227,3 +245,58 @@ def _table(rows: Sequence[tuple[bytes, int, int, int, int, int]]) -> NDArray[np.
     for place, name in enumerate(("offset", "size", "length", "chunks", "pack"), start=1):
         table[name] = [row[place] for row in rows]
     return table
+
+
+def read_object(
+    layout: Layout, address: FrameAddress, digest: bytes, keys: Keys, purpose: str, **facts: object
+) -> memoryview:
+    """A map page or a document, proved by its digest. Raises IntegrityError that begins with `purpose`."""
+    try:
+        frame = read_frame(layout, address, keys)
+        if len(frame.chunk) != 1 or frame.chunk["digest"].tobytes() != digest:
+            raise Damage("it holds something else")
+        return frames.decode(frame, keys)
+    except Damage as damage:
+        raise damaged_frame(layout, address, damage, purpose, **facts) from damage
+
+
+def damaged_frame(
+    layout: Layout, address: FrameAddress, damage: Damage, purpose: str, **facts: object
+) -> IntegrityError:
+    """What is wrong with a frame, and what it was wanted for."""
+    path = layout.pack(address.pack)
+    return IntegrityError(
+        f"{purpose}: the frame at bytes {address.offset} to {address.offset + address.size} of pack {path}"
+        f" is damaged: {damage}.",
+        remedy="Put this pack back from a copy of the repository; `vadpipe verify` lists all that is hit.",
+        pack=str(path),
+        position=address.offset,
+        **facts,
+    )
+
+
+class FrameCache:
+    """The last decoded frames, up to `size` bytes. For several threads at once."""
+
+    def __init__(self, layout: Layout, keys: Keys, size: int) -> None:
+        self._layout = layout
+        self._keys = keys
+        self._size = size
+        self._held = 0
+        self._frame: OrderedDict[bytes, memoryview] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def read(self, address: FrameAddress) -> memoryview:
+        """The bytes of a frame, all its chunks proved. Raises Damage."""
+        with self._turn:
+            if address.id in self._frame:
+                self._frame.move_to_end(address.id)
+                return self._frame[address.id]
+        data = frames.decode(read_frame(self._layout, address, self._keys), self._keys)
+        with self._turn:
+            if address.id not in self._frame:
+                self._frame[address.id] = data
+                self._held += len(data)
+            while self._held > self._size and len(self._frame) > 1:
+                self._held -= len(self._frame.popitem(last=False)[1])
+        return data

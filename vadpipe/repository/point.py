@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -26,11 +28,13 @@ from pipeline import (
     IntegrityError,
     MiB,
     PreviousDisk,
+    SinkError,
+    emit,
 )
 from vadpipe.kernels import Blake3, assign
 
-from .config import Config, Origin
-from .files import publish, sink_errors, write_durably
+from .config import Config, Keys, Origin
+from .files import Layout, publish, sink_errors, write_durably
 from .frames import (
     Kind,
     Record,
@@ -41,18 +45,18 @@ from .frames import (
     record,
 )
 from .index import RunIndex
-from .keys import Keys
-from .layout import Layout
-from .objects import read_object
-from .packs import PackWriter
+from .packs import PackWriter, read_object
 from .restore_point import (
     Document,
+    PointsOf,
     Quiescing,
     RestorePoint,
     StoredDisk,
     encode,
 )
-from .segments import Segment
+from .runs import RunLock
+
+log = logging.getLogger(__name__)
 
 # Half of the largest frame: a document is cut, so that its pieces need no more memory than a map does.
 DOCUMENT_PART: Final = 8 * MiB
@@ -66,8 +70,10 @@ class OpenRun:
     config: Config
     origin: Origin
     id: str
+    lock: RunLock
     index: RunIndex
     packs: PackWriter
+    points: PointsOf
     parent: RestorePoint | None
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
@@ -77,27 +83,29 @@ class OpenRun:
 class Point:
     """A point writer and the chunk index of its repository, for one run and all disks of one VM.
 
-    Made by a store's `begin`, or by `Repository.planned` for composing a path that will not run. The index is for
-    any thread; everything else is called from the event loop, and its file work happens on worker threads.
+    Made by a store's `begin`, or by `Repository.planned` for composing a path that will not run. What is async is
+    for the event loop, and does on worker threads whatever waits for a lock or a file; `assign` and `frame_ids` are
+    for worker threads.
     """
 
     def __init__(self, target: str, run: OpenRun | None = None) -> None:
         self._target = target
         self._run = run
+        self.remarks: list[str] = []  # what a report should say of the point, one sentence each
         self._planned_key = os.urandom(DIGEST_SIZE)  # names no chunk as any repository would
 
     def __repr__(self) -> str:
         return f"Point({self._target!r})"
 
     @property
+    def identity(self) -> Identity:
+        """How the repository names chunks: `Digest(point)`. That of a planned point equals itself alone."""
+        return Blake3(self.key)
+
+    @property
     def key(self) -> bytes:
         """The key of the chunks' digests: 32 bytes, secret."""
         return self._run.config.keys.chunk if self._run else self._planned_key
-
-    @property
-    def identity(self) -> Identity:
-        """See pipeline.ChunkIndex."""
-        return Blake3(self.key)
 
     @property
     def keys(self) -> Keys:
@@ -117,62 +125,47 @@ class Point:
         return parent.disk(disk.key) if parent else None
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
-        """See pipeline.ChunkIndex. Raises IntegrityError for a damaged index."""
-        index = self._opened.index
-        with index.lock:
-            return assign(digest, offset, length, lookup=index.lookup, add_frame=self.add_frame)
+        """See pipeline.ChunkIndex. Waits for other threads, and reads files: not for the event loop.
 
-    def lookup(self, digest: Digests) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """Frame number (NO_FRAME when unknown) and byte place, one row per digest."""
-        return self._opened.index.lookup(digest)
-
-    def add_frame(self, chunk_length: NDArray[np.int64], digest: Digests) -> int:
-        """Plan a frame of unknown, distinct chunks; its number."""
+        Raises IntegrityError for a damaged index or a missing frame.
+        """
         run = self._opened
-        identity = frame_id(chunk_table(chunk_length, digest), run.config.keys)
-        return run.index.add_frame(chunk_length, digest, identity)
+
+        def promise(chunk_length: NDArray[np.int64], chunks: Digests) -> int:
+            identity = frame_id(chunk_table(chunk_length, chunks), run.config.keys)
+            return run.index.add_frame(chunk_length, chunks, identity)
+
+        with run.index.lock:
+            return assign(digest, offset, length, lookup=run.index.lookup, add_frame=promise)
 
     def frame_ids(self, number: NDArray[np.uint64]) -> Digests:
-        """The ids of frames, stored or promised. Raises ContractError for a number that is neither."""
+        """The ids of frames, stored or promised; not for the event loop. Raises ContractError for other numbers."""
         return self._opened.index.frame_ids(number)
+
+    async def are_stored(self, digest: Digests) -> bool:
+        """Whether the index knows all these chunks or map pages."""
+        number, _ = await trio.to_thread.run_sync(self._opened.index.lookup, digest)
+        return not (number == NO_FRAME).any()
 
     async def store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """Write promised frames of disk data. Returns the bytes that the repository grew by.
 
         Raises ContractError when a frame is not what was promised, SinkError.
         """
-        run = self._opened
-        async with run.turn:
-            promised = [run.index.promised(frame.number) for frame in frames]
-            records = await trio.to_thread.run_sync(self._write_frames, frames, promised)
-            return await self._settle([frame.number for frame in frames], *records)
+        async with self._opened.turn:
+            return await trio.to_thread.run_sync(self._store_frames, frames)
 
     async def store_object(self, kind: Kind, content: bytes) -> tuple[bytes, int]:
         """Write a map page or a document unless it is stored already. Returns its digest and the growth."""
-        run = self._opened
-        digest, new = await trio.to_thread.run_sync(object_record, kind, content, run.config.keys)
-        row = np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE)
-        with run.index.lock:
-            if run.index.lookup(row)[0][0] != NO_FRAME:
-                return digest, 0
-            number = run.index.add_frame(np.array([len(content)]), row, new.id)
-        async with run.turn:
-            place = await trio.to_thread.run_sync(run.packs.append, [new])
-            return digest, await self._settle([number], [new], *place)
+        digest, number, new = await trio.to_thread.run_sync(self._promise_object, kind, content)
+        if new is None:
+            return digest, 0
+        async with self._opened.turn:
+            return digest, await trio.to_thread.run_sync(self._append, [number], [new])
 
     async def load_object(self, digest: bytes, purpose: str) -> memoryview:
         """A map page of an older point. Raises IntegrityError; `purpose` says what it was wanted for."""
-        run = self._opened
-        number, _ = run.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
-        if number[0] == NO_FRAME:
-            raise IntegrityError(
-                f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
-                remedy="Run `vadpipe verify`; a full backup does not need the page.",
-            )
-        (address,) = run.index.addresses(number)
-        return await trio.to_thread.run_sync(
-            read_object, run.layout, address, digest, run.config.keys, purpose
-        )
+        return await trio.to_thread.run_sync(self._load_object, digest, purpose)
 
     def keep(self, disk: StoredDisk) -> None:
         """A disk is complete: its map will be part of the point."""
@@ -184,12 +177,12 @@ class Point:
         Raises ContractError when something that was promised is missing, SinkError. Then nothing is visible.
         """
         run = self._opened
-        self._check_promises(run, disks)
+        await trio.to_thread.run_sync(self._check_promises, run, disks)
         documents = await self._store_documents(evidence.documents if evidence else {})
         point = RestorePoint(
             id=run.id,
             machine=capture.machine,
-            created=run.origin.timestamp(),
+            created=self._created(run),
             previous=run.parent.id if run.parent else None,
             disks=tuple(run.disks[receipt.key] for receipt in disks),
             quiescing=_quiescing(capture, evidence),
@@ -202,9 +195,6 @@ class Point:
         except (TypeError, ValueError) as exc:
             raise ContractError(f"The VM's configuration or the verdict is not JSON: {exc}.") from exc
         async with run.turn:
-            await trio.to_thread.run_sync(run.packs.finish)
-            for draft in run.index.last():
-                run.index.replace(draft, await trio.to_thread.run_sync(run.index.write, draft))
             await trio.to_thread.run_sync(_publish_files, run, point, content)
         return run.id
 
@@ -215,30 +205,64 @@ class Point:
             raise ContractError(f"This point of {self._target} {state}; it cannot be written.")
         return self._run
 
-    def _write_frames(
-        self, frames: Sequence[EncodedFrame], promised: Sequence[bytes]
-    ) -> tuple[list[Record], int, list[int]]:
+    def _created(self, run: OpenRun) -> str:
+        """Now, or just after the previous point where the clock is behind it."""
+        now = run.origin.timestamp()
+        if run.parent is None or run.parent.created < now:
+            return now
+        self.remarks.append(
+            f"The clock of this machine ({now}) is behind the previous point's time ({run.parent.created}); "
+            "the point was given the time after that. Correct the clock."
+        )
+        log.warning("%s", self.remarks[-1])
+        emit("clock behind", now=now, previous=run.parent.created)
+        after = datetime.fromisoformat(run.parent.created) + timedelta(microseconds=1)
+        return after.astimezone(UTC).isoformat(timespec="microseconds")
+
+    def _store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """On a worker thread: make the records and append them."""
         run = self._opened
+        run.lock.touch()
         records: list[Record] = []
-        for frame, identity in zip(frames, promised, strict=True):
+        for frame in frames:
             table = checked_table(frame.chunk_length, frame.digest)
+            identity = run.index.promised(frame.number)
             if frame_id(table, run.config.keys) != identity or frame.length != int(frame.chunk_length.sum()):
                 raise ContractError(f"Frame {frame.number} holds other chunks than were promised.")
             records.append(record(Kind.DATA, frame.codec, frame.length, table, identity, frame.payload))
-        return records, *run.packs.append(records)
+        return self._append([frame.number for frame in frames], records)
 
-    async def _settle(
-        self, numbers: Sequence[int], records: Sequence[Record], pack: int, offsets: Sequence[int]
-    ) -> int:
-        """Note where frames lie; give the memory of full drafts back."""
-        index = self._opened.index
+    def _promise_object(self, kind: Kind, content: bytes) -> tuple[bytes, int, Record | None]:
+        """On a worker thread: an object's digest, and what has to be written; None when it is stored already."""
+        run = self._opened
+        run.lock.touch()
+        digest, new = object_record(kind, content, run.config.keys)
+        row = _one_row(digest)
+        with run.index.lock:
+            if run.index.lookup(row)[0][0] != NO_FRAME:
+                return digest, 0, None
+            return digest, run.index.add_frame(np.array([len(content)]), row, new.id), new
+
+    def _append(self, numbers: Sequence[int], records: Sequence[Record]) -> int:
+        """On a worker thread: write, note where the frames lie, and give the memory of full drafts back."""
+        run = self._opened
+        pack, offsets = run.packs.append(records)
         for number, new, offset in zip(numbers, records, offsets, strict=True):
-            index.stored(number, pack, offset, new.size)
-        for draft in index.full():
-            segment: Segment = await trio.to_thread.run_sync(index.write, draft)
-            index.replace(draft, segment)
+            run.index.stored(number, pack, offset, new.size)
+        for draft in run.index.full():
+            run.index.replace(draft, run.index.write(draft))
         return sum(new.size for new in records)
+
+    def _load_object(self, digest: bytes, purpose: str) -> memoryview:
+        run = self._opened
+        number, _ = run.index.lookup(_one_row(digest))
+        if number[0] == NO_FRAME:
+            raise IntegrityError(
+                f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
+                remedy="Run `vadpipe verify`; a full backup does not need the page.",
+            )
+        (address,) = run.index.addresses(number)
+        return read_object(run.layout, address, digest, run.config.keys, purpose)
 
     def _check_promises(self, run: OpenRun, disks: Sequence[DiskReceipt]) -> None:
         if run.index.missing():
@@ -267,13 +291,42 @@ class Point:
 
 def _publish_files(run: OpenRun, point: RestorePoint, content: bytes) -> None:
     """On a worker thread: the last steps, after which the point exists."""
+    run.packs.finish()
+    for draft in run.index.last():
+        run.index.replace(draft, run.index.write(draft))
+    _check_packs(run)
     for segment in run.index.written():
-        with sink_errors(segment, "publish"):
-            publish(segment, run.layout.index / segment.name)
+        final = run.layout.index / segment.path.name
+        with sink_errors(segment.path, "publish"):
+            publish(segment.path, final)
+        segment.moved(final)
     path = run.layout.point(point.machine.uuid, point.id)
+    run.lock.check()
     with sink_errors(path, "write"):
         write_durably(path, run.layout.tmp / f"{run.id}.json", content)
     run.published = True
+    try:
+        run.points.note_newest(point, run.layout.tmp / f"{run.id}.newest")
+    except OSError as exc:  # it only saves time
+        log.info("the newest point of VM %s was not noted: %s", point.machine.name, exc)
+
+
+def _check_packs(run: OpenRun) -> None:
+    """Before anything is visible: no sweep took this run for dead, and all that its maps may lead to is there."""
+    run.lock.check()
+    needed = {pack for segment in run.index.written() for pack in segment.packs()} | run.index.used_packs
+    missing = sorted(pack for pack in needed if not run.layout.pack(pack).is_file())
+    if missing:
+        raise SinkError(
+            f"{len(missing)} packs that this point needs are missing, {run.layout.pack(missing[0])} among them; "
+            "nothing was published.",
+            remedy="Something removed them while the run was writing. Run `vadpipe verify`, then run again.",
+            path=str(run.layout.pack(missing[0])),
+        )
+
+
+def _one_row(digest: bytes) -> Digests:
+    return np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE)
 
 
 def _quiescing(capture: Capture, evidence: Evidence | None) -> Quiescing:

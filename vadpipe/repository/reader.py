@@ -1,22 +1,32 @@
-"""A repository for reading: its points, their maps and their frames."""
+"""A repository for reading: its points, their maps and frames, and their disks as sources of spans."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import trio
+from trio.abc import SendChannel
 
 from pipeline import (
+    CLUSTER,
     DIGEST_SIZE,
     NO_FRAME,
+    SPAN,
+    BufferPool,
     ConfigError,
     Digests,
+    Extents,
     IntegrityError,
     MiB,
+    Source,
+    Span,
+    Zeros,
+    run_ordered,
 )
 
 from .config import Config, read_config
@@ -24,12 +34,12 @@ from .disk_map import (
     PAGE,
     PageMap,
     page_count,
+    parse_page,
     root_of,
 )
+from .files import Damage, Layout
 from .index import Index
-from .layout import Layout
-from .objects import FrameCache, parse_page, read_object
-from .packs import FrameAddress
+from .packs import FrameAddress, FrameCache, damaged_frame, read_object
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
@@ -42,7 +52,11 @@ async def open_repository(path: str | Path) -> AsyncIterator[RepositoryReader]:
 
     Raises SinkError for what is no repository, IntegrityError for an altered config.
     """
-    yield await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    reader = await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    try:
+        yield reader
+    finally:
+        reader.index.cells.close()  # what is read after this opens files again
 
 
 class RepositoryReader:
@@ -142,3 +156,172 @@ class RepositoryReader:
             )
         (address,) = self.index.addresses(number)
         return read_object(self.layout, address, digest, self.config.keys, purpose, **facts)
+
+
+@dataclass(frozen=True, repr=False)
+class ReadPoint(Source[Span | Zeros]):
+    """A disk of a restore point, whole and proved, out.
+
+    Out: spans and zero ranges in ascending order, covering [0, capacity); in a span, what is not `data` is zero.
+    Everything is proved on the way: root, page list, pages, frames, and the digest of every chunk.
+    Memory: `workers` + 2 spans of `pool`, 32 MiB of decoded frames in the reader.
+    Cancel: waits for frames being decoded. Raises: ConfigError for a disk that the point does not have,
+    IntegrityError with disk, offset, length, pack and position; other disks stay readable.
+    """
+
+    reader: RepositoryReader
+    point: RestorePoint
+    disk: str
+    workers: int = 2
+    pool: BufferPool = field(default_factory=BufferPool)
+
+    def __repr__(self) -> str:
+        return f"ReadPoint({self.point.id!r}, {self.disk!r})"
+
+    async def run(self, outbox: SendChannel[Span | Zeros]) -> None:
+        disk = self.point.disk(self.disk)
+        if disk is None:
+            raise ConfigError(
+                f"Point {self.point.id} has no disk {self.disk!r}.",
+                remedy=f"It has: {', '.join(disk.key for disk in self.point.disks)}.",
+            )
+        threads = trio.CapacityLimiter(self.workers)
+        work = _DiskReader(self.reader, self.point, disk)
+        held: dict[int, Span] = {}
+
+        async def fill(piece: _Piece | Zeros) -> Span | Zeros:
+            if isinstance(piece, _Piece):
+                await trio.to_thread.run_sync(work.fill, piece, limiter=threads)
+                return piece.span
+            return piece
+
+        async def plan(send: trio.MemorySendChannel[_Piece | Zeros]) -> None:
+            async with send:
+                reached = 0
+                for offset, digest in await trio.to_thread.run_sync(work.pages, limiter=threads):
+                    page = await trio.to_thread.run_sync(work.page, offset, digest, limiter=threads)
+                    for start, data, rows in page.spans(disk.capacity):
+                        if start > reached:
+                            await send.send(Zeros(reached, start - reached))
+                        reached = min(start + SPAN, disk.capacity)
+                        zeros = data.inverted(start, reached - start)
+                        buffer = await self.pool.acquire()
+                        span = Span(
+                            offset=start, length=reached - start, data=data, zeros=zeros, buffer=buffer
+                        )
+                        held[start] = span
+                        await send.send(_Piece(span, rows, page.addresses))
+                if reached < disk.capacity:
+                    await send.send(Zeros(reached, disk.capacity - reached))
+
+        try:
+            async with trio.open_nursery() as nursery:
+                send, receive = trio.open_memory_channel[_Piece | Zeros](0)
+                nursery.start_soon(plan, send)
+                await run_ordered(receive, _HandingOver(outbox, held), fill, concurrency=self.workers)
+        finally:
+            for span in held.values():
+                span.release()
+
+
+class _HandingOver(SendChannel[Span | Zeros]):
+    """An outbox that notes which spans are now somebody else's. An error keeps the frames that it went through,
+    and with them spans that were never sent: other disks would wait for their buffers forever."""
+
+    def __init__(self, outbox: SendChannel[Span | Zeros], held: dict[int, Span]) -> None:
+        self._outbox = outbox
+        self._held = held
+
+    async def send(self, value: Span | Zeros) -> None:
+        await self._outbox.send(value)
+        self._held.pop(value.offset, None)
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A span to be filled, and the rows of the map that say from where."""
+
+    span: Span
+    rows: PageMap
+    addresses: Sequence[FrameAddress | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Page:
+    """A loaded map page."""
+
+    offset: int
+    rows: PageMap
+    addresses: Sequence[FrameAddress | None]
+
+    def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
+        """The spans that hold data: offset, data extents, rows."""
+        per_span = SPAN // CLUSTER
+        for number in range(PAGE // SPAN):
+            border = np.array([number * per_span, (number + 1) * per_span])
+            part = self.rows.within(border[:1], border[1:])
+            if len(part):
+                start = self.offset + number * SPAN
+                data = Extents.from_columns(part.offset * CLUSTER + self.offset, part.count * CLUSTER)
+                yield start, data.within(start, min(SPAN, capacity - start)), part
+
+
+class _DiskReader:
+    """What runs on worker threads. Raises IntegrityError."""
+
+    def __init__(self, reader: RepositoryReader, point: RestorePoint, disk: StoredDisk) -> None:
+        self._reader = reader
+        self._point = point
+        self._disk = disk
+
+    def pages(self) -> list[tuple[int, bytes]]:
+        """Offset and digest of the pages that are not empty."""
+        digests = self._reader.page_digests(self._point, self._disk)
+        used = np.flatnonzero(digests.any(axis=1)).tolist()
+        return [(number * PAGE, digests[number].tobytes()) for number in used]
+
+    def page(self, offset: int, digest: bytes) -> _Page:
+        rows = self._reader.page(self._point, self._disk, offset // PAGE, digest)
+        return _Page(offset, rows, self._reader.addresses(rows))
+
+    def fill(self, piece: _Piece) -> None:
+        """Decode what the span needs, and copy it to its places."""
+        memory, rows, low = piece.span.buffer.array, piece.rows, piece.span.offset % PAGE
+        frame = np.unique(rows.frame)
+        for number in frame.tolist():
+            mine = np.flatnonzero(rows.frame == number)
+            columns = (
+                rows.offset[mine] * CLUSTER - low,
+                rows.count[mine] * CLUSTER,
+                rows.place[mine] * CLUSTER,
+            )
+            where = piece.span.offset + int(columns[0][0])
+            address = piece.addresses[number]
+            data = self._frame(address, where, int(columns[1][0]), rows.frame_ids[number].tobytes())
+            for start, length, place in zip(*(column.tolist() for column in columns), strict=True):
+                length = min(length, piece.span.length - start)  # the tail of a disk is no whole cluster
+                if place + length > len(data):
+                    raise self._damaged(start + piece.span.offset, length, "the map reads beyond its frame")
+                memory[start : start + length] = np.frombuffer(data[place : place + length], np.uint8)
+
+    def _frame(self, address: FrameAddress | None, offset: int, length: int, identity: bytes) -> memoryview:
+        if address is None:
+            raise self._damaged(offset, length, f"frame {identity.hex()[:16]} is not in the index")
+        try:
+            return self._reader.frames.read(address)
+        except Damage as damage:
+            facts = {"disk": self._disk.key, "offset": offset, "length": length}
+            purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
+            raise damaged_frame(self._reader.layout, address, damage, purpose, **facts) from damage
+
+    def _damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
+        return IntegrityError(
+            f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}: {problem}.",
+            remedy="Restore another point; `vadpipe verify` lists all that is hit.",
+            disk=self._disk.key,
+            offset=offset,
+            length=length,
+        )

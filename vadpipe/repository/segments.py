@@ -1,21 +1,25 @@
 """Index segments: which chunk lies in which frame, and which frame in which pack. Byte layout: docs/repository.md.
 
-A segment is immutable and sorted. It is mapped, not loaded: a search touches the pages that it walks over, and
-the memory of a process does not grow with the repository. For a binary search numpy wants one contiguous
-column, so the first eight bytes of each digest stand apart from the rest.
+A segment is immutable and sorted. It is read in cells of 64 KiB, each proved by its xxh3 when it is read: a damaged
+row could name a wrong frame. All segments of an index share one bounded cache of cells and a few descriptors, so
+neither memory nor descriptors grow with the repository, and a file that is cut off under a reader is damage and no
+SIGBUS, as it would be if it were mapped.
 
-The file is guarded by one xxh3 per 64 KiB, proved when a search first uses what lies there: a damaged row could
-name a wrong frame, and the new point that used it would be consistent and false.
+Digests are uniform, so the cell where one must stand follows from its first eight bytes; those are a column of
+their own. A cell beside it is looked at where the guess was wrong.
 """
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xxhash
@@ -26,11 +30,11 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
+    MiB,
 )
+from vadpipe.files import create, write_all
 
-from .damage import Damage
-from .files import create, sink_errors, write_all
-from .layout import PACK_ID_SIZE, RUN_ID_SIZE
+from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, open_regular, read_exactly
 from .packs import FRAME_ROW, FrameAddress
 
 CHECKED: Final = 64 * KiB
@@ -45,97 +49,181 @@ _CHECKSUM: Final = struct.Struct("<Q")
 _MAGIC: Final = b"VADINDX1"
 HEADER_SIZE: Final = 128
 
+# Bounds of what a header may claim: beyond them a file would have to be larger than any file system allows.
+_MOST_CHUNKS: Final = 1 << 40
+
+HEADS, CHUNKS, ID_HEADS, ID_FRAMES, FRAMES, PACKS = range(6)
+_DTYPES: Final[Sequence[np.dtype[Any]]] = (
+    np.dtype("<u8"),
+    CHUNK_ROW,
+    np.dtype("<u8"),
+    np.dtype("<u4"),
+    FRAME_ROW,
+    np.dtype(f"V{PACK_ID_SIZE}"),
+)
+
+MERGED: Final = (
+    "merged"  # beside segments in use: those that were merged into others, for who still reads them
+)
+
 Rows = NDArray[np.int64]
 
 
-class Segment:
-    """One segment, mapped for reading. Numbers of frames are rows of its frame table.
+class Cells:
+    """The last proved cells of segments, up to `size` bytes, and a few open files. For several threads at once.
 
-    Every method raises IntegrityError for what is damaged. Opening raises SinkError.
+    A segment that was merged into a larger one while it was in use is found in `merged/` beside it.
     """
 
-    def __init__(self, path: Path, repository_id: bytes) -> None:
-        self.path = path
-        with sink_errors(path, "map"), open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < HEADER_SIZE:
-                raise self._damaged("it is cut off")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._map.madvise(mmap.MADV_RANDOM)
+    OPEN_FILES: Final = 16
+
+    def __init__(self, size: int = 64 * MiB) -> None:
+        self._most = max(1, size // CHECKED)
+        self._resident = size // 4
+        self._cell: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._file: OrderedDict[str, int] = OrderedDict()
+        self._turn = threading.Lock()
+        weakref.finalize(self, _close_all, self._file)
+
+    def get(self, segment: Segment, number: int) -> bytes:
+        """Raises Damage."""
+        key = segment.path.name, number
+        with self._turn:
+            if key in self._cell:
+                self._cell.move_to_end(key)
+                return self._cell[key]
+            content = segment.read_cell(self._opened(segment.path), number)
+            self._cell[key] = content
+            if len(self._cell) > self._most:
+                self._cell.popitem(last=False)
+            return content
+
+    def reserve(self, size: int) -> bool:
+        """Whether a column of `size` bytes may stay in memory as a whole."""
+        with self._turn:
+            if size > min(self._resident, 1 * MiB):
+                return False
+            self._resident -= size
+            return True
+
+    def close(self) -> None:
+        """Close the files. They are opened again when they are needed."""
+        with self._turn:
+            _close_all(self._file)
+
+    def _opened(self, path: Path) -> int:
+        if path.name in self._file:
+            self._file.move_to_end(path.name)
+            return self._file[path.name]
+        descriptor = open_segment(path)
+        self._file[path.name] = descriptor
+        if len(self._file) > self.OPEN_FILES:
+            os.close(self._file.popitem(last=False)[1])
+        return descriptor
+
+
+def _close_all(files: OrderedDict[str, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
+def open_segment(path: Path) -> int:
+    """A descriptor of a segment, which may have been merged into another one. Raises Damage, SinkError."""
+    try:
+        return open_regular(path)
+    except Damage as damage:
+        if getattr(damage.__cause__, "errno", None) != errno.ENOENT:
+            raise
         try:
-            frames, chunks, packs, checks = _parse_header(self._map[:HEADER_SIZE], repository_id)
+            return open_regular(path.parent / MERGED / path.name)
+        except Damage:
+            raise damage from damage.__cause__
+
+
+class Segment:
+    """One segment. Numbers of frames are rows of its frame table.
+
+    Every method raises IntegrityError for what is damaged, and SinkError when too many files are open.
+    """
+
+    def __init__(self, path: Path, repository_id: bytes, cells: Cells | None = None) -> None:
+        self.path = path
+        self._cells = cells or Cells(4 * MiB)
+        self._whole: dict[int, NDArray[np.uint64]] = {}
+        descriptor = -1
+        try:
+            descriptor = open_segment(path)
+            self._open(descriptor, repository_id)
+        except OSError as exc:
+            raise self._damaged(f"reading it failed ({exc.strerror})") from exc
         except Damage as damage:
             raise self._damaged(str(damage)) from damage
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    def _open(self, descriptor: int, repository_id: bytes) -> None:
+        self.size = os.fstat(descriptor).st_size
+        header = read_exactly(descriptor, HEADER_SIZE, 0)
+        frames, chunks, packs, checks = _parse_header(header, repository_id)
+        self._count = (chunks, chunks, frames, frames, frames, packs)
         self._start = sections = _sections(chunks, frames, packs)
         cells = -(-(sections[-1] - HEADER_SIZE) // CHECKED)
-        if sections[-1] + 8 * cells != len(self._map):
-            raise self._damaged("its size is wrong")
-        self._checks = np.frombuffer(self._map, "<u8", cells, sections[-1]).copy()
-        if xxhash.xxh3_64_intdigest(self._checks.tobytes()) != checks:
-            raise self._damaged("the checksum of its checksums is wrong")
-        self._proved = np.zeros(cells, dtype=np.bool_)
-        self._head = np.frombuffer(self._map, "<u8", chunks, sections[0])
-        self._chunk = np.frombuffer(self._map, CHUNK_ROW, chunks, sections[1])
-        self._id_head = np.frombuffer(self._map, "<u8", frames, sections[2])
-        self._id_frame = np.frombuffer(self._map, "<u4", frames, sections[3])
-        self._frame = np.frombuffer(self._map, FRAME_ROW, frames, sections[4])
-        self._pack = np.frombuffer(self._map, f"V{PACK_ID_SIZE}", packs, sections[5])
+        if sections[-1] + 8 * cells != self.size:
+            raise Damage("its size is wrong")
+        listed = read_exactly(descriptor, 8 * cells, sections[-1])
+        if xxhash.xxh3_64_intdigest(listed) != checks:
+            raise Damage("the checksum of its checksums is wrong")
+        self._checks = np.frombuffer(listed, "<u8")
 
     @property
-    def frames(self) -> NDArray[np.void]:
-        """The frame table, unproved."""
-        return self._frame
+    def chunks(self) -> int:
+        return self._count[CHUNKS]
 
     @property
-    def size(self) -> int:
-        return len(self._map)
+    def frames(self) -> int:
+        return self._count[FRAMES]
 
     def packs(self) -> list[str]:
         """The ids of the packs that hold its frames."""
-        self._prove(5, np.arange(len(self._pack)), PACK_ID_SIZE)
-        return [pack.tobytes().hex() for pack in self._pack]
+        return [pack.tobytes().hex() for pack in self.column(PACKS, 0, self._count[PACKS])]
 
     def lookup(self, digest: Digests) -> tuple[Rows, Rows]:
         """The frame (-1 where there is none) and the place in it, bytes, of each chunk."""
-        rest = digest[:, 8:]
-        row = search(
-            self._head, heads(digest), lambda at, rows: (self._chunk["rest"][rows] == rest[at]).all(axis=1)
-        )
-        found = row >= 0
-        self._prove(0, row[found], 8)
-        self._prove(1, row[found], CHUNK_ROW.itemsize)
         frame, place = np.full(len(digest), -1, np.int64), np.zeros(len(digest), np.int64)
-        chunk = self._chunk[row[found]]
-        frame[found], place[found] = chunk["frame"], chunk["place"]
+        for at, row in self._matches(HEADS, heads(digest)):
+            chunk = self._take(CHUNKS, row)
+            same = (chunk["rest"] == digest[at, 8:]).all(axis=1) & (frame[at] < 0)
+            frame[at[same]], place[at[same]] = chunk["frame"][same], chunk["place"][same]
+        if len(frame) and int(frame.max()) >= self.frames:
+            raise self._damaged("a chunk of it is in a frame that it does not have")
         return frame, place
 
     def find_frames(self, identity: Digests) -> Rows:
         """The frame of each id, -1 where there is none."""
-
-        def same(at: Rows, rows: Rows) -> NDArray[np.bool_]:
-            self._prove(3, rows, 4)
-            return np.asarray((self._frame["id"][self._id_frame[rows]] == identity[at]).all(axis=1))
-
-        row = search(self._id_head, heads(identity), same)
-        self._prove(2, row[row >= 0], 8)
-        row[row >= 0] = self._id_frame[row[row >= 0]]
-        self._prove(4, row[row >= 0], FRAME_ROW.itemsize)
-        return row
+        found = np.full(len(identity), -1, np.int64)
+        for at, row in self._matches(ID_HEADS, heads(identity)):
+            frame = self._take(ID_FRAMES, row).astype(np.int64)
+            same = (self._take(FRAMES, frame)["id"] == identity[at]).all(axis=1) & (found[at] < 0)
+            found[at[same]] = frame[same]
+        return found
 
     def ids(self, frame: Rows) -> Digests:
         """The ids of frames."""
-        self._prove(4, frame, FRAME_ROW.itemsize)
-        ids: Digests = self._frame["id"][frame]
+        ids: Digests = self._take(FRAMES, frame)["id"]
         return ids
+
+    def chunks_of(self, frame: int) -> int:
+        """How many chunks a frame has."""
+        return int(self._take(FRAMES, np.array([frame]))["chunks"][0])
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""
-        self._prove(4, frame, FRAME_ROW.itemsize)
-        rows = self._frame[frame]
-        packs = rows["pack"].astype(np.int64)
-        self._prove(5, packs, PACK_ID_SIZE)
-        for row, pack in zip(rows, packs.tolist(), strict=True):
+        rows = self._take(FRAMES, frame)
+        packs = self._take(PACKS, rows["pack"].astype(np.int64))
+        for row, pack in zip(rows, packs, strict=True):
             yield FrameAddress(
-                self._pack[pack].tobytes().hex(),
+                pack.tobytes().hex(),
                 int(row["offset"]),
                 int(row["size"]),
                 int(row["length"]),
@@ -144,34 +232,132 @@ class Segment:
 
     def frames_by_pack(self) -> dict[str, Rows]:
         """For each pack the frames in it, in the order in which they lie there."""
-        self._prove(4, np.arange(len(self._frame)), FRAME_ROW.itemsize)
-        order = np.lexsort((self._frame["offset"], self._frame["pack"]))
-        borders = np.searchsorted(self._frame["pack"][order], np.arange(len(self._pack) + 1))
+        pieces = [self.column(FRAMES, low, low + 64 * KiB) for low in range(0, self.frames, 64 * KiB)]
+        pack = np.concatenate([np.zeros(0, "<u4"), *(piece["pack"] for piece in pieces)])
+        offset = np.concatenate([np.zeros(0, "<u8"), *(piece["offset"] for piece in pieces)])
+        names = self.packs()
+        if len(pack) and int(pack.max()) >= len(names):
+            raise self._damaged("a frame of it is in a pack that it does not name")
+        order = np.lexsort((offset, pack))
+        borders = np.searchsorted(pack[order], np.arange(len(names) + 1))
         return {
             name: order[low:high]
-            for name, low, high in zip(self.packs(), borders[:-1].tolist(), borders[1:].tolist(), strict=True)
+            for name, low, high in zip(names, borders[:-1].tolist(), borders[1:].tolist(), strict=True)
         }
 
     def prove(self) -> None:
-        """Check every byte."""
-        self._prove_cells(np.arange(len(self._proved)))
+        """Check every byte, and that no row names what is not there."""
+        for number in range(len(self._checks)):
+            self._cell(number)
+        for section, name, below in (
+            (CHUNKS, "frame", self.frames),
+            (ID_FRAMES, "", self.frames),
+            (FRAMES, "pack", self._count[PACKS]),
+        ):
+            for low in range(0, self._count[section], 64 * KiB):
+                piece = self.column(section, low, low + 64 * KiB)
+                if int((piece[name] if name else piece).max()) >= below:
+                    raise self._damaged("a row of it names what it does not have")
 
-    def forget(self) -> None:
-        """Unmap what was touched; the next search faults it in again from the page cache."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def column(self, section: int, first: int, last: int) -> NDArray[Any]:
+        """Rows [first, last) of a section."""
+        size = _DTYPES[section].itemsize
+        last = min(last, self._count[section])
+        low = self._start[section] - HEADER_SIZE + first * size
+        high = low + (last - first) * size
+        numbers = range(low // CHECKED, -(-high // CHECKED)) if high > low else ()
+        content = b"".join([self._cell(number) for number in numbers])
+        skipped = low - low // CHECKED * CHECKED
+        return np.frombuffer(content, _DTYPES[section], last - first, skipped if content else 0)
 
-    def _prove(self, section: int, row: Rows, size: int) -> None:
-        """Prove rows of a section before they are believed."""
+    def lower_bound(self, section: int, wanted: NDArray[np.uint64]) -> Rows:
+        """For each number the first row of a column of heads that is not below it."""
+        count = self._count[section]
+        if section not in self._whole and self._cells.reserve(8 * count):
+            self._whole[section] = self.column(section, 0, count).astype(np.uint64)
+        if section in self._whole:
+            return np.searchsorted(self._whole[section], wanted).astype(np.int64)
+        base = self._start[section] - HEADER_SIZE
+        lowest, highest = base // CHECKED, (base + 8 * count - 8) // CHECKED
+        guess = (wanted.astype(np.float64) * (count / 2.0**64)).astype(np.int64)
+        cell = np.clip((base + 8 * guess) // CHECKED, lowest, highest)
+        row = np.zeros(len(wanted), dtype=np.int64)
+        from_left = np.zeros(len(wanted), dtype=np.bool_)
+        open_ = np.arange(len(wanted))
+        while len(open_):
+            going: list[NDArray[np.intp]] = []
+            for number in np.unique(cell[open_]).tolist():
+                at = open_[cell[open_] == number]
+                first = max(0, (number * CHECKED - base) // 8)
+                column = self.column(section, first, ((number + 1) * CHECKED - base) // 8)
+                right = wanted[at] > column[-1]
+                left = (wanted[at] <= column[0]) & ~from_left[at]
+                right &= number < highest
+                left &= number > lowest
+                row[at] = first + np.searchsorted(column, wanted[at])
+                cell[at[right]] += 1
+                from_left[at[right]] = True
+                cell[at[left]] -= 1
+                going.append(at[right | left])
+            open_ = np.concatenate(going)
+        return row
+
+    def moved(self, path: Path) -> None:
+        """It has its final name now."""
+        self._cells.close()
+        self.path = path
+
+    def read_cell(self, descriptor: int, number: int) -> bytes:
+        """A cell from the file, proved. Raises Damage, OSError."""
+        low = HEADER_SIZE + number * CHECKED
+        content = read_exactly(descriptor, min(CHECKED, self._start[-1] - low), low)
+        if xxhash.xxh3_64_intdigest(content) != self._checks[number]:
+            raise Damage(f"the checksum of bytes {low} to {low + len(content)} is wrong")
+        return content
+
+    def _matches(self, section: int, wanted: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
+        """Positions in `wanted` and rows of the column with that number; more than once where numbers are equal."""
+        if not self._count[section]:
+            return
+        row, at = self.lower_bound(section, wanted), np.arange(len(wanted))
+        while len(at):
+            inside = row < self._count[section]
+            at, row = at[inside], row[inside]
+            equal = self._take(section, row) == wanted[at]
+            at, row = at[equal], row[equal]
+            if len(at):
+                yield at, row
+            row = row + 1
+
+    def _take(self, section: int, row: Rows) -> NDArray[Any]:
+        """Rows of a section, in the order of `row`."""
+        dtype = _DTYPES[section]
+        if len(row) and (int(row.max()) >= self._count[section] or int(row.min()) < 0):
+            raise self._damaged("a row of it names what it does not have")
+        if section in self._whole:
+            return self._whole[section][row]
+        size = dtype.itemsize
+        result = np.empty((len(row), size), dtype=np.uint8)
         low = self._start[section] - HEADER_SIZE + row * size
-        self._prove_cells(np.concatenate((low // CHECKED, (low + size - 1) // CHECKED)))
+        cell = low // CHECKED
+        whole = cell == (low + size - 1) // CHECKED
+        steps = np.arange(size)
+        for number in np.unique(cell[whole]).tolist():
+            at = np.flatnonzero(whole & (cell == number))
+            content = np.frombuffer(self._cell(number), np.uint8)
+            result[at] = content[(low[at] - number * CHECKED)[:, None] + steps]
+        for astride in np.flatnonzero(~whole).tolist():
+            first = int(row[astride])
+            result[astride] = self.column(section, first, first + 1).view(np.uint8)
+        return result.reshape(-1).view(dtype)
 
-    def _prove_cells(self, cells: Rows) -> None:
-        for cell in np.unique(cells[~self._proved[cells]]).tolist():
-            low = HEADER_SIZE + cell * CHECKED
-            with memoryview(self._map) as view, view[low : min(low + CHECKED, self._start[-1])] as part:
-                if xxhash.xxh3_64_intdigest(part) != self._checks[cell]:
-                    raise self._damaged(f"the checksum of bytes {low} to {low + len(part)} is wrong")
-            self._proved[cell] = True
+    def _cell(self, number: int) -> bytes:
+        try:
+            return self._cells.get(self, number)
+        except Damage as damage:
+            raise self._damaged(str(damage)) from damage
+        except OSError as exc:
+            raise self._damaged(f"reading it failed ({exc.strerror})") from exc
 
     def _damaged(self, problem: str) -> IntegrityError:
         return IntegrityError(
@@ -204,20 +390,60 @@ def write_segment(
         frames,
         np.frombuffer(b"".join(bytes.fromhex(name) for name in packs), np.uint8),
     )
-    starts = _sections(len(digest), len(frames), len(packs))
-    parts: list[memoryview] = []
-    for column, start, end in zip(columns, starts, starts[1:], strict=False):
-        parts += [column.view(np.uint8).data, memoryview(bytes(end - start - column.nbytes))]
-    checks = _cell_checksums(parts)
-    run = bytes.fromhex(run_id)
-    counts = len(frames), len(digest), len(packs)
-    guard = xxhash.xxh3_64_intdigest(checks)
-    header = _HEADER.pack(_MAGIC, repository_id, run, serial, *counts, 0, guard)
-    header = header.ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
-    header += _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
+    counts = len(digest), len(frames), len(packs)
+    write_columns(
+        path, (repository_id, run_id, serial), counts, ([column.view(np.uint8).data] for column in columns)
+    )
+
+
+def write_columns(
+    path: Path,
+    name: tuple[bytes, str, int],
+    counts: tuple[int, int, int],
+    columns: Iterable[Iterable[memoryview]],
+) -> None:
+    """Write and flush a segment from the pieces of its columns; they are never in memory together.
+
+    Args:
+        name: repository id, run id, number of the segment in the run.
+        counts: chunks, frames, packs.
+
+    Raises:
+        OSError
+    """
+    chunks, frames, packs = counts
+    starts = _sections(*counts)
+    checks: list[bytes] = []
+    state, room = xxhash.xxh3_64(), CHECKED
+
+    def write(part: memoryview) -> None:
+        nonlocal state, room
+        write_all(file, [part])
+        while len(part):
+            state.update(part[:room])
+            part, room = part[room:], room - len(part[:room])
+            if not room:
+                checks.append(_CHECKSUM.pack(state.intdigest()))
+                state, room = xxhash.xxh3_64(), CHECKED
+
     file = create(path)
     try:
-        write_all(file, [header, *parts, checks])
+        write_all(file, [bytes(HEADER_SIZE)])
+        for column, start, end in zip(columns, starts, starts[1:], strict=False):
+            size = 0
+            for part in column:
+                write(part)
+                size += len(part)
+            write(memoryview(bytes(end - start - size)))
+        if room < CHECKED:
+            checks.append(_CHECKSUM.pack(state.intdigest()))
+        joined = b"".join(checks)
+        write_all(file, [joined])
+        repository_id, run_id, serial = name
+        guard = xxhash.xxh3_64_intdigest(joined)
+        fields = _MAGIC, repository_id, bytes.fromhex(run_id), serial, frames, chunks, packs, 0, guard
+        header = _HEADER.pack(*fields).ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
+        os.pwrite(file, header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)
         os.fsync(file)
     finally:
         os.close(file)
@@ -236,39 +462,6 @@ def sorted_rows(digest: Digests) -> NDArray[np.intp]:
         words = np.ascontiguousarray(digest).view(">u8").astype(np.uint64).reshape(len(digest), -1)
         order = np.lexsort(words.T[::-1])
     return order
-
-
-def search(
-    column: NDArray[np.uint64], wanted: NDArray[np.uint64], same: Callable[[Rows, Rows], NDArray[np.bool_]]
-) -> Rows:
-    """For each wanted number the row of the sorted column where it is and `same(position, row)` holds; or -1."""
-    row = np.searchsorted(column, wanted).astype(np.int64)
-    found = np.full(len(wanted), -1, dtype=np.int64)
-    at = np.flatnonzero(row < len(column))
-    while len(at):
-        at = at[column[row[at]] == wanted[at]]
-        hit = same(at, row[at])
-        found[at[hit]] = row[at[hit]]
-        at = at[~hit]
-        row[at] += 1
-        at = at[row[at] < len(column)]
-    return found
-
-
-def _cell_checksums(parts: Sequence[memoryview]) -> bytes:
-    """The xxh3 of every 64 KiB of the joined parts."""
-    checks: list[bytes] = []
-    state, room = xxhash.xxh3_64(), CHECKED
-    for part in parts:
-        while len(part):
-            state.update(part[:room])
-            part, room = part[room:], room - len(part[:room])
-            if not room:
-                checks.append(_CHECKSUM.pack(state.intdigest()))
-                state, room = xxhash.xxh3_64(), CHECKED
-    if room < CHECKED:
-        checks.append(_CHECKSUM.pack(state.intdigest()))
-    return b"".join(checks)
 
 
 def _sections(chunks: int, frames: int, packs: int) -> list[int]:
@@ -294,4 +487,6 @@ def _parse_header(header: bytes, repository_id: bytes) -> tuple[int, int, int, i
         raise Damage("it is not an index segment")
     if repository != repository_id:
         raise Damage("it belongs to another repository")
+    if chunks > _MOST_CHUNKS:
+        raise Damage("its header is impossible")
     return frames, chunks, packs, checks

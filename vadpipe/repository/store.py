@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,12 +20,15 @@ from .config import (
     create_repository,
     read_config,
 )
+from .files import RUN_ID_SIZE, Layout
 from .index import RunIndex
-from .layout import RUN_ID_SIZE, Layout
+from .merging import merge_segments
 from .packs import PackWriter
 from .point import OpenRun, Point
-from .restore_point import newest_of
-from .runs import RunLock, sweep
+from .restore_point import PointsOf
+from .runs import RunLock, local_locks, sweep
+
+log = logging.getLogger(__name__)
 
 # Removing a few files; what a dead file system does not let us remove, the next run sweeps.
 CLEANUP_S: Final = 60.0
@@ -82,10 +86,10 @@ class RepositoryStore:
         lock = await trio.to_thread.run_sync(self._lock)
         run: OpenRun | None = None
         try:
-            swept = await trio.to_thread.run_sync(sweep, self._layout, self._config.id)
+            swept = await trio.to_thread.run_sync(self._sweep, lock)
             if swept:
                 emit("swept", repository=str(self._layout.root), runs=swept)
-            run = await trio.to_thread.run_sync(self._start, lock.run_id, machine)
+            run = await trio.to_thread.run_sync(self._start, lock, machine)
             yield Point(str(self._layout.root), run)
         except BaseException as error:
             try:
@@ -100,16 +104,23 @@ class RepositoryStore:
     def _lock(self) -> RunLock:
         return RunLock(self._layout, self._origin.random(RUN_ID_SIZE).hex())
 
-    def _start(self, run_id: str, machine: MachineId) -> OpenRun:
+    def _sweep(self, lock: RunLock) -> list[str]:
+        return sweep(self._layout, self._config.id, lock.time())
+
+    def _start(self, lock: RunLock, machine: MachineId) -> OpenRun:
         layout, config = self._layout, self._config
-        parent = newest_of(layout, machine, config.keys)  # before the index, so that the index has all of it
+        merge_segments(layout, config.id, lock.run_id, lock.time())
+        points = PointsOf(layout, machine, config.keys)
+        parent = points.newest()  # before the index, so that the index has all of it
         return OpenRun(
             layout=layout,
             config=config,
             origin=self._origin,
-            id=run_id,
-            index=RunIndex(layout, config.id, run_id),
-            packs=PackWriter(layout, config.id, run_id),
+            id=lock.run_id,
+            lock=lock,
+            index=RunIndex(layout, config.id, lock.run_id, config.keys),
+            packs=PackWriter(layout, config.id, lock.run_id),
+            points=points,
             parent=parent,
         )
 
@@ -127,6 +138,8 @@ class RepositoryStore:
                     run.packs.close()
                 lock.roll_back(self._config.id)
         finally:
+            if run is not None:
+                run.index.cells.close()
             lock.abandon()
 
 
@@ -139,4 +152,11 @@ def _open(layout: Layout) -> Config:
                 remedy="Give this user the right to write the repository.",
                 path=str(directory),
             )
+    option = local_locks(layout.root)
+    if option is not None:
+        log.warning(
+            "%s is mounted with %s: locks are not shared between hosts, so write to it from this host only",
+            layout.root,
+            option,
+        )
     return config

@@ -21,10 +21,10 @@ from pipeline import (
 )
 
 from .config import Config
-from .damage import Damage
 from .disk_map import PAGE, PageMap
+from .files import Damage, Layout, run_of
 from .frames import decode
-from .layout import Layout
+from .index import Index
 from .packs import (
     FrameAddress,
     addresses,
@@ -100,6 +100,8 @@ async def verify(reader: RepositoryReader, *, workers: int = 2) -> VerifyReport:
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
             nursery.start_soon(check_packs)
+    await trio.to_thread.run_sync(work.check_rows)
+    await trio.to_thread.run_sync(work.check_leftovers)
     for point in reader.points:
         await trio.to_thread.run_sync(work.check_point, point)
     return work.report()
@@ -107,31 +109,56 @@ async def verify(reader: RepositoryReader, *, workers: int = 2) -> VerifyReport:
 
 @dataclass
 class _PackReport:
-    """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them."""
+    """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
+
+    `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
+    """
 
     path: Path
     frames: int = 0
     bytes: int = 0
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
+    rows: dict[Segment, tuple[int, int]] = field(default_factory=dict)
+
+    def count(self, segment: Segment, right: int, unknown: int) -> None:
+        before = self.rows.get(segment, (0, 0))
+        self.rows[segment] = before[0] + right, before[1] + unknown
 
 
 def check_pack(layout: Layout, config: Config, name: str, expected: Sequence[_Listing]) -> _PackReport:
-    """Read every frame of a pack: those of its own table, and those that the index expects in it."""
+    """Read every frame of a pack: those of its own table, and those that the index expects in it.
+
+    Every frame is compared with the rows that the index has of its chunks.
+    """
     report = _PackReport(layout.pack(name))
-    frames = {at.offset: at for segment, rows in expected for at in segment.addresses(rows)}
+    frames: dict[int, FrameAddress] = {}
+    listed: dict[int, list[tuple[Segment, int]]] = {}
     try:
+        for segment, rows in expected:
+            for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
+                listed.setdefault(address.offset, []).append((segment, row))
+                if frames.setdefault(address.offset, address) != address:
+                    report.problem = f"the index has two frames at byte {address.offset}"
         for address in addresses(read_table(report.path, config.id), name):
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:
         report.problem = str(damage)
-    for _, address in sorted(frames.items()):
+    for offset, address in sorted(frames.items()):
         try:
-            report.bytes += len(decode(read_frame(layout, address, config.keys), config.keys))
+            frame = read_frame(layout, address, config.keys)
+            report.bytes += len(decode(frame, config.keys))
             report.frames += 1
         except Damage as damage:
             report.damaged.append((address, str(damage)))
+            for segment, row in listed.get(offset, ()):
+                report.count(segment, 0, segment.chunks_of(row))
+            continue
+        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
+        for segment, row in listed.get(offset, ()):
+            found, at = segment.lookup(frame.chunk["digest"])
+            report.count(segment, int(((found == row) & (at == place)).sum()), 0)
     return report
 
 
@@ -153,6 +180,7 @@ class _Verification:
         self._frames = self._bytes = self._packs = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
+        self._rows: dict[Segment, tuple[int, int]] = {}
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
 
     def check_index(self) -> None:
@@ -178,8 +206,42 @@ class _Verification:
         self._bytes += report.bytes
         if report.problem:
             self._wound(str(report.path), 0, report.problem)
+        for segment, (right, unknown) in report.rows.items():
+            before = self._rows.get(segment, (0, 0))
+            self._rows[segment] = before[0] + right, before[1] + unknown
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(str(report.path), address.offset, problem)
+
+    def check_rows(self) -> None:
+        """After all packs: every row of the index says what a frame holds."""
+        for segment in self._reader.index.segments:
+            right, unknown = self._rows.get(segment, (0, 0))
+            wrong = segment.chunks - right - unknown
+            if wrong > 0:
+                problem = f"{wrong} of its rows name a frame or a place where their chunk is not stored"
+                self._wound(str(segment.path), 0, problem)
+
+    def check_leftovers(self) -> None:
+        """Packs and temporary files that belong to no run. No sweep finds them, as it goes by lock files."""
+        layout = self._reader.layout
+        if self._reader.index.damaged:
+            return  # a segment that cannot be read may name any pack
+        packs = [*layout.packs.glob("??/*.pack")]
+        # A run that ended since then has no lock any more, and its segments are in the index by now.
+        unlocked = [path for path in (*packs, *layout.tmp.glob("*")) if not self._is_running(path)]
+        index = Index(layout, self._reader.config.id)
+        if index.damaged:
+            return
+        named = {name for segment in index.segments for name in segment.packs()}
+        for path in unlocked:
+            if path.exists() and not (path.parent != layout.tmp and path.stem in named):
+                self._wound(
+                    str(path), 0, "no run is writing it and no index segment names it; it may be removed"
+                )
+
+    def _is_running(self, path: Path) -> bool:
+        run_id = run_of(path)
+        return run_id is not None and self._reader.layout.lock(run_id).exists()
 
     def check_point(self, point: RestorePoint) -> None:
         """Follow the maps of a point's disks, and read its documents."""

@@ -43,8 +43,7 @@ from stages import (
 from vadpipe.repository.config import Origin
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
-from vadpipe.repository.read_point import ReadPoint
-from vadpipe.repository.reader import RepositoryReader
+from vadpipe.repository.reader import ReadPoint, RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 

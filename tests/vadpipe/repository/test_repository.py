@@ -1,10 +1,14 @@
 """The repository as its users see it: back up, read back, find points, and be told what is wrong."""
 
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import (
     CLUSTER,
@@ -41,12 +45,13 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.repository import verify
+from vadpipe.repository import restore_point, verify
+from vadpipe.repository.config import Origin, read_config
 from vadpipe.repository.disk_map import PAGE
+from vadpipe.repository.files import Layout
 from vadpipe.repository.into_repository import IntoRepository
-from vadpipe.repository.layout import Layout
-from vadpipe.repository.read_point import ReadPoint
-from vadpipe.repository.reader import open_repository
+from vadpipe.repository.reader import ReadPoint, open_repository
+from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository, RepositoryStore
 
 
@@ -259,10 +264,150 @@ def test_settings_do_no_io_and_show_no_key(tmp_path):
     assert repr(repository) == f"Repository('{tmp_path / 'nowhere'}')"
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(ContractError, match="only planned"):
-        point.lookup(np.zeros((1, 32), np.uint8))
+        point.assign(*[np.zeros((1, 32), np.uint8)] * 3)
+
+
+class Clock:
+    """An origin whose clock is set by the test."""
+
+    def __init__(self):
+        self.hour = 12
+
+    def repository(self, path):
+        return Repository(path, origin=Origin(now=lambda: datetime(2025, 1, 1, self.hour, tzinfo=UTC)))
+
+
+async def test_a_clock_that_goes_back_does_not_change_the_order(repository, caplog):
+    clock, disk = Clock(), MemoryDisk(random_bytes(1, 64 * KiB))
+    ids = []
+    for clock.hour in (12, 10, 11, 13):
+        ids.append(await backup(clock.repository(repository.path), [disk], incremental_path))
+        disk.write(0, random_bytes(len(ids), CLUSTER))
+    async with open_repository(repository.path) as reader:
+        assert [point.id for point in reader.points] == ids
+        assert [point.previous for point in reader.points] == [None, *ids[:-1]]
+        assert [point.created[11:] for point in reader.points] == [
+            "12:00:00.000000+00:00",
+            "12:00:00.000001+00:00",
+            "12:00:00.000002+00:00",
+            "13:00:00.000000+00:00",
+        ]
+        assert reader.resolve("latest").id == ids[-1]
+    assert caplog.text.count("is behind the previous point's time") == 2
+
+
+async def test_a_clock_that_went_back_is_remarked(repository):
+    clock = Clock()
+    await backup(clock.repository(repository.path), [disk_of(4096)])
+    clock.hour = 3
+    async with clock.repository(repository.path).open() as store, store.begin(MACHINE) as point:
+        await point.publish(FakeCapture(MACHINE, []), [], None)
+    (remark,) = point.remarks
+    assert "The clock of this machine (2025-01-01T03:00" in remark
+    receipt = await Job(FakeMachine([disk_of(4096)]), full_path, clock.repository(repository.path)).run()
+    assert [remark[:25] for remark in receipt.remarks] == ["The clock of this machine"]
+
+
+async def test_the_newest_of_many_points_is_found_without_reading_them_all(repository, monkeypatch):
+    monkeypatch.setattr(restore_point, "NOTED_FROM", 3)
+    disk = disk_of(4096)
+    ids = [await backup(repository, [disk]) for _ in range(4)]
+    directory = repository.path / "points" / MACHINE.uuid
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        [*(f"{i}.json" for i in ids), "newest"]
+    )
+    keys = read_config(Layout(repository.path)).keys
+    read = []
+    real = restore_point.read_point
+    monkeypatch.setattr(
+        restore_point, "read_point", lambda path, keys: (read.append(path), real(path, keys))[1]
+    )
+
+    def newest():
+        read.clear()
+        found = restore_point.PointsOf(Layout(repository.path), MACHINE, keys).newest()
+        return found.id, len(read)
+
+    assert newest() == (ids[-1], 1)
+    note = (directory / "newest").read_bytes()
+    for altered in (note.replace(ids[-1].encode(), ids[0].encode()), b"", b"x" * 9999):
+        (directory / "newest").write_bytes(altered)
+        assert newest() == (ids[-1], 4)
+    (directory / "newest").write_bytes(note)
+    (directory / f"{ids[-1]}.json").unlink()
+    assert newest() == (ids[-2], 3)
+
+
+async def test_two_points_at_once_are_not_noted_wrongly(repository, monkeypatch):
+    monkeypatch.setattr(restore_point, "NOTED_FROM", 1)
+    async with repository.open() as store, store.begin(MACHINE) as one, store.begin(MACHINE) as two:
+        first = await one.publish(FakeCapture(MACHINE, []), [], None)
+        second = await two.publish(FakeCapture(MACHINE, []), [], None)
+    assert not (repository.path / "points" / MACHINE.uuid / "newest").exists()
+    third = await backup(repository, [disk_of(4096)])
+    async with open_repository(repository.path) as reader:
+        assert [point.id for point in reader.points] == [first, second, third]
+        assert reader.points[-1].previous == second
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 9)), max_size=10))
+def test_points_of_older_versions_are_ordered_by_chain(made):
+    """Their times may be before their predecessor's; forged ones may even go round in a circle."""
+    points = [
+        RestorePoint(
+            f"{number}", MACHINE, f"{hour}", None if previous < 0 else f"{previous}", (), None, {}, {}
+        )
+        for number, (hour, previous) in enumerate(made)
+    ]
+    ordered = in_order(points)
+    assert sorted(point.id for point in ordered) == sorted(point.id for point in points)
+    at = {point.id: number for number, point in enumerate(ordered)}
+    straight = all(point.previous is None or int(point.previous) < int(point.id) for point in points)
+    if straight:
+        assert all(at[point.previous] < at[point.id] for point in points if point.previous in at)
 
 
 # --- what is not a repository ---
+
+
+def test_an_init_that_was_broken_off_can_be_repeated(tmp_path, monkeypatch):
+    """At every step: the disk is full, the process is killed, and so on."""
+    for step in range(30):
+        repository = Repository(tmp_path / f"{step}")
+        done = 0
+
+        def counted(call, step=step):
+            def fails(*arguments, **named):
+                nonlocal done
+                done += 1
+                if done > step:
+                    raise OSError(28, "No space left on device")
+                return call(*arguments, **named)
+
+            return fails
+
+        with monkeypatch.context() as patched:
+            for name in ("mkdir", "fsync", "writev", "link", "unlink"):
+                patched.setattr(os, name, counted(getattr(os, name)))
+            try:
+                repository.init()
+                break
+            except (SinkError, OSError):
+                pass
+        if not (repository.path / "config.json").exists():
+            repository.init()
+        trio.run(backup, repository, [MemoryDisk(random_bytes(1, CLUSTER))])
+    assert 10 < step < 29
+
+
+def test_init_takes_nothing_that_is_not_its_own(tmp_path):
+    for name in ("packs", "tmp"):
+        place = tmp_path / name / name
+        place.mkdir(parents=True)
+        (place / "file").touch()
+        with pytest.raises(SinkError, match="not an empty directory"):
+            Repository(place.parent).init()
+        assert (place / "file").exists()
 
 
 def test_init_refuses_what_is_there(tmp_path, repository):
@@ -307,20 +452,22 @@ async def point(repository):
         yield point
 
 
-def framed(point, offset, content, *, seed=0):
+def framed(point, offset, content):
     """A span of `content` as one new frame of one chunk per 64 KiB, promised to the point."""
     size = 64 * KiB
     length = np.array([min(size, len(content) - low) for low in range(0, len(content), size)], dtype=np.int64)
     place = np.cumsum(length) - length
-    digest = random_bytes(seed + offset, 32 * len(length)).reshape(-1, 32)
-    number = point.add_frame(length, digest)
+    names = [point.identity.digest(content[low : low + size]) for low in place.tolist()]
+    digest = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32)
+    placed = point.assign(digest, place + offset, length)
+    (number,) = [frame.number for frame in placed.frames]
     frame = EncodedFrame(number, "raw", len(content), content.tobytes(), length, digest)
     return FramedSpan(
         offset=offset,
         length=len(content),
+        identity=point.identity,
         data=Extents.whole(len(content), offset),
         zeros=Extents.empty(),
-        identity=point.identity,
         chunk_offset=place + offset,
         chunk_length=length,
         chunk_frame=np.full(len(length), number, np.uint64),
@@ -339,7 +486,7 @@ async def test_the_sink_keeps_the_rules(repository, point):
     seeds = iter(range(0, 10**9, 10**4))
 
     def items():
-        return [framed(point, 0, random_bytes(1, MiB), seed=next(seeds)), Zeros(MiB, 3 * MiB)]
+        return [framed(point, 0, random_bytes(next(seeds), MiB)), Zeros(MiB, 3 * MiB)]
 
     def published():
         return sorted(repository.path.glob("points/*/*"))
@@ -422,8 +569,11 @@ def altered_frame(point, **changes):
     ("make", "problem"),
     [
         (lambda p: altered_frame(p, number=77), "was not promised"),
-        (lambda p: altered_frame(p, length=MiB - 1), "other chunks than were promised"),
-        (lambda p: altered_frame(p, digest=random_bytes(9, 512).reshape(16, 32)), "other chunks"),
+        (lambda p: altered_frame(p, length=MiB - 1), "does not decode what it encoded"),
+        (
+            lambda p: altered_frame(p, digest=random_bytes(9, 512).reshape(16, 32)),
+            "digests of its chunks are not",
+        ),
         (lambda p: altered_frame(p, codec="lzma"), "does not know the codec 'lzma'"),
         (
             lambda p: (lambda span: replace(span, frames=span.frames * 2))(

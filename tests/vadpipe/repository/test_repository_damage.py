@@ -22,8 +22,8 @@ from tests.vadpipe.repository.repository_kit import (
 from vadpipe.repository import frames as frame_format
 from vadpipe.repository import verify
 from vadpipe.repository.config import read_config
+from vadpipe.repository.files import Layout
 from vadpipe.repository.frames import HEADER_SIZE
-from vadpipe.repository.layout import Layout
 from vadpipe.repository.packs import addresses, read_table
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.store import Repository

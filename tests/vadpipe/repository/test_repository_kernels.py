@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xxhash
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from pipeline import (
     IntegrityError,
 )
 from vadpipe.repository import frames
-from vadpipe.repository.damage import Damage
+from vadpipe.repository.config import Keys, seal, unseal
 from vadpipe.repository.disk_map import (
     PAGE,
     PageMap,
@@ -22,12 +23,10 @@ from vadpipe.repository.disk_map import (
     page_list,
     root_of,
 )
+from vadpipe.repository.files import Damage, machine_directory, pack_id
 from vadpipe.repository.frames import Kind
-from vadpipe.repository.keys import Keys
-from vadpipe.repository.layout import machine_directory, pack_id
 from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.sealed import seal, unseal
-from vadpipe.repository.segments import CHECKED, Segment, write_segment
+from vadpipe.repository.segments import CHECKED, HEADS, Cells, Segment, heads, write_segment
 
 KEYS = Keys.derive(bytes(range(32)))
 
@@ -94,6 +93,43 @@ def test_a_checksum_made_right_again_does_not_hide_other_bytes():
     right_id = frames.record(Kind.DATA, "raw", CLUSTER, table, frames.frame_id(table, KEYS), chunk)
     with pytest.raises(Damage, match="digest of its chunk 0"):
         frames.decode(frames.parse(right_id.head + chunk, KEYS), KEYS)
+
+
+class Backwards:
+    """A codec of somebody's own."""
+
+    name = "backwards"
+
+    def decode(self, payload, length):
+        return bytes(payload)[::-1]
+
+
+def test_a_codec_of_ones_own_is_stored_by_name(monkeypatch):
+    known = {"backwards": Backwards()}
+    monkeypatch.setattr(frames, "codec_named", lambda name: known[name])
+    chunk = b"a" * CLUSTER + b"b"
+    digest, _ = frames.object_record(Kind.DATA, chunk, KEYS)
+    table = frames.chunk_table(np.array([len(chunk)]), np.frombuffer(digest, np.uint8).reshape(1, -1))
+    record = frames.record(
+        Kind.DATA, "backwards", len(chunk), table, frames.frame_id(table, KEYS), chunk[::-1]
+    )
+    frame = frames.parse(record.head + bytes(record.payload), KEYS)
+    assert bytes(frames.decode(frame, KEYS)) == chunk
+    known.clear()
+    with pytest.raises(Damage, match="written with the codec 'backwards', which is not registered"):
+        frames.decode(frame, KEYS)
+
+
+def test_a_codec_number_that_is_not_known_is_named():
+    content = bytearray(frame_of(b"a" * CLUSTER))
+    content[5] = 9
+    head = bytes(content[: frames.HEADER.size])
+    place = frames.HEADER.size
+    content[place : place + 8] = frames.CHECKSUM.pack(
+        xxhash.xxh3_64_intdigest(head + bytes(content[frames.HEADER_SIZE :]))
+    )
+    with pytest.raises(Damage, match="its codec has the number 9"):
+        frames.parse(content, KEYS)
 
 
 def test_a_payload_that_promises_more_is_not_decompressed():
@@ -325,3 +361,31 @@ def test_a_uuid_is_one_name_in_its_directory(uuid):
     assert "/" not in name
     assert name not in (".", "..")
     assert "\0" not in name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clustered", [False, True])
+def test_a_column_of_many_cells_is_searched_like_an_array(tmp_path, clustered):
+    """Where the guess is right at once, and where digests are not uniform and it has to walk."""
+    random = np.random.default_rng(3)
+    chunks = random.integers(0, 256, (60_000, DIGEST_SIZE), dtype=np.uint8)
+    if clustered:
+        chunks[: len(chunks) // 2, :3] = 7
+        chunks[:20_000, :8] = 7  # thousands of equal heads, over several cells
+    column = np.arange(len(chunks))
+    path = tmp_path / "a.idx"
+    frames_ = np.zeros(len(chunks), FRAME_ROW)
+    frames_["id"] = chunks[::-1]
+    write_segment(path, bytes(16), "00" * 8, 0, (chunks, column, column), frames_, [pack_id("00" * 8, 0)])
+    segment = Segment(path, bytes(16), Cells(4 * CHECKED))
+    wanted = np.concatenate((chunks[::97], random.integers(0, 256, (500, DIGEST_SIZE), dtype=np.uint8)))
+    heads_of = np.sort(heads(chunks))
+    bound = segment.lower_bound(HEADS, heads(wanted))
+    assert np.array_equal(bound, np.searchsorted(heads_of, heads(wanted)))
+    wanted = wanted[-800:]
+    frame, place = segment.lookup(wanted)
+    known = frame >= 0
+    assert known.sum() == 300
+    assert np.array_equal(chunks[frame[known]], wanted[known])
+    assert np.array_equal(place[known], frame[known])
+    assert np.array_equal(segment.find_frames(wanted)[known], len(chunks) - 1 - frame[known])

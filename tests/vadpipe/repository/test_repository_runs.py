@@ -1,5 +1,7 @@
 """Runs that die, run at once, or find no space: nothing half-made is ever visible, and nothing alive is swept."""
 
+import fcntl
+import json
 import os
 import random
 import resource
@@ -29,10 +31,10 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
+from vadpipe.files import create
 from vadpipe.repository import runs as runs_module
 from vadpipe.repository import verify
-from vadpipe.repository.files import create
-from vadpipe.repository.layout import Layout
+from vadpipe.repository.files import Layout
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.runs import RunLock, sweep
 from vadpipe.repository.store import Repository
@@ -129,6 +131,132 @@ def test_a_lock_that_is_swept_before_it_is_locked_is_made_again(repository, monk
     assert sweep(layout, bytes(16)) == []
     lock.release()
     assert leftovers(repository) == []
+
+
+def test_a_sweep_that_locked_a_file_of_the_past_leaves_the_run_alone(repository, monkeypatch):
+    """Two sweepers and a starting run: one removed the lock file, and the run made it anew."""
+    layout = Layout(repository.path)
+    path = layout.tmp / f"{'00' * 8}.lock"
+    path.touch()
+    (layout.tmp / f"{'00' * 8}.pack").touch()
+    flock = fcntl.flock
+
+    def swapped(file, operation):
+        if operation & fcntl.LOCK_NB:
+            path.unlink()
+            path.touch()
+        flock(file, operation)
+
+    monkeypatch.setattr(runs_module.fcntl, "flock", swapped)
+    assert sweep(layout, bytes(16)) == []
+    assert sorted(path.name for path in layout.tmp.iterdir()) == ["00" * 8 + ".lock", "00" * 8 + ".pack"]
+
+
+def foreign(layout, **fields):
+    path = layout.lock("00" * 8)
+    path.write_text(json.dumps({"host": "x", "name": "elsewhere", "boot": "y", "pid": 1, **fields}))
+    return path
+
+
+def test_a_run_of_another_host_is_swept_only_when_it_was_silent_for_long(repository):
+    layout = Layout(repository.path)
+    path = foreign(layout)
+    now = path.stat().st_mtime
+    assert sweep(layout, bytes(16), now + runs_module.FOREIGN_AGE_S - 10) == []
+    assert sweep(layout, bytes(16)) == []
+    assert path.exists()
+    assert sweep(layout, bytes(16), now + runs_module.FOREIGN_AGE_S + 10) == ["00" * 8]
+    assert not path.exists()
+
+
+def test_a_run_of_this_host_before_its_last_boot_is_swept(repository):
+    layout = Layout(repository.path)
+    foreign(layout, **{**runs_module._this_host(), "boot": "an older one"})
+    assert sweep(layout, bytes(16)) == ["00" * 8]
+
+
+async def test_a_run_whose_lock_was_removed_publishes_nothing(repository):
+    """What another host does where locks are not shared."""
+    disk = MemoryDisk(random_bytes(1, MiB))
+    async with repository.open() as store, store.begin(MACHINE) as point:
+        receipt = await full_path(disk, point).run()
+        next(Layout(repository.path).runs.iterdir()).unlink()
+        with pytest.raises(SinkError, match=r"lock .* was removed while it was writing.*Another host"):
+            await point.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
+    assert list(repository.path.glob("points/*/*")) == []
+
+
+@pytest.mark.parametrize("which", ["its own", "an older one"])
+async def test_a_run_whose_pack_was_removed_publishes_nothing(repository, which):
+    disk = MemoryDisk(random_bytes(1, MiB))
+    if which == "an older one":
+        await backup(repository, [disk])
+    points = list(repository.path.glob("points/*/*"))
+    async with repository.open() as store, store.begin(MACHINE) as point:
+        receipt = await full_path(disk, point).run()
+        if which == "its own":
+            await trio.to_thread.run_sync(point._run.packs.finish)
+        next(repository.path.glob("packs/*/*.pack")).unlink()
+        with pytest.raises(SinkError, match=r"1 packs that this point needs are missing"):
+            await point.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
+    assert list(repository.path.glob("points/*/*")) == points
+
+
+async def test_where_locks_have_no_effect_a_run_is_refused(repository, monkeypatch):
+    monkeypatch.setattr(runs_module.fcntl, "flock", lambda file, operation: None)
+    with pytest.raises(SinkError, match=r"Locks have no effect.*NFS 4"):
+        await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
+    assert leftovers(repository) == []
+
+
+@pytest.mark.parametrize(
+    ("mount", "option"),
+    [
+        ("srv:/x /srv/with\\040space nfs4 rw,local_lock=none 0 0", None),
+        ("srv:/x /srv/with\\040space nfs rw,nolock 0 0", "nolock"),
+        ("srv:/x /srv/with\\040space nfs rw,local_lock=all 0 0", "local_lock=all"),
+        ("srv:/x /srv/with\\040space nfs rw,nolock 0 0\nx /srv/with\\040space/below ext4 rw 0 0", None),
+    ],
+)
+def test_mounts_whose_locks_are_private_are_told(tmp_path, mount, option):
+    (tmp_path / "mounts").write_text(f"none / ext4 rw 0 0\n{mount}\n")
+    root = Path("/srv/with space/below/repository")
+    assert runs_module.local_locks(root, tmp_path / "mounts") == option
+
+
+def test_what_a_sweep_removes_is_flushed_before_the_lock_is_removed(repository, monkeypatch):
+    layout = Layout(repository.path)
+    run_id = "00" * 8
+    (layout.packs / "00").mkdir()
+    for path in (layout.lock(run_id), layout.tmp / f"{run_id}x", layout.pack(f"{run_id}00000000")):
+        path.touch()
+    steps = []
+    flush, unlink = runs_module.flush_directory, Path.unlink
+    monkeypatch.setattr(
+        runs_module, "flush_directory", lambda path: (steps.append(("flush", path)), flush(path))[1]
+    )
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **how: (steps.append(("remove", path)), unlink(path, **how))[1]
+    )
+    assert sweep(layout, bytes(16)) == [run_id]
+    at = {step: number for number, step in enumerate(steps)}
+    lock = at["remove", layout.lock(run_id)]
+    assert at["remove", layout.pack(f"{run_id}00000000")] < at["flush", layout.packs / "00"] < lock
+    assert at["remove", layout.tmp / f"{run_id}x"] < at["flush", layout.tmp] < lock < at["flush", layout.runs]
+
+
+async def test_what_has_neither_lock_nor_point_is_found_by_verify(repository):
+    await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
+    layout = Layout(repository.path)
+    lost = [layout.packs / "00" / f"{'00' * 12}.pack", layout.tmp / f"{'00' * 8}00000000.idx"]
+    for path in lost:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    async with open_repository(repository.path) as reader:
+        report = await verify(reader)
+        assert sorted(found.file for found in report.damages) == sorted(map(str, lost))
+        layout.lock("00" * 8).touch()  # a run that lives, or that a sweep will find
+        assert (await verify(reader)).damages == ()
 
 
 # --- kill -9 ---

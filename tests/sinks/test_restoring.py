@@ -1,0 +1,180 @@
+"""Restoring to raw images: one file for each disk, nothing replaced unless asked, nothing mixed."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import trio
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import MiB, SinkError
+from sinks.restoring import RawDirectory, image_name, restore
+from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
+from vadpipe.cli.repository import restore as restore_command
+from vadpipe.repository import Repository, open_repository
+
+
+@pytest.fixture
+def repository(tmp_path):
+    made = Repository(tmp_path / "repository")
+    made.init()
+    return made
+
+
+def stored(repository, *keys):
+    disks = [MemoryDisk(random_bytes(seed, MiB), key=key) for seed, key in enumerate(keys)]
+    trio.run(backup, repository, disks)
+    return disks
+
+
+def restored(repository, target, *, force=False, keys=()):
+    async def work():
+        async with open_repository(repository.path) as reader:
+            return await restore(reader, reader.points[-1], RawDirectory(target), keys=keys, force=force)
+
+    return trio.run(work)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("scsi0:0", "scsi0-0"),
+        ("scsi0-0", "scsi0%2D0"),
+        ("nvme1:12", "nvme1-12"),
+        ("web 1", "web%201"),
+        ("web-1", "web-1"),
+        ("数据", "%E6%95%B0%E6%8D%AE"),
+        ("../x", "..%2Fx"),
+        ("a~b", "a%7Eb"),
+        ("", ""),
+    ],
+)
+def test_a_simple_key_stays_readable_and_others_are_encoded(key, name):
+    assert image_name(key) == name
+
+
+@given(
+    st.lists(st.text(alphabet="aA0:-_.~%/ é数", max_size=8) | st.text(max_size=300), unique=True, max_size=40)
+)
+def test_two_keys_never_have_one_name(keys):
+    names = [image_name(key) for key in keys]
+    assert len(set(names)) == len(keys)
+    assert all("/" not in name and len(name.encode()) <= 200 for name in names)
+
+
+@pytest.mark.parametrize("keys", [("web 1", "web-1"), ("数据", "系统"), ("scsi0:0", "scsi0-0")])
+def test_disks_with_alike_keys_become_two_images(repository, tmp_path, keys):
+    disks = stored(repository, *keys)
+    receipt = restored(repository, tmp_path / "out")
+    assert list(receipt.failures) == []
+    for disk, done in zip(disks, receipt.disks, strict=True):
+        assert np.array_equal(np.fromfile(done.path, np.uint8), disk.content)
+    assert len(os.listdir(tmp_path / "out")) == 2
+
+
+def test_keys_that_differ_in_case_only_are_refused_before_anything_is_written(repository, tmp_path):
+    """Some file systems have one file for both."""
+    stored(repository, "Web", "web")
+    with pytest.raises(SinkError, match=r"differ in case only: Web, web.*--disk"):
+        restored(repository, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    for key in ("Web", "web"):
+        restored(repository, tmp_path / key, keys=[key])
+
+
+@dataclass
+class Planted:
+    """A directory with something in the place of the second image."""
+
+    directory: object
+    victim: object
+
+    def plant(self, kind):
+        place = self.directory / "scsi0-1.raw"
+        self.directory.mkdir()
+        self.victim.write_bytes(b"dear")
+        if kind == "file":
+            place.write_bytes(b"dear")
+        elif kind == "directory":
+            place.mkdir()
+        else:
+            place.symlink_to(self.victim if kind == "link" else "nowhere")
+        return place
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "broken link"])
+def test_nothing_is_replaced_and_nothing_written_beside_it(repository, tmp_path, kind):
+    stored(repository, "scsi0:0", "scsi0:1")
+    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    place = planted.plant(kind)
+    with pytest.raises(SinkError, match=rf"{place} exists already.*--force; nothing was written"):
+        restored(repository, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["scsi0-1.raw"]
+    assert planted.victim.read_bytes() == b"dear"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "broken link"])
+def test_force_replaces_the_image_and_never_what_a_link_names(repository, tmp_path, kind):
+    disks = stored(repository, "scsi0:0", "scsi0:1")
+    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    place = planted.plant(kind)
+    restored(repository, tmp_path / "out", force=True)
+    assert np.array_equal(np.fromfile(place, np.uint8), disks[1].content)
+    assert not place.is_symlink()
+    assert planted.victim.read_bytes() == b"dear"
+    assert not (tmp_path / "out" / "nowhere").exists()
+
+
+def test_force_does_not_replace_a_directory(repository, tmp_path):
+    stored(repository, "scsi0:0", "scsi0:1")
+    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    planted.plant("directory")
+    with pytest.raises(SinkError, match="exists already"):
+        restored(repository, tmp_path / "out", force=True)
+
+
+async def test_a_second_restore_into_one_directory_is_refused(repository, tmp_path):
+    disk = MemoryDisk(random_bytes(1, 4 * MiB))
+    await backup(repository, [disk])
+    target = RawDirectory(tmp_path / "out")
+    async with open_repository(repository.path) as reader:
+        point = reader.points[0]
+        with target.prepared(point.disks, force=False):
+            with pytest.raises(SinkError, match=r"Another restore is writing into .*/out"):
+                await restore(reader, point, target)
+            assert os.listdir(tmp_path / "out") == []
+        await restore(reader, point, target)
+    assert np.array_equal(np.fromfile(target.place(point.disks[0]), np.uint8), disk.content)
+
+
+async def test_an_image_that_appears_meanwhile_is_not_replaced(repository, tmp_path):
+    """Where directories cannot be locked, the name decides: the second image fails, and nothing is mixed."""
+    await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
+    target = RawDirectory(tmp_path / "out")
+
+    def appear(disk, report):
+        (tmp_path / "out" / "scsi0-0.raw").write_bytes(b"dear")
+
+    async with open_repository(repository.path) as reader:
+        receipt = await restore(reader, reader.points[0], target, watch=appear)
+    (failed,) = receipt.failures
+    assert "exists already" in repr(failed.exceptions)
+    assert receipt.disks == []
+    assert (tmp_path / "out" / "scsi0-0.raw").read_bytes() == b"dear"
+    assert os.listdir(tmp_path / "out") == ["scsi0-0.raw"]
+
+
+def test_the_command_takes_force(repository, tmp_path):
+    (disk,) = stored(repository, "scsi0:0")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scsi0-0.raw").write_bytes(b"dear")
+    arguments = [str(repository.path), "latest", f"raw:{tmp_path / 'out'}", "--json"]
+    refused = CliRunner().invoke(restore_command, arguments, standalone_mode=False)
+    assert isinstance(refused.exception, SinkError)
+    done = CliRunner().invoke(restore_command, [*arguments, "--force"], standalone_mode=False)
+    assert json.loads(done.stdout)["ok"]
+    assert np.array_equal(np.fromfile(tmp_path / "out" / "scsi0-0.raw", np.uint8), disk.content)
