@@ -24,7 +24,14 @@ FLOORS = [
     ["stages"],
     ["sinks"],
     ["vadpipe/cli"],
-    ["vadpipe/bench", "vadpipe/lab", "vadpipe/lab/tools", "vadpipe/lab/vcenter", "vadpipe/lab/vss"],
+    [
+        "vadpipe/bench",
+        "vadpipe/lab",
+        "vadpipe/lab/crash",
+        "vadpipe/lab/tools",
+        "vadpipe/lab/vcenter",
+        "vadpipe/lab/vss",
+    ],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
