@@ -27,7 +27,7 @@ FLOORS = [
     [
         "vadpipe/bench",
         "vadpipe/lab",
-        "vadpipe/lab/crash",
+        "vadpipe/lab/faults",
         "vadpipe/lab/tools",
         "vadpipe/lab/vcenter",
         "vadpipe/lab/vss",

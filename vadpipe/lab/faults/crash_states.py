@@ -1,4 +1,4 @@
-"""`python -m vadpipe.lab.crash.campaign --states N --seed S`: crashes of the machine, and what they leave.
+"""`python -m vadpipe.lab.faults.crash_states --states N --seed S`: crashes of the machine, and what they leave.
 
 Backups are played in processes whose file operations are recorded: `init`, runs, one that is killed, one that
 fails, and sweeps of what these left. Then the machine crashes before each operation in turn, again and again, each
@@ -53,7 +53,7 @@ def recorded(directory: Path, seed: int) -> Record:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     for step in range(len(STEPS)):
-        command = [sys.executable, "-m", "vadpipe.lab.crash.history", str(root), str(seed), str(step)]
+        command = [sys.executable, "-m", "vadpipe.lab.faults.history", str(root), str(seed), str(step)]
         subprocess.run(command, env=environment, check=True)
     return Record(read_log(log))
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from vadpipe.lab.crash.campaign import build_recorder, campaign
-from vadpipe.lab.crash.operations import Operation, Record, read_log
+from vadpipe.lab.faults.crash_states import build_recorder, campaign
+from vadpipe.lab.faults.operations import Operation, Record, read_log
 from vadpipe.lab.vddk_build import CompilerMissing
 
 

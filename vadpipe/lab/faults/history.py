@@ -1,6 +1,6 @@
 """The runs whose file operations are recorded, and the check of what a crash left of them.
 
-    python -m vadpipe.lab.crash.history REPOSITORY SEED STEP
+    python -m vadpipe.lab.faults.history REPOSITORY SEED STEP
 
 plays one step of the history. What has to survive is said by marks in the record: `begun STEP` before a backup,
 `published STEP` once its `run` returned.
@@ -62,9 +62,9 @@ from vadpipe.repository import packs as _packs
 # The steps, in order: one that is killed in its middle, and one that fails, stand before others that sweep.
 STEPS = ("init", "backup", "killed", "backup", "failed", "backup")
 
-# Small files, so that one backup has several packs and index segments.
+# Small files, so that one backup has several packs and index segments. A frame has at most 64 chunks.
 PACK_SIZE = MiB // 4
-SEGMENT_ROWS = 12
+SEGMENT_ROWS = 64
 
 _POOL = BufferPool()
 
@@ -223,16 +223,21 @@ async def _points(root: Path, wanted: dict[tuple[tuple[str, str], ...], int]) ->
         wrong += [f"damaged: {damage}" for damage in reader.damaged]
         for point in reader.points:
             try:
-                held = [(disk.key, await _digest(reader, point, disk.key)) for disk in point.disks]
+                held = await restored_digests(reader, point)
             except Exception as exc:
                 wrong.append(f"point {point.id} cannot be restored: {exc!r}")
                 continue
-            step = wanted.get(tuple(sorted(held)))
+            step = wanted.get(held)
             if step is None:
                 wrong.append(f"point {point.id} holds what no disk ever held")
             else:
                 found.add(step)
     return wrong, found
+
+
+async def restored_digests(reader: RepositoryReader, point: RestorePoint) -> tuple[tuple[str, str], ...]:
+    """(key, BLAKE3) of each disk of a point, restored; in the order of the keys."""
+    return tuple(sorted([(disk.key, await _digest(reader, point, disk.key)) for disk in point.disks]))
 
 
 async def _digest(reader: RepositoryReader, point: RestorePoint, key: str) -> str:
