@@ -23,7 +23,15 @@ FLOORS = [
     ["stages"],
     ["sinks"],
     ["vadpipe/cli"],
-    ["bench", "vadpipe/bench", "vadpipe/lab", "vadpipe/lab/tools", "vadpipe/lab/vcenter", "vadpipe/lab/vss"],
+    [
+        "bench",
+        "vadpipe/bench",
+        "vadpipe/lab",
+        "vadpipe/lab/faults",
+        "vadpipe/lab/tools",
+        "vadpipe/lab/vcenter",
+        "vadpipe/lab/vss",
+    ],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
