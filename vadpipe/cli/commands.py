@@ -44,7 +44,9 @@ BUILT_IN = {
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
     ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
-    "lab": BuiltIn("vadpipe.lab.commands:lab", "Try vadpipe without vCenter, VDDK or a VM.", "lab"),
+    "lab": BuiltIn(
+        "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
+    ),
     "manifest": BuiltIn(
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",

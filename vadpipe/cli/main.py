@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from . import EXIT_INTERRUPTED, ending_signals
+
 EXIT_USAGE = 2  # as in pipeline.errors, which takes long to load
-EXIT_INTERRUPTED = 130
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD = -1
@@ -31,13 +32,6 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     keep_freed_memory()
     code = _run(list(sys.argv[1:] if args is None else args))
     sys.exit(code)
-
-
-def ending_signals() -> list[signal.Signals]:
-    """The signals that end a command in order: all but those that the caller ignores, as `nohup` does."""
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    numbers = [signal.Signals[name] for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _run(args: list[str]) -> int:

@@ -24,7 +24,7 @@ from pipeline.secrets import blotted
 from vadpipe import logs
 from vadpipe.words import printable
 
-from .main import EXIT_INTERRUPTED
+from . import EXIT_INTERRUPTED
 
 
 class Bars(Protocol):

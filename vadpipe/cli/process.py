@@ -17,7 +17,7 @@ import trio
 
 from pipeline.errors import MoverError, leaves
 
-from .main import EXIT_INTERRUPTED, ending_signals
+from . import EXIT_INTERRUPTED, ending_signals
 from .output import report
 
 T = TypeVar("T")

@@ -18,9 +18,9 @@ from pipeline.job import DiskRun, Job, JobReceipt, JobSource
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
 
+from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
 from .config import read_config, resolve
-from .main import EXIT_INTERRUPTED
 from .output import echo, error_lines, exit_code, report, report_defect, show
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
