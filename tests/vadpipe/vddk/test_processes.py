@@ -196,3 +196,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+async def test_the_settings_file_lies_in_the_directory_of_the_vm_while_it_is_open(
+    libdir: Path, lab: Lab, pool: BufferPool
+) -> None:
+    settings = quick(libdir)
+    directory = settings.tmp_directory(lab.access())
+    async with settings.open(lab.access(), pool):
+        (file,) = directory.glob(".settings-*.conf")
+        text = file.read_text()
+        assert f'tmpDirectory = "{directory}"' in text
+        assert PASSWORD not in text
+    assert list(directory.glob(".settings-*")) == []
