@@ -65,7 +65,7 @@ class Loop:
         self._thread.join()
 
     def run(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Await `function(*args)` in the loop, e.g. `loop.run(pipeline.run)`, and return its result."""
+        """Await `function(*args)` in the loop, e.g. `loop.run(my_pipeline.run)`, and return its result."""
         outcome: Future[T] = Future()
 
         async def call() -> None:

@@ -58,7 +58,7 @@ C = TypeVar("C", bound=Capture)
 P = TypeVar("P", bound=PointWriter)
 F = TypeVar("F")
 
-log = logging.getLogger("vadpipe.pipeline.job")
+log = logging.getLogger("vadpipe." + __name__)
 
 # A hook sends a message or starts a program. One that hangs must not hold up the next job.
 HOOK_WITHIN_S = 60.0

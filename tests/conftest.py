@@ -1,5 +1,6 @@
 """A small lab for the tests of the whole: a vCenter with a Windows-like VM, and the command run against it."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import MiB
+from pipeline import MiB, secrets
 from vadpipe.lab.guest import Guest, build_windows_guest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
@@ -16,6 +17,18 @@ from vadpipe.lab.witness import chain_digest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NIGHTLY = Path(__file__).parent.parent / "vadpipe" / "lab" / "nightly.py"  # the example, on the lab
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process():
+    """Logging and known secrets are settings of the process: no test sees those of another."""
+    yield
+    log = logging.getLogger("vadpipe")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
+    secrets._known.clear()
 
 
 @pytest.fixture(scope="session")

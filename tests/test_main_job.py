@@ -85,7 +85,7 @@ def test_a_vm_that_is_off_is_not_called_quiesced(small_lab):
     done = small_lab.run("--json")
     assert done.returncode == 3, done.stderr
     [job] = document(done)["jobs"]
-    assert "The snapshot was taken with quiescing 'none'; asked for was 'application'." in job["attention"]
+    assert "The snapshot was taken with 'none' quiescing; 'application' was asked for." in job["attention"]
 
 
 def one_message(done, code, *parts):

@@ -43,7 +43,7 @@ def test_the_two_commands_are_targets():
 def shape(text):
     """The words of a report, without its figures, names and times."""
     return [
-        re.sub(r"[0-9a-f]{16}|[\d.:T+-]{8,}|[\d.]+ ?(B|KiB|MiB|GiB|s\b)?", "#", line)
+        re.sub(r"[0-9a-f]{16}|[\d.:T+-]{8,}|[\d.]+ ?(B|KiB|MiB|GiB|s\b)?|(?<=limited by )\w+", "#", line)
         for line in text.splitlines()
     ]
 

@@ -112,6 +112,10 @@ def sweep(layout: Layout, repository_id: bytes, now: float | None = None) -> lis
     """
     dead: list[str] = []
     with sink_errors(layout.runs, "sweep"):
+        left_by_init = layout.tmp / layout.config.name  # a crash after config.json got its name
+        if left_by_init.exists():
+            left_by_init.unlink(missing_ok=True)
+            flush_directory(layout.tmp)
         # A run that died before its lock got its name left nothing but that file.
         for path in [*layout.runs.glob("*.lock"), *layout.tmp.glob("*.lock")]:
             run_id = run_of(path)

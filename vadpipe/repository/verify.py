@@ -244,7 +244,11 @@ class _Verification:
         return run_id is not None and self._reader.layout.lock(run_id).exists()
 
     def check_point(self, point: RestorePoint) -> None:
-        """Follow the maps of a point's disks, and read its documents."""
+        """Follow the maps of a point's disks, read its documents, and look for the point that it was made from."""
+        if point.previous is not None and all(other.id != point.previous for other in self._reader.points):
+            file = str(self._reader.layout.point(point.machine.uuid, point.previous))
+            problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
+            self._wound(file, 0, problem)
         for disk in point.disks:
             self._check_disk(point, disk)
         for name, document in point.documents.items():

@@ -302,7 +302,7 @@ def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, comma
 
 
 def test_the_command_reports_what_it_cannot_do(lab: LabVcenter, moref: str, command, add_vm: AddVm) -> None:
-    with pytest.raises(ConfigError, match="no job with an account of its guest"):
+    with pytest.raises(ConfigError, match="no job that has an account in its guest"):
         command(guest="None")
     for vm in lab.guests.service.inventory.vms.values():
         vm.power = "poweredOff"
