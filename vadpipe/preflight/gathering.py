@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 _VM_PATHS = (
     "name", "snapshot", "recentTask", "disabledMethod", "datastore", "guestHeartbeatStatus",
-    "config.template", "config.guestId", "config.version", "config.hardware.device", "config.changeTrackingEnabled",
-    "config.flags.diskUuidEnabled", "config.flags.snapshotDisabled", "config.flags.snapshotLocked",
-    "config.bootOptions.bootOrder", MAX_SNAPSHOTS, DETAILS,
+    "config.template", "config.managedBy", "config.guestId", "config.version", "config.hardware.device",
+    "config.changeTrackingEnabled", "config.flags.diskUuidEnabled", "config.flags.snapshotDisabled",
+    "config.flags.snapshotLocked", "config.bootOptions.bootOrder", MAX_SNAPSHOTS, DETAILS,
     "capability.snapshotOperationsSupported", "capability.changeTrackingSupported",
     "runtime.powerState", "runtime.connectionState", "runtime.host", "runtime.question",
     "runtime.consolidationNeeded",
