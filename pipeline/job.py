@@ -79,7 +79,7 @@ class DiskRun:
 
     def as_dict(self) -> dict[str, object]:
         return {
-            **self.receipt.as_dict(),
+            **asdict(self.receipt),
             "mode": self.mode,
             "reason": self.reason,
             "allocated": self.allocated,

@@ -57,9 +57,9 @@ class Classified:
 
     def document(self, required: Level) -> dict[str, object]:
         if self.verdict is None:
-            return {"path": str(self.path), "level": Level.UNKNOWN.value, "unreadable": self.unreadable}
+            return {"path": self.path, "level": Level.UNKNOWN, "unreadable": self.unreadable}
         return {
-            "path": str(self.path),
+            "path": self.path,
             "satisfied": self.verdict.level >= required,
             **self.verdict.as_dict(),
         }
@@ -161,8 +161,7 @@ def _rules() -> dict[str, object]:
     return {
         "rules": [{**rule_document(rule), "reads": rule.reads} for rule in (*RULES, *COVERAGE_RULES)],
         "decisions": [
-            {"id": one.id, "level": one.level.value, "reads": one.reads, "source": one.source}
-            for one in DECISIONS
+            {"id": one.id, "level": one.level, "reads": one.reads, "source": one.source} for one in DECISIONS
         ],
     }
 

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import click
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
 from pipeline.secrets import blotted
 from vadpipe import logs
+from vadpipe.jsonable import jsonable
 from vadpipe.words import printable
 
 from . import EXIT_INTERRUPTED
@@ -119,14 +120,14 @@ def code_after_output(code: int) -> int:
     return EXIT_ATTENTION if lost and code == EXIT_DONE else code
 
 
-def show(document: Mapping[str, object], lines: Sequence[str], as_json: bool) -> None:
-    """Print the result of a command: the document for machines, or the lines for people."""
+def show(document: object, lines: Sequence[str], as_json: bool) -> None:
+    """Print the result of a command: the document for machines (see `jsonable`), or the lines for people."""
     if not as_json:
         for line in lines:
             echo(line)
         return
     try:
-        click.echo(json.dumps(document, indent=2, default=str))
+        click.echo(json.dumps(jsonable(document), indent=2))
     except OSError as exc:
         output_is_broken(exc)
 

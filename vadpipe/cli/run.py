@@ -24,6 +24,7 @@ from .config import read_config, resolve
 from .output import echo, error_lines, exit_code, report, report_defect, show
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
+from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
 
@@ -233,22 +234,18 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 def plan(config: Path, only: str | None, as_json: bool) -> None:
     """Show the stages, the memory and what the jobs would touch, without touching anything."""
     plans = [plan_job(entry) for entry in read_config(config, only)]
-    show(
-        {"jobs": [plan.as_dict() for plan in plans]},
-        [line for plan in plans for line in plan.lines()],
-        as_json,
-    )
+    show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
 
 
 def receipt_lines(receipt: JobReceipt) -> list[str]:
     """A finished job, for people."""
-    evidence = receipt.evidence
-    reached = f"reached {evidence.reached}" if evidence else "not verified"
-    lines = [
-        f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s",
-        f"  quiescing: asked {receipt.quiescing_asked}, {reached}",
-    ]
-    lines += [f"    {reason}" for reason in (evidence.reasons if evidence else ())]
+    asked, evidence = receipt.quiescing_asked, receipt.evidence
+    lines = [f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s"]
+    lines += (
+        quiescing_lines(asked, evidence.reached, evidence.reasons, evidence.verdict)
+        if evidence
+        else quiescing_lines(asked, None, (), {})
+    )
     if receipt.snapshots_left is not None:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:
