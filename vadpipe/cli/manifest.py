@@ -10,13 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    SinkError,
-    SourceError,
-)
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
 from vadpipe.files import write_durably
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
@@ -58,11 +52,7 @@ class Classified:
     def document(self, required: Level) -> dict[str, object]:
         if self.verdict is None:
             return {"path": self.path, "level": Level.UNKNOWN, "unreadable": self.unreadable}
-        return {
-            "path": self.path,
-            "satisfied": self.verdict.level >= required,
-            **self.verdict.as_dict(),
-        }
+        return {"path": self.path, "satisfied": self.verdict.level >= required, **self.verdict.as_dict()}
 
 
 @click.command()

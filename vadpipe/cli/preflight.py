@@ -7,12 +7,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    ConfigError,
-)
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.events import Event, observed
 from vadpipe.preflight.facts import JobFacts
 from vadpipe.preflight.privileges import PURPOSES, Script, role_script

@@ -19,16 +19,7 @@ from vadpipe.vsphere.api.faults import ConnectionLost, VsphereError
 from vadpipe.vsphere.api.properties import Collector, Row, below_root, read_from
 from vadpipe.vsphere.api.session import VcenterSession
 
-from .facts import (
-    Case,
-    DatastoreFacts,
-    HostFacts,
-    JobFacts,
-    ProxyFacts,
-    ServerFacts,
-    Version,
-    VmFacts,
-)
+from .facts import Case, DatastoreFacts, HostFacts, JobFacts, ProxyFacts, ServerFacts, Version, VmFacts
 from .privileges import PURPOSES
 from .vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 

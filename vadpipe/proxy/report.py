@@ -86,11 +86,7 @@ class Report:
 
 
 def judge_machine(
-    platform: str,
-    rules: RuleTable[F, Unfit],
-    facts: F,
-    transport: Transport,
-    notes: Sequence[str] = (),
+    platform: str, rules: RuleTable[F, Unfit], facts: F, transport: Transport, notes: Sequence[str] = ()
 ) -> Report:
     """Judge the facts by the rules that apply to the transport."""
     judgement = judge((rule for rule in rules if transport.value in rule.tags), facts)

@@ -20,15 +20,7 @@ from .parse import parse_document
 from .requested import RequestedQuiescing
 from .require import Require, RequireApplication
 from .rules import COVERAGE_RULES, RULES
-from .verdict import (
-    ApplicationVerdict,
-    Contradiction,
-    Coverage,
-    Level,
-    Verdict,
-    WriterVerdict,
-    read_verdict,
-)
+from .verdict import ApplicationVerdict, Contradiction, Coverage, Level, Verdict, WriterVerdict, read_verdict
 
 __all__ = [
     "COVERAGE_RULES",

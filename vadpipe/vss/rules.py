@@ -19,13 +19,7 @@ from vadpipe.rules import RuleTable, Severity
 
 from .documents import BackupComponent, Unrecognised, WriterComponent
 from .evidence import ManifestEvidence, WriterEvidence
-from .requested import (
-    BACKUP_TYPES,
-    VMWARE_DEFAULTS,
-    changes_logs,
-    distinguishes_types,
-    effect_on_logs,
-)
+from .requested import BACKUP_TYPES, VMWARE_DEFAULTS, changes_logs, distinguishes_types, effect_on_logs
 from .verdict import Contradiction
 from .writers import SQL_SERVER_WRITER
 
