@@ -70,12 +70,7 @@ class Report:
             "transport": self.transport,
             "findings": [
                 {
-                    "rule": finding.rule,
-                    "severity": finding.severity,
-                    "found": finding.found,
-                    "wanted": finding.wanted,
-                    "remedy": finding.remedy,
-                    "source": finding.source,
+                    **{name: value for name, value in finding.as_dict().items() if name != "subject"},
                     "mended_by_harden": bool(finding.violation.fixes),
                 }
                 for finding in self.findings
