@@ -241,7 +241,7 @@ class Job(Generic[C, P]):
         attention += [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
             attention += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
+                f"Quiescing reached {evidence.reached}, but {capture.quiescing_asked} was requested."
             ]
         return JobReceipt(
             job=self.title,
