@@ -51,7 +51,7 @@ def rule_line(rule: Rule[F, V]) -> str:
 
 
 def rule_document(rule: Rule[F, V]) -> dict[str, object]:
-    """A row of a table of rules, without what only some rooms have."""
+    """A row of a table of rules, with the fields that all tables have."""
     return {
         "id": rule.id,
         "severity": rule.severity,

@@ -1,4 +1,4 @@
-"""What will go wrong with a VM's backup, known before the VM is touched, and what to do about it. Changes nothing.
+"""Find what will go wrong with a VM's backup before the VM is touched, and name the remedy. Changes nothing.
 
 facts       what the rules read: plain values         rules_vm       the VM, its snapshots and datastores
 vm          properties and devices of a VM as facts   rules_guest    its guest and VMware Tools

@@ -1,4 +1,4 @@
-"""Configuration of Linux that decides about a disk that appears: software RAID, multipath, udev, and mounts.
+"""How Linux is configured to treat a new disk: software RAID, multipath, udev, and mounts.
 
 Kernels over the text of files and the output of commands.
 
@@ -121,7 +121,7 @@ def _is_keyword(word: str, keyword: str) -> bool:
 
 MULTIPATH_CONFIGURATION = ("multipath", "-t")
 
-# What a disk of a VMware VM says of itself.
+# How a disk of a VMware VM identifies itself.
 _MULTIPATH_DISK = {
     "devnode": "sdzz",
     "vendor": "VMware  ",
@@ -226,7 +226,7 @@ UDEV_DIRECTORIES = (
     "lib/udev/rules.d",
 )
 
-# What udev would know of a disk that was just hot-added.
+# What udev knows of a disk that was just hot-added.
 _UDEV_DISK = {
     "ACTION": "add",
     "SUBSYSTEM": "block",
@@ -246,9 +246,11 @@ SUBSYSTEM=="block", SUBSYSTEMS=="scsi", ATTRS{vendor}=="VMware*", ENV{UDISKS_IGN
 
 
 def in_force(directories: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """name -> text of the rules files, in the order they are read. A file hides those of its name further down.
+    """The rules files that count, as name -> text, in the order in which udev reads them.
 
-    directories: name -> text, the strongest first. A file is switched off by an empty one, or a link to /dev/null.
+    Args:
+        directories: Files as name -> text, the strongest directory first. A file hides files of its name in weaker
+            directories; an empty file, or a link to /dev/null, switches them off.
     """
     strongest: dict[str, str] = {}
     for files in directories:
@@ -323,7 +325,7 @@ def parse_fstab(text: str) -> list[Mount]:
 
 
 def ambiguous_tags(output: str) -> dict[str, Sequence[str]]:
-    """TAG=value -> names of the several devices that carry it. `output` is of BLOCK_DEVICES. Raises ValueError."""
+    """Tags that several devices carry, with their names. `output` is of BLOCK_DEVICES. Raises ValueError."""
     carriers: dict[str, dict[str, None]] = {}
     for device in json.loads(output)["blockdevices"]:
         for tag, name in _carried(device):
@@ -332,7 +334,7 @@ def ambiguous_tags(output: str) -> dict[str, Sequence[str]]:
 
 
 def _carried(device: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """What a device and the devices on top of it carry; a child that repeats its parent is the same thing."""
+    """The tags of a device and of the devices on top of it; a child that repeats its parent is the same thing."""
     own: list[str] = []
     if device.get("fstype") not in _MEMBERS:
         own = [f"{tag}={device[tag.lower()]}" for tag in _TAGS if device.get(tag.lower())]

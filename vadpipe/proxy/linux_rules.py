@@ -1,4 +1,4 @@
-"""What makes Linux unfit as a hot-add proxy: the facts and the rules.
+"""Facts and rules about Linux as a hot-add proxy.
 
 The VDDK guide names only Windows' automount; these are its counterparts. A program that is not installed is None in
 the facts, and no rule about it can be broken. Sources are the manual pages of the programs.

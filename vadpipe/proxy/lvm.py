@@ -1,4 +1,4 @@
-"""What LVM does with a disk that appears: kernels over its effective configuration.
+"""What LVM does with a new disk: kernels over its effective configuration.
 
 A guest's volume group that becomes complete is activated by udev's rules with `pvscan` and `vgchange -aay`. Four
 things stop that: no events, a devices file that does not name the disk, a filter that rejects it, or a list of what

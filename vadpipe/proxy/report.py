@@ -1,4 +1,4 @@
-"""What a machine is found to be as a backup proxy: findings with their fixes, and the report."""
+"""The report on a machine as a backup proxy: its findings, and the fixes that harden makes."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ class Unfit(Violation):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a machine is found to be.
+    """Which rules hold on a machine.
 
     Args:
         platform: 'windows' or 'linux'.
-        transport: The rules that apply to it were judged.
-        findings: Rules that do not hold.
+        transport: The transport whose rules were judged.
         held: Ids of the rules that hold.
-        facts: What was found, as a dataclass.
-        notes: What people see in any case.
+        facts: What the rules read, as a dataclass.
+        notes: Lines that people always see.
     """
 
     platform: str

@@ -1,4 +1,4 @@
-"""The undo file: it names every change before it is made, with the former value.
+"""The undo file: it names every change, with the former value, before the change is made.
 
 The undo file is written anew, durably, before each change. The last entry of a run that was killed may not have
 happened, so undoing reads the present value first. It holds ids of settings and their values, no paths and no
@@ -24,7 +24,7 @@ VERSION = 1
 
 
 def new_undo_path(directory: Path) -> Path:
-    """A name in the directory that tells when."""
+    """A file name with the present time, in the directory."""
     return directory / f"proxy-undo-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.json"
 
 

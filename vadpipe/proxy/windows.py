@@ -125,7 +125,7 @@ class WindowsProxy:
         return self._number(_place(setting))
 
     def set(self, setting: Setting, value: Value) -> Sequence[str]:
-        """Bring the value about, through DiskPart where it keeps it. Returns remarks: none. Raises MoverError."""
+        """Set the value, through DiskPart where DiskPart keeps it. Returns no remarks. Raises MoverError."""
         place = _place(setting)
         if script := setting.script(value):
             self._diskpart(script)

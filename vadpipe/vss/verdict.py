@@ -84,7 +84,7 @@ class WriterVerdict:
         writer_id: The class id, normalised.
         instance_id: The id of the running instance, normalised.
         name: The best name that the documents give.
-        application: What the writer stands for; empty when it is not well known.
+        application: The application whose data the writer protects; empty when the writer is not well known.
         counts: False for writers that a disk image does not need and for excluded ones: they never change the
             level.
         covered: Components (full paths) that are shown consistent.
