@@ -405,7 +405,9 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         )
     if pipeline is None:
         raise _PathFailed(
-            "The path returned None.", remedy="Let it return the pipeline: `return ... | sink`."
+            "The path returned None.",
+            remedy="Let it return the pipeline: `return ... | sink`. To leave a disk out, name it in the machine's "
+            'exclude, e.g. VcenterVm(..., exclude=["scsi0:1"]).',
         )
     if isinstance(pipeline, Source):
         last = type(Flow[Any](pipeline).parts[-1]).__name__
