@@ -7,6 +7,7 @@ one place per library, and keeps its cause. Only the retry wrappers use `transie
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # nothing was published
@@ -15,7 +16,7 @@ EXIT_ATTENTION = 3  # published, but something needs attention
 
 
 class MoverError(Exception):
-    """An error with a remedy. `remedy` is a full sentence or empty; `facts` are shown by --json."""
+    """An error with a remedy. `remedy` is a full sentence or empty; `facts` are for programs."""
 
     transient = False
     exit_code = EXIT_FAILED
@@ -104,6 +105,28 @@ def leaves(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         return [leaf for child in exc.exceptions for leaf in leaves(child)]
     return [exc]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One error as texts. `notes`: where it happened, and what else was found."""
+
+    text: str
+    notes: Sequence[str]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def failures(exc: BaseException) -> list[Failure]:
+    """The errors inside any nesting of groups, in order. One that is not ours is named with its type."""
+    return [
+        Failure(
+            str(leaf) if isinstance(leaf, MoverError) else f"{type(leaf).__name__}: {leaf}".rstrip(": "),
+            list(getattr(leaf, "__notes__", ())),
+        )
+        for leaf in leaves(exc)
+    ]
 
 
 def are_ours(exc: BaseException) -> bool:
