@@ -38,16 +38,8 @@ class SourceError(MoverError):
     """The VM, its disks or their server failed."""
 
 
-class SnapshotError(SourceError):
-    """A snapshot could not be taken or used."""
-
-
-class QuiesceFailed(SnapshotError):
-    """The guest could not be quiesced as asked."""
-
-
-class QuiescingShort(QuiesceFailed):
-    """A snapshot was taken that is less consistent than required.
+class QuiescingShort(SourceError):
+    """A capture is less consistent than required.
 
     `retry_after_s`: when to take another one; None: not again, the job fails.
     """
@@ -65,20 +57,8 @@ class LeftBehind(SourceError):
     exit_code = EXIT_ATTENTION
 
 
-class SnapshotLeaked(SnapshotError, LeftBehind):
-    """A snapshot that vadpipe took could not be removed; the facts name it."""
-
-
 class ChangeTrackingInvalid(SourceError):
     """The changed areas cannot be trusted; the disk has to be read in full."""
-
-
-class VddkError(SourceError):
-    """A call of the VDDK library failed. Facts: `call`, `code` (low 16 bits), `path`, `offset`, `length`."""
-
-    def __init__(self, problem: str, *, transient: bool = False, remedy: str = "", **facts: object) -> None:
-        super().__init__(problem, remedy=remedy, **facts)
-        self.transient = transient
 
 
 class IntegrityError(MoverError):

@@ -7,14 +7,10 @@ import sys
 
 import pytest
 
-from pipeline.errors import (
-    ConfigError,
-    SinkError,
-    SnapshotLeaked,
-    TransferFailed,
-)
+from pipeline.errors import ConfigError, SinkError, TransferFailed
 from vadpipe.cli.main import main
 from vadpipe.cli.output import error_lines, exit_code
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 
 CONFIG = """
 import trio

@@ -18,11 +18,11 @@ from functools import partial
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
+from pipeline.errors import MoverError, leaves
 from pipeline.events import emit
 from vadpipe.exclude import left_out_on_purpose
 
-from ..api.faults import Busy, ObjectGone
+from ..api.faults import Busy, ObjectGone, QuiesceFailed, SnapshotError, SnapshotLeaked
 from ..api.properties import Row
 from ..api.retry import retry
 from ..api.session import VcenterSession

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import MoverError, SnapshotError, SourceError, leaves
+from pipeline.errors import MoverError, SourceError, leaves
 from pipeline.protocols import MachineId
 from vadpipe.exclude import excluded_keys
 from vadpipe.vss.fetched import FetchedManifest
 from vadpipe.vss.requested import RequestedQuiescing
 
+from ..api.faults import SnapshotError
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..guest.expectations import look_inside

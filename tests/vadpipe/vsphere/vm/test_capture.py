@@ -9,7 +9,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import ConfigError, SnapshotError, SnapshotLeaked, SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import Disk, Machine
 from pipeline.units import KiB
@@ -19,6 +19,7 @@ from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vddk.access import DiskAccess
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore
