@@ -19,7 +19,16 @@ from typing import Protocol
 
 import click
 
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
+from pipeline.errors import (
+    EXIT_ATTENTION,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    MoverError,
+    are_ours,
+    failures,
+    leaves,
+)
 from pipeline.secrets import blotted
 from vadpipe import logs
 from vadpipe.jsonable import jsonable
@@ -127,7 +136,7 @@ def show(document: object, lines: Sequence[str], as_json: bool) -> None:
             echo(line)
         return
     try:
-        click.echo(json.dumps(jsonable(document), indent=2))
+        click.echo(blotted(json.dumps(jsonable(document), indent=2)))
     except OSError as exc:
         output_is_broken(exc)
 
@@ -150,12 +159,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
 def error_lines(exc: BaseException) -> list[str]:
     """An error for people: one line per failure of a group, with its notes."""
-    lines: dict[str, None] = {}
-    for leaf in leaves(exc):
-        notes = getattr(leaf, "__notes__", [])
-        text = str(leaf) if isinstance(leaf, MoverError) else f"{type(leaf).__name__}: {leaf}"
-        lines[blotted(f"{text} ({'; '.join(notes)})" if notes else text)] = None
-    return list(lines)
+    lines = (
+        f"{failure.text} ({'; '.join(failure.notes)})" if failure.notes else failure.text
+        for failure in failures(exc)
+    )
+    return list(dict.fromkeys(blotted(line) for line in lines))
 
 
 def exit_code(exc: BaseException) -> int:
