@@ -437,7 +437,7 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
     if not isinstance(pipeline, Pipeline):
         raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
     [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
-    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):  # pyright: ignore[reportArgumentType]
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
             remedy="End the path with a sink such as IntoRepository(point, disk).",
