@@ -56,8 +56,8 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     orphans, unknown = run_async(_orphans, config)
     lines += [f"Orphan candidate, never touched: {orphan}." for orphan in orphans] + unknown
     document = {
-        "swept": [swept.as_dict() for swept in found],
-        "orphan_candidates": [orphan.as_dict() for orphan in orphans],
+        "swept": found,
+        "orphan_candidates": orphans,
         "orphans_unknown": unknown,
     }
     show(document, lines, as_json)

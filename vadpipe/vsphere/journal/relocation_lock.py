@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, VddkError
+from pipeline.errors import LeftBehind
 from vadpipe.vddk.access import VmAccess
+from vadpipe.vddk.errors import VddkError
 
 from ..api.properties import Row
 from ..api.retry import backoff, retry

@@ -15,9 +15,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pyVmomi import vim
+
+from vadpipe.words import duration
 
 from ..api.faults import Busy
 from ..api.properties import Row
@@ -49,6 +51,12 @@ class SnapshotNode:
     token: str | None
     parent: str = ""
     created: datetime | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name, reference and age, as in "'vadpipe 2026...' (snapshot-12, 3 hours old)"."""
+        age = f", {duration((datetime.now(UTC) - self.created).total_seconds())} old" if self.created else ""
+        return f"{self.name!r} ({self.moref}{age})"
 
 
 def description_with(token: str, origin: str = "") -> str:

@@ -52,14 +52,6 @@ class Orphan:
         when = f", modified {self.modified:%Y-%m-%d}" if self.modified else ""
         return f"{self.path} ({size}{when}) belongs to no snapshot and to no VM that this account sees"
 
-    def as_dict(self) -> dict[str, object]:
-        """JSON values."""
-        return {
-            "path": self.path,
-            "size": self.size,
-            "modified": self.modified.isoformat() if self.modified else None,
-        }
-
 
 def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, list[str]]:
     """The VMDK files in `found` that belong to no disk in `referenced`, grouped by disk. All are datastore paths.

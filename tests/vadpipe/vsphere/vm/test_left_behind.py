@@ -15,7 +15,7 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, SnapshotError, SnapshotLeaked, VddkError, leaves
+from pipeline.errors import LeftBehind, leaves
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
@@ -26,7 +26,8 @@ from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
-from vadpipe.vsphere.api.faults import VsphereError
+from vadpipe.vddk.errors import VddkError
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal import relocation_lock as relocation
 from vadpipe.vsphere.journal.intents import IntentKind, Journal

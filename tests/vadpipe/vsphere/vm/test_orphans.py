@@ -1,6 +1,5 @@
 """Files that no snapshot and no VM refers to are listed, and only those; nothing is done to them."""
 
-import json
 import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from pyVmomi import vim
 
 from pipeline.units import MiB
+from vadpipe.jsonable import json_object
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -62,7 +62,7 @@ def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], refer
 def test_an_orphan_renders_as_a_line_and_as_json() -> None:
     orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
     assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
-    assert json.loads(json.dumps(orphan.as_dict()))["size"] == 3 * MiB
+    assert json_object(orphan)["size"] == 3 * MiB
     assert "size unknown)" in str(Orphan("[ds] a/x.vmdk", None, None))
 
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
+from pipeline.errors import MoverError, leaves
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
 from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import DatastoreTraits, VmTraits
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
