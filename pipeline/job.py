@@ -521,7 +521,7 @@ class _Record(Generic[C]):
         sentences = [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
             sentences += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
+                f"Quiescing reached {evidence.reached}, but {capture.quiescing_asked} was requested."
             ]
         return sentences
 
