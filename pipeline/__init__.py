@@ -1,12 +1,13 @@
 """The engine of vadpipe: values, contracts, meters, jobs. It knows no vendor and no format.
 
-values       what flows: windows, spans, gaps, frames     contracts    Source, Stage, Sink, `|`, running,
-`flow.open()` composition  checks of a path, made at `|`                lift         kernels on threads, in order
-extents      the algebra of byte ranges                   buffers      the bounded pool of page-aligned memory
-meters       busy, starved, blocked                       protocols    disks, captures, machines, targets
-job          one VM from capture to point                 plan         what a job would do
-events       what happens, for progress and tools         secrets      read late, never shown
-blocking     pipelines driven by ordinary code            testing      conformance checks and fakes
+values       what flows: windows, spans, gaps, frames    extents    the algebra of byte ranges
+contracts    Source, Stage, Sink, `|`, running           buffers    the bounded pool of page-aligned memory
+composition  what `|` and settings are checked for       meters     busy, starved, blocked
+lift         kernels on threads, in order                protocols  disks, captures, machines, targets
+job          one VM from capture to point                plan       what a job would do
+errors       what fails, with its remedy                 events     what happens, for progress and tools
+blocking     jobs and pipelines from ordinary code       secrets    read late, never shown
+units        KiB to TiB, CLUSTER, SPAN                   testing    conformance checks and fakes
 """
 
 from .buffers import Buffer, BufferPool
