@@ -434,7 +434,7 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         )
     if not isinstance(pipeline, Pipeline):
         raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
-    [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
+    receipt: object = [Any, *type_arguments(type(pipeline.sink), Sink)][-1]
     if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
