@@ -299,7 +299,12 @@ class Job(Generic[C, P]):
         try:
             async with self.machine.capture() as capture:
                 record.capture = capture
-                record.examined = await self._examined(capture, len(record.given_up))
+                record.examined = [
+                    await finisher.examine(capture, len(record.given_up))
+                    if isinstance(finisher, Examiner)
+                    else None
+                    for finisher in self.finish
+                ]
                 record.evidence = next((found for found in reversed(record.examined) if found), None)
                 async with store.begin(capture.machine) as point:
                     await self._transfer(capture, point, record, watch)
@@ -313,13 +318,6 @@ class Job(Generic[C, P]):
         emit("capture given up", problem=short.problem, again_after_s=short.retry_after_s)
         await trio.sleep(short.retry_after_s)
         return False
-
-    async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
-        """The evidence of each finisher so far; None for those that are asked at the end."""
-        return [
-            await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
-            for finisher in self.finish
-        ]
 
     async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
@@ -436,8 +434,8 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         )
     if not isinstance(pipeline, Pipeline):
         raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
-    [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
-    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):  # pyright: ignore[reportArgumentType]
+    receipt: object = [Any, *type_arguments(type(pipeline.sink), Sink)][-1]
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
             remedy="End the path with a sink such as IntoRepository(point, disk).",
