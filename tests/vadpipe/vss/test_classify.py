@@ -325,6 +325,7 @@ SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
             {"requested": RequestedQuiescing("file-system")},
         ),
     ],
+    ids=lambda value: "zip" if isinstance(value, bytes) else None,  # a zip holds the time
 )
 def test_each_rule_about_the_manifest(rule, data, level, known):
     verdict = classify_manifest(data, **known)
