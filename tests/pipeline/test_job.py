@@ -7,6 +7,7 @@ import trio
 from pipeline import (
     ConfigError,
     ContractError,
+    Disk,
     DiskReceipt,
     Evidence,
     Job,
@@ -29,7 +30,7 @@ SIZE = 9 * MiB
 
 @dataclass(frozen=True)
 class Count(Sink[object, DiskReceipt]):
-    disk: object
+    disk: Disk
 
     async def run(self, inbox):
         read = 0
