@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pipeline.buffers import DEFAULT_POOL
+from pipeline.errors import SourceError
+from vadpipe.vmdk.directory import find_vmx
 from vadpipe.vmdk.local import LocalCapture, open_vm
 
 
@@ -49,6 +51,14 @@ class LocalVm:
     def effects(self) -> Sequence[str]:
         """Reading changes nothing."""
         return ()
+
+    def missing(self) -> Sequence[str]:
+        """What a run would fail for now, a sentence each; for `plan`."""
+        try:
+            find_vmx(self._directory)
+        except SourceError as error:
+            return [str(error)]
+        return []
 
     def capture(self) -> AbstractAsyncContextManager[LocalCapture]:
         """Open all files of the VM, and close them at the end. Raises SourceError."""
