@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,13 +15,16 @@ import trio
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, Failure, failures, leaves
 from pipeline.events import Event, emit, observed, within
 from pipeline.job import DiskRun, Job, JobReceipt, JobSource
+from pipeline.meters import PipelineReport
+from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
+from pipeline.protocols import DiskReceipt
 from pipeline.units import MiB, format_size
 
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
 from .config import read_config, resolve
-from .output import echo, error_lines, exit_code, report, report_defect, show
+from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
 from .verdict import quiescing_lines
@@ -108,11 +111,40 @@ class Outcome:
 
 
 @dataclass
+class AtWork:
+    """A job while it runs: the snapshot that stands or is being made, and the point that is published.
+
+    `found`: the facts of the event that says that it failed.
+    """
+
+    title: str
+    snapshot: str = ""
+    point: str = ""
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        if event.kind == "published":
+            self.point = str(event.facts["point"])
+        elif event.kind == "job failed":
+            self.found = event.facts
+        elif event.kind == "snapshot begun":
+            self.snapshot = str(event.facts["snapshot"])
+        elif event.kind == "snapshot removed":
+            self.snapshot = ""
+
+    def ending(self) -> str:
+        """What remains to be done when a signal ends it."""
+        done = f"point {self.point} is published" if self.point else "what was stored for it is discarded"
+        return f"{self.title}: {done}" + (
+            f"; its snapshot {self.snapshot!r} is removed." if self.snapshot else "."
+        )
+
+
+@dataclass
 class Run:
     """The jobs of a configuration while they run.
 
-    `limits`: how many jobs may be at work at one place, by its kind. `points`: what the jobs have published, by
-    title.
+    `limits`: how many jobs may be at work at one place, by its kind.
     """
 
     config: Path
@@ -122,7 +154,7 @@ class Run:
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: int = 0
-    points: dict[str, str | None] = field(default_factory=dict)
+    at_work: list[AtWork] = field(default_factory=list)
 
     async def work(self, entries: Sequence[Job[Any, Any] | JobSource], only: str | None) -> None:
         """Find the jobs and run them all."""
@@ -170,42 +202,28 @@ class Run:
     async def _run_job(self, job: Job[Any, Any], watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
-
-        found: Mapping[str, Any] = {}
-
-        def take(event: Event) -> None:
-            nonlocal found
-            if event.kind == "published":
-                self.points[job.title] = str(event.facts["point"])
-            elif event.kind == "job failed":
-                found = event.facts
-
-        self.points[job.title] = None
+        at_work = AtWork(job.title)
+        self.at_work.append(at_work)
         try:
-            with observed(take):
+            with observed(at_work.take):
                 receipt = await job.run(watch.of(job.title if several else ""))
         except BaseException as exc:
             if not all(isinstance(leaf, Exception) for leaf in leaves(exc)):  # it was cancelled
-                self.outcomes.append(_stopped(job.title, self.points[job.title], exc, found))
+                self.outcomes.append(_stopped(at_work, exc))
                 raise
-            self.outcomes.append(_failure(job.title, exc, found))
+            self.outcomes.append(_failure(job.title, exc, at_work.found))
             return
         finally:
-            del self.points[job.title]
+            self.at_work.remove(at_work)
         if not self.as_json:
-            for line in receipt_lines(receipt):
+            for line in receipt_lines(receipt, verbose=is_verbose()):
                 echo(f"{job.title}: {line}" if several and not line.startswith(f"{job.title}: ") else line)
         code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
         self.outcomes.append(Outcome(code, {**receipt.as_dict(), "exit_code": code}))
 
     def cleaning(self) -> list[str]:
-        """What the end of the jobs at work comes to."""
-        return [
-            f"{title}: what was stored for it is discarded; its snapshot, if it has one, is removed."
-            if point is None
-            else f"{title}: point {point} is published; its snapshot, if it has one, is still being removed."
-            for title, point in self.points.items()
-        ]
+        """What is cleaned up when a signal ends the jobs at work."""
+        return [job.ending() for job in self.at_work]
 
 
 async def places_of_jobs(
@@ -239,16 +257,16 @@ def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcom
     return Outcome(exit_code(exc), _document(title, exit_code(exc), failures(exc), found))
 
 
-def _stopped(title: str, point: str | None, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
+def _stopped(job: AtWork, exc: BaseException) -> Outcome:
     """A job that a signal ended, before or after its point was published."""
-    told = "nothing was published" if point is None else f"point {point} had been published"
+    told = f"point {job.point} had been published" if job.point else "nothing was published"
     ended = Failure(f"Ended by a signal; {told}.", ())
     others = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
     lines = [line for other in others for line in error_lines(other)]
-    for line in [ended.text, *lines, *_sentences(found)]:
-        report(f"{title}: {line}")
+    for line in [ended.text, *lines, *_sentences(job.found)]:
+        report(f"{job.title}: {line}")
     errors = [ended, *(failure for other in others for failure in failures(other))]
-    return Outcome(EXIT_INTERRUPTED, _document(title, EXIT_INTERRUPTED, errors, found))
+    return Outcome(EXIT_INTERRUPTED, _document(job.title, EXIT_INTERRUPTED, errors, job.found))
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
@@ -299,13 +317,24 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 @job_option
 @json_option
 def plan(config: Path, only: str | None, as_json: bool) -> None:
-    """Show the stages, the memory and what the jobs would touch, without touching anything."""
-    plans = [plan_job(entry) for entry in read_config(config, only)]
+    """Show the stages, the memory and what the jobs would touch, without touching anything.
+
+    A repository or a directory of VM files that does not exist is named; a server is not asked.
+    """
+    plans = [_planned(entry) for entry in read_config(config, only)]
     show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
 
 
-def receipt_lines(receipt: JobReceipt) -> list[str]:
-    """A finished job, for people."""
+def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
+    job = entry if isinstance(entry, Job) else entry.planned()
+    missing: list[str] = []
+    for part in (job.machine, job.into):
+        missing += getattr(part, "missing", list)()
+    return replace(plan_job(entry), missing=missing)
+
+
+def receipt_lines(receipt: JobReceipt, *, verbose: bool = False) -> list[str]:
+    """A finished job, for people; with `verbose` also where the time of each stage went."""
     asked, evidence = receipt.quiescing_asked, receipt.evidence
     lines = [f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s"]
     lines += (
@@ -317,6 +346,8 @@ def receipt_lines(receipt: JobReceipt) -> list[str]:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:
         lines += disk_lines(disk)
+        if verbose:
+            lines += [f"    {line}" for line in stage_lines(disk.report)]
     lines += [f"  {remark}" for remark in receipt.remarks]
     lines += [f"  ATTENTION: {sentence}" for sentence in receipt.attention]
     return lines
@@ -325,21 +356,43 @@ def receipt_lines(receipt: JobReceipt) -> list[str]:
 def disk_lines(run: DiskRun) -> Sequence[str]:
     """One disk of a finished job: what was known of it, what was read, what became of that."""
     disk = run.receipt
-    counts = {
+    read = {
         "logical": disk.capacity,
         "allocated": run.allocated,
         "changed": run.changed,
         "read": disk.read,
+    }
+    found = {
         "zero": disk.zero_read,
         "known": disk.known,
         "new": disk.new,
         "stored": disk.stored,
     }
-    sizes = ", ".join(f"{name} {format_size(size)}" for name, size in counts.items() if size is not None)
     wall_s = run.report.wall_s
     rate = disk.read / MiB / wall_s if wall_s else 0.0
     return [
         f"  disk {disk.key} ({disk.label}): {run.mode}, {run.reason}",
-        f"    {sizes}",
+        *(
+            "    "
+            + ", ".join(f"{name} {format_size(size)}" for name, size in sizes.items() if size is not None)
+            for sizes in (read, found)
+        ),
         f"    {wall_s:.2f} s, {rate:.0f} MiB/s, limited by {run.report.limited_by}",
     ]
+
+
+def stage_lines(report: PipelineReport[DiskReceipt]) -> list[str]:
+    """Where the time of each stage went: busy, starved (waiting for input), blocked (waiting for its output)."""
+    wall_s = report.wall_s or 1.0
+    shares = ("busy", "starved", "blocked")
+    rows = [
+        [
+            stage.name,
+            *(f"{getattr(stage, f'{share}_s') / wall_s:.0%}" for share in shares),
+            format_size(stage.bytes),
+        ]
+        for stage in report.stages
+    ]
+    return table(
+        ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"], rows, right=["BUSY", "STARVED", "BLOCKED", "DATA"]
+    )

@@ -197,7 +197,7 @@ async def test_a_run_whose_pack_was_removed_publishes_nothing(repository, which)
         if which == "its own":
             await trio.to_thread.run_sync(point._run.packs.finish)
         next(repository.path.glob("packs/*/*.pack")).unlink()
-        with pytest.raises(SinkError, match=r"1 packs that this point needs are missing"):
+        with pytest.raises(SinkError, match=r"Missing, though this point needs them: 1 pack,"):
             await point.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
     assert list(repository.path.glob("points/*/*")) == points
 

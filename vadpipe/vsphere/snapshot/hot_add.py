@@ -20,6 +20,7 @@ from pyVmomi import vim
 from pipeline.errors import LeftBehind, MoverError, leaves
 from vadpipe.vddk.access import VmAccess
 from vadpipe.vddk.errors import VddkError
+from vadpipe.words import counted
 
 from ..api.properties import read, read_each
 from ..api.retry import retry
@@ -113,7 +114,9 @@ async def detach(session: VcenterSession, reader: AccessReader, access: VmAccess
         result = await reader.clean_up(access)
         done += result.cleaned
         if result.remaining:
-            raise DisksStillAttached(f"VDDK could not detach {result.remaining} disks of {vm_name}")
+            raise DisksStillAttached(
+                f"VDDK could not detach {counted(result.remaining, 'disk')} of {vm_name}"
+            )
 
     try:
         await retry(clean_up, min(session.settings.patience_s, _CLOSED_WITHIN_S))
