@@ -19,7 +19,16 @@ from typing import Protocol
 
 import click
 
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
+from pipeline.errors import (
+    EXIT_ATTENTION,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    MoverError,
+    are_ours,
+    leaves,
+    limit_reached,
+)
 from pipeline.secrets import blotted
 from vadpipe import logs
 from vadpipe.words import printable
@@ -152,7 +161,8 @@ def error_lines(exc: BaseException) -> list[str]:
     lines: dict[str, None] = {}
     for leaf in leaves(exc):
         notes = getattr(leaf, "__notes__", [])
-        text = str(leaf) if isinstance(leaf, MoverError) else f"{type(leaf).__name__}: {leaf}"
+        ours = leaf if isinstance(leaf, MoverError) else limit_reached(leaf)
+        text = str(ours) if ours else f"{type(leaf).__name__}: {leaf}"
         lines[blotted(f"{text} ({'; '.join(notes)})" if notes else text)] = None
     return list(lines)
 
