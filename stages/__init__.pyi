@@ -31,6 +31,7 @@ from .each_vm import EachVm as EachVm
 from .extents import AllocatedExtents as AllocatedExtents
 from .extents import ChangedExtents as ChangedExtents
 from .local_vm import LocalVm as LocalVm
+from .nbd_vm import NbdVm as NbdVm
 from .preflight import NotReady as NotReady
 from .preflight import Preflight as Preflight
 from .read import ReadSpans as ReadSpans

@@ -99,6 +99,8 @@ from stages import Journal as Journal
 from stages import LocalVm as LocalVm
 from stages import MarkZeros as MarkZeros
 from stages import MemoryIndex as MemoryIndex
+from stages import Nbd as Nbd
+from stages import NbdVm as NbdVm
 from stages import NotReady as NotReady
 from stages import OverHttps as OverHttps
 from stages import Preflight as Preflight

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
+import socket as socketlib
 import ssl
 import subprocess
 import time
@@ -15,11 +17,22 @@ import numpy as np
 import pytest
 import trio
 
-from pipeline import ConfigError, Disk, Extents, Span
+from pipeline import ConfigError, Disk, DiskReceipt, Extents, Job, Pipeline, Span
 from pipeline.buffers import BufferPool
 from pipeline.testing import check_reader
 from pipeline.units import SPAN, KiB, MiB
-from stages import AllocatedExtents, MarkZeros, ReadSpans
+from sinks import IntoRepository, Point, RawDirectory, Repository, open_repository, restore
+from stages import (
+    AllocatedExtents,
+    Compress,
+    CutChunks,
+    Dedupe,
+    Digest,
+    MarkZeros,
+    NbdVm,
+    ReadSpans,
+    Zstd,
+)
 from vadpipe.lab.certificate import load_or_create
 from vadpipe.nbd import Nbd, NbdDisk, NbdError
 
@@ -70,11 +83,13 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         words = [str(word).replace("SOCKET", str(place)) for word in command]
         running.append(subprocess.Popen([needs(words[0]), *words[1:]], stderr=subprocess.PIPE))
         deadline_s = time.monotonic() + 20
-        while not place.exists():
+        while True:
+            with contextlib.suppress(OSError), socketlib.socket(socketlib.AF_UNIX) as probe:
+                probe.connect(str(place))
+                return place
             assert running[-1].poll() is None, running[-1].communicate()
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
-        return place
 
     start.kill = lambda: running[-1].kill() or running[-1].wait()  # type: ignore[attr-defined,func-returns-value]
     yield start
@@ -174,6 +189,34 @@ async def test_the_stages_read_an_export_alone(serve: Serve, raw: Path, qcow2: P
                         image[start : start + length] = piece.bytes_of(start, length)
                     piece.release()
     assert np.array_equal(image, np.fromfile(raw, np.uint8))
+
+
+def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    read = AllocatedExtents(disk) | ReadSpans(disk) | MarkZeros()
+    return (
+        read | CutChunks() | Digest(point) | Dedupe(point) | Compress(Zstd(1)) | IntoRepository(point, disk)
+    )
+
+
+async def test_a_qcow2_image_comes_back_from_a_repository(serve: Serve, qcow2: Path, tmp_path: Path) -> None:
+    vm = NbdVm("web01", {"system": Nbd(str(qemu_nbd(serve, qcow2)), export="vm/disk")})
+    repository = Repository(tmp_path / "repository")
+    repository.init()
+    for _ in range(2):
+        await Job(vm, path, into=repository).run()
+    async with open_repository(repository.path) as reader:
+        first, second = reader.points
+        assert [disk.key for disk in second.disks] == ["system"]
+        assert first.disks[0].receipt.root == second.disks[0].receipt.root
+        await restore(reader, second, RawDirectory(tmp_path / "restored"))
+    (restored,) = (tmp_path / "restored").iterdir()
+    compare = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", restored, qcow2]
+    assert b"identical" in (await trio.run_process(compare, capture_stdout=True)).stdout
+
+
+def test_a_vm_without_exports_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one disk"):
+        NbdVm("web01", {})
 
 
 async def test_tls_is_used_and_a_foreign_certificate_refused(

@@ -128,6 +128,11 @@ def test_every_printed_form_of_a_secret_is_removed() -> None:
     assert redact("The ticket expired after 30 s.") == "The ticket expired after 30 s."
 
 
+def test_a_short_secret_is_removed_where_it_stands_alone() -> None:
+    redact = Redaction({"password": "cat", "cookie": ""})
+    assert redact("login with 'cat' as concat: cat") == "login with '***' as concat: ***"
+
+
 def test_the_child_cannot_dump_core() -> None:
     script = "import child_log, resource; child_log.forbid_core_dumps(); "
     script += "print(child_log.libc.prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"

@@ -15,7 +15,7 @@ from pipeline.protocols import Machine
 from pipeline.units import MiB, TiB
 from stages import LocalVm
 from vadpipe.vmdk.local import LocalCapture
-from vadpipe.vmdk.vmx import REDACTED, parse_vmx
+from vadpipe.vmdk.vmx import REDACTED, parse_vmx, redacted
 
 VMX = """#!/usr/bin/vmware
 .encoding = "windows-1252"
@@ -68,6 +68,35 @@ async def test_the_vmx_names_the_machine_and_its_disks(directory):
         assert capture.disks[0].change_id is None
         with pytest.raises(ChangeTrackingInvalid):
             await capture.disks[0].changed("*", 0)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "guestinfo.userdata", "guestinfo.ovfEnv", "machine.id", "encryption.bundle", "encryptedVM.guid",
+        "RemoteDisplay.vnc.password", "RemoteDisplay.vnc.key", "vtpm.ekCRT", "dataFileKey", "crypto.profile",
+        "cloud-init.user-data", "user-data", "backup.dbPwd", "agent.api_key", "join.token", "wifi.psk",
+        "proxy.Authorization", "vmx.passphrase", "pxe.accessKey",
+    ],
+)  # fmt: skip
+def test_the_value_of_a_setting_that_may_be_a_secret_is_left_out(key):
+    assert redacted(key, "hunter2!") == REDACTED
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("displayName", "Passau"), ("keyboard.typematicMinDelay", "2000000"), ("tools.syncTime", "TRUE"),
+        ("serial0.fileName", "telnet://console:23"), ("monitor_control.restrict_backdoor", "TRUE"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_kept(key, value):
+    assert redacted(key, value) == value
+
+
+def test_a_value_that_is_a_secret_by_itself_is_left_out():
+    for value in ("https://proxy:hunter2!@host/", "-----BEGIN RSA PRIVATE KEY----- hunter2!"):
+        assert redacted("serial0.fileName", value) == REDACTED
 
 
 async def test_without_a_vmx_every_leaf_is_a_disk(directory):

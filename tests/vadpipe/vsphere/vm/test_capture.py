@@ -19,6 +19,7 @@ from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vddk.access import DiskAccess
+from vadpipe.vmdk.vmx import REDACTED
 from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
@@ -60,6 +61,7 @@ async def test_the_disks_read_as_they_were_when_quiesced(
     moref = add_vm(disks=2, change_tracking=True)
     guest = lab.disks(moref)[1]
     guest.write(128 * KiB, b"before" * 1000)
+    lab.guests.service.inventory.vms[moref].extra_config["guestinfo.userdata"] = "hunter2!"
     async with web01.capture() as capture:
         guest.write(128 * KiB, b"after!" * 1000)
         assert capture.machine.name == "web01"
@@ -74,7 +76,10 @@ async def test_the_disks_read_as_they_were_when_quiesced(
         await disk.read(buffer, 128 * KiB, Extents.whole(8 * KiB, 128 * KiB))
         assert bytes(buffer.array[:6000]) == b"before" * 1000
         buffer.release()
-        assert json.loads(json.dumps(dict(capture.configuration)))["name"] == "web01"
+        told = json.dumps(dict(capture.configuration))
+        assert json.loads(told)["name"] == "web01"
+        assert json.loads(told)["settings"]["guestinfo.userdata"] == REDACTED
+        assert "hunter2!" not in told
         assert capture.snapshots_left is None
     assert capture.snapshots_left == 0
     assert guest.read(128 * KiB, 6) == b"after!"
