@@ -439,6 +439,7 @@ async def test_the_order_of_publishing(repository, monkeypatch):
     # The segment is flushed as soon as it is written; it is named only when its packs are.
     assert [*pack[1:], *segment[1:], *point] == sorted([*pack[1:], *segment[1:], *point])
     assert segment[0] < segment[1]
+    assert steps.index(("flush", repository.path / "runs")) < pack[0]  # the lock
 
 
 def test_of_two_sweeps_at_once_one_removes(repository, monkeypatch):
