@@ -134,7 +134,7 @@ class Failure:
 
 
 def failures(exc: BaseException) -> list[Failure]:
-    """The errors inside any nesting of groups, in order. A foreign error is named as the limit it means, or by type."""
+    """The errors inside any nesting of groups, in order. A foreign error is the limit it means, or its type."""
     found = []
     for leaf in leaves(exc):
         ours = leaf if isinstance(leaf, MoverError) else limit_reached(leaf)
