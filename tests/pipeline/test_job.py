@@ -7,14 +7,15 @@ import trio
 from pipeline import (
     ConfigError,
     ContractError,
+    Disk,
     DiskReceipt,
     Evidence,
     Job,
+    LeftBehind,
     MiB,
     PipelineReport,
     Sink,
     SinkError,
-    SnapshotLeaked,
     Source,
     SourceError,
     TransferFailed,
@@ -29,7 +30,7 @@ SIZE = 9 * MiB
 
 @dataclass(frozen=True)
 class Count(Sink[object, DiskReceipt]):
-    disk: object
+    disk: Disk
 
     async def run(self, inbox):
         read = 0
@@ -110,7 +111,7 @@ class Leaking(FakeMachine):
     async def capture(self):
         async with super().capture() as capture:
             yield replace(capture, snapshots_left=1)
-        raise SnapshotLeaked("snapshot-7 stays behind.")
+        raise LeftBehind("snapshot-7 stays behind.")
 
 
 async def test_a_snapshot_left_behind_does_not_cost_the_published_point():
@@ -127,7 +128,7 @@ async def test_a_failure_and_a_snapshot_left_behind_are_both_told():
         await Job(Leaking([good, FaultyDisk(bad, "read", 1)]), path, into=FakeTarget()).run()
     # The clean-up's own error hides nothing: it names the one it happened under.
     [error] = failed.value.exceptions
-    assert isinstance(error, SourceError | SnapshotLeaked)
+    assert isinstance(error, SourceError | LeftBehind)
 
 
 class Finish:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
 from vadpipe.words import counted, printable
 
-F = TypeVar("F")
 V = TypeVar("V", bound=Violation)
 
 _WIDTH = 110
@@ -45,12 +44,12 @@ def finding_lines(
         yield printable(f"  {'unknown':8}{one.rule:28}{one.why}")
 
 
-def rule_line(rule: Rule[F, V]) -> str:
+def rule_line(rule: Rule[Any, Any]) -> str:
     """A row of a table of rules."""
     return f"{rule.severity.value:8}{rule.id:28}{rule.wanted}"
 
 
-def rule_document(rule: Rule[F, V]) -> dict[str, object]:
+def rule_document(rule: Rule[Any, Any]) -> dict[str, object]:
     """A row of a table of rules, with the fields that all tables have."""
     return {
         "id": rule.id,

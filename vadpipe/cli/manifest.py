@@ -6,14 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
 from vadpipe.files import write_durably
-from vadpipe.rules import Rule
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
     MAX_MEMBER_SIZE,
@@ -26,8 +24,8 @@ from vadpipe.vss.archive import (
 from vadpipe.vss.classify import DECISIONS, classify_documents
 from vadpipe.vss.documents import Document, Unreadable
 from vadpipe.vss.parse import read_documents, read_manifest
-from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Contradiction, Level, Verdict
+from vadpipe.vss.rules import ALL_RULES
+from vadpipe.vss.verdict import Level, Verdict
 
 from .commands import json_option
 from .findings import rule_document, rule_line
@@ -35,7 +33,6 @@ from .output import report, show
 from .verdict import verdict_lines, verdict_table
 
 MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
-_RULES: list[Rule[Any, Contradiction]] = [*RULES, *COVERAGE_RULES]
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
 
 
@@ -152,7 +149,7 @@ def _is_zip(file: Path) -> bool:
 
 def _rules() -> dict[str, object]:
     return {
-        "rules": [{**rule_document(rule), "reads": rule.reads} for rule in _RULES],
+        "rules": [{**rule_document(rule), "reads": rule.reads} for rule in ALL_RULES],
         "decisions": [
             {"id": one.id, "level": one.level, "reads": one.reads, "source": one.source} for one in DECISIONS
         ],
@@ -161,7 +158,7 @@ def _rules() -> dict[str, object]:
 
 def _rule_lines() -> list[str]:
     lines = ["Rules: each violation is a finding."]
-    for rule in _RULES:
+    for rule in ALL_RULES:
         lines += [f"{rule_line(rule)} (reads {rule.reads})", f"    source: {rule.source}"]
     lines += ["", "Decisions: the first that applies names the level."]
     for one in DECISIONS:

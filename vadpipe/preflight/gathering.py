@@ -86,7 +86,7 @@ class Gathered:
             for host in self.datastores[moref].hosts
         ]
         own = self.vms[vm].host
-        return [host for host in dict.fromkeys([*([own] if own else []), *seeing]) if host in self.hosts]
+        return [host for host in dict.fromkeys([own, *seeing] if own else seeing) if host in self.hosts]
 
 
 async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:

@@ -85,8 +85,12 @@ class Redaction:
             for part in parts
             for form in (part, quote(part, safe=""), html.escape(part), repr(part)[1:-1])
         }
-        usable = sorted((form for form in forms if len(form) >= wire.SHORTEST_SECRET), key=len, reverse=True)
-        self._secret = re.compile("|".join(map(re.escape, usable))) if usable else None
+        patterns = [
+            re.escape(form) if len(form) >= wire.SHORTEST_SECRET else rf"(?<!\w){re.escape(form)}(?!\w)"
+            for form in sorted(forms, key=len, reverse=True)
+            if form
+        ]
+        self._secret = re.compile("|".join(patterns)) if patterns else None
 
     def __call__(self, text: str) -> str:
         if self._secret is not None:
@@ -344,9 +348,10 @@ class Child:
             if kind == wire.PART:
                 call.runs += content
             else:
-                call.content = json.loads(content)
-                if "text" in call.content:
-                    call.content["text"] = self._redact(str(call.content["text"]))
+                answer: dict[str, object] = json.loads(content)
+                if "text" in answer:
+                    answer["text"] = self._redact(str(answer["text"]))
+                call.content = answer
                 del self._calls[number]
                 call.answered.set()
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from vadpipe.rules import RuleTable, Severity
+from vadpipe.rules import Rule, RuleTable, Severity
 
 from .documents import BackupComponent, Unrecognised, WriterComponent
 from .evidence import ManifestEvidence, WriterEvidence
@@ -462,3 +462,6 @@ def _about(
 
 def _yes(value: bool | None) -> str | None:
     return None if value is None else "yes" if value else "no"
+
+
+ALL_RULES: Sequence[Rule[Any, Contradiction]] = [*RULES, *COVERAGE_RULES]

@@ -15,12 +15,12 @@ from vadpipe.lab.vss_corpus import (
     Confusion,
     main,
 )
+from vadpipe.rules import Severity
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS
-from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Level, Severity
+from vadpipe.vss.rules import ALL_RULES, COVERAGE_RULES, RULES
+from vadpipe.vss.verdict import Level
 
-ALL_RULES = (*RULES, *COVERAGE_RULES)
 COUNT = 520
 JUDGED = ("level", "decision", "reasons", "writers", "applications", "policy")
 

@@ -6,6 +6,7 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.units import GiB
+from vadpipe.vmdk.vmx import REDACTED
 from vadpipe.vsphere.inventory.hardware import (
     boot_bus,
     configuration,
@@ -116,6 +117,7 @@ def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
         extraConfig=[
             vim.option.OptionValue(key="disk.EnableUUID", value="TRUE"),
             vim.option.OptionValue(key="sched.swap.derivedName", value="/vmfs/x"),
+            vim.option.OptionValue(key="guestinfo.userdata", value="password: hunter2!"),
         ],
     )
     document = json.loads(json.dumps(configuration(config, ["Hard disk 2 is left out."])))
@@ -126,7 +128,7 @@ def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
     ]
     assert [disk["key"] for disk in document["disks"]] == ["scsi0:0"]
     assert document["nics"][0]["network"] == "VLAN 7"
-    assert document["settings"] == {"disk.EnableUUID": "TRUE"}
+    assert document["settings"] == {"disk.EnableUUID": "TRUE", "guestinfo.userdata": REDACTED}
     assert document["left_out"] == ["Hard disk 2 is left out."]
 
 

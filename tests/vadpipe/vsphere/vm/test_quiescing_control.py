@@ -6,16 +6,17 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import QuiesceFailed
-from pipeline.job import Evidence
+from pipeline.protocols import Evidence
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.vsphere.api.faults import QuiesceFailed
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.guest.expectations import GuestControl
 from vadpipe.vsphere.guest.scripts import WINDOWS
@@ -113,7 +114,7 @@ async def test_point_scripts_that_fail_fail_the_quiescing(
     assert lab.calls[CREATE] == 1  # it would fail again
 
 
-async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
     add_vm()
     assert (await _evidence(replace(web01, quiesce=Quiesce.none()))).reached == "crash"
     assert asked == []
@@ -123,7 +124,7 @@ async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[obje
 
 @pytest.mark.slow
 async def test_point_snapshot_context(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[object]
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[Any]
 ) -> None:
     moref = add_vm()
     for quiesce in (Quiesce.application(), Quiesce.auto(), Quiesce.file_system()):
@@ -139,7 +140,7 @@ async def test_point_snapshot_context(
 
 
 @pytest.mark.slow
-async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
     add_vm()
     for backup_type in ("copy", "full", "incremental", "differential", "log"):
         machine = replace(web01, quiesce=Quiesce.application(backup_type=backup_type))
