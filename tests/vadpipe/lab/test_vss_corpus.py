@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,13 +16,13 @@ from vadpipe.lab.vss_corpus import (
     Confusion,
     main,
 )
-from vadpipe.rules import Severity
+from vadpipe.rules import Rule, Severity
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level
 
-ALL_RULES = (*RULES, *COVERAGE_RULES)
+ALL_RULES: list[Rule[Any, Any]] = [*RULES, *COVERAGE_RULES]
 COUNT = 520
 JUDGED = ("level", "decision", "reasons", "writers", "applications", "policy")
 
