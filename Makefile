@@ -8,7 +8,7 @@ SEED ?= 1
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
-.PHONY: demo test test-fast test-minimum coverage check docs dist bench campaign tools clean
+.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench campaign mutants tools clean
 
 demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
@@ -19,6 +19,10 @@ test: .venv/installed tools
 # The product's tests without the slow ones: under a minute on two cores.
 test-fast: .venv/installed tools
 	$(PYTEST) $(FAST)
+
+# Small inputs that once gave a wrong answer, through the real command.
+cases: .venv/installed tools
+	$(BIN)/python -m pytest tests/cases
 
 # The fast tests with the lowest versions of the libraries that pyproject.toml allows.
 test-minimum: build/minimum/installed tools
@@ -50,6 +54,13 @@ bench: .venv/installed tools
 campaign: .venv/installed tools
 	$(BIN)/python -m pytest -m campaign
 	$(BIN)/python -m vadpipe.lab.vss_fuzz --minutes 20 --seed $(SEED)
+
+# Mutation testing of the core (its files and tests are named in pyproject.toml), or of some of those files:
+# make mutants FILES="vadpipe/repository/runs.py sinks/restoring.py"
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev,mutation]'
+	$(BIN)/mutmut run $(addsuffix *,$(subst /,.,$(basename $(FILES))))
+	$(BIN)/mutmut results
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }

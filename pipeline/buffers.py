@@ -21,6 +21,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from .errors import LimitReached, limit_reached
 from .meters import current_meter
 from .units import SPAN, MiB
 
@@ -78,6 +79,22 @@ class Buffer:
         self.release()
 
 
+def _memory_file(size: int) -> int:
+    """A file in memory; -1 where the system has none, or refuses one of this size."""
+    if not hasattr(os, "memfd_create"):
+        return -1
+    try:
+        descriptor = os.memfd_create("vadpipe-buffers")
+    except OSError:
+        return -1
+    try:
+        os.ftruncate(descriptor, size)
+    except OSError:  # a limit of file sizes
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
 class BufferPool:
     """`size` bytes of buffers of one span each. Memory is mapped at the first use.
 
@@ -97,7 +114,18 @@ class BufferPool:
         return self._count * SPAN
 
     def fileno(self) -> int:
-        return self._map()[0]
+        """The descriptor of the memory, for another process to map.
+
+        Raises:
+            LimitReached: The system gave memory that cannot be shared.
+        """
+        descriptor = self._map()[0]
+        if descriptor < 0:
+            raise LimitReached(
+                f"No file of {self.size} bytes in memory can be made (memfd_create), which a VDDK process needs.",
+                remedy="Raise the limits of file sizes and open files (`ulimit -f`, `ulimit -n`).",
+            )
+        return descriptor
 
     async def acquire(self) -> Buffer:
         """A free buffer with undefined content; waits for one."""
@@ -128,10 +156,13 @@ class BufferPool:
 
     def _map(self) -> tuple[int, NDArray[np.uint8]]:
         if self._mapped is None:
-            descriptor = os.memfd_create("vadpipe-buffers") if hasattr(os, "memfd_create") else -1
-            if descriptor >= 0:
-                os.ftruncate(descriptor, self.size)
-            memory = mmap.mmap(descriptor, self.size)
+            descriptor = _memory_file(self.size)
+            try:
+                memory = mmap.mmap(descriptor, self.size)
+            except OSError as exc:
+                if descriptor >= 0:
+                    os.close(descriptor)
+                raise limit_reached(exc) or exc from exc
             self._mapped = descriptor, np.frombuffer(memory, dtype=np.uint8)
         return self._mapped
 

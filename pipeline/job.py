@@ -23,16 +23,18 @@ from uuid import uuid4
 import trio
 
 from .buffers import BufferPool
-from .composition import at_least, has_methods, type_arguments, wrong_part
+from .composition import at_least, has_methods, readable, type_arguments, wrong_part
 from .contracts import Flow, Pipeline, Sink, Source, expect_trio
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
+    Failure,
     LeftBehind,
     MoverError,
     QuiescingShort,
     SourceError,
     TransferFailed,
+    failures,
     leaves,
 )
 from .events import emit, place, within
@@ -79,13 +81,14 @@ class DiskRun:
 
     def as_dict(self) -> dict[str, object]:
         return {
-            **self.receipt.as_dict(),
+            **asdict(self.receipt),
             "mode": self.mode,
             "reason": self.reason,
             "allocated": self.allocated,
             "changed": self.changed,
             "wall_s": round(self.report.wall_s, 3),
             "bottleneck": self.report.limited_by,
+            "stages": [stage.as_dict() for stage in self.report.stages],
         }
 
 
@@ -131,11 +134,21 @@ class JobReceipt:
 
 @dataclass(frozen=True)
 class JobFailure:
-    """A job that failed or was cancelled: its title, its machine, and a text for each error."""
+    """A job that failed or was cancelled, with what was found until then.
+
+    `attention` and `remarks` are those of a JobReceipt; they do not repeat the notes of the errors. `point` was
+    published all the same; empty when nothing was.
+    """
 
     job: str
     machine: str
-    errors: Sequence[str]
+    errors: Sequence[Failure]
+    attention: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    point: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -180,12 +193,12 @@ class Job(Generic[C, P]):
             value = getattr(self, setting)
             if not has_methods(value, *methods):
                 raise ConfigError(
-                    f"Job({setting}={value!r}) is impossible: it has no {' and no '.join(methods)}.",
+                    f"Job({setting}={readable(value)}) is impossible: it has no {' and no '.join(methods)}.",
                     remedy=f"Give it for example {example}.",
                 )
         if not callable(self.path) or isinstance(self.path, type):
             raise ConfigError(
-                f"Job(path={self.path!r}) is impossible: it is no function.",
+                f"Job(path={readable(self.path)}) is impossible: it is no function.",
                 remedy="Write `def path(disk, point)`, which returns the pipeline of a disk.",
             )
         for finisher in self.finish:
@@ -210,12 +223,13 @@ class Job(Generic[C, P]):
         expect_trio()
         with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
             emit("job started", machine=self.machine.name)
+            record = _Record[C]()
             try:
                 self.planned()
-                receipt = await self._run(watch)
+                receipt = await self._run(record, watch)
             except BaseException as exc:
-                failure = JobFailure(self.title, self.machine.name, [str(leaf) for leaf in leaves(exc)])
-                emit("job failed", errors=failure.errors)
+                failure = self._failed(record, exc)
+                emit("job failed", **failure.as_dict())
                 for problem in await _called(self.on_failure, failure):
                     leaves(exc)[0].add_note(problem)
                 raise
@@ -224,10 +238,21 @@ class Job(Generic[C, P]):
             emit("job finished", **receipt.as_dict())
             return receipt
 
-    async def _run(self, watch: DiskWatch | None) -> JobReceipt:
+    def _failed(self, record: _Record[C], exc: BaseException) -> JobFailure:
+        errors = failures(exc)
+        noted = {note for error in errors for note in error.notes}
+        return JobFailure(
+            self.title,
+            self.machine.name,
+            errors,
+            attention=[sentence for sentence in record.attention() if sentence not in noted],
+            remarks=[sentence for sentence in record.all_remarks() if sentence not in noted],
+            point=record.point,
+        )
+
+    async def _run(self, record: _Record[C], watch: DiskWatch | None) -> JobReceipt:
         begun, cpu = trio.current_time(), _cpu_s()
-        record = _Record[C]()
-        attention: list[str] = []
+        left_behind: list[str] = []
         try:
             async with self.into.open() as store:
                 while not await self._published(store, record, watch):
@@ -235,24 +260,19 @@ class Job(Generic[C, P]):
         except BaseException as exc:
             if not record.point or not all(isinstance(leaf, LeftBehind) for leaf in leaves(exc)):
                 raise _flat(exc) from None
-            attention += [str(leaf) for leaf in leaves(exc)]
+            left_behind = [str(leaf) for leaf in leaves(exc)]
         assert record.capture is not None
-        capture, evidence = record.capture, record.evidence
-        attention += [*capture.left_out, *capture.attention]
-        if evidence is not None and not evidence.satisfied:
-            attention += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
-            ]
+        capture = record.capture
         return JobReceipt(
             job=self.title,
             machine=self.machine.name,
             point=record.point,
             disks=record.disks,
             quiescing_asked=capture.quiescing_asked,
-            evidence=evidence,
+            evidence=record.evidence,
             snapshots_left=capture.snapshots_left,
-            attention=attention,
-            remarks=[*record.given_up, *capture.remarks, *record.remarks],
+            attention=[*left_behind, *record.attention()],
+            remarks=record.all_remarks(),
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
@@ -261,26 +281,39 @@ class Job(Generic[C, P]):
         """The path as composed for a disk that stands for each, without any I/O.
 
         Returns:
-            The pipeline and ''; or None and the reason, when the path looks at its disk and does not compose for
-            the planned one. It is then checked for the real disks only.
+            The pipeline, and a sentence when the path looks at its disk: other disks may travel otherwise. None
+            for the pipeline when it does not compose for the planned disk; it is then checked for real ones only.
 
         Raises:
             ConfigError: The path is wrong for every disk.
         """
         disk = PlannedDisk()
         try:
-            return compose(self.path, disk, self.into.planned()), ""
+            pipeline = compose(self.path, disk, self.into.planned())
         except _PathFailed as exc:
             if disk.looked_at and not isinstance(exc.__cause__, NameError):
-                return None, exc.problem
+                return (
+                    None,
+                    f"The path depends on the disk, so it cannot be shown for a planned one. {exc.problem}",
+                )
             raise
+        return (
+            pipeline,
+            "The path depends on the disk; shown is that of an empty one." if disk.looked_at else "",
+        )
 
     async def _published(self, store: Store[P], record: _Record[C], watch: DiskWatch | None) -> bool:
         """Take a capture and publish its point; False when another capture is to be taken instead."""
         try:
             async with self.machine.capture() as capture:
                 record.capture = capture
-                record.examined = await self._examined(capture, len(record.given_up))
+                record.examined = [
+                    await finisher.examine(capture, len(record.given_up))
+                    if isinstance(finisher, Examiner)
+                    else None
+                    for finisher in self.finish
+                ]
+                record.evidence = next((found for found in reversed(record.examined) if found), None)
                 async with store.begin(capture.machine) as point:
                     await self._transfer(capture, point, record, watch)
         except BaseException as exc:
@@ -293,13 +326,6 @@ class Job(Generic[C, P]):
         emit("capture given up", problem=short.problem, again_after_s=short.retry_after_s)
         await trio.sleep(short.retry_after_s)
         return False
-
-    async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
-        """The evidence of each finisher so far; None for those that are asked at the end."""
-        return [
-            await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
-            for finisher in self.finish
-        ]
 
     async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
@@ -405,7 +431,9 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         )
     if pipeline is None:
         raise _PathFailed(
-            "The path returned None.", remedy="Let it return the pipeline: `return ... | sink`."
+            "The path returned None.",
+            remedy="Let it return the pipeline: `return ... | sink`. To leave a disk out, name it in the machine's "
+            'exclude, e.g. VcenterVm(..., exclude=["scsi0:1"]).',
         )
     if isinstance(pipeline, Source):
         last = type(Flow[Any](pipeline).parts[-1]).__name__
@@ -413,9 +441,9 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
             f"The path ends with {last}, which is no sink.", remedy="Add one, e.g. `| NullSink()`."
         )
     if not isinstance(pipeline, Pipeline):
-        raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
-    [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
-    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):  # pyright: ignore[reportArgumentType]
+        raise ConfigError(f"The path returned {readable(pipeline)}, which is no pipeline.")
+    receipt: object = [Any, *type_arguments(type(pipeline.sink), Sink)][-1]
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
             remedy="End the path with a sink such as IntoRepository(point, disk).",
@@ -492,16 +520,28 @@ class _Record(Generic[C]):
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)
 
+    def attention(self) -> list[str]:
+        capture, evidence = self.capture, self.evidence
+        if capture is None:
+            return []
+        sentences = [*capture.left_out, *capture.attention]
+        if evidence is not None and not evidence.satisfied:
+            sentences += evidence.shortfalls or [
+                f"Quiescing reached {evidence.reached}, but {capture.quiescing_asked} was requested."
+            ]
+        return sentences
+
+    def all_remarks(self) -> list[str]:
+        return [*self.given_up, *(self.capture.remarks if self.capture else ()), *self.remarks]
+
 
 def _flat(exc: BaseException) -> BaseException:
     """Failures of several disks as one TransferFailed; a single MoverError stays itself."""
     found = leaves(exc)
-    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
-    if len(failures) < len(found):
+    errors = [leaf for leaf in found if isinstance(leaf, Exception)]
+    if len(errors) < len(found) or (len(errors) == 1 and isinstance(exc, MoverError)):
         return exc
-    if len(failures) == 1 and isinstance(exc, MoverError):
-        return exc
-    return TransferFailed("The transfer failed; nothing was published.", failures)
+    return TransferFailed("The transfer failed; nothing was published.", errors)
 
 
 def _cpu_s() -> float:

@@ -1,7 +1,7 @@
 """Stages: what a configuration names between a VM and a sink, one file each. Settings and wiring.
 
 vcenter_vm, each_vm  VMs on a vCenter or ESXi host       chunks    CutChunks: where content says
-local_vm             a VM read from its own files        digest    Digest: the identity of each chunk
+local_vm, nbd_vm     VMs from files, from NBD servers    digest    Digest: the identity of each chunk
 preflight            checks before the snapshot          dedupe    Dedupe: which chunks are new
 extents              which bytes to read                 compress  Compress: new frames, encoded
 read                 ReadSpans: the bytes                vss_manifest  VssManifest: judges the quiescing

@@ -107,6 +107,7 @@ EMBEDDING = re.findall(
 PRINTED = [
     "crash|file-system|application",
     r"web01 1048576 0707\n",
+    "web01",
     "1048576 bytes read",
     "web01 1048576 bytes of data",
     r"LimitRate\(mib_per_s=100\)",

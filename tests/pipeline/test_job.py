@@ -11,11 +11,11 @@ from pipeline import (
     DiskReceipt,
     Evidence,
     Job,
+    LeftBehind,
     MiB,
     PipelineReport,
     Sink,
     SinkError,
-    SnapshotLeaked,
     Source,
     SourceError,
     TransferFailed,
@@ -111,7 +111,7 @@ class Leaking(FakeMachine):
     async def capture(self):
         async with super().capture() as capture:
             yield replace(capture, snapshots_left=1)
-        raise SnapshotLeaked("snapshot-7 stays behind.")
+        raise LeftBehind("snapshot-7 stays behind.")
 
 
 async def test_a_snapshot_left_behind_does_not_cost_the_published_point():
@@ -128,7 +128,7 @@ async def test_a_failure_and_a_snapshot_left_behind_are_both_told():
         await Job(Leaking([good, FaultyDisk(bad, "read", 1)]), path, into=FakeTarget()).run()
     # The clean-up's own error hides nothing: it names the one it happened under.
     [error] = failed.value.exceptions
-    assert isinstance(error, SourceError | SnapshotLeaked)
+    assert isinstance(error, SourceError | LeftBehind)
 
 
 class Finish:
@@ -142,7 +142,7 @@ class Finish:
 async def test_quiescing_below_what_was_asked_needs_attention():
     evidence = Evidence("crash", satisfied=False, reasons=["no manifest"])
     receipt = await Job(FakeMachine(disks()), path, into=FakeTarget(), finish=[Finish(evidence)]).run()
-    assert receipt.attention == ["Quiescing reached crash, asked for was none."]
+    assert receipt.attention == ["Quiescing reached crash, but none was requested."]
     assert receipt.as_dict()["quiescing"] == {"asked": "none", "reached": "crash", "reasons": ["no manifest"]}
 
 

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from vadpipe.jsonable import Json
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
 from vadpipe.words import counted, printable
 
@@ -50,11 +49,11 @@ def rule_line(rule: Rule[Any, Any]) -> str:
     return f"{rule.severity.value:8}{rule.id:28}{rule.wanted}"
 
 
-def rule_document(rule: Rule[Any, Any]) -> dict[str, Json]:
+def rule_document(rule: Rule[Any, Any]) -> dict[str, object]:
     """A row of a table of rules, without what only some rooms have."""
     return {
         "id": rule.id,
-        "severity": rule.severity.value,
+        "severity": rule.severity,
         "wanted": rule.wanted,
         **({"remedy": rule.remedy} if rule.remedy else {}),
         "source": rule.source,

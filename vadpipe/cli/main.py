@@ -18,6 +18,8 @@ from . import EXIT_INTERRUPTED, ending_signals
 
 EXIT_USAGE = 2  # as in pipeline.errors, which takes long to load
 
+_ADDRESS_SPACE = 256 << 20  # loading the libraries takes 200 MiB on a machine with two processors
+
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -29,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     for number in ending_signals():
         signal.signal(number, _end_at_once)
     _forbid_core_dumps()
+    _check_address_space()
     keep_freed_memory()
     code = _run(list(sys.argv[1:] if args is None else args))
     sys.exit(code)
@@ -72,6 +75,19 @@ def _forbid_core_dumps() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _check_address_space() -> None:
+    """Refuse an address space in which the libraries cannot even be loaded: they would end the process or hang."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < _ADDRESS_SPACE:
+            told = f"vadpipe: The address space is limited to {limit >> 20} MiB"
+            told += f", at least {_ADDRESS_SPACE >> 20} are needed. Raise it (`ulimit -v`) and run again.\n"
+            os.write(2, told.encode())
+            sys.exit(EXIT_USAGE)
 
 
 def keep_freed_memory() -> None:

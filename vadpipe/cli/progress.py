@@ -8,6 +8,7 @@ at once; of the rest of a larger disk it is estimated from what has been seen.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -41,13 +42,64 @@ _BESIDE_NAME = (
 
 
 @dataclass
-class RunningDisk:
+class Running(ABC):
+    """Something that is read: bytes done of a total."""
+
+    begun: float = field(default_factory=trio.current_time, init=False)
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def done(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def total(self) -> int: ...
+
+    @property
+    def share(self) -> float:
+        """How much is done, from 0 to 1."""
+        return self.done / self.total if self.total else 1.0
+
+    @property
+    def ended(self) -> bool:
+        return self.done >= self.total
+
+    @property
+    def rate(self) -> float:
+        elapsed = trio.current_time() - self.begun
+        return self.done / elapsed if elapsed else 0.0
+
+    def line(self) -> str:
+        left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
+        return (
+            f"{self.name}: {self.share:.0%}, {format_size(self.done)} of {format_size(self.total)} read "
+            f"at {format_size(self.rate)}/s{left}"
+        )
+
+
+@dataclass
+class RunningVerification(Running):
+    """The packs of a repository that are being read."""
+
+    name: str = "packs"
+    done: int = 0
+    total: int = 0
+
+    def reached(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+
+@dataclass
+class RunningDisk(Running):
     """A disk that is being read. `job` is empty where one job runs at a time."""
 
     disk: DiskSize
     report: PipelineReport[Any]
     job: str = ""
-    begun: float = field(default_factory=trio.current_time)
 
     @property
     def name(self) -> str:
@@ -68,33 +120,20 @@ class RunningDisk:
 
     @property
     def share(self) -> float:
-        """How much is done, from 0 to 1."""
-        if self.total:
-            return self.done / self.total
-        return self.report.position / self.disk.capacity if self.disk.capacity else 1.0
+        if self.total or not self.disk.capacity:
+            return super().share
+        return self.report.position / self.disk.capacity
 
     @property
     def ended(self) -> bool:
         return self.report.position >= self.disk.capacity
 
-    @property
-    def rate(self) -> float:
-        elapsed = trio.current_time() - self.begun
-        return self.done / elapsed if elapsed else 0.0
-
-    def line(self) -> str:
-        left = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
-        return (
-            f"{self.name}: {self.share:.0%}, {format_size(self.done)} of {format_size(self.total)} read "
-            f"at {format_size(self.rate)}/s{left}"
-        )
-
 
 class Watch:
-    """The disks that progress is shown of."""
+    """What progress is shown of."""
 
     def __init__(self) -> None:
-        self.running: list[RunningDisk] = []
+        self.running: list[Running] = []
 
     def of(self, job: str = "") -> DiskWatch:
         """A watch for `Job.run`. `job` stands before the disk's name where several jobs run at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
-from vadpipe.repository.verify import Finding, VerifyReport
+from vadpipe.repository.verify import Budget, Finding, VerifyReport
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
@@ -31,10 +32,11 @@ from .findings import stored_preflight_lines
 from .manifest import MANIFEST_NAME, write_new
 from .output import error_lines, report, show, table
 from .process import run_async
-from .progress import show_progress
-from .verdict import stored_verdict_lines
+from .progress import RunningVerification, show_progress
+from .verdict import quiescing_lines
 
 _NAMED = 5  # VMs or disks that a line names
+_DAMAGED = 20  # lines of damaged files
 force_option = click.option("--force", is_flag=True, help="Replace files that exist already.")
 
 
@@ -101,7 +103,7 @@ def show_point(
             write_new(extract / name, reader.read_document(found, name), replace=force)
     if manifest is not None:
         _extract_manifest(reader, found, manifest, force)
-    show(found.as_dict(), _point_lines(found), as_json)
+    show(found, _point_lines(found), as_json)
 
 
 def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path, force: bool) -> None:
@@ -157,16 +159,39 @@ def restore(
 
 @click.command(cls=OnRepository)
 @repository_argument
+@click.option("--point", metavar="POINT", help="Only what this restore point needs.")
+@vm_option
+@click.option("--budget", metavar="SHARE|SIZE", help="Read packs at random up to e.g. 10% or 5GiB.")
+@click.option("--seed", type=int, help="Draw the packs of --budget again as the run with this seed did.")
 @json_option
-def verify(repository: Path, as_json: bool) -> int:
-    """Read everything in a repository back, and prove that it can be restored."""
+def verify(
+    repository: Path, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
+) -> int:
+    """Read everything in a repository back, and prove that it can be restored.
+
+    --point and --budget read less of the packs. The index and the maps are read in any case.
+    """
+    if seed is not None and budget is None:
+        raise ConfigError(
+            "--seed means nothing without --budget.", remedy="Add --budget, or leave --seed out."
+        )
+    drawn = None
+    if budget is not None:
+        drawn = Budget(budget, secrets.randbelow(1 << 32) if seed is None else seed)
 
     async def work() -> VerifyReport:
-        async with open_repository(repository) as reader:
-            return await verify_repository(reader)
+        async with open_repository(repository) as reader, show_progress(as_json) as progress:
+            points = None
+            if point is not None:
+                points = [_resolve(reader, point, vm)]
+            elif vm is not None:
+                points = _points_of(reader, vm)
+            running = RunningVerification()
+            progress.running.append(running)
+            return await verify_repository(reader, points=points, budget=drawn, progress=running.reached)
 
     report = run_async(work)
-    show(report.as_dict(), [report.lines()[0], *_damage_lines(report)], as_json)
+    show(report, [report.summary(), *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
 
 
@@ -176,7 +201,7 @@ def _damage_lines(report: VerifyReport) -> list[str]:
     for found in report.damages:
         by_file.setdefault(found.file, []).append(found)
     lines = []
-    for file, damages in by_file.items():
+    for file, damages in list(by_file.items())[:_DAMAGED]:
         hits = sorted({f"{hit.what} of point {hit.point}" for damage in damages for hit in damage.hits})
         size = sum(hit.length for damage in damages for hit in damage.hits)
         more = f" and {len(hits) - _NAMED} more" if len(hits) > _NAMED else ""
@@ -185,6 +210,8 @@ def _damage_lines(report: VerifyReport) -> list[str]:
         )
         places = "" if len(damages) == 1 else f"{counted(len(damages), 'damaged place')}, the first at "
         lines.append(f"{file}: {places}byte {damages[0].position}: {damages[0].problem}{lost}")
+    if len(by_file) > _DAMAGED:
+        lines.append(f"{counted(len(by_file) - _DAMAGED, 'more damaged file')}; --json lists all.")
     return lines
 
 
@@ -277,10 +304,8 @@ def _point_lines(point: RestorePoint) -> list[str]:
     quiescing = point.quiescing
     lines = [
         _point_line(point),
-        f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
-        *(f"    {reason}" for reason in quiescing.reasons),
+        *quiescing_lines(quiescing.asked, quiescing.reached, quiescing.reasons, quiescing.verdict),
         *stored_preflight_lines(point.preflight),
-        *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""

@@ -95,13 +95,14 @@ class Nbd:
 
     @asynccontextmanager
     async def open(
-        self, access: HasPath | None = None, pool: BufferPool | None = None
+        self, access: HasPath | None = None, pool: BufferPool | None = None, key: str = ""
     ) -> AsyncIterator[NbdDisk]:
         """Open an export for reading, and disconnect at the end.
 
         Args:
             access: Names the export where the settings do not.
             pool: The disk is read into buffers of this pool; None: a pool of its own.
+            key: Names the disk; empty: the export's name does, or the server's.
 
         Raises:
             NbdError: The server cannot be reached, or has no such export.
@@ -109,7 +110,7 @@ class Nbd:
         name = self.export or (access.path if access is not None else "")
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            disk = NbdDisk(self, name, pool or BufferPool(), nursery)
+            disk = NbdDisk(self, name, pool or BufferPool(), nursery, key)
             try:
                 await disk.connect()
                 yield disk
@@ -304,9 +305,11 @@ class NbdDisk:
 
     change_id: None = None
 
-    def __init__(self, settings: Nbd, name: str, pool: BufferPool, nursery: trio.Nursery) -> None:
-        self.key = name or settings.server
-        self.label = name.rpartition("/")[2] or settings.server
+    def __init__(
+        self, settings: Nbd, name: str, pool: BufferPool, nursery: trio.Nursery, key: str = ""
+    ) -> None:
+        self.key = key or name or settings.server
+        self.label = key or name.rpartition("/")[2] or settings.server
         self.pool = pool
         self.capacity = 0
         self.reconnects = 0

@@ -103,10 +103,8 @@ def machine_directory(uuid: str) -> str:
 DIRECTORY_MODE = 0o700
 
 _REMEDIES = {
-    **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-        "Free space there (or raise the quota or file size limit) and run again.",
-    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space there, or raise the quota, and run again."),
+    errno.EFBIG: "Raise the limit of file sizes (`ulimit -f`) and run again.",
     **dict.fromkeys(
         (errno.EACCES, errno.EPERM, errno.EROFS),
         "Give this user the right to do so, or choose another target.",

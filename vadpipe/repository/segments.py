@@ -213,9 +213,9 @@ class Segment:
         ids: Digests = self._take(FRAMES, frame)["id"]
         return ids
 
-    def chunks_of(self, frame: int) -> int:
-        """How many chunks a frame has."""
-        return int(self._take(FRAMES, np.array([frame]))["chunks"][0])
+    def chunks_of(self, frame: Rows) -> int:
+        """How many chunks these frames have together."""
+        return int(self._take(FRAMES, frame)["chunks"].sum(dtype=np.int64))
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""

@@ -2,23 +2,25 @@
 
 Packs come first: each frame is read, decoded and its chunks are proved, once however many points use it. Then
 the maps: they say which points, disks and bytes a damaged frame hits. Nothing stops at the first damage.
+
+A verification may be limited to the frames that some points need, and to a budget of packs drawn at random. The
+index, the maps and the documents are read in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import trio
 
-from pipeline import (
-    CLUSTER,
-    IntegrityError,
-    MoverError,
-    format_size,
-)
+from pipeline import CLUSTER, ConfigError, GiB, IntegrityError, KiB, MiB, MoverError, TiB, format_size
+from vadpipe.words import counted
 
 from .config import Config
 from .disk_map import PAGE, PageMap
@@ -59,25 +61,60 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """How much of the packs to read: a share of their bytes, or bytes. The seed decides which packs."""
+
+    text: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.of(0)
+
+    def of(self, total: int) -> int:
+        """The bytes to read. Raises ConfigError for what is no budget."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%|B|KiB|MiB|GiB|TiB)", self.text)
+        amount = float(found[1]) if found else 0
+        if found is None or not amount or (found[2] == "%" and amount > 100):
+            raise ConfigError(
+                f"{self.text!r} is no budget.", remedy="Write a share like 10%, or a size like 5GiB."
+            )
+        units = {"%": total / 100, "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
+        return int(amount * units[found[2]])
+
+
+@dataclass(frozen=True)
 class VerifyReport:
-    """What was read: `bytes` of decoded frames. `damages` is empty when all is as it was written."""
+    """What was read: `bytes` of decoded frames. `damages` is empty when all of that is as it was written.
+
+    `unread_packs` and `unread_bytes` were left out by the budget, whose packs were drawn with `seed`.
+    """
 
     points: int
     packs: int
     frames: int
     bytes: int
     damages: tuple[Finding, ...]
+    unread_packs: int = 0
+    unread_bytes: int = 0
+    seed: int | None = None
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+    def summary(self) -> str:
+        """One line for people."""
+        words = (
+            counted(self.points, "point"),
+            counted(self.packs, "pack"),
+            counted(self.frames, "frame"),
+            f"{format_size(self.bytes)} read back",
+        )
+        found = counted(len(self.damages), "damaged place") if self.damages else "all sound"
+        drawn = "" if self.seed is None else f" (seed {self.seed})"
+        left = f"{counted(self.unread_packs, 'pack')} with {format_size(self.unread_bytes)}"
+        unread = f" Not read: {left}{drawn}." if self.unread_packs else ""
+        return f"{', '.join(words)}: {found}.{unread}"
 
     def lines(self) -> list[str]:
-        """For people."""
-        size = format_size(self.bytes)
-        read = f"{self.points} points, {self.packs} packs, {self.frames} frames, {size} read back"
-        if not self.damages:
-            return [f"{read}: all sound."]
-        lines = [f"{read}: {len(self.damages)} damaged places."]
+        """The summary, and every damaged place with all that it hits."""
+        lines = [self.summary()]
         for found in self.damages:
             lines.append(f"{found.file}, byte {found.position}: {found.problem}")
             lines += [
@@ -87,24 +124,60 @@ class VerifyReport:
         return lines
 
 
-async def verify(reader: RepositoryReader, *, workers: int = 2) -> VerifyReport:
-    """Read everything that `reader` knows of. Memory: a few frames per worker; 32 bytes per map page."""
+async def verify(
+    reader: RepositoryReader,
+    *,
+    points: Sequence[RestorePoint] | None = None,
+    budget: Budget | None = None,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Read back what `reader` knows of. Memory: a few frames per worker; 32 bytes per map page.
+
+    Args:
+        points: only the frames that these points need; None: everything.
+        budget: how much of the packs to read; None: all.
+        progress: is told the stored bytes that were read so far, and all that will be read.
+    """
     work = _Verification(reader)
     await trio.to_thread.run_sync(work.check_index)
-    packs = iter(await trio.to_thread.run_sync(work.packs))
+    chosen = await trio.to_thread.run_sync(work.choose, points, budget)
+    total, done = sum(pack.size for pack in chosen), 0
+    packs = iter(chosen)
 
     async def check_packs() -> None:
-        for name, expected in packs:
-            work.add(await trio.to_thread.run_sync(check_pack, reader.layout, reader.config, name, expected))
+        nonlocal done
+        for pack in packs:
+            work.add(await trio.to_thread.run_sync(check_pack, reader.layout, reader.config, pack))
+            done += pack.size
+            if progress is not None:
+                progress(done, total)
 
+    if progress is not None:
+        progress(0, total)
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
             nursery.start_soon(check_packs)
-    await trio.to_thread.run_sync(work.check_rows)
-    await trio.to_thread.run_sync(work.check_leftovers)
-    for point in reader.points:
+    if points is None:
+        await trio.to_thread.run_sync(work.check_rows)
+        await trio.to_thread.run_sync(work.check_leftovers)
+        await trio.to_thread.run_sync(work.check_chains)
+    for point in reader.points if points is None else points:
         await trio.to_thread.run_sync(work.check_point, point)
-    return work.report()
+    return work.report(budget)
+
+
+@dataclass
+class _Pack:
+    """A pack to be read: what the index lists in it, and its size in bytes.
+
+    `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
+    """
+
+    name: str
+    listed: list[_Listing] = field(default_factory=list)
+    size: int = 0
+    needed: set[int] | None = None
 
 
 @dataclass
@@ -126,16 +199,16 @@ class _PackReport:
         self.rows[segment] = before[0] + right, before[1] + unknown
 
 
-def check_pack(layout: Layout, config: Config, name: str, expected: Sequence[_Listing]) -> _PackReport:
-    """Read every frame of a pack: those of its own table, and those that the index expects in it.
+def check_pack(layout: Layout, config: Config, pack: _Pack) -> _PackReport:
+    """Read the frames of a pack: those of its own table, and those that the index expects in it.
 
     Every frame is compared with the rows that the index has of its chunks.
     """
-    report = _PackReport(layout.pack(name))
+    name, report = pack.name, _PackReport(layout.pack(pack.name))
     frames: dict[int, FrameAddress] = {}
     listed: dict[int, list[tuple[Segment, int]]] = {}
     try:
-        for segment, rows in expected:
+        for segment, rows in pack.listed:
             for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
                 listed.setdefault(address.offset, []).append((segment, row))
                 if frames.setdefault(address.offset, address) != address:
@@ -146,6 +219,8 @@ def check_pack(layout: Layout, config: Config, name: str, expected: Sequence[_Li
     except Damage as damage:
         report.problem = str(damage)
     for offset, address in sorted(frames.items()):
+        if pack.needed is not None and offset not in pack.needed:
+            continue
         try:
             frame = read_frame(layout, address, config.keys)
             report.bytes += len(decode(frame, config.keys))
@@ -153,7 +228,7 @@ def check_pack(layout: Layout, config: Config, name: str, expected: Sequence[_Li
         except Damage as damage:
             report.damaged.append((address, str(damage)))
             for segment, row in listed.get(offset, ()):
-                report.count(segment, 0, segment.chunks_of(row))
+                report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
         place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(offset, ()):
@@ -177,7 +252,8 @@ class _Verification:
 
     def __init__(self, reader: RepositoryReader) -> None:
         self._reader = reader
-        self._frames = self._bytes = self._packs = 0
+        self._points = self._packs = self._frames = self._bytes = 0
+        self._unread_packs = self._unread_bytes = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
         self._rows: dict[Segment, tuple[int, int]] = {}
@@ -192,13 +268,57 @@ class _Verification:
         for error in self._reader.index.damaged[held:]:
             self._wound_of(error)
 
-    def packs(self) -> list[tuple[str, list[_Listing]]]:
-        """Every pack that the index names, with the frames that the index expects in it."""
-        listings: dict[str, list[_Listing]] = {}
+    def choose(self, points: Sequence[RestorePoint] | None, budget: Budget | None) -> list[_Pack]:
+        """The packs to read, of those that the index names. The budget leaves no missing pack out."""
+        packs: dict[str, _Pack] = {}
         for segment in self._reader.index.segments:
             for name, frames in segment.frames_by_pack().items():
-                listings.setdefault(name, []).append((segment, frames))
-        return sorted(listings.items())
+                packs.setdefault(name, _Pack(name)).listed.append((segment, frames))
+        if points is not None:
+            self._need(points, packs)
+            packs = {name: pack for name, pack in packs.items() if pack.needed}
+        else:
+            for pack in packs.values():
+                with suppress(OSError):
+                    pack.size = self._reader.layout.pack(pack.name).stat().st_size
+        chosen = [pack for _, pack in sorted(packs.items())]
+        if budget is None:
+            return chosen
+        random.Random(budget.seed).shuffle(chosen)
+        left = budget.of(sum(pack.size for pack in chosen))
+        read: list[_Pack] = []
+        for pack in chosen:
+            if left > 0 or not pack.size:
+                read.append(pack)
+                left -= pack.size
+            else:
+                self._leave_out(pack)
+        return read
+
+    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, _Pack]) -> None:
+        """Note which frames the points need. What keeps a map from being read is found by `check_point`."""
+        for point in points:
+            for disk in point.disks:
+                with suppress(IntegrityError):
+                    for address in self._frames_of(point, disk):
+                        pack = packs[address.pack]
+                        pack.needed = pack.needed or set()
+                        if address.offset not in pack.needed:
+                            pack.needed.add(address.offset)
+                            pack.size += address.size
+
+    def _frames_of(self, point: RestorePoint, disk: StoredDisk) -> Iterator[FrameAddress]:
+        digests = self._reader.page_digests(point, disk)
+        for number in np.flatnonzero(digests.any(axis=1)).tolist():
+            with suppress(IntegrityError):
+                page = self._reader.page(point, disk, number, digests[number].tobytes())
+                yield from filter(None, self._reader.addresses(page))
+
+    def _leave_out(self, pack: _Pack) -> None:
+        self._unread_packs += 1
+        self._unread_bytes += pack.size
+        for segment, frames in pack.listed:
+            self._count(segment, 0, segment.chunks_of(frames))
 
     def add(self, report: _PackReport) -> None:
         self._packs += 1
@@ -207,10 +327,13 @@ class _Verification:
         if report.problem:
             self._wound(str(report.path), 0, report.problem)
         for segment, (right, unknown) in report.rows.items():
-            before = self._rows.get(segment, (0, 0))
-            self._rows[segment] = before[0] + right, before[1] + unknown
+            self._count(segment, right, unknown)
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(str(report.path), address.offset, problem)
+
+    def _count(self, segment: Segment, right: int, unknown: int) -> None:
+        before = self._rows.get(segment, (0, 0))
+        self._rows[segment] = before[0] + right, before[1] + unknown
 
     def check_rows(self) -> None:
         """After all packs: every row of the index says what a frame holds."""
@@ -243,12 +366,18 @@ class _Verification:
         run_id = run_of(path)
         return run_id is not None and self._reader.layout.lock(run_id).exists()
 
+    def check_chains(self) -> None:
+        """The points that others were made from."""
+        known = {point.id for point in self._reader.points}
+        for point in self._reader.points:
+            if point.previous is not None and point.previous not in known:
+                file = str(self._reader.layout.point(point.machine.uuid, point.previous))
+                problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
+                self._wound(file, 0, problem)
+
     def check_point(self, point: RestorePoint) -> None:
-        """Follow the maps of a point's disks, read its documents, and look for the point that it was made from."""
-        if point.previous is not None and all(other.id != point.previous for other in self._reader.points):
-            file = str(self._reader.layout.point(point.machine.uuid, point.previous))
-            problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
-            self._wound(file, 0, problem)
+        """Follow the maps of a point's disks, and read its documents."""
+        self._points += 1
         for disk in point.disks:
             self._check_disk(point, disk)
         for name, document in point.documents.items():
@@ -257,13 +386,21 @@ class _Verification:
             except IntegrityError as error:
                 self._hit(self._wound_of(error), point, f"document {name}", 0, document.length)
 
-    def report(self) -> VerifyReport:
+    def report(self, budget: Budget | None) -> VerifyReport:
         damages = [
             Finding(wound.file, wound.position, wound.problem, tuple(wound.hits))
             for _, wound in sorted(self._wounds.items())
         ]
-        points = len(self._reader.points)
-        return VerifyReport(points, self._packs, self._frames, self._bytes, tuple(damages))
+        return VerifyReport(
+            points=self._points,
+            packs=self._packs,
+            frames=self._frames,
+            bytes=self._bytes,
+            damages=tuple(damages),
+            unread_packs=self._unread_packs,
+            unread_bytes=self._unread_bytes,
+            seed=budget.seed if budget else None,
+        )
 
     def _check_disk(self, point: RestorePoint, disk: StoredDisk) -> None:
         try:

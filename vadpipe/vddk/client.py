@@ -85,8 +85,12 @@ class Redaction:
             for part in parts
             for form in (part, quote(part, safe=""), html.escape(part), repr(part)[1:-1])
         }
-        usable = sorted((form for form in forms if len(form) >= wire.SHORTEST_SECRET), key=len, reverse=True)
-        self._secret = re.compile("|".join(map(re.escape, usable))) if usable else None
+        patterns = [
+            re.escape(form) if len(form) >= wire.SHORTEST_SECRET else rf"(?<!\w){re.escape(form)}(?!\w)"
+            for form in sorted(forms, key=len, reverse=True)
+            if form
+        ]
+        self._secret = re.compile("|".join(patterns)) if patterns else None
 
     def __call__(self, text: str) -> str:
         if self._secret is not None:

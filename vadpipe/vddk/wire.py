@@ -29,6 +29,4 @@ PIPE_BUF = 4096  # Linux; POSIX guarantees 512
 PART_SIZE = PIPE_BUF - RECORD.size
 FAREWELL = 0  # id of the last ANSWER: times of all library calls, and how many disks Cleanup left attached
 
-SHORTEST_SECRET = (
-    6  # characters; replacing shorter ones in a log would hit parts of words, and give them away
-)
+SHORTEST_SECRET = 6  # characters; a shorter one is replaced where it stands alone: it is part of many words

@@ -15,19 +15,23 @@ _LINE = re.compile(r'(?P<key>[^\s="]+)\s*=\s*"?(?P<value>.*?)"?')
 _ESCAPE = re.compile(r"\|([0-9a-fA-F]{2})")  # how the format writes a quotation mark, a bar or a control
 _DEVICE = re.compile(r"((?:scsi|sata|nvme|ide)\d+:\d+)\.filename")
 
-# Settings whose values are or may hold secrets: guestinfo carries cloud-init user data, encryption the wrapped
-# keys.
+# Settings whose values are or may hold secrets. guestinfo carries vApp properties and cloud-init user data,
+# machine.id whatever a provisioning script was given, encryption and vtpm wrapped keys, vnc.key a password.
 _SECRET = re.compile(
-    r"^guestinfo\.|^encrypt|^vtpm|passw(or)?d|passphrase|secret|token|cookie|credential|ticket|private_?key"
-    r"|vnc\.key|keysafe|datafilekey|\.cryptokey",
+    r"^guestinfo\.|^machine\.id$|^encrypt|^vtpm|^crypto|^cloud-?init|user-?data"
+    r"|pass(w(or)?d|phrase|code)|\bpwd|pwd$|secret|token|cookie|credential|ticket|authori[sz]ation|vnc\.key"
+    r"|(private|access|api|crypto|data_?file|license|shared)[._-]?key|key_?safe|\bpsk\b",
     re.IGNORECASE,
 )
+
+# Values that are secrets under any name: a private key, a URI with a password.
+_SECRET_VALUE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@")
 REDACTED = "(not stored: it may be a secret)"
 
 
 def redacted(key: str, value: str) -> str:
     """The value of a setting of a .vmx or of extraConfig, or `REDACTED` where it may be a secret."""
-    return REDACTED if value and _SECRET.search(key) else value
+    return REDACTED if value and (_SECRET.search(key) or _SECRET_VALUE.search(value)) else value
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from pipeline.errors import (
-    ConfigError,
-    SinkError,
-    SnapshotLeaked,
-    TransferFailed,
-)
+from pipeline import DiskReceipt
+from pipeline.errors import ConfigError, SinkError, TransferFailed
+from pipeline.job import DiskRun
+from pipeline.meters import PipelineReport, StageMeter
+from vadpipe.cli.main import main
 from vadpipe.cli.output import error_lines, exit_code
+from vadpipe.cli.run import disk_lines
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 
 CONFIG = """
 import trio
@@ -69,6 +70,25 @@ def test_run_tells_people_in_plain_lines(config):
 
 
 @pytest.mark.slow
+def test_a_verbose_run_shows_where_the_time_of_each_stage_went(config):
+    assert "STARVED" not in vadpipe("run", config).stdout
+    shown = vadpipe("run", "-v", config).stdout.splitlines()
+    header = next(at for at, line in enumerate(shown) if "STAGE" in line)
+    assert shown[header].split() == ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"]
+    stages = [line.split() for line in shown[header + 1 : header + 4]]
+    assert [name for name, *_ in stages] == ["AllocatedExtents", "ReadSpans", "Count"]
+    assert all(share.endswith("%") for _, *shares, _, _ in stages for share in shares)
+
+
+def test_figures_of_a_large_disk_fit_80_columns():
+    receipt = DiskReceipt("scsi0:0", "a disk", 16 << 40, "", *[999 << 30] * 7)
+    run = DiskRun(
+        receipt, PipelineReport([StageMeter("ReadSpans")], 3600.0), "full", "", 999 << 30, 999 << 30
+    )
+    assert max(map(len, disk_lines(run))) <= 80
+
+
+@pytest.mark.slow
 def test_run_gives_machines_one_document_and_events_as_lines(config, tmp_path):
     events = tmp_path / "events.jsonl"
     done = vadpipe("run", config, "--json", "--events", events)
@@ -115,6 +135,31 @@ def test_an_error_in_json_is_a_document_too(config):
     done = vadpipe("run", config, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["errors"]
+
+
+def test_a_failed_job_tells_its_errors_and_what_was_found_before(config, capsys):
+    telling = """
+class Telling(FakeMachine):
+    @asynccontextmanager
+    async def capture(self):
+        async with super().capture() as capture:
+            yield replace(capture, remarks=["A disk is excluded."], attention=["No lock."])
+"""
+    config.write_text(
+        "from contextlib import asynccontextmanager\nfrom dataclasses import replace\n"
+        + CONFIG.replace("import DiskReceipt", "import SinkError, DiskReceipt")
+        .replace("def path", f"{telling}\ndef path")
+        .replace("Job(FakeMachine", "Job(Telling")
+        .replace("        async for", "        raise SinkError('The disk is full.')\n        async for")
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(config), "--json"])
+    [failed] = json.loads(capsys.readouterr().out)["jobs"]
+    assert (ended.value.code, failed["exit_code"]) == (1, 1)
+    [error] = failed["errors"]
+    assert error["text"] == "The disk is full."
+    assert error["notes"] == ["in stage Count, after 0 B", "disk pattern scsi0:0 (scsi0:0)"]
+    assert (failed["attention"], failed["remarks"]) == (["No lock."], ["A disk is excluded."])
 
 
 @pytest.mark.slow

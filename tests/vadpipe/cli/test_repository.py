@@ -1,6 +1,8 @@
 """The commands of repositories as users call them: the table of points, `latest`, VADPIPE_REPOSITORY."""
 
 import json
+import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import NAMESPACE_DNS, uuid5
@@ -13,8 +15,12 @@ from pipeline import Job, MachineId
 from pipeline.errors import ConfigError
 from pipeline.testing.fakes import FakeMachine
 from tests.vadpipe.repository import repository_kit as kit
+from vadpipe.cli import progress
+from vadpipe.cli import repository as repository_commands
 from vadpipe.cli.commands import vadpipe
 from vadpipe.repository.store import Repository
+
+verification = sys.modules["vadpipe.repository.verify"]
 
 
 class Named(FakeMachine):
@@ -91,3 +97,87 @@ def test_the_repository_may_come_from_the_environment(repository, monkeypatch):
 def test_an_empty_repository_says_so(tmp_path):
     call("init", tmp_path / "new")
     assert call("points", tmp_path / "new") == "The repository has no restore points.\n"
+
+
+def packs_of(repository):
+    """The pack of `fake`, and that of the other VM, as their runs come in time."""
+    return sorted((repository / "packs").rglob("*.pack"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_of_a_point_reads_what_the_point_needs(repository):
+    mine, other = packs_of(repository)
+    damage(other)
+    assert call("verify", repository, "--point", "latest", "--vm", "fake").startswith("1 point, 1 pack, ")
+    report = json.loads(call("verify", repository, "--vm", "fake", "--json"))
+    assert (report["points"], report["damages"]) == (1, [])
+    damage(mine)
+    (found,) = json.loads(call("verify", repository, "--vm", "fake", "--json"))["damages"]
+    assert found["file"] == str(mine)
+    assert found["hits"]
+
+
+def test_verify_with_a_budget_says_what_it_did_not_read(repository):
+    line = call("verify", repository, "--budget", "10%", "--seed", "7")
+    assert line.startswith("2 points, 1 pack, ")
+    assert line.endswith("(seed 7).\n")
+    assert "Not read: 1 pack with 1.0 MiB" in line
+
+
+def test_the_seed_of_a_budget_decides_which_packs_are_read(repository):
+    damage(packs_of(repository)[0])
+    found = {
+        seed: [
+            json.loads(call("verify", repository, "--budget", "1B", "--seed", seed, "--json"))["damages"]
+            != []
+            for _ in range(2)
+        ]
+        for seed in range(8)
+    }
+    assert {tuple(each) for each in found.values()} == {(True, True), (False, False)}
+
+
+def test_a_budget_never_leaves_out_a_missing_pack(repository):
+    packs_of(repository)[0].unlink()
+    for seed in range(4):
+        assert json.loads(call("verify", repository, "--budget", "1B", "--seed", seed, "--json"))["damages"]
+
+
+@pytest.mark.parametrize("budget", ["", "0%", "101%", "ten", "5 GB", "-1MiB"])
+def test_what_is_no_budget_is_refused(repository, budget):
+    with pytest.raises(ConfigError, match="is no budget"):
+        call("verify", repository, "--budget", budget)
+
+
+def test_a_seed_without_a_budget_is_refused(repository):
+    with pytest.raises(ConfigError, match="means nothing without --budget"):
+        call("verify", repository, "--seed", "1")
+
+
+def test_verify_prints_a_line_per_damaged_file_up_to_a_limit(repository, monkeypatch):
+    monkeypatch.setattr(repository_commands, "_DAMAGED", 1)
+    for pack in packs_of(repository):
+        damage(pack)
+    summary, first, rest = call("verify", repository).splitlines()
+    assert "2 damaged places" in summary
+    assert first.startswith(str(repository / "packs"))
+    assert rest == "1 more damaged file; --json lists all."
+
+
+def test_verify_shows_its_progress(repository, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_S", 0.001)
+    monkeypatch.setattr(verification, "check_pack", slowly(verification.check_pack))
+    assert "packs: " in call("verify", repository)
+
+
+def slowly(function):
+    def call_later(*arguments):
+        time.sleep(0.05)
+        return function(*arguments)
+
+    return call_later

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from tests.conftest import NIGHTLY, command
+from tests.conftest import NIGHTLY, Running, command
 
 pytestmark = pytest.mark.slow
 
@@ -20,37 +21,6 @@ from dataclasses import replace
 found = runpy.run_path({nightly!r})["job"]
 jobs = [found, replace(found, name="second")]
 """
-
-
-class Running:
-    """A run in a process of its own, with its events."""
-
-    def __init__(self, lab, tmp_path, *arguments, config=NIGHTLY):
-        self.events = tmp_path / "events.jsonl"
-        self.process = subprocess.Popen(
-            command("run", config, "--events", self.events, *arguments),
-            env={**os.environ, **lab.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, kind, within_s=30):
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if self.events.exists() and f'"event": "{kind}"' in self.events.read_text():
-                return
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.01)
-        pytest.fail(f"no event {kind!r} within {within_s} s")
-
-    def told(self):
-        return [json.loads(line) for line in self.events.read_text().splitlines()]
-
-    def end(self):
-        output, errors = self.process.communicate(timeout=60)
-        assert "Traceback" not in errors, errors
-        return output, errors
 
 
 @pytest.fixture
@@ -88,7 +58,11 @@ def test_a_signal_while_reading_removes_the_snapshot_and_the_data(small_lab, sta
     _, errors = running.end()
     assert running.process.returncode == 130, errors
     assert f"vadpipe: Stopping on {number.name}. web01: " in errors
-    assert "its snapshot, if it has one, is removed" in errors
+    [told] = re.findall(
+        r"web01: what was stored for it is discarded; its snapshot '(.*)' is removed\.", errors
+    )
+    begun = [event for event in running.told() if event["event"] == "snapshot begun"]
+    assert [event["snapshot"] for event in begun] == [told]
     assert leftovers(small_lab) == NOTHING
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vadpipe.lab.faults.crash_states import build_recorder, campaign
+from vadpipe.lab.faults.crash_states import build_recorder, campaign, recorded
 from vadpipe.lab.faults.operations import Operation, Record, read_log
 from vadpipe.lab.vddk_build import CompilerMissing
 
@@ -57,6 +57,7 @@ import os, sys
 root = sys.argv[1]
 os.mkdir(root + "/tmp")
 file = os.open(root + "/tmp/x", os.O_CREAT | os.O_RDWR)
+os.write(os.open(root + "/tmp", os.O_TMPFILE | os.O_RDWR), b"without a name")
 os.write(file, b"one")
 os.writev(file, [b"two", b"three"])
 os.pwrite(file, b"X", 0)
@@ -97,6 +98,18 @@ def test_the_recorder_sees_what_a_process_does_below_its_directory(tmp_path):
         ("u", 0, "y", "", b""),
         ("!", 0, "said so", "", b""),
     ]
+
+
+@pytest.mark.slow
+def test_the_recorded_history_sweeps_twice_at_once_and_merges_segments(tmp_path):
+    try:
+        record = recorded(tmp_path, seed=1)
+    except CompilerMissing as exc:
+        pytest.skip(str(exc))
+    merged = [each for each in record.operations if each.kind == "r" and "index/merged/" in each.second]
+    assert len(merged) >= 2
+    swept = [each.path for each in record.operations if each.kind == "u" and each.path.startswith("packs/")]
+    assert len(swept) == 3  # packs of the runs that were killed or failed
 
 
 @pytest.mark.slow

@@ -5,15 +5,18 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import trio
 import xxhash
 
-from pipeline import CLUSTER, IntegrityError, KiB, MiB, MoverError, SinkError, TransferFailed
+from pipeline import CLUSTER, IntegrityError, KiB, MiB, MoverError, SinkError, TransferFailed, Unchanged
 from pipeline.errors import leaves
+from pipeline.testing.fakes import Items
 from tests.vadpipe.repository.repository_kit import (
+    MACHINE,
     MemoryDisk,
     backup,
     full_path,
@@ -21,9 +24,10 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.repository import Repository, open_repository, verify
+from vadpipe.repository import IntoRepository, Repository, open_repository, verify
 from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Layout
+from vadpipe.repository.files import Damage, Layout
+from vadpipe.repository.packs import addresses, read_frame, read_table
 from vadpipe.repository.restore_point import encode, read_point
 from vadpipe.repository.segments import CHUNKS, FRAMES, HEADS, Segment, write_segment
 
@@ -280,3 +284,47 @@ async def restore_all(reader):
 
     for point in reader.points:
         await (Flow(ReadPoint(reader, point, "scsi0:0")) | NullSink()).run()
+
+
+@pytest.fixture
+def wrong_root(repository):
+    """The newest point names another root than its page list has; its seal is right."""
+    config, layout = read_config(Layout(repository.path)), Layout(repository.path)
+    path = max(layout.points.glob("*/*.json"), key=os.path.getmtime)
+    point = read_point(path, config.keys)
+    (disk,) = point.disks
+    forged = replace(disk, receipt=replace(disk.receipt, root="00" * 32))
+    path.write_bytes(encode(replace(point, disks=(forged,)), config.keys))
+    return repository
+
+
+async def test_a_page_list_that_does_not_have_the_root_is_not_restored(wrong_root):
+    async with open_repository(wrong_root.path) as reader:
+        with pytest.raises(TransferFailed) as caught:
+            await restore(reader, reader.points[-1])
+        assert "its page list does not have its root" in str(leaves(caught.value)[0])
+        assert (await verify(reader)).damages
+
+
+async def test_nothing_is_taken_over_from_a_page_list_that_does_not_have_the_root(wrong_root):
+    disk = MemoryDisk(random_bytes(3, 2 * MiB))
+    async with wrong_root.open() as store, store.begin(MACHINE) as point:
+        sink = IntoRepository(point, disk)
+        items = Items([Unchanged(0, disk.capacity)])
+        with pytest.raises(TransferFailed) as caught:
+            await (items | sink).run()
+    assert "its page list does not have its root" in str(leaves(caught.value)[0])
+
+
+def test_a_frame_in_the_place_of_another_is_damage(repository):
+    layout = Layout(repository.path)
+    config = read_config(layout)
+    rows = read_table(first_pack(layout), config.id)
+    first, second, *_ = addresses(rows, first_pack(layout).stem)
+    with pytest.raises(Damage, match="another frame is stored in its place"):
+        read_frame(layout, replace(first, id=second.id), config.keys)
+    assert read_frame(layout, first, config.keys).id == first.id
+
+
+def first_pack(layout):
+    return min(layout.packs.rglob("*.pack"), key=os.path.getmtime)

@@ -197,7 +197,7 @@ async def test_a_run_whose_pack_was_removed_publishes_nothing(repository, which)
         if which == "its own":
             await trio.to_thread.run_sync(point._run.packs.finish)
         next(repository.path.glob("packs/*/*.pack")).unlink()
-        with pytest.raises(SinkError, match=r"1 packs that this point needs are missing"):
+        with pytest.raises(SinkError, match=r"Missing, though this point needs them: 1 pack,"):
             await point.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
     assert list(repository.path.glob("points/*/*")) == points
 
@@ -412,19 +412,49 @@ async def test_no_space_while_publishing(repository, monkeypatch, step):
 
 
 async def test_the_order_of_publishing(repository, monkeypatch):
-    """Each file is flushed before it is named, and named before what refers to it."""
+    """Each file is flushed before it is named; its directory is flushed before what refers to the file is named."""
     steps = []
-    fsync, rename = os.fsync, os.rename
-    monkeypatch.setattr(os, "fsync", lambda file: (steps.append(("flush", name_of(file))), fsync(file))[1])
-    monkeypatch.setattr(os, "rename", lambda a, b: (steps.append(("name", Path(b).suffix)), rename(a, b))[1])
+    fsync, replace, link = os.fsync, os.replace, os.link
 
-    def name_of(file):
-        return Path(os.readlink(f"/proc/self/fd/{file}")).suffix
+    def flushed(file):
+        steps.append(("flush", Path(os.readlink(f"/proc/self/fd/{file}"))))
+        fsync(file)
 
+    def named(call):
+        return lambda old, new, **how: (steps.append(("name", Path(new))), call(old, new, **how))[1]
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", named(replace))
+    monkeypatch.setattr(os, "link", named(link))
     await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
-    files = [step for step in steps if step[1] in (".pack", ".idx", ".json")]
-    kinds = [".pack", ".idx", ".json"]
-    positions = {kind: (files.index(("flush", kind)), files.index(("name", kind))) for kind in kinds}
-    assert all(flush < name for flush, name in positions.values())
+
+    def positions(suffix):
+        final = next(path for what, path in steps if what == "name" and path.suffix == suffix)
+        name = steps.index(("name", final))
+        flush = next(at for at, (what, path) in enumerate(steps) if what == "flush" and path.suffix == suffix)
+        return flush, name, steps.index(("flush", final.parent), name)
+
+    pack, segment, point = map(positions, (".pack", ".idx", ".json"))
+    assert list(pack) == sorted(pack)
     # The segment is flushed as soon as it is written; it is named only when its packs are.
-    assert positions[".pack"][1] < positions[".idx"][1] < positions[".json"][1]
+    assert [*pack[1:], *segment[1:], *point] == sorted([*pack[1:], *segment[1:], *point])
+    assert segment[0] < segment[1]
+    assert steps.index(("flush", repository.path / "runs")) < pack[0]  # the lock
+
+
+def test_of_two_sweeps_at_once_one_removes(repository, monkeypatch):
+    """The lock of a sweep keeps other sweeps away, too."""
+    layout = Layout(repository.path)
+    run_id = "00" * 8
+    layout.lock(run_id).touch()
+    remove = runs_module._remove_leftovers
+    second = []
+
+    def remove_while_another_sweeps(*arguments):
+        if not second:
+            second.append(sweep(layout, bytes(16)))
+        remove(*arguments)
+
+    monkeypatch.setattr(runs_module, "_remove_leftovers", remove_while_another_sweeps)
+    assert sweep(layout, bytes(16)) == [run_id]
+    assert second == [[]]

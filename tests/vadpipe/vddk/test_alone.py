@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import ChangeTrackingInvalid, Disk, Span, Zeros
 from pipeline.buffers import BufferPool
+from pipeline.testing import check_reader
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 from tests.conftest import EXAMPLES
 from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick
@@ -60,3 +61,10 @@ async def test_an_open_disk_says_what_it_is_and_has_no_change_tracking(
         assert disk.pool is pool
         with pytest.raises(ChangeTrackingInvalid, match="has no change tracking"):
             await disk.changed("52 1b/3", 0)
+
+
+@pytest.mark.parametrize("name", ["child", "grandchild"])
+async def test_an_open_disk_keeps_the_rules_of_disks(libdir: Path, made_lab: Lab, name: str) -> None:
+    expected = made_lab.chains[name]
+    async with quick(libdir).open(DiskAccess.local(expected.leaf)) as disk:
+        await check_reader(disk, lambda offset, length: expected.raw[offset : offset + length].tobytes())

@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from tests.vadpipe.vddk.conftest import (
@@ -20,6 +19,7 @@ from tests.vadpipe.vddk.conftest import (
 )
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import VddkDisk
+from vadpipe.vddk.errors import VddkError
 
 LOST = [
     ("CRASH", "read:9"),

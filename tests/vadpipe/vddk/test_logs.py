@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import VddkError
 from pipeline.secrets import Secret
 from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, Lab, quick, whole_disk
 from vadpipe.vddk.client import PROGRAM, Redaction
+from vadpipe.vddk.errors import VddkError
 
 TICKET = "52f1a9b3-88d7-cafe"
 
@@ -126,6 +126,11 @@ def test_every_printed_form_of_a_secret_is_removed() -> None:
     )
     assert redact("Ticket = 52 f1 a9 b3 88 d7-ca fe ok") == "Ticket = *** ok"
     assert redact("The ticket expired after 30 s.") == "The ticket expired after 30 s."
+
+
+def test_a_short_secret_is_removed_where_it_stands_alone() -> None:
+    redact = Redaction({"password": "cat", "cookie": ""})
+    assert redact("login with 'cat' as concat: cat") == "login with '***' as concat: ***"
 
 
 def test_the_child_cannot_dump_core() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import ConfigError, VddkError
+from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick, whole_disk
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk import DiskAccess, VmAccess, abi
+from vadpipe.vddk.errors import VddkError
 
 ALL = sorted(abi.OPTIONAL - {"FreeConnectParams"})
 

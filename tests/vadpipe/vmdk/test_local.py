@@ -10,12 +10,12 @@ import uuid
 
 import pytest
 
-from pipeline.errors import ChangeTrackingInvalid, SourceError
+from pipeline.errors import ChangeTrackingInvalid, ConfigError, SourceError
 from pipeline.protocols import Machine
 from pipeline.units import MiB, TiB
 from stages import LocalVm
 from vadpipe.vmdk.local import LocalCapture
-from vadpipe.vmdk.vmx import REDACTED, parse_vmx
+from vadpipe.vmdk.vmx import REDACTED, parse_vmx, redacted
 
 VMX = """#!/usr/bin/vmware
 .encoding = "windows-1252"
@@ -68,6 +68,35 @@ async def test_the_vmx_names_the_machine_and_its_disks(directory):
         assert capture.disks[0].change_id is None
         with pytest.raises(ChangeTrackingInvalid):
             await capture.disks[0].changed("*", 0)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "guestinfo.userdata", "guestinfo.ovfEnv", "machine.id", "encryption.bundle", "encryptedVM.guid",
+        "RemoteDisplay.vnc.password", "RemoteDisplay.vnc.key", "vtpm.ekCRT", "dataFileKey", "crypto.profile",
+        "cloud-init.user-data", "user-data", "backup.dbPwd", "agent.api_key", "join.token", "wifi.psk",
+        "proxy.Authorization", "vmx.passphrase", "pxe.accessKey",
+    ],
+)  # fmt: skip
+def test_the_value_of_a_setting_that_may_be_a_secret_is_left_out(key):
+    assert redacted(key, "hunter2!") == REDACTED
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("displayName", "Passau"), ("keyboard.typematicMinDelay", "2000000"), ("tools.syncTime", "TRUE"),
+        ("serial0.fileName", "telnet://console:23"), ("monitor_control.restrict_backdoor", "TRUE"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_kept(key, value):
+    assert redacted(key, value) == value
+
+
+def test_a_value_that_is_a_secret_by_itself_is_left_out():
+    for value in ("https://proxy:hunter2!@host/", "-----BEGIN RSA PRIVATE KEY----- hunter2!"):
+        assert redacted("serial0.fileName", value) == REDACTED
 
 
 async def test_without_a_vmx_every_leaf_is_a_disk(directory):
@@ -224,3 +253,37 @@ def test_a_thin_disk_of_8_tib_needs_no_memory_for_its_size(qemu, tmp_path):
     assert int(opening) < 64 * 1024
     assert int(asking) < 64 * 1024
     assert held.strip() == f"[({8 * TiB - 65536}, 65536)]"
+
+
+async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_point(directory):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    (directory / "data.vmdk").write_text("damaged, but nobody reads it")
+    machine = LocalVm(directory, exclude=["scsi0:1?"])
+    assert machine.effects() == ("Leaves out its disks scsi0:1?.",)
+    async with machine.capture() as capture:
+        assert [disk.key for disk in capture.disks] == ["scsi0:2"]
+        said = ["data.vmdk (scsi0:10) is left out: the configuration excludes it."]
+        assert (capture.remarks, capture.left_out, capture.attention) == (said, (), ())
+        assert capture.configuration["left_out"] == said
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (
+            ["scsi0:9"],
+            r"exclude names the disk 'scsi0:9', which Büro .* scsi0:2 \(system.vmdk\), scsi0:10 \(",
+        ),
+        (["scsi0:*"], r"exclude leaves out every disk of Büro"),
+    ],
+)
+async def test_an_exclude_that_matches_no_disk_or_every_disk_is_refused(directory, exclude, message):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    with pytest.raises(ConfigError, match=message):
+        async with LocalVm(directory, exclude=exclude).capture():
+            pass
+
+
+def test_an_exclude_that_is_one_text_is_refused():
+    with pytest.raises(ConfigError, match=r"exclude='scsi0:1' is not a list of disks"):
+        LocalVm("/vms/web01", exclude="scsi0:1")

@@ -1,9 +1,9 @@
 """`python -m vadpipe.lab.faults.crash_states --states N --seed S`: crashes of the machine, and what they leave.
 
-Backups are played in processes whose file operations are recorded: `init`, runs, one that is killed, one that
-fails, and sweeps of what these left. Then the machine crashes before each operation in turn, again and again, each
-time with another choice of what survives. In every state all that was published is restored, and the next run has
-to succeed and to leave nothing behind.
+Backups are played in processes whose file operations are recorded: `init`, runs, two that are killed, one that
+fails, sweeps of what these left (once by two sweepers at once), and merges of index segments. Then the machine
+crashes before each operation in turn, again and again, each time with another choice of what survives. In every
+state all that was published is restored, and the next run has to succeed and to leave nothing behind.
 """
 
 from __future__ import annotations

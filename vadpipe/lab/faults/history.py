@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,10 +59,15 @@ from vadpipe.repository import (
     verify,
 )
 from vadpipe.repository import index as _index
+from vadpipe.repository import merging as _merging
 from vadpipe.repository import packs as _packs
+from vadpipe.repository.config import read_config
+from vadpipe.repository.files import Layout
+from vadpipe.repository.runs import sweep
 
-# The steps, in order: one that is killed in its middle, and one that fails, stand before others that sweep.
-STEPS = ("init", "backup", "killed", "backup", "failed", "backup")
+# The steps, in order. What the first killed run leaves is swept by two sweepers at once; what the second leaves, by
+# the next backup. The last two runs merge index segments.
+STEPS = ("init", "backup", "killed", "swept", "backup", "failed", "backup", "killed", "backup")
 
 # Small files, so that one backup has several packs and index segments. A frame has at most 64 chunks.
 PACK_SIZE = MiB // 4
@@ -70,9 +77,10 @@ _POOL = BufferPool()
 
 
 def small_files() -> None:
-    """From now on packs and index segments of this process are small."""
+    """From now on this process writes small packs and index segments, and merges segments from the third on."""
     _packs.PACK_SIZE = PACK_SIZE  # type: ignore[misc]
     _index.DRAFT_ROWS = SEGMENT_ROWS  # type: ignore[misc]
+    _merging.MOST = _merging.FEWEST = 2  # type: ignore[misc]
 
 
 def disks(seed: int, step: int) -> list[PatternDisk]:
@@ -82,7 +90,7 @@ def disks(seed: int, step: int) -> list[PatternDisk]:
         PatternDisk(MiB // 2, seed=2 * seed + 1, key="scsi0:1", pool=_POOL),
     ]
     for before in range(1, step + 1):
-        made[0].write(before * 5 * MiB // 64, MiB // 4, seed=before)
+        made[0].write(before * 5 * MiB // 64, MiB // 2, seed=before)
         made[1].erase(before * MiB // 16, MiB // 16)
     return made
 
@@ -106,12 +114,12 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
 
 
 class _Killed:
-    """A disk whose machine dies at a read: `how` is called."""
+    """A disk whose machine dies at a read, as `how` says, once the run has published a pack of the other disk."""
 
-    def __init__(self, disk: PatternDisk, how: str) -> None:
-        self._disk = disk
+    def __init__(self, disk: PatternDisk, how: str, packs: Path) -> None:
         self._how = how
-        self._reads = 0
+        self._packs = packs
+        self._before = len(self._published())
         self.key, self.label, self.capacity = disk.key, disk.label, disk.capacity
         self.change_id, self.pool, self.allocated, self.changed = (
             disk.change_id,
@@ -120,8 +128,13 @@ class _Killed:
             disk.changed,
         )
 
+    def _published(self) -> list[Path]:
+        return list(self._packs.rglob("*.pack"))
+
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        await trio.sleep(0.05)  # what was read before is stored by now
+        with trio.fail_after(30):
+            while len(self._published()) == self._before:  # noqa: ASYNC110 - files send no events
+                await trio.sleep(0.01)
         if self._how == "killed":
             os._exit(0)
         raise SinkError("Injected: the disk cannot be read.")
@@ -130,13 +143,29 @@ class _Killed:
 async def back_up(repository: Repository, seed: int, step: int, how: str = "backup") -> str:
     """One backup; the id of its point."""
     system, data = disks(seed, step)
-    those: list[Disk] = [system, data if how == "backup" else _Killed(data, how)]
-    return (await Job(FakeMachine(those), path, repository, disks_at_once=1).run()).point
+    last = data if how == "backup" else _Killed(data, how, Layout(repository.path).packs)
+    return (await Job(FakeMachine([system, last]), path, repository).run()).point
 
 
 def _mark(root: Path, text: str) -> None:
     with contextlib.suppress(FileNotFoundError), open(root / ".mark" / text):
         raise AssertionError("recorder.c is not loaded")
+
+
+def _sweep_twice(root: Path) -> None:
+    """Two sweeps at once. Each lock file is one sweeper's, whichever comes first."""
+    layout, ready = Layout(root), threading.Barrier(2)
+    identity = read_config(layout).id
+
+    def sweep_once() -> list[str]:
+        ready.wait()
+        return sweep(layout, identity)
+
+    with ThreadPoolExecutor(2) as threads:
+        sweeps = [threads.submit(sweep_once) for _ in range(2)]
+    swept = [run_id for each in sweeps for run_id in each.result()]
+    if len(swept) != 1:
+        raise AssertionError(f"two sweeps removed {swept}: there was one dead run")
 
 
 def play(root: Path, seed: int, step: int) -> None:
@@ -146,6 +175,9 @@ def play(root: Path, seed: int, step: int) -> None:
     if how == "init":
         repository.init()
         _mark(root, "created")
+        return
+    if how == "swept":
+        _sweep_twice(root)
         return
     _mark(root, f"begun {step}")
     try:

@@ -76,10 +76,14 @@ static const char *below(int directory, const char *path, char *full)
     return full[root_length] ? full + root_length + 1 : "";
 }
 
+/* The path of an open file below the root. NULL for one that lies elsewhere, or has no name: no crash leaves it. */
 static const char *path_of(int file, char *full)
 {
     char link[64];
+    struct stat facts;
     ssize_t length;
+    if (fstat(file, &facts) != 0 || facts.st_nlink == 0)
+        return NULL;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     length = readlink(link, full, PATH_MAX - 1);
     if (length < 0)

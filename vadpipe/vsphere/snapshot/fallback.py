@@ -13,10 +13,8 @@ from datetime import datetime
 
 from pyVmomi import vim
 
-from pipeline.errors import QuiesceFailed
-
 from ..api.advice import Advice, advice_for, tools_status, vss_code
-from ..api.faults import VsphereError
+from ..api.faults import QuiesceFailed, VsphereError
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 from .quiesce import Quiesce, is_windows

@@ -22,9 +22,9 @@ from typing import Literal, get_args
 import trio
 from pyVmomi import vim, vmodl
 
-from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, SourceError
+from pipeline.errors import MoverError, SourceError
 
-from ..api.faults import ConnectionLost
+from ..api.faults import ConnectionLost, SnapshotError, SnapshotLeaked
 from ..api.properties import read
 from ..api.retry import backoff, retry
 from ..api.session import VcenterSession

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import get_args
 
 from pipeline.buffers import DEFAULT_POOL
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MoverError
+from vadpipe.exclude import expect_patterns
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
 from ..inventory.lookup import Vm
+from ..inventory.placement import Place, places_of
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
 from ..manifest.fetch import LATE_S, ManifestFetcher
@@ -24,6 +27,8 @@ from .capture import VsphereCapture, captured
 from .check import Check
 from .disk import DiskReader
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class VsphereVm:
@@ -32,6 +37,7 @@ class VsphereVm:
     Args:
         vm: Name, inventory path, moref or UUID; or a VM that was found before.
         reader: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
+        exclude: Keys ('scsi0:1'), labels ('Hard disk 2') or glob patterns of disks to leave out; each must match.
         quiesce: How the guest is quiesced.
         pool_size: Bytes of buffers that all disks share.
         journal: Where intents are kept; None for the user's state directory.
@@ -50,6 +56,7 @@ class VsphereVm:
     vm: str | Vm
     _: KW_ONLY
     reader: DiskReader
+    exclude: Sequence[str] = ()
     quiesce: Quiesce = field(default_factory=Quiesce.application)
     pool_size: int = DEFAULT_POOL
     journal: Journal | None = None
@@ -63,6 +70,7 @@ class VsphereVm:
     manifest_late_s: float = LATE_S
 
     def __post_init__(self) -> None:
+        expect_patterns(self.exclude)
         if self.consolidate not in get_args(Consolidate):
             raise ConfigError(
                 f"consolidate={self.consolidate!r} is not a known value.",
@@ -89,6 +97,8 @@ class VsphereVm:
         where = f"{self.name} on {self.vcenter.server}"
         quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
         sentences = [f"Takes a snapshot of {where} {quiesced}, and removes it at the end."]
+        if self.exclude:
+            sentences.append(f"Leaves out its disks {', '.join(self.exclude)}.")
         if self.lock_relocation and isinstance(self.reader, AccessReader):
             sentences.append(f"Locks {where} against Storage vMotion meanwhile, if that is a vCenter.")
         sentences += [
@@ -108,6 +118,20 @@ class VsphereVm:
         if self.quiesce.kind != "none":
             sentences += [sentence for fetcher in self.manifest for sentence in fetcher.effects()]
         return sentences
+
+
+async def places_of_machines(machines: Sequence[VsphereVm]) -> list[frozenset[Place]]:
+    """The host and the datastores of each machine now; none where its server cannot tell."""
+    found: dict[int, frozenset[Place]] = {}
+    for server, there in by_server(machines):
+        try:
+            async with server.connect() as session:
+                places = await places_of(session, [machine.vm for machine in there])
+        except MoverError as exc:
+            log.info("%s: where its VMs are is not known: %s", server.server, exc)
+            continue
+        found |= {id(machine): place for machine, place in zip(there, places, strict=True)}
+    return [found.get(id(machine), frozenset()) for machine in machines]
 
 
 def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:

@@ -7,10 +7,11 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
+from pipeline.errors import EXIT_ATTENTION, ConfigError
 from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

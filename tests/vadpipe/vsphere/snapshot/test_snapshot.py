@@ -6,17 +6,11 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    MoverError,
-    QuiesceFailed,
-    SnapshotError,
-    SnapshotLeaked,
-    leaves,
-)
+from pipeline.errors import EXIT_ATTENTION, MoverError, leaves
 from vadpipe.lab.vcenter.fault_kinds import fault_maker
 from vadpipe.lab.vcenter.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.vsphere.api.faults import QuiesceFailed, SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

@@ -9,7 +9,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import SnapshotError, SnapshotLeaked, SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import Disk, Machine
 from pipeline.units import KiB
@@ -17,7 +17,10 @@ from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vddk.access import DiskAccess
+from vadpipe.vmdk.vmx import REDACTED
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore
@@ -58,6 +61,7 @@ async def test_the_disks_read_as_they_were_when_quiesced(
     moref = add_vm(disks=2, change_tracking=True)
     guest = lab.disks(moref)[1]
     guest.write(128 * KiB, b"before" * 1000)
+    lab.guests.service.inventory.vms[moref].extra_config["guestinfo.userdata"] = "hunter2!"
     async with web01.capture() as capture:
         guest.write(128 * KiB, b"after!" * 1000)
         assert capture.machine.name == "web01"
@@ -72,7 +76,10 @@ async def test_the_disks_read_as_they_were_when_quiesced(
         await disk.read(buffer, 128 * KiB, Extents.whole(8 * KiB, 128 * KiB))
         assert bytes(buffer.array[:6000]) == b"before" * 1000
         buffer.release()
-        assert json.loads(json.dumps(dict(capture.configuration)))["name"] == "web01"
+        told = json.dumps(dict(capture.configuration))
+        assert json.loads(told)["name"] == "web01"
+        assert json.loads(told)["settings"]["guestinfo.userdata"] == REDACTED
+        assert "hunter2!" not in told
         assert capture.snapshots_left is None
     assert capture.snapshots_left == 0
     assert guest.read(128 * KiB, 6) == b"after!"
@@ -198,6 +205,40 @@ async def test_a_capture_that_cannot_open_a_disk_leaves_no_snapshot(
     assert lab.calls["RemoveSnapshot_Task"] == 1
     assert web01.journal is not None
     assert web01.journal.intents() == []
+
+
+@pytest.mark.parametrize("pattern", ["scsi0:1", "Hard disk 2", "*:1"])
+async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_point(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, pattern: str
+) -> None:
+    add_vm(disks=2)
+    async with replace(web01, exclude=[pattern]).capture() as capture:
+        assert [disk.key for disk in capture.disks] == ["scsi0:0"]
+    assert len(reader.opened) == 1
+    said = "Hard disk 2 (scsi0:1) is left out: the configuration excludes it."
+    assert list(capture.remarks).count(said) == 1
+    assert (capture.left_out, capture.attention) == ([], [])
+    assert capture.configuration["left_out"] == [said]
+
+
+async def test_an_independent_disk_that_is_excluded_needs_no_attention(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    add_vm(disks=2, traits=VmTraits(disk_mode="independent_persistent"))
+    async with web01.capture() as capture:
+        assert "Hard disk 2 (scsi0:1) is left out: it is independent" in capture.left_out[0]
+    async with replace(web01, exclude=["scsi0:1"]).capture() as capture:
+        assert capture.left_out == []
+
+
+async def test_an_exclude_that_matches_no_disk_is_refused_before_the_snapshot(
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
+) -> None:
+    add_vm(disks=2)
+    with pytest.raises(ConfigError, match=r"'scsi1:\*'.*web01.*scsi0:0 \(Hard disk 1\), scsi0:1"):
+        async with replace(web01, exclude=["scsi1:*"]).capture():
+            pass
+    assert not [call for call in lab.calls if call.startswith("CreateSnapshot")]
 
 
 async def test_a_vm_without_disks_is_an_error(lab: LabVcenter, web01: VcenterVm) -> None:

@@ -1,10 +1,12 @@
-"""How much of depth x request / latency the VDDK reader reaches, against the stand-in with a fixed latency.
+"""How fast the VDDK reader is with a given latency, against clients that read in one process.
 
-    python -m tests.vadpipe.vddk.measure_latency [--latency-ms 4] [--mib 512] [--repeat 3]
+    python bench/vddk_latency.py [--latency-ms 4] [--depths 4 8 16] [--mib 2048] [--rounds 5]
 
-The stand-in completes a request after the latency plus a random share of it, so the mean is 1.5 times the knob;
-the printed share is of depth x request / mean latency. `process` is the same loop in one process, with the library
-loaded directly and the next request issued at each completion: what a client without a child process reaches.
+The stand-in completes a request after the latency plus a random share of it, so the mean is 1.5 times the setting,
+and `ideal` is depth x request / mean latency. `C` is bench/vddk_client.c and `ctypes` the same loop in Python: one
+process that issues the next request at each completion. `reader` is the product: a child process, shared memory, an
+event loop. Clients take turns in each round, so that a busy machine slows all of them. Each figure is a median; the
+shares are medians of the reader's rate divided by the client's, round by round. CPU includes the start of Python.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from pipeline.buffers import BufferPool
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, MiB
-from vadpipe.lab.vddk_build import build_vddk
+from vadpipe.bench.machine import machine_line
+from vadpipe.lab import vddk_build
 from vadpipe.vddk import abi
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
@@ -35,6 +38,7 @@ from vadpipe.vddk.disk import Vddk
 THUMBPRINT = ":".join(["3F"] * 20)
 DISK = "[ds1] vm/disk.vmdk"
 SPANS_AHEAD = 16
+CLIENT = Path(__file__).with_name("vddk_client.c")
 
 
 def make_lab(root: Path, size: int) -> None:
@@ -43,24 +47,12 @@ def make_lab(root: Path, size: int) -> None:
     (root / "vddk.conf").write_text(
         f"thumbprint={THUMBPRINT}\nuser=u\npassword=password\nvm=vm-1\nsnapshot=snapshot-1\n"
     )
-    subprocess.run(
-        [
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "vmdk",
-            "-o",
-            "subformat=monolithicFlat",
-            place / "disk.vmdk",
-            str(size),
-        ],
-        check=True,
-    )
+    form = ["-f", "vmdk", "-o", "subformat=monolithicFlat"]
+    subprocess.run(["qemu-img", "create", "-q", *form, place / "disk.vmdk", str(size)], check=True)
 
 
-async def child(libdir: Path, depth: int, size: int) -> float:
-    """Seconds to read the disk through the child process."""
+async def reader(libdir: Path, depth: int, size: int) -> float:
+    """Seconds to read the disk through the product's reader."""
     access = DiskAccess(
         path=DISK, server="vc", user="u", password=Secret.from_text("password"),
         thumbprint=THUMBPRINT, vm="vm-1", snapshot="snapshot-1",
@@ -83,7 +75,7 @@ async def child(libdir: Path, depth: int, size: int) -> float:
 
 
 def one_process(libdir: Path, depth: int, size: int) -> float:
-    """Seconds to read the disk in this process, one thread that issues and library threads that complete."""
+    """Seconds to read the disk in this process: one thread issues, threads of the library complete."""
     library = abi.Library(str(libdir / "lib64" / "libvixDiskLib.so.8"))
     quiet = abi.LogFunction(lambda message, arguments: None)
     assert not library.InitEx(6, 7, quiet, quiet, quiet, str(libdir).encode(), None)
@@ -116,13 +108,20 @@ def one_process(libdir: Path, depth: int, size: int) -> float:
     return seconds
 
 
+def cpu_s() -> float:
+    """CPU seconds of this process and its ended children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--latency-ms", type=float, default=4)
-    parser.add_argument("--mib", type=int, default=512)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--mib", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one-process", nargs=2, metavar=("LIBDIR", "DEPTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = options.mib * MiB
@@ -132,22 +131,64 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        libdir = build_vddk(root / "vddk")
+        libdir = vddk_build.build_vddk(root / "vddk")
         make_lab(root / "lab", size)
+        client = root / "client"
+        compiler = [
+            "cc",
+            "-O2",
+            f"-I{vddk_build.SOURCES}",
+            str(CLIENT),
+            "-o",
+            str(client),
+            "-ldl",
+            "-lpthread",
+        ]
+        subprocess.run(compiler, check=True)
         os.environ |= {
             "VADPIPE_LAB_ROOT": str(root / "lab"),
             "VADPIPE_VDDK_LATENCY_MS": str(options.latency_ms),
             "XDG_STATE_HOME": str(root / "state"),
         }
-        for depth in (1, 4, 16):
-            ceiling = depth * MiB / (1.5 * options.latency_ms / 1000)
-            command = [sys.executable, "-m", "tests.vadpipe.vddk.measure_latency", f"--mib={options.mib}"]
-            command += ["--one-process", str(libdir), str(depth)]
-            alone = [float(subprocess.check_output(command)) for _ in range(options.repeat)]
-            apart = [trio.run(child, libdir, depth, size) for _ in range(options.repeat)]
-            shares = [f"{size / statistics.median(times) / ceiling:.0%}" for times in (alone, apart)]
+        library = libdir / "lib64" / "libvixDiskLib.so.8"
+
+        def timed(name: str, depth: int) -> tuple[float, float]:
+            before = cpu_s()
+            if name == "reader":
+                seconds = trio.run(reader, libdir, depth, size)
+            else:
+                command: list[object] = [client, library, depth, size, THUMBPRINT, DISK]
+                if name == "ctypes":
+                    command = [sys.executable, __file__, f"--mib={options.mib}"]
+                    command += ["--one-process", libdir, depth]
+                seconds = float(subprocess.check_output([str(word) for word in command]))
+            return size / MiB / seconds, (cpu_s() - before) / size * 1024 * MiB
+
+        print(machine_line())
+        print(
+            f"latency {options.latency_ms:g} ms, {options.mib} MiB, {options.rounds} rounds, load",
+            *os.getloadavg(),
+        )
+        print(
+            "depth  ideal MiB/s     C  ctypes  reader   reader/C  reader/ctypes   CPU-s/GiB: C  ctypes  reader"
+        )
+        for depth in options.depths:
+            rounds = [
+                {name: timed(name, depth) for name in ("C", "ctypes", "reader")}
+                for _ in range(options.rounds)
+            ]
+            rates = [
+                statistics.median(each[name][0] for each in rounds) for name in ("C", "ctypes", "reader")
+            ]
+            cpu = [statistics.median(each[name][1] for each in rounds) for name in ("C", "ctypes", "reader")]
+            shares = [
+                statistics.median(each["reader"][0] / each[name][0] for each in rounds)
+                for name in ("C", "ctypes")
+            ]
+            ideal = depth / (1.5 * options.latency_ms / 1000)
             print(
-                f"depth {depth:2}: process {shares[0]}, child {shares[1]} of {ceiling / MiB:.0f} MiB/s",
+                f"{depth:5}  {ideal:11.0f} {rates[0]:5.0f}  {rates[1]:6.0f}  {rates[2]:6.0f}"
+                f"   {shares[0]:8.0%}  {shares[1]:13.0%}   {cpu[0]:12.2f}  {cpu[1]:6.2f}  {cpu[2]:6.2f}",
                 flush=True,
             )
 
