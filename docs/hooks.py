@@ -23,6 +23,7 @@ ROOMS = {
     "sinks": "Sinks",
     "vadpipe.repository": "Repository",
     "vadpipe.vmdk": "VMDK files",
+    "vadpipe.nbd": "NBD",
     "vadpipe.vddk": "VDDK",
     "vadpipe.vsphere": "vSphere",
     "vadpipe.vss": "VSS manifests",

@@ -21,12 +21,7 @@ from vadpipe.vsphere.vm.disk import DiskReader
 
 from .campaign_kit import DirectoryTarget, LabReader
 from .campaign_scenario import READ, Scenario
-from .campaign_vddk import (
-    ANOTHER,
-    left_outside,
-    lock_by_another,
-    vddk_reader,
-)
+from .campaign_vddk import ANOTHER, left_outside, lock_by_another, vddk_reader
 from .disks import LabDisk
 from .vcenter.injection import Event
 from .vcenter.outside import relocation_lock

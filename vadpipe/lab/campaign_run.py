@@ -12,38 +12,18 @@ from pathlib import Path
 
 import trio
 
-from pipeline import (
-    Job,
-    JobReceipt,
-    MiB,
-    MoverError,
-)
+from pipeline import Job, JobReceipt, MiB, MoverError
 from pipeline.errors import leaves
-from stages import (
-    Journal,
-    Vcenter,
-    VcenterVm,
-    VssManifest,
-)
+from stages import Journal, Vcenter, VcenterVm, VssManifest
 from stages.preflight import Preflight
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.disk import DiskReader
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
 from .campaign_kit import DirectoryPoint, DirectoryTarget, path
-from .campaign_lab import (
-    VM,
-    Lab,
-    disk_reader,
-    server_settings,
-)
+from .campaign_lab import VM, Lab, disk_reader, server_settings
 from .campaign_scenario import Scenario
-from .campaign_vddk import (
-    is_in_fatal_call,
-    left_outside,
-    surroundings,
-    unlock_by_another,
-)
+from .campaign_vddk import is_in_fatal_call, left_outside, surroundings, unlock_by_another
 
 _HANGS_AFTER_S = 60.0
 # Forked from a process that has everything imported: a start takes milliseconds, and no thread is copied.

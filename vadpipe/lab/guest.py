@@ -20,29 +20,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
 
-from pipeline.units import (
-    CLUSTER,
-    GiB,
-    KiB,
-    MiB,
-    format_size,
-)
+from pipeline.units import CLUSTER, GiB, KiB, MiB, format_size
 
 from .disks import Fork, LabDisk
-from .guest_content import (
-    Database,
-    fill_data_image,
-    log_file,
-    machine_files,
-)
+from .guest_content import Database, fill_data_image, log_file, machine_files
 from .guest_volumes import FileSystem, best_file_system, volume_in
-from .vmdk_files import (
-    LabDiskError,
-    opened,
-    pieces_of,
-    replace_text,
-    write_at,
-)
+from .vmdk_files import LabDiskError, opened, pieces_of, replace_text, write_at
 
 GUEST_OS = "windows2019srv-64"
 

@@ -26,15 +26,7 @@ from numpy.typing import NDArray
 from pipeline.extents import Extents
 
 from .vmdk_descriptor import SECTOR
-from .vmdk_files import (
-    LabDiskError,
-    data_extents,
-    joined,
-    opened,
-    read_at,
-    units_where,
-    write_at,
-)
+from .vmdk_files import LabDiskError, data_extents, joined, opened, read_at, units_where, write_at
 
 GRAIN_SECTORS = 128
 GRAIN = GRAIN_SECTORS * SECTOR

@@ -15,24 +15,9 @@ from numpy.typing import NDArray
 from pipeline.extents import Extents
 from pipeline.units import CLUSTER
 
-from .sparse_vmdk import (
-    GRAIN,
-    MAGIC,
-    SparseExtent,
-    create_sparse,
-)
-from .vmdk_descriptor import (
-    Parent,
-    descriptor_text,
-    field,
-    with_field,
-)
-from .vmdk_files import (
-    data_extents,
-    joined,
-    pieces_of,
-    units_where,
-)
+from .sparse_vmdk import GRAIN, MAGIC, SparseExtent, create_sparse
+from .vmdk_descriptor import Parent, descriptor_text, field, with_field
+from .vmdk_files import data_extents, joined, pieces_of, units_where
 from .vmdk_flat import FlatExtent, create_flat, flat_path
 
 Provisioning = Literal["thin", "flat"]

@@ -8,13 +8,7 @@ from pathlib import Path
 from pipeline.extents import Extents
 
 from .sparse_vmdk import Below
-from .vmdk_files import (
-    data_extents,
-    opened,
-    read_at,
-    replace_text,
-    write_at,
-)
+from .vmdk_files import data_extents, opened, read_at, replace_text, write_at
 
 
 def flat_path(path: Path) -> Path:

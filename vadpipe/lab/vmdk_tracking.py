@@ -17,13 +17,7 @@ import numpy as np
 from pipeline.extents import Extents
 from pipeline.units import KiB
 
-from .vmdk_files import (
-    copy_sparse,
-    data_extents,
-    joined,
-    opened,
-    units_where,
-)
+from .vmdk_files import copy_sparse, data_extents, joined, opened, units_where
 
 # The size that the reader of changed areas sees: facts of the field and this lab's own grain.
 BLOCK = 64 * KiB

@@ -42,6 +42,7 @@ OPEN_COMPRESSION = {"none": 0, "zlib": 0x10, "fastlz": 0x20, "skipz": 0x40}
 
 VixError = ctypes.c_uint64
 Sectors = ctypes.c_uint64
+Count = ctypes.c_uint32
 Handle = ctypes.c_void_p
 Pointer = ctypes.c_void_p
 Text = ctypes.c_char_p
@@ -112,15 +113,13 @@ class BlockList(ctypes.Structure):
 
 
 Params = ctypes.POINTER(ConnectParams)
+Blocks = ctypes.POINTER(BlockList)
 
 PREFIX = "VixDiskLib_"
 
 # name -> (result, arguments)
 SYMBOLS: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "InitEx": (
-        VixError,
-        (ctypes.c_uint32, ctypes.c_uint32, LogFunction, LogFunction, LogFunction, Text, Text),
-    ),
+    "InitEx": (VixError, (Count, Count, LogFunction, LogFunction, LogFunction, Text, Text)),
     "Exit": (None, ()),
     "GetErrorText": (Pointer, (VixError, Text)),  # a pointer, to be freed: not Text, which would lose it
     "FreeErrorText": (None, (Pointer,)),
@@ -130,21 +129,17 @@ SYMBOLS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "Disconnect": (VixError, (Handle,)),
     "PrepareForAccess": (VixError, (Params, Text)),
     "EndAccess": (VixError, (Params, Text)),
-    "Cleanup": (VixError, (Params, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_uint32))),
-    "Open": (VixError, (Handle, Text, ctypes.c_uint32, ctypes.POINTER(Handle))),
+    "Cleanup": (VixError, (Params, ctypes.POINTER(Count), ctypes.POINTER(Count))),
+    "Open": (VixError, (Handle, Text, Count, ctypes.POINTER(Handle))),
     "Close": (VixError, (Handle,)),
     "GetInfo": (VixError, (Handle, ctypes.POINTER(ctypes.POINTER(Info)))),
     "FreeInfo": (None, (ctypes.POINTER(Info),)),
     "GetTransportMode": (Text, (Handle,)),
     "ReadAsync": (VixError, (Handle, Sectors, Sectors, Pointer, CompletionFunction, Pointer)),
     "Wait": (VixError, (Handle,)),
-    "QueryAllocatedBlocks": (
-        VixError,
-        (Handle, Sectors, Sectors, Sectors, ctypes.POINTER(ctypes.POINTER(BlockList))),
-    ),
-    "FreeBlockList": (VixError, (ctypes.POINTER(BlockList),)),
+    "QueryAllocatedBlocks": (VixError, (Handle, Sectors, Sectors, Sectors, ctypes.POINTER(Blocks))),
+    "FreeBlockList": (VixError, (Blocks,)),
 }
-
 
 # VDDK 6.5 and free drop-ins lack these; a reader can work without each of them.
 OPTIONAL = frozenset(

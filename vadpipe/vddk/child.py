@@ -70,15 +70,14 @@ def leave_with_parent(grace_s: float) -> None:
 
 
 class Reads:
-    """Requests that wait, and those that the library works on: at most `depth`."""
+    """Requests that wait, and those that the library works on, at most `depth`."""
 
     def __init__(self) -> None:
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.memory = 0
         self._waiting: list[tuple[int, int, int, int]] = []  # the next one last
-        self._places: list[
-            None
-        ] = []  # appending and popping are atomic, so threads of the library need no lock
+        # Appending and popping are atomic, so threads of the library need no lock.
+        self._places: list[None] = []
         self._completed = abi.CompletionFunction(self._complete)
 
     def allow(self, depth: int) -> None:

@@ -156,18 +156,7 @@ class Child:
         on_done: Done,
         limits: Limits,
     ) -> Child:
-        """Start a child.
-
-        Args:
-            libraries: The directory where it finds the library's own libraries.
-            memory: The descriptor of a file that it maps, or None.
-            redact: What to remove from everything that the library prints.
-            lines: Receives the lines that it prints.
-            on_done: Receives completions.
-
-        Raises:
-            OSError: The system refused to start a process.
-        """
+        """Start a child that maps `memory` and finds the library's own libraries in `libraries`. Raises OSError."""
         process = await trio.lowlevel.open_process(
             [sys.executable, "-I", "-S", str(PROGRAM)],
             stdin=subprocess.PIPE,
@@ -208,11 +197,7 @@ class Child:
     async def call(
         self, kind: int, order: Mapping[str, object], timeout_s: float
     ) -> tuple[dict[str, object], bytes]:
-        """Send an order and wait for its answer: the JSON half and the binary half.
-
-        Raises:
-            ChildLost: The child ended before it answered.
-        """
+        """Send an order and wait for its answer: the JSON half and the binary half. Raises ChildLost."""
         if self.at_end or self.ending:
             raise ChildLost
         self._last_call += 1
@@ -373,11 +358,7 @@ async def call_once(
         library: The library's file.
         call: PrepareForAccess, EndAccess or Cleanup.
         order: What the call needs, secrets included.
-        limits: Timeouts of the call and of the child's end.
         subject: What the call is about, for messages.
-
-    Returns:
-        The call's answer.
 
     Raises:
         VddkError: `code` is the library's. If it is None, the process was lost and the call may have taken effect.

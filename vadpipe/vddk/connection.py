@@ -109,11 +109,8 @@ class Connection:
     """An open disk in a child process; `opened` is set while it serves.
 
     Args:
-        library: The library's file.
         memory: Descriptor of the file that children map and read into.
-        path: The disk, for messages.
         order: Makes the START order, secrets included, for each child.
-        limits: Timeouts, depth and restarts.
     """
 
     def __init__(
@@ -121,8 +118,7 @@ class Connection:
     ) -> None:
         self._library, self._memory, self._path = library, memory, path
         self._order, self._limits = order, limits
-        # A child keeps as many requests waiting as it has in flight, and issues the next one at a completion
-        # itself.
+        # A child keeps as many requests waiting as in flight, and issues the next one at a completion itself.
         self._queue = RequestQueue(2 * limits.depth)
         self._lines: deque[str] = deque(maxlen=LOG_TAIL)
         self._child: Child | None = None
@@ -190,11 +186,9 @@ class Connection:
         return self._child
 
     async def query(self, start: int, count: int, *, probing: bool = False) -> bytes:
-        """Allocated runs of a range of sectors, as pairs of int64: first sector, number of sectors.
+        """Allocated runs of `count` sectors from `start` on, as pairs of int64: first sector, number of sectors.
 
         Args:
-            start: First sector.
-            count: Number of sectors.
             probing: The library's warnings go to DEBUG.
 
         Raises:

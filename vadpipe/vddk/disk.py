@@ -26,13 +26,7 @@ from .abi import MAX_CHUNKS, MIN_CHUNK, SECTOR
 from .access import DiskAccess, VmAccess
 from .client import Limits, call_once
 from .connection import Connection, QueryRefused, VddkStatistics
-from .library import (
-    TMP_DIRECTORY,
-    distribution_root,
-    find_library,
-    settings_file,
-    working_directory,
-)
+from .library import TMP_DIRECTORY, distribution_root, find_library, settings_file, working_directory
 from .requests import Batch, split
 
 log = logging.getLogger(__name__)

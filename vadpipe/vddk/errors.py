@@ -34,8 +34,6 @@ def call_failed(
         call: The function, without its prefix.
         error: The VixError, all 64 bits.
         text: The library's own text for it.
-        path: The disk or VM.
-        log: The library's last lines.
         place: `offset` and `length` of a read, in bytes.
     """
     if call == "dlopen":

@@ -65,10 +65,7 @@ def split(
     """The requests for `wanted`, widened to clusters of 4 KiB: unbuffered reading demands them.
 
     Args:
-        batch: Owns the requests.
-        position: Byte position in the shared memory for disk offset `offset`.
-        offset: Bytes; a multiple of 4 KiB.
-        wanted: Extents of the disk inside the buffer's span.
+        position: Byte position in the shared memory for disk offset `offset`, a multiple of 4 KiB.
         size: Bytes of a request at most.
         capacity: Bytes of the disk; only its tail may end at any sector.
 

@@ -13,22 +13,10 @@ from typing import Final
 from pipeline.errors import SourceError
 
 from . import redo, sparse
-from .descriptor import (
-    HEAD,
-    MAX_DESCRIPTOR,
-    Descriptor,
-    ExtentLine,
-    looks_like_descriptor,
-    parse_descriptor,
-)
+from .descriptor import HEAD, MAX_DESCRIPTOR, Descriptor, ExtentLine, looks_like_descriptor, parse_descriptor
 from .files import DiskFile, OpenFiles, cut_off
 from .grains import GrainTables
-from .layout import (
-    Layout,
-    Link,
-    Part,
-    Source,
-)
+from .layout import Layout, Link, Part, Source
 
 _FLAT: Final = frozenset({"FLAT", "VMFS"})
 _SPARSE: Final = frozenset({"SPARSE", "VMFSSPARSE", "SESPARSE"})

@@ -34,7 +34,7 @@ class NamedDisk:
 
 
 def find_vmx(directory: Path) -> Path | None:
-    """The .vmx of a directory, or None. Raises SourceError if there are several or no directory."""
+    """The .vmx of a directory, or None. Raises SourceError if there are several, or there is no directory."""
     found = _with_suffix(directory, ".vmx")
     if len(found) > 1:
         raise SourceError(
@@ -46,7 +46,7 @@ def find_vmx(directory: Path) -> Path | None:
 
 
 def find_disks(directory: Path, vmx_path: Path | None, vmx: Vmx, files: OpenFiles) -> list[NamedDisk]:
-    """The disks that the .vmx names, or else the leaves of the directory. Raises SourceError if there are none."""
+    """The disks that the .vmx names, or else the leaves of the directory. Raises SourceError if there is none."""
     if vmx_path is not None:
         disks = [NamedDisk(key, find_beside(vmx_path, name, f"disk {key}")) for key, name in vmx.disks()]
     else:

@@ -27,7 +27,7 @@ from vadpipe.vss.fetched import FetchedManifest
 from .chain import open_layout
 from .descriptor import MAX_DESCRIPTOR
 from .directory import find_disks, find_vmx, newest_manifest
-from .files import DiskFile, OpenFiles
+from .files import OpenFiles
 from .layout import Layout
 from .reading import read_plan
 from .vmx import Vmx, parse_vmx
@@ -191,10 +191,6 @@ def _open(
     )
 
 
-def _changed_s(file: DiskFile) -> float:
-    return file.changed_s
-
-
 def _read_vmx(path: Path, files: OpenFiles) -> Vmx:
     file = files.open(path)
     return parse_vmx(file.read(0, min(file.size, MAX_DESCRIPTOR), "text"), file.name)
@@ -212,7 +208,9 @@ def _read_manifest(directory: Path, disks: Sequence[LocalDisk]) -> FetchedManife
         file = files.open(path)
         if file.size > _MAX_MANIFEST:
             return FetchedManifest(None, f"{path} has {file.size} bytes, too many for a manifest.", str(path))
-        newest = max((source.file for disk in disks for source in disk.layout.sources), key=_changed_s)
+        newest = max(
+            (source.file for disk in disks for source in disk.layout.sources), key=lambda file: file.changed_s
+        )
         if newest.changed_s > file.changed_s + _SETTLING_S:
             reason = f"{newest.name} was written after {path}, which was made for an earlier snapshot."
             return FetchedManifest(None, reason, str(path))

@@ -15,8 +15,10 @@ from .runs import Runs
 def read_plan(plan: Runs, sources: Sequence[Source], target: NDArray[np.uint8], offset: int) -> None:
     """Fill `target`, whose first byte is disk offset `offset`, with the runs of `plan`.
 
-    One system call per run. A packed grain that several runs share is unpacked once. Raises SourceError, also
-    when one of the files was changed since it was opened.
+    One system call per run. A packed grain that several runs share is unpacked once.
+
+    Raises:
+        SourceError: A file cannot be read, or was changed since it was opened.
     """
     columns = (plan.start, plan.end, plan.source, plan.place, plan.skip, plan.packed)
     unpacked: tuple[int, int, NDArray[np.uint8]] | None = None

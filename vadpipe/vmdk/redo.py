@@ -1,8 +1,7 @@
 """The sparse files of ESXi: COWD (`vmfsSparse`) and SE-sparse (`seSparse`) redo logs and thin disks.
 
-Sources: VMware technical note "Virtual Disk Format 5.0", section "ESXi Host Sparse Extents", for COWD; for
-SE-sparse, which VMware never documented, the layout that is publicly known from its interoperability with
-qemu. The tests hold both against qemu-img.
+Source: VMware technical note "Virtual Disk Format 5.0", section "ESXi Host Sparse Extents", for COWD. VMware never
+documented SE-sparse; its layout is known from qemu's support of it. The tests compare both with qemu-img.
 """
 
 from __future__ import annotations
@@ -19,13 +18,7 @@ from pipeline.units import MiB
 
 from .descriptor import MAX_CAPACITY, SECTOR
 from .files import RandomAccess
-from .grains import (
-    ABSENT,
-    Entries,
-    GrainTables,
-    SectorEntries,
-    damaged,
-)
+from .grains import ABSENT, Entries, GrainTables, SectorEntries, damaged
 from .runs import PARENT, ZERO
 
 COWD_MAGIC: Final = b"COWD"
@@ -68,8 +61,7 @@ def cowd_tables(file: RandomAccess) -> GrainTables:
 
 @dataclass(frozen=True)
 class SeSparseEntries:
-    """Entries of 64 bits whose upper half byte is a type. Bytes; tables and grains are counted from the
-    start of their areas."""
+    """Entries of 64 bits whose upper half byte is a type; tables and grains count from the start of their areas."""
 
     tables_offset: int
     tables_length: int

@@ -8,7 +8,7 @@ binary search finds both answers at each edge, and the parent's is used where th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -62,9 +62,7 @@ class Runs:
 
     def moved(self, distance: int) -> Runs:
         """The same runs further along the disk."""
-        return Runs(
-            self.start + distance, self.end + distance, self.source, self.place, self.skip, self.packed
-        )
+        return replace(self, start=self.start + distance, end=self.end + distance)
 
     def clipped(self, start: int, end: int) -> Runs:
         """The part inside [start, end)."""

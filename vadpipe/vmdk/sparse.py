@@ -14,18 +14,9 @@ from typing import Final
 from pipeline.errors import SourceError
 from pipeline.units import SPAN, GiB
 
-from .descriptor import (
-    MAX_CAPACITY,
-    MAX_DESCRIPTOR,
-    SECTOR,
-)
+from .descriptor import MAX_CAPACITY, MAX_DESCRIPTOR, SECTOR
 from .files import RandomAccess, cut_off
-from .grains import (
-    MARKER,
-    GrainTables,
-    SectorEntries,
-    damaged,
-)
+from .grains import MARKER, GrainTables, SectorEntries, damaged
 
 MAGIC: Final = b"KDMV"
 

@@ -344,7 +344,7 @@ def test_every_rule_has_a_case_here():
 
 
 def test_the_tables_can_be_printed():
-    ids = [rule.id for rule in ALL_RULES] + [decision.id for decision in DECISIONS]
+    ids = [*(row.id for row in ALL_RULES), *(row.id for row in DECISIONS)]
     assert len(set(ids)) == len(ids)
     assert all(rule.reads and rule.wanted and rule.source for rule in ALL_RULES)
     assert all(decision.reads and decision.source for decision in DECISIONS)
