@@ -80,7 +80,7 @@ async def wait_for_tasks(session: VcenterSession, tasks: Sequence[vim.Task], nam
     """
     ended: dict[str, Row] = {}
     for pause_s in chain(_LOOKS_S, repeat(_LOOKS_S[-1])):
-        pending = [task for task in tasks if task._moId not in ended]
+        pending = [task for task in tasks if str(task._moId) not in ended]
         if not pending:
             break
         await trio.sleep(pause_s)
@@ -90,7 +90,7 @@ async def wait_for_tasks(session: VcenterSession, tasks: Sequence[vim.Task], nam
         except ObjectGone:
             raise _forgotten(session, name) from None
         ended |= {row.moref: row for row in rows if row.get("info.state") in _DONE}
-    rows = [ended[task._moId] for task in tasks]
+    rows = [ended[str(task._moId)] for task in tasks]
     for row in rows:
         if row.get("info.state") == "error":
             raise translate(row.get("info.error"), name, session.server)

@@ -61,7 +61,7 @@ class Snapshot:
 
     `disks`: those that it holds and that are not excluded. `left_out`: a sentence for each disk that it does not
     hold. `quiesce`: the kind that succeeded; `remarks`: what a report should say besides. `family`: morefs of all
-    snapshots that the creation made; `attention`: a sentence for each of them that will not be removed.
+    snapshots that the creation made; `attention`: on weaker quiescing, and on those that will not be removed.
     """
 
     moref: str
@@ -143,7 +143,7 @@ class _OwnSnapshot:
         family = await family_of(session, vm, self.intent.token, moref)
         node = family.node if family else None
         self.remarks |= dict.fromkeys(await remarks_on_ignored_quiescing(session, vm, used, guest, node))
-        return await self._described(moref, used, family, before)
+        return await self._described(moref, asked, used, family, before)
 
     async def _create_quiesced(self, asked: Quiesce, guest_id: str, *, is_last: bool) -> str | None:
         """Try one kind of quiescing as often as makes sense. None when a weaker kind has to be tried.
@@ -269,7 +269,9 @@ class _OwnSnapshot:
             server=self.session.server,
         )
 
-    async def _described(self, moref: str, used: Quiesce, family: Family | None, before: Row) -> Snapshot:
+    async def _described(
+        self, moref: str, asked: Quiesce, used: Quiesce, family: Family | None, before: Row
+    ) -> Snapshot:
         """The snapshot with its disks. `before`: the VM before it, to account for each of its disks."""
         vm = self.vm
         moref = family.node.moref if family else moref
@@ -290,6 +292,12 @@ class _OwnSnapshot:
         on_purpose = [left_out_on_purpose(facts) for facts in had if facts.key in self.excluded]
         disks = [facts for facts in holds.values() if not facts.left_out and facts.key not in self.excluded]
         remarks = [*on_purpose, *self.remarks]
+        if not disks:
+            raise SnapshotError(
+                f"The snapshot of {vm.name} holds none of its disks. {' '.join(left_out)}".rstrip(),
+                remedy="Back these disks up from inside the guest.",
+                vm=vm.name,
+            )
         if before.get(NEEDED):
             disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
         return Snapshot(
@@ -301,5 +309,12 @@ class _OwnSnapshot:
             quiesce=used,
             remarks=remarks,
             family=family.morefs if family else frozenset(),
-            attention=family.attention if family else (),
+            attention=[*_weaker(asked, used), *(family.attention if family else ())],
         )
+
+
+def _weaker(asked: Quiesce, used: Quiesce) -> list[str]:
+    """A sentence when the snapshot was taken with weaker quiescing than asked for."""
+    if used.kind == asked.kind:
+        return []
+    return [f"The snapshot was taken with {used.kind!r} quiescing; {asked.kind!r} was asked for."]

@@ -31,8 +31,9 @@ class Moved(SourceError):
 
 
 async def host_of(session: VcenterSession, vm: Vm) -> str:
-    """The moref of the host that the VM is on; empty when the server does not show it."""
-    host = (await session.properties(vm.reference(session), ["runtime.host"])).get("runtime.host")
+    """The moref of the host that the VM is on, waited for; empty when the server does not show it."""
+    ask = partial(session.properties, vm.reference(session), ["runtime.host"])
+    host = (await retry(ask, session.settings.patience_s)).get("runtime.host")
     return "" if host is None else str(host._moId)
 
 
@@ -46,12 +47,11 @@ async def require_unmoved(session: VcenterSession, snapshot: Snapshot, host: str
         Moved: They differ.
         SourceError: The server cannot tell.
     """
-    patience_s = session.settings.patience_s
     try:
-        files = await retry(partial(_files_of, session, snapshot.moref), patience_s)
+        files = await retry(partial(_files_of, session, snapshot.moref), session.settings.patience_s)
     except ObjectGone:
         raise _moved(snapshot, ["the snapshot is gone"]) from None
-    now = await retry(partial(host_of, session, snapshot.vm), patience_s)
+    now = await host_of(session, snapshot.vm)
     changes = [f"its host was {host} and is {now}"] if now != host else []
     changes += [
         f"{disk.label} ({disk.key}) was {disk.path} and is {files.get(disk.device_key, 'gone')}"

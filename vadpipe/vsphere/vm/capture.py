@@ -34,7 +34,6 @@ from ..manifest.fetch import ManifestFetcher, fetch_manifest
 from ..manifest.locate import DirectoryState, directory_state
 from ..snapshot.changes import enable_change_tracking
 from ..snapshot.hot_add import HotAdds, hot_added
-from ..snapshot.quiesce import Quiesce
 from ..snapshot.remove import Consolidate
 from ..snapshot.snapshot import Snapshot, open_snapshot
 from ..snapshot.tree import SnapshotNode, snapshots_left, snapshots_of
@@ -129,10 +128,9 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                 hot_added(session, vm, settings.reader, journal, run=run) as adds,
             ):
                 late_until = trio.current_time() + settings.manifest_late_s
-                weaker = _weaker(settings.quiesce, snapshot.quiesce)
-                told.attention += [*weaker, *snapshot.attention, *not_locked]
+                told.attention += [*snapshot.attention, *not_locked]
                 told.remarks += snapshot.remarks
-                host = await retry(partial(host_of, session, vm), session.settings.patience_s)
+                host = await host_of(session, vm)
                 async with _opened(settings, session, snapshot, adds) as disks:
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
@@ -248,21 +246,11 @@ def _not_removed(vm: Vm, node: SnapshotNode) -> str:
     return f"{vm.name} has the snapshot {node.title}, {maker}; it is left alone."
 
 
-def _require_disks(snapshot: Snapshot) -> None:
-    if not snapshot.disks:
-        raise SnapshotError(
-            f"The snapshot of {snapshot.vm.name} holds none of its disks. {' '.join(snapshot.left_out)}".rstrip(),
-            remedy="Back these disks up from inside the guest.",
-            vm=snapshot.vm.name,
-        )
-
-
 @asynccontextmanager
 async def _opened(
     settings: VsphereVm, session: VcenterSession, snapshot: Snapshot, adds: HotAdds
 ) -> AsyncIterator[list[SnapshotDisk]]:
     """The snapshot's disks, open, and known to `adds`."""
-    _require_disks(snapshot)
     pool = BufferPool(settings.pool_size)
     async with AsyncExitStack() as stack:
         disks = []
@@ -280,13 +268,6 @@ async def _opened(
             log.info("%s: %s opened through %s in %.1f s", snapshot.vm.name, facts.key, transport, seconds)
             disks.append(SnapshotDisk(facts, pool, reader, session, snapshot))
         yield disks
-
-
-def _weaker(asked: Quiesce, taken: Quiesce) -> list[str]:
-    """A sentence when the snapshot was taken with weaker quiescing than asked for."""
-    if taken.kind == asked.kind:
-        return []
-    return [f"The snapshot was taken with {taken.kind!r} quiescing; {asked.kind!r} was asked for."]
 
 
 async def _swept_at_end(session: VcenterSession, journal: Journal, consolidate: Consolidate) -> list[str]:
