@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import MiB, SinkError
-from sinks.restoring import RawDirectory, image_name, restore
+from pipeline import ConfigError, MiB, SinkError
+from sinks.restoring import RawDirectory, image_name, parse_target, restore
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from vadpipe.cli.repository import restore as restore_command
 from vadpipe.repository import Repository, open_repository
@@ -179,3 +179,13 @@ def test_the_command_takes_force(repository, tmp_path):
     done = CliRunner().invoke(restore_command, [*arguments, "--force"], standalone_mode=False)
     assert json.loads(done.stdout)["ok"]
     assert np.array_equal(np.fromfile(tmp_path / "out" / "scsi0-0.raw", np.uint8), disk.content)
+
+
+@pytest.mark.parametrize("text", ["", "raw", "raw:", "null", "NULL:", "vmdk:x", "null:x"])
+def test_what_is_no_target_is_refused(text):
+    with pytest.raises(ConfigError, match=r"is no target of a restore\. Write raw:DIRECTORY, or null: for"):
+        parse_target(text)
+
+
+def test_a_directory_may_have_a_colon():
+    assert parse_target("raw:a:b") == RawDirectory(Path("a:b"))

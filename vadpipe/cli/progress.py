@@ -85,12 +85,23 @@ class Running(ABC):
 class RunningVerification(Running):
     """The packs of a repository that are being read."""
 
-    name: str = "packs"
-    done: int = 0
-    total: int = 0
+    read: int = 0
+    to_read: int = 0
 
-    def reached(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
+    def reached(self, read: int, to_read: int) -> None:
+        self.read, self.to_read = read, to_read
+
+    @property
+    def name(self) -> str:
+        return "packs"
+
+    @property
+    def done(self) -> int:
+        return self.read
+
+    @property
+    def total(self) -> int:
+        return self.to_read
 
 
 @dataclass
