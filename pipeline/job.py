@@ -81,7 +81,7 @@ class DiskRun:
 
     def as_dict(self) -> dict[str, object]:
         return {
-            **self.receipt.as_dict(),
+            **asdict(self.receipt),
             "mode": self.mode,
             "reason": self.reason,
             "allocated": self.allocated,
@@ -519,7 +519,7 @@ class _Record(Generic[C]):
         sentences = [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
             sentences += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
+                f"Quiescing reached {evidence.reached}, but {capture.quiescing_asked} was requested."
             ]
         return sentences
 

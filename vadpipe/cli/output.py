@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.secrets import blotted
 from vadpipe import logs
+from vadpipe.jsonable import jsonable
 from vadpipe.words import printable
 
 from . import EXIT_INTERRUPTED
@@ -128,14 +129,14 @@ def code_after_output(code: int) -> int:
     return EXIT_ATTENTION if lost and code == EXIT_DONE else code
 
 
-def show(document: Mapping[str, object], lines: Sequence[str], as_json: bool) -> None:
-    """Print the result of a command: the document for machines, or the lines for people."""
+def show(document: object, lines: Sequence[str], as_json: bool) -> None:
+    """Print the result of a command: the document for machines (see `jsonable`), or the lines for people."""
     if not as_json:
         for line in lines:
             echo(line)
         return
     try:
-        click.echo(blotted(json.dumps(document, indent=2, default=str)))
+        click.echo(blotted(json.dumps(jsonable(document), indent=2)))
     except OSError as exc:
         output_is_broken(exc)
 

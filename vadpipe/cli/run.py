@@ -24,6 +24,7 @@ from .config import read_config, resolve
 from .output import echo, error_lines, exit_code, report, report_defect, show
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
+from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
 
@@ -47,11 +48,30 @@ at_least_one = click.IntRange(min=1)
     help="Of these, at most N on one vCenter or ESXi host.",
 )
 @click.option(
+    "--per-host",
+    type=at_least_one,
+    metavar="N",
+    help="Of these, at most N of VMs that were on one ESXi host when the run started.",
+)
+@click.option(
+    "--per-datastore",
+    type=at_least_one,
+    metavar="N",
+    help="Of these, at most N of VMs that had files on one datastore when the run started.",
+)
+@click.option(
     "--events", type=click.Path(path_type=Path), metavar="FILE", help="Append events as JSON lines."
 )
 @json_option
 def run(
-    config: Path, only: str | None, at_once: int, per_server: int | None, events: Path | None, as_json: bool
+    config: Path,
+    only: str | None,
+    at_once: int,
+    per_server: int | None,
+    per_host: int | None,
+    per_datastore: int | None,
+    events: Path | None,
+    as_json: bool,
 ) -> int:
     """Run the jobs of a configuration: one backup each.
 
@@ -59,7 +79,8 @@ def run(
     removed, and what was stored for unfinished points is discarded.
     """
     entries = read_config(config)  # outside of the event loop: a signal ends it at once
-    running = Run(config, at_once, per_server or at_once, as_json)
+    limits = {"server": per_server, "host": per_host, "datastore": per_datastore}
+    running = Run(config, at_once, {kind: limit for kind, limit in limits.items() if limit}, as_json)
     with events_to(events):
         try:
             run_async(running.work, entries, only, cleaning=running.cleaning)
@@ -88,11 +109,15 @@ class Outcome:
 
 @dataclass
 class Run:
-    """The jobs of a configuration while they run. `points`: what the jobs at work have published, by title."""
+    """The jobs of a configuration while they run.
+
+    `limits`: how many jobs may be at work at one place, by its kind. `points`: what the jobs have published, by
+    title.
+    """
 
     config: Path
     at_once: int
-    per_server: int
+    limits: Mapping[str, int]
     as_json: bool
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     outcomes: list[Outcome] = field(default_factory=list)
@@ -115,22 +140,26 @@ class Run:
 
     async def _run_all(self, jobs: Sequence[Job[Any, Any]], watch: Watch) -> None:
         """Run the jobs in their order, as many at once as the limits allow."""
-        waiting = list(jobs)
-        at_work: Counter[object] = Counter()
+        waiting = list(zip(jobs, await places_of_jobs(jobs, self.limits), strict=True))
+        at_work: Counter[tuple[str, ...]] = Counter()
         ended = trio.Event()
 
         async def worker() -> None:
             nonlocal ended
             while waiting:
-                free = (at for at, job in enumerate(waiting) if at_work[_server(job)] < self.per_server)
+                free = (
+                    at
+                    for at, (_, places) in enumerate(waiting)
+                    if all(at_work[place] < self.limits.get(place[0], self.at_once) for place in places)
+                )
                 if (at := next(free, None)) is None:
                     await ended.wait()
                     continue
-                job = waiting.pop(at)
-                at_work[_server(job)] += 1
+                job, places = waiting.pop(at)
+                at_work.update(places)
                 self.not_run -= 1
                 await self._run_job(job, watch)
-                at_work[_server(job)] -= 1
+                at_work.subtract(places)
                 ended.set()
                 ended = trio.Event()
 
@@ -179,10 +208,28 @@ class Run:
         ]
 
 
-def _server(job: Job[Any, Any]) -> object:
-    """The server that the VM of a job is on; for one without a server something that no other job has."""
+async def places_of_jobs(
+    jobs: Sequence[Job[Any, Any]], limits: Mapping[str, int]
+) -> list[frozenset[tuple[str, ...]]]:
+    """For each job, the places that its VM burdens; each begins with its kind, one of those in `limits`.
+
+    The server is known from the settings. Hosts and datastores are asked for only when they are limited; those of a
+    server that cannot be asked stay unknown, and its jobs report why.
+    """
+    places = [_server(job) for job in jobs]
+    if limits.keys() & {"host", "datastore"}:
+        from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
+
+        machines = {at: job.machine for at, job in enumerate(jobs) if isinstance(job.machine, VsphereVm)}
+        for at, found in zip(machines, await places_of_machines(list(machines.values())), strict=True):
+            places[at] |= found
+    return places
+
+
+def _server(job: Job[Any, Any]) -> frozenset[tuple[str, ...]]:
+    """The server that the VM of a job is on, if any."""
     vcenter = getattr(job.machine, "vcenter", None)
-    return id(job) if vcenter is None else vcenter.server
+    return frozenset() if vcenter is None else frozenset({("server", vcenter.server)})
 
 
 def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
@@ -254,22 +301,18 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 def plan(config: Path, only: str | None, as_json: bool) -> None:
     """Show the stages, the memory and what the jobs would touch, without touching anything."""
     plans = [plan_job(entry) for entry in read_config(config, only)]
-    show(
-        {"jobs": [plan.as_dict() for plan in plans]},
-        [line for plan in plans for line in plan.lines()],
-        as_json,
-    )
+    show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
 
 
 def receipt_lines(receipt: JobReceipt) -> list[str]:
     """A finished job, for people."""
-    evidence = receipt.evidence
-    reached = f"reached {evidence.reached}" if evidence else "not verified"
-    lines = [
-        f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s",
-        f"  quiescing: asked {receipt.quiescing_asked}, {reached}",
-    ]
-    lines += [f"    {reason}" for reason in (evidence.reasons if evidence else ())]
+    asked, evidence = receipt.quiescing_asked, receipt.evidence
+    lines = [f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s"]
+    lines += (
+        quiescing_lines(asked, evidence.reached, evidence.reasons, evidence.verdict)
+        if evidence
+        else quiescing_lines(asked, None, (), {})
+    )
     if receipt.snapshots_left is not None:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:

@@ -15,10 +15,11 @@ from vadpipe.lab.vss_corpus import (
     Confusion,
     main,
 )
+from vadpipe.rules import Severity
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Level, Severity
+from vadpipe.vss.verdict import Level
 
 ALL_RULES = (*RULES, *COVERAGE_RULES)
 COUNT = 520

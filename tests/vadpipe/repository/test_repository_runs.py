@@ -31,7 +31,7 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.files import create
+from vadpipe.files import create, flush_directory
 from vadpipe.repository import runs as runs_module
 from vadpipe.repository import verify
 from vadpipe.repository.files import Layout
@@ -147,7 +147,7 @@ def test_a_sweep_that_locked_a_file_of_the_past_leaves_the_run_alone(repository,
             path.touch()
         flock(file, operation)
 
-    monkeypatch.setattr(runs_module.fcntl, "flock", swapped)
+    monkeypatch.setattr(fcntl, "flock", swapped)
     assert sweep(layout, bytes(16)) == []
     assert sorted(path.name for path in layout.tmp.iterdir()) == ["00" * 8 + ".lock", "00" * 8 + ".pack"]
 
@@ -203,7 +203,7 @@ async def test_a_run_whose_pack_was_removed_publishes_nothing(repository, which)
 
 
 async def test_where_locks_have_no_effect_a_run_is_refused(repository, monkeypatch):
-    monkeypatch.setattr(runs_module.fcntl, "flock", lambda file, operation: None)
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
     with pytest.raises(SinkError, match=r"Locks have no effect.*NFS 4"):
         await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
     assert leftovers(repository) == []
@@ -231,7 +231,7 @@ def test_what_a_sweep_removes_is_flushed_before_the_lock_is_removed(repository, 
     for path in (layout.lock(run_id), layout.tmp / f"{run_id}x", layout.pack(f"{run_id}00000000")):
         path.touch()
     steps = []
-    flush, unlink = runs_module.flush_directory, Path.unlink
+    flush, unlink = flush_directory, Path.unlink
     monkeypatch.setattr(
         runs_module, "flush_directory", lambda path: (steps.append(("flush", path)), flush(path))[1]
     )
@@ -414,9 +414,11 @@ async def test_no_space_while_publishing(repository, monkeypatch, step):
 async def test_the_order_of_publishing(repository, monkeypatch):
     """Each file is flushed before it is named, and named before what refers to it."""
     steps = []
-    fsync, rename = os.fsync, os.rename
+    fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (steps.append(("flush", name_of(file))), fsync(file))[1])
-    monkeypatch.setattr(os, "rename", lambda a, b: (steps.append(("name", Path(b).suffix)), rename(a, b))[1])
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (steps.append(("name", Path(b).suffix)), replace(a, b))[1]
+    )
 
     def name_of(file):
         return Path(os.readlink(f"/proc/self/fd/{file}")).suffix

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.rules import Severity
 from vadpipe.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import (
     Coverage,
     Level,
-    Severity,
     Verdict,
 )
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
@@ -325,6 +325,7 @@ SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
             {"requested": RequestedQuiescing("file-system")},
         ),
     ],
+    ids=lambda value: "zip" if isinstance(value, bytes) else None,  # a zip holds the time
 )
 def test_each_rule_about_the_manifest(rule, data, level, known):
     verdict = classify_manifest(data, **known)

@@ -10,7 +10,7 @@ from pyVmomi import VmomiSupport, vim
 from .about import about
 from .datastore import DatastoreBrowser
 from .objects import Entity, Managed, vim_property
-from .state import DatastoreTraits, HostTraits
+from .state import FIRST_HOST, DatastoreTraits, HostTraits
 
 if TYPE_CHECKING:
     from .service import Service
@@ -45,6 +45,24 @@ class Folder(Entity):
 
     @vim_property
     def childEntity(self) -> list[VmomiSupport.ManagedObject]:
+        return [entity.ref for entity in self.entities]
+
+
+class VirtualApp(Folder):
+    """A vApp: in a folder of VMs by `parentFolder`, in a resource pool by `parent`. Its VMs are in no folder."""
+
+    vim_type = vim.VirtualApp
+
+    @vim_property
+    def parent(self) -> vim.ResourcePool:
+        return self.service.pool_of(FIRST_HOST)
+
+    @vim_property
+    def parentFolder(self) -> VmomiSupport.ManagedObject | None:
+        return self.parent_entity.ref if self.parent_entity else None
+
+    @vim_property
+    def vm(self) -> list[VmomiSupport.ManagedObject]:
         return [entity.ref for entity in self.entities]
 
 
@@ -258,7 +276,8 @@ class Datastore(Entity):
     @vim_property
     def vm(self) -> list[vim.VirtualMachine]:
         vms = self.service.inventory.vms.values()
-        return [vim.VirtualMachine(vm.moref) for vm in vms if vm.datastore == self._name]
+        on_it = (vm for vm in vms if self._name in self.service.inventory.datastores_of(vm))
+        return [vim.VirtualMachine(vm.moref) for vm in on_it]
 
 
 def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:

@@ -156,7 +156,7 @@ async def _quiescing_event(session: VcenterSession, vm: Vm, since: datetime) -> 
         time=vim.event.EventFilterSpec.ByTime(beginTime=since),
     )
     try:
-        events = await session.call("QueryEvents", lambda: manager.QueryEvents(wanted, None))
+        events = await session.call("QueryEvents", lambda: manager.QueryEvents(wanted, None))  # pyright: ignore
     except VsphereError:  # the failed quiesce is what matters, not its details
         return ""
     texts = [event.fullFormattedMessage or "" for event in events if event.createdTime >= since]

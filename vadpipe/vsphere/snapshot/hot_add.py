@@ -24,6 +24,7 @@ from vadpipe.vddk.errors import VddkError
 from ..api.properties import read, read_each
 from ..api.retry import retry
 from ..api.session import VcenterSession
+from ..inventory.datastore import vms_on
 from ..inventory.hardware import chains, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.access import AccessReader, Attachable, library_of, vm_access
@@ -149,8 +150,7 @@ async def attached_to(session: VcenterSession, vm_moref: str) -> list[str]:
         rows = [vm, *read_each(content, ours, [_DEVICES])]
         disks = [facts for row in rows for facts in vm_disks(row.get(_DEVICES) or ())]
         in_use = {facts.path for facts in disks if not facts.left_out}
-        stores = read_each(content, list(vm.get("datastore") or ()), ["vm"])
-        others = {str(one._moId): one for store in stores for one in store.get("vm") or ()}
+        others = vms_on(content, vm.get("datastore") or ())
         others.pop(vm_moref, None)
         return sorted(
             str(row.get("name"))

@@ -134,6 +134,7 @@ class _OwnSnapshot:
         guest = Guest.of(before.values)
         kinds, remarks = planned_quiescing(vm, asked, guest)
         self.remarks = dict.fromkeys(remarks)
+        moref, used = None, kinds[0]
         for used in kinds:
             moref = await self._create_quiesced(used, guest.guest_id, is_last=used is kinds[-1])
             if moref is not None:
@@ -149,7 +150,8 @@ class _OwnSnapshot:
 
         Raises QuiesceFailed where there is no weaker kind.
         """
-        for retries_left in range(asked.retries, -1, -1):
+        retries_left = asked.retries
+        while True:
             since = await server_time(self.session)
             try:
                 return await self._create(asked, guest_id)
@@ -159,6 +161,7 @@ class _OwnSnapshot:
             pause_s = pause_before_retry_s(asked, failed)
             if not retries_left or pause_s is None:
                 break
+            retries_left -= 1
             self.remarks[f"Quiescing failed and was tried again: {failed.problem}"] = None
             emit(
                 "quiescing retried",

@@ -7,7 +7,6 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from pipeline.protocols import MachineId
 from vadpipe.exclude import excluded_keys
 from vadpipe.vss.fetched import FetchedManifest
 from vadpipe.vss.requested import RequestedQuiescing
+from vadpipe.words import duration
 
 from ..api.faults import SnapshotError
 from ..api.retry import retry
@@ -234,7 +234,7 @@ def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Sw
         if one.outcome is Outcome.KEPT and one.intent.token in here:
             raise SnapshotError(
                 f"{vm.name} still has the snapshot {one.intent.snapshot_name!r} of an earlier run, "
-                f"{_age(one.intent.age_s)} old, so no other one is taken. It is kept because {one.reason}",
+                f"{duration(one.intent.age_s)} old, so no other one is taken. It is kept because {one.reason}",
                 remedy="Remove the cause and run 'vadpipe cleanup', or remove the snapshot in the vSphere Client.",
                 vm=vm.name,
                 snapshot=here[one.intent.token].moref,
@@ -242,18 +242,10 @@ def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Sw
             )
 
 
-def _age(seconds: float) -> str:
-    for unit_s, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds // unit_s:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"
-
-
 def _not_removed(vm: Vm, node: SnapshotNode) -> str:
     """A sentence about a snapshot that the sweep did not remove: it is not ours, in use, or kept."""
-    age = f", {_age((datetime.now(UTC) - node.created).total_seconds())} old" if node.created else ""
     maker = "made by another run of vadpipe" if node.token else "not made by vadpipe"
-    return f"{vm.name} has the snapshot {node.name!r} ({node.moref}{age}), {maker}; it is left alone."
+    return f"{vm.name} has the snapshot {node.title}, {maker}; it is left alone."
 
 
 def _require_disks(snapshot: Snapshot) -> None:

@@ -31,7 +31,7 @@ from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked, VsphereErr
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal import relocation_lock as relocation
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
-from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, Swept, look_ahead, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -81,9 +81,13 @@ class Scene:
         root = Path(__file__).parents[4]
         return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
 
-    async def sweep(self, **options: bool) -> list[Swept]:
+    async def look_ahead(self) -> list[Swept]:
+        async with self.vcenter.connect() as session:
+            return await look_ahead(session, self.journal)
+
+    async def sweep(self) -> list[Swept]:
         async with self.machine.vcenter.connect() as session:
-            return await sweep(session, self.journal, **options)
+            return await sweep(session, self.journal)
 
 
 @pytest.fixture
@@ -370,7 +374,7 @@ async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: s
         _wait(lambda: "Cleanup" in scene.calls)
     held, attached, before = scene.holder, scene.attached, len(noted(scene.lab.root))
 
-    would = await scene.sweep(dry_run=True)
+    would = await scene.look_ahead()
     assert (scene.holder, scene.attached, len(noted(scene.lab.root))) == (held, attached, before)
     looked = {Outcome.WOULD_REMOVE, Outcome.NOT_FOUND, Outcome.NOTHING_TO_UNDO}
     assert {one.outcome for one in would} <= looked

@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.job import Evidence
+from pipeline.protocols import Evidence
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
@@ -114,7 +115,7 @@ async def test_point_scripts_that_fail_fail_the_quiescing(
 
 
 @pytest.mark.slow
-async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
     add_vm()
     assert (await _evidence(replace(web01, quiesce=Quiesce.none()))).reached == "crash"
     assert asked == []
@@ -124,7 +125,7 @@ async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[obje
 
 @pytest.mark.slow
 async def test_point_snapshot_context(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[object]
+    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[Any]
 ) -> None:
     moref = add_vm()
     for quiesce in (Quiesce.application(), Quiesce.auto(), Quiesce.file_system()):
@@ -140,7 +141,7 @@ async def test_point_snapshot_context(
 
 
 @pytest.mark.slow
-async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[object]) -> None:
+async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
     add_vm()
     for backup_type in ("copy", "full", "incremental", "differential", "log"):
         machine = replace(web01, quiesce=Quiesce.application(backup_type=backup_type))
