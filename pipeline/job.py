@@ -461,27 +461,23 @@ def _place(path: Callable[..., object], exc: Exception) -> str:
 async def _transfer_disk(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
     with within(disk=disk.key):
         emit("disk started", label=disk.label, capacity=disk.capacity)
-        run = await _measured(disk, pipeline, watch)
+        try:
+            report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
+        except BaseExceptionGroup as group:
+            for leaf in leaves(group):
+                if isinstance(leaf, Exception):
+                    leaf.add_note(f"disk {disk.label} ({disk.key})")
+            raise
+        receipt, source = report.receipt, report.source_receipt
+        if not receipt.key:  # of a sink that was not told which disk it gets
+            receipt = replace(receipt, key=disk.key, label=disk.label)
+        if not isinstance(source, SourceReceipt):
+            source = SourceReceipt("unknown", "The source of the path gave no receipt.")
+        run = DiskRun(receipt, report, **asdict(source))
         facts = run.as_dict()
         del facts["key"]  # the event says `disk`
         emit("disk finished", **facts)
         return run
-
-
-async def _measured(disk: Disk, pipeline: Pipeline[DiskReceipt], watch: DiskWatch | None) -> DiskRun:
-    try:
-        report = await pipeline.measure(None if watch is None else lambda report: watch(disk, report))
-    except BaseExceptionGroup as group:
-        for leaf in leaves(group):
-            if isinstance(leaf, Exception):
-                leaf.add_note(f"disk {disk.label} ({disk.key})")
-        raise
-    receipt, source = report.receipt, report.source_receipt
-    if not receipt.key:  # of a sink that was not told which disk it gets
-        receipt = replace(receipt, key=disk.key, label=disk.label)
-    if not isinstance(source, SourceReceipt):
-        source = SourceReceipt("unknown", "The source of the path gave no receipt.")
-    return DiskRun(receipt, report, **asdict(source))
 
 
 async def _called(hooks: Sequence[Callable[[F], object]], told: F) -> list[str]:

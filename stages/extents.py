@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 
+import numpy as np
 from trio.abc import SendChannel
 
 from pipeline import (
@@ -100,7 +99,7 @@ async def changed_since(disk: Disk, previous: PreviousDisk | None) -> Extents:
         raise ChangeTrackingInvalid(
             f"The capacity of the disk changed from {previous.capacity} to {disk.capacity} bytes."
         )
-    pages: list[Extents] = []
+    pages = [Extents.empty()]
     offset = 0
     while offset < disk.capacity:
         page = await disk.changed(previous.change_id, offset)
@@ -113,7 +112,9 @@ async def changed_since(disk: Disk, previous: PreviousDisk | None) -> Extents:
             raise ChangeTrackingInvalid(f"Change tracking named areas outside of its answer at {offset}.")
         pages.append(page.extents)
         offset = end
-    return reduce(or_, _pairs(pages), Extents.empty()).aligned(CLUSTER, disk.capacity)
+    start = np.concatenate([page.start for page in pages])
+    length = np.concatenate([page.length for page in pages])
+    return Extents.from_columns(start, length).aligned(CLUSTER, disk.capacity)
 
 
 def windows(capacity: int) -> Iterator[tuple[int, int]]:
@@ -129,10 +130,3 @@ async def _send_allocated(disk: Disk, outbox: SendChannel[Window]) -> int:
         total += data.total
         await outbox.send(Window(offset, length, data, data.inverted(offset, length)))
     return total
-
-
-def _pairs(pages: list[Extents]) -> list[Extents]:
-    """Join pages in pairs until two are left; joining them one by one would sort the growing result each time."""
-    while len(pages) > 2:
-        pages = [reduce(or_, pages[place : place + 2]) for place in range(0, len(pages), 2)]
-    return pages

@@ -78,6 +78,7 @@ async def restored(repository, tmp_path, point="latest"):
     return np.fromfile(image, np.uint8)
 
 
+@pytest.mark.slow
 async def test_a_full_and_an_incremental_point_hold_what_the_disk_held(disk, repository, tmp_path):
     full = await back_up(disk, repository)
     before = disk.bytes_at(0, SIZE)
@@ -122,6 +123,7 @@ async def test_a_failing_disk_leaves_no_point_and_no_litter(disk, repository, me
     assert sorted(repository.path.rglob("*")) == files
 
 
+@pytest.mark.slow
 async def test_one_pool_buffer_is_enough_for_the_whole_path(repository, tmp_path):
     disk = PatternDisk(SIZE, pool=BufferPool(SPAN))
     await back_up(disk, repository)

@@ -1,5 +1,6 @@
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ def is_canonical(extents: Extents) -> bool:
     return all(low < high for low, high in pairwise(edges))
 
 
+@pytest.mark.slow
 @given(ranges, ranges)
 def test_algebra_is_that_of_sets(one, other):
     a, b = Extents.of(one), Extents.of(other)

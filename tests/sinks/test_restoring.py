@@ -58,6 +58,7 @@ def test_a_simple_key_stays_readable_and_others_are_encoded(key, name):
     assert image_name(key) == name
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.text(alphabet="aA0:-_.~%/ é数", max_size=8) | st.text(max_size=300), unique=True, max_size=40)
 )

@@ -126,6 +126,7 @@ def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
         assert not together or length[borders[borders.index((low, end)) - 1][0] : low + 1].sum() > FRAME
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", [Zstd(1), Zstd(3), Zstd(-1), Uncompressed()])
 async def test_compress_encodes_new_frames_and_gives_buffers_back(disk, digests, codec):
     def deduped():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ def span_of(data: bytes, extents: Extents | None = None) -> Span:
     return span if extents is None else replace(span, data=extents)
 
 
+@pytest.mark.slow
 async def test_mark_zeros_moves_zero_runs(disk, spans):
     views = await check_stage(MarkZeros, spans, view=plain)
     assert covers(views, disk.capacity)
@@ -33,6 +35,7 @@ async def test_mark_zeros_moves_zero_runs(disk, spans):
     assert all_free(disk.pool)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 9)), min_size=1, max_size=12),
     st.sampled_from([0, 512, 1024]),
@@ -60,6 +63,7 @@ def test_a_changed_cluster_that_became_zero_is_zero_even_alone():
     assert marked.data == Extents.of([(8 * SPAN + 5 * CLUSTER, CLUSTER)])
 
 
+@pytest.mark.slow
 async def test_chunks_cover_the_data_within_their_limits(disk, spans):
     views = await check_stage(CutChunks, lambda: spans(mark_zeros), view=plain)
     for kind, facts in views:
@@ -87,6 +91,7 @@ def test_chunks_have_the_promised_mean():
     assert 45 * 1024 < len(data) / len(cut(memoryview(data))) < 90 * 1024
 
 
+@pytest.mark.slow
 async def test_digests_are_keyed_blake3(disk, spans):
     key = bytes(range(32))
     views = await check_stage(

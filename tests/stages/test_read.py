@@ -9,6 +9,7 @@ from stages import AllocatedExtents, ReadSpans
 from stages.read import pieces
 
 
+@pytest.mark.slow
 async def test_spans_hold_the_bytes_of_the_disk():
     disk = PatternDisk(5 * SPAN + 512, hole_ratio=0.4)
     window = Window(

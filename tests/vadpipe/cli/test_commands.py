@@ -94,6 +94,7 @@ def test_another_package_of_our_name_is_found_and_named(tmp_path, name):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_output_options_stand_before_or_after_the_command(tmp_path, place):
     log = tmp_path / "log"
@@ -173,6 +174,7 @@ def test_the_help_mentions_completion_and_the_repository_of_the_environment():
     assert "_VADPIPE_COMPLETE=bash_source" in shown
 
 
+@pytest.mark.slow
 def test_warnings_of_the_log_are_not_on_standard_error_unless_asked_for(tmp_path):
     config = tmp_path / "config.py"
     config.write_text("import logging\nlogging.getLogger('vadpipe.x').warning('told')\njobs = []")

@@ -121,6 +121,7 @@ async def test_a_lost_connection_is_no_matter(lab, web01, add_vm):
         assert capture.preflight["findings"] == []
 
 
+@pytest.mark.slow
 async def test_a_server_that_stays_away_is_an_error(lab, web01, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     lab.inject("HasPrivilegeOnEntities", Drop.BEFORE, chance=1.0)

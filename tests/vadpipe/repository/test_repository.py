@@ -350,6 +350,7 @@ async def test_two_points_at_once_are_not_noted_wrongly(repository, monkeypatch)
         assert reader.points[-1].previous == second
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 9)), max_size=10))
 def test_points_of_older_versions_are_ordered_by_chain(made):
     """Their times may be before their predecessor's; forged ones may even go round in a circle."""

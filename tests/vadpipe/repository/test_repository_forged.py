@@ -193,6 +193,7 @@ async def test_what_is_no_file_is_named_damage(repository, place, instead):
     assert any(str(path) in str(error) for error in errors)
 
 
+@pytest.mark.slow
 def test_a_huge_file_takes_no_memory(repository):
     """Under an address space of 2 GiB more than the program itself."""
     for place in ("index/*.idx", "packs/*/*.pack", "points/*/*.json"):

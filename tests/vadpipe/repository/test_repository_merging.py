@@ -69,6 +69,7 @@ def rows_of(repository):
     return sum(Segment(path, config.id).chunks for path in segments(repository))
 
 
+@pytest.mark.slow
 async def test_a_run_merges_segments_and_finds_everything(pristine, repository):
     _, states = pristine
     before, rows = len(segments(repository)), rows_of(repository)

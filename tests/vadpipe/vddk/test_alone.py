@@ -44,6 +44,7 @@ async def test_the_stages_read_an_open_disk(libdir: Path, made_lab: Lab) -> None
     assert covered == CAPACITY
 
 
+@pytest.mark.slow
 def test_the_example_writes_the_disk_that_qemu_reads(libdir: Path, made_lab: Lab, tmp_path: Path) -> None:
     expected = made_lab.chains["child"]
     command = [sys.executable, EXAMPLES / "vddk_alone.py", libdir, expected.leaf, tmp_path / "disk.raw"]

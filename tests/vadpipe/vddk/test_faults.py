@@ -36,6 +36,7 @@ LOST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "where"), LOST)
 async def test_a_lost_child_changes_no_byte(
     libdir: Path,
@@ -62,6 +63,7 @@ async def test_a_lost_child_changes_no_byte(
         assert (statistics.restarts, statistics.unclean) == (expected, kind == "CRASH")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "where"), [("FAULT", "read:5:14011"), ("CRASH", "read:5")])
 async def test_failures_with_progress_in_between_are_not_counted(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
@@ -81,6 +83,7 @@ async def read_first(disk: VddkDisk, pool: BufferPool, length: int = 64 * KiB) -
         buffer.release()
 
 
+@pytest.mark.slow
 async def test_a_host_that_stays_unreachable_gives_one_error(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +112,7 @@ async def test_a_child_that_always_crashes_gives_one_error_with_its_last_lines(
     assert any("crash as asked" in line for line in caught.value.facts["log"])  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 async def test_an_open_that_always_fails_is_retried_then_reported(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +160,7 @@ async def test_a_final_error_code_fails_only_its_own_read(
     assert (disk.statistics().restarts, disk.statistics().unclean) == (0, 0)
 
 
+@pytest.mark.slow
 async def test_a_query_that_always_kills_its_child_is_given_up_without_counting_against_reads(
     libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ async def test_lines_of_the_library_are_logged_with_known_noise_at_debug(
     assert not any("PhoneHome" in line for line in lines(caplog, logging.WARNING, library))
 
 
+@pytest.mark.slow
 async def test_a_lost_child_and_its_replacement_are_logged_with_the_reason(
     libdir: Path, lab: Lab, pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

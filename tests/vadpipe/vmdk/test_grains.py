@@ -46,6 +46,7 @@ def build(tables: list, order: list, capacity: int, grain: int) -> GrainTables:
 entries = st.sampled_from((0, 0, 1)) | st.integers(DATA, END - 8)
 
 
+@pytest.mark.slow
 @given(st.data(), st.sampled_from((1, 2, 8)), st.integers(1, 6))
 def test_the_runs_of_any_range_equal_its_single_entries(data, sectors, count):
     grain = sectors * SECTOR

@@ -211,6 +211,7 @@ def test_a_manifest_with_a_huge_system_writer_is_classified(encoding, record_pro
     assert [component.files for component in system.components] == [10_000, 10_000]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(manifests())
 def test_whatever_hypothesis_draws_gives_a_verdict(manifest):

@@ -237,6 +237,7 @@ class Request:
     vm_name = "web01"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
 def test_a_system_writer_with_20000_file_entries(encoding, record_property):
     recipe = ManifestRecipe(huge=20_000, encoding=encoding)

@@ -293,6 +293,7 @@ REQUIREMENTS = [
 ]
 
 
+@pytest.mark.slow
 @settings(parent=patient, max_examples=150)
 @given(manifests(), knowledge)
 def test_less_in_the_backup_document_never_proves_more(manifest, known):

@@ -59,6 +59,7 @@ async def test_a_move_before_the_snapshot_does_not_matter(
     assert lab.snapshots(moref) == {}
 
 
+@pytest.mark.slow
 async def test_a_vm_moved_during_the_read_publishes_nothing(
     lab: LabVcenter, job, move: Move, moref: str
 ) -> None:
@@ -99,6 +100,7 @@ async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, m
     assert lab.snapshots(moref) == {}
 
 
+@pytest.mark.slow
 async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref: str) -> None:
     class Removing:
         async def finish(self, capture):

@@ -114,6 +114,7 @@ async def test_point_scripts_that_fail_fail_the_quiescing(
     assert lab.calls[CREATE] == 1  # it would fail again
 
 
+@pytest.mark.slow
 async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
     add_vm()
     assert (await _evidence(replace(web01, quiesce=Quiesce.none()))).reached == "crash"
