@@ -333,9 +333,10 @@ class Child:
             if kind == wire.PART:
                 call.runs += content
             else:
-                call.content = json.loads(content)
-                if "text" in call.content:
-                    call.content["text"] = self._redact(str(call.content["text"]))
+                found: dict[str, object] = json.loads(content)
+                if "text" in found:
+                    found["text"] = self._redact(str(found["text"]))
+                call.content = found
                 del self._calls[number]
                 call.answered.set()
 
