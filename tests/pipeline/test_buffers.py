@@ -1,3 +1,4 @@
+import errno
 import gc
 import mmap
 import os
@@ -8,6 +9,7 @@ import trio
 import trio.testing
 
 from pipeline import SPAN, BufferPool, Extents, Span
+from pipeline.errors import LimitReached, are_ours, limit_reached
 
 
 async def test_a_buffer_is_page_aligned_and_a_child_can_map_it():
@@ -17,6 +19,40 @@ async def test_a_buffer_is_page_aligned_and_a_child_can_map_it():
     buffer.array[:5] = np.frombuffer(b"hello", np.uint8)
     with mmap.mmap(os.dup(pool.fileno()), pool.size) as mapped:
         assert mapped[buffer.position : buffer.position + 5] == b"hello"
+
+
+async def test_without_a_file_in_memory_buffers_work_but_cannot_be_shared(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    for call in ("ftruncate", "memfd_create"):
+        monkeypatch.setattr(os, call, refuse)
+        pool = BufferPool(SPAN)
+        buffer = await pool.acquire()
+        buffer.array[:] = 7
+        with pytest.raises(LimitReached, match="ulimit -f"):
+            pool.fileno()
+        buffer.release()
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.EMFILE, ""), "ulimit -n"),
+        (MemoryError(), "ulimit -v"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (ImportError("libx.so: failed to map segment from shared object"), "ulimit -v"),
+        (ImportError("libx.so: cannot open shared object file: Too many open files"), "ulimit -n"),
+    ],
+    ids=repr,
+)
+def test_a_foreign_error_of_a_limit_names_the_limit(error, named):
+    assert are_ours(ExceptionGroup("", [error]))
+    assert named in str(limit_reached(error))
+    wrapped = RuntimeError("internal error")
+    wrapped.__cause__ = error
+    assert named in str(limit_reached(wrapped))
+    assert limit_reached(OSError(errno.EIO, "")) is None
 
 
 async def test_acquire_waits_for_a_release():

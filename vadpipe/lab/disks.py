@@ -3,13 +3,13 @@
     web01.vmdk <-+- web01-000001.vmdk <- web01-000003.vmdk     base <- redo logs; the last is the live leaf
                  +- web01-000002.vmdk                          where VSS writers wrote (first fork)
 
-A snapshot forks the disk: the leaf is frozen and a new redo log becomes the leaf. What the snapshot's
-configuration names is the frozen file, or, for an application-quiesced Windows guest, a second redo log on
-it. Removing the snapshot merges the redo log that hung on the frozen file into it.
+A snapshot forks the disk: the leaf is frozen and a new redo log becomes the leaf. The snapshot's configuration
+names the frozen file or, for an application-quiesced Windows guest, a second redo log on top of it. Removing the
+snapshot merges the redo log above the frozen file into that file.
 
-Killed at any moment, the disk goes on: a fork and the end of a merge are one atomic replacement of the
-state file, a merge copies into the parent only what the redo log above it shows all the same, and what was
-left half done is seen by `consolidation_needed` and finished by `consolidate`.
+A kill at any moment leaves a usable disk. A fork and the end of a merge each replace the state file atomically. A
+merge writes into the parent only data that the redo log above it already shows. `consolidation_needed` reports an
+unfinished merge, and `consolidate` finishes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading and writing files by offset, and finding what a sparse file really holds."""
+"""Reading and writing files by offset, and finding the data in a sparse file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PIECE = 4 * MiB
 
 
 class LabDiskError(MoverError):
-    """A virtual disk of the lab cannot do what was asked."""
+    """An operation on a virtual disk of the lab is not possible."""
 
 
 @contextmanager

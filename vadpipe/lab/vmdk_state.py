@@ -1,7 +1,7 @@
-"""What is known about one disk of a lab VM besides its bytes: its forks, its change tracking, its files.
+"""The state of one disk of a lab VM besides its bytes: its forks, its change tracking, its files.
 
-It lies in `<name>-ctk.json` and is replaced as a whole, so each change of it happens or does not. Redo logs
-that it does not name are leftovers of a kill.
+The state is the file `<name>-ctk.json`. Every change replaces that file, so a change is complete or did not happen.
+A redo log that the state does not name was left by a kill.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .vmdk_tracking import ChangeMap
 
 @dataclass(frozen=True)
 class ForkState:
-    """What one snapshot did to the disk; file names."""
+    """The effect of one snapshot on the disk; file names."""
 
     child: str  # the redo log that took the running VM's writes from then on
     second: str | None  # the redo log for VSS writers

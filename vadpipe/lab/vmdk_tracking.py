@@ -1,8 +1,8 @@
 """Change tracking: for every 64 KiB block of a disk the sequence in which it was last written.
 
-The array lies in a sparse `.npy` file that is mapped when used: blocks never written are holes, so a disk of
-4 TiB costs nothing and marking a block survives a kill. A snapshot keeps a copy of the array as it was when
-the disk was forked; that copy answers for the snapshot, whatever happens to the running disk.
+The array is a sparse `.npy` file, mapped into memory. Blocks that were never written are holes, so a disk of 4 TiB
+takes no space, and a marked block survives a kill. A snapshot has its own copy of the array, made when the disk was
+forked, and queries about the snapshot read that copy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.units import KiB
 
 from .vmdk_files import copy_sparse, data_extents, joined, opened, units_where
 
-# The size that the reader of changed areas sees: facts of the field and this lab's own grain.
+# The block size of change tracking on small disks in the field, and the grain of this lab's sparse files.
 BLOCK = 64 * KiB
 
 

@@ -333,10 +333,10 @@ class Child:
             if kind == wire.PART:
                 call.runs += content
             else:
-                answer: dict[str, object] = json.loads(content)
-                if "text" in answer:
-                    answer["text"] = self._redact(str(answer["text"]))
-                call.content = answer
+                found: dict[str, object] = json.loads(content)
+                if "text" in found:
+                    found["text"] = self._redact(str(found["text"]))
+                call.content = found
                 del self._calls[number]
                 call.answered.set()
 
