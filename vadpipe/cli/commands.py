@@ -143,14 +143,6 @@ def _added() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=GROUP) if point.name not in BUILT_IN}
 
 
-def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked and not ctx.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"vadpipe, version {version('vadpipe')}")
-        ctx.exit()
-
-
 def _setting(ctx: click.Context, param: click.Parameter, value: int | bool | Path | None) -> None:
     """Keep an output option, wherever it stands on the command line, and set up the output with all so far."""
     if not value or ctx.resilient_parsing:
@@ -167,7 +159,10 @@ def _output_options() -> list[click.Option]:
     shared: dict[str, Any] = {"callback": _setting, "expose_value": False}
     return [
         click.Option(
-            ["-v", "--verbose"], count=True, help="Log to standard error; -vv logs every call.", **shared
+            ["-v", "--verbose"],
+            count=True,
+            help="Show the stages of a run, and log to standard error; -vv logs every call.",
+            **shared,
         ),
         click.Option(["-q", "--quiet"], is_flag=True, help="No progress, only results and errors.", **shared),
         click.Option(["--no-progress"], is_flag=True, help="No progress bars or lines.", **shared),
@@ -194,18 +189,9 @@ def _with_output_options(command: click.Command) -> click.Command:
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    params=[
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_version,
-            help="Show the version and exit.",
-        ),
-        *_output_options(),
-    ],
+    params=[*_output_options()],
 )
+@click.version_option(package_name="vadpipe")
 @click.pass_context
 def vadpipe(ctx: click.Context) -> None:
     """Streaming data mover for VMware virtual machines.

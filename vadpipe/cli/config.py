@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.composition import readable
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
 
@@ -56,7 +57,7 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] |
         raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
         if not isinstance(entry, Job | JobSource):
-            raise ConfigError(f"{path}: `jobs` holds {entry!r}, which is not a pipeline.Job or JobSource.")
+            raise ConfigError(f"{path} has {readable(entry)} where a pipeline.Job or JobSource is expected.")
     jobs = [entry for entry in entries if isinstance(entry, Job)]
     _check_titles(path, jobs)
     if only is None:

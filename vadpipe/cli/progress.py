@@ -18,9 +18,8 @@ from typing import Any
 
 import trio
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from rich.text import Text
 
 from pipeline.events import Event, observed
 from pipeline.job import DiskWatch
@@ -168,19 +167,12 @@ async def show_progress(as_json: bool) -> AsyncIterator[Watch]:
         nursery.cancel_scope.cancel()
 
 
-class _Rate(ProgressColumn):
-    """Bytes of data per second, over the whole run of the disk."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{format_size(task.fields['rate'])}/s", justify="right")
-
-
 async def _bars(watch: Watch, console: Console) -> None:
     columns = [
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=_BAR),
         TextColumn("{task.percentage:>3.0f} %", table_column=Column(no_wrap=True, min_width=5)),
-        _Rate(table_column=Column(no_wrap=True, min_width=12)),
+        TextColumn("{task.fields[rate]}/s", justify="right", table_column=Column(no_wrap=True, min_width=12)),
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
     ]
     bars = Progress(
@@ -196,14 +188,14 @@ async def _bars(watch: Watch, console: Console) -> None:
         with beside(bars), bars:
             while True:
                 new = len(watch.running) - len(shown)
-                shown += [bars.add_task("", total=None, rate=0.0) for _ in range(new)]
+                shown += [bars.add_task("", total=None, rate="") for _ in range(new)]
                 for run, task in zip(watch.running, shown, strict=True):
                     bars.update(
                         task,
                         description=shortened(run.name, max(8, console.width - _BESIDE_NAME)),
                         total=max(run.total, 1),
                         completed=run.done if run.total else run.share,
-                        rate=run.rate,
+                        rate=format_size(run.rate),
                         visible=not run.ended,
                     )
                 bars.refresh()
