@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,7 @@ from vadpipe.vss.classify import DECISIONS
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
 from vadpipe.vss.verdict import Level
 
-ALL_RULES = (*RULES, *COVERAGE_RULES)
+ALL_RULES: tuple[Any, ...] = (*RULES, *COVERAGE_RULES)
 COUNT = 520
 JUDGED = ("level", "decision", "reasons", "writers", "applications", "policy")
 

@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from vadpipe.vss.verdict import (
     Verdict,
 )
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
+
+ALL_RULES: tuple[Any, ...] = (*RULES, *COVERAGE_RULES)
 
 SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
 ASR = "be000cbe-11fe-4426-9c58-531aa6355fc4"
@@ -340,13 +343,13 @@ def test_every_rule_has_a_case_here():
         for mark in test.pytestmark
         for case in mark.args[1]
     }
-    assert {rule.id for rule in (*RULES, *COVERAGE_RULES)} == tested
+    assert {rule.id for rule in ALL_RULES} == tested
 
 
 def test_the_tables_can_be_printed():
-    ids = [row.id for row in (*RULES, *COVERAGE_RULES, *DECISIONS)]
+    ids = [row.id for row in (*ALL_RULES, *DECISIONS)]
     assert len(set(ids)) == len(ids)
-    assert all(rule.reads and rule.wanted and rule.source for rule in (*RULES, *COVERAGE_RULES))
+    assert all(rule.reads and rule.wanted and rule.source for rule in ALL_RULES)
     assert all(decision.reads and decision.source for decision in DECISIONS)
 
 

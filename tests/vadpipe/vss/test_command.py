@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,8 @@ from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import OUTCOMES, ManifestRecipe, manifest_zip, zipped
 from vadpipe.vss.classify import DECISIONS, classify_manifest
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
+
+ALL_RULES: tuple[Any, ...] = (*RULES, *COVERAGE_RULES)
 
 REQUEST = Request()
 SQL = ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"}))
@@ -172,11 +175,11 @@ def test_no_such_file_and_an_empty_directory_are_errors(tmp_path):
 def test_the_rules_are_listed():
     code, document = told("--rules")
     assert code == 0
-    assert [one["id"] for one in document["rules"]] == [rule.id for rule in (*RULES, *COVERAGE_RULES)]
+    assert [one["id"] for one in document["rules"]] == [rule.id for rule in ALL_RULES]
     assert [one["id"] for one in document["decisions"]] == [decision.id for decision in DECISIONS]
     assert all(all(one.values()) for one in document["rules"] + document["decisions"])
     text = run("--rules")[1]
-    assert all(rule.wanted in text and rule.source in text for rule in (*RULES, *COVERAGE_RULES))
+    assert all(rule.wanted in text and rule.source in text for rule in ALL_RULES)
 
 
 def test_a_missing_path_and_an_unknown_level_are_usage_errors():

@@ -82,7 +82,7 @@ class Scene:
         return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
 
     async def look_ahead(self) -> list[Swept]:
-        async with self.vcenter.connect() as session:
+        async with self.vcenter.connect() as session:  # type: ignore[attr-defined]
             return await look_ahead(session, self.journal)
 
     async def sweep(self) -> list[Swept]:
