@@ -43,6 +43,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links from `docs/` to the page that is made from CONTRIBUTING.md."""
+    return markdown.replace("](../CONTRIBUTING.md", "](contributing.md")
+
+
 def _start() -> str:
     return _linked(ROOT / "README.md")
 
