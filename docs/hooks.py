@@ -71,7 +71,7 @@ def _reference(room: ModuleType, title: str) -> str:
         path = f"{found.__module__}.{found.__qualname__}"
         if found.__module__.startswith(f"{room.__name__}.") and _room(found.__module__) == room.__name__:
             own.append(f"::: {path}\n")
-        elif _room(found.__module__):
+        elif _room(found.__module__) and name in importlib.import_module(_room(found.__module__)).__all__:
             others.append(f"* [`{name}`][{path}]")
     parts = [f"# {title}", f"```text\n{summary}\n```", *own]
     if others:
