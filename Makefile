@@ -41,7 +41,7 @@ check: .venv/installed
 
 # The documentation as a site in build/site; a broken link or reference is an error.
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The sdist and the wheel, in build/dist.
 dist: .venv/installed

@@ -43,6 +43,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links from `docs/` to the page that is made from CONTRIBUTING.md."""
+    return markdown.replace("](../CONTRIBUTING.md", "](contributing.md")
+
+
 def _start() -> str:
     return _linked(ROOT / "README.md")
 
@@ -66,7 +71,7 @@ def _reference(room: ModuleType, title: str) -> str:
         path = f"{found.__module__}.{found.__qualname__}"
         if found.__module__.startswith(f"{room.__name__}.") and _room(found.__module__) == room.__name__:
             own.append(f"::: {path}\n")
-        elif _room(found.__module__):
+        elif _room(found.__module__) and name in importlib.import_module(_room(found.__module__)).__all__:
             others.append(f"* [`{name}`][{path}]")
     parts = [f"# {title}", f"```text\n{summary}\n```", *own]
     if others:

@@ -73,9 +73,7 @@ class Fetched:
 class ManifestFetcher(Protocol):
     """A way to fetch a file from a datastore. Settings only; usable alone.
 
-    Args:
-        way: Its name in reports.
-        timeout_s: Seconds that `fetch_within` gives it.
+    `way` is its name in reports, `timeout_s` the seconds that `fetch_within` gives it.
     """
 
     @property
