@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner

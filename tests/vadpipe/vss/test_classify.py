@@ -4,7 +4,6 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,6 @@ from vadpipe.vss.verdict import (
     Verdict,
 )
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
-
-ALL_RULES: tuple[Any, ...] = (*RULES, *COVERAGE_RULES)
 
 SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
 ASR = "be000cbe-11fe-4426-9c58-531aa6355fc4"

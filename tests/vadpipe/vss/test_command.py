@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,8 +18,6 @@ from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import OUTCOMES, ManifestRecipe, manifest_zip, zipped
 from vadpipe.vss.classify import DECISIONS, classify_manifest
 from vadpipe.vss.rules import ALL_RULES
-
-ALL_RULES: tuple[Any, ...] = (*RULES, *COVERAGE_RULES)
 
 REQUEST = Request()
 SQL = ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"}))
