@@ -41,13 +41,6 @@ SIZE = 9 * SPAN + 3 * CLUSTER + 512
 
 
 @pytest.fixture
-def repository(tmp_path):
-    repository = Repository(tmp_path / "repository")
-    repository.init()
-    return repository
-
-
-@pytest.fixture
 def disk():
     return PatternDisk(SIZE, seed=5, hole_ratio=0.3, zero_ratio=0.2, duplicate_ratio=0.3)
 

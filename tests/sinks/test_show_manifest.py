@@ -21,7 +21,6 @@ from vadpipe.cli.repository import show_point
 from vadpipe.cli.verdict import stored_verdict_lines
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
-from vadpipe.repository.store import Repository
 from vadpipe.vss.classify import classify_manifest
 
 MANIFEST = manifest_zip(Request(), ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"})))
@@ -32,13 +31,6 @@ async def published(repository, evidence):
     async with repository.open() as store, store.begin(MACHINE) as point:
         receipt = await full_path(disk, point).run()
         return await point.publish(FakeCapture(MACHINE, [disk], "application", {}), [receipt], evidence)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    made = Repository(tmp_path / "repository")
-    made.init()
-    return made
 
 
 def shown(repository, *arguments):

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +12,7 @@ from pipeline.errors import (
     SnapshotLeaked,
     TransferFailed,
 )
+from tests.conftest import command, vadpipe
 from vadpipe.cli.output import error_lines, exit_code
 
 CONFIG = """
@@ -39,14 +39,6 @@ def path(disk, point):
 job = Job(FakeMachine([PatternDisk(5 << 20)]), path, into=FakeTarget(), name="nightly")
 HANG = False
 """
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "vadpipe", *map(str, arguments)]
-
-
-def vadpipe(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture

@@ -4,23 +4,14 @@ import io
 import shutil
 import subprocess
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
+from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS
-
-
-@dataclass(frozen=True)
-class Request:
-    context: str = "application"
-    backup_type: int = 5
-    bootable_system_state: bool = True
-    partial_file_support: bool = False
-    timeout_min: int = 15
-    vm_name: str = "web01"
 
 
 def members(data: bytes) -> dict[str, bytes]:

@@ -19,8 +19,9 @@ from pipeline import ChangeTrackingInvalid, ConfigError, Disk, Extents, Span
 from pipeline.buffers import BufferPool
 from pipeline.units import SPAN, KiB, MiB
 from stages import AllocatedExtents, MarkZeros, ReadSpans
+from tests.vadpipe.reading_kit import whole_disk
 from vadpipe.lab.certificate import load_or_create
-from vadpipe.nbd import Nbd, NbdDisk, NbdError
+from vadpipe.nbd import Nbd, NbdError
 
 SIZE = 22 * MiB + 3 * 512
 
@@ -112,27 +113,6 @@ def pool() -> Iterator[BufferPool]:
     assert pool.statistics().free == pool.statistics().buffers
 
 
-async def whole(disk: NbdDisk, pool: BufferPool) -> Image:
-    """The disk as a mover reads it: allocated extents only, all spans at once."""
-    allocated = await disk.allocated(0, disk.capacity)
-    image = np.zeros(disk.capacity, np.uint8)
-
-    async def read(offset: int) -> None:
-        wanted = allocated.within(offset, SPAN)
-        buffer = await pool.acquire()
-        try:
-            await disk.read(buffer, offset, wanted)
-            for start, length in wanted:
-                image[start : start + length] = buffer.array[start - offset : start - offset + length]
-        finally:
-            buffer.release()
-
-    async with trio.open_nursery() as nursery:
-        for offset in range(0, disk.capacity, SPAN):
-            nursery.start_soon(read, offset)
-    return image
-
-
 @pytest.mark.parametrize("depth", [1, 8])
 async def test_qemu_nbd_gives_the_bytes_and_extents_of_its_image(
     serve: Serve, raw: Path, qcow2: Path, pool: BufferPool, depth: int
@@ -141,7 +121,7 @@ async def test_qemu_nbd_gives_the_bytes_and_extents_of_its_image(
     data = mapped(qcow2)
     async with Nbd(str(socket), export="vm/disk", depth=depth, request=256 * KiB).open(pool=pool) as disk:
         assert (disk.capacity, disk.key, disk.label, disk.allocation) == (SIZE, "vm/disk", "disk", "queried")
-        assert np.array_equal(await whole(disk, pool), np.fromfile(raw, np.uint8))
+        assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
         assert await disk.allocated(0, SIZE) == data.within(0, SIZE)
         assert await disk.allocated(5000, 9 * MiB) == data.within(5000, 9 * MiB)
         with pytest.raises(ChangeTrackingInvalid):
@@ -155,7 +135,7 @@ async def test_nbdkit_gives_the_bytes_with_and_without_structured_replies(
     socket = serve("nbdkit", "-f", "-r", "-U", "SOCKET", *filters, "file", raw)
     async with Nbd(str(socket)).open(pool=pool) as disk:
         assert disk.allocation == ("unavailable" if "--no-sr" in filters else "queried")
-        assert np.array_equal(await whole(disk, pool), np.fromfile(raw, np.uint8))
+        assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
 
 
 async def test_the_stages_read_an_export_alone(serve: Serve, raw: Path, qcow2: Path) -> None:
@@ -188,7 +168,7 @@ async def test_tls_is_used_and_a_foreign_certificate_refused(
     trusting = ssl.create_default_context(cafile=str(certificate.path))
     trusting.check_hostname = False
     async with Nbd(str(socket), tls=trusting).open(pool=pool) as disk:
-        assert np.array_equal(await whole(disk, pool), np.fromfile(raw, np.uint8))
+        assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
     for tls, why in ((None, "requires TLS"), (ssl.create_default_context(), "cannot be used")):
         if tls is not None:
             tls.check_hostname = False
@@ -205,7 +185,7 @@ async def test_a_server_that_was_restarted_is_connected_anew(
     async with Nbd(str(socket), export="vm/disk", restart_pause_s=0.01, restarts=8).open(pool=pool) as disk:
         serve.kill()  # type: ignore[attr-defined]
         qemu_nbd(serve, qcow2, socket=socket)
-        assert np.array_equal(await whole(disk, pool), np.fromfile(raw, np.uint8))
+        assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
         assert disk.reconnects >= 1
     assert "is made anew in" in caplog.text
 

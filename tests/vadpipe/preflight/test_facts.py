@@ -5,8 +5,8 @@ import uuid
 import pytest
 from pyVmomi import vim
 
-from pipeline.secrets import Secret
 from stages import Quiesce, Vddk
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.preflight import gather
@@ -22,7 +22,6 @@ from vadpipe.preflight.vm import (
     vm_facts,
 )
 from vadpipe.vsphere.api.properties import Row
-from vadpipe.vsphere.api.session import Vcenter
 
 device = vim.vm.device
 disk = device.VirtualDisk
@@ -161,9 +160,7 @@ async def test_an_esxi_host_tells_its_licence(tmp_path):
     with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
         directory = host.datastore("datastore1") / "web01"
         moref = host.register_vm(directory, "web01", [], traits=VmTraits())
-        settings = Vcenter(
-            host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
-        )
+        settings = settings_of(host)
         host.license("esxBasic")
         async with settings.connect() as session:
             gathered = await gather(session, [moref])
@@ -176,9 +173,7 @@ async def test_an_esxi_host_tells_its_licence(tmp_path):
 async def test_the_ports_of_an_esxi_host_are_tried_at_the_configured_address(tmp_path):
     with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
         moref = host.register_vm(host.datastore("datastore1") / "web01", "web01", [], traits=VmTraits())
-        settings = Vcenter(
-            host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
-        )
+        settings = settings_of(host)
         async with settings.connect() as session:
             gathered = await gather(session, [moref])
             [esxi] = [gathered.hosts[one] for one in gathered.hosts_of(moref)]

@@ -55,13 +55,6 @@ from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository, RepositoryStore
 
 
-@pytest.fixture
-def repository(tmp_path):
-    made = Repository(tmp_path / "repository")
-    made.init()
-    return made
-
-
 def mixed_content(capacity, seed=1):
     """Random, repeated, zero and sparse regions."""
     content = random_bytes(seed, capacity)

@@ -13,6 +13,7 @@ from pipeline import (
     Extents,
     IntegrityError,
 )
+from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import frames
 from vadpipe.repository.config import Keys, seal, unseal
 from vadpipe.repository.disk_map import (
@@ -29,15 +30,6 @@ from vadpipe.repository.packs import FRAME_ROW
 from vadpipe.repository.segments import CHECKED, HEADS, Cells, Segment, heads, write_segment
 
 KEYS = Keys.derive(bytes(range(32)))
-
-
-def digests(names):
-    """One digest per name. Names that agree modulo 8 agree in their first eight bytes, too."""
-    table = np.zeros((len(names), DIGEST_SIZE), dtype=np.uint8)
-    for row, name in enumerate(names):
-        table[row, 0] = name % 8
-        table[row, 20:24] = np.frombuffer(np.uint32(name).tobytes(), np.uint8)
-    return table
 
 
 # --- frames ---

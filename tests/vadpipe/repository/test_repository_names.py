@@ -26,15 +26,8 @@ from stages import (
 )
 from tests.vadpipe.repository.repository_kit import MACHINE, MemoryDisk, files_of, full_path, random_bytes
 from tests.vadpipe.repository.test_repository import disk_of, framed
-from vadpipe.repository import IntoRepository, Repository
+from vadpipe.repository import IntoRepository
 from vadpipe.repository.frames import Kind
-
-
-@pytest.fixture
-def repository(tmp_path):
-    made = Repository(tmp_path / "repository")
-    made.init()
-    return made
 
 
 @dataclass(frozen=True)

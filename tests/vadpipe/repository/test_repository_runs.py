@@ -37,14 +37,6 @@ from vadpipe.repository import verify
 from vadpipe.repository.files import Layout
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.runs import RunLock, sweep
-from vadpipe.repository.store import Repository
-
-
-@pytest.fixture
-def repository(tmp_path):
-    made = Repository(tmp_path / "repository")
-    made.init()
-    return made
 
 
 def leftovers(repository) -> list[str]:

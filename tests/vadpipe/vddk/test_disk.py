@@ -18,13 +18,13 @@ from pipeline.units import (
     KiB,
     MiB,
 )
+from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import (
     CAPACITY,
     Lab,
     known,
     qemu,
     quick,
-    whole_disk,
     write,
 )
 from vadpipe.vddk.access import DiskAccess

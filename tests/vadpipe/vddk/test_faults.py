@@ -12,11 +12,11 @@ from pipeline.buffers import BufferPool
 from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.units import KiB
+from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import (
     Lab,
     qemu,
     quick,
-    whole_disk,
 )
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import VddkDisk

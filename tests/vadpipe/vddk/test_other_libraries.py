@@ -11,7 +11,8 @@ import pytest
 from pipeline.buffers import BufferPool
 from pipeline.errors import ConfigError, VddkError
 from pipeline.extents import Extents
-from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick, whole_disk
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk import DiskAccess, VmAccess, abi
 

@@ -19,13 +19,13 @@ from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, KiB, MiB
+from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import (
     COOKIE,
     PASSWORD,
     Lab,
     children,
     quick,
-    whole_disk,
 )
 from vadpipe.vddk import connection
 from vadpipe.vddk.client import PROGRAM, child_environment

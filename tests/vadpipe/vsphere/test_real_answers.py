@@ -10,9 +10,9 @@ from pyVmomi import vim
 from pyVmomi.VmomiSupport import F_OPTIONAL
 
 from pipeline.errors import MoverError, SnapshotLeaked, leaves
-from pipeline.secrets import Secret
 from pipeline.units import MiB
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -124,9 +124,7 @@ async def test_a_session_of_30_idle_minutes_ends_and_nobody_sees_it(
     idle: tuple[LabVcenter, list[float]], journal: Journal
 ) -> None:
     lab, clock = idle
-    settings = Vcenter(
-        lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint, port=lab.port
-    )
+    settings = settings_of(lab)
     async with settings.connect() as session:
         vm = await find_vm(session, "web01")
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r"):

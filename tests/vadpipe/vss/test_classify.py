@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from vadpipe.vss.requested import RequestedQuiescing
@@ -23,16 +24,6 @@ SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
 ASR = "be000cbe-11fe-4426-9c58-531aa6355fc4"
 OWN = "11111111-2222-4333-8444-555555555555"  # of no well-known writer
 INSTANCE = "99999999-0000-4000-8000-000000000001"
-
-
-@dataclass
-class Request:
-    context: str = "application"
-    backup_type: int = 5
-    bootable_system_state: bool = True
-    partial_file_support: bool = False
-    timeout_min: int = 15
-    vm_name: str = "web01"
 
 
 @dataclass

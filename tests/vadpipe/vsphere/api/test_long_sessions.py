@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Delay, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -31,18 +32,6 @@ AddVm = Callable[..., str]
 async def _name(session: VcenterSession) -> object:
     """A call that needs a login."""
     return await session.call("RetrieveProperties", lambda: session.content.rootFolder.name)
-
-
-def _settings(lab: LabVcenter, **changes: object) -> Vcenter:
-    settings = Vcenter(
-        lab.address,
-        "backup",
-        Secret.from_text("lab"),
-        thumbprint=lab.thumbprint,
-        port=lab.port,
-        patience_s=2,
-    )
-    return replace(settings, **changes)
 
 
 async def test_a_server_that_is_away_is_waited_for(lab: LabVcenter, vcenter: Vcenter) -> None:
@@ -187,7 +176,7 @@ async def test_an_esxi_host_takes_a_quiesced_snapshot(tmp_path: Path, journal: J
     with LabVcenter(tmp_path / "esxi", task_s=0, api_type="HostAgent") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
-        async with _settings(lab).connect() as session:
+        async with settings_of(lab, patience_s=2).connect() as session:
             assert not session.is_vcenter
             vm = await find_vm(session, "web01")
             async with open_snapshot(session, vm, Quiesce.application(), journal, run="r") as snapshot:
@@ -198,7 +187,7 @@ async def test_an_api_before_6_5_gets_the_older_snapshot_call(tmp_path: Path, jo
     with LabVcenter(tmp_path / "old", task_s=0, api_version="6.0") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
-        async with _settings(lab).connect() as session:
+        async with settings_of(lab, patience_s=2).connect() as session:
             assert session.api_version == (6, 0)
             vm = await find_vm(session, "web01")
             async with open_snapshot(session, vm, Quiesce.application(), journal, run="r"):
@@ -237,7 +226,7 @@ async def test_no_job_notices_expiry_and_five_restarts_in_72_hours(
     lab, clock = virtual
     total = 72 * 60 // step_min
     restarts = set(random.Random(72).sample(range(2, total), 5))
-    machine = VcenterVm(_settings(lab), "web01", reader=reader_of(lab), journal=journal)
+    machine = VcenterVm(settings_of(lab, patience_s=2), "web01", reader=reader_of(lab), journal=journal)
     jobs, since = 0, None
     for step in range(1, total + 1):
         if since is None or step % 30 == 0:
@@ -269,7 +258,7 @@ async def test_the_keep_alive_task_touches_the_session_and_renews_it(
     virtual: tuple[LabVcenter, VirtualTime], wait_until
 ) -> None:
     lab, clock = virtual
-    async with _settings(lab, keep_alive_s=0.005).connect():
+    async with settings_of(lab, patience_s=2, keep_alive_s=0.005).connect():
         for _ in range(10):
             clock.now_s += 1200
             seen = lab.calls.get("Fetch", 0)

@@ -9,7 +9,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.errors import SnapshotError
-from pipeline.secrets import Secret
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ObjectGone
@@ -39,10 +39,6 @@ async def _task(vcenter: Vcenter) -> AsyncIterator[tuple[VcenterSession, vim.Tas
         yield session, task
 
 
-def _settings(lab: LabVcenter) -> Vcenter:
-    return Vcenter(lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint, port=lab.port)
-
-
 async def test_a_wait_returns_the_result_of_the_task(vcenter: Vcenter, add_vm: AddVm) -> None:
     add_vm()
     async with _task(vcenter) as (session, task):
@@ -62,7 +58,7 @@ async def test_a_wait_raises_the_error_of_the_task(lab: LabVcenter, vcenter: Vce
 
 
 async def test_a_cancelled_wait_destroys_its_collector(slow_lab: LabVcenter, wait_for_call: Calls) -> None:
-    async with _task(_settings(slow_lab)) as (session, task), trio.open_nursery() as nursery:
+    async with _task(settings_of(slow_lab)) as (session, task), trio.open_nursery() as nursery:
         nursery.start_soon(wait_for_task, session, task, "CreateSnapshot_Task")
         await wait_for_call(slow_lab, "WaitForUpdatesEx")
         nursery.cancel_scope.cancel()
@@ -77,7 +73,7 @@ async def test_a_wait_survives_an_expired_session_and_a_lost_connection(
 ) -> None:
     with LabVcenter(tmp_path / "lab", task_s=0.4) as lab:
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
-        async with _task(_settings(lab)) as (session, task), trio.open_nursery() as nursery:
+        async with _task(settings_of(lab)) as (session, task), trio.open_nursery() as nursery:
             results: list[object] = []
 
             async def wait() -> None:

@@ -1,25 +1,13 @@
-"""Selections against govmomi's simulator: a second opinion on what an inventory looks like.
+"""Selections against govmomi's simulator: a second opinion on what an inventory looks like."""
 
-Needs the environment variable VCSIM to name a `vcsim` binary.
-"""
-
-import os
-
-import pytest
-
-from tests.vadpipe.vsphere.test_vcsim import vcsim
+from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, vcsim
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 
 __all__ = ["vcsim"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("VCSIM"), reason="the environment variable VCSIM names no vcsim binary"
-    ),
-]
+pytestmark = NEEDS_VCSIM
 
 
 async def names(session: VcenterSession, selection: SelectVms) -> list[str]:

@@ -9,8 +9,8 @@ from pyVmomi import vim
 
 from pipeline.errors import ChangeTrackingInvalid
 from pipeline.extents import Extents
-from pipeline.secrets import Secret
 from pipeline.units import KiB, MiB
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -113,13 +113,7 @@ def small_pages(tmp_path: Path) -> Iterator[LabVcenter]:
 async def test_pages_cover_the_disk_and_hold_what_was_written(
     small_pages: LabVcenter, journal: Journal
 ) -> None:
-    settings = Vcenter(
-        small_pages.address,
-        "backup",
-        Secret.from_text("lab"),
-        thumbprint=small_pages.thumbprint,
-        port=small_pages.port,
-    )
+    settings = settings_of(small_pages)
     written = Extents.of([(number * 512 * KiB, 4 * KiB) for number in range(7)])
     async with settings.connect() as session:
         since = await _change_id(session, journal)

@@ -7,7 +7,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from pipeline.errors import ConfigError
-from pipeline.secrets import Secret
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
@@ -133,9 +133,7 @@ async def test_a_server_before_6_5_is_asked_by_the_older_call_at_once(
 ) -> None:
     with LabVcenter(tmp_path / "old", api_version="6.0", task_s=0.02) as old:
         add_to(old)
-        vcenter = Vcenter(
-            old.address, "backup", Secret.from_text("lab"), thumbprint=old.thumbprint_sha256, port=old.port
-        )
+        vcenter = settings_of(old)
         async with vcenter.connect() as session:
             vm = await find_vm(session, "web01")
             async with open_snapshot(session, vm, Quiesce.auto(), journal, run="r") as snapshot:

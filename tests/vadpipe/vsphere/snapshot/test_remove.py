@@ -8,12 +8,13 @@ from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, SourceError, leaves
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import take_and_remove
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
+from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
@@ -24,19 +25,12 @@ AddVm = Callable[..., str]
 DISKS = "consolidation"
 
 
-async def _take(vcenter: Vcenter, journal: Journal, *, consolidate: Consolidate = "ask") -> None:
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
-            pass
-
-
 async def test_a_removal_that_fails_at_the_disks_is_consolidated(
     lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
 ) -> None:
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
-    await _take(vcenter, journal)
+    await take_and_remove(vcenter, journal)
     assert lab.calls["ConsolidateVMDisks_Task"] == 1
     assert not lab.needs_consolidation(moref)
     assert journal.intents() == []
@@ -48,7 +42,7 @@ async def test_a_locked_disk_is_waited_for(
     moref = add_vm()
     for nth in (1, 2, 3):
         lab.inject(DISKS, lambda: vim.fault.FileLocked(file="[datastore1] x"), nth, in_task=True)
-    await _take(vcenter, journal)
+    await take_and_remove(vcenter, journal)
     assert not lab.needs_consolidation(moref)
 
 
@@ -58,7 +52,7 @@ async def test_never_reports_consolidation_without_asking_for_it(
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
     with pytest.raises(ConsolidationNeeded, match="consolidate='never' forbids it") as caught:
-        await _take(vcenter, journal, consolidate="never")
+        await take_and_remove(vcenter, journal, consolidate="never")
     assert caught.value.exit_code == EXIT_ATTENTION
     assert "ConsolidateVMDisks_Task" not in lab.calls
     assert lab.needs_consolidation(moref)

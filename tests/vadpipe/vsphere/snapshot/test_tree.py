@@ -7,12 +7,13 @@ import pytest
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import intent_of
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal
+from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, family_of, lies_on, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
@@ -161,14 +162,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(
     moref = lab.moref("web01")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        intent = Intent(
-            server=session.server,
-            server_id=session.server_id,
-            vm_moref=vm.moref,
-            vm_uuid=vm.uuid,
-            vm_name=vm.name,
-            run="r",
-        )
+        intent = intent_of(session, vm, "r")
         journal.write(intent)
         said, asked = description_with(intent.token), Quiesce.application()
         task = await create_snapshot(

@@ -23,7 +23,6 @@ from vadpipe.lab.vcenter.calls_log import noted
 from vadpipe.lab.vcenter.outside import hot_added, relocation_lock
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state import VmTraits
-from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import VsphereError
@@ -33,14 +32,6 @@ from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def libdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return build_vddk(tmp_path_factory.mktemp("vddk"))
-    except CompilerMissing as exc:
-        pytest.skip(str(exc))
 
 
 @dataclass

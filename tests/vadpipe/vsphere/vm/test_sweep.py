@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
+from tests.vadpipe.vsphere.vsphere_kit import begin_snapshot, dead_intent, make_snapshot
 from vadpipe.lab.vcenter.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
-from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal
+from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
@@ -60,35 +60,6 @@ def _end(process: subprocess.Popen[str], number: signal.Signals) -> None:
         process.stdout.close()
 
 
-async def _snapshot(session: VcenterSession, description: str) -> str:
-    """Somebody else's snapshot of web01."""
-    subject = (await find_vm(session, "web01")).reference(session)
-    task = await session.call(
-        "CreateSnapshot_Task",
-        lambda: subject.CreateSnapshot("theirs", description, False, False),
-        changes=True,
-    )
-    taken = await wait_for_task(session, task, "CreateSnapshot_Task")
-    assert isinstance(taken, vim.vm.Snapshot)
-    return str(taken._moId)
-
-
-async def _dead_intent(session: VcenterSession, journal: Journal) -> Intent:
-    """An intent of a process that is no more."""
-    vm = await find_vm(session, "web01")
-    intent = Intent(
-        server=session.server,
-        server_id=session.server_id,
-        vm_moref=vm.moref,
-        vm_uuid=vm.uuid,
-        vm_name=vm.name,
-        run="dead",
-    )
-    intent = replace(intent, process_start="an earlier boot/1")
-    journal.write(intent)
-    return intent
-
-
 async def _morefs(session: VcenterSession) -> list[str]:
     vm = await find_vm(session, "web01")
     return [node.moref for node in await snapshots_of(session, vm.moref)]
@@ -102,7 +73,7 @@ async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_
     process = _holder(lab, journal)
     try:
         async with vcenter.connect() as session:
-            foreign = await _snapshot(session, "before the upgrade")
+            foreign = await make_snapshot(session, "theirs", "before the upgrade")
             (live,) = await sweep(session, journal)
             assert live.outcome is Outcome.IN_USE
             assert str(process.pid) in live.reason
@@ -138,7 +109,7 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        await _dead_intent(session, journal)
+        await dead_intent(session, journal)
         (looked,) = await sweep(session, journal, dry_run=True)
         assert looked.outcome is Outcome.NOT_FOUND
         assert len(journal.intents()) == 1
@@ -156,10 +127,12 @@ async def test_a_snapshot_is_ours_only_by_intent_and_token(
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        unknown = await _snapshot(session, description_with("0" * 32))  # our mark, but no intent here
-        intent = await _dead_intent(session, journal)
-        ours = await _snapshot(session, description_with(intent.token))
-        named_alike = await _snapshot(session, f"vadpipe {intent.run} {intent.token}")
+        unknown = await make_snapshot(
+            session, "theirs", description_with("0" * 32)
+        )  # our mark, but no intent here
+        intent = await dead_intent(session, journal)
+        ours = await make_snapshot(session, "theirs", description_with(intent.token))
+        named_alike = await make_snapshot(session, "theirs", f"vadpipe {intent.run} {intent.token}")
         (swept,) = await sweep(session, journal)
         assert swept.outcome is Outcome.REMOVED
         left = await _morefs(session)
@@ -175,13 +148,8 @@ async def test_a_snapshot_that_is_still_being_made_is_waited_for(
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
         settings = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint)
         async with settings.connect() as session:
-            intent = await _dead_intent(session, journal)
-            subject = vim.VirtualMachine(intent.vm_moref, session.stub)
-            await session.call(
-                "CreateSnapshot_Task",
-                lambda: subject.CreateSnapshot("x", description_with(intent.token), False, False),
-                changes=True,
-            )
+            intent = await dead_intent(session, journal)
+            await begin_snapshot(session, "x", description_with(intent.token))
             assert await _morefs(session) == []
             (swept,) = await sweep(session, journal)
             assert swept.outcome is Outcome.REMOVED
@@ -197,8 +165,8 @@ async def test_what_cannot_be_removed_stays_in_the_journal(
         lambda: vim.fault.NoPermission(object=vim.VirtualMachine("vm-1"), privilegeId="X.Y"),
     )
     async with vcenter.connect() as session:
-        intent = await _dead_intent(session, journal)
-        await _snapshot(session, description_with(intent.token))
+        intent = await dead_intent(session, journal)
+        await make_snapshot(session, "theirs", description_with(intent.token))
         (swept,) = await sweep(session, journal)
     assert swept.outcome is Outcome.KEPT
     assert "X.Y" in swept.reason
@@ -211,7 +179,7 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        intent = await _dead_intent(session, journal)
+        intent = await dead_intent(session, journal)
         journal.write(replace(intent, token="1" * 32, server_id="another server"))
         journal.write(replace(intent, token="2" * 32, vm_uuid="no such VM"))
         outcomes = {swept.intent.token: swept.outcome for swept in await sweep(session, journal)}
@@ -224,12 +192,9 @@ async def test_a_task_that_hangs_does_not_hold_up_the_sweep(
 ) -> None:
     add_vm()
     async with vcenter.connect() as session:
-        await _dead_intent(session, journal)
-        subject = (await find_vm(session, "web01")).reference(session)
+        await dead_intent(session, journal)
         lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
-        await session.call(
-            "CreateSnapshot_Task", lambda: subject.CreateSnapshot("theirs", "", False, False), changes=True
-        )
+        await begin_snapshot(session, "theirs", "")
         (swept,) = await sweep(session, journal, within_s=0.1)
         assert (swept.outcome, swept.reason) == (Outcome.KEPT, "it was not dealt with in 0 s")
         lab.calm()
