@@ -24,7 +24,7 @@ from vadpipe.lab.campaign_vddk import (
     is_in_fatal_call,
     surroundings,
 )
-from vadpipe.lab.vcenter.fault_kinds import FAULT_KINDS
+from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS
 
 SEED = 3
 SHORT, LONG = 300, 5000

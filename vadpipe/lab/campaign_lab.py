@@ -28,10 +28,10 @@ from .campaign_vddk import (
     vddk_reader,
 )
 from .disks import LabDisk
-from .vcenter.injection import Event
-from .vcenter.outside import relocation_lock
+from .vcenter.faults.injection import Event
 from .vcenter.server import LabVcenter
-from .vcenter.state import HostTraits, VmTraits
+from .vcenter.state.inventory import HostTraits, VmTraits
+from .vcenter.state.outside import relocation_lock
 
 VM = "web01"
 _OTHER_DATASTORE = "datastore2"

@@ -10,8 +10,8 @@ from stages.preflight import NotReady, Preflight
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.preflight.test_lab import VOLUMES
 from vadpipe.lab.campaign_kit import LabReader
-from vadpipe.lab.vcenter.injection import Drop
-from vadpipe.lab.vcenter.state import DatastoreTraits, VmTraits
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import ConnectionLost
 from vadpipe.vsphere.journal.intents import Journal

@@ -8,7 +8,7 @@ from pyVmomi import vim
 from stages import Quiesce, Vddk
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.preflight import gather
 from vadpipe.preflight.reach import probe, this_machine
 from vadpipe.preflight.report import job_facts, vddk_facts

@@ -8,7 +8,7 @@ from pyVmomi import vim
 
 from pipeline.units import GiB
 from tests.vadpipe.vsphere.vsphere_kit import make_snapshot
-from vadpipe.lab.vcenter.state import (
+from vadpipe.lab.vcenter.state.inventory import (
     DatastoreTraits,
     GuestVolume,
     HostTraits,

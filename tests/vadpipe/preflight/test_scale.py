@@ -24,9 +24,10 @@ import sys
 from pathlib import Path
 
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter import LabVcenter, vm_properties
+from vadpipe.lab.vcenter import LabVcenter
+from vadpipe.lab.vcenter.state import vm_properties
 from vadpipe.lab.vcenter.service import Service
-from vadpipe.lab.vcenter.state import GuestVolume, Inventory, VmTraits
+from vadpipe.lab.vcenter.state.inventory import GuestVolume, Inventory, VmTraits
 
 made, make = {}, vm_properties.config
 

@@ -4,7 +4,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 
 Collector = vmodl.query.PropertyCollector
 APPLICATIONS = vim.vm.WindowsQuiesceSpec(vssBackupContext="ctx_backup")

@@ -7,7 +7,7 @@ import ssl
 import pytest
 from pyVmomi import vim
 
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 
 CONTENT = bytes(range(256)) * 400
 

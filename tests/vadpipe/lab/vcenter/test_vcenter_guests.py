@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from pyVmomi import vim
 
-from vadpipe.lab.vcenter.host_door import host_door
+from vadpipe.lab.vcenter.web.host_door import host_door
 
 TOOLS_CONF = r"C:\ProgramData\VMware\VMware Tools\tools.conf"
 PRE_FREEZE = r"C:\Windows\pre-freeze-script.bat"

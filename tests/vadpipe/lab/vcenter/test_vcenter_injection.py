@@ -9,15 +9,15 @@ import time
 import pytest
 from pyVmomi import vim, vmodl
 
-from vadpipe.lab.vcenter import soap
-from vadpipe.lab.vcenter.fault_kinds import FAULT_KINDS, fault_maker
-from vadpipe.lab.vcenter.injection import (
+from vadpipe.lab.vcenter.api import soap
+from vadpipe.lab.vcenter.faults.injection import (
     Delay,
     Drop,
     Event,
     Injections,
     Refusal,
 )
+from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS, fault_maker
 from vadpipe.lab.vcenter.server import LabVcenter
 
 BROKEN = (ConnectionError, http.client.HTTPException, ssl.SSLError)

@@ -6,8 +6,8 @@ import ssl
 import pytest
 from pyVmomi import vim
 
-from vadpipe.lab.vcenter.injection import Delay, Drop
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
 
 CONTENT = bytes(range(256)) * 40

@@ -4,7 +4,7 @@ import pytest
 from pyVmomi import vim
 
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import DatastoreTraits, HostTraits
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, HostTraits
 
 MIB = 1 << 20
 

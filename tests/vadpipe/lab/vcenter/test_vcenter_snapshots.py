@@ -10,8 +10,8 @@ import zipfile
 import pytest
 from pyVmomi import vim, vmodl
 
-from vadpipe.lab.vcenter.quiescing import QuiesceSpec, guest_quiescing, reached
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.quiescing import QuiesceSpec, guest_quiescing, reached
 
 MIB = 1 << 20
 KIB64 = 1 << 16

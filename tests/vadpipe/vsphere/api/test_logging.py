@@ -10,10 +10,10 @@ import pytest
 from pipeline.errors import MoverError
 from pipeline.secrets import Secret
 from tests.vadpipe.vsphere.manifest.fetching_kit import lying
-from vadpipe.lab.vcenter.injection import Drop, Refusal
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Drop, Refusal
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import FIRST_HOST
+from vadpipe.lab.vcenter.state.inventory import FIRST_HOST
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.guest.files import GuestAccount, GuestFiles
 from vadpipe.vsphere.guest.scripts import WINDOWS

@@ -16,7 +16,7 @@ from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Delay, Refusal
+from vadpipe.lab.vcenter.faults.injection import Delay, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, LoginRefused, Unreachable
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession

@@ -11,7 +11,7 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, MoverError
 from pipeline.secrets import Secret
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, LoginRefused, NotOffered
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession

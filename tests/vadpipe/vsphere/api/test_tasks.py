@@ -10,7 +10,7 @@ from pyVmomi import vim
 
 from pipeline.errors import SnapshotError
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
-from vadpipe.lab.vcenter.injection import Delay
+from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ObjectGone
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession

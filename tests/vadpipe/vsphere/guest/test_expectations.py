@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, QuiesceFailed, SourceError
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from vadpipe.cli.guest_config import guest_config
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, GuestRefused
 from vadpipe.vsphere.api.session import Vcenter

@@ -12,10 +12,10 @@ from pyVmomi import vim
 from pipeline.errors import MoverError
 from pipeline.secrets import Secret
 from vadpipe.lab.certificate import load_or_create
-from vadpipe.lab.vcenter.guests import Transfer
-from vadpipe.lab.vcenter.host_door import host_door
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.guests import Transfer
+from vadpipe.lab.vcenter.web.host_door import host_door
 from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, GuestRefused, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task

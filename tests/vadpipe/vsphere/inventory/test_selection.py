@@ -10,7 +10,7 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.properties import Row
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import Inventory, Vm

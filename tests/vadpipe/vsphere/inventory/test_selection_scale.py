@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vadpipe.lab.vcenter import LabVcenter
 from vadpipe.lab.vcenter.service import Service
-from vadpipe.lab.vcenter.state import Inventory
+from vadpipe.lab.vcenter.state.inventory import Inventory
 
 save, write = Inventory.save, Service._write_vddk_conf
 Inventory.save = Service._write_vddk_conf = lambda self: None  # once at the end, not once per VM

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
-from vadpipe.lab.vcenter.injection import Drop, Event, Refusal
+from vadpipe.lab.vcenter.faults.injection import Drop, Event, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import (
     CertificateRefused,
@@ -135,7 +135,7 @@ async def test_a_missing_rest_api_is_reported(
     lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with vcenter.connect() as session:
-        monkeypatch.setattr("vadpipe.lab.vcenter.rest._SINCE", (99,))
+        monkeypatch.setattr("vadpipe.lab.vcenter.web.rest._SINCE", (99,))
         with pytest.raises(
             VsphereError, match=r"POST /api/session failed: there is no such resource.*with REST API"
         ):

@@ -8,8 +8,8 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError
 from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, NAME, lying
-from vadpipe.lab.vcenter.injection import Drop
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore

@@ -14,10 +14,10 @@ from tests.vadpipe.vsphere.manifest.fetching_kit import (
     Lying,
     lying,
 )
-from vadpipe.lab.vcenter.injection import Delay, Drop, Event
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop, Event
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import FIRST_HOST
+from vadpipe.lab.vcenter.state.inventory import FIRST_HOST
 from vadpipe.vsphere.api.http import TrustedConnection
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.manifest import fetch as ways

@@ -8,7 +8,7 @@ from pyVmomi import vim
 
 from pipeline.errors import ChangeTrackingInvalid
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal

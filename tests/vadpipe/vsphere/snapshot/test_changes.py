@@ -12,7 +12,7 @@ from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession

@@ -10,7 +10,7 @@ from pyVmomi import vim
 from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.vsphere_kit import take_and_remove
-from vadpipe.lab.vcenter.injection import Drop, Event
+from vadpipe.lab.vcenter.faults.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm

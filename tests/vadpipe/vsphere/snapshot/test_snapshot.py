@@ -14,8 +14,8 @@ from pipeline.errors import (
     SnapshotLeaked,
     leaves,
 )
-from vadpipe.lab.vcenter.fault_kinds import fault_maker
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.faults.kinds import fault_maker
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm

@@ -9,7 +9,7 @@ from pipeline.units import KiB
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.vsphere_kit import intent_of
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
@@ -147,7 +147,7 @@ async def test_a_snapshot_on_top_of_ours_is_no_sibling(
 async def test_siblings_with_unknown_files_are_reported(
     lab: LabVcenter, web01: Callable[..., VcenterVm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vadpipe.lab.vcenter.vm_devices._parent", lambda *chain: None)
+    monkeypatch.setattr("vadpipe.lab.vcenter.state.vm_devices._parent", lambda *chain: None)
     async with web01("siblings").capture() as capture:
         (told,) = capture.attention
         assert "does not tell which" in told

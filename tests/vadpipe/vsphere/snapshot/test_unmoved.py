@@ -11,9 +11,9 @@ from stages import VssManifest
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.conftest import LabReader
 from vadpipe.lab.campaign_kit import DirectoryPoint, DirectoryTarget, path
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import HostTraits
+from vadpipe.lab.vcenter.state.inventory import HostTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.unmoved import Moved

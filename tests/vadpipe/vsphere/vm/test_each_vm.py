@@ -17,7 +17,7 @@ from vadpipe.cli.cleanup import cleanup
 from vadpipe.cli.config import load_jobs, read_config
 from vadpipe.cli.preflight import preflight, prepare
 from vadpipe.cli.run import plan, run
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.journal.intents import Journal
 

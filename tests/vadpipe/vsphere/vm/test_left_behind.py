@@ -19,10 +19,9 @@ from pipeline.errors import LeftBehind, SnapshotError, SnapshotLeaked, VddkError
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
-from vadpipe.lab.vcenter.calls_log import noted
-from vadpipe.lab.vcenter.outside import hot_added, relocation_lock
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
+from vadpipe.lab.vcenter.state.outside import hot_added, noted, relocation_lock
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import VsphereError

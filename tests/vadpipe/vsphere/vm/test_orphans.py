@@ -13,9 +13,9 @@ from pyVmomi import vim
 
 from pipeline.units import MiB
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

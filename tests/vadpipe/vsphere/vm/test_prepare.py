@@ -11,8 +11,8 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError, leaves
 from pipeline.events import observed
-from vadpipe.lab.vcenter.injection import Delay, Drop
-from vadpipe.lab.vcenter.vm import VirtualMachine
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop
+from vadpipe.lab.vcenter.objects.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm import power

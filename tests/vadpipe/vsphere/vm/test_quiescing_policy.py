@@ -15,8 +15,8 @@ from stages import (
     VssManifest,
 )
 from vadpipe.lab.campaign_kit import DirectoryTarget, path
-from vadpipe.lab.vcenter.quiescing import QuiesceRequest
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.quiescing import QuiesceRequest
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.requested import RequestedQuiescing
 

@@ -10,7 +10,7 @@ from pyVmomi import vim
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
 from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

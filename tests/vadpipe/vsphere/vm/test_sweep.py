@@ -12,7 +12,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vadpipe.vsphere.vsphere_kit import begin_snapshot, dead_intent, make_snapshot
-from vadpipe.lab.vcenter.injection import Delay
+from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
-from .guests import Transfer
-from .objects import (
+from ..api.managed import (
     Call,
     Managed,
     moref_of,
     vim_property,
 )
+from ..state.guests import Transfer
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 MANAGER = "guestOperationsManager"
 _AUTH, _FILES = "guestOperationsAuthManager", "guestOperationsFileManager"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import VmomiSupport, vmodl
 
-from .objects import Managed, typed
+from .managed import Managed, typed
 
 if TYPE_CHECKING:
-    from .service import SessionScope
+    from ..service import SessionScope
 
 _STEP = re.compile(r"""\.?(?P<name>\w+)(?:\[(?:"(?P<text>[^"]*)"|(?P<number>-?\d+))\])?""")
 

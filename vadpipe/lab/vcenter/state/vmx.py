@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .state import Inventory, VmState, controller_and_unit
+from .inventory import Inventory, VmState, controller_and_unit
 
 
 def vmx_text(inventory: Inventory, vm: VmState) -> str:

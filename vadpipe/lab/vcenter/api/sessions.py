@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
-from .objects import Managed
+if TYPE_CHECKING:
+    from .managed import Managed
+
 
 COOKIE = "vmware_soap_session"
 

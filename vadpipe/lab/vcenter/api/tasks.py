@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
 
-from .objects import (
+from .managed import (
     Call,
     Entity,
     Managed,
@@ -24,7 +24,7 @@ from .objects import (
 )
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .tagging import Tagging
+from ..state.tagging import Tagging
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 _T = TypeVar("_T")
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from pyVmomi import vim
 
 if TYPE_CHECKING:
-    from .service import Service
-    from .state import VmState
+    from ..service import Service
+    from .inventory import VmState
 
 _DEFAULT_PERMISSIONS = 0o644  # as the API documents
 _EXIT = re.compile(r"^\s*exit\s+(?:/b\s+)?(\d+)", re.MULTILINE | re.IGNORECASE)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from pyVmomi import VmomiSupport, vim
 
-from .about import about
+from ..api.about import about
+from ..api.managed import Entity, Managed, vim_property
+from ..state.inventory import DatastoreTraits, HostTraits
 from .datastore import DatastoreBrowser
-from .objects import Entity, Managed, vim_property
-from .state import DatastoreTraits, HostTraits
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 NETWORK = "network-10"
 _MAX_FILE_SIZE = 62 << 40  # VMFS 6
@@ -282,3 +283,25 @@ def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
         datacenter.adopt(folder)
     networks.adopt(Network(service, NETWORK))
     return root, vms, hosts, datastores
+
+
+class VmFolders:
+    """By path, as in "Web/Test". top: the folder of all VMs; register: makes a new one known to the service."""
+
+    def __init__(self, top: Folder, register: Callable[[Folder], None]) -> None:
+        self._service = top.service
+        self._register = register
+        self._by_path = {"": top}
+
+    def at(self, path: str) -> Folder:
+        """The folder, made with those above it when it is not there; its moref is the same after a restart."""
+        if path not in self._by_path:
+            above, _, name = path.rpartition("/")
+            inventory = self._service.inventory
+            if path not in inventory.folders:
+                inventory.folders[path] = f"group-v{inventory.number()}"
+            made = Folder(self._service, inventory.folders[path], name)
+            self.at(above).adopt(made)
+            self._register(made)
+            self._by_path[path] = made
+        return self._by_path[path]

@@ -15,7 +15,7 @@ from pyVmomi import VmomiSupport, vim, vmodl
 from .soap import Method
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
     from .sessions import Session
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
 
-from .objects import Call, Managed, vim_property
+from .managed import Call, Managed, vim_property
 from .selection import Selected, read_path, select
 from .soap import fingerprint
 
 if TYPE_CHECKING:
-    from .service import SessionScope
+    from ..service import SessionScope
 
 
 def _read(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pyVmomi import VmomiSupport, vim
 
 from . import vm_devices
-from .state import (
+from .inventory import (
     GuestVolume,
     Inventory,
     SnapshotState,

@@ -11,9 +11,12 @@ import threading
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .sessions import Clock
-from .state import replace_file
+from .inventory import replace_file
+
+if TYPE_CHECKING:
+    from ..api.sessions import Clock
 
 
 @dataclass

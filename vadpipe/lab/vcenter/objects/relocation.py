@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
-from ..vmdk_files import copy_sparse
-from .objects import Call, Entity, moref_of
-from .outside import relocation_lock
-from .state import VmState
+from ...vmdk_files import copy_sparse
+from ..api.managed import Call, Entity, moref_of
+from ..state.inventory import VmState
+from ..state.outside import relocation_lock
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 RELOCATE, MIGRATE = "RelocateVM_Task", "MigrateVM_Task"
 

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pyVmomi import VmomiSupport, vim
 
-from .objects import Call, Managed
+from ..api.managed import Call, Managed
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 _DATASTORE_PATH = re.compile(r"\[(?P<datastore>[^\]]+)\]\s*(?P<path>.*)")
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..disks import Fork, LabDisk
+from ...disks import Fork, LabDisk
 from .quiescing import Quiescing
 
 QuiescedForm = Literal["one snapshot", "siblings", "unmarked sibling"]

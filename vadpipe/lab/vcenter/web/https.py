@@ -15,23 +15,27 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 from pyVmomi import vmodl
 
-from . import rest, soap
-from .folder import FileContent, FolderRequest, serve
-from .injection import (
+from ..api import soap
+from ..api.sessions import COOKIE
+from ..faults.injection import (
     ConnectionDroppedError,
     Delay,
     Drop,
     Failure,
     ServiceUnavailableError,
 )
-from .on_demand import FolderError
-from .service import Service
-from .sessions import COOKIE
+from ..faults.on_demand import FolderError
+from . import rest
+from .folder import FileContent, FolderRequest, serve
+
+if TYPE_CHECKING:
+    from ..service import Service
+
 
 _log = logging.getLogger(__name__)
 

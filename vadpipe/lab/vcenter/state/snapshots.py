@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
-from .calls_log import note
-from .injection import CONSOLIDATION
-from .outside import hot_added
+from ..faults.injection import CONSOLIDATION
+from .inventory import SnapshotState, VmState
+from .outside import hot_added, note
 from .quiescing import (
     QuiesceRequest,
     QuiesceSpec,
@@ -26,11 +26,10 @@ from .quiescing import (
     guest_quiescing,
     reached,
 )
-from .state import SnapshotState, VmState
 from .vm_properties import enable_uuid
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 OnSnapshot = Callable[[str, list[Path]], None]
 """Called with a VM's moref and its frozen VMDKs, in device order, when a quiesced snapshot was made."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from ..certificate import Certificate, load_or_create
+from ...certificate import Certificate, load_or_create
 from .https import HttpsServer
-from .server import LabVcenter
+
+if TYPE_CHECKING:
+    from ..server import LabVcenter
 
 
 @contextmanager

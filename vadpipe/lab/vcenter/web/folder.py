@@ -20,14 +20,14 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from pyVmomi import vim
 
-from .datastore import locate
-from .objects import escaped
-from .on_demand import FolderError
-from .sessions import COOKIE
-from .soap import message_of
+from ..api.managed import escaped
+from ..api.sessions import COOKIE
+from ..api.soap import message_of
+from ..faults.on_demand import FolderError
+from ..objects.datastore import locate
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 _TICKET_COOKIE = "vmware_cgi_ticket"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

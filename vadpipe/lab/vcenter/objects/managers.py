@@ -1,4 +1,4 @@
-"""The service's own objects: ServiceInstance, SessionManager, ViewManager, SearchIndex, EventManager."""
+"""The service's own objects: ServiceInstance; managers of sessions, views, events, privileges and licenses."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from urllib.parse import urlsplit
 
 from pyVmomi import VmomiSupport, vim, vmodl
 
-from .about import about
-from .guest_operations import MANAGER as GUEST_OPERATIONS
-from .objects import (
+from ..api.about import about
+from ..api.managed import (
     Call,
     Entity,
     Managed,
     moref_of,
     vim_property,
 )
-from .sessions import Session
+from ..api.sessions import Session
+from .guest_operations import MANAGER as GUEST_OPERATIONS
 
 if TYPE_CHECKING:
-    from .service import Service, SessionScope
+    from ..service import Service, SessionScope
 
 
 class ServiceInstance(Managed):
@@ -257,3 +257,38 @@ class EventManager(Managed):
                 fullFormattedMessage=f"Warning message on {name}: {message}",
             )
         )
+
+
+class AuthorizationManager(Managed):
+    """The account may do everything but what the service denies it."""
+
+    vim_type = vim.AuthorizationManager
+
+    def HasPrivilegeOnEntities(
+        self, call: Call, entities: list[vim.ManagedEntity], session_id: str, privileges: list[str]
+    ) -> list[vim.AuthorizationManager.EntityPrivilege]:
+        availability = [
+            vim.AuthorizationManager.PrivilegeAvailability(
+                privId=name, isGranted=name not in self.service.denied_privileges
+            )
+            for name in privileges
+        ]
+        return [
+            vim.AuthorizationManager.EntityPrivilege(
+                entity=type(entity)(moref_of(entity)), privAvailability=availability
+            )
+            for entity in entities
+        ]
+
+
+class LicenseManager(Managed):
+    vim_type = vim.LicenseManager
+
+    @vim_property
+    def licenses(self) -> list[vim.LicenseManager.LicenseInfo]:
+        edition = self.service.edition
+        return [
+            vim.LicenseManager.LicenseInfo(
+                licenseKey="00000", editionKey=edition, name=edition, total=0, costUnit="cpuPackage"
+            )
+        ]

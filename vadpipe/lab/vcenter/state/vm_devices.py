@@ -8,15 +8,15 @@ from pathlib import Path
 
 from pyVmomi import vim
 
-from ..disks import LabDisk
-from ..vmdk_flat import flat_path
-from .outside import hot_added
-from .state import (
+from ...disks import LabDisk
+from ...vmdk_flat import flat_path
+from .inventory import (
     Inventory,
     SnapshotState,
     VmState,
     controller_and_unit,
 )
+from .outside import hot_added
 
 _FIRST_CONTROLLER_KEY = 1000
 _CDROM_KEY, _PASSTHROUGH_KEY, _PCI_KEY = 16000, 13000, 100

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
 
-from ..vmdk_files import LabDiskError
-from . import snapshots, vm_properties
-from .calls_log import note
-from .entities import NETWORK
-from .objects import (
+from ...vmdk_files import LabDiskError
+from ..api.managed import (
     Call,
     Managed,
     moref_of,
     vim_property,
 )
-from .quiescing import QuiesceSpec
+from ..state import snapshots, vm_properties
+from ..state.inventory import SnapshotState, VmState
+from ..state.outside import note
+from ..state.quiescing import QuiesceSpec
+from .entities import NETWORK
 from .relocation import Relocatable, disabled_methods
-from .state import SnapshotState, VmState
 
 if TYPE_CHECKING:
-    from .service import Service
+    from ..service import Service
 
 _TIMEOUT_MIN = range(5, 241)  # documented range of VirtualMachineGuestQuiesceSpec.timeout
 
