@@ -114,9 +114,7 @@ def pool() -> Iterator[BufferPool]:
 
 
 @pytest.mark.parametrize("depth", [1, 8])
-async def test_qemu_nbd_gives_the_bytes_and_extents_of_its_image(
-    serve: Serve, raw: Path, qcow2: Path, pool: BufferPool, depth: int
-) -> None:
+async def test_qemu_nbd_gives_the_bytes_and_extents_of_its_image(serve, raw, qcow2, pool, depth):
     socket = qemu_nbd(serve, qcow2)
     data = mapped(qcow2)
     async with Nbd(str(socket), export="vm/disk", depth=depth, request=256 * KiB).open(pool=pool) as disk:
@@ -129,16 +127,14 @@ async def test_qemu_nbd_gives_the_bytes_and_extents_of_its_image(
 
 
 @pytest.mark.parametrize("filters", [(), ("--filter=noextents",), ("--no-sr",)])
-async def test_nbdkit_gives_the_bytes_with_and_without_structured_replies(
-    serve: Serve, raw: Path, pool: BufferPool, filters: tuple[str, ...]
-) -> None:
+async def test_nbdkit_gives_the_bytes_with_and_without_structured_replies(serve, raw, pool, filters):
     socket = serve("nbdkit", "-f", "-r", "-U", "SOCKET", *filters, "file", raw)
     async with Nbd(str(socket)).open(pool=pool) as disk:
         assert disk.allocation == ("unavailable" if "--no-sr" in filters else "queried")
         assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
 
 
-async def test_the_stages_read_an_export_alone(serve: Serve, raw: Path, qcow2: Path) -> None:
+async def test_the_stages_read_an_export_alone(serve, raw, qcow2):
     socket = qemu_nbd(serve, qcow2)
     image = np.zeros(SIZE, np.uint8)
     async with Nbd(str(socket), export="vm/disk").open() as opened:
@@ -152,9 +148,7 @@ async def test_the_stages_read_an_export_alone(serve: Serve, raw: Path, qcow2: P
     assert np.array_equal(image, np.fromfile(raw, np.uint8))
 
 
-async def test_tls_is_used_and_a_foreign_certificate_refused(
-    serve: Serve, raw: Path, pool: BufferPool, tmp_path: Path
-) -> None:
+async def test_tls_is_used_and_a_foreign_certificate_refused(serve, raw, pool, tmp_path):
     certificate = load_or_create(tmp_path, "localhost")
     for name, source in (
         ("ca-cert", certificate.path),
@@ -177,9 +171,7 @@ async def test_tls_is_used_and_a_foreign_certificate_refused(
                 pytest.fail("it is not open")
 
 
-async def test_a_server_that_was_restarted_is_connected_anew(
-    serve: Serve, raw: Path, qcow2: Path, pool: BufferPool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_server_that_was_restarted_is_connected_anew(serve, raw, qcow2, pool, caplog):
     caplog.set_level(logging.INFO, logger="vadpipe.nbd")
     socket = qemu_nbd(serve, qcow2)
     async with Nbd(str(socket), export="vm/disk", restart_pause_s=0.01, restarts=8).open(pool=pool) as disk:
@@ -190,7 +182,7 @@ async def test_a_server_that_was_restarted_is_connected_anew(
     assert "is made anew in" in caplog.text
 
 
-async def test_a_server_that_stays_away_is_one_error(serve: Serve, qcow2: Path, pool: BufferPool) -> None:
+async def test_a_server_that_stays_away_is_one_error(serve, qcow2, pool):
     socket = qemu_nbd(serve, qcow2)
     async with Nbd(str(socket), export="vm/disk", restart_pause_s=0.01, restarts=2).open(pool=pool) as disk:
         serve.kill()  # type: ignore[attr-defined]
@@ -201,9 +193,7 @@ async def test_a_server_that_stays_away_is_one_error(serve: Serve, qcow2: Path, 
         buffer.release()
 
 
-async def test_a_silent_server_is_given_up_after_its_timeout(
-    serve: Serve, raw: Path, pool: BufferPool
-) -> None:
+async def test_a_silent_server_is_given_up_after_its_timeout(serve, raw, pool):
     socket = serve("nbdkit", "-f", "-r", "-U", "SOCKET", "--filter=delay", "file", raw, "rdelay=30")
     async with Nbd(str(socket), timeout_s=0.3, restarts=0).open(pool=pool) as disk:
         buffer = await pool.acquire()
@@ -212,7 +202,7 @@ async def test_a_silent_server_is_given_up_after_its_timeout(
         buffer.release()
 
 
-async def test_an_error_of_the_server_names_the_place(serve: Serve, raw: Path, pool: BufferPool) -> None:
+async def test_an_error_of_the_server_names_the_place(serve, raw, pool):
     socket = serve(
         "nbdkit",
         "-f",
@@ -233,7 +223,7 @@ async def test_an_error_of_the_server_names_the_place(serve: Serve, raw: Path, p
         buffer.release()
 
 
-async def test_a_cancelled_read_leaves_its_buffer_alone(serve: Serve, raw: Path, pool: BufferPool) -> None:
+async def test_a_cancelled_read_leaves_its_buffer_alone(serve, raw, pool):
     socket = serve("nbdkit", "-f", "-r", "-U", "SOCKET", "--filter=delay", "file", raw, "delay-read=200ms")
     async with Nbd(str(socket), depth=4).open(pool=pool) as disk:
         buffer = await pool.acquire()
@@ -249,9 +239,7 @@ async def test_a_cancelled_read_leaves_its_buffer_alone(serve: Serve, raw: Path,
         buffer.release()
 
 
-async def test_an_unknown_export_and_an_absent_server_are_refused(
-    serve: Serve, qcow2: Path, tmp_path: Path
-) -> None:
+async def test_an_unknown_export_and_an_absent_server_are_refused(serve, qcow2, tmp_path):
     socket = qemu_nbd(serve, qcow2)
     for settings, why in (
         (Nbd(str(socket), export="other"), "refused the export 'other'"),
@@ -264,6 +252,6 @@ async def test_an_unknown_export_and_an_absent_server_are_refused(
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 0}, {"request": 1000}, {"port": 0}, {"host": ""}], ids=str)
-def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError):
         Nbd(**{"host": "server", **wrong})  # type: ignore[arg-type]

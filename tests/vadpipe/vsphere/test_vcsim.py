@@ -17,7 +17,6 @@ from vadpipe.vsphere.api.properties import read_all
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import Vm, find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.fetch import fetch_manifest
 from vadpipe.vsphere.manifest.https import OverHttps
 from vadpipe.vsphere.manifest.locate import directory_state
@@ -60,7 +59,7 @@ async def _end_session(session: VcenterSession, by: VcenterSession) -> None:
     await session.call("TerminateSession", end)
 
 
-async def test_login_and_lookup(vcsim: Vcenter) -> None:
+async def test_login_and_lookup(vcsim):
     async with vcsim.connect() as session:
         assert session.is_vcenter
         vm = await find_vm(session, WEB01)
@@ -70,19 +69,19 @@ async def test_login_and_lookup(vcsim: Vcenter) -> None:
             await find_vm(session, "DC0_H0_VM")
 
 
-async def test_a_wrong_password(vcsim: Vcenter) -> None:
+async def test_a_wrong_password(vcsim):
     with pytest.raises(LoginRefused):
         async with replace(vcsim, password=Secret.from_text("wrong")).connect():
             pass
 
 
-async def test_a_session_that_was_ended_is_renewed(vcsim: Vcenter) -> None:
+async def test_a_session_that_was_ended_is_renewed(vcsim):
     async with vcsim.connect() as session, vcsim.connect() as other:
         await _end_session(session, other)
         assert (await find_vm(session, WEB01)).name == WEB01
 
 
-async def test_a_snapshot_comes_and_goes(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_snapshot_comes_and_goes(vcsim, journal):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(
@@ -95,7 +94,7 @@ async def test_a_snapshot_comes_and_goes(vcsim: Vcenter, journal: Journal) -> No
     assert journal.intents() == []
 
 
-async def test_a_quiesced_snapshot_without_the_newer_call(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_quiesced_snapshot_without_the_newer_call(vcsim, journal):
     """It does not offer CreateSnapshotEx_Task; the older call carries the wish."""
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
@@ -111,9 +110,7 @@ async def test_a_quiesced_snapshot_without_the_newer_call(vcsim: Vcenter, journa
     assert journal.intents() == []
 
 
-async def test_tasks_are_waited_for_where_calls_take_their_time(
-    slow_vcsim: Vcenter, journal: Journal
-) -> None:
+async def test_tasks_are_waited_for_where_calls_take_their_time(slow_vcsim, journal):
     async with slow_vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r") as snapshot:
@@ -128,9 +125,7 @@ async def test_tasks_are_waited_for_where_calls_take_their_time(
     assert journal.intents() == []
 
 
-async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(
-    vcsim: Vcenter, journal: Journal
-) -> None:
+async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(vcsim, journal):
     async with vcsim.connect() as session, vcsim.connect() as other:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r"):
@@ -140,7 +135,7 @@ async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(
     assert journal.intents() == []
 
 
-async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim: Vcenter) -> None:
+async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         assert await orphan_candidates(session, [vm]) == []
@@ -163,7 +158,7 @@ def _datacenter(session: VcenterSession) -> str:
     return row.moref
 
 
-async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim: Vcenter, journal: Journal) -> None:
+async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim, journal):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         intent = await dead_intent(session, journal, WEB01)
@@ -175,7 +170,7 @@ async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim: Vcenter, journal: J
     assert journal.intents() == []
 
 
-async def test_a_capture_ends_clean_where_no_disk_can_be_read(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_capture_ends_clean_where_no_disk_can_be_read(vcsim, journal):
     """The simulator has no disk content: opening fails, and everything else is undone."""
 
     class Reader:

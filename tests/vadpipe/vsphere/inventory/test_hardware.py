@@ -50,28 +50,26 @@ def _flat(mode: str = "persistent", **fields: object) -> vim.vm.device.VirtualDi
         (device.VirtualNVMEController, "nvme1:3"),
     ],
 )
-def test_a_disk_is_named_by_its_place_on_the_bus(
-    kind: type[vim.vm.device.VirtualController], key: str
-) -> None:
+def test_a_disk_is_named_by_its_place_on_the_bus(kind, key):
     (facts,) = vm_disks([_controller(kind, 1001, 1), _disk(2019, 1001, 3, _flat(uuid="u", changeId="c/1"))])
     assert (facts.key, facts.label, facts.device_key) == (key, "Hard disk", 2019)
     assert (facts.path, facts.capacity) == ("[ds1] web01/web01-000002.vmdk", 8 * GiB)
     assert (facts.change_id, facts.uuid, facts.mode, facts.left_out) == ("c/1", "u", "persistent", "")
 
 
-def test_the_capacity_in_bytes_is_preferred() -> None:
+def test_the_capacity_in_bytes_is_preferred():
     disk = _disk(2000, 1000, 0, _flat())
     disk.capacityInBytes = 8 * GiB + 512
     assert vm_disks([disk])[0].capacity == 8 * GiB + 512
 
 
 @pytest.mark.parametrize("mode", ["independent_persistent", "independent_nonpersistent"])
-def test_an_independent_disk_is_left_out(mode: str) -> None:
+def test_an_independent_disk_is_left_out(mode):
     (facts,) = vm_disks([_disk(2000, 1000, 0, _flat(mode))])
     assert mode in facts.left_out
 
 
-def test_a_raw_device_is_left_out_in_physical_mode_only() -> None:
+def test_a_raw_device_is_left_out_in_physical_mode_only():
     kind = device.VirtualDisk.RawDiskMappingVer1BackingInfo
     physical = kind(fileName="[ds1] a/rdm.vmdk", compatibilityMode="physicalMode")
     virtual = kind(fileName="[ds1] a/rdm.vmdk", compatibilityMode="virtualMode", changeId="c/2")
@@ -80,7 +78,7 @@ def test_a_raw_device_is_left_out_in_physical_mode_only() -> None:
     assert facts[0].change_id == "c/2"
 
 
-def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
+def test_the_configuration_is_json_and_holds_what_a_new_vm_needs():
     nic = device.VirtualVmxnet3(
         key=4000,
         deviceInfo=vim.Description(label="Network adapter 1", summary="VLAN 7"),
@@ -123,7 +121,7 @@ def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
     assert document["left_out"] == ["Hard disk 2 is left out."]
 
 
-def test_a_disk_knows_its_bus_datastore_and_chain() -> None:
+def test_a_disk_knows_its_bus_datastore_and_chain():
     base = device.VirtualDisk.FlatVer2BackingInfo(fileName="[ds1] web01/web01.vmdk", diskMode="persistent")
     backing = _flat(parent=base, changeId="c/1", sharing="sharingMultiWriter")
     (disk,) = vm_disks([_controller(device.VirtualNVMEController, 1001, 1), _disk(2019, 1001, 3, backing)])
@@ -134,7 +132,7 @@ def test_a_disk_knows_its_bus_datastore_and_chain() -> None:
     assert (bare.bus, bare.datastore, bare.tracked, bare.files) == ("", "", False, 1)
 
 
-def test_controllers_count_every_device_on_them_and_passed_through_devices_are_named() -> None:
+def test_controllers_count_every_device_on_them_and_passed_through_devices_are_named():
     card = device.VirtualPCIPassthrough(
         key=13000, deviceInfo=vim.Description(label="PCI device 0", summary="")
     )

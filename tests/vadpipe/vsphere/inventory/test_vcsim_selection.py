@@ -1,7 +1,7 @@
 """Selections against govmomi's simulator: a second opinion on what an inventory looks like."""
 
 from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, vcsim
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 
@@ -14,7 +14,7 @@ async def names(session: VcenterSession, selection: SelectVms) -> list[str]:
     return [vm.name for vm in await select_vms(session, [selection])]
 
 
-async def test_vms_are_selected_by_pattern_and_place(vcsim: Vcenter) -> None:
+async def test_vms_are_selected_by_pattern_and_place(vcsim):
     async with vcsim.connect() as session:
         every = await select_vms(session, [SelectVms("*")])
         assert await find_vms(session, every) == every

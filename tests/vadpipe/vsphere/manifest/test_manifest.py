@@ -3,10 +3,9 @@
 import io
 import os
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import trio
@@ -27,9 +26,7 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
-AddVm = Callable[..., str]
 HTTPS = (OverHttps(),)
-WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -55,9 +52,7 @@ def unnamed(lab: LabVcenter) -> None:
     lab.manifests.named = False
 
 
-async def test_the_manifest_of_application_quiescing_is_fetched(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_the_manifest_of_application_quiescing_is_fetched(vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         fetched = await fetch_manifest(*taken, HTTPS)
@@ -66,18 +61,14 @@ async def test_the_manifest_of_application_quiescing_is_fetched(
     assert "backupManifest" in fetched.reason
 
 
-async def test_paths_that_need_escaping_are_fetched(
-    vcenter: Vcenter, journal: Journal, lab: LabVcenter
-) -> None:
+async def test_paths_that_need_escaping_are_fetched(vcenter, journal, lab):
     lab.register_vm(lab.datastore("datastore1") / "50% ä#?&", "web01", [])
     async with _quiesced(vcenter, journal) as taken:
         assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
 @pytest.mark.usefixtures("unnamed")
-async def test_without_backup_manifest_the_new_file_is_used_and_not_an_old_one(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_without_backup_manifest_the_new_file_is_used_and_not_an_old_one(lab, vcenter, journal, add_vm):
     add_vm()
     old = lab.datastore("datastore1") / "web01" / "web01-vss_manifests7.zip"
     old.write_bytes(b"from an earlier snapshot")
@@ -87,9 +78,7 @@ async def test_without_backup_manifest_the_new_file_is_used_and_not_an_old_one(
     assert _is_of_applications(fetched)
 
 
-async def test_no_manifest_is_absent(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_no_manifest_is_absent(lab, vcenter, journal, add_vm):
     add_vm(guest_id="ubuntu64Guest")
     (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").write_bytes(b"old")
     async with _quiesced(vcenter, journal) as taken:
@@ -98,9 +87,7 @@ async def test_no_manifest_is_absent(
     assert (fetched.content, fetched.path) == (None, None)
 
 
-async def test_a_forbidden_manifest_is_not_absent(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_forbidden_manifest_is_not_absent(lab, vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         lab.forbid_datastore("datastore1")
@@ -111,9 +98,7 @@ async def test_a_forbidden_manifest_is_not_absent(
     assert "Datastore.Browse" in fetched.reason
 
 
-async def test_a_vanished_manifest_is_not_absent(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_vanished_manifest_is_not_absent(lab, vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").unlink()
@@ -123,9 +108,7 @@ async def test_a_vanished_manifest_is_not_absent(
 
 
 @pytest.mark.usefixtures("unnamed")
-async def test_a_manifest_is_unknown_when_nobody_can_look(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_manifest_is_unknown_when_nobody_can_look(lab, vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as (session, snapshot, before):
         blind = replace(before, layout=frozenset(), searched=frozenset(), problem="no privilege to look")
@@ -135,9 +118,7 @@ async def test_a_manifest_is_unknown_when_nobody_can_look(
     assert "no privilege" in fetched.reason
 
 
-async def test_a_search_that_is_refused_is_part_of_the_answer(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_a_search_that_is_refused_is_part_of_the_answer(lab, vcenter, add_vm):
     add_vm()
     lab.inject("SearchDatastore_Task", lambda: vim.fault.FileNotFound(file="x"))
     async with vcenter.connect() as session:
@@ -148,9 +129,7 @@ async def test_a_search_that_is_refused_is_part_of_the_answer(
 
 
 @pytest.mark.slow
-async def test_a_fetch_survives_an_expired_session_and_a_lost_connection(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_fetch_survives_an_expired_session_and_a_lost_connection(lab, vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         lab.inject("/folder", Drop.BEFORE)
@@ -166,9 +145,7 @@ async def test_a_fetch_survives_an_expired_session_and_a_lost_connection(
         assert "connection" in fetched.reason
 
 
-async def test_a_manifest_above_the_size_limit_is_refused(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_manifest_above_the_size_limit_is_refused(vcenter, journal, add_vm, monkeypatch):
     add_vm()
     monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
     monkeypatch.setattr(ways, "MAX_ARCHIVE_SIZE", 100)
@@ -178,18 +155,14 @@ async def test_a_manifest_above_the_size_limit_is_refused(
     assert "larger than 100 bytes" in fetched.reason
 
 
-async def test_a_relative_backup_manifest_is_found(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_relative_backup_manifest_is_found(lab, vcenter, journal, add_vm):
     lab.manifests.relative = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
 
-async def test_the_manifest_of_a_renamed_vm_is_found(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_the_manifest_of_a_renamed_vm_is_found(lab, vcenter, journal, add_vm):
     lab.manifests.file_name = "its old [name]-vss_manifests{number}.zip"
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
@@ -199,9 +172,7 @@ async def test_the_manifest_of_a_renamed_vm_is_found(
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_a_reused_number_is_distinguished_from_the_old_file(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, named: bool
-) -> None:
+async def test_a_reused_number_is_distinguished_from_the_old_file(lab, vcenter, journal, add_vm, named):
     lab.manifests.named, lab.manifests.reuse_numbers = named, True
     add_vm()
     old = lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip"
@@ -213,9 +184,7 @@ async def test_a_reused_number_is_distinguished_from_the_old_file(
     assert _is_of_applications(fetched)
 
 
-async def test_an_old_file_is_not_used_even_when_vsphere_names_it(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_an_old_file_is_not_used_even_when_vsphere_names_it(lab, vcenter, journal, add_vm):
     lab.manifests.reuse_numbers = lab.manifests.late = True  # named, and never written
     add_vm()
     (lab.datastore("datastore1") / "web01" / "web01-vss_manifests1.zip").write_bytes(b"old")
@@ -227,9 +196,7 @@ async def test_an_old_file_is_not_used_even_when_vsphere_names_it(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unnamed")
-async def test_a_late_manifest_is_waited_for(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_until: WaitUntil
-) -> None:
+async def test_a_late_manifest_is_waited_for(lab, vcenter, journal, add_vm, wait_until):
     lab.manifests.late = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken, trio.open_nursery() as nursery:
@@ -246,9 +213,7 @@ async def test_a_late_manifest_is_waited_for(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unnamed")
-async def test_the_wait_for_a_late_manifest_ends(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_the_wait_for_a_late_manifest_ends(lab, vcenter, journal, add_vm):
     lab.manifests.late = True
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
@@ -256,9 +221,7 @@ async def test_the_wait_for_a_late_manifest_ends(
     assert fetched.absent
 
 
-async def test_no_manifest_is_waited_for_without_quiescing(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_no_manifest_is_waited_for_without_quiescing(lab, vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal, Quiesce.none()) as taken:
         searches = lab.calls["SearchDatastore_Task"]
@@ -268,9 +231,7 @@ async def test_no_manifest_is_waited_for_without_quiescing(
 
 
 @pytest.mark.parametrize("named", [True, False])
-async def test_the_manifest_of_a_linux_guest_has_its_own_kind(
-    tmp_path: Path, vcenter: Vcenter, journal: Journal, named: bool
-) -> None:
+async def test_the_manifest_of_a_linux_guest_has_its_own_kind(tmp_path, vcenter, journal, named):
     content = b'<quiesceManifest productVersion="12.5.0" providerName="a provider"/>'
     with LabVcenter(tmp_path / "linux", task_s=0.02, manifest=lambda _: content) as lab:
         lab.manifests.named, lab.manifests.file_name = named, "{vm}-quiesce_manifest{number}.xml"
@@ -299,9 +260,7 @@ class Way:
         return []
 
 
-async def test_ways_are_tried_in_order_and_each_failure_is_recorded(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_ways_are_tried_in_order_and_each_failure_is_recorded(vcenter, journal, add_vm):
     add_vm()
     async with _quiesced(vcenter, journal) as taken:
         size = len((await fetch_manifest(*taken, HTTPS)).content or b"")

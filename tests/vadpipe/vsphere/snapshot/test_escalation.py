@@ -14,13 +14,11 @@ from vadpipe.lab.vcenter.faults.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 
-AddVm = Callable[..., str]
 DISKS = "consolidation"
 
 
@@ -43,20 +41,18 @@ def stuck(lab: LabVcenter) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("consolidate", [True, False, "always"])
-def test_unknown_values_of_consolidate_are_config_errors(vcenter: Vcenter, consolidate: object) -> None:
+def test_unknown_values_of_consolidate_are_config_errors(vcenter, consolidate):
     with pytest.raises(ConfigError, match="'never', 'ask', 'escalate'"):
         VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
 
 
-def test_effects_mention_the_snapshots_of_an_escalation(vcenter: Vcenter) -> None:
+def test_effects_mention_the_snapshots_of_an_escalation(vcenter):
     machine = VcenterVm(vcenter, "web01", reader=None)
     assert "further snapshots" not in " ".join(machine.effects())
     assert "further snapshots" in " ".join(replace(machine, consolidate="escalate").effects())
 
 
-async def test_ask_only_calls_consolidate_vm_disks(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_ask_only_calls_consolidate_vm_disks(lab, vcenter, journal, add_vm, stuck):
     add_vm()
     stuck()
     with pytest.raises(ConsolidationNeeded, match="tried without success: ConsolidateVMDisks") as caught:
@@ -66,9 +62,7 @@ async def test_ask_only_calls_consolidate_vm_disks(
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_an_escalation_snapshot_consolidates_redo_logs(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_an_escalation_snapshot_consolidates_redo_logs(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     told: list[tuple[int, list[str]]] = []
@@ -88,9 +82,7 @@ async def test_an_escalation_snapshot_consolidates_redo_logs(
     assert journal.intents() == []
 
 
-async def test_the_last_step_of_the_escalation_is_quiesced(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_the_last_step_of_the_escalation_is_quiesced(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm(quiescing="file-system")
     stuck(removals=1)
     quiesced: list[str] = []
@@ -103,8 +95,8 @@ async def test_the_last_step_of_the_escalation_is_quiesced(
 
 
 async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm(quiescing="fault")
     stuck(removals=5)
     with pytest.raises(ConsolidationNeeded) as caught:
@@ -116,8 +108,8 @@ async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
 
 
 async def test_no_snapshot_is_made_for_consolidation_while_the_vm_has_others(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm()
     foreign = lab.take_snapshot(moref, "before the update")
     stuck()
@@ -127,9 +119,7 @@ async def test_no_snapshot_is_made_for_consolidation_while_the_vm_has_others(
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_full_datastore_gets_no_further_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_a_full_datastore_gets_no_further_snapshot(lab, vcenter, journal, add_vm, stuck):
     add_vm()
     stuck(fault=lambda: vim.fault.NoDiskSpace(file="x", datastore="datastore1"))
     with pytest.raises(ConsolidationNeeded, match="datastore is full"):
@@ -138,8 +128,8 @@ async def test_a_full_datastore_gets_no_further_snapshot(
 
 
 async def test_a_lost_answer_during_escalation_leaves_no_second_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm()
     stuck()
     lab.inject("CreateSnapshot_Task", Drop.AFTER)
@@ -148,9 +138,7 @@ async def test_a_lost_answer_during_escalation_leaves_no_second_snapshot(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_a_snapshot_of_the_escalation_that_stays_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_a_snapshot_of_the_escalation_that_stays_is_reported(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     lab.inject("RemoveSnapshot_Task", lambda: vim.fault.SnapshotFault(), 2)
@@ -162,9 +150,7 @@ async def test_a_snapshot_of_the_escalation_that_stays_is_reported(
     assert intent.token in description
 
 
-async def test_the_sweep_removes_what_a_killed_escalation_left(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_the_sweep_removes_what_a_killed_escalation_left(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     created = trio.Event()

@@ -49,9 +49,7 @@ def job(
 
 @pytest.mark.parametrize("call", ["CreateContainerView", "SearchDatastore_Task"])
 @pytest.mark.slow
-async def test_a_move_before_the_snapshot_does_not_matter(
-    lab: LabVcenter, job, move: Move, moref, call
-) -> None:
+async def test_a_move_before_the_snapshot_does_not_matter(lab, job, move, moref, call):
     lab.inject(call, Event(move), after=True)
     receipt = await job.run()
     assert receipt.attention == []
@@ -59,9 +57,7 @@ async def test_a_move_before_the_snapshot_does_not_matter(
     assert lab.snapshots(moref) == {}
 
 
-async def test_a_vm_moved_during_the_read_publishes_nothing(
-    lab: LabVcenter, job, move: Move, moref: str
-) -> None:
+async def test_a_vm_moved_during_the_read_publishes_nothing(lab, job, move, moref):
     class Moving:
         async def finish(self, capture):
             move()
@@ -79,7 +75,7 @@ async def test_a_vm_moved_during_the_read_publishes_nothing(
 
 
 @pytest.mark.slow
-async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, move: Move, moref: str) -> None:
+async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, move, moref):
     lab.inject("RemoveSnapshot_Task", Event(move))
     receipt = await job.run()
     assert receipt.attention == []
@@ -88,7 +84,7 @@ async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, mo
 
 
 @pytest.mark.slow
-async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, moref: str) -> None:
+async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move, moref):
     for nth in (1, 2):  # the run's own removal, and the sweep at its end
         lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, nth)
     assert (await job.run()).attention
@@ -99,7 +95,7 @@ async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, m
     assert lab.snapshots(moref) == {}
 
 
-async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref: str) -> None:
+async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref):
     class Removing:
         async def finish(self, capture):
             lab._inventory.vms[moref].snapshots.clear()
@@ -110,7 +106,7 @@ async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, mor
     assert job.into.points() == []
 
 
-async def test_a_vm_moved_while_read_fails_the_run(lab, job, moref: str) -> None:
+async def test_a_vm_moved_while_read_fails_the_run(lab, job, moref):
     """What makes the check worth its calls: the reader itself notices nothing."""
     lab.datastore("datastore2")
     guest = lab.disks(moref)[0]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,25 +18,23 @@ from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates, unreferenced
 
 AddVm = Callable[..., str]
-WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 PARTS = ("", "-flat", "-delta", "-sesparse", "-ctk", "-rdm", "-rdmp", "-s001", "-f012")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_belongs_to_the_descriptor_beside_it(part: str) -> None:
+def test_a_part_belongs_to_the_descriptor_beside_it(part):
     path = f"[ds] vm/disk-000001{part}.vmdk"
     assert unreferenced([path], ["[ds] vm/disk-000001.vmdk"]) == {}
     assert unreferenced([path], ["[ds] vm/disk.vmdk"]) == {"[ds] vm/disk-000001.vmdk": [path]}
 
 
 @pytest.mark.parametrize("path", ["[other] vm/disk.vmdk", "[ds] vm2/disk.vmdk", "[ds] vm/Disk.vmdk"])
-def test_the_same_name_elsewhere_is_another_file(path: str) -> None:
+def test_the_same_name_elsewhere_is_another_file(path):
     assert list(unreferenced(["[ds] vm/disk.vmdk"], [path])) == ["[ds] vm/disk.vmdk"]
 
 
@@ -46,7 +44,7 @@ _paths = st.builds(
 
 
 @given(st.lists(_paths, unique=True), st.lists(_paths))
-def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], referenced: list[str]) -> None:
+def test_each_file_is_either_referenced_or_in_one_orphan(found, referenced):
     orphans = unreferenced(found, referenced)
     listed = [path for parts in orphans.values() for path in parts]
     assert len(listed) == len(set(listed))
@@ -57,7 +55,7 @@ def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], refer
     assert unreferenced(found, found) == {}
 
 
-def test_an_orphan_renders_as_a_line_and_as_json() -> None:
+def test_an_orphan_renders_as_a_line_and_as_json():
     orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
     assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
     assert json.loads(json.dumps(orphan.as_dict()))["size"] == 3 * MiB
@@ -76,7 +74,7 @@ async def _candidates(vcenter: Vcenter) -> list[str]:
         return [orphan.path for orphan in await orphan_candidates(session, [await find_vm(session, "web01")])]
 
 
-async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, home: Path) -> None:
+async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter, home):
     (home / "stray.vmdk").write_bytes(b"#" * 100)
     (home / "stray-flat.vmdk").write_bytes(b"#" * 1000)
     (home / "lost-delta.vmdk").write_bytes(b"#")
@@ -90,9 +88,7 @@ async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, 
 
 
 @pytest.mark.slow
-async def test_files_of_disks_and_snapshots_are_no_orphans(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, home: Path, wait_until: WaitUntil
-) -> None:
+async def test_files_of_disks_and_snapshots_are_no_orphans(lab, vcenter, journal, home, wait_until):
     moref = lab.moref("web01")
     lab.take_snapshot(moref, "theirs")
     async with vcenter.connect() as session:
@@ -109,18 +105,14 @@ async def test_files_of_disks_and_snapshots_are_no_orphans(
         assert await orphan_candidates(session, [vm]) == []  # the running disks still hang on them
 
 
-async def test_a_disk_that_another_vm_uses_is_no_orphan(
-    lab: LabVcenter, vcenter: Vcenter, home: Path
-) -> None:
+async def test_a_disk_that_another_vm_uses_is_no_orphan(lab, vcenter, home):
     guest = LabDisk.create(home, "of_web02", MiB)
     assert await _candidates(vcenter) == ["[datastore1] web01/of_web02.vmdk"]
     lab.register_vm(home, "web02", [guest])
     assert await _candidates(vcenter) == []
 
 
-async def test_a_disk_that_appears_during_the_search_is_no_orphan(
-    lab: LabVcenter, vcenter: Vcenter, home: Path
-) -> None:
+async def test_a_disk_that_appears_during_the_search_is_no_orphan(lab, vcenter, home):
     moref = lab.moref("web01")
     lab.inject("SearchDatastore_Task", Event(lambda: lab.take_snapshot(moref, "meanwhile")), in_task=True)
     assert await _candidates(vcenter) == []
@@ -128,6 +120,6 @@ async def test_a_disk_that_appears_during_the_search_is_no_orphan(
 
 
 @pytest.mark.usefixtures("home")
-async def test_one_directory_costs_one_search(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_one_directory_costs_one_search(lab, vcenter):
     await _candidates(vcenter)
     assert lab.calls["SearchDatastore_Task"] == 1

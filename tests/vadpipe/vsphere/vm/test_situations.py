@@ -1,7 +1,6 @@
 """VMs and servers as the field has them: many disks, a licence without backup, reports of runs that fail."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,15 +8,12 @@ from pyVmomi import vim
 
 from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.hot_add import attached_to
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-
-AddVm = Callable[..., str]
 
 
 @pytest.fixture
@@ -27,9 +23,7 @@ def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("disks", [20, 60])  # 60: what four SCSI controllers of 15 units take
-async def test_all_disks_of_a_large_vm_are_opened_and_released(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, disks: int
-) -> None:
+async def test_all_disks_of_a_large_vm_are_opened_and_released(lab, web01, add_vm, reader, disks):
     moref = add_vm(disks=disks)
     async with web01.capture() as capture:
         assert len({disk.key for disk in capture.disks}) == disks
@@ -38,9 +32,7 @@ async def test_all_disks_of_a_large_vm_are_opened_and_released(
     assert lab.snapshots(moref) == {}
 
 
-async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, journal: Journal
-) -> None:
+async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(lab, web01, add_vm, journal):
     moref = add_vm()
     for method in ("CreateSnapshotEx_Task", "CreateSnapshot_Task"):
         lab.inject(method, vim.fault.RestrictedVersion, chance=1)
@@ -52,9 +44,7 @@ async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(
     assert journal.intents() == []
 
 
-async def test_a_failed_run_reports_what_an_earlier_run_left(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_a_failed_run_reports_what_an_earlier_run_left(lab, web01, add_vm):
     moref = add_vm()
     foreign = lab.take_snapshot(moref, "before the update")
     for nth in (1, 2):  # at the end of the first run, and in the sweep after it
@@ -71,7 +61,7 @@ async def test_a_failed_run_reports_what_an_earlier_run_left(
     assert f"web01 has the snapshot 'before the update' ({foreign}, " in notes
 
 
-async def test_a_failed_body_reports_weaker_quiescing(web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_a_failed_body_reports_weaker_quiescing(web01, add_vm):
     add_vm(power="poweredOff")
     with pytest.raises(MoverError) as caught:
         async with replace(web01, quiesce=Quiesce.application()).capture():
@@ -80,9 +70,7 @@ async def test_a_failed_body_reports_weaker_quiescing(web01: VcenterVm, add_vm: 
     assert any("'application' was asked for" in note for note in error.__notes__)
 
 
-async def test_the_life_of_a_snapshot_is_logged_with_durations(
-    web01: VcenterVm, add_vm: AddVm, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_life_of_a_snapshot_is_logged_with_durations(web01, add_vm, caplog):
     add_vm()
     with caplog.at_level(logging.INFO, "vadpipe.vsphere"):
         async with web01.capture() as capture:
@@ -95,9 +83,7 @@ async def test_the_life_of_a_snapshot_is_logged_with_durations(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(lab, web01, add_vm, caplog):
     add_vm()
     lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, chance=1)
     with pytest.raises(SnapshotLeaked):
@@ -107,9 +93,7 @@ async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(
     assert any("could not be removed" in line and "vadpipe cleanup" in line for line in warnings)
 
 
-async def test_only_a_disk_in_use_counts_as_attached_to_another_vm(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_only_a_disk_in_use_counts_as_attached_to_another_vm(lab, vcenter, add_vm):
     moref = add_vm()
     add_vm("proxy", disks=1, traits=VmTraits(proxy=True))
     attached = lab.root / "hotadd" / moref

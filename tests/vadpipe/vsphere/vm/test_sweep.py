@@ -4,9 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from pyVmomi import vim
@@ -14,13 +12,11 @@ from pyVmomi import vim
 from tests.vadpipe.vsphere.vsphere_kit import begin_snapshot, dead_intent, make_snapshot
 from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-
-AddVm = Callable[..., str]
 
 HOLD_A_SNAPSHOT = """
 import json, sys
@@ -67,8 +63,8 @@ async def _morefs(session: VcenterSession) -> list[str]:
 
 @pytest.mark.slow
 async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_is_not(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+    lab, vcenter, journal, add_vm
+):
     add_vm()
     process = _holder(lab, journal)
     try:
@@ -94,9 +90,7 @@ async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_
 
 
 @pytest.mark.slow
-async def test_an_interrupted_process_leaves_nothing_to_sweep(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_an_interrupted_process_leaves_nothing_to_sweep(lab, vcenter, journal, add_vm):
     add_vm()
     _end(_holder(lab, journal), signal.SIGINT)
     assert journal.intents() == []
@@ -105,8 +99,8 @@ async def test_an_interrupted_process_leaves_nothing_to_sweep(
 
 
 async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it_is_old(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+    vcenter, journal, add_vm
+):
     add_vm()
     async with vcenter.connect() as session:
         await dead_intent(session, journal)
@@ -122,9 +116,7 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     assert journal.intents() == []
 
 
-async def test_a_snapshot_is_ours_only_by_intent_and_token(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_is_ours_only_by_intent_and_token(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         unknown = await make_snapshot(
@@ -141,9 +133,7 @@ async def test_a_snapshot_is_ours_only_by_intent_and_token(
 
 
 @pytest.mark.slow
-async def test_a_snapshot_that_is_still_being_made_is_waited_for(
-    tmp_path: Path, vcenter: Vcenter, journal: Journal
-) -> None:
+async def test_a_snapshot_that_is_still_being_made_is_waited_for(tmp_path, vcenter, journal):
     with LabVcenter(tmp_path / "slow", task_s=0.5) as lab:
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
         settings = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint)
@@ -156,9 +146,7 @@ async def test_a_snapshot_that_is_still_being_made_is_waited_for(
             assert await _morefs(session) == []
 
 
-async def test_what_cannot_be_removed_stays_in_the_journal(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_what_cannot_be_removed_stays_in_the_journal(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject(
         "RemoveSnapshot_Task",
@@ -174,9 +162,7 @@ async def test_what_cannot_be_removed_stays_in_the_journal(
     assert journal.intents() == [intent]
 
 
-async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_intents_for_another_server_or_a_vanished_vm_are_kept(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         intent = await dead_intent(session, journal)
@@ -187,9 +173,7 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
     assert {kept.token for kept in journal.intents()} == {intent.token, "1" * 32, "2" * 32}
 
 
-async def test_a_task_that_hangs_does_not_hold_up_the_sweep(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_task_that_hangs_does_not_hold_up_the_sweep(lab, vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         await dead_intent(session, journal)
