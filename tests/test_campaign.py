@@ -8,14 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from vadpipe.lab.campaign import campaign, main
-from vadpipe.lab.campaign_scenario import (
-    CALLS,
-    EVENTS,
-    MOVES,
-    READ,
-    TASKS,
-    Scenario,
-)
+from vadpipe.lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
 from vadpipe.lab.campaign_vddk import (
     ACTIONS,
     VDDK_MOMENTS,

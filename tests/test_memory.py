@@ -5,12 +5,7 @@ import random
 
 import pytest
 
-from pipeline import (
-    GiB,
-    MiB,
-    TiB,
-    format_size,
-)
+from pipeline import GiB, MiB, TiB, format_size
 from tests.conftest import NIGHTLY, command, vadpipe
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.process_tree import run_measured

@@ -17,13 +17,7 @@ from pipeline import (
 )
 from pipeline.testing.fakes import FakeMachine, FaultyDisk, Items, PatternDisk
 from pipeline.testing.views import all_free
-from sinks import (
-    IntoRepository,
-    RawFile,
-    ReadPoint,
-    Repository,
-    open_repository,
-)
+from sinks import IntoRepository, RawFile, ReadPoint, Repository, open_repository
 from stages import (
     ChangedExtents,
     Compress,

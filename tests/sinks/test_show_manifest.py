@@ -10,12 +10,7 @@ from click.testing import CliRunner
 from pipeline import Evidence, KiB
 from pipeline.errors import SinkError
 from pipeline.testing.fakes import FakeCapture
-from tests.vadpipe.repository.repository_kit import (
-    MACHINE,
-    MemoryDisk,
-    full_path,
-    random_bytes,
-)
+from tests.vadpipe.repository.repository_kit import MACHINE, MemoryDisk, full_path, random_bytes
 from vadpipe.cli.manifest import write_new
 from vadpipe.cli.repository import show_point
 from vadpipe.cli.verdict import stored_verdict_lines

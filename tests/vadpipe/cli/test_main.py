@@ -6,12 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline.errors import (
-    ConfigError,
-    SinkError,
-    SnapshotLeaked,
-    TransferFailed,
-)
+from pipeline.errors import ConfigError, SinkError, SnapshotLeaked, TransferFailed
 from tests.conftest import command, vadpipe
 from vadpipe.cli.output import error_lines, exit_code
 

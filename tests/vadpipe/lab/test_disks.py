@@ -16,12 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.units import (
-    GiB,
-    KiB,
-    MiB,
-    TiB,
-)
+from pipeline.units import GiB, KiB, MiB, TiB
 from vadpipe.lab.disks import ChangeIdError, Fork, LabDisk
 from vadpipe.lab.vmdk_chain import open_link, opened_chain
 from vadpipe.lab.vmdk_files import LabDiskError

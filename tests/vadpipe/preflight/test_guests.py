@@ -3,12 +3,7 @@
 import pytest
 
 from tests.vadpipe.preflight.healthy import VM, vm
-from vadpipe.preflight.guests import (
-    GUESTS,
-    OTHER,
-    agree,
-    guest_os,
-)
+from vadpipe.preflight.guests import GUESTS, OTHER, agree, guest_os
 from vadpipe.preflight.rules_site import compare_generations
 
 # (guest ids, driver, quiescing) row by row as the document has them, and as the versions since behave.

@@ -8,12 +8,7 @@ from pyVmomi import vim
 
 from pipeline.units import GiB
 from tests.vadpipe.vsphere.vsphere_kit import make_snapshot
-from vadpipe.lab.vcenter.state.inventory import (
-    DatastoreTraits,
-    GuestVolume,
-    HostTraits,
-    VmTraits,
-)
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, GuestVolume, HostTraits, VmTraits
 from vadpipe.preflight import gather
 from vadpipe.preflight.facts import HostFacts, JobFacts
 from vadpipe.preflight.reach import probe

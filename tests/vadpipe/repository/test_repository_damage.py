@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline import (
-    CLUSTER,
-    IntegrityError,
-    KiB,
-    MoverError,
-    TransferFailed,
-)
+from pipeline import CLUSTER, IntegrityError, KiB, MoverError, TransferFailed
 from pipeline.errors import leaves
 from tests.vadpipe.repository.repository_kit import (
     MemoryDisk,

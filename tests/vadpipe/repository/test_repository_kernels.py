@@ -7,23 +7,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import (
-    CLUSTER,
-    DIGEST_SIZE,
-    Extents,
-    IntegrityError,
-)
+from pipeline import CLUSTER, DIGEST_SIZE, Extents, IntegrityError
 from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import frames
 from vadpipe.repository.config import Keys, seal, unseal
-from vadpipe.repository.disk_map import (
-    PAGE,
-    PageMap,
-    clusters,
-    joined,
-    page_list,
-    root_of,
-)
+from vadpipe.repository.disk_map import PAGE, PageMap, clusters, joined, page_list, root_of
 from vadpipe.repository.files import Damage, machine_directory, pack_id
 from vadpipe.repository.frames import Kind
 from vadpipe.repository.packs import FRAME_ROW

@@ -14,13 +14,7 @@ import numpy as np
 import pytest
 import trio
 
-from pipeline import (
-    CLUSTER,
-    MiB,
-    SinkError,
-    TransferFailed,
-    observed,
-)
+from pipeline import CLUSTER, MiB, SinkError, TransferFailed, observed
 from pipeline.testing.fakes import FakeCapture
 from tests.vadpipe.repository.repository_kit import (
     MACHINE,

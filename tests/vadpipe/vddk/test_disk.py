@@ -8,20 +8,9 @@ import trio
 
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
-from pipeline.units import (
-    SPAN,
-    GiB,
-    KiB,
-    MiB,
-)
+from pipeline.units import SPAN, GiB, KiB, MiB
 from tests.vadpipe.reading_kit import whole_disk
-from tests.vadpipe.vddk.conftest import (
-    CAPACITY,
-    known,
-    qemu,
-    quick,
-    write,
-)
+from tests.vadpipe.vddk.conftest import CAPACITY, known, qemu, quick, write
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import CHUNK
 

@@ -11,10 +11,7 @@ from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from tests.vadpipe.reading_kit import whole_disk
-from tests.vadpipe.vddk.conftest import (
-    qemu,
-    quick,
-)
+from tests.vadpipe.vddk.conftest import qemu, quick
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import VddkDisk
 

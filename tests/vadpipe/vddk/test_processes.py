@@ -20,12 +20,7 @@ from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, KiB, MiB
 from tests.vadpipe.reading_kit import whole_disk
-from tests.vadpipe.vddk.conftest import (
-    COOKIE,
-    PASSWORD,
-    children,
-    quick,
-)
+from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, children, quick
 from vadpipe.vddk import connection
 from vadpipe.vddk.client import PROGRAM, child_environment
 from vadpipe.vddk.disk import VddkDisk

@@ -12,12 +12,7 @@ from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import (
-    Coverage,
-    Level,
-    Severity,
-    Verdict,
-)
+from vadpipe.vss.verdict import Coverage, Level, Severity, Verdict
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
 
 SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"

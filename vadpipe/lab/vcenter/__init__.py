@@ -11,12 +11,7 @@ faults      failures on demand
 Imports go down this list only.
 """
 
-from .faults.injection import (
-    Delay,
-    Drop,
-    Event,
-    Refusal,
-)
+from .faults.injection import Delay, Drop, Event, Refusal
 from .faults.on_demand import FolderTraits, ManifestTraits, refusing
 from .server import LabVcenter
 from .state.quiescing import Manifest, QuiesceRequest, Quiescing

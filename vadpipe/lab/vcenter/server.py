@@ -21,15 +21,7 @@ from .objects import relocation
 from .service import Service, Settings
 from .state import snapshots
 from .state.guests import Guests
-from .state.inventory import (
-    DiskState,
-    HostTraits,
-    Inventory,
-    VmState,
-    VmTraits,
-    disk_keys,
-    replace_file,
-)
+from .state.inventory import DiskState, HostTraits, Inventory, VmState, VmTraits, disk_keys, replace_file
 from .state.quiescing import Manifest, Quiescing
 from .state.snapshots import OnSnapshot
 from .state.tagging import Tagging

@@ -12,12 +12,7 @@ from ..certificate import Certificate
 from .api import soap
 from .api.about import ApiType
 from .api.collector import PropertyCollector
-from .api.managed import (
-    Call,
-    Managed,
-    moref_of,
-    typed,
-)
+from .api.managed import Call, Managed, moref_of, typed
 from .api.sessions import Clock, Session, Sessions
 from .api.tasks import Tasks, system_error
 from .faults.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
@@ -38,13 +33,7 @@ from .objects.managers import (
 from .objects.vm import VirtualMachine, VirtualMachineSnapshot
 from .state.changes import Changes
 from .state.guests import Guests
-from .state.inventory import (
-    FIRST_HOST,
-    HostTraits,
-    Inventory,
-    VmState,
-    replace_file,
-)
+from .state.inventory import FIRST_HOST, HostTraits, Inventory, VmState, replace_file
 from .state.quiescing import Manifest
 from .state.snapshots import OnSnapshot
 from .state.tagging import Tagging

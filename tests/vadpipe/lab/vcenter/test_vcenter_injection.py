@@ -10,13 +10,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from vadpipe.lab.vcenter.api import soap
-from vadpipe.lab.vcenter.faults.injection import (
-    Delay,
-    Drop,
-    Event,
-    Injections,
-    Refusal,
-)
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop, Event, Injections, Refusal
 from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS, fault_maker
 from vadpipe.lab.vcenter.server import LabVcenter
 

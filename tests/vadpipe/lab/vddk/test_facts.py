@@ -4,13 +4,7 @@ import ctypes
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    Client,
-    child,
-    create,
-    needs_qemu,
-    qemu_img,
-)
+from tests.vadpipe.lab.vddk.conftest import Client, child, create, needs_qemu, qemu_img
 from vadpipe.lab.vddk_build import build_vddk
 
 

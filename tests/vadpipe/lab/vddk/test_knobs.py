@@ -8,13 +8,7 @@ import threading
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    ASYNC,
-    SECTOR,
-    THUMBPRINT,
-    create,
-    needs_qemu,
-)
+from tests.vadpipe.lab.vddk.conftest import ASYNC, SECTOR, THUMBPRINT, create, needs_qemu
 
 
 @pytest.mark.slow

@@ -9,11 +9,7 @@ import time
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    THUMBPRINT,
-    create,
-    needs_qemu,
-)
+from tests.vadpipe.lab.vddk.conftest import THUMBPRINT, create, needs_qemu
 
 
 def misuse_two_threads(client, path, thumbprint):

@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    SECTOR,
-    chain,
-    create,
-    needs_qemu,
-    qemu_img,
-    raw_of,
-)
+from tests.vadpipe.lab.vddk.conftest import SECTOR, chain, create, needs_qemu, qemu_img, raw_of
 
 
 def write_patches(client, path, seed, count, asynchronous=False):

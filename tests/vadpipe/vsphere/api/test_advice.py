@@ -3,12 +3,7 @@
 import pytest
 
 from pipeline.errors import QuiesceFailed
-from vadpipe.vsphere.api.advice import (
-    CATALOGUE,
-    advice_for,
-    tools_status,
-    vss_code,
-)
+from vadpipe.vsphere.api.advice import CATALOGUE, advice_for, tools_status, vss_code
 from vadpipe.vsphere.snapshot.fallback import advice_on
 
 EVENT = (

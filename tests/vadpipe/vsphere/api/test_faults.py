@@ -8,11 +8,7 @@ from xml.parsers.expat import ExpatError
 import pytest
 from pyVmomi import vim, vmodl
 
-from pipeline.errors import (
-    QuiesceFailed,
-    SnapshotError,
-    SourceError,
-)
+from pipeline.errors import QuiesceFailed, SnapshotError, SourceError
 from vadpipe.vsphere.api import faults
 from vadpipe.vsphere.api.faults import translate
 

@@ -17,12 +17,7 @@ from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, GuestRefused
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.guest.change import (
-    KEPT,
-    GuestChange,
-    apply_settings,
-    undo_settings,
-)
+from vadpipe.vsphere.guest.change import KEPT, GuestChange, apply_settings, undo_settings
 from vadpipe.vsphere.guest.expectations import GuestControl, GuestFindings, look_inside
 from vadpipe.vsphere.guest.scripts import LINUX, WINDOWS
 from vadpipe.vsphere.guest.tools_conf import SETTINGS, ToolsConfigUnreadable

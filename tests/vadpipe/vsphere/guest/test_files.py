@@ -19,12 +19,7 @@ from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, Guest
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.guest.files import GuestAccount, GuestFileError, GuestFiles
-from vadpipe.vsphere.guest.scripts import (
-    LINUX,
-    WINDOWS,
-    in_order,
-    scripts_in,
-)
+from vadpipe.vsphere.guest.scripts import LINUX, WINDOWS, in_order, scripts_in
 from vadpipe.vsphere.inventory.lookup import find_vm
 
 AddVm = Callable[..., str]

@@ -8,12 +8,7 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
 from vadpipe.lab.vcenter.faults.injection import Drop, Event, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.faults import (
-    CertificateRefused,
-    ConnectionLost,
-    LoginRefused,
-    VsphereError,
-)
+from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.tags import tagged
 

@@ -13,12 +13,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from vadpipe.files import state_directory
-from vadpipe.vsphere.journal.intents import (
-    Intent,
-    IntentKind,
-    Journal,
-    process_start,
-)
+from vadpipe.vsphere.journal.intents import Intent, IntentKind, Journal, process_start
 
 
 def _intent(**changes: object) -> Intent:

@@ -12,12 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.secrets import Secret
-from tests.vadpipe.vsphere.manifest.fetching_kit import (
-    CONTENT,
-    DIRECTORY,
-    NAME,
-    lying,
-)
+from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, DIRECTORY, NAME, lying
 from vadpipe.lab.tools import install_tools
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.manifest import external

@@ -7,13 +7,7 @@ import pytest
 import trio
 
 from pipeline.secrets import Secret
-from tests.vadpipe.vsphere.manifest.fetching_kit import (
-    CONTENT,
-    DIRECTORY,
-    NAME,
-    Lying,
-    lying,
-)
+from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, DIRECTORY, NAME, Lying, lying
 from vadpipe.lab.vcenter.faults.injection import Delay, Drop, Event
 from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter

@@ -18,13 +18,7 @@ from vadpipe.vsphere.api.faults import ConnectionLost
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.changes import (
-    Page,
-    changed_areas,
-    enable_change_tracking,
-    flaw,
-    same_tracking,
-)
+from vadpipe.vsphere.snapshot.changes import Page, changed_areas, enable_change_tracking, flaw, same_tracking
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 

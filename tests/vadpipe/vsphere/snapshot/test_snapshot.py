@@ -6,14 +6,7 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    MoverError,
-    QuiesceFailed,
-    SnapshotError,
-    SnapshotLeaked,
-    leaves,
-)
+from pipeline.errors import EXIT_ATTENTION, MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.faults.kinds import fault_maker
 from vadpipe.vsphere.api.session import VcenterSession

@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim, vmodl
 
-from .managed import (
-    Call,
-    Entity,
-    Managed,
-    vim_property,
-)
+from .managed import Call, Entity, Managed, vim_property
 
 if TYPE_CHECKING:
     from ..service import Service

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 
 from pyVmomi import vim
 
-from ..api.managed import (
-    Call,
-    Managed,
-    moref_of,
-    vim_property,
-)
+from ..api.managed import Call, Managed, moref_of, vim_property
 from ..state.guests import Transfer
 
 if TYPE_CHECKING:

@@ -10,13 +10,7 @@ from urllib.parse import urlsplit
 from pyVmomi import VmomiSupport, vim, vmodl
 
 from ..api.about import about
-from ..api.managed import (
-    Call,
-    Entity,
-    Managed,
-    moref_of,
-    vim_property,
-)
+from ..api.managed import Call, Entity, Managed, moref_of, vim_property
 from ..api.sessions import Session
 from .guest_operations import MANAGER as GUEST_OPERATIONS
 

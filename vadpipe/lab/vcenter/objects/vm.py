@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING
 from pyVmomi import vim, vmodl
 
 from ...vmdk_files import LabDiskError
-from ..api.managed import (
-    Call,
-    Managed,
-    moref_of,
-    vim_property,
-)
+from ..api.managed import Call, Managed, moref_of, vim_property
 from ..state import snapshots, vm_properties
 from ..state.inventory import SnapshotState, VmState
 from ..state.outside import note

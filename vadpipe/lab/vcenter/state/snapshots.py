@@ -19,13 +19,7 @@ from pyVmomi import vim
 from ..faults.injection import CONSOLIDATION
 from .inventory import SnapshotState, VmState
 from .outside import hot_added, note
-from .quiescing import (
-    QuiesceRequest,
-    QuiesceSpec,
-    Quiescing,
-    guest_quiescing,
-    reached,
-)
+from .quiescing import QuiesceRequest, QuiesceSpec, Quiescing, guest_quiescing, reached
 from .vm_properties import enable_uuid
 
 if TYPE_CHECKING:

@@ -10,12 +10,7 @@ from pyVmomi import vim
 
 from ...disks import LabDisk
 from ...vmdk_flat import flat_path
-from .inventory import (
-    Inventory,
-    SnapshotState,
-    VmState,
-    controller_and_unit,
-)
+from .inventory import Inventory, SnapshotState, VmState, controller_and_unit
 from .outside import hot_added
 
 _FIRST_CONTROLLER_KEY = 1000

@@ -9,12 +9,7 @@ from datetime import UTC, datetime
 from pyVmomi import VmomiSupport, vim
 
 from . import vm_devices
-from .inventory import (
-    GuestVolume,
-    Inventory,
-    SnapshotState,
-    VmState,
-)
+from .inventory import GuestVolume, Inventory, SnapshotState, VmState
 
 _UNMANAGED = 0x7FFFFFFF  # toolsVersion of open-vm-tools
 _MEMORY_MB = 4096

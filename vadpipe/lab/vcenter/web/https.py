@@ -22,13 +22,7 @@ from pyVmomi import vmodl
 
 from ..api import soap
 from ..api.sessions import COOKIE
-from ..faults.injection import (
-    ConnectionDroppedError,
-    Delay,
-    Drop,
-    Failure,
-    ServiceUnavailableError,
-)
+from ..faults.injection import ConnectionDroppedError, Delay, Drop, Failure, ServiceUnavailableError
 from ..faults.on_demand import FolderError
 from . import rest
 from .folder import FileContent, FolderRequest, serve
