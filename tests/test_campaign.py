@@ -86,7 +86,7 @@ def test_what_happens_in_vddk_holds_for_one_run_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_behind():
+def test_the_campaign_leaves_nothing_behind():
     tally = campaign(range(SHORT), seed=SEED)
     assert tally.failures == []
     wanted = sum(Scenario.drawn(SEED, number).vddk is not None for number in range(SHORT))

@@ -100,7 +100,7 @@ def test_titles_are_one_over_all_sources(write):
         read_config(write('jobs = [job("a"), job("a"), Some([])]'))
 
 
-def test_a_defect_of_a_source_is_no_failure_to_go_on_after(write):
+def test_a_defect_of_a_source_stops_the_run(write):
     path = write(
         'class Bad(Some):\n    async def jobs(self):\n        return 1 / 0\njobs = [Bad([]), job("a")]'
     )
@@ -108,7 +108,7 @@ def test_a_defect_of_a_source_is_no_failure_to_go_on_after(write):
         trio.run(resolve, path)
 
 
-def test_several_sources_that_fail_are_all_told(write):
+def test_several_sources_that_fail_are_all_reported(write):
     path = write('jobs = [Some([], "no first"), Some([], "no second")]')
     with pytest.raises(ExceptionGroup) as caught:
         load_jobs(path)

@@ -62,7 +62,7 @@ def kinds(events):
 
 
 @pytest.mark.slow
-def test_a_full_standard_output_stops_no_job_and_is_told(config, tmp_path):
+def test_a_full_standard_output_stops_no_job_and_is_reported(config, tmp_path):
     events = tmp_path / "events.jsonl"
     with open("/dev/full", "w") as full:
         done = subprocess.run(

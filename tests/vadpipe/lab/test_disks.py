@@ -347,7 +347,7 @@ def test_a_disk_of_4_tib_needs_no_memory_for_its_size(tmp_path):
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 8 * MiB
 
 
-def test_loading_names_the_missing_file(tmp_path):
+def test_loading_a_disk_names_the_missing_file(tmp_path):
     with pytest.raises(LabDiskError, match=r"web01-ctk.json does not describe a disk"):
         LabDisk.load(tmp_path, "web01")
     new_disk(tmp_path)
@@ -456,7 +456,7 @@ class Scenario:
 @pytest.mark.slow
 @needs_qemu_img
 @pytest.mark.parametrize("seed", range(5))
-def test_disk_behaves_like_the_model(tmp_path, seed):
+def test_a_disk_behaves_like_the_model(tmp_path, seed):
     scenario = Scenario(tmp_path, seed)
     operations = [scenario.write, scenario.fork, scenario.write_frozen, scenario.merge]
     for _ in range(30):

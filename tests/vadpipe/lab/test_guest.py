@@ -161,7 +161,7 @@ def test_without_tools_the_disks_still_hold_the_files(guest):
 
 
 @pytest.mark.slow
-def test_same_seed_same_disks(guest, tmp_path):
+def test_the_same_seed_gives_the_same_disks(guest, tmp_path):
     other = build_small(tmp_path / "other")
     for seed in (3, 4):
         assert guest.work(seed, MiB) == other.work(seed, MiB)
@@ -222,7 +222,7 @@ def test_guest_goes_on_after_a_restart(guest):
         Guest.load(guest.directory, "db01")
 
 
-def test_too_little_to_fill_with(tmp_path):
+def test_a_guest_with_too_little_to_fill_its_disk_is_refused(tmp_path):
     with pytest.raises(LabDiskError, match="Raise `fill`"):
         build_windows_guest(tmp_path, fill=KiB)
 

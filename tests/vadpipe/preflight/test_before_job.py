@@ -113,7 +113,7 @@ async def test_facts_that_may_not_be_read_do_not_stop_the_backup(lab, web01, add
         assert capture.attention == []
 
 
-async def test_a_lost_connection_is_no_matter(lab, web01, add_vm):
+async def test_a_lost_connection_does_not_stop_preflight(lab, web01, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     lab.inject("HasPrivilegeOnEntities", Drop.AFTER)
     async with web01.capture() as capture:

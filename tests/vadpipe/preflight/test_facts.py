@@ -39,7 +39,7 @@ def virtual_disk(key, controller, unit, backing):
     return disk(key=key, controllerKey=controller, unitNumber=unit, capacityInKB=1024, backing=backing)
 
 
-def test_disks_and_their_chains():
+def test_facts_tell_disks_and_their_chains():
     base = disk.FlatVer2BackingInfo(fileName="[gold one] web/web.vmdk", diskMode="persistent")
     leaf = disk.FlatVer2BackingInfo(
         fileName="[gold one] web/web-000001.vmdk", diskMode="persistent", parent=base, changeId="52 de/1"
@@ -135,7 +135,7 @@ async def test_the_facts_of_a_job_come_from_its_settings(tmp_path):
     assert (await job_facts(Quiesce.none(), None, enable_change_tracking=False)).vddk is None
 
 
-async def test_this_machine_by_its_firmware(tmp_path, lab, vcenter, add_vm):
+async def test_this_machine_is_found_by_its_firmware(tmp_path, lab, vcenter, add_vm):
     moref = add_vm()
     own = uuid.UUID(lab._inventory.vms[moref].uuid)
 

@@ -117,7 +117,9 @@ async def test_our_snapshots_and_foreign_ones_are_counted_separately(lab, vcente
         ("datastore-inaccessible", HostTraits(), DatastoreTraits(accessible=False)),
     ],
 )
-async def test_the_surroundings(lab, vcenter, add_vm, rule, host, datastore):
+async def test_conditions_of_hosts_and_datastores_are_found_by_their_rules(
+    lab, vcenter, add_vm, rule, host, datastore
+):
     add_vm(guest_id=SERVERS[2022], traits=VmTraits(volumes=VOLUMES))
     lab._inventory.hosts["host-8"] = host
     lab._inventory.datastore_traits["datastore1"] = datastore

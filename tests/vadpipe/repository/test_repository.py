@@ -84,7 +84,7 @@ async def test_a_tail_shared_by_two_disks_is_stored_once(repository):
             assert np.array_equal(await restore(reader, point, key), content)
 
 
-async def test_an_empty_disk_and_one_of_zeros(repository):
+async def test_an_empty_disk_and_a_disk_of_zeros_are_read_back(repository):
     disks = [MemoryDisk(np.zeros(size, np.uint8), key=str(size)) for size in (0, 512, 9 * MiB)]
     await backup(repository, disks)
     async with open_repository(repository.path) as reader:
@@ -289,7 +289,7 @@ async def test_a_clock_that_goes_back_does_not_change_the_order(repository, capl
     assert caplog.text.count("is behind the previous point's time") == 2
 
 
-async def test_a_clock_that_went_back_is_remarked(repository):
+async def test_a_clock_that_went_back_is_reported(repository):
     clock = Clock()
     await backup(clock.repository(repository.path), [disk_of(4096)])
     clock.hour = 3
@@ -416,7 +416,7 @@ def test_init_refuses_what_is_there(tmp_path, repository):
     assert (repository.path / "config.json").stat().st_mode & 0o777 == 0o600
 
 
-async def test_what_is_no_repository_is_said(tmp_path, repository):
+async def test_a_directory_that_is_no_repository_is_refused(tmp_path, repository):
     for place in (tmp_path, tmp_path / "missing"):
         with pytest.raises(SinkError, match=r"not a repository.*vadpipe init"):
             async with Repository(place).open():
@@ -582,7 +582,7 @@ async def test_a_frame_that_was_not_promised_is_refused(point, make, problem):
     assert failed.group_contains(ContractError, match=problem)
 
 
-async def test_what_was_promised_must_have_come(point):
+async def test_an_incomplete_point_is_not_published(point):
     disk = disk_of(MiB)
     receipt = await (Items([Zeros(0, MiB)]) | IntoRepository(point, disk)).run()
     capture = FakeCapture(MACHINE, [disk])
@@ -621,7 +621,7 @@ async def test_previous_is_the_same_disk_of_the_newest_point(repository):
 
 
 @pytest.mark.slow
-async def test_a_run_with_more_chunks_than_a_draft_holds(repository, monkeypatch):
+async def test_a_run_may_have_more_chunks_than_a_draft_holds(repository, monkeypatch):
     monkeypatch.setattr("vadpipe.repository.index.DRAFT_ROWS", 40)
     monkeypatch.setattr("vadpipe.repository.packs.PACK_SIZE", MiB)
     disk = MemoryDisk(random_bytes(1, 14 * MiB))

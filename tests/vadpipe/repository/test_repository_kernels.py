@@ -84,7 +84,7 @@ class Backwards:
         return bytes(payload)[::-1]
 
 
-def test_a_codec_of_ones_own_is_stored_by_name(monkeypatch):
+def test_a_codec_of_the_caller_is_stored_by_name(monkeypatch):
     known = {"backwards": Backwards()}
     monkeypatch.setattr(frames, "codec_named", lambda name: known[name])
     chunk = b"a" * CLUSTER + b"b"

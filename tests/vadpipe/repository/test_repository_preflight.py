@@ -36,7 +36,7 @@ async def published(path, preflight):
 
 
 @pytest.mark.parametrize("preflight", [FOUND, None])
-async def test_it_is_read_back(tmp_path, preflight):
+async def test_findings_of_preflight_are_read_back_from_the_point(tmp_path, preflight):
     identity = await published(tmp_path / "repository", preflight)
     async with open_repository(tmp_path / "repository") as reader:
         point = reader.resolve(identity)
@@ -59,7 +59,7 @@ async def test_it_is_read_back(tmp_path, preflight):
         (None, ["  preflight: none"]),
     ],
 )
-def test_it_is_shown(tmp_path, preflight, lines):
+def test_findings_of_preflight_are_shown_with_the_point(tmp_path, preflight, lines):
     identity = trio.run(published, tmp_path / "repository", preflight)
     arguments = [str(tmp_path / "repository"), identity]
     shown = CliRunner().invoke(show_point, arguments, standalone_mode=False)

@@ -67,7 +67,7 @@ async def test_a_published_run_leaves_only_what_it_published(repository):
 # --- several at once ---
 
 
-async def test_two_points_at_once(repository):
+async def test_two_runs_at_once_publish_two_points(repository):
     """Each finds its own chunks and what was published before it, and neither sweeps the other."""
     disks = [MemoryDisk(random_bytes(1, 2 * MiB)), MemoryDisk(random_bytes(1, 2 * MiB))]
     async with repository.open() as store, store.begin(MACHINE) as one:
@@ -204,7 +204,7 @@ async def test_where_locks_have_no_effect_a_run_is_refused(repository, monkeypat
         ("srv:/x /srv/with\\040space nfs rw,nolock 0 0\nx /srv/with\\040space/below ext4 rw 0 0", None),
     ],
 )
-def test_mounts_whose_locks_are_private_are_told(tmp_path, mount, option):
+def test_mounts_whose_locks_are_private_are_reported(tmp_path, mount, option):
     (tmp_path / "mounts").write_text(f"none / ext4 rw 0 0\n{mount}\n")
     root = Path("/srv/with space/below/repository")
     assert runs_module.local_locks(root, tmp_path / "mounts") == option
@@ -370,7 +370,7 @@ async def test_a_full_file_system_is_said_and_nothing_is_published(repository, s
 
 
 @pytest.mark.parametrize("step", ["pack", "segment", "point"])
-async def test_no_space_while_publishing(repository, monkeypatch, step):
+async def test_a_full_file_system_while_publishing_publishes_nothing(repository, monkeypatch, step):
     """Every flush of every file may be the one that fails."""
     await backup(repository, [MemoryDisk(random_bytes(2, MiB))])
     flushed = []
@@ -397,7 +397,7 @@ async def test_no_space_while_publishing(repository, monkeypatch, step):
         assert (await verify(reader)).damages == ()
 
 
-async def test_the_order_of_publishing(repository, monkeypatch):
+async def test_a_run_publishes_in_the_documented_order(repository, monkeypatch):
     """Each file is flushed before it is named, and named before what refers to it."""
     steps = []
     fsync, rename = os.fsync, os.rename

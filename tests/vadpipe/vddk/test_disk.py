@@ -29,7 +29,9 @@ async def test_local_disk_equals_what_qemu_reads(any_libdir, made_lab, pool, cha
 
 
 @pytest.mark.parametrize("depth", [1, 4, 64])
-async def test_remote_disk_with_completions_out_of_order(libdir, lab, pool, monkeypatch, counters, depth):
+async def test_a_remote_disk_is_read_with_completions_out_of_order(
+    libdir, lab, pool, monkeypatch, counters, depth
+):
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "1")
     settings = quick(libdir, transports="nbdssl", compression="fastlz", depth=depth, request=256 * KiB)
     async with settings.open(lab.access(), pool) as disk:
@@ -54,7 +56,7 @@ async def test_allocated_extents_equal_those_of_the_chain(libdir, made_lab, pool
         assert (disk.allocation, disk.allocation_reason) == ("queried", "")
 
 
-async def test_allocation_of_a_disk_beyond_one_query(libdir, tmp_path, pool):
+async def test_allocation_is_read_beyond_one_query(libdir, tmp_path, pool):
     leaf = tmp_path / "large.vmdk"
     qemu("qemu-img", "create", "-f", "vmdk", leaf, 70 * GiB)
     write(leaf, (32 * GiB - 64 * KiB, 128 * KiB, 1), (64 * GiB, 64 * KiB, 2))

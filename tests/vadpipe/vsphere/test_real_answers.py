@@ -250,7 +250,7 @@ async def test_a_tree_that_cannot_be_seen_is_not_an_empty_one(lab, vcenter, jour
     assert lab.snapshots(moref) == {}
 
 
-def test_devices_of_which_nothing_is_set_but_what_must_be():
+def test_devices_with_only_their_required_properties_are_read():
     bare = vim.vm.device.VirtualDisk(key=2000, capacityInKB=1024)
     nameless = vim.vm.device.VirtualDisk(
         key=2001,

@@ -59,7 +59,7 @@ async def _end_session(session: VcenterSession, by: VcenterSession) -> None:
     await session.call("TerminateSession", end)
 
 
-async def test_login_and_lookup(vcsim):
+async def test_a_login_finds_a_vm_by_name_and_path(vcsim):
     async with vcsim.connect() as session:
         assert session.is_vcenter
         vm = await find_vm(session, WEB01)
@@ -69,7 +69,7 @@ async def test_login_and_lookup(vcsim):
             await find_vm(session, "DC0_H0_VM")
 
 
-async def test_a_wrong_password(vcsim):
+async def test_a_wrong_password_is_refused(vcsim):
     with pytest.raises(LoginRefused):
         async with replace(vcsim, password=Secret.from_text("wrong")).connect():
             pass
@@ -94,7 +94,7 @@ async def test_a_snapshot_comes_and_goes(vcsim, journal):
     assert journal.intents() == []
 
 
-async def test_a_quiesced_snapshot_without_the_newer_call(vcsim, journal):
+async def test_a_quiesced_snapshot_needs_no_newer_call(vcsim, journal):
     """It does not offer CreateSnapshotEx_Task; the older call carries the wish."""
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)

@@ -69,7 +69,7 @@ def test_orphan_candidates_are_listed_once_and_left(lab, add_vm, run_cleanup):
 @pytest.mark.parametrize(
     ("vms", "problem"), [(("web01",), "Datastore.Browse"), (("web01", "nowhere"), "no VM 'nowhere'")]
 )
-def test_where_nobody_can_look_that_is_said(lab, add_vm, run_cleanup, vms, problem):
+def test_cleanup_says_where_it_cannot_look(lab, add_vm, run_cleanup, vms, problem):
     add_vm()
     lab.forbid_datastore("datastore1")
     code, document = run_cleanup(*vms)

@@ -95,7 +95,7 @@ GOOD = Writer(writer_id="22222222-2222-4333-8444-555555555555", name="Good Write
 # -- levels -------------------------------------------------------------------------------------
 
 
-def test_an_application_quiesced_guest():
+def test_an_application_quiesced_guest_is_application_consistent():
     verdict = classify_manifest(manifest_zip(Request()))
     assert verdict.level is Level.APPLICATION
     assert verdict.reason == "all 8 writers that count took part, 12 components covered"
@@ -109,7 +109,7 @@ def test_an_application_quiesced_guest():
     assert by_name["ASR Writer"].coverage is Coverage.NOT_COVERED
 
 
-def test_a_file_system_quiesced_guest():
+def test_a_file_system_quiesced_guest_is_file_system_consistent():
     verdict = classify_manifest(manifest_zip(Request(context="file-system")))
     assert (verdict.level, verdict.findings[0].rule) == (Level.FILE_SYSTEM, "backup-document-alone")
 
@@ -221,7 +221,7 @@ BACKUP = "<BACKUP_COMPONENTS selectComponents='yes'/>"
         ),
     ],
 )
-def test_each_decision(verdict, level, decision, reason):
+def test_each_decision_gives_its_level(verdict, level, decision, reason):
     assert (verdict.level, verdict.findings[0].rule) == (level, decision)
     assert reason in verdict.reason
 
@@ -267,7 +267,7 @@ PARENT_AND_CHILD = [("app", True), ("app\\child", False)]
         ("dependency-not-covered", Writer(inside=NEEDS_ANOTHER)),
     ],
 )
-def test_each_rule_about_a_writer(rule, writer):
+def test_each_rule_about_a_writer_is_applied(rule, writer):
     verdict = classify_manifest(manifest(GOOD, writer))
     (finding, *_) = (one for one in verdict.findings if one.rule == rule)
     assert finding.severity.lowers is (verdict.level is Level.APPLICATION_PARTIAL)
@@ -312,7 +312,7 @@ SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
         ),
     ],
 )
-def test_each_rule_about_the_manifest(rule, data, level, known):
+def test_each_rule_about_the_manifest_is_applied(rule, data, level, known):
     verdict = classify_manifest(data, **known)
     assert rule in rules(verdict)
     assert verdict.level is level
@@ -321,7 +321,7 @@ def test_each_rule_about_the_manifest(rule, data, level, known):
 def test_every_rule_has_a_case_here():
     tested = {
         mark.args[1][0] if isinstance(mark.args[1], tuple) else case[0]
-        for test in (test_each_rule_about_a_writer, test_each_rule_about_the_manifest)
+        for test in (test_each_rule_about_a_writer_is_applied, test_each_rule_about_the_manifest_is_applied)
         for mark in test.pytestmark
         for case in mark.args[1]
     }
@@ -347,7 +347,7 @@ def test_the_tables_can_be_printed():
         Writer(offers=[("Database", True)], listed=["Database"], attributes='strange="1"'),
     ],
 )
-def test_variants_that_break_no_rule(writer):
+def test_variants_that_break_no_rule_have_no_findings(writer):
     verdict = classify_manifest(manifest(GOOD, writer))
     assert (verdict.level, rules(verdict)) == (Level.APPLICATION, set())
 

@@ -70,7 +70,7 @@ def test_page_size_is_the_smaller_of_both_wishes(vcenter, client):
         collector.ContinueRetrievePropertiesEx(first.token)
 
 
-def test_nothing_selected_is_no_result(client):
+def test_a_selection_of_nothing_has_no_result(client):
     spec = through_view(client, {vim.VirtualMachine: ["name"]})
     assert client.content.propertyCollector.RetrievePropertiesEx([spec], Collector.RetrieveOptions()) is None
 
@@ -100,7 +100,7 @@ def test_traversal_descends_folders_by_named_specs(vcenter, client, vm):
     assert len(found) == 4  # root, datacenter, VM folder, VM
 
 
-def test_paths_reach_into_arrays(client, vm):
+def test_property_paths_reach_into_arrays(client, vm):
     paths = [
         "config.hardware.device[2001].backing.fileName",
         'config.extraConfig["disk.EnableUUID"].value',
@@ -172,7 +172,7 @@ def test_waiting_reports_only_what_changed(client, vm):
     assert collector.WaitForUpdatesEx(second.version, Collector.WaitOptions(maxWaitSeconds=0)) is None
 
 
-def test_objects_enter_and_leave(vcenter, client, vm):
+def test_a_wait_reports_objects_that_enter_and_leave(vcenter, client, vm):
     snapshot = vm.snapshot()
     collector, update = watch(client, snapshot, "vm")
     assert changes(update) == {("enter", snapshot._moId, "vm"): vm.api}
@@ -242,7 +242,7 @@ def test_destroyed_views_and_filters_are_gone(client, vm):
         view.view  # noqa: B018
 
 
-def test_search_index(client, vm):
+def test_the_search_index_finds_vms(client, vm):
     index = client.content.searchIndex
     config = vm.api.config
     assert index.FindByUuid(None, config.uuid, True, False) == vm.api

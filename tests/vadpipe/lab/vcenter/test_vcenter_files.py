@@ -44,13 +44,13 @@ def fetch(vcenter):
     return fetch
 
 
-def test_get_with_basic_and_with_the_session_cookie(files, fetch, client):
+def test_a_file_is_served_for_basic_login_and_for_the_session_cookie(files, fetch, client):
     assert fetch(PATH + QUERY)[::2] == (200, CONTENT)
     cookie = {"Cookie": client._stub.cookie.partition(";")[0]}
     assert fetch(PATH + QUERY, cookie)[::2] == (200, CONTENT)
 
 
-def test_head_and_ranges(files, fetch):
+def test_head_and_ranges_are_answered(files, fetch):
     status, headers, body = fetch(PATH + QUERY, method="HEAD")
     assert (status, headers["Content-Length"], body) == (200, str(len(CONTENT)), b"")
     status, headers, body = fetch(PATH + QUERY, BASIC | {"Range": "bytes=100-299"})
@@ -76,15 +76,15 @@ def test_head_and_ranges(files, fetch):
         ("/other", BASIC, 404),
     ],
 )
-def test_refusals(files, fetch, target, headers, status):
+def test_wrong_requests_are_refused_with_their_status(files, fetch, target, headers, status):
     assert fetch(target, headers)[0] == status
 
 
-def test_401_says_how_to_log_in(files, fetch):
+def test_status_401_says_how_to_log_in(files, fetch):
     assert fetch(PATH + QUERY, {})[1]["WWW-Authenticate"].startswith("Basic realm=")
 
 
-def test_forbidden_datastore(vcenter, files, fetch, client, finish):
+def test_a_forbidden_datastore_is_refused(vcenter, files, fetch, client, finish):
     vcenter.forbid_datastore("datastore1")
     assert fetch(PATH + QUERY)[0] == 403
     browser = client.content.rootFolder.childEntity[0].datastore[0].browser
@@ -112,7 +112,7 @@ def test_ticket_admits_one_request(files, fetch, client, vcenter):
     assert fetch(PATH + "?dsName=datastore1", cookie)[0] == 401
 
 
-def test_broken_download(vcenter, files, fetch):
+def test_a_download_may_break_off_in_the_middle(vcenter, files, fetch):
     vcenter.inject("/folder", Drop.AFTER)
     with pytest.raises((http.client.IncompleteRead, ssl.SSLError)):
         fetch(PATH + QUERY)
@@ -159,12 +159,12 @@ def test_browser_without_a_spec_names_everything(files, browser, vm):
         ("[datastore1] ../..", vim.fault.InvalidDatastorePath),
     ],
 )
-def test_browser_refuses(browser, vm, path, fault):
+def test_the_browser_refuses_what_the_api_forbids(browser, vm, path, fault):
     with pytest.raises(fault):
         vm.finish(browser.SearchDatastore_Task(path, None))
 
 
-def test_file_manager(vcenter, client, files, vm):
+def test_the_file_manager_makes_directories_and_copies_files(vcenter, client, files, vm):
     manager = client.content.fileManager
     manager.MakeDirectory("[datastore1] a/b", None, True)
     with pytest.raises(vim.fault.FileAlreadyExists):

@@ -83,7 +83,7 @@ def test_lists_come_in_pages(vm, files, put):
     assert ([file.path for file in page.files], page.remaining) == (["1.bat", "2.bat", "3.bat", "4.bat"], 0)
 
 
-def test_who_may_not_gets_the_fault_of_the_api(vcenter, vm, client, files, put):
+def test_an_account_without_the_right_gets_the_fault_of_the_api(vcenter, vm, client, files, put):
     place = put(TOOLS_CONF, b"")
     with pytest.raises(vim.fault.InvalidGuestLogin):
         client.content.guestOperationsManager.authManager.ValidateCredentialsInGuest(

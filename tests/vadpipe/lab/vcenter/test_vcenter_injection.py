@@ -26,7 +26,7 @@ def test_there_are_at_least_forty_kinds_of_fault_and_all_can_be_sent():
         fault_maker("NoSuchFault")
 
 
-def test_a_fault_after_the_work(vcenter, client, vm):
+def test_a_fault_may_come_after_the_work(vcenter, client, vm):
     vcenter.inject("CreateSnapshot_Task", fault_maker("SystemError"), after=True)
     with pytest.raises(vmodl.fault.SystemError):
         vm.api.CreateSnapshot_Task("a", "", False, False)
@@ -42,7 +42,7 @@ def test_a_task_that_fails_after_its_work(vcenter, vm):
     assert len(vcenter.snapshots(vm.moref)) == 1
 
 
-def test_by_chance_with_a_seed():
+def test_faults_by_chance_repeat_with_their_seed():
     def row(seed):
         injections = Injections()
         injections.seed(seed)
@@ -54,7 +54,7 @@ def test_by_chance_with_a_seed():
     assert 15 < sum(row(1)) < 45
 
 
-def test_any_method(vcenter, client):
+def test_a_fault_may_hit_any_method(vcenter, client):
     vcenter.inject("*", vim.fault.Timedout, nth=2)
     service = vim.ServiceInstance("ServiceInstance", client._stub)
     service.CurrentTime()
@@ -63,7 +63,7 @@ def test_any_method(vcenter, client):
     service.CurrentTime()
 
 
-def test_503(vcenter, client):
+def test_a_server_that_is_not_ready_answers_with_status_503(vcenter, client):
     vcenter.inject("CurrentTime", Refusal.UNAVAILABLE)
     with pytest.raises(http.client.HTTPException, match="503"):
         client.CurrentTime()
@@ -136,7 +136,7 @@ def wait_until_cut(client, subject):
 
 
 @pytest.mark.parametrize("version", ["6.0", "6.5", "8.0.3.0"])
-def test_older_versions_and_hosts(tmp_path, connect, version):
+def test_a_host_tells_its_kind_and_version(tmp_path, connect, version):
     with LabVcenter(tmp_path, task_s=0, api_type="HostAgent", api_version=version) as host:
         about = connect(host).content.about
         assert (about.apiType, about.apiVersion) == ("HostAgent", version)

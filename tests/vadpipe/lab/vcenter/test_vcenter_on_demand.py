@@ -39,7 +39,7 @@ def test_one_request_is_refused(vcenter, get, status):
     assert [get()[0] for _ in range(3)] == [200, status, 200]
 
 
-def test_half_of_a_file_then_nothing(vcenter, get):
+def test_a_connection_may_break_after_half_of_a_file(vcenter, get):
     vcenter.inject("/folder", Drop.AFTER)
     with pytest.raises((http.client.IncompleteRead, ssl.SSLError)):
         get()
@@ -48,7 +48,7 @@ def test_half_of_a_file_then_nothing(vcenter, get):
     assert vcenter.folder.bytes_sent == 1.5 * len(CONTENT)
 
 
-def test_no_ranges_no_versions_no_cookies(vcenter, get):
+def test_a_server_may_refuse_ranges_versions_and_cookies(vcenter, get):
     part = {"Range": "bytes=5-"}
     status, headers, body = get(**part)
     assert (status, body) == (206, CONTENT[5:])

@@ -68,7 +68,7 @@ def test_vmotion_changes_the_host_alone(vcenter, vm, second_host):
     assert backing_files(vm.api.config) == before
 
 
-def test_a_server_that_is_started_again_finds_it_where_it_is(tmp_path, make_vm):
+def test_a_restarted_server_finds_a_moved_vm(tmp_path, make_vm):
     with LabVcenter(tmp_path / "world", task_s=0) as first:
         moref = make_vm(first)
         host = first.add_host(HostTraits("esxi02.lab.local"))
@@ -119,7 +119,7 @@ def test_datastores_tell_which_hosts_mount_them(vcenter, client, vm, second_host
     assert vim.HostSystem(second_host, client._stub).datastore == []
 
 
-def test_privileges_and_licences(vcenter, client, vm):
+def test_the_lab_tells_privileges_and_licences(vcenter, client, vm):
     manager, session = client.content.authorizationManager, client.content.sessionManager.currentSession
     wanted = ["VirtualMachine.State.CreateSnapshot", "Datastore.Browse"]
     vcenter.denied_privileges.add("Datastore.Browse")

@@ -40,7 +40,7 @@ def rest(vcenter):
     client.connection.close()
 
 
-def test_the_newer_generation(vcenter, rest):
+def test_the_newer_generation_serves_categories_and_tags(vcenter, rest):
     daily = vcenter.tags.create("backup", "daily")
     weekly = vcenter.tags.create("backup", "weekly")
     vcenter.tags.attach(daily, "vm-42")
@@ -85,7 +85,7 @@ def test_the_older_generation_wraps_its_answers(vcenter, rest):
 
 
 @pytest.mark.parametrize("generation", [NEWER, OLDER])
-def test_it_is_strict(vcenter, rest, generation):
+def test_the_rest_api_refuses_wrong_logins_and_unknown_paths(vcenter, rest, generation):
     session, tagging, action, by_id = generation
     assert rest.ask("GET", f"{tagging}/category")[0] == 401
     assert rest.log_in(session, "wrong")[0] == 401
@@ -143,7 +143,7 @@ def test_sessions_end_when_idle_and_tags_outlive_the_server(tmp_path):
         assert len(again.tags.categories) == 1
 
 
-def test_folders_of_vms(tmp_path):
+def test_the_lab_keeps_folders_of_vms(tmp_path):
     with LabVcenter(tmp_path / "lab") as lab:
         directory = lab.datastore("datastore1")
         first = lab.register_vm(directory / "a", "web01", [], folder="Web/Test")

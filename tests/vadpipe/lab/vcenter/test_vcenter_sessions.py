@@ -76,7 +76,7 @@ def test_smart_connect_verifies_the_certificate(vcenter, connect):
 
 
 @pytest.mark.parametrize("login", [("backup", "no"), ("other", "lab"), ("backup", "")])
-def test_wrong_logins(vcenter, client, login):
+def test_wrong_logins_are_refused(vcenter, client, login):
     manager = client.content.sessionManager
     manager.Logout()
     with pytest.raises(vim.fault.InvalidLogin) as refused:
@@ -134,7 +134,7 @@ def test_calls_without_a_session_are_refused(vcenter, client):
         client.content.rootFolder.name  # noqa: B018
 
 
-def test_expired_session_and_new_login(vcenter, client):
+def test_a_new_login_follows_an_expired_session(vcenter, client):
     before = client.content.sessionManager.currentSession.key
     assert client.content.sessionManager.SessionIsActive(before, "backup")
     assert vddk_conf(vcenter)[0]["cookie"] == 2  # one session in two forms
@@ -155,7 +155,7 @@ def test_idle_sessions_end(tmp_path, connect):
             client.content.rootFolder.name  # noqa: B018
 
 
-def test_unknown_objects_and_methods(vcenter, client):
+def test_unknown_objects_and_methods_are_faults(vcenter, client):
     with pytest.raises(vmodl.fault.ManagedObjectNotFound) as missing:
         vim.VirtualMachine("vm-99999", client._stub).name  # noqa: B018
     assert missing.value.obj == vim.VirtualMachine("vm-99999")
@@ -177,7 +177,7 @@ def test_injected_fault_hits_the_call_it_is_for(vcenter, client):
 
 
 @pytest.mark.parametrize("drop", list(Drop))
-def test_dropped_connection(vcenter, client, drop):
+def test_a_dropped_connection_is_an_error_of_the_client(vcenter, client, drop):
     session = client.content.sessionManager.currentSession.key
     vcenter.inject("Logout", drop)
     with pytest.raises((ConnectionError, http.client.HTTPException, ssl.SSLError)):
@@ -212,7 +212,7 @@ def test_restart_goes_on_where_it_was(tmp_path, connect, make_vm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["standard input", "SIGTERM"])
-def test_process(tmp_path, connect, monkeypatch, ending):
+def test_the_lab_serves_as_a_process(tmp_path, connect, monkeypatch, ending):
     monkeypatch.setenv("LAB_PASSWORD", "geheim")
     command = [
         sys.executable,

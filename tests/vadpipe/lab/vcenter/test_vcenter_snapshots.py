@@ -210,7 +210,7 @@ def test_vss_that_fails_silently_leaves_no_manifest(vcenter, client, make_vm, vm
         ({"vssBackupContext": "ctx_none"}, "quiesceSpec.vssBackupContext"),
     ],
 )
-def test_wrong_quiesce_specs(vm, spec, wrong):
+def test_wrong_quiesce_specs_are_refused(vm, spec, wrong):
     with pytest.raises(vmodl.fault.InvalidArgument) as refused:
         vm.api.CreateSnapshotEx_Task("x", "", False, vim.vm.WindowsQuiesceSpec(**spec))
     assert refused.value.invalidProperty == wrong
@@ -237,7 +237,7 @@ def test_injected_fault_of_a_task(vcenter, vm):
     assert vm.api.snapshot.rootSnapshotList[0].childSnapshotList == []
 
 
-def test_power(vm):
+def test_power_operations_change_the_power_state(vm):
     with pytest.raises(vim.fault.InvalidPowerState) as refused:
         vm.finish(vm.api.PowerOnVM_Task())
     assert (refused.value.requestedState, refused.value.existingState) == ("poweredOn", "poweredOn")
@@ -248,7 +248,7 @@ def test_power(vm):
         vm.api.RebootGuest()
 
 
-def test_extra_config(vm):
+def test_a_reconfiguration_changes_extra_config(vm):
     option = vim.option.OptionValue
     vm.finish(vm.api.ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[option(key="a.b", value="c")])))
     assert 'a.b = "c"' in (vm.directory / "web01.vmx").read_text()
@@ -340,7 +340,7 @@ class TestChangeTracking:
         ("ubuntu64Guest", 12448, True, 1, "crash"),
     ],
 )
-def test_what_a_guest_can_do(guest_id, tools, uuid, disks, expected):
+def test_a_guest_quiesces_as_far_as_it_can(guest_id, tools, uuid, disks, expected):
     assert guest_quiescing(guest_id, tools, uuid, disks) == expected
 
 
@@ -354,5 +354,5 @@ def test_what_a_guest_can_do(guest_id, tools, uuid, disks, expected):
         ("ctx_backup", "crash", "crash"),
     ],
 )
-def test_what_a_context_reaches(context, ability, expected):
+def test_a_backup_context_decides_the_level_reached(context, ability, expected):
     assert reached(QuiesceSpec(context=context), ability) == expected

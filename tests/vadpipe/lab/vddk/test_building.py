@@ -25,7 +25,7 @@ def tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sources
 
 
-def test_built_once_and_again_when_a_source_is_newer(tiny_sources, tmp_path):
+def test_the_stand_in_is_built_once_and_again_when_a_source_is_newer(tiny_sources, tmp_path):
     library = build_vddk(tmp_path / "out") / "lib64" / "libvixDiskLib.so.8"
     os.utime(tiny_sources / "Makefile", (1, 1))
     first = library.stat().st_mtime_ns

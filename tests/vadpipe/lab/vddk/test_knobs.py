@@ -83,7 +83,7 @@ def test_a_knob_that_cannot_be_parsed_ends_the_process(run, knob):
 
 
 @needs_qemu
-def test_allocated_blocks_unsupported_or_useless(run, tmp_path):
+def test_allocated_blocks_may_be_unsupported_or_useless(run, tmp_path):
     disk = create(tmp_path / "a.vmdk", "1M")
 
     def query(client, path, expect):

@@ -60,7 +60,7 @@ def test_chain_reads_and_maps_like_qemu(run, tmp_path, base):
 
 
 @needs_qemu
-def test_capacity_that_is_no_multiple_of_a_grain(run, tmp_path):
+def test_a_capacity_may_be_no_multiple_of_a_grain(run, tmp_path):
     disk = create(tmp_path / "odd.vmdk", str(5 * MIB + 3 * SECTOR))
     qemu_io(disk, "write -P 1 5M 1536", "write -P 2 100k 1k")
     assert_reads_like_qemu(run, disk)
@@ -68,7 +68,7 @@ def test_capacity_that_is_no_multiple_of_a_grain(run, tmp_path):
 
 @pytest.mark.slow
 @needs_qemu
-def test_remote_path_and_transport(run, tmp_path):
+def test_a_remote_disk_tells_its_path_and_transport(run, tmp_path):
     run.remote()
     disk = chain(tmp_path / "datastores" / "ds1" / "vm")
 
@@ -126,7 +126,7 @@ def test_zero_grain_hides_the_parent(run, tmp_path):
     assert digest != run(read_whole, str(leaf), 2048, READ_ONLY | SINGLE_LINK)[0]
 
 
-def test_zero_and_offset_extents(run, tmp_path):
+def test_zero_extents_and_extents_with_an_offset_are_read(run, tmp_path):
     (tmp_path / "data.bin").write_bytes(bytes(SECTOR) + b"\7" * (256 * SECTOR))
     disk = tmp_path / "mixed.vmdk"
     disk.write_text(

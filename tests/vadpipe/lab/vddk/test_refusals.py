@@ -268,7 +268,7 @@ def test_damaged_chains_do_not_open(run, tmp_path, damage, code, says):
         ("extent", 9, "descriptor"),
     ],
 )
-def test_files_that_cannot_be_opened(run, tmp_path, subformat, code, says):
+def test_files_that_cannot_be_opened_are_refused(run, tmp_path, subformat, code, says):
     if subformat == "streamOptimized":
         disk = create(tmp_path / "a.vmdk", "1M", subformat)
     elif subformat == "truncated flat":

@@ -241,7 +241,7 @@ async def test_scripts_are_listed_in_the_order_in_which_they_run(vcenter, write,
     assert len(scripts.paths) == 4
 
 
-def test_a_guest_without_scripts():
+def test_a_guest_without_scripts_has_empty_lists():
     scripts = in_order(LINUX, False, False, [])
     assert not scripts
     assert scripts.paths == []

@@ -88,7 +88,7 @@ async def test_many_vms_cost_the_calls_of_one_and_come_in_the_order_asked_for(la
         assert lab.calls["RetrievePropertiesEx"] - before == 1
 
 
-async def test_of_many_vms_the_missing_one_is_named(vcenter, add_vm):
+async def test_a_missing_vm_among_many_is_named(vcenter, add_vm):
     add_vm("web01")
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match="no VM 'web02'"):

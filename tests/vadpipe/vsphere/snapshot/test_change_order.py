@@ -54,7 +54,7 @@ def machine(vcenter: Vcenter, reader, journal: Journal) -> Callable[..., Vcenter
     return make
 
 
-async def test_run_after_run(lab, machine, add_vm, log):
+async def test_run_after_run_keeps_the_order(lab, machine, add_vm, log):
     add_vm(change_tracking=True)
     for _ in range(2):
         async with machine().capture() as capture:
@@ -64,7 +64,7 @@ async def test_run_after_run(lab, machine, add_vm, log):
     assert log == [*run, *run]
 
 
-async def test_after_a_killed_run(lab, machine, journal, add_vm, log):
+async def test_the_order_is_kept_after_a_killed_run(lab, machine, journal, add_vm, log):
     add_vm(change_tracking=True)
     for nth in (1, 2):  # the run's own removal, and the sweep at its end
         lab.inject(REMOVE, lambda: vim.fault.SnapshotFault(), nth)
@@ -78,7 +78,7 @@ async def test_after_a_killed_run(lab, machine, journal, add_vm, log):
 
 
 @pytest.mark.slow
-async def test_after_a_removal_that_failed_at_the_disks(lab, machine, add_vm, log):
+async def test_the_order_is_kept_after_a_removal_that_failed_at_the_disks(lab, machine, add_vm, log):
     add_vm(change_tracking=True)
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="x"), in_task=True)
     with pytest.raises(ConsolidationNeeded):

@@ -37,7 +37,7 @@ CAPACITY = 4 * MiB
         ("52 8a", "52 8a", False),
     ],
 )
-def test_same_tracking(since, now, same):
+def test_change_ids_of_one_tracking_are_recognised(since, now, same):
     assert same_tracking(since, now) is same
 
 
@@ -120,7 +120,7 @@ async def test_pages_cover_the_disk_and_hold_what_was_written(small_pages, journ
 
 
 @pytest.mark.slow
-async def test_reasons_to_read_everything(lab, vcenter, journal, add_vm):
+async def test_change_ids_that_cannot_be_trusted_are_refused(lab, vcenter, journal, add_vm):
     moref = add_vm(change_tracking=True)
     async with vcenter.connect() as session:
         since = await _change_id(session, journal)

@@ -30,7 +30,7 @@ async def test_a_failure_that_may_pass_is_tried_again(lab, vcenter, journal, add
     assert lab.calls[CREATE] == 2
 
 
-async def test_no_more_attempts_than_allowed(lab, vcenter, journal, add_vm):
+async def test_quiescing_is_tried_no_more_often_than_allowed(lab, vcenter, journal, add_vm):
     add_vm(quiescing="fault")
     with pytest.raises(QuiesceFailed, match="VSS_E_BAD_STATE"):
         await _taken(vcenter, journal, Quiesce.application(retries=2, retry_after_s=0))

@@ -37,7 +37,7 @@ async def test_a_locked_disk_is_waited_for(lab, vcenter, journal, add_vm):
     assert not lab.needs_consolidation(moref)
 
 
-async def test_never_reports_consolidation_without_asking_for_it(lab, vcenter, journal, add_vm):
+async def test_the_policy_never_reports_consolidation_without_asking_for_it(lab, vcenter, journal, add_vm):
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
     with pytest.raises(ConsolidationNeeded, match="consolidate='never' forbids it") as caught:

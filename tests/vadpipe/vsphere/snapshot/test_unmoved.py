@@ -75,7 +75,7 @@ async def test_a_vm_moved_during_the_read_publishes_nothing(lab, job, move, more
 
 
 @pytest.mark.slow
-async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, move, moref):
+async def test_a_snapshot_that_moves_before_its_removal_is_removed(lab, job, move, moref):
     lab.inject("RemoveSnapshot_Task", Event(move))
     receipt = await job.run()
     assert receipt.attention == []
@@ -84,7 +84,7 @@ async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, mo
 
 
 @pytest.mark.slow
-async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move, moref):
+async def test_the_sweep_finds_a_moved_snapshot_whose_removal_failed(lab, job, move, moref):
     for nth in (1, 2):  # the run's own removal, and the sweep at its end
         lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, nth)
     assert (await job.run()).attention

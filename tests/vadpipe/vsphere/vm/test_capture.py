@@ -84,7 +84,7 @@ async def test_disks_are_closed_before_the_snapshot_is_removed(lab, web01, add_v
 
 
 @pytest.mark.slow
-async def test_changes_between_two_captures(lab, web01, add_vm):
+async def test_changes_between_two_captures_are_read(lab, web01, add_vm):
     moref = add_vm()
     enabling = replace(web01, enable_change_tracking=True)
     async with enabling.capture() as first:
@@ -124,7 +124,7 @@ async def test_the_manifest_comes_by_the_chosen_ways(lab, web01, add_vm):
 
 
 @pytest.mark.slow
-async def test_how_long_a_manifest_may_be_late(lab, web01, add_vm, wait_until):
+async def test_a_late_manifest_is_waited_for_within_its_limit(lab, web01, add_vm, wait_until):
     add_vm()
     lab.manifests.named, lab.manifests.late = False, True
     async with replace(web01, manifest_late_s=0).capture() as capture:
@@ -189,7 +189,7 @@ async def test_a_vm_without_disks_is_an_error(lab, web01):
     assert lab.calls["RemoveSnapshot_Task"] == 1
 
 
-async def test_a_reader_that_sees_another_disk_is_found_out(lab, web01, add_vm, reader, monkeypatch):
+async def test_a_reader_that_opens_another_disk_is_refused(lab, web01, add_vm, reader, monkeypatch):
     add_vm()
     other = LabDisk.create(lab.datastore("datastore1") / "other", "disk", 1 << 20)
     open_disk = reader.open

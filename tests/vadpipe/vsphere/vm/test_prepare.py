@@ -45,7 +45,7 @@ def is_set(vm):
     return vm.extra_config.get("disk.EnableUUID") == "TRUE"
 
 
-async def test_a_running_vm_is_restarted_for_it(lab, vcenter, add_vm, state):
+async def test_a_running_vm_is_restarted_for_disk_uuids(lab, vcenter, add_vm, state):
     moref = add_vm(**UUID_OFF)
     report = await prepared(vcenter)
     assert is_set(state(moref))
