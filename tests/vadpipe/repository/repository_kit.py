@@ -20,6 +20,8 @@ from pipeline import (
     DiskReceipt,
     Extents,
     Flow,
+    FramedSpan,
+    Gap,
     Job,
     MachineId,
     Pipeline,
@@ -112,17 +114,21 @@ def stored_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
     return _into(ChangedExtents(disk, point.previous(disk)), disk, point, Uncompressed())
 
 
-def _into(extents: Source[Window], disk: Disk, point: Point, codec: Codec) -> Pipeline[DiskReceipt]:
+def framed_path(extents: Source[Window], disk: Disk, identity, index, codec: Codec) -> Flow[FramedSpan | Gap]:
+    """All but the sink."""
     return (
         extents
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(point)
-        | Dedupe(point)
+        | Digest(identity)
+        | Dedupe(index)
         | Compress(codec)
-        | IntoRepository(point, disk)
     )
+
+
+def _into(extents: Source[Window], disk: Disk, point: Point, codec: Codec) -> Pipeline[DiskReceipt]:
+    return framed_path(extents, disk, point, point, codec) | IntoRepository(point, disk)
 
 
 async def backup(repository: Repository, disks: Sequence[Disk], path=full_path) -> str:

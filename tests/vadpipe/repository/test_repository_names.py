@@ -13,18 +13,15 @@ import xxhash
 from pipeline import ContractError, Job, MiB, MoverError, TransferFailed
 from pipeline.errors import leaves
 from pipeline.testing.fakes import FakeCapture, FakeMachine, Items
-from stages import (
-    AllocatedExtents,
-    Blake3,
-    Compress,
-    CutChunks,
-    Dedupe,
-    Digest,
-    MarkZeros,
-    MemoryIndex,
-    ReadSpans,
+from stages import AllocatedExtents, Blake3, MemoryIndex, Zstd
+from tests.vadpipe.repository.repository_kit import (
+    MACHINE,
+    MemoryDisk,
+    files_of,
+    framed_path,
+    full_path,
+    random_bytes,
 )
-from tests.vadpipe.repository.repository_kit import MACHINE, MemoryDisk, files_of, full_path, random_bytes
 from tests.vadpipe.repository.test_repository import disk_of, framed
 from vadpipe.repository import IntoRepository
 from vadpipe.repository.frames import Kind
@@ -41,15 +38,7 @@ class Xxh3:
 
 
 def flow_with(disk, identity, index):
-    return (
-        AllocatedExtents(disk)
-        | ReadSpans(disk)
-        | MarkZeros()
-        | CutChunks()
-        | Digest(identity)
-        | Dedupe(index)
-        | Compress()
-    )
+    return framed_path(AllocatedExtents(disk), disk, identity, index, Zstd())
 
 
 @pytest.mark.parametrize(
