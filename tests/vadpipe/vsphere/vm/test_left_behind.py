@@ -1,10 +1,8 @@
 """Locks and hot-added disks: a run leaves none, and what a killed one left is undone in the right order."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -65,9 +63,7 @@ class Scene:
 
     def run(self, **knobs: str) -> subprocess.Popen[bytes]:
         """The same run in a process of its own."""
-        command = [sys.executable, "-m", "tests.vadpipe.vsphere.lab_runs", json.dumps(self.where)]
-        root = Path(__file__).parents[4]
-        return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
+        return lab_runs.start("capture", self.where, env=os.environ | knobs)
 
     async def sweep(self, **options: bool) -> list[Swept]:
         async with self.machine.vcenter.connect() as session:

@@ -1,14 +1,13 @@
 """What killed runs left is removed, and nothing else."""
 
-import json
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 from pyVmomi import vim
 
+from tests.vadpipe.vsphere import lab_runs
 from tests.vadpipe.vsphere.vsphere_kit import begin_snapshot, dead_intent, make_snapshot
 from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -18,32 +17,11 @@ from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
-HOLD_A_SNAPSHOT = """
-import json, sys
-from pathlib import Path
-import trio
-from pipeline.secrets import Secret
-from vadpipe.vsphere import Journal, Quiesce, Vcenter, find_vm, open_snapshot
-
-where = json.loads(sys.argv[1])
-vcenter = Vcenter(where["host"], "backup", Secret.from_text("lab"),
-                  thumbprint=where["thumbprint_sha1"], port=where["port"])
-
-async def main():
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        async with open_snapshot(session, vm, Quiesce.none(), Journal(Path(sys.argv[2])), run="killed"):
-            print("held", flush=True)
-            await trio.sleep_forever()
-
-trio.run(main)
-"""
-
 
 def _holder(lab: LabVcenter, journal: Journal) -> subprocess.Popen[str]:
     """Another process that holds a snapshot of web01."""
-    command = [sys.executable, "-c", HOLD_A_SNAPSHOT, json.dumps(lab.description()), str(journal.directory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    where = {**lab.description(), "journal": str(journal.directory)}
+    process = lab_runs.start("hold", where, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
