@@ -18,11 +18,13 @@ from pipeline import (
     ChangedAreas,
     Disk,
     DiskReceipt,
+    EncodedFrame,
     Extents,
     Flow,
     FramedSpan,
     Gap,
     Job,
+    KiB,
     MachineId,
     Pipeline,
     Source,
@@ -153,6 +155,35 @@ async def restore(reader: RepositoryReader, point: RestorePoint, key: str = "scs
                 item.release()
     assert reached == disk.capacity
     return content
+
+
+def framed(point, offset, content):
+    """A span of `content` as one new frame of one chunk per 64 KiB, promised to the point."""
+    size = 64 * KiB
+    length = np.array([min(size, len(content) - low) for low in range(0, len(content), size)], dtype=np.int64)
+    place = np.cumsum(length) - length
+    names = [point.identity.digest(content[low : low + size]) for low in place.tolist()]
+    digest = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32)
+    placed = point.assign(digest, place + offset, length)
+    (number,) = [frame.number for frame in placed.frames]
+    frame = EncodedFrame(number, "raw", len(content), content.tobytes(), length, digest)
+    return FramedSpan(
+        offset=offset,
+        length=len(content),
+        identity=point.identity,
+        data=Extents.whole(len(content), offset),
+        zeros=Extents.empty(),
+        chunk_offset=place + offset,
+        chunk_length=length,
+        chunk_frame=np.full(len(length), number, np.uint64),
+        chunk_place=place,
+        known=np.zeros(len(length), np.bool_),
+        frames=[frame],
+    )
+
+
+def disk_of(capacity):
+    return MemoryDisk(np.zeros(capacity, np.uint8))
 
 
 def random_bytes(seed: int, length: int) -> np.ndarray:

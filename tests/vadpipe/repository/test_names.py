@@ -17,12 +17,13 @@ from stages import AllocatedExtents, Blake3, MemoryIndex, Zstd
 from tests.vadpipe.repository.repository_kit import (
     MACHINE,
     MemoryDisk,
+    disk_of,
     files_of,
+    framed,
     framed_path,
     full_path,
     random_bytes,
 )
-from tests.vadpipe.repository.test_repository import disk_of, framed
 from vadpipe.repository import IntoRepository
 from vadpipe.repository.frames import Kind
 

@@ -1,7 +1,7 @@
 """The format, byte for byte: a tiny repository with fixed ids, keys and times.
 
 A change that fails here changes the format: it needs a new version, and a reader for this one.
-`python -m tests.sinks.test_repository_golden` writes the files anew.
+`python -m tests.vadpipe.repository.test_golden` writes the files anew.
 """
 
 import shutil

@@ -18,10 +18,8 @@ from pipeline import (
     ConfigError,
     ContractError,
     DiskReceipt,
-    EncodedFrame,
     Evidence,
     Extents,
-    FramedSpan,
     Job,
     KiB,
     MachineId,
@@ -40,6 +38,8 @@ from tests.vadpipe.repository.repository_kit import (
     POOL,
     MemoryDisk,
     backup,
+    disk_of,
+    framed,
     full_path,
     incremental_path,
     random_bytes,
@@ -443,35 +443,6 @@ async def test_a_directory_that_is_no_repository_is_refused(tmp_path, repository
 async def point(repository):
     async with repository.open() as store, store.begin(MACHINE) as point:
         yield point
-
-
-def framed(point, offset, content):
-    """A span of `content` as one new frame of one chunk per 64 KiB, promised to the point."""
-    size = 64 * KiB
-    length = np.array([min(size, len(content) - low) for low in range(0, len(content), size)], dtype=np.int64)
-    place = np.cumsum(length) - length
-    names = [point.identity.digest(content[low : low + size]) for low in place.tolist()]
-    digest = np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32)
-    placed = point.assign(digest, place + offset, length)
-    (number,) = [frame.number for frame in placed.frames]
-    frame = EncodedFrame(number, "raw", len(content), content.tobytes(), length, digest)
-    return FramedSpan(
-        offset=offset,
-        length=len(content),
-        identity=point.identity,
-        data=Extents.whole(len(content), offset),
-        zeros=Extents.empty(),
-        chunk_offset=place + offset,
-        chunk_length=length,
-        chunk_frame=np.full(len(length), number, np.uint64),
-        chunk_place=place,
-        known=np.zeros(len(length), np.bool_),
-        frames=[frame],
-    )
-
-
-def disk_of(capacity):
-    return MemoryDisk(np.zeros(capacity, np.uint8))
 
 
 @pytest.mark.slow
