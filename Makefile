@@ -8,7 +8,7 @@ SEED ?= 1
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
-.PHONY: demo test test-fast coverage check docs dist bench campaign tools clean
+.PHONY: demo test test-fast cases coverage check docs dist bench campaign tools clean
 
 demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
@@ -19,6 +19,10 @@ test: .venv/installed tools
 # The product's tests without the slow ones: under a minute on two cores.
 test-fast: .venv/installed tools
 	$(PYTEST) $(FAST)
+
+# Small inputs that once gave a wrong answer, through the real command.
+cases: .venv/installed tools
+	$(BIN)/python -m pytest tests/cases
 
 # Branch coverage of the product by the fast tests; `build/coverage` has it line by line.
 coverage: .venv/installed tools

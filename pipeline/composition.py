@@ -43,7 +43,9 @@ def type_arguments(kind: type, generic: type) -> tuple[Any, ...]:
             continue
         if origin is generic:
             return get_args(base) or tuple(generic.__parameters__)  # type: ignore[attr-defined]  # it is generic
-        bound = dict(zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False))
+        bound: dict[object, object] = dict(
+            zip(getattr(origin, "__parameters__", ()), get_args(base), strict=False)
+        )
         return tuple(_substituted(form, bound) for form in type_arguments(origin, generic))
     return ()
 

@@ -7,6 +7,7 @@ one place per library, and keeps its cause. Only the retry wrappers use `transie
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # nothing was published
@@ -15,7 +16,7 @@ EXIT_ATTENTION = 3  # published, but something needs attention
 
 
 class MoverError(Exception):
-    """An error with a remedy. `remedy` is a full sentence or empty; `facts` are shown by --json."""
+    """An error with a remedy. `remedy` is a full sentence or empty; `facts` are for programs."""
 
     transient = False
     exit_code = EXIT_FAILED
@@ -37,16 +38,8 @@ class SourceError(MoverError):
     """The VM, its disks or their server failed."""
 
 
-class SnapshotError(SourceError):
-    """A snapshot could not be taken or used."""
-
-
-class QuiesceFailed(SnapshotError):
-    """The guest could not be quiesced as asked."""
-
-
-class QuiescingShort(QuiesceFailed):
-    """A snapshot was taken that is less consistent than required.
+class QuiescingShort(SourceError):
+    """A capture is less consistent than required.
 
     `retry_after_s`: when to take another one; None: not again, the job fails.
     """
@@ -64,20 +57,8 @@ class LeftBehind(SourceError):
     exit_code = EXIT_ATTENTION
 
 
-class SnapshotLeaked(SnapshotError, LeftBehind):
-    """A snapshot that vadpipe took could not be removed; the facts name it."""
-
-
 class ChangeTrackingInvalid(SourceError):
     """The changed areas cannot be trusted; the disk has to be read in full."""
-
-
-class VddkError(SourceError):
-    """A call of the VDDK library failed. Facts: `call`, `code` (low 16 bits), `path`, `offset`, `length`."""
-
-    def __init__(self, problem: str, *, transient: bool = False, remedy: str = "", **facts: object) -> None:
-        super().__init__(problem, remedy=remedy, **facts)
-        self.transient = transient
 
 
 class IntegrityError(MoverError):
@@ -104,6 +85,28 @@ def leaves(exc: BaseException) -> list[BaseException]:
     if isinstance(exc, BaseExceptionGroup):
         return [leaf for child in exc.exceptions for leaf in leaves(child)]
     return [exc]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One error as texts. `notes`: where it happened, and what else was found."""
+
+    text: str
+    notes: Sequence[str]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def failures(exc: BaseException) -> list[Failure]:
+    """The errors inside any nesting of groups, in order. One that is not ours is named with its type."""
+    return [
+        Failure(
+            str(leaf) if isinstance(leaf, MoverError) else f"{type(leaf).__name__}: {leaf}".rstrip(": "),
+            list(getattr(leaf, "__notes__", ())),
+        )
+        for leaf in leaves(exc)
+    ]
 
 
 def are_ours(exc: BaseException) -> bool:

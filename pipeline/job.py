@@ -28,11 +28,13 @@ from .contracts import Flow, Pipeline, Sink, Source, expect_trio
 from .errors import (
     ChangeTrackingInvalid,
     ConfigError,
+    Failure,
     LeftBehind,
     MoverError,
     QuiescingShort,
     SourceError,
     TransferFailed,
+    failures,
     leaves,
 )
 from .events import emit, place, within
@@ -79,7 +81,7 @@ class DiskRun:
 
     def as_dict(self) -> dict[str, object]:
         return {
-            **self.receipt.as_dict(),
+            **asdict(self.receipt),
             "mode": self.mode,
             "reason": self.reason,
             "allocated": self.allocated,
@@ -131,11 +133,21 @@ class JobReceipt:
 
 @dataclass(frozen=True)
 class JobFailure:
-    """A job that failed or was cancelled: its title, its machine, and a text for each error."""
+    """A job that failed or was cancelled, with what was found until then.
+
+    `attention` and `remarks` are those of a JobReceipt; they do not repeat the notes of the errors. `point` was
+    published all the same; empty when nothing was.
+    """
 
     job: str
     machine: str
-    errors: Sequence[str]
+    errors: Sequence[Failure]
+    attention: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    point: str = ""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -210,12 +222,13 @@ class Job(Generic[C, P]):
         expect_trio()
         with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
             emit("job started", machine=self.machine.name)
+            record = _Record[C]()
             try:
                 self.planned()
-                receipt = await self._run(watch)
+                receipt = await self._run(record, watch)
             except BaseException as exc:
-                failure = JobFailure(self.title, self.machine.name, [str(leaf) for leaf in leaves(exc)])
-                emit("job failed", errors=failure.errors)
+                failure = self._failed(record, exc)
+                emit("job failed", **failure.as_dict())
                 for problem in await _called(self.on_failure, failure):
                     leaves(exc)[0].add_note(problem)
                 raise
@@ -224,10 +237,21 @@ class Job(Generic[C, P]):
             emit("job finished", **receipt.as_dict())
             return receipt
 
-    async def _run(self, watch: DiskWatch | None) -> JobReceipt:
+    def _failed(self, record: _Record[C], exc: BaseException) -> JobFailure:
+        errors = failures(exc)
+        noted = {note for error in errors for note in error.notes}
+        return JobFailure(
+            self.title,
+            self.machine.name,
+            errors,
+            attention=[sentence for sentence in record.attention() if sentence not in noted],
+            remarks=[sentence for sentence in record.all_remarks() if sentence not in noted],
+            point=record.point,
+        )
+
+    async def _run(self, record: _Record[C], watch: DiskWatch | None) -> JobReceipt:
         begun, cpu = trio.current_time(), _cpu_s()
-        record = _Record[C]()
-        attention: list[str] = []
+        left_behind: list[str] = []
         try:
             async with self.into.open() as store:
                 while not await self._published(store, record, watch):
@@ -235,24 +259,19 @@ class Job(Generic[C, P]):
         except BaseException as exc:
             if not record.point or not all(isinstance(leaf, LeftBehind) for leaf in leaves(exc)):
                 raise _flat(exc) from None
-            attention += [str(leaf) for leaf in leaves(exc)]
+            left_behind = [str(leaf) for leaf in leaves(exc)]
         assert record.capture is not None
-        capture, evidence = record.capture, record.evidence
-        attention += [*capture.left_out, *capture.attention]
-        if evidence is not None and not evidence.satisfied:
-            attention += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
-            ]
+        capture = record.capture
         return JobReceipt(
             job=self.title,
             machine=self.machine.name,
             point=record.point,
             disks=record.disks,
             quiescing_asked=capture.quiescing_asked,
-            evidence=evidence,
+            evidence=record.evidence,
             snapshots_left=capture.snapshots_left,
-            attention=attention,
-            remarks=[*record.given_up, *capture.remarks, *record.remarks],
+            attention=[*left_behind, *record.attention()],
+            remarks=record.all_remarks(),
             wall_s=trio.current_time() - begun,
             cpu_s=_cpu_s() - cpu,
         )
@@ -281,6 +300,7 @@ class Job(Generic[C, P]):
             async with self.machine.capture() as capture:
                 record.capture = capture
                 record.examined = await self._examined(capture, len(record.given_up))
+                record.evidence = next((found for found in reversed(record.examined) if found), None)
                 async with store.begin(capture.machine) as point:
                     await self._transfer(capture, point, record, watch)
         except BaseException as exc:
@@ -405,7 +425,9 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
         )
     if pipeline is None:
         raise _PathFailed(
-            "The path returned None.", remedy="Let it return the pipeline: `return ... | sink`."
+            "The path returned None.",
+            remedy="Let it return the pipeline: `return ... | sink`. To leave a disk out, name it in the machine's "
+            'exclude, e.g. VcenterVm(..., exclude=["scsi0:1"]).',
         )
     if isinstance(pipeline, Source):
         last = type(Flow[Any](pipeline).parts[-1]).__name__
@@ -415,7 +437,7 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
     if not isinstance(pipeline, Pipeline):
         raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
     [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
-    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):  # pyright: ignore[reportArgumentType]
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
             remedy="End the path with a sink such as IntoRepository(point, disk).",
@@ -492,16 +514,28 @@ class _Record(Generic[C]):
     point: str = ""
     disks: list[DiskRun] = field(default_factory=list)
 
+    def attention(self) -> list[str]:
+        capture, evidence = self.capture, self.evidence
+        if capture is None:
+            return []
+        sentences = [*capture.left_out, *capture.attention]
+        if evidence is not None and not evidence.satisfied:
+            sentences += evidence.shortfalls or [
+                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
+            ]
+        return sentences
+
+    def all_remarks(self) -> list[str]:
+        return [*self.given_up, *(self.capture.remarks if self.capture else ()), *self.remarks]
+
 
 def _flat(exc: BaseException) -> BaseException:
     """Failures of several disks as one TransferFailed; a single MoverError stays itself."""
     found = leaves(exc)
-    failures = [leaf for leaf in found if isinstance(leaf, Exception)]
-    if len(failures) < len(found):
+    errors = [leaf for leaf in found if isinstance(leaf, Exception)]
+    if len(errors) < len(found) or (len(errors) == 1 and isinstance(exc, MoverError)):
         return exc
-    if len(failures) == 1 and isinstance(exc, MoverError):
-        return exc
-    return TransferFailed("The transfer failed; nothing was published.", failures)
+    return TransferFailed("The transfer failed; nothing was published.", errors)
 
 
 def _cpu_s() -> float:

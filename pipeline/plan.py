@@ -26,15 +26,6 @@ class Plan:
     effects: Sequence[str]
     unchecked: str = ""
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "job": self.job,
-            "stages": list(self.stages),
-            "memory": self.memory,
-            "effects": list(self.effects),
-            "unchecked": self.unchecked,
-        }
-
     def lines(self) -> list[str]:
         return [
             f"job {self.job}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
 from .buffers import Buffer, BufferPool
@@ -233,9 +233,6 @@ class DiskReceipt:
     known: int
     new: int
     stored: int
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class PointWriter(Protocol):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -206,12 +207,11 @@ async def restore(
     failures: list[TransferFailed] = []
 
     async def restore_disk(disk: StoredDisk) -> None:
+        observe = None if watch is None else partial(watch, disk)
         flow: Flow[Span | Zeros] = Flow(ReadPoint(reader, point, disk.key, pool=pool))
         async with limiter:
             try:
-                report = await target.pipeline(flow, disk, force=force).measure(
-                    None if watch is None else lambda report: watch(disk, report)
-                )
+                report = await target.pipeline(flow, disk, force=force).measure(observe)
             except TransferFailed as failed:
                 failures.append(failed)
                 return

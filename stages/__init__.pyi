@@ -1,13 +1,17 @@
 from vadpipe.nbd import Nbd as Nbd
 from vadpipe.vddk import DiskAccess as DiskAccess
 from vadpipe.vddk import Vddk as Vddk
+from vadpipe.vddk.errors import VddkError as VddkError
 from vadpipe.vsphere import CopyDatastoreItem as CopyDatastoreItem
 from vadpipe.vsphere import CopyOnDatastore as CopyOnDatastore
 from vadpipe.vsphere import GuestControl as GuestControl
 from vadpipe.vsphere import Journal as Journal
 from vadpipe.vsphere import OverHttps as OverHttps
 from vadpipe.vsphere import Quiesce as Quiesce
+from vadpipe.vsphere import QuiesceFailed as QuiesceFailed
 from vadpipe.vsphere import SelectVms as SelectVms
+from vadpipe.vsphere import SnapshotError as SnapshotError
+from vadpipe.vsphere import SnapshotLeaked as SnapshotLeaked
 from vadpipe.vsphere import Vcenter as Vcenter
 from vadpipe.vsphere import Vifs as Vifs
 from vadpipe.vsphere import Vm as Vm

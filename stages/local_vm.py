@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pipeline.buffers import DEFAULT_POOL
+from vadpipe.exclude import expect_patterns
 from vadpipe.vmdk.local import LocalCapture, open_vm
 
 
@@ -22,6 +23,7 @@ class LocalVm:
         pool_size: Bytes of the buffers that its disks are read into.
         outside: Other directories in which its files may lie, e.g. that of a linked clone's parent. Descriptors and
             links that lead anywhere else are refused: whoever made the VM could name any file of this machine.
+        exclude: Keys ('scsi0:1'), labels ('data.vmdk') or glob patterns of disks to leave out; each must match.
     """
 
     def __init__(
@@ -31,16 +33,20 @@ class LocalVm:
         name: str | None = None,
         pool_size: int = DEFAULT_POOL,
         outside: Iterable[str | os.PathLike[str]] = (),
+        exclude: Sequence[str] = (),
     ) -> None:
+        expect_patterns(exclude)
         self._directory = Path(directory)
         self._name = name
         self.pool_size = pool_size
         self._outside = [Path(other) for other in outside]
+        self._exclude = exclude
 
     def __repr__(self) -> str:
         named = f", name={self._name!r}" if self._name else ""
         outside = f", outside={[str(other) for other in self._outside]!r}" if self._outside else ""
-        return f"LocalVm({str(self._directory)!r}{named}{outside})"
+        exclude = f", exclude={self._exclude!r}" if self._exclude else ""
+        return f"LocalVm({str(self._directory)!r}{named}{outside}{exclude})"
 
     @property
     def name(self) -> str:
@@ -48,8 +54,14 @@ class LocalVm:
 
     def effects(self) -> Sequence[str]:
         """Reading changes nothing."""
-        return ()
+        return (f"Leaves out its disks {', '.join(self._exclude)}.",) if self._exclude else ()
 
     def capture(self) -> AbstractAsyncContextManager[LocalCapture]:
         """Open all files of the VM, and close them at the end. Raises SourceError."""
-        return open_vm(self._directory, name=self._name, pool_size=self.pool_size, outside=self._outside)
+        return open_vm(
+            self._directory,
+            name=self._name,
+            pool_size=self.pool_size,
+            outside=self._outside,
+            exclude=self._exclude,
+        )

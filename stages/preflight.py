@@ -16,12 +16,7 @@ from vadpipe.jsonable import json_object, jsonable
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight
 from vadpipe.rules import Finding, Severity, Violation
-from vadpipe.vsphere.api.faults import (
-    CertificateRefused,
-    ConnectionLost,
-    LoginRefused,
-    VsphereError,
-)
+from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from vadpipe.vsphere.api.retry import retry
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm

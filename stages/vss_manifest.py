@@ -14,13 +14,7 @@ from typing import Literal, Protocol
 
 import trio
 
-from pipeline import (
-    Capture,
-    ConfigError,
-    Evidence,
-    QuiescingShort,
-    emit,
-)
+from pipeline import Capture, ConfigError, Evidence, QuiescingShort, emit
 from vadpipe.jsonable import jsonable
 from vadpipe.vss.classify import classify_manifest, classify_unfetched
 from vadpipe.vss.fetched import FetchedManifest, ManifestKind

@@ -1,9 +1,11 @@
 """A small lab for the tests of the whole: a vCenter with a Windows-like VM, and the command run against it."""
 
+import json
 import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +102,44 @@ class SmallLab:
         disks = list(zip(self.guest.disks, frozen, strict=True))
         self.guest.vss_writers([disk.fork_of(path) for disk, path in disks])
         self.digests.append([chain_digest(disk.frozen_chain(path), disk.capacity) for disk, path in disks])
+
+
+class Running:
+    """A run on a small lab in a process of its own, with its events."""
+
+    def __init__(self, lab, tmp_path, *arguments, config=NIGHTLY):
+        self.events = tmp_path / "events.jsonl"
+        self.process = subprocess.Popen(
+            command("run", config, "--events", self.events, *arguments),
+            env={**os.environ, **lab.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, kind, within_s=30):
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if self.events.exists() and f'"event": "{kind}"' in self.events.read_text():
+                return
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.01)
+        pytest.fail(f"no event {kind!r} within {within_s} s")
+
+    def told(self):
+        return [json.loads(line) for line in self.events.read_text().splitlines()]
+
+    def end(self):
+        output, errors = self.process.communicate(timeout=60)
+        assert "Traceback" not in errors, errors
+        return output, errors
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with self.process as process:
+            process.kill()
 
 
 @pytest.fixture

@@ -20,6 +20,33 @@ from pathlib import Path
 
 Graph = Mapping[str, set[str]]
 
+# From the lowest to the highest. A room imports rooms below it, and rooms beside it where that makes no circle.
+FLOORS = [
+    ["pipeline", "pipeline/testing"],
+    ["vadpipe", "vadpipe/kernels"],
+    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    [
+        f"vadpipe/vsphere{room}"
+        for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
+    ],
+    ["vadpipe/vsphere/vm"],
+    ["vadpipe/preflight"],
+    ["stages"],
+    ["sinks"],
+    ["vadpipe/cli"],
+    [
+        "bench",
+        "vadpipe/bench",
+        "vadpipe/lab",
+        "vadpipe/lab/faults",
+        "vadpipe/lab/tools",
+        "vadpipe/lab/vcenter",
+        *(f"vadpipe/lab/vcenter/{room}" for room in ("faults", "state", "api", "objects", "web")),
+        "vadpipe/lab/vss",
+    ],
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
 NOT_PRODUCT = ("tests", "lab", "bench", "examples", "vadpipe/lab", "vadpipe/bench")
 
 
@@ -97,6 +124,17 @@ class Structure:
             graph[self.room(module)] |= {self.room(target) for target in targets} - {self.room(module)}
         return graph
 
+    def upward(self) -> Iterator[str]:
+        """Imports that run from a room to one on a higher floor, each with its file and line."""
+        for module, path in self.files.items():
+            if path.name == "__init__.py":
+                continue
+            own = floor_of(self.room(module))
+            for found in self.imports(module):
+                target = self.defining(found.name)
+                if target is not None and floor_of(self.room(target)) > own:
+                    yield f"{found.path}:{found.line} imports {found.name}"
+
     def is_product(self, room: str) -> bool:
         return not any(room == other or room.startswith(f"{other}/") for other in NOT_PRODUCT)
 
@@ -104,6 +142,17 @@ class Structure:
         """The part of a graph of modules or rooms that users install to run."""
         inside = {node for node in graph if self.is_product(self.room(node) if node in self.files else node)}
         return {node: targets & inside for node, targets in graph.items() if node in inside}
+
+
+def floor_of(room: str) -> int:
+    """The floor of a room. One that FLOORS does not have, of an older checkout, is placed by its last names."""
+    parts = Path(room).parts
+    for end in range(len(parts), 0, -1):
+        for start in range(end):
+            for name in ("/".join(parts[start:end]), "/".join(("vadpipe", *parts[start:end]))):
+                if name in FLOOR_OF:
+                    return FLOOR_OF[name]
+    raise KeyError(room)
 
 
 def circles(graph: Graph) -> list[list[str]]:
@@ -193,6 +242,9 @@ def table(structure: Structure) -> Iterable[str]:
     yield f"product: {len(files)} files, {sum(len(file.read_text().splitlines()) for file in files)} lines"
     yield f"largest room of the product: {max(_sizes(structure).values())} files"
     yield f"floors of rooms: {floors(structure.product(structure.rooms))}"
+    upward = list(structure.upward())
+    yield f"imports that run upward: {len(upward) or 'none'}"
+    yield from (f"    {line}" for line in upward)
     yield f"circles of modules: {circles(product) or 'none'}"
     yield f"circles of rooms: {circles(structure.product(structure.rooms)) or 'none'}"
 

@@ -175,7 +175,11 @@ PATHS = {
         f"{READ} | MarkZeroes(disk.key) | {END}",
         "The path failed at line 27 of config.py: NameError: name 'MarkZeroes' is not defined.",
     ),
-    "None": ("None", "The path returned None. Let it return the pipeline: `return ... | sink`."),
+    "None": (
+        "None",
+        "The path returned None. Let it return the pipeline: `return ... | sink`. To leave a disk out, name it in "
+        'the machine\'s exclude, e.g. VcenterVm(..., exclude=["scsi0:1"]).',
+    ),
     "no pipeline": ("3", "The path returned 3, which is no pipeline."),
 }
 

@@ -23,6 +23,7 @@ from pipeline import Event as Event
 from pipeline import Evidence as Evidence
 from pipeline import Examiner as Examiner
 from pipeline import Extents as Extents
+from pipeline import Failure as Failure
 from pipeline import Finisher as Finisher
 from pipeline import Flow as Flow
 from pipeline import FramedSpan as FramedSpan
@@ -36,6 +37,7 @@ from pipeline import JobReceipt as JobReceipt
 from pipeline import JobSource as JobSource
 from pipeline import KernelStage as KernelStage
 from pipeline import KiB as KiB
+from pipeline import LeftBehind as LeftBehind
 from pipeline import Machine as Machine
 from pipeline import MachineId as MachineId
 from pipeline import MiB as MiB
@@ -45,13 +47,10 @@ from pipeline import PipelineReport as PipelineReport
 from pipeline import PlannedFrame as PlannedFrame
 from pipeline import PointWriter as PointWriter
 from pipeline import PreviousDisk as PreviousDisk
-from pipeline import QuiesceFailed as QuiesceFailed
 from pipeline import QuiescingShort as QuiescingShort
 from pipeline import Secret as Secret
 from pipeline import Sink as Sink
 from pipeline import SinkError as SinkError
-from pipeline import SnapshotError as SnapshotError
-from pipeline import SnapshotLeaked as SnapshotLeaked
 from pipeline import Source as Source
 from pipeline import SourceError as SourceError
 from pipeline import SourceReceipt as SourceReceipt
@@ -63,7 +62,6 @@ from pipeline import Target as Target
 from pipeline import TiB as TiB
 from pipeline import TransferFailed as TransferFailed
 from pipeline import Unchanged as Unchanged
-from pipeline import VddkError as VddkError
 from pipeline import Window as Window
 from pipeline import Zeros as Zeros
 from pipeline import emit as emit
@@ -105,14 +103,18 @@ from stages import NotReady as NotReady
 from stages import OverHttps as OverHttps
 from stages import Preflight as Preflight
 from stages import Quiesce as Quiesce
+from stages import QuiesceFailed as QuiesceFailed
 from stages import ReadSpans as ReadSpans
 from stages import Require as Require
 from stages import RequireApplication as RequireApplication
 from stages import SelectVms as SelectVms
+from stages import SnapshotError as SnapshotError
+from stages import SnapshotLeaked as SnapshotLeaked
 from stages import Uncompressed as Uncompressed
 from stages import Vcenter as Vcenter
 from stages import VcenterVm as VcenterVm
 from stages import Vddk as Vddk
+from stages import VddkError as VddkError
 from stages import Vifs as Vifs
 from stages import Vm as Vm
 from stages import VssManifest as VssManifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -17,7 +17,9 @@ _IOV_MAX = os.sysconf("SC_IOV_MAX") if hasattr(os, "sysconf") else 16
 
 def create(path: Path) -> int:
     """A descriptor of a new file, for writing and reading. Raises OSError, also for a link in its place."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):  # the last is of Windows, which lacks the others
+        flags |= getattr(os, name, 0)
     return os.open(path, flags, FILE_MODE)
 
 
@@ -25,11 +27,15 @@ def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
     """Append all parts, without joining them first."""
     left = [memoryview(part).cast("B") for part in parts if len(part)]
     while left:
-        written = os.writev(descriptor, left[:_IOV_MAX])
+        written = _write(descriptor, left[:_IOV_MAX])
         while left and written >= len(left[0]):
             written -= len(left.pop(0))
         if written:
             left[0] = left[0][written:]
+
+
+def _write(descriptor: int, parts: Sequence[memoryview]) -> int:
+    return os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
 
 
 def temporary_beside(final: Path) -> Path:
@@ -48,26 +54,39 @@ def publish(temporary: Path, final: Path, *, replace: bool) -> None:
         OSError
     """
     if replace:
-        os.rename(temporary, final)
+        os.replace(temporary, final)
     else:
         try:
             os.link(temporary, final, follow_symlinks=False)  # unlike a rename, never replaces
         except OSError as exc:
             if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            os.close(
-                create(final)
-            )  # a file system without hard links: take the name, then replace our own file
-            os.rename(temporary, final)
+            os.close(create(final))  # no hard links here: take the name, then replace our own file
+            os.replace(temporary, final)
         else:
             os.unlink(temporary)
     flush_directory(final.parent)
 
 
 def write_durably(
-    final: Path, content: bytes, *, temporary: Path | None = None, replace: bool = False
+    final: Path,
+    content: bytes,
+    *,
+    temporary: Path | None = None,
+    replace: bool = False,
+    prepare: Callable[[Path], object] | None = None,
 ) -> None:
-    """Write a small file, whole or not at all. Raises FileExistsError unless `replace`, OSError."""
+    """Write a small file, whole or not at all.
+
+    Args:
+        temporary: Where it is written first; by default an unused name beside it.
+        replace: Whether an existing file may be replaced.
+        prepare: Is called with the temporary file before that gets its final name, to set its mode and owner.
+
+    Raises:
+        FileExistsError: There is something with that name, and `replace` is false.
+        OSError
+    """
     temporary = temporary or temporary_beside(final)
     descriptor = create(temporary)
     try:
@@ -76,6 +95,8 @@ def write_durably(
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if prepare is not None:
+            prepare(temporary)
         publish(temporary, final, replace=replace)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ the row and its check next to each other:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeAlias, TypeVar
@@ -159,17 +159,8 @@ class Judgement(Generic[V]):
         return sorted(self.findings, key=lambda finding: _ORDER[finding.severity])
 
 
-class RuleTable(Generic[F, V]):
+class RuleTable(list[Rule[F, V]]):
     """Rules in the order in which they were defined."""
-
-    def __init__(self, *tables: Iterable[Rule[F, V]]) -> None:
-        self._rules = [rule for table in tables for rule in table]
-
-    def __iter__(self) -> Iterator[Rule[F, V]]:
-        return iter(self._rules)
-
-    def __len__(self) -> int:
-        return len(self._rules)
 
     def rule(
         self,
@@ -186,7 +177,7 @@ class RuleTable(Generic[F, V]):
 
         def add(check: Callable[[F], Iterable[V | Unknown]]) -> Rule[F, V]:
             rule = Rule(id, severity, wanted, remedy, source, check, reads, frozenset(tags))
-            self._rules.append(rule)
+            self.append(rule)
             return rule
 
         return add

@@ -10,11 +10,11 @@ from pipeline import (
     DiskReceipt,
     Evidence,
     Job,
+    LeftBehind,
     MiB,
     PipelineReport,
     Sink,
     SinkError,
-    SnapshotLeaked,
     Source,
     SourceError,
     TransferFailed,
@@ -110,7 +110,7 @@ class Leaking(FakeMachine):
     async def capture(self):
         async with super().capture() as capture:
             yield replace(capture, snapshots_left=1)
-        raise SnapshotLeaked("snapshot-7 stays behind.")
+        raise LeftBehind("snapshot-7 stays behind.")
 
 
 async def test_a_snapshot_left_behind_does_not_cost_the_published_point():
@@ -127,7 +127,7 @@ async def test_a_failure_and_a_snapshot_left_behind_are_both_reported():
         await Job(Leaking([good, FaultyDisk(bad, "read", 1)]), path, into=FakeTarget()).run()
     # The clean-up's own error hides nothing: it names the one it happened under.
     [error] = failed.value.exceptions
-    assert isinstance(error, SourceError | SnapshotLeaked)
+    assert isinstance(error, SourceError | LeftBehind)
 
 
 class Finish:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import trio
 
-from pipeline import Evidence, Examiner, Job, MiB, QuiescingShort, SnapshotLeaked, observed
+from pipeline import Evidence, Examiner, Job, LeftBehind, MiB, QuiescingShort, observed
 from pipeline.testing.fakes import FakeMachine, FakeTarget, PatternDisk
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 from tests.pipeline.test_job import Count, Finish
@@ -106,7 +106,7 @@ class Leaking(FakeMachine):
             async with super().capture() as capture:
                 yield replace(capture, snapshots_left=1)
         except BaseException as exc:
-            leaked = SnapshotLeaked("snapshot-7 stays behind.")
+            leaked = LeftBehind("snapshot-7 stays behind.")
             raise BaseExceptionGroup("both", [exc, leaked]) from None
 
 
@@ -114,7 +114,7 @@ async def test_no_other_snapshot_is_put_on_top_of_one_that_cannot_be_removed(dis
     finisher = Examine([again(0), GOOD])
     with pytest.raises(ExceptionGroup) as failed:
         await Job(Leaking([disk]), path, into=FakeTarget(), finish=[finisher]).run()
-    assert {type(one) for one in failed.value.exceptions} == {QuiescingShort, SnapshotLeaked}
+    assert {type(one) for one in failed.value.exceptions} == {QuiescingShort, LeftBehind}
     assert finisher.asked == [0]
 
 

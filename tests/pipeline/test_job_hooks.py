@@ -1,10 +1,13 @@
 """Hooks of a job: called after its end, and harmless to it."""
 
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
 import pytest
 import trio
 import trio.lowlevel
 
-from pipeline import Job, MoverError, Source, SourceError, TransferFailed
+from pipeline import Evidence, Job, MoverError, Source, SourceError, TransferFailed
 from pipeline.errors import leaves
 from pipeline.events import observed
 from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
@@ -43,7 +46,7 @@ async def test_a_failure_calls_its_hooks_with_the_errors():
     assert any(isinstance(leaf, MoverError) for leaf in leaves(failed.value))
     [failure] = told
     assert (failure.job, failure.machine) == ("nightly", "fake")
-    assert failure.errors == ["The disk is gone."]
+    assert [str(error) for error in failure.errors] == ["The disk is gone."]
 
 
 async def test_a_cancelled_job_calls_its_hooks():
@@ -105,4 +108,45 @@ async def test_events_say_run_and_job_and_how_the_job_ended():
     first, second = told[0].facts["run"], told[-1].facts["run"]
     assert first != second
     assert told[4].facts["disk"] == "scsi0:0"
-    assert told[-1].facts["errors"] == ["The disk is gone."]
+    [error] = told[-1].facts["errors"]
+    assert error["text"] == "The disk is gone."
+    assert error["notes"] == ["in stage Broken, after 0 B", "disk pattern scsi0:0 (scsi0:0)"]
+
+
+async def test_a_failure_tells_what_was_found_before_it():
+    told = []
+
+    @dataclass(frozen=True)
+    class Telling(FakeMachine):
+        @asynccontextmanager
+        async def capture(self):
+            async with super().capture() as capture:
+                yield replace(capture, remarks=["A disk is excluded."], attention=["No lock.", "Noted."])
+
+    class Noting(Source):
+        async def run(self, outbox):
+            error = SourceError("The disk is gone.")
+            error.add_note("Noted.")
+            raise error
+
+    class Crash:
+        async def examine(self, capture, attempt):
+            return Evidence("crash", satisfied=False, reasons=[], shortfalls=["Application was required."])
+
+        async def finish(self, capture):
+            raise AssertionError("asked twice")
+
+    failing = Job(
+        Telling([PatternDisk(1 << 20)]),
+        lambda disk, point: Noting() | NullSink(),
+        into=FakeTarget(),
+        finish=[Crash()],
+        on_failure=[told.append],
+    )
+    with observed(told.append), pytest.raises(TransferFailed):
+        await failing.run()
+    event, failure = told[-2:]
+    assert (event.kind, event.facts["job"]) == ("job failed", "fake")
+    assert event.facts["remarks"] == failure.remarks == ["A disk is excluded."]
+    assert event.facts["attention"] == failure.attention == ["No lock.", "Application was required."]
+    assert (failure.point, failure.as_dict()["errors"][0]["text"]) == ("", "The disk is gone.")

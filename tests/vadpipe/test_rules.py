@@ -32,7 +32,7 @@ def severities(number, **options):
 
 def test_a_table_keeps_its_rules_in_the_order_of_their_definition():
     assert [rule.id for rule in RULES] == ["odd", "large", "negative"]
-    assert [rule.id for rule in RuleTable(RULES, [_odd])] == ["odd", "large", "negative", "odd"]
+    assert [rule.id for rule in RuleTable([*RULES, _odd])] == ["odd", "large", "negative", "odd"]
 
 
 def test_a_finding_carries_what_its_rule_says():

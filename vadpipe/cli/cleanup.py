@@ -14,7 +14,7 @@ from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.remove import Consolidate, most_allowed
 from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates
-from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, Swept, look_ahead, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
 from .commands import config_argument, json_option
@@ -56,8 +56,8 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     orphans, unknown = run_async(_orphans, config)
     lines += [f"Orphan candidate, never touched: {orphan}." for orphan in orphans] + unknown
     document = {
-        "swept": [swept.as_dict() for swept in found],
-        "orphan_candidates": [orphan.as_dict() for orphan in orphans],
+        "swept": found,
+        "orphan_candidates": orphans,
         "orphans_unknown": unknown,
     }
     show(document, lines, as_json)
@@ -83,4 +83,4 @@ async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
 
 async def _sweep(server: Vcenter, journal: Journal, dry_run: bool, consolidate: Consolidate) -> list[Swept]:
     async with server.connect() as session:
-        return await sweep(session, journal, dry_run=dry_run, consolidate=consolidate)
+        return await (look_ahead if dry_run else sweep)(session, journal, consolidate=consolidate)

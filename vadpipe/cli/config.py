@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipeline.errors import ConfigError, MoverError, are_ours
@@ -131,7 +132,7 @@ def _failure(resolved: Resolved) -> Exception:
     return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs are not known.", failures)
 
 
-def _execute(path: Path) -> object:
+def _execute(path: Path) -> ModuleType:
     """Execute the file as a module. Modules beside it can be imported, after everything that is installed."""
     place = path.resolve()
     name = f"vadpipe_config:{place}"  # registered, because dataclasses look up their module by its name

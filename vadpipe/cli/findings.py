@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from vadpipe.jsonable import Json
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
 from vadpipe.words import counted, printable
 
-F = TypeVar("F")
 V = TypeVar("V", bound=Violation)
 
 _WIDTH = 110
@@ -46,16 +44,16 @@ def finding_lines(
         yield printable(f"  {'unknown':8}{one.rule:28}{one.why}")
 
 
-def rule_line(rule: Rule[F, V]) -> str:
+def rule_line(rule: Rule[Any, Any]) -> str:
     """A row of a table of rules."""
     return f"{rule.severity.value:8}{rule.id:28}{rule.wanted}"
 
 
-def rule_document(rule: Rule[F, V]) -> dict[str, Json]:
+def rule_document(rule: Rule[Any, Any]) -> dict[str, object]:
     """A row of a table of rules, without what only some rooms have."""
     return {
         "id": rule.id,
-        "severity": rule.severity.value,
+        "severity": rule.severity,
         "wanted": rule.wanted,
         **({"remedy": rule.remedy} if rule.remedy else {}),
         "source": rule.source,

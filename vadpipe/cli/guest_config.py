@@ -40,7 +40,7 @@ class GuestState:
     attention: Sequence[str]
 
     def as_dict(self) -> dict[str, object]:
-        return {"vm": self.vm, **self.found, "attention": list(self.attention)}
+        return {"vm": self.vm, **self.found, "attention": self.attention}
 
     def lines(self) -> list[str]:
         return [
@@ -79,7 +79,7 @@ def guest_config(config: Path, only: str | None, action: Action, as_json: bool) 
         for server, there in by_server(_machines(config, only))
         for one in run_async(_each, server, there, action)
     ]
-    show({"vms": [one.as_dict() for one in found]}, [line for one in found for line in one.lines()], as_json)
+    show({"vms": found}, [line for one in found for line in one.lines()], as_json)
     unlike = any(isinstance(one, GuestState) and one.attention for one in found)
     return EXIT_ATTENTION if unlike else EXIT_DONE
 

@@ -6,18 +6,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    SinkError,
-    SourceError,
-)
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
 from vadpipe.files import write_durably
+from vadpipe.rules import Rule
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
     MAX_MEMBER_SIZE,
@@ -31,7 +27,7 @@ from vadpipe.vss.classify import DECISIONS, classify_documents
 from vadpipe.vss.documents import Document, Unreadable
 from vadpipe.vss.parse import read_documents, read_manifest
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Level, Verdict
+from vadpipe.vss.verdict import Contradiction, Level, Verdict
 
 from .commands import json_option
 from .findings import rule_document, rule_line
@@ -39,6 +35,7 @@ from .output import report, show
 from .verdict import verdict_lines, verdict_table
 
 MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
+_RULES: list[Rule[Any, Contradiction]] = [*RULES, *COVERAGE_RULES]
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
 
 
@@ -57,12 +54,8 @@ class Classified:
 
     def document(self, required: Level) -> dict[str, object]:
         if self.verdict is None:
-            return {"path": str(self.path), "level": Level.UNKNOWN.value, "unreadable": self.unreadable}
-        return {
-            "path": str(self.path),
-            "satisfied": self.verdict.level >= required,
-            **self.verdict.as_dict(),
-        }
+            return {"path": self.path, "level": Level.UNKNOWN, "unreadable": self.unreadable}
+        return {"path": self.path, "satisfied": self.verdict.level >= required, **self.verdict.as_dict()}
 
 
 @click.command()
@@ -159,17 +152,16 @@ def _is_zip(file: Path) -> bool:
 
 def _rules() -> dict[str, object]:
     return {
-        "rules": [{**rule_document(rule), "reads": rule.reads} for rule in (*RULES, *COVERAGE_RULES)],
+        "rules": [{**rule_document(rule), "reads": rule.reads} for rule in _RULES],
         "decisions": [
-            {"id": one.id, "level": one.level.value, "reads": one.reads, "source": one.source}
-            for one in DECISIONS
+            {"id": one.id, "level": one.level, "reads": one.reads, "source": one.source} for one in DECISIONS
         ],
     }
 
 
 def _rule_lines() -> list[str]:
     lines = ["Rules: each violation is a finding."]
-    for rule in (*RULES, *COVERAGE_RULES):
+    for rule in _RULES:
         lines += [f"{rule_line(rule)} (reads {rule.reads})", f"    source: {rule.source}"]
     lines += ["", "Decisions: the first that applies names the level."]
     for one in DECISIONS:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,19 @@ from typing import Protocol
 
 import click
 
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, MoverError, are_ours, leaves
+from pipeline.errors import (
+    EXIT_ATTENTION,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    MoverError,
+    are_ours,
+    failures,
+    leaves,
+)
 from pipeline.secrets import blotted
 from vadpipe import logs
+from vadpipe.jsonable import jsonable
 from vadpipe.words import printable
 
 from . import EXIT_INTERRUPTED
@@ -119,14 +129,14 @@ def code_after_output(code: int) -> int:
     return EXIT_ATTENTION if lost and code == EXIT_DONE else code
 
 
-def show(document: Mapping[str, object], lines: Sequence[str], as_json: bool) -> None:
-    """Print the result of a command: the document for machines, or the lines for people."""
+def show(document: object, lines: Sequence[str], as_json: bool) -> None:
+    """Print the result of a command: the document for machines (see `jsonable`), or the lines for people."""
     if not as_json:
         for line in lines:
             echo(line)
         return
     try:
-        click.echo(json.dumps(document, indent=2, default=str))
+        click.echo(blotted(json.dumps(jsonable(document), indent=2)))
     except OSError as exc:
         output_is_broken(exc)
 
@@ -149,12 +159,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
 
 def error_lines(exc: BaseException) -> list[str]:
     """An error for people: one line per failure of a group, with its notes."""
-    lines: dict[str, None] = {}
-    for leaf in leaves(exc):
-        notes = getattr(leaf, "__notes__", [])
-        text = str(leaf) if isinstance(leaf, MoverError) else f"{type(leaf).__name__}: {leaf}"
-        lines[blotted(f"{text} ({'; '.join(notes)})" if notes else text)] = None
-    return list(lines)
+    lines = (
+        f"{failure.text} ({'; '.join(failure.notes)})" if failure.notes else failure.text
+        for failure in failures(exc)
+    )
+    return list(dict.fromkeys(blotted(line) for line in lines))
 
 
 def exit_code(exc: BaseException) -> int:

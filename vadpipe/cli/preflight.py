@@ -7,20 +7,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.errors import (
-    EXIT_ATTENTION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    ConfigError,
-)
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.events import Event, observed
-from vadpipe.jsonable import Json, jsonable
-from vadpipe.preflight.facts import Case, JobFacts
+from vadpipe.preflight.facts import JobFacts
 from vadpipe.preflight.privileges import PURPOSES, Script, role_script
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight_all
 from vadpipe.preflight.rules import RULES
-from vadpipe.rules import Rule, Violation
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
@@ -67,7 +60,7 @@ def preflight(
     did not reach; 3: warnings. Conditions that cannot be checked are listed as unknown and do not count.
     """
     if list_rules:
-        rules: list[object] = [_rule_document(rule) for rule in RULES]
+        rules = [{**rule_document(rule), "about_quiescing": "quiescing" in rule.tags} for rule in RULES]
         show({"rules": rules}, [rule_line(rule) for rule in RULES], as_json)
         return EXIT_DONE
     if script and not list_privileges:
@@ -85,8 +78,8 @@ def preflight(
     ]
     codes = {report.exit_code for report in reports}
     code = next((code for code in (EXIT_FAILED, EXIT_ATTENTION) if code in codes), EXIT_DONE)
-    document: dict[str, object] = {"exit_code": code, "jobs": jsonable(reports)}
-    show(document, [line for report in reports for line in _lines(report)], as_json)
+    lines = [line for report in reports for line in _lines(report)]
+    show({"exit_code": code, "jobs": reports}, lines, as_json)
     return code
 
 
@@ -115,11 +108,7 @@ def prepare(
             for server, there in by_server(_machines(config, only))
             for one in run_async(_prepare, server, there, uuid, allow_power_off, tracking)
         ]
-    show(
-        {"vms": [one.as_dict() for one in prepared]},
-        [line for one in prepared for line in one.lines()],
-        as_json,
-    )
+    show({"vms": prepared}, [line for one in prepared for line in one.lines()], as_json)
     return EXIT_ATTENTION if any(one.attention for one in prepared) else EXIT_DONE
 
 
@@ -193,10 +182,6 @@ def _lines(report: PreflightReport) -> Iterator[str]:
     yield from finding_lines(report.findings, report.unknown)
 
 
-def _rule_document(rule: Rule[Case, Violation]) -> dict[str, Json]:
-    return {**rule_document(rule), "about_quiescing": "quiescing" in rule.tags}
-
-
 def _show_privileges(script: Script | None, as_json: bool) -> None:
     commands = role_script(script) if script else []
     lines = [
@@ -204,4 +189,4 @@ def _show_privileges(script: Script | None, as_json: bool) -> None:
         for purpose in PURPOSES
         for name in purpose.names
     ]
-    show({"privileges": jsonable(PURPOSES), "script": commands}, commands or lines, as_json)
+    show({"privileges": PURPOSES, "script": commands}, commands or lines, as_json)

@@ -50,7 +50,7 @@ def check(transport: str, rules: bool, as_json: bool) -> int:
         _show_rules(as_json)
         return EXIT_DONE
     report = this_machine().judge(Transport(transport))
-    show(json_object(report), _lines(report), as_json)
+    show(report, _lines(report), as_json)
     return EXIT_ATTENTION if report.findings else EXIT_DONE
 
 
@@ -115,7 +115,7 @@ def _undo(machine: Machine, path: Path, yes: bool, as_json: bool) -> int:
         return EXIT_ATTENTION
     results = take_back(machine, changes)
     remarks = [remark for _, _, more in results for remark in more]
-    undone = [{**_change(change), "result": result.value} for change, result, _ in results]
+    undone = [{**_change(change), "result": result} for change, result, _ in results]
     lines = [f"{change.setting.id}: {result.value}" for change, result, _ in results]
     show({"undone": undone, "remarks": remarks}, lines + remarks, as_json)
     kept = any(result is Undone.KEPT for _, result, _ in results)
@@ -160,8 +160,8 @@ def _change(change: Change) -> dict[str, object]:
         "place": str(change.setting.place),
         "former": change.former,
         "wanted": change.wanted,
-        "diskpart": list(change.setting.script(change.wanted)),
-        "afterwards": list(change.setting.afterwards),
+        "diskpart": change.setting.script(change.wanted),
+        "afterwards": change.setting.afterwards,
     }
 
 

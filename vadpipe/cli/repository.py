@@ -32,7 +32,7 @@ from .manifest import MANIFEST_NAME, write_new
 from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
-from .verdict import stored_verdict_lines
+from .verdict import quiescing_lines
 
 _NAMED = 5  # VMs or disks that a line names
 force_option = click.option("--force", is_flag=True, help="Replace files that exist already.")
@@ -101,7 +101,7 @@ def show_point(
             write_new(extract / name, reader.read_document(found, name), replace=force)
     if manifest is not None:
         _extract_manifest(reader, found, manifest, force)
-    show(found.as_dict(), _point_lines(found), as_json)
+    show(found, _point_lines(found), as_json)
 
 
 def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path, force: bool) -> None:
@@ -166,7 +166,7 @@ def verify(repository: Path, as_json: bool) -> int:
             return await verify_repository(reader)
 
     report = run_async(work)
-    show(report.as_dict(), [report.lines()[0], *_damage_lines(report)], as_json)
+    show(report, [report.lines()[0], *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
 
 
@@ -277,10 +277,8 @@ def _point_lines(point: RestorePoint) -> list[str]:
     quiescing = point.quiescing
     lines = [
         _point_line(point),
-        f"  quiescing: asked {quiescing.asked}, reached {quiescing.reached or 'not verified'}",
-        *(f"    {reason}" for reason in quiescing.reasons),
+        *quiescing_lines(quiescing.asked, quiescing.reached, quiescing.reasons, quiescing.verdict),
         *stored_preflight_lines(point.preflight),
-        *stored_verdict_lines(quiescing.verdict),
     ]
     for disk in point.disks:
         tracked = f", change id {disk.change_id}" if disk.change_id else ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +12,7 @@ from uuid import uuid4
 import click
 import trio
 
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, leaves
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, Failure, failures, leaves
 from pipeline.events import Event, emit, observed, within
 from pipeline.job import DiskRun, Job, JobReceipt, JobSource
 from pipeline.plan import plan as plan_job
@@ -24,6 +24,7 @@ from .config import read_config, resolve
 from .output import echo, error_lines, exit_code, report, report_defect, show
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
+from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
 
@@ -104,7 +105,7 @@ class Run:
         resolved = await resolve(self.config, only, entries)
         with within(run=self.id):
             emit("run started", config=str(self.config), jobs=[job.title for job in resolved.jobs])
-            self.outcomes += [_failure(title, exc) for title, exc in resolved.failed]
+            self.outcomes += [_failure(title, exc, {}) for title, exc in resolved.failed]
             self.not_run = len(resolved.jobs)
             try:
                 async with show_progress(self.as_json) as watch:
@@ -142,21 +143,24 @@ class Run:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
 
+        found: Mapping[str, Any] = {}
+
         def take(event: Event) -> None:
+            nonlocal found
             if event.kind == "published":
                 self.points[job.title] = str(event.facts["point"])
+            elif event.kind == "job failed":
+                found = event.facts
 
         self.points[job.title] = None
         try:
             with observed(take):
                 receipt = await job.run(watch.of(job.title if several else ""))
         except BaseException as exc:
-            failures = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
-            cancelled = len(failures) < len(leaves(exc))
-            if cancelled:
-                self.outcomes.append(_stopped(job.title, self.points[job.title], failures))
+            if not all(isinstance(leaf, Exception) for leaf in leaves(exc)):  # it was cancelled
+                self.outcomes.append(_stopped(job.title, self.points[job.title], exc, found))
                 raise
-            self.outcomes.append(_failure(job.title, exc))
+            self.outcomes.append(_failure(job.title, exc, found))
             return
         finally:
             del self.points[job.title]
@@ -182,23 +186,41 @@ def _server(job: Job[Any, Any]) -> object:
     return id(job) if vcenter is None else vcenter.server
 
 
-def _failure(title: str, exc: BaseException) -> Outcome:
+def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
     report_defect(exc)
-    errors = error_lines(exc)
-    for line in errors:
+    for line in [*error_lines(exc), *_sentences(found)]:
         report(f"{title}: {line}")
-    return Outcome(exit_code(exc), {"job": title, "exit_code": exit_code(exc), "errors": errors})
+    return Outcome(exit_code(exc), _document(title, exit_code(exc), failures(exc), found))
 
 
-def _stopped(title: str, point: str | None, failures: Sequence[Exception]) -> Outcome:
+def _stopped(title: str, point: str | None, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
     """A job that a signal ended, before or after its point was published."""
     told = "nothing was published" if point is None else f"point {point} had been published"
-    errors = [f"Ended by a signal; {told}."]
-    errors += [line for failure in failures for line in error_lines(failure)]
-    for line in errors:
+    ended = Failure(f"Ended by a signal; {told}.", ())
+    others = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
+    lines = [line for other in others for line in error_lines(other)]
+    for line in [ended.text, *lines, *_sentences(found)]:
         report(f"{title}: {line}")
-    document: dict[str, object] = {"job": title, "exit_code": EXIT_INTERRUPTED, "errors": errors}
-    return Outcome(EXIT_INTERRUPTED, document if point is None else {**document, "point": point})
+    errors = [ended, *(failure for other in others for failure in failures(other))]
+    return Outcome(EXIT_INTERRUPTED, _document(title, EXIT_INTERRUPTED, errors, found))
+
+
+def _sentences(found: Mapping[str, Any]) -> list[str]:
+    """What a job had found before it failed, for people."""
+    return [*found.get("remarks", ()), *(f"ATTENTION: {one}" for one in found.get("attention", ()))]
+
+
+def _document(
+    title: str, code: int, errors: Sequence[Failure], found: Mapping[str, Any]
+) -> dict[str, object]:
+    """A job that failed. `found`: the facts of its event; empty when it could not be made."""
+    return {
+        "job": title,
+        "exit_code": code,
+        "errors": [asdict(failure) for failure in errors],
+        **{name: list(found.get(name, ())) for name in ("attention", "remarks")},
+        **({"point": found["point"]} if found.get("point") else {}),
+    }
 
 
 def code_of_all(codes: Sequence[int]) -> int:
@@ -233,22 +255,18 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 def plan(config: Path, only: str | None, as_json: bool) -> None:
     """Show the stages, the memory and what the jobs would touch, without touching anything."""
     plans = [plan_job(entry) for entry in read_config(config, only)]
-    show(
-        {"jobs": [plan.as_dict() for plan in plans]},
-        [line for plan in plans for line in plan.lines()],
-        as_json,
-    )
+    show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
 
 
 def receipt_lines(receipt: JobReceipt) -> list[str]:
     """A finished job, for people."""
-    evidence = receipt.evidence
-    reached = f"reached {evidence.reached}" if evidence else "not verified"
-    lines = [
-        f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s",
-        f"  quiescing: asked {receipt.quiescing_asked}, {reached}",
-    ]
-    lines += [f"    {reason}" for reason in (evidence.reasons if evidence else ())]
+    asked, evidence = receipt.quiescing_asked, receipt.evidence
+    lines = [f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s"]
+    lines += (
+        quiescing_lines(asked, evidence.reached, evidence.reasons, evidence.verdict)
+        if evidence
+        else quiescing_lines(asked, None, (), {})
+    )
     if receipt.snapshots_left is not None:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:

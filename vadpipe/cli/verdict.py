@@ -62,6 +62,17 @@ def verdict_table(path: str, verdict: Verdict) -> Group:
     return Group(Text(_head(path, verdict), style="bold"), *applications, table, *about_all)
 
 
+def quiescing_lines(
+    asked: str, reached: str | None, reasons: Sequence[str], verdict: Mapping[str, object]
+) -> list[str]:
+    """The quiescing of a restore point, in the report of its job and in `vadpipe show`."""
+    return [
+        f"  quiescing: asked {asked}, {f'reached {reached}' if reached else 'not verified'}",
+        *(f"    {reason}" for reason in reasons),
+        *stored_verdict_lines(verdict),
+    ]
+
+
 def stored_verdict_lines(document: Mapping[str, object]) -> list[str]:
     """A stored verdict in short: its applications, and the writers that are part of none and not fully covered."""
     verdict = read_verdict(document)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vadpipe.vsphere.inventory.hardware import VmController, VmDisk
+from vadpipe.vsphere.snapshot.tree import SnapshotNode
+
 from .guests import GuestOs, guest_os
 
 Version = tuple[int, ...]
@@ -21,41 +24,6 @@ _TOOLS_BITS = 5  # vm_tools_version.h of open-vm-tools: (major << 10) + (minor <
 
 def dotted(version: Version) -> str:
     return ".".join(map(str, version))
-
-
-@dataclass(frozen=True)
-class VmDisk:
-    """A virtual disk. `bus`: scsi, ide, sata, nvme, or empty. `left_out`: why no snapshot holds it, or empty.
-
-    `raw`: 'physical' or 'virtual' for a raw device mapping, else empty. `files`: how many VMDKs its chain has.
-    """
-
-    key: str
-    device_key: int
-    label: str
-    bus: str
-    datastore: str
-    capacity: int
-    left_out: str = ""
-    raw: str = ""
-    multi_writer: bool = False
-    encrypted: bool = False
-    tracked: bool = True
-    files: int = 1
-
-
-@dataclass(frozen=True)
-class VmController:
-    """A disk controller. `sharing`: the API's word for its bus sharing. `attached`: devices of any kind on it."""
-
-    key: str
-    kind: str
-    sharing: str
-    attached: int
-
-    @property
-    def is_scsi(self) -> bool:
-        return self.key.startswith("scsi")
 
 
 @dataclass(frozen=True)
@@ -74,6 +42,7 @@ class VmFacts:
 
     Args:
         readable: The server has its configuration.
+        agent: vSphere manages it itself, as the VMs of vCLS.
         guest_build: Of the running Windows, e.g. (20348, 2582).
         methods_disabled: API calls that the server refuses for it now.
         services: Start modes of guest services by name, which vSphere itself does not report.
@@ -84,6 +53,7 @@ class VmFacts:
     name: str
     readable: bool = True
     template: bool = False
+    agent: bool = False
     guest_id: str = ""
     reported_guest_id: str | None = None
     guest_build: Version | None = None
@@ -100,8 +70,8 @@ class VmFacts:
     snapshots_disabled: bool = False
     snapshots_locked: bool = False
     max_snapshots: int | None = None
-    own_snapshots: int = 0
-    foreign_snapshots: Sequence[str] = ()
+    own_snapshots: Sequence[SnapshotNode] = ()
+    foreign_snapshots: Sequence[SnapshotNode] = ()
     consolidation_needed: bool = False
     change_tracking: bool | None = None
     change_tracking_supported: bool | None = None
@@ -124,7 +94,7 @@ class VmFacts:
 
     @property
     def snapshots(self) -> int:
-        return self.own_snapshots + len(self.foreign_snapshots)
+        return len(self.own_snapshots) + len(self.foreign_snapshots)
 
     @property
     def tools_release(self) -> Version | None:

@@ -19,16 +19,7 @@ from vadpipe.vsphere.api.faults import ConnectionLost, VsphereError
 from vadpipe.vsphere.api.properties import Collector, Row, below_root, read_from
 from vadpipe.vsphere.api.session import VcenterSession
 
-from .facts import (
-    Case,
-    DatastoreFacts,
-    HostFacts,
-    JobFacts,
-    ProxyFacts,
-    ServerFacts,
-    Version,
-    VmFacts,
-)
+from .facts import Case, DatastoreFacts, HostFacts, JobFacts, ProxyFacts, ServerFacts, Version, VmFacts
 from .privileges import PURPOSES
 from .vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 
@@ -36,9 +27,9 @@ log = logging.getLogger(__name__)
 
 _VM_PATHS = (
     "name", "snapshot", "recentTask", "disabledMethod", "datastore", "guestHeartbeatStatus",
-    "config.template", "config.guestId", "config.version", "config.hardware.device", "config.changeTrackingEnabled",
-    "config.flags.diskUuidEnabled", "config.flags.snapshotDisabled", "config.flags.snapshotLocked",
-    "config.bootOptions.bootOrder", MAX_SNAPSHOTS, DETAILS,
+    "config.template", "config.managedBy", "config.guestId", "config.version", "config.hardware.device",
+    "config.changeTrackingEnabled", "config.flags.diskUuidEnabled", "config.flags.snapshotDisabled",
+    "config.flags.snapshotLocked", "config.bootOptions.bootOrder", MAX_SNAPSHOTS, DETAILS,
     "capability.snapshotOperationsSupported", "capability.changeTrackingSupported",
     "runtime.powerState", "runtime.connectionState", "runtime.host", "runtime.question",
     "runtime.consolidationNeeded",
@@ -95,7 +86,7 @@ class Gathered:
             for host in self.datastores[moref].hosts
         ]
         own = self.vms[vm].host
-        return [host for host in dict.fromkeys([*([own] if own else []), *seeing]) if host in self.hosts]
+        return [host for host in dict.fromkeys([own, *seeing] if own else seeing) if host in self.hosts]
 
 
 async def gather(session: VcenterSession, vms: Sequence[str]) -> Gathered:

@@ -8,5 +8,5 @@ from . import privileges, rules_devices, rules_guest, rules_site, rules_vm
 from .facts import Case
 
 RULES: RuleTable[Case, Violation] = RuleTable(
-    rules_vm.RULES, rules_guest.RULES, rules_devices.RULES, rules_site.RULES, privileges.RULES
+    [*rules_vm.RULES, *rules_guest.RULES, *rules_devices.RULES, *rules_site.RULES, *privileges.RULES]
 )

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vadpipe.rules import Outcome, RuleTable, Severity, Unknown, Violation
+from vadpipe.vsphere.inventory.hardware import VmController, VmDisk
 from vadpipe.words import counted
 
-from .facts import Case, Version, VmController, VmDisk
+from .facts import Case, Version
 
 _SLOTS = 15
 _SLOTS_PARAVIRTUAL = 63

@@ -50,6 +50,15 @@ def _template(case: Case) -> Iterator[Outcome]:
 
 
 @RULES.rule(
+    "vm-agent", Severity.ERROR, wanted="a VM that vSphere does not manage itself",
+    remedy="Leave it out of the jobs: vSphere deploys it again by itself.", source=f"{_API}, ManagedByInfo",
+)  # fmt: skip
+def _agent(case: Case) -> Iterator[Outcome]:
+    if case.vm.agent:
+        yield Violation("it is an agent of vSphere, as the VMs of vCLS are")
+
+
+@RULES.rule(
     "vm-disconnected", Severity.ERROR, wanted="the VM is connected",
     remedy="Bring its host back into the vCenter, or remove the VM from the inventory and register it again.",
     source=f"{_API}, VirtualMachine.runtime.connectionState",
@@ -170,9 +179,8 @@ def _limit_reached(case: Case) -> Iterator[Outcome]:
     source=_FIELD,
 )  # fmt: skip
 def _foreign_snapshots(case: Case) -> Iterator[Outcome]:
-    names = case.vm.foreign_snapshots
-    if names:
-        yield Violation(f"it has {len(names)} that are not ours: {', '.join(names)}")
+    if nodes := case.vm.foreign_snapshots:
+        yield Violation(f"it has {len(nodes)} that are not ours: {', '.join(node.name for node in nodes)}")
 
 
 @RULES.rule(
@@ -180,8 +188,8 @@ def _foreign_snapshots(case: Case) -> Iterator[Outcome]:
     remedy="Run 'vadpipe cleanup' on the machine that made it, or remove it in the vSphere Client.", source=_FIELD,
 )  # fmt: skip
 def _own_snapshots(case: Case) -> Iterator[Outcome]:
-    if case.vm.own_snapshots:
-        yield Violation(f"it has {case.vm.own_snapshots} of ours")
+    for node in case.vm.own_snapshots:
+        yield Violation(f"it has {node.title}")
 
 
 @RULES.rule(

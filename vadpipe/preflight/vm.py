@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pyVmomi import vim
 
 from vadpipe.vsphere.api.properties import Row
-from vadpipe.vsphere.inventory.hardware import DiskFacts, chains, disk_facts
-from vadpipe.vsphere.snapshot.tree import flat_tree
+from vadpipe.vsphere.inventory.hardware import boot_bus, passed_through, vm_controllers, vm_disks
+from vadpipe.vsphere.inventory.selection import is_agent
+from vadpipe.vsphere.snapshot.tree import SnapshotNode, flat_tree
 
-from .facts import Version, VmController, VmDisk, VmFacts, Volume
+from .facts import Version, VmFacts, Volume
 
 # Settings of extraConfig, one by one: a whole extraConfig has hundreds.
 MAX_SNAPSHOTS = 'config.extraConfig["snapshot.maxSnapshots"]'
@@ -20,16 +21,6 @@ DETAILS = 'config.extraConfig["guestInfo.detailed.data"]'  # what VMware Tools t
 _ENCRYPTION_SINCE: Version = (6, 5)
 _BUILD = re.compile(r"kernelVersion='(?P<build>\d+)\.(?P<revision>\d+)'")
 _HARDWARE = re.compile(r"vmx-(?P<number>\d+)")
-_DATASTORE = re.compile(r"\[(?P<name>[^\]]*)\]")
-_RAW = {"physicalMode": "physical", "virtualMode": "virtual"}
-_CONTROLLERS: dict[type, str] = {
-    vim.vm.device.VirtualIDEController: "ide",
-    vim.vm.device.VirtualSCSIController: "scsi",
-    vim.vm.device.VirtualSATAController: "sata",
-    vim.vm.device.VirtualNVMEController: "nvme",
-}
-
-Device = vim.vm.device.VirtualDevice
 
 
 def vm_facts(row: Row, api_version: Version, running_tasks: Mapping[str, str]) -> VmFacts:
@@ -44,6 +35,7 @@ def vm_facts(row: Row, api_version: Version, running_tasks: Mapping[str, str]) -
         name=str(row.get("name")),
         readable=readable,
         template=bool(row.get("config.template")),
+        agent=is_agent(row),
         guest_id=str(row.get("config.guestId") or ""),
         reported_guest_id=row.get("guest.guestId") or None,
         guest_build=_guest_build(row.get(DETAILS)),
@@ -86,11 +78,10 @@ def _tools_running(status: str | None) -> bool | None:
     return None if status is None else status != "guestToolsNotRunning"
 
 
-def _snapshots(info: vim.vm.SnapshotInfo | None) -> tuple[int, list[str]]:
-    """How many are ours, and the names of the others."""
+def _snapshots(info: vim.vm.SnapshotInfo | None) -> tuple[list[SnapshotNode], list[SnapshotNode]]:
+    """Our own snapshots, and the others."""
     nodes = list(flat_tree(info.rootSnapshotList)) if info is not None else []
-    foreign = [node.name for node in nodes if node.token is None]
-    return len(nodes) - len(foreign), foreign
+    return [node for node in nodes if node.token], [node for node in nodes if not node.token]
 
 
 def _volumes(disks: Iterable[vim.vm.GuestInfo.DiskInfo] | None) -> list[Volume] | None:
@@ -121,78 +112,3 @@ def _hardware_version(text: object) -> int | None:
 def _number(text: object) -> int | None:
     digits = str(text).strip()
     return int(digits) if digits.isdigit() else None
-
-
-def vm_disks(devices: Sequence[Device]) -> list[VmDisk]:
-    """Every virtual disk, in the order of its device key."""
-    by_key = {device.key: device for device in devices}
-    files = chains(devices)
-    return [
-        _disk(facts, by_key[facts.device_key], len(files[facts.device_key])) for facts in disk_facts(devices)
-    ]
-
-
-def vm_controllers(devices: Sequence[Device]) -> list[VmController]:
-    """Every controller that disks may be on, and how many devices are on it."""
-    return [
-        VmController(
-            key=f"{bus}{getattr(device, 'busNumber', 0)}",
-            kind=_kind(device),
-            sharing=str(getattr(device, "sharedBus", None) or ""),
-            attached=sum(1 for other in devices if other.controllerKey == device.key),
-        )
-        for device in devices
-        if (bus := _bus(device))
-    ]
-
-
-def passed_through(devices: Sequence[Device]) -> list[str]:
-    """Labels of the devices that belong to the host. A shared graphics card is not one of them."""
-    return [
-        device.deviceInfo.label if device.deviceInfo else str(device.key)
-        for device in devices
-        if _is_hosts(device)
-    ]
-
-
-def boot_bus(disks: Sequence[VmDisk], boot_order: Sequence[object]) -> str | None:
-    """The bus of the disk that the VM boots from; None: neither its boot order nor its disks tell."""
-    for entry in boot_order:
-        if isinstance(entry, vim.vm.BootOptions.BootableDiskDevice):
-            return next((disk.bus for disk in disks if disk.device_key == entry.deviceKey), None)
-    buses = {disk.bus for disk in disks}
-    return buses.pop() if len(buses) == 1 else None
-
-
-def _disk(facts: DiskFacts, device: Device, files: int) -> VmDisk:
-    backing = device.backing
-    datastore = _DATASTORE.match(facts.path)
-    return VmDisk(
-        key=facts.key,
-        device_key=facts.device_key,
-        label=facts.label,
-        bus=re.sub(r"\d.*", "", facts.key),
-        datastore=datastore["name"] if datastore else "",
-        capacity=facts.capacity,
-        left_out=facts.left_out,
-        raw=_RAW.get(str(getattr(backing, "compatibilityMode", "")), ""),
-        multi_writer=getattr(backing, "sharing", None) == "sharingMultiWriter",
-        encrypted=getattr(backing, "keyId", None) is not None,
-        tracked=facts.change_id is not None,
-        files=max(files, 1),
-    )
-
-
-def _bus(device: Device) -> str:
-    return next((bus for kind, bus in _CONTROLLERS.items() if isinstance(device, kind)), "")
-
-
-def _is_hosts(device: Device) -> bool:
-    if isinstance(device, vim.vm.device.VirtualSriovEthernetCard):
-        return True
-    shared = vim.vm.device.VirtualPCIPassthrough.VmiopBackingInfo
-    return isinstance(device, vim.vm.device.VirtualPCIPassthrough) and not isinstance(device.backing, shared)
-
-
-def _kind(device: Device) -> str:
-    return type(device).__name__.rpartition(".")[2]

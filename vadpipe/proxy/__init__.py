@@ -15,14 +15,4 @@ from .machine import Machine, this_machine
 from .report import Report, Transport
 from .settings import Change, plan
 
-__all__ = [
-    "Change",
-    "Machine",
-    "Report",
-    "Transport",
-    "Undone",
-    "harden",
-    "plan",
-    "this_machine",
-    "undo",
-]
+__all__ = ["Change", "Machine", "Report", "Transport", "Undone", "harden", "plan", "this_machine", "undo"]

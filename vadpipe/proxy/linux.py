@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import ContractError, MoverError
+from vadpipe.files import flush_directory, write_durably
 
 from . import linux_config, lvm
-from .command import (
-    NOT_FOUND,
-    Run,
-    failure,
-    run_command,
-)
+from .command import NOT_FOUND, Run, failure, run_command
 from .linux_rules import RULES, LinuxFacts
 from .report import Report, Transport, judge_machine
-from .settings import (
-    LINUX_SETTINGS,
-    MDADM,
-    MDADM_DEBIAN,
-    Setting,
-    TextFile,
-    Value,
-)
-from .undo import read_whole, remove_durably, replace_durably
+from .settings import LINUX_SETTINGS, MDADM, MDADM_DEBIAN, Setting, TextFile, Value
 
 # Where distributions put its daemon.
 UDISKS_DAEMONS = ("usr/libexec/udisks2/udisksd", "usr/lib/udisks2/udisksd")
@@ -64,7 +55,7 @@ class LinuxProxy:
 
     def read(self, setting: Setting) -> Value:
         with _errors(setting):
-            return read_whole(self._path(setting))
+            return _read(self._path(setting))
 
     def set(self, setting: Setting, value: Value) -> Sequence[str]:
         """Write or remove the file, and make that take effect. Returns remarks. Raises MoverError."""
@@ -73,10 +64,10 @@ class LinuxProxy:
             raise ContractError(f"{path} holds text, not {value}.")
         with _errors(setting):
             if value is None:
-                remove_durably(path)
+                _remove(path)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                replace_durably(path, value, mode=0o644)
+                _write(path, value)
         if setting.afterwards:
             code, output = self._run(setting.afterwards)
             if code:
@@ -91,7 +82,7 @@ class LinuxProxy:
 
     def _text(self, path: str, unreadable: list[str]) -> str:
         try:
-            return read_whole(self._root / path.lstrip("/")) or ""
+            return _read(self._root / path.lstrip("/")) or ""
         except OSError as exc:
             unreadable.append(f"{path}: {exc.strerror}")
             return ""
@@ -166,6 +157,36 @@ class LinuxProxy:
         return linux_config.MountFacts(
             linux_config.parse_fstab(self._text("/etc/fstab", unreadable)), ambiguous
         )
+
+
+def _read(path: Path) -> str | None:
+    """The text; bytes that are no UTF-8 survive reading and writing back. None: no such file."""
+    try:
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    target = path.resolve()  # through a link, the file it names
+    content = text.encode("utf-8", "surrogateescape")
+    write_durably(target, content, replace=True, prepare=partial(_look_alike, target))
+
+
+def _look_alike(old: Path, new: Path) -> None:
+    """Give the new file the mode, owner and extended attributes of the old one; SELinux keeps its label in one."""
+    if not old.exists():
+        new.chmod(0o644)
+        return
+    shutil.copystat(old, new)
+    status = old.stat()
+    os.chown(new, status.st_uid, status.st_gid)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        flush_directory(path.parent)
 
 
 @contextmanager

@@ -11,14 +11,7 @@ from dataclasses import dataclass
 
 from vadpipe.rules import RuleTable, Severity
 
-from .linux_config import (
-    BLACKLIST,
-    IGNORE_RULE,
-    MdFacts,
-    MountFacts,
-    MultipathFacts,
-    forbid_foreign,
-)
+from .linux_config import BLACKLIST, IGNORE_RULE, MdFacts, MountFacts, MultipathFacts, forbid_foreign
 from .lvm import LvmFacts, limit_activation
 from .report import HOTADD, Unfit
 from .settings import LINUX_SETTINGS, LVM, MULTIPATH, UDISKS, Fix, Value, put

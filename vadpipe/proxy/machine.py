@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from pipeline.errors import ConfigError
 
 from .linux import LinuxProxy
-from .report import Report, Transport
-from .settings import Setting, Value
 from .windows import WindowsProxy
 
+Machine: TypeAlias = LinuxProxy | WindowsProxy
+"""A proxy of one platform. Its methods block.
 
-class Machine(Protocol):
-    """A proxy of one platform. Its methods block."""
-
-    @property
-    def platform(self) -> str: ...
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """id -> setting that harden may change here."""
-        ...
-
-    @property
-    def state_directory(self) -> Path:
-        """Where undo files go by default."""
-        ...
-
-    def judge(self, transport: Transport) -> Report:
-        """Gather the facts and judge them; what cannot be read is a finding."""
-        ...
-
-    def read(self, setting: Setting) -> Value:
-        """The value that is there now. Raises MoverError, or OSError of the registry."""
-        ...
-
-    def set(self, setting: Setting, value: Value) -> Sequence[str]:
-        """Change the value. Returns remarks for people. Raises MoverError."""
-        ...
+platform, settings  what undo files name it; the settings that harden may change here, by id
+state_directory     where undo files go by default
+judge               gathers the facts and judges them; what cannot be read is a finding
+read, set           one setting; both raise MoverError, and `set` returns remarks for people
+"""
 
 
 def this_machine(platform: str = sys.platform) -> Machine:

@@ -70,12 +70,7 @@ class Report:
             "transport": self.transport,
             "findings": [
                 {
-                    "rule": finding.rule,
-                    "severity": finding.severity,
-                    "found": finding.found,
-                    "wanted": finding.wanted,
-                    "remedy": finding.remedy,
-                    "source": finding.source,
+                    **{name: value for name, value in finding.as_dict().items() if name != "subject"},
                     "mended_by_harden": bool(finding.violation.fixes),
                 }
                 for finding in self.findings
@@ -86,11 +81,7 @@ class Report:
 
 
 def judge_machine(
-    platform: str,
-    rules: RuleTable[F, Unfit],
-    facts: F,
-    transport: Transport,
-    notes: Sequence[str] = (),
+    platform: str, rules: RuleTable[F, Unfit], facts: F, transport: Transport, notes: Sequence[str] = ()
 ) -> Report:
     """Judge the facts by the rules that apply to the transport."""
     judgement = judge((rule for rule in rules if transport.value in rule.tags), facts)

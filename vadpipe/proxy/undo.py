@@ -1,4 +1,4 @@
-"""The undo file: it names every change before it is made, with the former value. And durable writes of text files.
+"""The undo file: it names every change before it is made, with the former value.
 
 The undo file is written anew, durably, before each change. The last entry of a run that was killed may not have
 happened, so undoing reads the present value first. It holds ids of settings and their values, no paths and no
@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MoverError
-from vadpipe.files import flush_directory
+from vadpipe.files import create, write_durably
 
-from .settings import (
-    Change,
-    RegistryValue,
-    Setting,
-    Value,
-)
+from .settings import Change, RegistryValue, Setting, Value
 
 FORMAT = "vadpipe proxy undo"
 VERSION = 1
@@ -39,7 +32,7 @@ def start_undo(path: Path) -> None:
     """Make the file. Raises ConfigError if it is there: it may be the only one that knows the former values."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600, exist_ok=False)
+        os.close(create(path))
     except OSError as exc:
         if path.exists():
             raise ConfigError(
@@ -61,7 +54,7 @@ def write_undo(path: Path, platform: str, changes: Sequence[Change]) -> None:
         ],
     }
     try:
-        replace_durably(path, json.dumps(document, indent=1) + "\n", mode=0o600)
+        write_durably(path, f"{json.dumps(document, indent=1)}\n".encode(), replace=True)
     except OSError as exc:
         raise _unwritable(path, exc) from exc
 
@@ -104,49 +97,3 @@ def _unwritable(path: Path, exc: OSError) -> MoverError:
         f"The undo file {path} cannot be written: {exc.strerror or exc}. Nothing more was changed.",
         remedy="Run it as root (as administrator on Windows), or give another place with --undo-file.",
     )
-
-
-def replace_durably(path: Path, text: str, *, mode: int) -> None:
-    """Write the text; on disk when this returns. An existing file's mode, owner and attributes are kept.
-
-    Bytes that are no UTF-8 survive reading and writing back (surrogateescape). Raises OSError.
-    """
-    target = path.resolve()  # through a link, the file it names
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    temporary = Path(name)
-    try:
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        if target.exists():
-            _look_alike(target, temporary)
-        temporary.replace(target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    flush_directory(target.parent)
-
-
-def remove_durably(path: Path) -> None:
-    """Remove the file, if it is there. Raises OSError."""
-    path.unlink(missing_ok=True)
-    if path.parent.is_dir():
-        flush_directory(path.parent)
-
-
-def read_whole(path: Path) -> str | None:
-    """The text, bytes that are no UTF-8 kept; None: no such file. Raises OSError."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _look_alike(old: Path, new: Path) -> None:
-    shutil.copystat(old, new)  # extended attributes as well: SELinux keeps its label in one
-    if hasattr(os, "chown"):
-        status = old.stat()
-        os.chown(new, status.st_uid, status.st_gid)

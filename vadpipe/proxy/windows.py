@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from types import ModuleType
+from typing import Protocol
 
 from pipeline.errors import ContractError, MoverError
 
@@ -47,31 +47,11 @@ class Registry(Protocol):
         ...
 
 
-class Winreg(Protocol):
-    """What we use of Python's `winreg`, which exists on Windows only."""
-
-    HKEY_LOCAL_MACHINE: int
-    KEY_READ: int
-    KEY_SET_VALUE: int
-    KEY_WOW64_64KEY: int
-    REG_DWORD: int
-
-    def OpenKey(  # noqa: N802
-        self, key: int, sub_key: str, reserved: int, access: int
-    ) -> AbstractContextManager[object]: ...
-    def CreateKeyEx(  # noqa: N802
-        self, key: int, sub_key: str, reserved: int, access: int
-    ) -> AbstractContextManager[object]: ...
-    def QueryValueEx(self, key: object, name: str) -> tuple[object, int]: ...  # noqa: N802
-    def SetValueEx(self, key: object, name: str, reserved: int, kind: int, value: int) -> None: ...  # noqa: N802
-    def DeleteValue(self, key: object, name: str) -> None: ...  # noqa: N802
-
-
 class WindowsRegistry:
-    """The registry of this machine."""
+    """The registry of this machine. `winreg`: Python's module of that name, which exists on Windows only."""
 
-    def __init__(self, winreg: Winreg | None = None) -> None:
-        self._winreg = winreg or cast(Winreg, import_module("winreg"))
+    def __init__(self, winreg: ModuleType | None = None) -> None:
+        self._winreg = winreg or import_module("winreg")
 
     def read(self, key: str, name: str) -> int | None:
         api = self._winreg

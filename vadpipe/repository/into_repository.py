@@ -103,7 +103,7 @@ class _DiskWriter:
         self._parent: Digests | None = None
         self._names_proved = False
         self._rows = _Rows()
-        self._bytes = dict.fromkeys(COUNTS, 0)
+        self._bytes: dict[str, int] = dict.fromkeys(COUNTS, 0)
 
     async def take(self, item: Items) -> None:
         end = item.offset + item.length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, cast
@@ -86,7 +86,7 @@ class RestorePoint:
             "created": self.created,
             "previous": self.previous,
             "disks": [
-                {**disk.receipt.as_dict(), "change_id": disk.change_id, "pages": disk.pages}
+                {**asdict(disk.receipt), "change_id": disk.change_id, "pages": disk.pages}
                 for disk in self.disks
             ],
             "quiescing": {

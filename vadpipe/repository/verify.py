@@ -7,7 +7,7 @@ the maps: they say which points, disks and bytes a damaged frame hits. Nothing s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +67,6 @@ class VerifyReport:
     frames: int
     bytes: int
     damages: tuple[Finding, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
     def lines(self) -> list[str]:
         """For people."""

@@ -344,9 +344,10 @@ class Child:
             if kind == wire.PART:
                 call.runs += content
             else:
-                call.content = json.loads(content)
-                if "text" in call.content:
-                    call.content["text"] = self._redact(str(call.content["text"]))
+                answer: dict[str, object] = json.loads(content)
+                if "text" in answer:
+                    answer["text"] = self._redact(str(answer["text"]))
+                call.content = answer
                 del self._calls[number]
                 call.answered.set()
 

@@ -1,13 +1,10 @@
-"""Failures of the library and of its process, as errors with a remedy.
-
-`VddkError` itself is one of the engine's error classes, so that the engine needs no room above it.
-"""
+"""Failures of the library and of its process, as errors with a remedy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from pipeline.errors import ConfigError, MoverError, VddkError
+from pipeline.errors import ConfigError, MoverError, SourceError
 
 from .abi import CODE_MASK
 from .codes import code_of
@@ -18,6 +15,14 @@ _THUMBPRINT = (
     "The server's certificate thumbprint is most likely wrong or missing: compare it with the one in the"
     " library's log."
 )
+
+
+class VddkError(SourceError):
+    """A call of the VDDK library failed. Facts: `call`, `code` (low 16 bits), `path`, `offset`, `length`."""
+
+    def __init__(self, problem: str, *, transient: bool = False, remedy: str = "", **facts: object) -> None:
+        super().__init__(problem, remedy=remedy, **facts)
+        self.transient = transient
 
 
 def call_failed(

@@ -28,6 +28,10 @@ class NamedDisk:
     key: str
     path: Path
 
+    @property
+    def label(self) -> str:
+        return self.path.name
+
 
 def find_vmx(directory: Path) -> Path | None:
     """The .vmx of a directory, or None. Raises SourceError if there are several or no directory."""

@@ -21,6 +21,7 @@ from pipeline.errors import ChangeTrackingInvalid, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import ChangedAreas, MachineId
 from pipeline.units import MiB
+from vadpipe.exclude import excluded_keys, left_out_on_purpose
 from vadpipe.vss.fetched import FetchedManifest
 
 from .chain import open_layout
@@ -127,6 +128,7 @@ async def open_vm(
     name: str | None = None,
     pool_size: int = DEFAULT_POOL,
     outside: Sequence[Path] = (),
+    exclude: Sequence[str] = (),
 ) -> AsyncIterator[LocalCapture]:
     """Open all files of the VM in a directory, and close them at the end.
 
@@ -135,24 +137,35 @@ async def open_vm(
         name: For people; the default is the .vmx's display name, or the directory's name.
         pool_size: Bytes of the buffers that its disks are read into.
         outside: Directories besides this one in which its files may lie.
+        exclude: Disks to leave out, by key, label (the VMDK's name) or glob pattern. Their files are not opened.
 
     Raises:
+        ConfigError: `exclude` names a disk that the VM does not have, or leaves out all.
         SourceError: A file is missing, damaged, or lies outside of these directories.
     """
     files = OpenFiles([directory, *outside])
     try:
-        yield await trio.to_thread.run_sync(_open, directory, name, pool_size, files)
+        yield await trio.to_thread.run_sync(_open, directory, name, pool_size, files, exclude)
     finally:
         with trio.fail_after(_CLOSING_S, shield=True):
             await trio.to_thread.run_sync(files.close)
 
 
-def _open(directory: Path, name: str | None, pool_size: int, files: OpenFiles) -> LocalCapture:
+def _open(
+    directory: Path, name: str | None, pool_size: int, files: OpenFiles, exclude: Sequence[str]
+) -> LocalCapture:
     vmx_path = find_vmx(directory)
     vmx = _read_vmx(vmx_path, files) if vmx_path else Vmx({})
     named = find_disks(directory, vmx_path, vmx, files)
+    title = name or vmx.display_name or directory.name or str(directory)
+    excluded = excluded_keys(named, exclude, title)
     pool = BufferPool(pool_size)
-    disks = [LocalDisk(disk.key, disk.path.name, open_layout(disk.path, files), pool) for disk in named]
+    disks = [
+        LocalDisk(disk.key, disk.label, open_layout(disk.path, files), pool)
+        for disk in named
+        if disk.key not in excluded
+    ]
+    left_out = [left_out_on_purpose(disk) for disk in named if disk.key in excluded]
     root = directory.resolve()
     for disk in disks:
         for link in disk.layout.links:
@@ -164,14 +177,16 @@ def _open(directory: Path, name: str | None, pool_size: int, files: OpenFiles) -
     return LocalCapture(
         machine=MachineId(
             uuid=vmx.uuid or str(uuid.uuid5(uuid.NAMESPACE_URL, root.as_uri())),
-            name=name or vmx.display_name or directory.name or str(directory),
+            name=title,
         ),
         disks=disks,
         configuration={
             "directory": str(root),
             "vmx": dict(vmx.facts()),
             "disks": {disk.key: [link.facts() for link in disk.layout.links] for disk in disks},
+            "left_out": left_out,
         },
+        remarks=left_out,
         directory=directory,
     )
 

@@ -4,6 +4,9 @@ from .api.advice import advice_for as advice_for
 from .api.faults import CertificateRefused as CertificateRefused
 from .api.faults import ConnectionLost as ConnectionLost
 from .api.faults import LoginRefused as LoginRefused
+from .api.faults import QuiesceFailed as QuiesceFailed
+from .api.faults import SnapshotError as SnapshotError
+from .api.faults import SnapshotLeaked as SnapshotLeaked
 from .api.faults import VsphereError as VsphereError
 from .api.session import Vcenter as Vcenter
 from .api.session import VcenterSession as VcenterSession

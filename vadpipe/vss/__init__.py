@@ -11,46 +11,18 @@ verdict     the result, and the way to JSON and back
 require     what a job requires of it
 """
 
-from vadpipe.rules import Severity
-
-from .archive import ManifestUnreadable, read_members
-from .classify import DECISIONS, classify_documents, classify_manifest, classify_unfetched
-from .fetched import FetchedManifest, ManifestKind
-from .parse import parse_document
+from .classify import classify_manifest, classify_unfetched
 from .requested import RequestedQuiescing
 from .require import Require, RequireApplication
-from .rules import COVERAGE_RULES, RULES
-from .verdict import (
-    ApplicationVerdict,
-    Contradiction,
-    Coverage,
-    Level,
-    Verdict,
-    WriterVerdict,
-    read_verdict,
-)
+from .verdict import Level, Verdict, read_verdict
 
 __all__ = [
-    "COVERAGE_RULES",
-    "DECISIONS",
-    "RULES",
-    "ApplicationVerdict",
-    "Contradiction",
-    "Coverage",
-    "FetchedManifest",
     "Level",
-    "ManifestKind",
-    "ManifestUnreadable",
     "RequestedQuiescing",
     "Require",
     "RequireApplication",
-    "Severity",
     "Verdict",
-    "WriterVerdict",
-    "classify_documents",
     "classify_manifest",
     "classify_unfetched",
-    "parse_document",
-    "read_members",
     "read_verdict",
 ]

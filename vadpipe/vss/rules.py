@@ -19,13 +19,7 @@ from vadpipe.rules import RuleTable, Severity
 
 from .documents import BackupComponent, Unrecognised, WriterComponent
 from .evidence import ManifestEvidence, WriterEvidence
-from .requested import (
-    BACKUP_TYPES,
-    VMWARE_DEFAULTS,
-    changes_logs,
-    distinguishes_types,
-    effect_on_logs,
-)
+from .requested import BACKUP_TYPES, VMWARE_DEFAULTS, changes_logs, distinguishes_types, effect_on_logs
 from .verdict import Contradiction
 from .writers import SQL_SERVER_WRITER
 
@@ -135,19 +129,27 @@ def _schema_differs(evidence: ManifestEvidence) -> Places:
             yield _about(writer, text, evidence.backup_document)
 
 
+def _listed(
+    evidence: ManifestEvidence,
+) -> Iterator[tuple[WriterEvidence, BackupComponent, WriterComponent | None]]:
+    """Every listed component with its writer, and with what the writer offers under its name."""
+    for writer in evidence.writers:
+        for component in writer.included:
+            yield writer, component, writer.offered.get(component.key)
+
+
 @RULES.rule(
     "component-failed", Severity.ERROR, wanted="no component carries a failure message or did not succeed",
     reads="BCD", source=_ERRORS,
 )  # fmt: skip
 def _component_failed(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included:
-            failures = [f"{message} ({attribute})" for attribute, message in component.failures]
-            if component.backup_succeeded is False:
-                failures.append("its backup did not succeed (backupSucceeded)")
-            for failure in failures:
-                text = f"{writer.name}, component {component.path}: {failure}"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, _ in _listed(evidence):
+        failures = [f"{message} ({attribute})" for attribute, message in component.failures]
+        if component.backup_succeeded is False:
+            failures.append("its backup did not succeed (backupSucceeded)")
+        for failure in failures:
+            text = f"{writer.name}, component {component.path}: {failure}"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 @RULES.rule(
@@ -155,11 +157,10 @@ def _component_failed(evidence: ManifestEvidence) -> Places:
     reads=_BOTH, source=_CONTENTS,
 )  # fmt: skip
 def _component_not_offered(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included:
-            if writer.metadata and component.key not in writer.offered:
-                text = f"{writer.name} does not offer the listed component {component.path}"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, offer in _listed(evidence):
+        if writer.metadata and offer is None:
+            text = f"{writer.name} does not offer the listed component {component.path}"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 @RULES.rule(
@@ -167,14 +168,12 @@ def _component_not_offered(evidence: ManifestEvidence) -> Places:
     reads=_BOTH, source=_INTERFACES,
 )  # fmt: skip
 def _component_of_other_type(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included:
-            offer = writer.offered.get(component.key)
-            listed = component.component_type.strip().lower()
-            # Other spellings are not documented, so they prove nothing.
-            if offer and listed in ("filegroup", "database") and listed != offer.kind:
-                text = f"{writer.name}, component {component.path}: listed as {listed}, but is a {offer.kind}"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, offer in _listed(evidence):
+        listed = component.component_type.strip().lower()
+        # Other spellings are not documented, so they prove nothing.
+        if offer and listed in ("filegroup", "database") and listed != offer.kind:
+            text = f"{writer.name}, component {component.path}: listed as {listed}, but is a {offer.kind}"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 def _missing(
@@ -211,12 +210,10 @@ def _component_not_included(evidence: ManifestEvidence) -> Places:
     reads=_BOTH, source=_SELECTABILITY,
 )  # fmt: skip
 def _below_included_ancestor(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included:
-            offer = writer.offered.get(component.key)
-            if offer and writer.above(offer).listed:
-                text = f"{writer.name}: component {component.path} is listed, its listed ancestor includes it"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, offer in _listed(evidence):
+        if offer and writer.above(offer).listed:
+            text = f"{writer.name}: component {component.path} is listed, its listed ancestor includes it"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 @RULES.rule(
@@ -224,12 +221,10 @@ def _below_included_ancestor(evidence: ManifestEvidence) -> Places:
     reads=_BOTH, source=_SELECTABILITY,
 )  # fmt: skip
 def _implicit_component_listed(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included:
-            offer = writer.offered.get(component.key)
-            if offer and not offer.selectable and writer.above(offer).selectable:
-                text = f"{writer.name}: component {component.path} is listed, though it cannot be selected"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, offer in _listed(evidence):
+        if offer and not offer.selectable and writer.above(offer).selectable:
+            text = f"{writer.name}: component {component.path} is listed, though it cannot be selected"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 @RULES.rule(
@@ -255,11 +250,11 @@ def _component_twice(evidence: ManifestEvidence) -> Places:
     reads="BCD", source=_SQL_SERVER,
 )  # fmt: skip
 def _sql_component_without_stamp(evidence: ManifestEvidence) -> Places:
-    for writer in evidence.writers:
-        for component in writer.included if writer.writer_id == SQL_SERVER_WRITER else ():
-            if not (component.has_backup_stamp and component.has_backup_metadata):
-                text = f"{writer.name} left no stamp and metadata at {component.path}: weaker evidence"
-                yield _about(writer, text, evidence.backup_document, component.path)
+    for writer, component, _ in _listed(evidence):
+        marked = component.has_backup_stamp and component.has_backup_metadata
+        if writer.writer_id == SQL_SERVER_WRITER and not marked:
+            text = f"{writer.name} left no stamp and metadata at {component.path}: weaker evidence"
+            yield _about(writer, text, evidence.backup_document, component.path)
 
 
 @RULES.rule(

@@ -29,11 +29,7 @@ MAX_ATTRIBUTES = 1_000_000  # of all elements; that document has 76,000
 MAX_NAMES = 1_000  # different ones; the two schemas have about 60
 MAX_DEPTH = 32  # the schemas need five
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 # Only code pages that map single bytes: Python's other codecs (zip, idna, ...) are not for hostile input.
 _DECLARED = re.compile(
     rb"""\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*["'](windows-125\d|iso-8859-\d{1,2})["']""", re.I

@@ -6,9 +6,11 @@ import subprocess
 
 import pytest
 
-from pipeline.errors import ConfigError, SinkError, SnapshotLeaked, TransferFailed
+from pipeline.errors import ConfigError, SinkError, TransferFailed
 from tests.conftest import command, vadpipe
+from vadpipe.cli.main import main
 from vadpipe.cli.output import error_lines, exit_code
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 
 CONFIG = """
 import trio
@@ -102,6 +104,31 @@ def test_an_error_in_json_is_a_document_too(config):
     done = vadpipe("run", config, "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["errors"]
+
+
+def test_a_failed_job_tells_its_errors_and_what_was_found_before(config, capsys):
+    telling = """
+class Telling(FakeMachine):
+    @asynccontextmanager
+    async def capture(self):
+        async with super().capture() as capture:
+            yield replace(capture, remarks=["A disk is excluded."], attention=["No lock."])
+"""
+    config.write_text(
+        "from contextlib import asynccontextmanager\nfrom dataclasses import replace\n"
+        + CONFIG.replace("import DiskReceipt", "import SinkError, DiskReceipt")
+        .replace("def path", f"{telling}\ndef path")
+        .replace("Job(FakeMachine", "Job(Telling")
+        .replace("        async for", "        raise SinkError('The disk is full.')\n        async for")
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(config), "--json"])
+    [failed] = json.loads(capsys.readouterr().out)["jobs"]
+    assert (ended.value.code, failed["exit_code"]) == (1, 1)
+    [error] = failed["errors"]
+    assert error["text"] == "The disk is full."
+    assert error["notes"] == ["in stage Count, after 0 B", "disk pattern scsi0:0 (scsi0:0)"]
+    assert (failed["attention"], failed["remarks"]) == (["No lock."], ["A disk is excluded."])
 
 
 @pytest.mark.slow

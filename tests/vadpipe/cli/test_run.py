@@ -3,17 +3,20 @@
 import json
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import trio
 from click.testing import CliRunner
 
-from pipeline import Job, SourceError
+from pipeline import Evidence, Job, SourceError
+from pipeline.job import JobReceipt
 from pipeline.testing import FakeMachine, FakeTarget
 from sinks import NullSink
 from stages import AllocatedExtents, ReadSpans
-from vadpipe.cli.run import code_of_all, run, summary
+from vadpipe.cli.run import code_of_all, receipt_lines, run, summary
+from vadpipe.cli.verdict import quiescing_lines
 
 at_work: Counter = Counter()
 most: Counter = Counter()
@@ -118,3 +121,15 @@ def test_the_summary_counts_each_kind():
         summary([0, 0, 3, 1, 130], 2)
         == "7 jobs: 2 done, 1 needs attention, 1 failed, 1 interrupted, 2 not run"
     )
+
+
+def test_the_report_of_a_job_renders_the_verdict_as_show_does():
+    verdict = {"applications": [{"name": "SQL Server", "level": "application-partial", "uncovered": ["x"]}]}
+    evidence = Evidence("application-partial", False, ["component-failed: x failed"], verdict)
+    receipt = JobReceipt("web01", "web01", "p1", [], "application", evidence, 0, [], [], 1.0, 1.0)
+    lines = receipt_lines(receipt)
+    assert lines[1:-1] == quiescing_lines(
+        "application", "application-partial", evidence.reasons, evidence.verdict
+    )
+    assert lines[3] == "  application SQL Server: application-partial; not covered: x"
+    assert receipt_lines(replace(receipt, evidence=None))[1] == "  quiescing: asked application, not verified"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.conftest import NIGHTLY, command
+from tests.conftest import NIGHTLY, Running, command
 
 pytestmark = pytest.mark.slow
 
@@ -20,37 +20,6 @@ from dataclasses import replace
 found = runpy.run_path({nightly!r})["job"]
 jobs = [found, replace(found, name="second")]
 """
-
-
-class Running:
-    """A run in a process of its own, with its events."""
-
-    def __init__(self, lab, tmp_path, *arguments, config=NIGHTLY):
-        self.events = tmp_path / "events.jsonl"
-        self.process = subprocess.Popen(
-            command("run", config, "--events", self.events, *arguments),
-            env={**os.environ, **lab.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, kind, within_s=30):
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if self.events.exists() and f'"event": "{kind}"' in self.events.read_text():
-                return
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.01)
-        pytest.fail(f"no event {kind!r} within {within_s} s")
-
-    def told(self):
-        return [json.loads(line) for line in self.events.read_text().splitlines()]
-
-    def end(self):
-        output, errors = self.process.communicate(timeout=60)
-        assert "Traceback" not in errors, errors
-        return output, errors
 
 
 @pytest.fixture

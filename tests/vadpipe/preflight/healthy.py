@@ -11,11 +11,11 @@ from vadpipe.preflight.facts import (
     ProxyFacts,
     ServerFacts,
     VddkFacts,
-    VmController,
-    VmDisk,
     VmFacts,
     Volume,
 )
+from vadpipe.vsphere.inventory.hardware import VmController, VmDisk
+from vadpipe.vsphere.snapshot.tree import SnapshotNode
 
 SERVICES = {
     "VSS": "manual",
@@ -25,8 +25,8 @@ SERVICES = {
     "COMSysApp": "manual",
 }
 DISKS = (
-    VmDisk("scsi0:0", 2000, "Hard disk 1", "scsi", "gold", 100 * GiB),
-    VmDisk("scsi0:1", 2001, "Hard disk 2", "scsi", "gold", 200 * GiB),
+    VmDisk("scsi0:0", 2000, "Hard disk 1", "[gold] web01/web01.vmdk", 100 * GiB, "c/1"),
+    VmDisk("scsi0:1", 2001, "Hard disk 2", "[gold] web01/web01_1.vmdk", 200 * GiB, "c/2"),
 )
 CONTROLLER = VmController("scsi0", "ParaVirtualSCSIController", "noSharing", 3)
 
@@ -66,6 +66,10 @@ HEALTHY = Case(
     datastores=(DatastoreFacts("datastore-1", "gold", free=900 * GiB, hosts=("host-1",)),),
     proxy=ProxyFacts(False),
 )
+
+
+def snapshot(name, created=None):
+    return SnapshotNode("snapshot-1", name, "", False, None, None, created=created)
 
 
 def vm(case=HEALTHY, **changes):

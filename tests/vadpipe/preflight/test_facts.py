@@ -12,70 +12,12 @@ from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.preflight import gather
 from vadpipe.preflight.reach import probe, this_machine
 from vadpipe.preflight.report import job_facts, vddk_facts
-from vadpipe.preflight.vm import (
-    DETAILS,
-    MAX_SNAPSHOTS,
-    boot_bus,
-    passed_through,
-    vm_controllers,
-    vm_disks,
-    vm_facts,
-)
+from vadpipe.preflight.vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 from vadpipe.vsphere.api.properties import Row
-
-device = vim.vm.device
-disk = device.VirtualDisk
 
 
 def row(**values):
     return Row("VirtualMachine", "vm-1", {"name": "web01", "config.version": "vmx-19", **values})
-
-
-def scsi(key=1000, bus=0, **settings):
-    return device.ParaVirtualSCSIController(key=key, busNumber=bus, sharedBus="noSharing", **settings)
-
-
-def virtual_disk(key, controller, unit, backing):
-    return disk(key=key, controllerKey=controller, unitNumber=unit, capacityInKB=1024, backing=backing)
-
-
-def test_facts_tell_disks_and_their_chains():
-    base = disk.FlatVer2BackingInfo(fileName="[gold one] web/web.vmdk", diskMode="persistent")
-    leaf = disk.FlatVer2BackingInfo(
-        fileName="[gold one] web/web-000001.vmdk", diskMode="persistent", parent=base, changeId="52 de/1"
-    )
-    raw = disk.RawDiskMappingVer1BackingInfo(
-        fileName="[gold one] web/raw.vmdk", compatibilityMode="virtualMode", diskMode="persistent"
-    )
-    nvme = device.VirtualNVMEController(key=31000, busNumber=0)
-    devices = [scsi(), nvme, virtual_disk(2000, 1000, 0, leaf), virtual_disk(2001, 31000, 1, raw)]
-    first, second = vm_disks(devices)
-    assert (first.key, first.bus, first.datastore) == ("scsi0:0", "scsi", "gold one")
-    assert (first.files, first.tracked, first.capacity) == (2, True, 1 << 20)
-    assert (second.key, second.bus, second.raw) == ("nvme0:1", "nvme", "virtual")
-    assert (second.files, second.tracked) == (1, False)
-    assert [(one.key, one.attached) for one in vm_controllers(devices)] == [("scsi0", 1), ("nvme0", 1)]
-
-
-def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus():
-    backing = disk.FlatVer2BackingInfo(fileName="[a] b", diskMode="persistent")
-    nvme = device.VirtualNVMEController(key=31000, busNumber=0)
-    disks = vm_disks(
-        [scsi(), nvme, virtual_disk(2000, 1000, 0, backing), virtual_disk(2001, 31000, 0, backing)]
-    )
-    order = [vim.vm.BootOptions.BootableCdromDevice(), vim.vm.BootOptions.BootableDiskDevice(deviceKey=2001)]
-    assert boot_bus(disks, order) == "nvme"
-    assert boot_bus(disks, []) is None
-    assert boot_bus(disks[:1], []) == "scsi"
-
-
-def test_a_shared_graphics_card_is_not_passed_through():
-    shared = device.VirtualPCIPassthrough(
-        key=1, backing=device.VirtualPCIPassthrough.VmiopBackingInfo(vgpu="x")
-    )
-    card = device.VirtualPCIPassthrough(key=2, deviceInfo=vim.Description(label="a card", summary=""))
-    network = device.VirtualSriovEthernetCard(key=3)
-    assert passed_through([shared, card, network]) == ["a card", "3"]
 
 
 def test_settings_are_read_one_by_one():
@@ -98,6 +40,15 @@ def test_settings_are_read_one_by_one():
     plain = vm_facts(row(), (8, 0), {})
     assert (plain.max_snapshots, plain.guest_build) == (None, None)
     assert (plain.tools_running, plain.tools_version, plain.volumes) == (None, None, None)
+
+
+def test_an_agent_is_what_vsphere_manages_itself():
+    def managed_by(key):
+        return row(**{"config.managedBy": vim.ext.ManagedByInfo(extensionKey=key, type="cluster-agent")})
+
+    assert vm_facts(managed_by("com.vmware.vim.eam"), (8, 0), {}).agent
+    assert not vm_facts(managed_by("com.example.appliance"), (8, 0), {}).agent
+    assert not vm_facts(row(), (8, 0), {}).agent
 
 
 def test_encryption_is_a_matter_of_the_version():

@@ -1,6 +1,7 @@
 """Every rule: facts that break only it are found, and what is not known is said, never guessed."""
 
 from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -18,17 +19,19 @@ from tests.vadpipe.preflight.healthy import (
     job,
     last_disk,
     server,
+    snapshot,
     transports,
     vm,
 )
-from vadpipe.preflight.facts import DatastoreFacts, ProxyFacts, VddkFacts, VmController, VmFacts, Volume
+from vadpipe.preflight.facts import DatastoreFacts, ProxyFacts, VddkFacts, VmFacts, Volume
 from vadpipe.preflight.report import judge_case
 from vadpipe.preflight.rules import RULES
 from vadpipe.rules import Severity
+from vadpipe.vsphere.inventory.hardware import VmController
 
 SLOTLESS = replace(CONTROLLER, kind="VirtualLsiLogicSASController", attached=14)
 IDE = VmController("ide0", "VirtualIDEController", "", 1)
-NVME_BOOT = (replace(DISKS[0], key="nvme0:0", bus="nvme"), DISKS[1])
+NVME_BOOT = (replace(DISKS[0], key="nvme0:0"), DISKS[1])
 VDDK_6_7 = VddkFacts((6, 7))
 
 
@@ -40,6 +43,7 @@ def on_vsphere(*version):
 BREAKING = {
     "vm-unreadable": vm(readable=False),
     "vm-template": vm(template=True),
+    "vm-agent": vm(agent=True),
     "vm-disconnected": vm(connection="inaccessible"),
     "vm-powered-off": vm(power="poweredOff", tools_running=False),
     "vm-suspended": vm(power="suspended", tools_running=False),
@@ -50,11 +54,11 @@ BREAKING = {
     "snapshots-unsupported": vm(snapshots_supported=False),
     "snapshots-disabled": vm(max_snapshots=0),
     "snapshots-locked": vm(snapshots_locked=True),
-    "snapshot-limit-reached": vm(max_snapshots=1, own_snapshots=1),
-    "snapshots-foreign": vm(foreign_snapshots=("before the update",)),
-    "snapshots-left": vm(own_snapshots=1),
-    "chain-too-long": last_disk(files=33),
-    "chain-long": last_disk(files=30),
+    "snapshot-limit-reached": vm(max_snapshots=1, own_snapshots=[snapshot("vadpipe 1")]),
+    "snapshots-foreign": vm(foreign_snapshots=[snapshot("before the update")]),
+    "snapshots-left": vm(own_snapshots=[snapshot("vadpipe 1")]),
+    "chain-too-long": last_disk(chain=("x",) * 33),
+    "chain-long": last_disk(chain=("x",) * 30),
     "consolidation-needed": vm(consolidation_needed=True),
     "guest-client": vm(guest_id="windows9_64Guest", reported_guest_id=None),
     "guest-crash-consistent": vm(guest_id="ubuntu64Guest", reported_guest_id=None),
@@ -89,10 +93,10 @@ BREAKING = {
     "bus-sharing": vm(controllers=(replace(CONTROLLER, sharing="physicalSharing"),)),
     "disk-multi-writer": last_disk(multi_writer=True),
     "device-passthrough": vm(passthrough=("PCI device 0",)),
-    "disk-on-ide": last_disk(vm(controllers=(CONTROLLER, IDE)), key="ide0:0", bus="ide"),
-    "disk-on-sata": last_disk(key="sata0:0", bus="sata"),
+    "disk-on-ide": last_disk(vm(controllers=(CONTROLLER, IDE)), key="ide0:0"),
+    "disk-on-sata": last_disk(key="sata0:0"),
     "boot-from-nvme": vm(disks=NVME_BOOT, boot_bus="nvme"),
-    "disk-on-nvme": last_disk(key="nvme0:0", bus="nvme"),
+    "disk-on-nvme": last_disk(key="nvme0:0"),
     "scsi-slots-short": vm(controllers=(SLOTLESS,)),
     "datastore-inaccessible": datastore(accessible=False),
     "datastore-in-maintenance": datastore(maintenance="enteringMaintenance"),
@@ -100,8 +104,10 @@ BREAKING = {
     "datastore-low": datastore(free=20 * GiB),
     "change-tracking-unsupported": vm(change_tracking_supported=False),
     "change-tracking-off": vm(change_tracking=False),
-    "change-tracking-blocked": job(vm(change_tracking=False, own_snapshots=1), enable_change_tracking=True),
-    "disk-untracked": last_disk(tracked=False),
+    "change-tracking-blocked": job(
+        vm(change_tracking=False, own_snapshots=[snapshot("vadpipe 1")]), enable_change_tracking=True
+    ),
+    "disk-untracked": last_disk(change_id=None),
     "api-without-ex": job(on_vsphere(6, 0), vddk=VDDK_6_7),
     "backup-type-needs-ex": job(on_vsphere(6, 0), vddk=VDDK_6_7, backup_type="full"),
     "api-untested": server(api_version=(9, 1, 0, 0)),
@@ -136,7 +142,7 @@ BREAKING = {
     "san-encrypted": job(vm(transports("san"), encrypted=True), quiescing="file-system"),
     "hotadd-physical-proxy": replace(hotadd(), proxy=ProxyFacts(False)),
     "hotadd-datastore-unseen": hotadd(host="host-7"),
-    "hotadd-ide": job(last_disk(hotadd(), key="ide0:0", bus="ide"), quiescing="none"),
+    "hotadd-ide": job(last_disk(hotadd(), key="ide0:0"), quiescing="none"),
     "hotadd-encrypted": job(vm(hotadd(), encrypted=True), quiescing="none"),
     "hotadd-slots": replace(hotadd(), proxy=ProxyFacts(True, replace(VM, controllers=(SLOTLESS,)))),
 }
@@ -186,7 +192,7 @@ def test_the_worst_comes_first():
     severities = [
         one.severity
         for one in findings(
-            vm(foreign_snapshots=["x"], enable_uuid=False, tools_status="guestToolsNeedUpgrade")
+            vm(foreign_snapshots=[snapshot("x")], enable_uuid=False, tools_status="guestToolsNeedUpgrade")
         )
     ]
     assert severities == [Severity.ERROR, Severity.WARNING, Severity.INFO]
@@ -299,3 +305,9 @@ def test_every_host_that_sees_the_datastore_counts():
 def test_a_datastore_is_measured_against_the_disks_on_it():
     small = DatastoreFacts("datastore-2", "silver", free=2 * GiB)
     assert findings(replace(HEALTHY, datastores=(*HEALTHY.datastores, small))) == []
+
+
+def test_a_snapshot_that_an_earlier_run_left_is_named_with_its_age():
+    left = snapshot("vadpipe 1", datetime.now(UTC) - timedelta(days=9, hours=1))
+    [found] = findings(vm(own_snapshots=[left]))
+    assert (found.rule, found.found) == ("snapshots-left", "it has 'vadpipe 1' (snapshot-1, 9 days old)")

@@ -192,7 +192,7 @@ def test_a_place_without_access_is_named(linux, path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("vadpipe.proxy.linux.replace_durably", denied)
+    monkeypatch.setattr("vadpipe.proxy.linux.write_durably", denied)
     with pytest.raises(
         MoverError, match=r"lvmlocal.conf cannot be changed: Permission denied. Run it as root"
     ):

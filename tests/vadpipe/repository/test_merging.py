@@ -155,7 +155,7 @@ async def test_a_merge_killed_at_any_step_loses_nothing(pristine, repository, mo
             return cut_off
 
         with monkeypatch.context() as patched:
-            for name in ("rename", "fsync", "pwrite", "mkdir", "unlink"):
+            for name in ("rename", "replace", "fsync", "pwrite", "mkdir", "unlink"):
                 patched.setattr(os, name, counted(getattr(os, name)))
             try:
                 merge_segments(layout, config.id, lock.run_id, lock.time())

@@ -400,9 +400,11 @@ async def test_a_full_file_system_while_publishing_publishes_nothing(repository,
 async def test_a_run_publishes_in_the_documented_order(repository, monkeypatch):
     """Each file is flushed before it is named, and named before what refers to it."""
     steps = []
-    fsync, rename = os.fsync, os.rename
+    fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (steps.append(("flush", name_of(file))), fsync(file))[1])
-    monkeypatch.setattr(os, "rename", lambda a, b: (steps.append(("name", Path(b).suffix)), rename(a, b))[1])
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (steps.append(("name", Path(b).suffix)), replace(a, b))[1]
+    )
 
     def name_of(file):
         return Path(os.readlink(f"/proc/self/fd/{file}")).suffix

@@ -7,13 +7,13 @@ import pytest
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import qemu, quick
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import VddkDisk
+from vadpipe.vddk.errors import VddkError
 
 LOST = [
     ("CRASH", "read:9"),

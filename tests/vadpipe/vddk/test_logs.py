@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import VddkError
 from pipeline.secrets import Secret
 from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, Lab, quick
 from vadpipe.vddk.client import PROGRAM, Redaction
+from vadpipe.vddk.errors import VddkError
 
 TICKET = "52f1a9b3-88d7-cafe"
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError, VddkError
+from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from tests.vadpipe.reading_kit import whole_disk
 from tests.vadpipe.vddk.conftest import CAPACITY, quick
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk import DiskAccess, VmAccess, abi
+from vadpipe.vddk.errors import VddkError
 
 ALL = sorted(abi.OPTIONAL - {"FreeConnectParams"})
 

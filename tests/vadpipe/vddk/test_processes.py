@@ -15,7 +15,6 @@ import pytest
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import VddkError
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, KiB, MiB
@@ -24,6 +23,7 @@ from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, children, quick
 from vadpipe.vddk import connection
 from vadpipe.vddk.client import PROGRAM, child_environment
 from vadpipe.vddk.disk import VddkDisk
+from vadpipe.vddk.errors import VddkError
 
 
 def test_the_child_imports_nothing_heavy():

@@ -7,11 +7,12 @@ import shutil
 import pytest
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import ConfigError, MoverError, VddkError
+from pipeline.errors import ConfigError, MoverError
 from pipeline.secrets import Secret
 from tests.vadpipe.vddk.conftest import THUMBPRINT, quick
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
+from vadpipe.vddk.errors import VddkError
 from vadpipe.vddk.library import find_library
 
 OTHER = ":".join(["A0"] * 20)

@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from pipeline.errors import ChangeTrackingInvalid, SourceError
+from pipeline.errors import ChangeTrackingInvalid, ConfigError, SourceError
 from pipeline.protocols import Machine
 from pipeline.units import MiB, TiB
 from stages import LocalVm
@@ -224,3 +224,37 @@ def test_a_thin_disk_of_8_tib_needs_no_memory_for_its_size(qemu, tmp_path):
     assert int(opening) < 64 * 1024
     assert int(asking) < 64 * 1024
     assert held.strip() == f"[({8 * TiB - 65536}, 65536)]"
+
+
+async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_point(directory):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    (directory / "data.vmdk").write_text("damaged, but nobody reads it")
+    machine = LocalVm(directory, exclude=["scsi0:1?"])
+    assert machine.effects() == ("Leaves out its disks scsi0:1?.",)
+    async with machine.capture() as capture:
+        assert [disk.key for disk in capture.disks] == ["scsi0:2"]
+        said = ["data.vmdk (scsi0:10) is left out: the configuration excludes it."]
+        assert (capture.remarks, capture.left_out, capture.attention) == (said, (), ())
+        assert capture.configuration["left_out"] == said
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        (
+            ["scsi0:9"],
+            r"exclude names the disk 'scsi0:9', which Büro .* scsi0:2 \(system.vmdk\), scsi0:10 \(",
+        ),
+        (["scsi0:*"], r"exclude leaves out every disk of Büro"),
+    ],
+)
+async def test_an_exclude_that_matches_no_disk_or_every_disk_is_refused(directory, exclude, message):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    with pytest.raises(ConfigError, match=message):
+        async with LocalVm(directory, exclude=exclude).capture():
+            pass
+
+
+def test_an_exclude_that_is_one_text_is_refused():
+    with pytest.raises(ConfigError, match=r"exclude='scsi0:1' is not a list of disks"):
+        LocalVm("/vms/web01", exclude="scsi0:1")

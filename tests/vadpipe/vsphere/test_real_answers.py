@@ -9,7 +9,7 @@ import trio
 from pyVmomi import vim
 from pyVmomi.VmomiSupport import F_OPTIONAL
 
-from pipeline.errors import MoverError, SnapshotLeaked, leaves
+from pipeline.errors import MoverError, leaves
 from pipeline.units import MiB
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
@@ -17,6 +17,7 @@ from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import VmTraits
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.hardware import chains, configuration, vm_disks

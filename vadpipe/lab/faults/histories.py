@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -203,7 +202,7 @@ class History:
         killed = may_be_killed and self._draw.random() < 0.4
         deadline = self._draw.random() * KILLED_WITHIN_S if killed else HANGS_AFTER_S
         try:
-            point = forked.call(partial(trio.run, self._run, vm), deadline)
+            point = forked.call(lambda: trio.run(self._run, vm), deadline)
         except forked.Hung as exc:
             self.counts["killed"] += 1
             self._perhaps.add(vm.held())
@@ -220,7 +219,7 @@ class History:
     def _wrong(self, *, left: bool = False) -> list[str]:
         self.counts["checked"] += 1
         try:
-            return forked.call(partial(trio.run, self._check, left), HANGS_AFTER_S)
+            return forked.call(lambda: trio.run(self._check, left), HANGS_AFTER_S)
         except RuntimeError as exc:
             return [f"the check fails: {exc}"]
 

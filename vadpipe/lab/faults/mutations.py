@@ -20,7 +20,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -244,7 +243,7 @@ def _check(job: tuple[Path, int, int]) -> tuple[int, Mutation, str, list[str]]:
         shutil.copytree(original, root)  # with the times, which tell the newest point
         mutation = mutate(root, random.Random(f"{seed}/{number}"))
         try:
-            word, wrong = forked.call(partial(trio.run, outcome, root, seed), HANGS_AFTER_S)
+            word, wrong = forked.call(lambda: trio.run(outcome, root, seed), HANGS_AFTER_S)
         except RuntimeError as exc:
             word, wrong = "failed", [str(exc)]
         return number, mutation, word, wrong

@@ -75,7 +75,7 @@ def read_log(path: Path) -> list[Operation]:
         name = kind.decode()
         if name == CREATE:
             number[inode] = len(found)
-        file = number.get(inode, inode)
+        file = number.get(inode, int(inode))
         found.append(Operation(name, file, offset, parts[0].decode(), parts[1].decode(), parts[2]))
     return found
 

@@ -207,7 +207,9 @@ class LabVcenter:
             quiescing=quiescing,
             change_tracking=change_tracking,
             extra_config={"disk.EnableUUID": "TRUE"} if enable_uuid else {},
-            disks=[DiskState(key, disk.name) for key, disk in keyed.items()],
+            disks=[
+                DiskState(key, disk.name, self._elsewhere(disk, directory)) for key, disk in keyed.items()
+            ],
             traits=traits or VmTraits(),
             folder=folder,
         )
@@ -216,6 +218,11 @@ class LabVcenter:
             self._inventory.disks[vm.moref] = keyed
             self._service.add_vm(vm)
         return vm.moref
+
+    def _elsewhere(self, disk: LabDisk, home: Path) -> str:
+        if disk.directory.resolve() == home.resolve():
+            return ""
+        return disk.directory.resolve().relative_to((self.root / "datastores").resolve()).as_posix()
 
     def unregister_vm(self, moref: str) -> None:
         """Take a VM from the inventory; its files stay."""

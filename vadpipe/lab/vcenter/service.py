@@ -176,7 +176,7 @@ class Service:
 
     def add_vm(self, vm: VmState) -> None:
         managed = VirtualMachine(self, vm)
-        folder = self._vm_folders.at(vm.folder)
+        folder = self._vm_folders.of(vm)
         folder.adopt(managed)
         self._register(managed)
         self.vm_changed(vm, folder.moref)
@@ -184,7 +184,7 @@ class Service:
     def remove_vm(self, vm: VmState) -> None:
         """Take a VM from the inventory, as unregistering does; its files stay."""
         with self.changes.lock:
-            self._vm_folders.at(vm.folder).drop(self._objects.pop(vm.moref))
+            self._vm_folders.of(vm).drop(self._objects.pop(vm.moref))
             del self.inventory.vms[vm.moref], self.inventory.disks[vm.moref]
             self.inventory.save()
             self._write_vddk_conf()

@@ -18,14 +18,7 @@ from .circumstances import draw_circumstances
 from .dependencies import DEPENDENCIES, DependencyRow
 from .draft import Draft, Part, draft_of
 from .elements import Outfit
-from .guest import (
-    APPLICATIONS,
-    THIRD_PARTY,
-    Component,
-    Writer,
-    sql_server,
-    system_writers,
-)
+from .guest import APPLICATIONS, THIRD_PARTY, Component, Writer, sql_server, system_writers
 from .policy import Policy, draw_policy
 from .recipe import new_id
 from .truth import conclude

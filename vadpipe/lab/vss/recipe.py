@@ -18,22 +18,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from .documents import (
-    QuiesceRequest,
-    backup_document,
-    listed_writer,
-    quiesce_manifest,
-    writer_document,
-)
+from .documents import QuiesceRequest, backup_document, listed_writer, quiesce_manifest, writer_document
 from .elements import Element, Outfit
-from .guest import (
-    APPLICATIONS,
-    SQL_SERVER,
-    SYSTEM_WRITERS,
-    Writer,
-    sql_server,
-    system_writers,
-)
+from .guest import APPLICATIONS, SQL_SERVER, SYSTEM_WRITERS, Writer, sql_server, system_writers
 
 _ZIP_DATE = (2024, 5, 1, 12, 0, 0)
 

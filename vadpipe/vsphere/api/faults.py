@@ -15,13 +15,24 @@ from xml.parsers.expat import ExpatError
 from pyVmomi import vmodl
 
 from pipeline.errors import (
+    LeftBehind,
     MoverError,
-    QuiesceFailed,
-    SnapshotError,
     SourceError,
 )
 
 from .advice import advice_for
+
+
+class SnapshotError(SourceError):
+    """A snapshot could not be taken or used."""
+
+
+class QuiesceFailed(SnapshotError):
+    """The guest could not be quiesced as asked."""
+
+
+class SnapshotLeaked(SnapshotError, LeftBehind):
+    """A snapshot that vadpipe took could not be removed; the facts name it."""
 
 
 class VsphereError(SourceError):

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import trio
@@ -25,7 +27,7 @@ from .faults import (
     translate,
 )
 from .http import SOCKET_TIMEOUT_S
-from .properties import Collector, read
+from .properties import Collector, Row, read, read_each
 from .session import VcenterSession
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ _PATHS = ("info.state", "info.error", "info.result")
 _DONE = ("success", "error")
 _DESTROY_S = 2.0
 _AGAIN_S = 0.5
+_LOOKS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 async def wait_for_task(session: VcenterSession, task: vim.Task, name: str) -> object:
@@ -68,16 +71,46 @@ async def wait_for_task(session: VcenterSession, task: vim.Task, name: str) -> o
         await trio.sleep(_AGAIN_S)
 
 
+async def wait_for_tasks(session: VcenterSession, tasks: Sequence[vim.Task], name: str) -> list[object]:
+    """Wait until all of several short tasks have ended, with one call per look; their results in order.
+
+    Raises:
+        MoverError: The error of the first task that failed.
+        TaskForgotten: The server no longer knows one of them.
+    """
+    ended: dict[str, Row] = {}
+    for pause_s in chain(_LOOKS_S, repeat(_LOOKS_S[-1])):
+        pending = [task for task in tasks if task._moId not in ended]
+        if not pending:
+            break
+        await trio.sleep(pause_s)
+        look = partial(read_each, session.content, pending, _PATHS, strict=True)
+        try:
+            rows = await session.call(name, look)
+        except ObjectGone:
+            raise _forgotten(session, name) from None
+        ended |= {row.moref: row for row in rows if row.get("info.state") in _DONE}
+    rows = [ended[task._moId] for task in tasks]
+    for row in rows:
+        if row.get("info.state") == "error":
+            raise translate(row.get("info.error"), name, session.server)
+    return [row.get("info.result") for row in rows]
+
+
 async def _look(session: VcenterSession, task: vim.Task, name: str) -> dict[str, Any]:
     try:
         return await session.call(name, lambda: dict(read(session.content, task, _PATHS).values))
     except ObjectGone:
-        raise TaskForgotten(
-            f"{session.server} no longer knows the task of {name}: it was restarted.",
-            remedy="Its effect is visible in the object that it changed.",
-            server=session.server,
-            call=name,
-        ) from None
+        raise _forgotten(session, name) from None
+
+
+def _forgotten(session: VcenterSession, name: str) -> TaskForgotten:
+    return TaskForgotten(
+        f"{session.server} no longer knows the task of {name}: it was restarted.",
+        remedy="Its effect is visible in the object that it changed.",
+        server=session.server,
+        call=name,
+    )
 
 
 async def _watch(session: VcenterSession, task: vim.Task) -> dict[str, Any]:

@@ -26,9 +26,6 @@ class GuestChange:
     changed: bool
     done: Sequence[str]
 
-    def as_dict(self) -> dict[str, object]:
-        return {"vm": self.vm, "changed": self.changed, "done": list(self.done)}
-
     def lines(self) -> list[str]:
         return [f"{self.vm}: {sentence}" for sentence in self.done]
 

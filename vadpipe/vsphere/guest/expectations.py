@@ -13,9 +13,10 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Literal
 
-from pipeline.errors import ConfigError, QuiesceFailed, SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
 
+from ..api.faults import QuiesceFailed
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm

@@ -22,6 +22,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from pyVmomi import vim
+from pyVmomi.VmomiSupport import long
 
 from pipeline.errors import SourceError
 from pipeline.secrets import Secret
@@ -201,7 +202,7 @@ class GuestFiles:
             "InitiateFileTransferToGuest",
             path,
             lambda files, vm, auth: files.InitiateFileTransferToGuest(
-                vm, auth, path, attributes, len(content), True
+                vm, auth, path, attributes, long(len(content)), True
             ),
             True,
         )

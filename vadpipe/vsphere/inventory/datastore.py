@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote, unquote, urlencode
 
 from pyVmomi import vim
 
 from ..api.faults import ObjectGone, VsphereError
-from ..api.properties import read
+from ..api.properties import read_each
 from ..api.session import VcenterSession
-from ..api.tasks import wait_for_task
+from ..api.tasks import wait_for_tasks
 
 Browser = vim.host.DatastoreBrowser
+_SEARCH = "SearchDatastore_Task"
+_SEARCHES = 32  # at once: few enough that a host answers other calls too
 _SHAPE = re.compile(r"\[(?P<datastore>.+?)\](?: (?P<path>.*))?", re.DOTALL)
 
 
@@ -79,46 +82,49 @@ def folder_url(server: str, path: DatastorePath | str, datacenter_path: str | No
     return f"https://{server}/folder/{segments}?{urlencode(query, quote_via=quote, safe='')}"
 
 
-async def search_directory(
+async def search_directories(
     session: VcenterSession,
     datastores: Sequence[vim.Datastore],
-    directory: DatastorePath,
-    patterns: Sequence[str],
-    details: Browser.FileInfo.Details | None = None,
-) -> Sequence[Browser.FileInfo]:
-    """The files in the directory whose names match one of the patterns.
+    directories: Sequence[DatastorePath],
+    spec: Browser.SearchSpec,
+) -> list[Sequence[Browser.FileInfo]]:
+    """The files in each of these directories, with one call per directory and few others.
 
     Args:
         session: The session.
-        datastores: The datastores among which the directory's is.
-        directory: The directory to search.
-        patterns: Patterns with `*` and `?`.
-        details: What to say of each file; None for names only.
+        datastores: The datastores among which those of the directories are.
+        directories: The directories to search.
+        spec: Which files, and what to say of each.
 
     Raises:
-        ObjectGone: The directory's datastore is not among `datastores`.
-        VsphereError: The search is refused.
+        ObjectGone: A directory's datastore is not among `datastores`.
+        VsphereError: A search is refused.
     """
 
-    def start() -> vim.Task:
-        for datastore in datastores:
-            facts = read(session.content, datastore, ["name", "browser"])
-            if is_called(str(facts.get("name")), directory.datastore):
-                browser: Browser = facts.get("browser")
-                return browser.Search(
-                    str(directory), Browser.SearchSpec(matchPattern=list(patterns), details=details)
-                )
-        raise ObjectGone(
-            f"The VM has no datastore {directory.datastore!r}.", server=session.server, call="SearchDatastore"
-        )
+    def start(places: Sequence[DatastorePath]) -> list[vim.Task]:
+        return [browser_of(place).Search(str(place), spec) for place in places]
 
-    task = await session.call("SearchDatastore_Task", start)
-    found = await wait_for_task(session, task, "SearchDatastore_Task")
-    if not isinstance(found, Browser.SearchResults):
-        raise VsphereError(
-            f"The search of {directory} has no result.", server=session.server, call="SearchDatastore_Task"
-        )
-    return found.file
+    def browser_of(place: DatastorePath) -> Browser:
+        for store in stores:
+            if is_called(str(store.get("name")), place.datastore):
+                browser: Browser = store.get("browser")
+                return browser
+        raise ObjectGone(f"The VM has no datastore {place.datastore!r}.", server=session.server, call=_SEARCH)
+
+    stores = await session.call(
+        "RetrieveProperties", lambda: read_each(session.content, datastores, ["name", "browser"], strict=True)
+    )
+    found: list[Sequence[Browser.FileInfo]] = []
+    for first in range(0, len(directories), _SEARCHES):
+        places = directories[first : first + _SEARCHES]
+        tasks = await session.call(_SEARCH, partial(start, places))
+        for place, result in zip(places, await wait_for_tasks(session, tasks, _SEARCH), strict=True):
+            if not isinstance(result, Browser.SearchResults):
+                raise VsphereError(
+                    f"The search of {place} has no result.", server=session.server, call=_SEARCH
+                )
+            found.append(result.file)
+    return found
 
 
 def is_called(inventory_name: str, name: str) -> bool:

@@ -263,8 +263,3 @@ def _nic(device: Device) -> dict[str, object]:
         "mac_address": getattr(device, "macAddress", None),
         "address_type": getattr(device, "addressType", None),
     }
-
-
-# The names that `snapshot` and `vm` use.
-DiskFacts = VmDisk
-disk_facts = vm_disks

@@ -22,7 +22,6 @@ from pipeline.errors import SourceError
 from ..api.properties import Row, read_all
 from ..api.session import VcenterSession
 
-_MOREF = re.compile(r"vm-\d+|\d+")  # vCenter's form, and an ESXi host's
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NAMED_IN_AN_ERROR = 10
 _PLACED = ("name", "parent")
@@ -90,6 +89,16 @@ class Inventory:
         return [row for row in self.rows if row.kind == "VirtualMachine"]
 
     @cached_property
+    def named(self) -> Mapping[str, Sequence[Row]]:
+        """The VMs by moref, by both spellings of their names, and by the last segment of their paths."""
+        found: dict[str, list[Row]] = {}
+        for row in self.vms:
+            name = name_of(row)
+            for one in {name, name.rpartition("/")[2], str(row.get("name")), row.moref}:
+                found.setdefault(one, []).append(row)
+        return found
+
+    @cached_property
     def names(self) -> Counter[str]:
         """How many VMs have each name."""
         return Counter(name_of(row) for row in self.vms)
@@ -98,6 +107,17 @@ class Inventory:
         """The VM of a row. Its `uuid` is empty when its configuration cannot be read."""
         name, uuid = name_of(row), row.get("config.instanceUuid") or row.get("config.uuid") or ""
         return Vm(row.moref, name, self.path(row), self.datacenter(row), uuid, self.names[name] == 1)
+
+    def called(self, wanted: str) -> list[Row]:
+        """The VMs with this name, this moref, or an inventory path that is or ends with this one."""
+        found = [
+            row for row in self.named.get(wanted, ()) if wanted in (name_of(row), row.get("name"), row.moref)
+        ]
+        if "/" in wanted:
+            asked = "/" + wanted.strip("/")
+            near = self.named.get(asked.rpartition("/")[2], ())
+            found += [row for row in near if row not in found and self.path(row).endswith(asked)]
+        return found
 
     def with_uuid(self, uuid: str) -> list[Row]:
         """The VMs with this instance UUID, else with this BIOS UUID, which several clones can have."""
@@ -188,8 +208,7 @@ def _meant(session: VcenterSession, wanted: str | Vm, inventory: Inventory) -> R
         if row is None:
             raise _gone(session, wanted)
         return row
-    found = [row for row in inventory.vms if _is_meant(row, wanted, inventory)]
-    found = found or inventory.with_uuid(wanted)
+    found = inventory.called(wanted) or inventory.with_uuid(wanted)
     if len(found) != 1:
         raise _several(session, wanted, found, inventory) if found else _none(session, wanted, inventory)
     return found[0]
@@ -204,15 +223,6 @@ def _identified(session: VcenterSession, row: Row, inventory: Inventory) -> Vm:
             vm=vm.name,
         )
     return vm
-
-
-def _is_meant(row: Row, wanted: str, inventory: Inventory) -> bool:
-    if wanted in (name_of(row), row.get("name")) or (_MOREF.fullmatch(wanted) and row.moref == wanted):
-        return True
-    if "/" not in wanted:
-        return False
-    path, asked = inventory.path(row), "/" + wanted.strip("/")
-    return path == asked or path.endswith(asked)
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:

@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from vadpipe.files import flush_directory, state_directory
+from vadpipe.files import flush_directory, state_directory, write_durably
 
 _SUFFIX = ".intent.json"
 
@@ -109,20 +109,9 @@ class Journal:
 
     def write(self, intent: Intent) -> None:
         """Write or replace an intent; durable when this returns. Raises SourceError."""
-        path = self.path(intent)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with self._errors():
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            try:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    json.dump(asdict(intent), file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-            flush_directory(self.directory)
+            write_durably(self.path(intent), json.dumps(asdict(intent), indent=1).encode(), replace=True)
 
     def abandon(self, intent: Intent) -> None:
         """Leave undoing to the next sweep, also to one of this process. Raises SourceError."""

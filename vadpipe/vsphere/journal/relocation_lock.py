@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, VddkError
+from pipeline.errors import LeftBehind
 from vadpipe.vddk.access import VmAccess
+from vadpipe.vddk.errors import VddkError
 
+from ..api.properties import Row
 from ..api.retry import backoff, retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 LOCK_WITHIN_S = 600.0
 _END_WITHIN_S = 600.0
 _ATTEMPTS = 3  # when it fails although nobody holds the lock
+DISABLED = "disabledMethod"
 _MOVE = "RelocateVM_Task"
 
 
@@ -60,8 +63,12 @@ async def relocation_locked(
 async def relocation_disabled(session: VcenterSession, vm_moref: str) -> bool:
     """Whether anybody keeps the VM from being moved now."""
     subject = vim.VirtualMachine(vm_moref, session.stub)
-    row = await session.properties(subject, ["disabledMethod"])
-    return _MOVE in (row.get("disabledMethod") or ())
+    return is_locked(await session.properties(subject, [DISABLED]))
+
+
+def is_locked(row: Row) -> bool:
+    """As `relocation_disabled`, from the property DISABLED of the VM."""
+    return _MOVE in (row.get(DISABLED) or ())
 
 
 @dataclass

@@ -320,8 +320,8 @@ async def _tool_run(session: VcenterSession, place: ManifestPlace) -> AsyncItera
     with directory as path:
         run = _ToolRun(Path(path), session, place)
         run.download.mkdir(mode=0o700)
-        if run.authorities == run.directory / "server.pem":
-            run.authorities.write_text(session.certificate_pem)
+        if (pinned := run.directory / "server.pem") == run.authorities:
+            pinned.write_text(session.certificate_pem)
         yield run
 
 

@@ -157,9 +157,10 @@ async def fetch_within(fetcher: ManifestFetcher, session: VcenterSession, place:
     Raises:
         MoverError: It failed, took too long, or its size is not the one that the datastore lists.
     """
-    with trio.move_on_after(fetcher.timeout_s) as limit:
+    fetched = None
+    with trio.move_on_after(fetcher.timeout_s):
         fetched = await fetcher.fetch(session, place)
-    if limit.cancelled_caught:
+    if fetched is None:
         raise _refused(session, place, f"{place.path} did not arrive within {fetcher.timeout_s:g} s.")
     size = len(fetched.content)
     if size > MAX_ARCHIVE_SIZE:

@@ -27,7 +27,7 @@ from vadpipe.vss.fetched import FetchedManifest, ManifestKind
 
 from ..api.faults import ConnectionLost, TaskForgotten
 from ..api.session import VcenterSession
-from ..inventory.datastore import Browser, DatastorePath, search_directory
+from ..inventory.datastore import Browser, DatastorePath, search_directories
 from ..inventory.lookup import Vm
 from ..snapshot.snapshot import Snapshot
 from ..snapshot.tree import named_manifest, snapshots_of
@@ -175,7 +175,8 @@ async def _search(
     """The manifests in the directory, by the browser of its datastore."""
     place = DatastorePath.parse(directory)
     details = Browser.FileInfo.Details(fileType=False, fileSize=True, modification=True, fileOwner=False)
-    found = await search_directory(session, datastores, place, _PATTERNS, details)
+    spec = Browser.SearchSpec(matchPattern=list(_PATTERNS), details=details)
+    [found] = await search_directories(session, datastores, [place], spec)
     return frozenset(
         ListedFile(str(place.join(file.path)), file.fileSize, file.modification) for file in found
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from pyVmomi import vim
+from pyVmomi.VmomiSupport import long
 
 from pipeline.errors import ChangeTrackingInvalid, SourceError
 from pipeline.extents import Extents, Offsets
@@ -57,7 +58,7 @@ async def changed_areas(
     try:
         page = await session.call(
             "QueryChangedDiskAreas",
-            lambda: _page(subject.QueryChangedDiskAreas(taken, disk.device_key, offset, since)),
+            lambda: _page(subject.QueryChangedDiskAreas(taken, disk.device_key, long(offset), since)),
         )
     except (ConnectionLost, SessionExpired, LoginRefused, CertificateRefused):
         raise

@@ -13,10 +13,8 @@ from datetime import datetime
 
 from pyVmomi import vim
 
-from pipeline.errors import QuiesceFailed
-
 from ..api.advice import Advice, advice_for, tools_status, vss_code
-from ..api.faults import VsphereError
+from ..api.faults import QuiesceFailed, VsphereError
 from ..api.session import VcenterSession
 from ..inventory.lookup import Vm
 from .quiesce import Quiesce, is_windows
@@ -158,7 +156,7 @@ async def _quiescing_event(session: VcenterSession, vm: Vm, since: datetime) -> 
         time=vim.event.EventFilterSpec.ByTime(beginTime=since),
     )
     try:
-        events = await session.call("QueryEvents", lambda: manager.QueryEvents(wanted, None))
+        events = await session.call("QueryEvents", lambda: manager.QueryEvents(wanted, None))  # pyright: ignore
     except VsphereError:  # the failed quiesce is what matters, not its details
         return ""
     texts = [event.fullFormattedMessage or "" for event in events if event.createdTime >= since]

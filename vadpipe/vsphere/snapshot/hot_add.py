@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, MoverError, VddkError, leaves
+from pipeline.errors import LeftBehind, MoverError, leaves
 from vadpipe.vddk.access import VmAccess
+from vadpipe.vddk.errors import VddkError
 
 from ..api.properties import read, read_each
 from ..api.retry import retry

@@ -22,9 +22,9 @@ from typing import Literal, get_args
 import trio
 from pyVmomi import vim, vmodl
 
-from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, SourceError
+from pipeline.errors import MoverError, SourceError
 
-from ..api.faults import ConnectionLost
+from ..api.faults import ConnectionLost, SnapshotError, SnapshotLeaked
 from ..api.properties import read
 from ..api.retry import backoff, retry
 from ..api.session import VcenterSession
@@ -43,7 +43,8 @@ NEEDED = "runtime.consolidationNeeded"
 
 def most_allowed(settings: Iterable[Consolidate]) -> Consolidate:
     """The most permissive of the settings; 'never' when there are none."""
-    return max(settings, key=get_args(Consolidate).index, default="never")
+    order: list[Consolidate] = [*get_args(Consolidate)]
+    return order[max(map(order.index, settings), default=0)]
 
 
 class ConsolidationNeeded(SnapshotLeaked):
@@ -143,8 +144,9 @@ class _Removal:
         if await self._is_needed():
             subject = vim.VirtualMachine(self.vm_moref, self.session.stub)
             name = "ConsolidateVMDisks_Task"
-            task = await self.session.call(name, subject.ConsolidateVMDisks_Task, changes=True)
-            await wait_for_task(self.session, task, name)
+            work = subject.ConsolidateVMDisks_Task
+            task = await self.session.call(name, work, changes=True)  # pyright: ignore
+            await wait_for_task(self.session, task, name)  # pyright: ignore
 
     async def _by_snapshot(self, *, quiesce: bool) -> None:
         """Removing a snapshot consolidates everything that depends on the same disks."""

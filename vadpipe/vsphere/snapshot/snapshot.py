@@ -18,10 +18,11 @@ from functools import partial
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
+from pipeline.errors import MoverError, leaves
 from pipeline.events import emit
+from vadpipe.exclude import left_out_on_purpose
 
-from ..api.faults import Busy, ObjectGone
+from ..api.faults import Busy, ObjectGone, QuiesceFailed, SnapshotError, SnapshotLeaked
 from ..api.properties import Row
 from ..api.retry import retry
 from ..api.session import VcenterSession
@@ -58,9 +59,9 @@ _QUIESCE_MIN = 15
 class Snapshot:
     """A snapshot that exists now.
 
-    `disks`: those that it holds. `left_out`: a sentence for each disk that it does not. `quiesce`: the kind that
-    succeeded; `remarks`: what a report should say about quiescing. `family`: morefs of all snapshots that the
-    creation made; `attention`: a sentence for each of them that will not be removed.
+    `disks`: those that it holds and that are not excluded. `left_out`: a sentence for each disk that it does not
+    hold. `quiesce`: the kind that succeeded; `remarks`: what a report should say besides. `family`: morefs of all
+    snapshots that the creation made; `attention`: a sentence for each of them that will not be removed.
     """
 
     moref: str
@@ -84,6 +85,7 @@ async def open_snapshot(
     run: str,
     remove_within_s: float = REMOVE_WITHIN_S,
     consolidate: Consolidate = "ask",
+    excluded: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Snapshot]:
     """Take a snapshot of the VM, and remove it at the end.
 
@@ -94,6 +96,7 @@ async def open_snapshot(
         run: Identity of the run; the snapshot is named after it.
         remove_within_s: Seconds for the removal.
         consolidate: What may be done for disks that need consolidation after the removal.
+        excluded: Keys of the disks that are left out on purpose.
 
     Raises:
         QuiesceFailed: The guest could not be quiesced as required.
@@ -102,7 +105,7 @@ async def open_snapshot(
             the error of the body when both failed.
     """
     async with journaled(session, vm, journal, IntentKind.SNAPSHOT, run=run) as entry:
-        own = _OwnSnapshot(session, vm, entry, consolidate)
+        own = _OwnSnapshot(session, vm, entry, consolidate, excluded)
         entry.undo_with(own.release, within_s=remove_within_s, or_else=own.leaked)
         yield await own.take(quiesce)
 
@@ -115,6 +118,7 @@ class _OwnSnapshot:
     vm: Vm
     entry: Entry
     consolidate: Consolidate
+    excluded: frozenset[str]
     moref: str | None = None
     in_doubt: bool = False
     remarks: dict[str, None] = field(default_factory=dict)  # each once, in order
@@ -130,6 +134,7 @@ class _OwnSnapshot:
         guest = Guest.of(before.values)
         kinds, remarks = planned_quiescing(vm, asked, guest)
         self.remarks = dict.fromkeys(remarks)
+        moref, used = None, kinds[0]
         for used in kinds:
             moref = await self._create_quiesced(used, guest.guest_id, is_last=used is kinds[-1])
             if moref is not None:
@@ -145,7 +150,8 @@ class _OwnSnapshot:
 
         Raises QuiesceFailed where there is no weaker kind.
         """
-        for retries_left in range(asked.retries, -1, -1):
+        retries_left = asked.retries
+        while True:
             since = await server_time(self.session)
             try:
                 return await self._create(asked, guest_id)
@@ -155,6 +161,7 @@ class _OwnSnapshot:
             pause_s = pause_before_retry_s(asked, failed)
             if not retries_left or pause_s is None:
                 break
+            retries_left -= 1
             self.remarks[f"Quiescing failed and was tried again: {failed.problem}"] = None
             emit(
                 "quiescing retried",
@@ -274,10 +281,11 @@ class _OwnSnapshot:
         left_out = [
             f"{facts.label} ({facts.key}) is left out: {facts.left_out or 'the snapshot does not hold it'}."
             for facts in [*holds.values(), *missing]
-            if facts.left_out or facts in missing
+            if (facts.left_out or facts in missing) and facts.key not in self.excluded
         ]
-        disks = [facts for facts in holds.values() if not facts.left_out]
-        remarks = list(self.remarks)
+        on_purpose = [left_out_on_purpose(facts) for facts in had if facts.key in self.excluded]
+        disks = [facts for facts in holds.values() if not facts.left_out and facts.key not in self.excluded]
+        remarks = [*on_purpose, *self.remarks]
         if before.get(NEEDED):
             disks, remarks = untracked(disks), [*remarks, OUT_OF_ORDER.format(vm=vm.name)]
         return Snapshot(
@@ -285,7 +293,7 @@ class _OwnSnapshot:
             vm=vm,
             disks=disks,
             left_out=left_out,
-            configuration=configuration(config, left_out),
+            configuration=configuration(config, [*left_out, *on_purpose]),
             quiesce=used,
             remarks=remarks,
             family=family.morefs if family else frozenset(),

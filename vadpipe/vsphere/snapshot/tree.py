@@ -15,16 +15,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from pyVmomi import vim
 
+from vadpipe.words import duration
+
 from ..api.faults import Busy
+from ..api.properties import Row
 from ..api.session import VcenterSession
 from ..inventory.hardware import chains
 from ..inventory.lookup import Vm
 
 _CONNECTION = "runtime.connectionState"
+SNAPSHOT_PATHS = ("snapshot", _CONNECTION)
 _MARK = re.compile(r"\[vadpipe:(?P<token>[0-9a-f]{32})\]")
 
 Chains = Mapping[int, Sequence[str]]
@@ -48,6 +52,12 @@ class SnapshotNode:
     parent: str = ""
     created: datetime | None = None
 
+    @property
+    def title(self) -> str:
+        """Its name, reference and age, as in "'vadpipe 2026...' (snapshot-12, 3 hours old)"."""
+        age = f", {duration((datetime.now(UTC) - self.created).total_seconds())} old" if self.created else ""
+        return f"{self.name!r} ({self.moref}{age})"
+
 
 def description_with(token: str, origin: str = "") -> str:
     """The description of a snapshot of ours. `origin`: which run of which process made it."""
@@ -63,15 +73,19 @@ async def snapshots_of(session: VcenterSession, vm_moref: str) -> list[SnapshotN
     Raises:
         Busy: The server cannot tell (transient). An unset tree means "none" only for a VM whose host is connected.
     """
-    subject, paths = vim.VirtualMachine(vm_moref, session.stub), ["snapshot", _CONNECTION]
-    row = await session.properties(subject, paths)
+    row = await session.properties(vim.VirtualMachine(vm_moref, session.stub), SNAPSHOT_PATHS)
+    return snapshots_in(session, row)
+
+
+def snapshots_in(session: VcenterSession, row: Row) -> list[SnapshotNode]:
+    """As `snapshots_of`, from the properties SNAPSHOT_PATHS of the VM."""
     tree, connection = row.get("snapshot"), row.get(_CONNECTION)
     if tree is None and connection != "connected":
         raise Busy(
-            f"{session.server} shows no snapshots of the VM {vm_moref}, but the VM is {connection}.",
+            f"{session.server} shows no snapshots of the VM {row.moref}, but the VM is {connection}.",
             remedy="See whether its host is connected and its datastore accessible.",
             server=session.server,
-            vm_moref=vm_moref,
+            vm_moref=row.moref,
         )
     return list(flat_tree(tree.rootSnapshotList)) if tree else []
 

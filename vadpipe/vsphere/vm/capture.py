@@ -7,21 +7,24 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import MoverError, SnapshotError, SourceError, leaves
+from pipeline.errors import MoverError, SourceError, leaves
 from pipeline.protocols import MachineId
+from vadpipe.exclude import excluded_keys
 from vadpipe.vss.fetched import FetchedManifest
 from vadpipe.vss.requested import RequestedQuiescing
+from vadpipe.words import duration
 
+from ..api.faults import SnapshotError
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..guest.expectations import look_inside
+from ..inventory.hardware import vm_disks
 from ..inventory.lookup import Vm, find_vm
 from ..journal.access import vm_access
 from ..journal.intents import Journal
@@ -121,6 +124,7 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                     run=run,
                     remove_within_s=settings.remove_within_s,
                     consolidate=settings.consolidate,
+                    excluded=before.excluded,
                 ) as snapshot,
                 hot_added(session, vm, settings.reader, journal, run=run) as adds,
             ):
@@ -177,11 +181,13 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Before:
-    """What was seen before the snapshot. `directory`: the VM's files; None when no manifest will be looked for."""
+    """What was seen before the snapshot. `directory`: the VM's files; None when no manifest will be looked for.
+    `excluded`: keys of disks."""
 
     preflight: Mapping[str, object] | None
     inside_guest: Mapping[str, object]
     directory: DirectoryState | None
+    excluded: frozenset[str]
 
 
 async def _look_before(
@@ -189,6 +195,7 @@ async def _look_before(
 ) -> _Before:
     """Sweep, and check everything that decides whether the snapshot is worth taking. Raises SourceError."""
     patience_s = session.settings.patience_s
+    excluded = await _excluded(settings, session, vm)
     swept = await sweep(session, journal, consolidate=settings.consolidate)
     told.remarks += [f"Left by an earlier run: {one}." for one in swept if one.outcome in TELLING]
     nodes = await snapshots_of(session, vm.moref)
@@ -209,7 +216,15 @@ async def _look_before(
     if settings.quiesce.kind != "none":
         directory = await retry(partial(directory_state, session, vm), patience_s)
     inside = {} if looked.inside is None else {"inside_guest": looked.inside}
-    return _Before(checked.document or None, inside, directory)
+    return _Before(checked.document or None, inside, directory, excluded)
+
+
+async def _excluded(settings: VsphereVm, session: VcenterSession, vm: Vm) -> frozenset[str]:
+    """The keys of the disks to leave out. Raises ConfigError before anything is touched."""
+    if not settings.exclude:
+        return frozenset()
+    row = await session.properties(vm.reference(session), ["config.hardware.device"])
+    return excluded_keys(vm_disks(row.get("config.hardware.device") or ()), settings.exclude, vm.name)
 
 
 def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Swept]) -> None:
@@ -219,7 +234,7 @@ def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Sw
         if one.outcome is Outcome.KEPT and one.intent.token in here:
             raise SnapshotError(
                 f"{vm.name} still has the snapshot {one.intent.snapshot_name!r} of an earlier run, "
-                f"{_age(one.intent.age_s)} old, so no other one is taken. It is kept because {one.reason}",
+                f"{duration(one.intent.age_s)} old, so no other one is taken. It is kept because {one.reason}",
                 remedy="Remove the cause and run 'vadpipe cleanup', or remove the snapshot in the vSphere Client.",
                 vm=vm.name,
                 snapshot=here[one.intent.token].moref,
@@ -227,18 +242,10 @@ def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Sw
             )
 
 
-def _age(seconds: float) -> str:
-    for unit_s, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * unit_s:
-            return f"{seconds // unit_s:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} seconds"
-
-
 def _not_removed(vm: Vm, node: SnapshotNode) -> str:
     """A sentence about a snapshot that the sweep did not remove: it is not ours, in use, or kept."""
-    age = f", {_age((datetime.now(UTC) - node.created).total_seconds())} old" if node.created else ""
     maker = "made by another run of vadpipe" if node.token else "not made by vadpipe"
-    return f"{vm.name} has the snapshot {node.name!r} ({node.moref}{age}), {maker}; it is left alone."
+    return f"{vm.name} has the snapshot {node.title}, {maker}; it is left alone."
 
 
 def _require_disks(snapshot: Snapshot) -> None:

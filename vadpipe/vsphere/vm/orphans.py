@@ -3,33 +3,34 @@
 They are left by reverts to writable snapshots, by failed consolidations and by people. Nothing here removes one: an
 unregistered VM, or one that the account cannot see, may still need it.
 
-References are read before and after the search, so that neither a redo log that was made nor one that was merged in
-between looks like an orphan. The files of other VMs are those in `layoutEx` of every VM on the same datastores.
+The directories are searched first, and the references are read afterwards. What looks like an orphan then is
+searched for again: an orphan is unchanged, while a redo log that was made or merged meanwhile is not. The files of
+a VM are those in its `layoutEx`, which the server may update late; so its devices and those of its snapshots count
+too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from pyVmomi import vim
+from pyVmomi.VmomiSupport import ManagedObject
 
 from ..api.properties import Row, read_each
 from ..api.session import VcenterSession
-from ..inventory.datastore import Browser, DatastorePath, search_directory
+from ..inventory.datastore import Browser, DatastorePath, search_directories
 from ..inventory.hardware import chains
 from ..inventory.lookup import Vm
 from ..snapshot.tree import flat_tree
 
-_VM_PATHS = (
-    "config.files.vmPathName",
-    "config.files.snapshotDirectory",
-    "config.hardware.device",
-    "snapshot",
-    "datastore",
-)
+_HOME = ("config.files.vmPathName", "config.files.snapshotDirectory", "datastore")
+_DEVICES = "config.hardware.device"
+Reference = TypeVar("Reference", bound=ManagedObject)
+
 # Files that belong to a descriptor beside them: extents, redo log data, change tracking, raw device mappings.
 _PART = re.compile(r"-(flat|delta|sesparse|ctk|rdmp?|[sf]\d{3})\.vmdk$")
 
@@ -51,14 +52,6 @@ class Orphan:
         when = f", modified {self.modified:%Y-%m-%d}" if self.modified else ""
         return f"{self.path} ({size}{when}) belongs to no snapshot and to no VM that this account sees"
 
-    def as_dict(self) -> dict[str, object]:
-        """JSON values."""
-        return {
-            "path": self.path,
-            "size": self.size,
-            "modified": self.modified.isoformat() if self.modified else None,
-        }
-
 
 def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, list[str]]:
     """The VMDK files in `found` that belong to no disk in `referenced`, grouped by disk. All are datastore paths.
@@ -75,49 +68,67 @@ def unreferenced(found: Iterable[str], referenced: Iterable[str]) -> dict[str, l
 
 async def orphan_candidates(session: VcenterSession, vms: Sequence[Vm]) -> list[Orphan]:
     """Disks in the directories of these VMs that no visible VM refers to, sorted by name. Raises VsphereError."""
-    rows = await _rows(session, vms)
-    referenced = set(await _referenced(session, rows))
-    files: dict[str, Browser.FileInfo] = {}
-    details = Browser.FileInfo.Details(fileType=False, fileSize=True, modification=True, fileOwner=False)
-    places = {directory: row.get("datastore") or () for row in rows for directory in _directories(row)}
-    for directory, datastores in places.items():
-        found = await search_directory(session, datastores, directory, ["*.vmdk"], details)
-        files |= {str(directory.join(file.path)): file for file in found}
-    if files:
-        referenced.update(await _referenced(session, await _rows(session, vms)))
-    orphans = unreferenced(files, referenced)
-    return [_orphan(name, parts, files) for name, parts in sorted(orphans.items())]
-
-
-async def _rows(session: VcenterSession, vms: Sequence[Vm]) -> list[Row]:
     subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(vm.moref for vm in vms)]
+    rows = await _read(session, subjects, _HOME, strict=True)
+    datastores = _each_once(row.get("datastore") for row in rows)
+    directories = list(dict.fromkeys(directory for row in rows for directory in _directories(row)))
+    files = await _search(session, datastores, directories)
+    unknown = unreferenced(files, await _laid_out(session, datastores))
+    if not unknown:
+        return []
+    referenced = await _devices(session, subjects)
+    unknown = unreferenced([path for parts in unknown.values() for path in parts], referenced)
+    again = {DatastorePath.parse(name).parent for name in unknown}
+    now = await _search(session, datastores, [place for place in directories if place in again])
+    return [
+        _orphan(name, parts, files)
+        for name, parts in sorted(unknown.items())
+        if all(part in now and now[part].modification == files[part].modification for part in parts)
+    ]
+
+
+async def _search(
+    session: VcenterSession, datastores: Sequence[vim.Datastore], directories: Sequence[DatastorePath]
+) -> dict[str, Browser.FileInfo]:
+    """The VMDKs in these directories by datastore path."""
+    details = Browser.FileInfo.Details(fileType=False, fileSize=True, modification=True, fileOwner=False)
+    spec = Browser.SearchSpec(matchPattern=["*.vmdk"], details=details)
+    found = await search_directories(session, datastores, directories, spec)
+    return {
+        str(place.join(file.path)): file
+        for place, listed in zip(directories, found, strict=True)
+        for file in listed
+    }
+
+
+async def _laid_out(session: VcenterSession, datastores: Sequence[vim.Datastore]) -> list[str]:
+    """The files of all VMs on these datastores, as their `layoutEx` says."""
+    stores = await _read(session, datastores, ["vm"])
+    layouts = await _read(session, _each_once(store.get("vm") for store in stores), ["layoutEx.file"])
+    return [file.name for row in layouts for file in row.get("layoutEx.file") or ()]
+
+
+async def _devices(session: VcenterSession, vms: Sequence[vim.VirtualMachine]) -> list[str]:
+    """The files of the disks of these VMs and of their snapshots."""
+    rows = await _read(session, vms, ["snapshot", _DEVICES], strict=True)
+    trees = [tree for row in rows if (tree := row.get("snapshot"))]
+    nodes = [node for tree in trees for node in flat_tree(tree.rootSnapshotList)]
+    snapshots = [vim.vm.Snapshot(node.moref, session.stub) for node in nodes]
+    shown = [*rows, *await _read(session, snapshots, [_DEVICES])]
+    return [path for row in shown for chain in chains(row.get(_DEVICES) or ()).values() for path in chain]
+
+
+async def _read(
+    session: VcenterSession, subjects: Sequence[ManagedObject], paths: Sequence[str], *, strict: bool = False
+) -> list[Row]:
     return await session.call(
-        "RetrieveProperties", lambda: read_each(session.content, subjects, _VM_PATHS, strict=True)
+        "RetrieveProperties", lambda: read_each(session.content, subjects, paths, strict=strict)
     )
 
 
-async def _referenced(session: VcenterSession, rows: Sequence[Row]) -> Collection[str]:
-    """The files of the VMs' disks, of their snapshots' disks, and of all VMs on their datastores."""
-
-    def gathered() -> list[str]:
-        content = session.content
-        trees = [tree for row in rows if (tree := row.get("snapshot"))]
-        nodes = [node for tree in trees for node in flat_tree(tree.rootSnapshotList)]
-        snapshots = [vim.vm.Snapshot(node.moref, session.stub) for node in nodes]
-        datastores = {str(one._moId): one for row in rows for one in row.get("datastore") or ()}
-        stores = read_each(content, list(datastores.values()), ["vm"])
-        others = {str(other._moId): other for store in stores for other in store.get("vm") or ()}
-        shown = [*rows, *read_each(content, snapshots, ["config.hardware.device"])]
-        found = [
-            path
-            for one in shown
-            for chain in chains(one.get("config.hardware.device") or ()).values()
-            for path in chain
-        ]
-        layouts = read_each(content, list(others.values()), ["layoutEx.file"])
-        return [*found, *(file.name for other in layouts for file in other.get("layoutEx.file") or ())]
-
-    return await session.call("RetrieveProperties", gathered)
+def _each_once(references: Iterable[Sequence[Reference] | None]) -> list[Reference]:
+    """These references without repetition."""
+    return list({str(one._moId): one for several in references for one in several or ()}.values())
 
 
 def _directories(row: Row) -> Sequence[DatastorePath]:

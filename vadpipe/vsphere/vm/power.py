@@ -37,6 +37,7 @@ RESTORE_WITHIN_S = 900.0
 # long.
 LATE_S = 120.0
 POLL_S = 1.0
+POWER_STATE = "runtime.powerState"
 
 
 class PowerNotRestored(SourceError):
@@ -51,8 +52,8 @@ def step(vm: Vm, doing: str) -> None:
 
 async def power_state(session: VcenterSession, vm_moref: str) -> str:
     """poweredOn, poweredOff or suspended, as the API says it."""
-    row = await session.properties(vim.VirtualMachine(vm_moref, session.stub), ["runtime.powerState"])
-    return str(row.get("runtime.powerState"))
+    row = await session.properties(vim.VirtualMachine(vm_moref, session.stub), [POWER_STATE])
+    return str(row.get(POWER_STATE))
 
 
 async def power_on(session: VcenterSession, vm_moref: str) -> bool:

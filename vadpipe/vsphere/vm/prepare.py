@@ -34,9 +34,6 @@ class Prepared:
     done: Sequence[str]
     attention: Sequence[str]
 
-    def as_dict(self) -> dict[str, object]:
-        return {"vm": self.vm, "done": list(self.done), "attention": list(self.attention)}
-
     def lines(self) -> list[str]:
         return [
             *(f"{self.vm}: {sentence}" for sentence in self.done),

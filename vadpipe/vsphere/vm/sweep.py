@@ -21,19 +21,23 @@ from enum import Enum
 from functools import partial
 
 import trio
+from pyVmomi import vim
+from pyVmomi.VmomiSupport import ManagedObject
 
 from pipeline.errors import MoverError
 from vadpipe.vddk.disk import Vddk
 
+from ..api.properties import Row, read_all, read_each
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
 from ..journal.intents import Intent, IntentKind, Journal
-from ..journal.relocation_lock import relocation_disabled
+from ..journal.relocation_lock import DISABLED, is_locked, relocation_disabled
 from ..snapshot.hot_add import detach
-from ..snapshot.remove import Consolidate, find_ours, needs_consolidation, remove_ours
-from .power import power_on, power_state
+from ..snapshot.remove import NEEDED, Consolidate, find_ours, needs_consolidation, remove_ours
+from ..snapshot.tree import SNAPSHOT_PATHS, snapshots_in
+from .power import POWER_STATE, power_on
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,7 @@ _SETTLED_AFTER_S = {
     IntentKind.RELOCATION_LOCK: 300.0,
     IntentKind.POWER: 3600.0,
 }
+_SEEN = (*SNAPSHOT_PATHS, NEEDED, DISABLED, POWER_STATE)
 # For one intent, so that somebody's task that hangs does not hold up a run for ever.
 _WITHIN_S = 1800.0
 
@@ -99,26 +104,21 @@ async def sweep(
     session: VcenterSession,
     journal: Journal,
     *,
-    dry_run: bool = False,
     consolidate: Consolidate = "ask",
     within_s: float = _WITHIN_S,
 ) -> list[Swept]:
     """Deal with every intent for this server.
 
     Args:
-        dry_run: Look only, change nothing.
         consolidate: What may be done for disks that a removal left in need of consolidation.
         within_s: Seconds for each intent.
 
     Raises:
         SourceError: The journal cannot be read.
     """
-    intents = await trio.to_thread.run_sync(journal.intents)
-    mine = [intent for intent in intents if intent.server_id == session.server_id]
-    sweeping = _Sweep(session, journal, dry_run, consolidate)
-    sweeping.busy = {intent.tmp_directory for intent in intents if intent.is_live() and intent.tmp_directory}
+    sweeping, intents = await _begun(session, journal, consolidate)
     found = []
-    for intent in _in_order(mine):
+    for intent in intents:
         swept = Swept(intent, Outcome.KEPT, f"it was not dealt with in {within_s:.0f} s")
         with trio.move_on_after(within_s):
             swept = await sweeping.deal_with(intent)
@@ -127,6 +127,33 @@ async def sweep(
         log.log(logging.WARNING if swept.outcome is Outcome.KEPT else logging.INFO, "Sweep: %s", swept)
         found.append(swept)
     return found
+
+
+async def look_ahead(
+    session: VcenterSession, journal: Journal, *, consolidate: Consolidate = "ask"
+) -> list[Swept]:
+    """What `sweep` would do, from one look at the server, which changes nothing. Raises SourceError."""
+    sweeping, intents = await _begun(session, journal, consolidate)
+    if not intents:
+        return []
+    identities: dict[type[ManagedObject], list[str]] = {vim.VirtualMachine: ["config.instanceUuid"]}
+    rows = await session.call("RetrieveProperties", lambda: read_all(session.content, identities))
+    uuids = {intent.vm_uuid for intent in intents}
+    morefs = {uuid: row.moref for row in rows if (uuid := row.get("config.instanceUuid")) in uuids}
+    subjects = [vim.VirtualMachine(moref, session.stub) for moref in morefs.values()]
+    seen = await session.call("RetrieveProperties", lambda: read_each(session.content, subjects, _SEEN))
+    vms = {row.moref: row for row in seen}
+    return [sweeping.look_ahead(intent, vms.get(morefs.get(intent.vm_uuid, ""))) for intent in intents]
+
+
+async def _begun(
+    session: VcenterSession, journal: Journal, consolidate: Consolidate
+) -> tuple[_Sweep, list[Intent]]:
+    """A sweep, and the intents for this server in its order."""
+    intents = await trio.to_thread.run_sync(journal.intents)
+    busy = {intent.tmp_directory for intent in intents if intent.is_live() and intent.tmp_directory}
+    mine = [intent for intent in intents if intent.server_id == session.server_id]
+    return _Sweep(session, journal, consolidate, busy), _in_order(mine)
 
 
 def _in_order(intents: Iterable[Intent]) -> list[Intent]:
@@ -146,9 +173,8 @@ class _Sweep:
 
     session: VcenterSession
     journal: Journal
-    dry_run: bool
     consolidate: Consolidate
-    busy: set[str] = field(default_factory=set)
+    busy: set[str]
     attached: dict[tuple[str, str], str] = field(default_factory=dict)
 
     async def deal_with(self, intent: Intent) -> Swept:
@@ -164,14 +190,45 @@ class _Sweep:
             # The moref changes when a VM is registered anew, its instance UUID does not.
             vm_moref = await find_vm_by_uuid(self.session, intent.vm_uuid)
             if vm_moref is None:
-                gone = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
-                return Swept(intent, Outcome.KEPT, gone)
+                return self._gone(intent)
             swept = await undo[intent.kind](intent, vm_moref)
-            if not self.dry_run and self._is_over(swept):
+            if self._is_over(swept):
                 await trio.to_thread.run_sync(self.journal.remove, intent)
         except MoverError as exc:
             return Swept(intent, Outcome.KEPT, str(exc))
         return swept
+
+    def look_ahead(self, intent: Intent, row: Row | None) -> Swept:
+        """What `deal_with` would do. `row`: the VM's properties _SEEN; None when it is not shown."""
+        if intent.is_live():
+            return Swept(intent, Outcome.IN_USE, self._holder(intent))
+        if row is None:
+            return self._gone(intent)
+        if intent.kind is IntentKind.HOT_ADD:
+            return self._in_use(intent) or Swept(intent, Outcome.WOULD_REMOVE, "where there are any")
+        if intent.kind is IntentKind.RELOCATION_LOCK:
+            return Swept(intent, Outcome.WOULD_REMOVE if is_locked(row) else Outcome.NOTHING_TO_UNDO)
+        if intent.kind is IntentKind.POWER:
+            off = row.get(POWER_STATE) == "poweredOff"
+            return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
+        try:
+            ours = any(node.token == intent.token for node in snapshots_in(self.session, row))
+        except MoverError as exc:
+            return Swept(intent, Outcome.KEPT, str(exc))
+        unfinished = row.get(NEEDED) and self.consolidate != "never"
+        otherwise = Outcome.WOULD_CONSOLIDATE if unfinished else Outcome.NOT_FOUND
+        return Swept(intent, Outcome.WOULD_REMOVE if ours else otherwise)
+
+    def _gone(self, intent: Intent) -> Swept:
+        reason = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
+        return Swept(intent, Outcome.KEPT, reason)
+
+    def _in_use(self, intent: Intent) -> Swept | None:
+        """For hot-added disks: what to say while a live run uses their directory."""
+        if intent.tmp_directory not in self.busy:
+            return None
+        reason = f"a run that is at work keeps its hot-added disks in {intent.tmp_directory} too"
+        return Swept(intent, Outcome.IN_USE, reason)
 
     def _is_over(self, swept: Swept) -> bool:
         if swept.outcome in (Outcome.KEPT, Outcome.IN_USE):
@@ -188,11 +245,8 @@ class _Sweep:
         )
 
     async def _detach(self, intent: Intent, vm_moref: str) -> Swept:
-        if intent.tmp_directory in self.busy:
-            reason = f"a run that is at work keeps its hot-added disks in {intent.tmp_directory} too"
-            return Swept(intent, Outcome.IN_USE, reason)
-        if self.dry_run:
-            return Swept(intent, Outcome.WOULD_REMOVE, "where there are any")
+        if swept := self._in_use(intent):
+            return swept
         access = vm_access(self.session, vm_moref)
         detached = await detach(self.session, _vddk(intent), access, intent.vm_name)
         return Swept(intent, Outcome.REMOVED if detached else Outcome.NOTHING_TO_UNDO)
@@ -200,13 +254,10 @@ class _Sweep:
     async def _remove(self, intent: Intent, vm_moref: str) -> Swept:
         session, name, allowed = self.session, intent.vm_name, self.consolidate
         attached = self.attached.get((intent.vm_uuid, intent.run))
-        if attached is not None and not self.dry_run:
+        if attached is not None:
             return Swept(intent, Outcome.KEPT, f"its disks may still be hot-added to a VM: {attached}")
         ours = await find_ours(session, vm_moref, intent.token)
         unfinished = await needs_consolidation(session, vm_moref)
-        if self.dry_run:
-            would = Outcome.WOULD_CONSOLIDATE if unfinished and allowed != "never" else Outcome.NOT_FOUND
-            return Swept(intent, Outcome.WOULD_REMOVE if ours else would)
         remove = partial(remove_ours, session, vm_moref, name, intent.token, consolidate=allowed)
         await retry(remove, session.settings.patience_s)
         if ours:
@@ -216,16 +267,11 @@ class _Sweep:
     async def _end_lock(self, intent: Intent, vm_moref: str) -> Swept:
         if not await relocation_disabled(self.session, vm_moref):
             return Swept(intent, Outcome.NOTHING_TO_UNDO)
-        if self.dry_run:
-            return Swept(intent, Outcome.WOULD_REMOVE)
         end = partial(_vddk(intent).end_access, vm_access(self.session, vm_moref), intent.identity)
         await retry(end, self.session.settings.patience_s)
         return Swept(intent, Outcome.REMOVED)
 
     async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
-        if self.dry_run:
-            off = await power_state(self.session, vm_moref) == "poweredOff"
-            return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
         was_off = await retry(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
         return Swept(intent, Outcome.POWERED_ON if was_off else Outcome.NOTHING_TO_UNDO)
 

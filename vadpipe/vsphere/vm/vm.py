@@ -9,6 +9,7 @@ from typing import get_args
 
 from pipeline.buffers import DEFAULT_POOL
 from pipeline.errors import ConfigError
+from vadpipe.exclude import expect_patterns
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
@@ -32,6 +33,7 @@ class VsphereVm:
     Args:
         vm: Name, inventory path, moref or UUID; or a VM that was found before.
         reader: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
+        exclude: Keys ('scsi0:1'), labels ('Hard disk 2') or glob patterns of disks to leave out; each must match.
         quiesce: How the guest is quiesced.
         pool_size: Bytes of buffers that all disks share.
         journal: Where intents are kept; None for the user's state directory.
@@ -50,6 +52,7 @@ class VsphereVm:
     vm: str | Vm
     _: KW_ONLY
     reader: DiskReader
+    exclude: Sequence[str] = ()
     quiesce: Quiesce = field(default_factory=Quiesce.application)
     pool_size: int = DEFAULT_POOL
     journal: Journal | None = None
@@ -63,6 +66,7 @@ class VsphereVm:
     manifest_late_s: float = LATE_S
 
     def __post_init__(self) -> None:
+        expect_patterns(self.exclude)
         if self.consolidate not in get_args(Consolidate):
             raise ConfigError(
                 f"consolidate={self.consolidate!r} is not a known value.",
@@ -89,6 +93,8 @@ class VsphereVm:
         where = f"{self.name} on {self.vcenter.server}"
         quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
         sentences = [f"Takes a snapshot of {where} {quiesced}, and removes it at the end."]
+        if self.exclude:
+            sentences.append(f"Leaves out its disks {', '.join(self.exclude)}.")
         if self.lock_relocation and isinstance(self.reader, AccessReader):
             sentences.append(f"Locks {where} against Storage vMotion meanwhile, if that is a vCenter.")
         sentences += [

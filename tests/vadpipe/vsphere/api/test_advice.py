@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.errors import QuiesceFailed
 from vadpipe.vsphere.api.advice import CATALOGUE, advice_for, tools_status, vss_code
+from vadpipe.vsphere.api.faults import QuiesceFailed
 from vadpipe.vsphere.snapshot.fallback import advice_on
 
 EVENT = (

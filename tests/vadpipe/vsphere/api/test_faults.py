@@ -8,9 +8,9 @@ from xml.parsers.expat import ExpatError
 import pytest
 from pyVmomi import vim, vmodl
 
-from pipeline.errors import QuiesceFailed, SnapshotError, SourceError
+from pipeline.errors import SourceError
 from vadpipe.vsphere.api import faults
-from vadpipe.vsphere.api.faults import translate
+from vadpipe.vsphere.api.faults import QuiesceFailed, SnapshotError, translate
 
 QUIESCE_TEXT = "An error occurred while saving the snapshot: Failed to quiesce the virtual machine."
 

@@ -8,11 +8,10 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import SnapshotError
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.faults import ObjectGone
+from vadpipe.vsphere.api.faults import ObjectGone, SnapshotError
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 from pyVmomi import vim
 
-from pipeline.errors import ConfigError, QuiesceFailed, SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from vadpipe.cli.guest_config import guest_config
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.faults import ConnectionLost, GuestRefused
+from vadpipe.vsphere.api.faults import ConnectionLost, GuestRefused, QuiesceFailed
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.guest.change import KEPT, GuestChange, apply_settings, undo_settings
 from vadpipe.vsphere.guest.expectations import GuestControl, GuestFindings, look_inside

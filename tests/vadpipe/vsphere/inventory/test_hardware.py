@@ -6,7 +6,13 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.units import GiB
-from vadpipe.vsphere.inventory.hardware import configuration, passed_through, vm_controllers, vm_disks
+from vadpipe.vsphere.inventory.hardware import (
+    boot_bus,
+    configuration,
+    passed_through,
+    vm_controllers,
+    vm_disks,
+)
 
 device = vim.vm.device
 
@@ -75,6 +81,7 @@ def test_a_raw_device_is_left_out_in_physical_mode_only():
     virtual = kind(fileName="[ds1] a/rdm.vmdk", compatibilityMode="virtualMode", changeId="c/2")
     facts = vm_disks([_disk(2001, 1000, 1, physical), _disk(2000, 1000, 0, virtual)])
     assert [bool(one.left_out) for one in facts] == [False, True]
+    assert [one.raw for one in facts] == ["virtual", "physical"]
     assert facts[0].change_id == "c/2"
 
 
@@ -145,3 +152,23 @@ def test_controllers_count_every_device_on_them_and_passed_through_devices_are_n
     (controller,) = vm_controllers(devices)
     assert (controller.key, controller.kind, controller.attached) == ("scsi0", "ParaVirtualSCSIController", 2)
     assert passed_through(devices) == ["PCI device 0"]
+
+
+def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus():
+    controllers = [
+        _controller(device.ParaVirtualSCSIController, 1000, 0),
+        _controller(device.VirtualNVMEController, 31000, 0),
+    ]
+    disks = vm_disks([*controllers, _disk(2000, 1000, 0, _flat()), _disk(2001, 31000, 0, _flat())])
+    order = [vim.vm.BootOptions.BootableCdromDevice(), vim.vm.BootOptions.BootableDiskDevice(deviceKey=2001)]
+    assert boot_bus(disks, order) == "nvme"
+    assert boot_bus(disks, []) is None
+    assert boot_bus(disks[:1], []) == "scsi"
+
+
+def test_a_shared_graphics_card_is_not_passed_through():
+    shared = device.VirtualPCIPassthrough(
+        key=1, backing=device.VirtualPCIPassthrough.VmiopBackingInfo(vgpu="x")
+    )
+    network = device.VirtualSriovEthernetCard(key=3)
+    assert passed_through([shared, network]) == ["3"]

@@ -73,19 +73,19 @@ def test_an_empty_or_missing_journal_has_no_intents(tmp_path):
 
 def test_a_journal_write_flushes_file_then_directory(journal, monkeypatch):
     steps: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def record_fsync(descriptor: int) -> None:
         kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
         steps.append(f"fsync {kind}")
         fsync(descriptor)
 
-    def record_replace(path: Path, target: Path) -> Path:
+    def record_replace(path: Path, target: Path) -> None:
         steps.append("rename")
-        return replace(path, target)
+        replace(path, target)
 
     monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(Path, "replace", record_replace)
+    monkeypatch.setattr(os, "replace", record_replace)
     intent = _intent()
     journal.write(intent)
     assert steps == ["fsync file", "rename", "fsync directory"]

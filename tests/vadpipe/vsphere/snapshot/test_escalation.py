@@ -7,11 +7,12 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import EXIT_ATTENTION, ConfigError, SnapshotLeaked
+from pipeline.errors import EXIT_ATTENTION, ConfigError
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.vsphere_kit import take_and_remove
 from vadpipe.lab.vcenter.faults.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.vsphere.api.faults import SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded

@@ -3,7 +3,8 @@
 import pytest
 from pyVmomi import vim
 
-from pipeline.errors import ConfigError, QuiesceFailed
+from pipeline.errors import ConfigError
+from vadpipe.vsphere.api.faults import QuiesceFailed
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

@@ -13,7 +13,7 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with
-from vadpipe.vsphere.vm.sweep import Outcome, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 
@@ -48,7 +48,7 @@ async def test_the_policy_never_reports_consolidation_without_asking_for_it(lab,
     async with vcenter.connect() as session:
         (kept,) = await sweep(session, journal, consolidate="never")
         assert kept.outcome is Outcome.KEPT
-        (would,) = await sweep(session, journal, dry_run=True)
+        (would,) = await look_ahead(session, journal)
         assert would.outcome is Outcome.WOULD_CONSOLIDATE
         assert lab.needs_consolidation(moref)
         (swept,) = await sweep(session, journal)

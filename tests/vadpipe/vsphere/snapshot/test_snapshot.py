@@ -6,9 +6,10 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import EXIT_ATTENTION, MoverError, QuiesceFailed, SnapshotError, SnapshotLeaked, leaves
+from pipeline.errors import EXIT_ATTENTION, MoverError, leaves
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.faults.kinds import fault_maker
+from vadpipe.vsphere.api.faults import QuiesceFailed, SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal

@@ -8,14 +8,16 @@ import trio
 from pyVmomi import vim
 
 from pipeline.buffers import BufferPool
-from pipeline.errors import SnapshotError, SnapshotLeaked, SourceError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import Disk, Machine
 from pipeline.units import KiB
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.disks import LabDisk
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vddk.access import DiskAccess
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore
@@ -179,6 +181,36 @@ async def test_a_capture_that_cannot_open_a_disk_leaves_no_snapshot(lab, web01, 
     assert lab.calls["RemoveSnapshot_Task"] == 1
     assert web01.journal is not None
     assert web01.journal.intents() == []
+
+
+@pytest.mark.parametrize("pattern", ["scsi0:1", "Hard disk 2", "*:1"])
+async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_point(
+    lab, web01, add_vm, reader, pattern
+):
+    add_vm(disks=2)
+    async with replace(web01, exclude=[pattern]).capture() as capture:
+        assert [disk.key for disk in capture.disks] == ["scsi0:0"]
+    assert len(reader.opened) == 1
+    said = "Hard disk 2 (scsi0:1) is left out: the configuration excludes it."
+    assert list(capture.remarks).count(said) == 1
+    assert (capture.left_out, capture.attention) == ([], [])
+    assert capture.configuration["left_out"] == [said]
+
+
+async def test_an_independent_disk_that_is_excluded_needs_no_attention(lab, web01, add_vm):
+    add_vm(disks=2, traits=VmTraits(disk_mode="independent_persistent"))
+    async with web01.capture() as capture:
+        assert "Hard disk 2 (scsi0:1) is left out: it is independent" in capture.left_out[0]
+    async with replace(web01, exclude=["scsi0:1"]).capture() as capture:
+        assert capture.left_out == []
+
+
+async def test_an_exclude_that_matches_no_disk_is_refused_before_the_snapshot(lab, web01, add_vm):
+    add_vm(disks=2)
+    with pytest.raises(ConfigError, match=r"'scsi1:\*'.*web01.*scsi0:0 \(Hard disk 1\), scsi0:1"):
+        async with replace(web01, exclude=["scsi1:*"]).capture():
+            pass
+    assert not [call for call in lab.calls if call.startswith("CreateSnapshot")]
 
 
 async def test_a_vm_without_disks_is_an_error(lab, web01):

@@ -13,7 +13,7 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.errors import LeftBehind, SnapshotError, SnapshotLeaked, VddkError, leaves
+from pipeline.errors import LeftBehind, leaves
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
@@ -22,10 +22,11 @@ from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.lab.vcenter.state.outside import hot_added, noted, relocation_lock
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
-from vadpipe.vsphere.api.faults import VsphereError
+from vadpipe.vddk.errors import VddkError
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked, VsphereError
 from vadpipe.vsphere.journal import relocation_lock as relocation
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
-from vadpipe.vsphere.vm.sweep import Outcome, Swept, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, Swept, look_ahead, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,13 @@ class Scene:
         """The same run in a process of its own."""
         return lab_runs.start("capture", self.where, env=os.environ | knobs)
 
-    async def sweep(self, **options: bool) -> list[Swept]:
+    async def look_ahead(self) -> list[Swept]:
+        async with self.vcenter.connect() as session:
+            return await look_ahead(session, self.journal)
+
+    async def sweep(self) -> list[Swept]:
         async with self.machine.vcenter.connect() as session:
-            return await sweep(session, self.journal, **options)
+            return await sweep(session, self.journal)
 
 
 @pytest.fixture
@@ -334,7 +339,7 @@ async def test_what_a_killed_run_left_is_undone_in_order(scene, moment):
         _wait(lambda: "Cleanup" in scene.calls)
     held, attached, before = scene.holder, scene.attached, len(noted(scene.lab.root))
 
-    would = await scene.sweep(dry_run=True)
+    would = await scene.look_ahead()
     assert (scene.holder, scene.attached, len(noted(scene.lab.root))) == (held, attached, before)
     looked = {Outcome.WOULD_REMOVE, Outcome.NOT_FOUND, Outcome.NOTHING_TO_UNDO}
     assert {one.outcome for one in would} <= looked

@@ -1,26 +1,29 @@
 """Files that no snapshot and no VM refers to are listed, and only those; nothing is done to them."""
 
-import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from pyVmomi import vim
 
 from pipeline.units import MiB
+from vadpipe.jsonable import json_object
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import VmTraits
-from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.inventory.lookup import find_vm
+from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.inventory.lookup import Vm, find_vm, find_vms
+from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates, unreferenced
+from vadpipe.vsphere.vm.sweep import Outcome, look_ahead
 
 AddVm = Callable[..., str]
 PARTS = ("", "-flat", "-delta", "-sesparse", "-ctk", "-rdm", "-rdmp", "-s001", "-f012")
@@ -58,7 +61,7 @@ def test_each_file_is_either_referenced_or_in_one_orphan(found, referenced):
 def test_an_orphan_renders_as_a_line_and_as_json():
     orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
     assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
-    assert json.loads(json.dumps(orphan.as_dict()))["size"] == 3 * MiB
+    assert json_object(orphan)["size"] == 3 * MiB
     assert "size unknown)" in str(Orphan("[ds] a/x.vmdk", None, None))
 
 
@@ -117,6 +120,50 @@ async def test_a_disk_that_appears_during_the_search_is_no_orphan(lab, vcenter, 
     lab.inject("SearchDatastore_Task", Event(lambda: lab.take_snapshot(moref, "meanwhile")), in_task=True)
     assert await _candidates(vcenter) == []
     assert len(lab.snapshots(moref)) == 1
+
+
+async def test_a_disk_that_is_gone_or_changed_at_the_second_look_is_no_orphan(lab, vcenter, home):
+    merged, written = home / "web01-000009.vmdk", home / "web01-000010.vmdk"
+    for path in (merged, written):
+        path.write_bytes(b"#")
+
+    def meanwhile() -> None:
+        merged.unlink()
+        os.utime(written, (1, 1))
+
+    lab.inject("SearchDatastore_Task", Event(meanwhile), nth=2)
+    assert await _candidates(vcenter) == []
+    assert not merged.exists()
+
+
+async def test_twenty_vms_cost_at_most_two_calls_each(lab, vcenter, journal, add_vm):
+    names = [f"vm{number:02}" for number in range(20)]
+    for name in names:
+        add_vm(name)
+    async with vcenter.connect() as session:
+        vms = await find_vms(session, names)
+        await trio.to_thread.run_sync(_leave_intents, session, journal, vms)
+        before = sum(lab.calls.values())
+        assert {one.outcome for one in await look_ahead(session, journal)} == {Outcome.NOT_FOUND}
+        assert await orphan_candidates(session, await find_vms(session, names)) == []
+        calls = sum(lab.calls.values()) - before
+    assert calls <= 2 * len(names), lab.calls
+
+
+def _leave_intents(session: VcenterSession, journal: Journal, vms: list[Vm]) -> None:
+    """An intent of a dead process for each VM."""
+    for vm in vms:
+        journal.write(
+            Intent(
+                server=session.server,
+                server_id=session.server_id,
+                vm_moref=vm.moref,
+                vm_uuid=vm.uuid,
+                vm_name=vm.name,
+                run="r",
+                abandoned=True,
+            )
+        )
 
 
 @pytest.mark.usefixtures("home")

@@ -16,7 +16,7 @@ from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm import power
 from vadpipe.vsphere.vm.power import PowerNotRestored, powered_off
 from vadpipe.vsphere.vm.prepare import enable_uuid, track_changes
-from vadpipe.vsphere.vm.sweep import Outcome, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_polls")
 UUID_OFF = {"enable_uuid": False}
@@ -258,7 +258,7 @@ async def test_a_vm_whose_preparation_was_killed_is_powered_on_by_the_next_start
     assert [intent.kind for intent in journal.intents()] == [IntentKind.POWER]
     assert state(moref).power == "poweredOff"
     async with vcenter.connect() as session:
-        (would,) = await sweep(session, journal, dry_run=True)
+        (would,) = await look_ahead(session, journal)
         assert would.outcome is Outcome.WOULD_POWER_ON
         assert state(moref).power == "poweredOff"
         (swept,) = await sweep(session, journal)

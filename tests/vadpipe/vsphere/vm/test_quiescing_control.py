@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import QuiesceFailed
 from pipeline.job import Evidence
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.vsphere.api.faults import QuiesceFailed
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.guest.expectations import GuestControl
 from vadpipe.vsphere.guest.scripts import WINDOWS

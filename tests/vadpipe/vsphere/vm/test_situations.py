@@ -6,14 +6,21 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
-from pipeline.errors import MoverError, SnapshotError, SnapshotLeaked, leaves
+from pipeline.errors import MoverError, leaves
+from pipeline.extents import Extents
+from pipeline.units import KiB, MiB
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.state.inventory import VmTraits
+from vadpipe.lab.disks import LabDisk
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
+from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
+from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.hot_add import attached_to
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.vm.capture import VsphereCapture
+from vadpipe.vsphere.vm.orphans import orphan_candidates
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disks", [20, 60])  # 60: what four SCSI controllers of 15 units take
+@pytest.mark.parametrize("disks", [20, 60])  # 60: four SCSI controllers of 16 units, without unit 7 of each
 async def test_all_disks_of_a_large_vm_are_opened_and_released(lab, web01, add_vm, reader, disks):
     moref = add_vm(disks=disks)
     async with web01.capture() as capture:
@@ -30,6 +37,108 @@ async def test_all_disks_of_a_large_vm_are_opened_and_released(lab, web01, add_v
         assert capture.left_out == []
     assert len(reader.opened) == len(reader.closed) == disks
     assert lab.snapshots(moref) == {}
+
+
+async def _first_bytes(capture: VsphereCapture) -> list[bytes]:
+    """The first bytes of each disk, as its backup would have them."""
+    found = []
+    for disk in capture.disks:
+        buffer = await disk.pool.acquire()
+        await disk.read(buffer, 0, Extents.whole(4 * KiB))
+        found.append(buffer.array[:5].tobytes())
+        buffer.release()
+    return found
+
+
+@pytest.mark.parametrize("controller", ["lsi-sas", "ide", "sata", "nvme"])
+async def test_disks_of_every_controller_are_named_after_it(web01, add_vm, controller):
+    add_vm(disks=2, traits=VmTraits(controller=controller))
+    bus = controller.partition("-")[0].replace("lsi", "scsi")
+    async with web01.capture() as capture:
+        assert [disk.key for disk in capture.disks] == [f"{bus}0:0", f"{bus}0:1"]
+
+
+async def test_disks_on_several_datastores_are_read_where_they_are(lab, vcenter, web01, reader):
+    home = lab.datastore("datastore1") / "web01"
+    places = [home, lab.datastore("fast") / "web01", lab.datastore("fast") / "logs"]
+    disks = [LabDisk.create(place, f"disk{number}", MiB) for number, place in enumerate(places)]
+    for number, disk in enumerate(disks):
+        disk.write(0, f"disk{number}".encode())
+    moref = lab.register_vm(home, "web01", disks)
+    async with web01.capture() as capture:
+        assert await _first_bytes(capture) == [b"disk0", b"disk1", b"disk2"]
+        await capture.confirm()
+    opened = [access.path.rpartition("/")[0] for access in reader.opened]
+    assert opened == ["[datastore1] web01", "[fast] web01", "[fast] logs"]
+    assert lab.snapshots(moref) == {}
+    async with vcenter.connect() as session:
+        assert await orphan_candidates(session, [await find_vm(session, "web01")]) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "directory"),
+    [
+        ("VVOL", "naa.600a0b8000123456abcdef0123456789"),
+        ("VVOL", "rfc4122.4b2b5ea5-3b0c-4c3c-8a5c-0a2f9a7d1c11"),
+        ("vsan", "1ed5c85e-7c4a-5a3a-9d1e-005056a1b2c3"),
+    ],
+)
+async def test_a_directory_with_the_name_of_an_object_is_backed_up_with_its_manifest(
+    lab, web01, kind, directory
+):
+    home = lab.datastore("objects") / directory
+    lab._inventory.datastore_traits["objects"] = DatastoreTraits(kind=kind)
+    moref = lab.register_vm(home, "web01", [LabDisk.create(home, "web01", MiB)], datastore="objects")
+    async with replace(web01, quiesce=Quiesce.application()).capture() as capture:
+        fetched = await capture.fetch_vss_manifest()
+        assert fetched.content is not None, fetched.reason
+        assert directory in str(capture.configuration["vmx_path"])
+    assert lab.snapshots(moref) == {}
+
+
+async def test_a_vm_in_a_vapp_is_found_by_its_path_and_backed_up(lab, vcenter, web01, add_vm):
+    moref = add_vm(folder="Web", traits=VmTraits(vapp="Shop"))
+    async with vcenter.connect() as session:
+        vm = await find_vm(session, "Web/Shop/web01")
+        assert (vm.moref, vm.path.endswith("/vm/Web/Shop/web01")) == (moref, True)
+        assert await select_vms(session, [SelectVms(inside=vm.path.removesuffix("/web01"))]) == [vm]
+    async with replace(web01, vm=vm, quiesce=Quiesce.application()).capture() as capture:
+        assert (await capture.fetch_vss_manifest()).content is not None
+    assert lab.snapshots(moref) == {}
+
+
+async def test_the_parent_of_a_linked_clone_is_no_orphan_and_not_attached_to_it(lab, vcenter, web01, add_vm):
+    template = add_vm("template")
+    parent = "[datastore1] template/disk0.vmdk"
+    moref = add_vm(traits=VmTraits(linked_to=parent))
+    async with vcenter.connect() as session:
+        assert await attached_to(session, template) == ["web01"]  # the clone hangs on the file in use now
+        lab.take_snapshot(template, "of the clone")  # as cloning makes: the shared file is below it
+        assert await attached_to(session, template) == []
+        assert await attached_to(session, moref) == []
+        vms = [await find_vm(session, name) for name in ("template", "web01")]
+        assert await orphan_candidates(session, vms) == []
+    async with web01.capture() as capture:
+        [disk] = capture.disks
+        assert disk.facts.chain[-1] == parent
+        await capture.confirm()
+    assert lab.snapshots(moref) == {}
+
+
+async def test_snapshots_of_others_stay_and_the_newest_state_is_read(lab, web01, add_vm):
+    moref = add_vm(change_tracking=True)
+    [disk] = lab.disks(moref)
+    for state in (b"older", b"newer"):
+        disk.write(0, state)
+        lab.take_snapshot(moref, state.decode())
+    disk.write(0, b"today")
+    before = lab.snapshots(moref)
+    async with web01.capture() as capture:
+        assert await _first_bytes(capture) == [b"today"]
+        told = [remark for remark in capture.remarks if "not made by vadpipe" in remark]
+        assert len(told) == 2
+    assert lab.snapshots(moref) == before
+    assert capture.snapshots_left == 2
 
 
 async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(lab, web01, add_vm, journal):

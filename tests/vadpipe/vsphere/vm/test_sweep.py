@@ -15,7 +15,7 @@ from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
-from vadpipe.vsphere.vm.sweep import Outcome, sweep
+from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 
 def _holder(lab: LabVcenter, journal: Journal) -> subprocess.Popen[str]:
@@ -54,7 +54,7 @@ async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_
             assert len(await _morefs(session)) == 2
 
             _end(process, signal.SIGKILL)
-            (would,) = await sweep(session, journal, dry_run=True)
+            (would,) = await look_ahead(session, journal)
             assert would.outcome is Outcome.WOULD_REMOVE
             assert len(await _morefs(session)) == 2
 
@@ -82,7 +82,7 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     add_vm()
     async with vcenter.connect() as session:
         await dead_intent(session, journal)
-        (looked,) = await sweep(session, journal, dry_run=True)
+        (looked,) = await look_ahead(session, journal)
         assert looked.outcome is Outcome.NOT_FOUND
         assert len(journal.intents()) == 1
         (swept,) = await sweep(session, journal)

@@ -10,7 +10,7 @@ from pyVmomi import VmomiSupport, vim
 
 from ..api.about import about
 from ..api.managed import Entity, Managed, vim_property
-from ..state.inventory import DatastoreTraits, HostTraits
+from ..state.inventory import FIRST_HOST, DatastoreTraits, HostTraits, VmState
 from .datastore import DatastoreBrowser
 
 if TYPE_CHECKING:
@@ -46,6 +46,24 @@ class Folder(Entity):
 
     @vim_property
     def childEntity(self) -> list[VmomiSupport.ManagedObject]:
+        return [entity.ref for entity in self.entities]
+
+
+class VirtualApp(Folder):
+    """A vApp: in a folder of VMs by `parentFolder`, in a resource pool by `parent`. Its VMs are in no folder."""
+
+    vim_type = vim.VirtualApp
+
+    @vim_property
+    def parent(self) -> vim.ResourcePool:
+        return self.service.pool_of(FIRST_HOST)
+
+    @vim_property
+    def parentFolder(self) -> VmomiSupport.ManagedObject | None:
+        return self.parent_entity.ref if self.parent_entity else None
+
+    @vim_property
+    def vm(self) -> list[VmomiSupport.ManagedObject]:
         return [entity.ref for entity in self.entities]
 
 
@@ -259,7 +277,8 @@ class Datastore(Entity):
     @vim_property
     def vm(self) -> list[vim.VirtualMachine]:
         vms = self.service.inventory.vms.values()
-        return [vim.VirtualMachine(vm.moref) for vm in vms if vm.datastore == self._name]
+        on_it = (vm for vm in vms if self._name in self.service.inventory.datastores_of(vm))
+        return [vim.VirtualMachine(vm.moref) for vm in on_it]
 
 
 def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
@@ -285,6 +304,9 @@ def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
     return root, vms, hosts, datastores
 
 
+_PREFIX = {Folder: "group-v", VirtualApp: "resgroup-v"}
+
+
 class VmFolders:
     """By path, as in "Web/Test". top: the folder of all VMs; register: makes a new one known to the service."""
 
@@ -293,14 +315,20 @@ class VmFolders:
         self._register = register
         self._by_path = {"": top}
 
-    def at(self, path: str) -> Folder:
+    def of(self, vm: VmState) -> Folder:
+        """The folder or the vApp of a VM."""
+        if vapp := vm.traits.vapp:
+            return self.at(f"{vm.folder}/{vapp}".strip("/"), VirtualApp)
+        return self.at(vm.folder)
+
+    def at(self, path: str, kind: type[Folder] = Folder) -> Folder:
         """The folder, made with those above it when it is not there; its moref is the same after a restart."""
         if path not in self._by_path:
             above, _, name = path.rpartition("/")
             inventory = self._service.inventory
             if path not in inventory.folders:
-                inventory.folders[path] = f"group-v{inventory.number()}"
-            made = Folder(self._service, inventory.folders[path], name)
+                inventory.folders[path] = f"{_PREFIX[kind]}{inventory.number()}"
+            made = kind(self._service, inventory.folders[path], name)
             self.at(above).adopt(made)
             self._register(made)
             self._by_path[path] = made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyVmomi import vim, vmodl
+from pyVmomi import VmomiSupport, vim, vmodl
 
 from ...vmdk_files import LabDiskError
 from ..api.managed import Call, Managed, moref_of, vim_property
@@ -67,7 +67,17 @@ class VirtualMachine(Relocatable):
 
     @vim_property
     def datastore(self) -> list[vim.Datastore]:
-        return [vim.Datastore(self.service.datastore(self.state.datastore).moref)]
+        names = self.service.inventory.datastores_of(self.state)
+        return [vim.Datastore(self.service.datastore(name).moref) for name in names]
+
+    @vim_property
+    def parent(self) -> VmomiSupport.ManagedObject | None:
+        return None if self.state.traits.vapp else super().parent
+
+    @vim_property
+    def parentVApp(self) -> vim.VirtualApp | None:
+        in_vapp = self.state.traits.vapp and self.parent_entity
+        return vim.VirtualApp(in_vapp.moref) if in_vapp else None
 
     @vim_property
     def network(self) -> list[vim.Network]:

@@ -19,6 +19,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +35,14 @@ _FIRST_DISK_KEY = 2000  # vSphere numbers a VM's SCSI disks 2000 + 16 * bus + un
 
 @dataclass
 class DiskState:
-    """One disk of a VM. key: vSphere's device key; name: of the `LabDisk` in the VM's directory."""
+    """One disk of a VM. key: vSphere's device key; name: of the `LabDisk` in `directory`.
+
+    directory: below `datastores`, empty for the VM's own.
+    """
 
     key: int
     name: str
+    directory: str = ""
 
 
 @dataclass
@@ -83,7 +88,8 @@ class VmTraits:
     and multi_writer: of its last disk; cdroms: on its first controller; question: one that it waits for;
     quiesced_form: how a snapshot with a second redo log per disk shows; directory_slash: whether the names of its
     directories end in one; relative_manifest: `backupManifest` names the file only; proxy: it is the machine to
-    which VDDK hot-adds disks.
+    which VDDK hot-adds disks; vapp: name of the vApp that it is in; linked_to: the datastore path of another VM's
+    disk, which the bases of its own disks are said to hang on, as those of a linked clone.
     """
 
     template: bool = False
@@ -106,6 +112,8 @@ class VmTraits:
     directory_slash: bool = True
     relative_manifest: bool = False
     proxy: bool = False
+    vapp: str = ""
+    linked_to: str = ""
     volumes: list[GuestVolume] = field(default_factory=list)
 
     @classmethod
@@ -209,6 +217,10 @@ class Inventory:
         self.datastore_root(name).mkdir(parents=True, exist_ok=True)
         return self.datastores.setdefault(name, f"datastore-{self.number()}")
 
+    @cached_property
+    def _datastores_root(self) -> Path:
+        return (self.root / "datastores").resolve()
+
     def datastore_root(self, datastore: str) -> Path:
         return self.root / "datastores" / datastore
 
@@ -221,6 +233,22 @@ class Inventory:
 
     def directory_of(self, vm: VmState) -> Path:
         return self.datastore_root(vm.datastore) / vm.directory
+
+    def datastore_path(self, file: Path) -> str:
+        """The API's name of a file in a datastore."""
+        datastore, _, path = file.resolve().relative_to(self._datastores_root).as_posix().partition("/")
+        return f"[{datastore}] {path}"
+
+    def directories_of(self, vm: VmState) -> list[Path]:
+        """The VM's own directory, and those of its disks elsewhere."""
+        return list(
+            dict.fromkeys([self.directory_of(vm), *(disk.directory for disk in self.disks_of(vm).values())])
+        )
+
+    def datastores_of(self, vm: VmState) -> list[str]:
+        """The names of the datastores that hold files of the VM."""
+        elsewhere = (disk.directory.partition("/")[0] for disk in vm.disks if disk.directory)
+        return list(dict.fromkeys([vm.datastore, *elsewhere]))
 
     def disks_of(self, vm: VmState) -> dict[int, LabDisk]:
         """The VM's disks by device key."""
@@ -288,8 +316,13 @@ class Inventory:
         for fields in document["vms"]:
             vm = VmState.from_json(fields)
             inventory.vms[vm.moref] = vm
-            directory = inventory.directory_of(vm)
-            inventory.disks[vm.moref] = {disk.key: LabDisk.load(directory, disk.name) for disk in vm.disks}
+            own = inventory.directory_of(vm)
+            inventory.disks[vm.moref] = {
+                disk.key: LabDisk.load(
+                    root / "datastores" / disk.directory if disk.directory else own, disk.name
+                )
+                for disk in vm.disks
+            }
         return inventory
 
 

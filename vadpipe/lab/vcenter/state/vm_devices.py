@@ -88,8 +88,8 @@ def _backing(
     is_last: bool,
 ) -> vim.vm.device.VirtualDevice.FileBackingInfo:
     traits = vm.traits
-    datastore = vim.Datastore(inventory.datastores[vm.datastore])
-    path = vm.datastore_path(chain[0].name)
+    path = inventory.datastore_path(chain[0])
+    datastore = vim.Datastore(inventory.datastores[path[1 : path.index("]")]])
     mode = traits.disk_mode if is_last else "persistent"
     if is_last and traits.raw:
         return vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
@@ -104,19 +104,21 @@ def _backing(
         thinProvisioned=not flat_path(disk.base).exists(),
         uuid=disk.uuid,
         changeId=change_id,
-        parent=_parent(vm, datastore, chain[1:]),
+        parent=_parent(
+            datastore, [*map(inventory.datastore_path, chain[1:]), *filter(None, [traits.linked_to])]
+        ),
         sharing="sharingMultiWriter" if is_last and traits.multi_writer else "sharingNone",
     )
 
 
 def _parent(
-    vm: VmState, datastore: vim.Datastore, chain: list[Path]
+    datastore: vim.Datastore, chain: list[str]
 ) -> vim.vm.device.VirtualDisk.FlatVer2BackingInfo | None:
-    """What a disk hangs on. chain: leaf first."""
+    """What a disk hangs on. chain: datastore paths, leaf first."""
     parent = None
-    for file in reversed(chain):
+    for path in reversed(chain):
         parent = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
-            fileName=vm.datastore_path(file.name),
+            fileName=path,
             datastore=datastore,
             diskMode="persistent",
             parent=parent,

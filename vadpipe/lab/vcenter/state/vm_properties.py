@@ -233,12 +233,14 @@ def _descriptors(inventory: Inventory, vm: VmState) -> set[str]:
 
 def _files(inventory: Inventory, vm: VmState) -> Iterator[vim.vm.FileLayoutEx.FileInfo]:
     named = _descriptors(inventory, vm)
-    for key, path in enumerate(sorted(inventory.directory_of(vm).iterdir())):
+    own, *elsewhere = inventory.directories_of(vm)
+    disks = [path for place in elsewhere for path in sorted(place.glob("*.vmdk"))]
+    for key, path in enumerate([*sorted(own.iterdir()), *disks]):
         if path.suffix == ".vmdk" and _EXTENT.sub(".vmdk", path.name) not in named:
             continue  # it lies here, but the VM does not know of it
         kind = "diskExtent" if path.name.endswith(_DESCRIPTORLESS_SUFFIXES) else _FILE_TYPES.get(path.suffix)
         if kind is not None:
             size = path.stat().st_size
             yield vim.vm.FileLayoutEx.FileInfo(
-                key=key, name=vm.datastore_path(path.name), type=kind, size=size, uniqueSize=size
+                key=key, name=inventory.datastore_path(path), type=kind, size=size, uniqueSize=size
             )

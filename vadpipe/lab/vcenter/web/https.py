@@ -88,7 +88,7 @@ class HttpsServer(socketserver.ThreadingTCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: HttpsServer
+    server: HttpsServer  # pyright: ignore[reportIncompatibleVariableOverride]
     protocol_version = "HTTP/1.1"
     server_version = "vadpipe-lab"
     wbufsize = -1
