@@ -8,7 +8,7 @@ SEED ?= 1
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
-.PHONY: demo test test-fast cases coverage check docs dist bench campaign tools clean
+.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench campaign tools clean
 
 demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
@@ -23,6 +23,10 @@ test-fast: .venv/installed tools
 # Small inputs that once gave a wrong answer, through the real command.
 cases: .venv/installed tools
 	$(BIN)/python -m pytest tests/cases
+
+# The fast tests with the lowest versions of the libraries that pyproject.toml allows.
+test-minimum: build/minimum/installed tools
+	build/minimum/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(FAST)
 
 # Branch coverage of the product by the fast tests; `build/coverage` has it line by line.
 coverage: .venv/installed tools
@@ -54,6 +58,12 @@ campaign: .venv/installed tools
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+build/minimum/installed: pyproject.toml tests/minimum.py
+	$(PYTHON) -m venv build/minimum
+	$(PYTHON) tests/minimum.py > build/minimum/constraints.txt
+	build/minimum/bin/python -m pip install --quiet --editable '.[keyring,lab,test]' -c build/minimum/constraints.txt
 	touch $@
 
 tools:

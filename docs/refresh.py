@@ -27,7 +27,7 @@ WIDTH = 110  # columns of the picture
 
 # The blocks of the README that are made here, by their first line; lines of commands begin with "$ ".
 FIRST_BACKUP = "$ vadpipe init /srv/backup"
-PLAN = "$ vadpipe plan nightly.py"
+PLAN = "$ export REPOSITORY=/srv/nightly"
 
 
 def block(text: str, first_line: str) -> str:

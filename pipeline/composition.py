@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Union, get_args, get_origin
+
+import numpy as np
 
 from .errors import ConfigError
 from .values import CutSpan, DedupedSpan, DigestedSpan, FramedSpan, Span, Unchanged, Window, Zeros
@@ -91,9 +94,9 @@ def check_agreement(parts: Sequence[object]) -> None:
                 continue
             first, second = type(part).__name__, type(last).__name__
             problem = (
-                f"{first} looks chunks up in {own!r}, but {second} stores them in {wanted!r}."
+                f"{first} looks chunks up in {readable(own)}, but {second} stores them in {readable(wanted)}."
                 if name == "index"
-                else f"{first} names chunks with {own!r}, but {second} takes only those of its own "
+                else f"{first} names chunks with {readable(own)}, but {second} takes only those of its own "
                 "identity: no others could be restored."
             )
             raise ConfigError(
@@ -107,7 +110,7 @@ def wrong_part(part: object, place: str) -> ConfigError:
         return ConfigError(
             f"{part.__name__} is a class.", remedy=f"Write {part.__name__}(...), with parentheses."
         )
-    return ConfigError(f"{part!r} stands in a path where {place} belongs.")
+    return ConfigError(f"{readable(part)} stands in a path where {place} belongs.")
 
 
 def at_least(least: int, owner: object, name: str) -> None:
@@ -120,6 +123,14 @@ def at_least(least: int, owner: object, name: str) -> None:
         )
 
 
+def readable(value: object) -> str:
+    """The repr of a value, in one line: arrays shortened, and no addresses of objects."""
+    with np.printoptions(threshold=6, edgeitems=2):
+        text = " ".join(repr(value).split())
+    text = re.sub(r"<[^<>]*?(\w+) object at 0x\w+>", r"\1(...)", text)
+    return re.sub(r"<function (\S+) at 0x\w+>", r"\1", text)
+
+
 def has_methods(value: object, *names: str) -> bool:
     """Whether `value` is an object, not a class, with all these methods."""
     return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in names)
@@ -129,7 +140,7 @@ def expect_disk(owner: object, disk: object) -> None:
     """Raise ConfigError unless `disk` can be one."""
     if not has_methods(disk, "allocated", "read"):
         raise ConfigError(
-            f"{type(owner).__name__} takes an open disk, not {disk!r}.",
+            f"{type(owner).__name__} takes an open disk, not {readable(disk)}.",
             remedy="A path gets the disk first and the point second: def path(disk, point).",
         )
 

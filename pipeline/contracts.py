@@ -20,8 +20,8 @@ All channels have buffer 0: a pipeline holds what its stages hold. What an item 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, overload
 
 import trio
@@ -114,13 +114,32 @@ class Flow(Source[B_co]):
                 await outbox.send(item)
         return None
 
-    def open(self) -> AbstractAsyncContextManager[ReceiveChannel[B_co]]:
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[ReceiveChannel[B_co]]:
         """Run the flow in the background of a block; its items come from the channel.
 
         A crash of a stage is raised from the block as TransferFailed, never shown as the end of the items.
         Leaving the block early stops the stages; the block's own exception comes out bare.
         """
-        return _open_flow(self)
+        expect_trio()
+        stages = _fused(self.stages)
+        report = PipelineReport[object]([StageMeter(_stage_name(part)) for part in (self.source, *stages)])
+        host_error: Exception | None = None
+        stage_error: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                items: ReceiveChannel[B_co] = _start(nursery, self.source, stages, report)
+                try:
+                    yield items
+                except Exception as exc:  # kept aside, so that the nursery does not wrap it
+                    host_error = exc
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            stage_error = _failure(group)
+        if host_error is not None:
+            raise host_error from (host_error.__cause__ or stage_error)
+        if stage_error is not None:
+            raise stage_error from None
 
     @overload
     def __or__(self, other: Stage[B_co, C]) -> Flow[C]: ...
@@ -160,8 +179,24 @@ class Pipeline(Generic[R_co]):
         """Run like `run`, and account: items, bytes, busy, starved and blocked seconds per stage.
 
         `watch` is called once at the start with the report, whose counts grow while the pipeline runs.
+        Raises TransferFailed with every failure, or what cancelled it.
         """
-        return await _run_pipeline(self, watch)
+        expect_trio()
+        stages = _fused(self.flow.stages)
+        meters = [StageMeter(_stage_name(part)) for part in (self.flow.source, *stages, self.sink)]
+        report = PipelineReport[R_co](meters)
+        begun = trio.current_time()
+        if watch is not None:
+            watch(report)
+        try:
+            async with trio.open_nursery() as nursery:
+                inbox = _start(nursery, self.flow.source, stages, report)
+                nursery.start_soon(_run_sink, self.sink, inbox, report)
+        except BaseExceptionGroup as group:
+            raise _failure(group) from None
+        finally:
+            report.wall_s = trio.current_time() - begun
+        return report
 
     if not TYPE_CHECKING:
 
@@ -192,52 +227,6 @@ def expect_trio() -> None:
         )
 
 
-async def _run_pipeline(
-    pipeline: Pipeline[R], watch: Callable[[PipelineReport[R]], None] | None = None
-) -> PipelineReport[R]:
-    """Run to the end. Raises TransferFailed with every failure, or what cancelled it."""
-    expect_trio()
-    stages = _fused(pipeline.flow.stages)
-    meters = [StageMeter(_stage_name(part)) for part in (pipeline.flow.source, *stages, pipeline.sink)]
-    report = PipelineReport[R](meters)
-    begun = trio.current_time()
-    if watch is not None:
-        watch(report)
-    try:
-        async with trio.open_nursery() as nursery:
-            inbox = _start(nursery, pipeline.flow.source, stages, report)
-            nursery.start_soon(_run_sink, pipeline.sink, inbox, report)
-    except BaseExceptionGroup as group:
-        raise _failure(group) from None
-    finally:
-        report.wall_s = trio.current_time() - begun
-    return report
-
-
-@asynccontextmanager
-async def _open_flow(flow: Flow[T]) -> AsyncIterator[ReceiveChannel[T]]:
-    """The items of a flow, for the block of a host program. See Flow.open."""
-    expect_trio()
-    stages = _fused(flow.stages)
-    report = PipelineReport[object]([StageMeter(_stage_name(part)) for part in (flow.source, *stages)])
-    host_error: Exception | None = None
-    stage_error: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            items: ReceiveChannel[T] = _start(nursery, flow.source, stages, report)
-            try:
-                yield items
-            except Exception as exc:  # kept aside, so that the nursery does not wrap it
-                host_error = exc
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        stage_error = _failure(group)
-    if host_error is not None:
-        raise host_error from (host_error.__cause__ or stage_error)
-    if stage_error is not None:
-        raise stage_error from None
-
-
 def _start(
     nursery: trio.Nursery,
     source: Source[Any],
@@ -255,7 +244,7 @@ def _start(
 
 async def _run_source(source: Source[Any], outbox: SendChannel[Any], report: PipelineReport[Any]) -> None:
     meter = report.stages[0]
-    with _Annotated(meter):
+    with _metered(meter):
         report.source_receipt = await source.run(MeteredSend(outbox, meter))
     await outbox.aclose()
 
@@ -263,7 +252,7 @@ async def _run_source(source: Source[Any], outbox: SendChannel[Any], report: Pip
 async def _run_stage(
     stage: Stage[Any, Any], inbox: ReceiveChannel[Any], outbox: SendChannel[Any], meter: StageMeter
 ) -> None:
-    with _Annotated(meter):
+    with _metered(meter):
         metered = MeteredReceive(inbox, meter)
         await stage.run(metered, MeteredSend(outbox, meter))
         _expect_end(metered, meter)
@@ -273,7 +262,7 @@ async def _run_stage(
 
 async def _run_sink(sink: Sink[Any, R], inbox: ReceiveChannel[Any], report: PipelineReport[R]) -> None:
     meter = report.stages[-1]
-    with _Annotated(meter):
+    with _metered(meter):
         metered = MeteredReceive(inbox, meter, counts=True)
         receipt = await sink.run(metered)
         _expect_end(metered, meter)
@@ -294,8 +283,7 @@ def _fused(stages: Sequence[Stage[Any, Any]]) -> list[Stage[Any, Any]]:
 
 def _stage_name(part: object) -> str:
     """The class of a part; stages that were fused give the name of all of them."""
-    name = getattr(part, "fused_name", None)
-    return name if isinstance(name, str) else type(part).__name__
+    return getattr(part, "fused_name", type(part).__name__)
 
 
 def _expect_end(inbox: MeteredReceive[Any], meter: StageMeter) -> None:
@@ -306,21 +294,20 @@ def _expect_end(inbox: MeteredReceive[Any], meter: StageMeter) -> None:
         )
 
 
-class _Annotated:
-    """Notes on an error where it happened, and times the stage. The type of the error stays."""
-
-    def __init__(self, meter: StageMeter) -> None:
-        self._meter = meter
-
-    def __enter__(self) -> None:
-        set_current_meter(self._meter)
-        self._begun = trio.current_time()
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        self._meter.wall_s = trio.current_time() - self._begun
-        for leaf in leaves(exc) if exc is not None else ():
+@contextmanager
+def _metered(meter: StageMeter) -> Iterator[None]:
+    """Time the stage, and note on an error where it happened. The type of the error stays."""
+    set_current_meter(meter)
+    begun = trio.current_time()
+    try:
+        yield
+    except BaseException as exc:
+        for leaf in leaves(exc):
             if isinstance(leaf, Exception):
-                leaf.add_note(f"in stage {self._meter.name}, after {format_size(self._meter.bytes)}")
+                leaf.add_note(f"in stage {meter.name}, after {format_size(meter.bytes)}")
+        raise
+    finally:
+        meter.wall_s = trio.current_time() - begun
 
 
 def _failure(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -23,7 +23,7 @@ from uuid import uuid4
 import trio
 
 from .buffers import BufferPool
-from .composition import at_least, has_methods, type_arguments, wrong_part
+from .composition import at_least, has_methods, readable, type_arguments, wrong_part
 from .contracts import Flow, Pipeline, Sink, Source, expect_trio
 from .errors import (
     ChangeTrackingInvalid,
@@ -88,6 +88,7 @@ class DiskRun:
             "changed": self.changed,
             "wall_s": round(self.report.wall_s, 3),
             "bottleneck": self.report.limited_by,
+            "stages": [stage.as_dict() for stage in self.report.stages],
         }
 
 
@@ -192,12 +193,12 @@ class Job(Generic[C, P]):
             value = getattr(self, setting)
             if not has_methods(value, *methods):
                 raise ConfigError(
-                    f"Job({setting}={value!r}) is impossible: it has no {' and no '.join(methods)}.",
+                    f"Job({setting}={readable(value)}) is impossible: it has no {' and no '.join(methods)}.",
                     remedy=f"Give it for example {example}.",
                 )
         if not callable(self.path) or isinstance(self.path, type):
             raise ConfigError(
-                f"Job(path={self.path!r}) is impossible: it is no function.",
+                f"Job(path={readable(self.path)}) is impossible: it is no function.",
                 remedy="Write `def path(disk, point)`, which returns the pipeline of a disk.",
             )
         for finisher in self.finish:
@@ -280,26 +281,38 @@ class Job(Generic[C, P]):
         """The path as composed for a disk that stands for each, without any I/O.
 
         Returns:
-            The pipeline and ''; or None and the reason, when the path looks at its disk and does not compose for
-            the planned one. It is then checked for the real disks only.
+            The pipeline, and a sentence when the path looks at its disk: other disks may travel otherwise. None
+            for the pipeline when it does not compose for the planned disk; it is then checked for real ones only.
 
         Raises:
             ConfigError: The path is wrong for every disk.
         """
         disk = PlannedDisk()
         try:
-            return compose(self.path, disk, self.into.planned()), ""
+            pipeline = compose(self.path, disk, self.into.planned())
         except _PathFailed as exc:
             if disk.looked_at and not isinstance(exc.__cause__, NameError):
-                return None, exc.problem
+                return (
+                    None,
+                    f"The path depends on the disk, so it cannot be shown for a planned one. {exc.problem}",
+                )
             raise
+        return (
+            pipeline,
+            "The path depends on the disk; shown is that of an empty one." if disk.looked_at else "",
+        )
 
     async def _published(self, store: Store[P], record: _Record[C], watch: DiskWatch | None) -> bool:
         """Take a capture and publish its point; False when another capture is to be taken instead."""
         try:
             async with self.machine.capture() as capture:
                 record.capture = capture
-                record.examined = await self._examined(capture, len(record.given_up))
+                record.examined = [
+                    await finisher.examine(capture, len(record.given_up))
+                    if isinstance(finisher, Examiner)
+                    else None
+                    for finisher in self.finish
+                ]
                 record.evidence = next((found for found in reversed(record.examined) if found), None)
                 async with store.begin(capture.machine) as point:
                     await self._transfer(capture, point, record, watch)
@@ -313,13 +326,6 @@ class Job(Generic[C, P]):
         emit("capture given up", problem=short.problem, again_after_s=short.retry_after_s)
         await trio.sleep(short.retry_after_s)
         return False
-
-    async def _examined(self, capture: C, attempt: int) -> list[Evidence | None]:
-        """The evidence of each finisher so far; None for those that are asked at the end."""
-        return [
-            await finisher.examine(capture, attempt) if isinstance(finisher, Examiner) else None
-            for finisher in self.finish
-        ]
 
     async def _transfer(self, capture: C, point: P, record: _Record[C], watch: DiskWatch | None) -> None:
         limiter = trio.CapacityLimiter(self.disks_at_once)
@@ -435,9 +441,9 @@ def compose(path: Callable[[Any, Any], object], disk: object, point: object) -> 
             f"The path ends with {last}, which is no sink.", remedy="Add one, e.g. `| NullSink()`."
         )
     if not isinstance(pipeline, Pipeline):
-        raise ConfigError(f"The path returned {pipeline!r}, which is no pipeline.")
-    [*_, receipt] = type_arguments(type(pipeline.sink), Sink) or [Any]
-    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):  # pyright: ignore[reportArgumentType]
+        raise ConfigError(f"The path returned {readable(pipeline)}, which is no pipeline.")
+    receipt: object = [Any, *type_arguments(type(pipeline.sink), Sink)][-1]
+    if isinstance(receipt, type) and not issubclass(receipt, DiskReceipt):
         raise ConfigError(
             f"The sink {type(pipeline.sink).__name__} returns {receipt.__name__}; a job needs a DiskReceipt.",
             remedy="End the path with a sink such as IntoRepository(point, disk).",
@@ -521,7 +527,7 @@ class _Record(Generic[C]):
         sentences = [*capture.left_out, *capture.attention]
         if evidence is not None and not evidence.satisfied:
             sentences += evidence.shortfalls or [
-                f"Quiescing reached {evidence.reached}, asked for was {capture.quiescing_asked}."
+                f"Quiescing reached {evidence.reached}, but {capture.quiescing_asked} was requested."
             ]
         return sentences
 

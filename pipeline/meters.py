@@ -44,6 +44,10 @@ class StageMeter:
             return self.work_s / self.concurrency
         return max(0.0, self.wall_s - self.starved_s - self.blocked_s)
 
+    def as_dict(self) -> dict[str, object]:
+        seconds = {name: round(getattr(self, name), 3) for name in ("busy_s", "starved_s", "blocked_s")}
+        return {"name": self.name, "items": self.items, "bytes": self.bytes, **seconds}
+
     def count(self, item: object) -> None:
         self.items += 1
         data = getattr(item, "data", None)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .composition import readable
 from .job import Job, JobSource
 from .lift import KernelStage
 from .units import SPAN, format_size
@@ -15,9 +16,10 @@ from .units import SPAN, format_size
 class Plan:
     """What a job would do.
 
-    `memory` bounds the bytes of disk data that the job holds at once, in buffers and encoded. `unchecked` says why
-    the path could not be composed for a planned disk; it is empty otherwise. Without stages, `memory` counts
-    buffers only.
+    `memory` bounds the bytes of disk data that the job holds at once, in buffers and encoded. `unchecked`: a
+    sentence when the path depends on the disk, else empty; where it could not be composed for a planned disk there
+    are no stages, and `memory` counts buffers only. `missing`: what a run would fail for now, as far as its target
+    and its machine can tell by looking.
     """
 
     job: str
@@ -25,6 +27,7 @@ class Plan:
     memory: int
     effects: Sequence[str]
     unchecked: str = ""
+    missing: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         return [
@@ -33,6 +36,7 @@ class Plan:
             *([f"  not checked: {self.unchecked}"] if self.unchecked else []),
             f"  holds at most {format_size(self.memory)} of disk data",
             *(f"  effect: {sentence}" for sentence in self.effects),
+            *(f"  MISSING: {sentence}" for sentence in self.missing),
         ]
 
 
@@ -54,12 +58,11 @@ def plan(entry: Job[Any, Any] | JobSource) -> Plan:
     encoded = sum(_spans_held(part) for part in parts[releasing:])
     return Plan(
         job=job.title,
-        stages=[repr(part) for part in parts],
+        stages=[readable(part) for part in parts],
         memory=job.machine.pool_size + job.disks_at_once * encoded * SPAN,
         effects=[*job.machine.effects(), *job.into.effects()],
         unchecked=problem
-        and f"The path depends on the disk, so it cannot be shown for a planned one. {problem} "
-        "A run checks it for every disk, after the snapshot was taken and before anything is read.",
+        and f"{problem} A run checks it for every disk, after the snapshot was taken and before anything is read.",
     )
 
 

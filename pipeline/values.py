@@ -155,7 +155,7 @@ class CutSpan(_Carrier):
     `chunk_offset`: int64 disk offsets. `chunk_length`: int64 bytes.
     """
 
-    span: Span  # pyright: ignore[reportIncompatibleMethodOverride]
+    span: Span  # pyright: ignore[reportIncompatibleMethodOverride]  # a field reads like a property
     chunk_offset: NDArray[np.int64]
     chunk_length: NDArray[np.int64]
 

@@ -8,7 +8,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pipeline.buffers import DEFAULT_POOL
+from pipeline.errors import SourceError
 from vadpipe.exclude import expect_patterns
+from vadpipe.vmdk.directory import find_vmx
 from vadpipe.vmdk.local import LocalCapture, open_vm
 
 
@@ -55,6 +57,14 @@ class LocalVm:
     def effects(self) -> Sequence[str]:
         """Reading changes nothing."""
         return (f"Leaves out its disks {', '.join(self._exclude)}.",) if self._exclude else ()
+
+    def missing(self) -> Sequence[str]:
+        """What a run would fail for now, a sentence each; for `plan`."""
+        try:
+            find_vmx(self._directory)
+        except SourceError as error:
+            return [str(error)]
+        return []
 
     def capture(self) -> AbstractAsyncContextManager[LocalCapture]:
         """Open all files of the VM, and close them at the end. Raises SourceError."""

@@ -51,9 +51,7 @@ class Preflight:
             SourceError: The server is away for too long.
             ConfigError: The VDDK is not where the job looks for it.
         """
-        job = await job_facts(
-            machine.quiesce, machine.reader, enable_change_tracking=machine.enable_change_tracking
-        )
+        job = await job_facts(machine)
         if job.vddk is not None and job.vddk.problem:
             raise ConfigError(
                 job.vddk.problem, remedy="Name the root of an unpacked VDDK, or install it there."

@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import MiB
+from pipeline.errors import EXIT_ATTENTION
 from tests.conftest import EXAMPLES, vadpipe
+from vadpipe.cli import EXIT_INTERRUPTED
+from vadpipe.cli.commands import vadpipe as command
 
 QEMU_IMG = shutil.which("qemu-img")
 SUBFORMATS = (
@@ -23,15 +27,40 @@ SUBFORMATS = (
 )
 SIZE = 40 * MiB + 512 * 3  # no whole number of clusters
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(QEMU_IMG is None, reason="qemu-img is missing"),
-]
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
+def test_systemd_accepts_the_units(tmp_path):
+    service = (EXAMPLES / "vadpipe.service").read_text()
+    (tmp_path / "vadpipe.service").write_text(service.replace("/opt/vadpipe/bin/vadpipe", sys.executable))
+    (tmp_path / "vadpipe.timer").write_text((EXAMPLES / "vadpipe.timer").read_text())
+    units = [str(tmp_path / "vadpipe.service"), str(tmp_path / "vadpipe.timer")]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "vadpipe" not in done.stderr, done.stderr
+
+
+def test_the_service_runs_a_command_that_exists_with_the_exit_codes_of_a_run():
+    units = {}
+    for kind in ("service", "timer"):
+        units[kind] = ConfigParser(strict=False, interpolation=None)
+        units[kind].optionxform = str
+        units[kind].read(EXAMPLES / f"vadpipe.{kind}")
+    service = units["service"]["Service"]
+    _, *arguments = service["ExecStart"].split()
+    context = command.make_context("vadpipe", arguments[:1], resilient_parsing=True)
+    run = command.get_command(context, arguments[0])
+    assert run.make_context("run", arguments[1:]).params["config"] == Path("/etc/vadpipe/nightly.py")
+    assert service["SuccessExitStatus"].split() == [str(EXIT_ATTENTION), str(EXIT_INTERRUPTED)]
+    assert units["timer"]["Install"]["WantedBy"] == "timers.target"
 
 
 @pytest.fixture
 def vm_directory(tmp_path):
     """A VMDK of every subformat that qemu-img knows, each with other content."""
+    if QEMU_IMG is None:
+        pytest.skip("qemu-img is missing")
     directory = tmp_path / "vm"
     directory.mkdir()
     random = np.random.default_rng(3)

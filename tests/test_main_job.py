@@ -74,7 +74,7 @@ def test_quiescing_that_left_no_manifest_is_published_as_what_it_is(small_lab):
     assert done.returncode == 3, done.stderr
     [job] = document(done)["jobs"]
     assert job["quiescing"]["reached"] == "crash"
-    assert "Quiescing reached crash, asked for was application." in job["attention"]
+    assert "Quiescing reached crash, but application was requested." in job["attention"]
     [point] = points(small_lab)
     assert point["quiescing"] == "crash"
     assert small_lab.snapshots == 0

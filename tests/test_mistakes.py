@@ -280,6 +280,37 @@ def test_a_path_that_asks_for_its_disk_is_checked_for_the_real_one_before_it_is_
     assert not list((tmp_path / "repository" / "points").rglob("*.json"))
 
 
+def test_a_plan_says_that_another_disk_may_travel_otherwise(tmp_path, capsys):
+    config = tmp_path / "config.py"
+    Repository(tmp_path / "repository").init()
+    level = PIPELINE.replace("Compress()", "Compress(Zstd(3 if disk.capacity > GiB else 1))")
+    config.write_text(
+        CONFIG.replace("{path}", level).replace("{settings}", "").replace("import Job", "import GiB, Job")
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(config)])
+    planned = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "not checked: The path depends on the disk; shown is that of an empty one." in planned
+    assert "Compress(codec=Zstd(level=1), workers=2)" in planned
+
+
+def test_a_plan_names_what_a_run_would_miss(tmp_path, capsys):
+    config = tmp_path / "config.py"
+    text = CONFIG.replace("{path}", PIPELINE).replace("{settings}", "")
+    config.write_text(text.replace("Machine([PatternDisk(5 << 20)])", 'LocalVm(HERE / "vm")'))
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(config)])
+    assert ended.value.code == 0
+    repository = tmp_path / "repository"
+    assert [line for line in capsys.readouterr().out.splitlines() if "MISSING" in line] == [
+        f"  MISSING: {tmp_path}/vm: No such file or directory. Name the directory that holds the VM's files.",
+        f"  MISSING: {repository} is not a repository: it has no config.json. "
+        f"Name a repository, or make one with: vadpipe init {repository}",
+    ]
+    assert not repository.exists()
+
+
 def test_a_job_without_a_repository_runs_as_a_benchmark(tmp_path, capsys):
     config = tmp_path / "config.py"
     path = PIPELINE.replace(END, "NullSink()")

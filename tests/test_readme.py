@@ -108,6 +108,7 @@ PRINTED = [
     "crash|file-system|application",
     r"web01 1048576 0707\n",
     "1048576 bytes read",
+    "web01 1048576 bytes of data",
     r"LimitRate\(mib_per_s=100\)",
 ]
 

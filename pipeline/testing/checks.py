@@ -81,30 +81,20 @@ class _Broken(SendChannel[Any]):
         await trio.lowlevel.checkpoint()
 
 
-class _Stalling(Source[Any]):
-    """Sends some items, cancels the run, and never ends."""
+class _Followed(Source[Any]):
+    """Another source whose run does not end with its items, but with `ending`."""
 
-    def __init__(self, items: Sequence[object], scope: trio.CancelScope) -> None:
-        self._items = items
-        self._scope = scope
-
-    async def run(self, outbox: SendChannel[Any]) -> None:
-        for item in self._items:
-            await outbox.send(item)
-        self._scope.cancel()
-        await trio.sleep_forever()
-
-
-class _Crashing(Source[Any]):
-    """Sends some items, then fails."""
-
-    def __init__(self, items: Sequence[object]) -> None:
-        self._items = items
+    def __init__(self, source: Source[Any], ending: Callable[[], Awaitable[None]]) -> None:
+        self._source = source
+        self._ending = ending
 
     async def run(self, outbox: SendChannel[Any]) -> None:
-        for item in self._items:
-            await outbox.send(item)
-        raise _Crash
+        await self._source.run(outbox)
+        await self._ending()
+
+
+async def _crash() -> None:
+    raise _Crash
 
 
 async def check_source(
@@ -117,7 +107,7 @@ async def check_source(
     assert await _run(source | _Collect(view)) == expected, "a second run of the same object differs"
     assert await _run(make() | _Collect(view, pause=True)) == expected, "a slow reader changes the output"
     await _check_cancel(lambda: _run(make() | _Collect(view)))
-    await _check_broken(lambda: make().run(_Broken()))
+    await _expect(lambda: make().run(_Broken()), trio.BrokenResourceError)
     flow: Flow[B] = Flow(make())
     async with flow.open() as items:  # leaving early is clean
         _release(await items.receive())
@@ -136,9 +126,9 @@ async def check_stage(
     assert await _run(Items(items()) | make() | _Collect(view, pause=True)) == expected, "slow reader"
     assert await _run(Items[A]([]) | make() | _Collect(view)) == [], "items out of nothing"
     await _check_cancel(lambda: _run(Items(items()) | make() | _Collect(view)))
-    await _check_broken(lambda: _into_broken(Items(items()), make()))
+    await _expect(lambda: _into_broken(Items(items()), make()), trio.BrokenResourceError)
     sink = _Collect(view)
-    await _check_crash(_Crashing(items()) | make() | sink)
+    await _expect((_Followed(Items(items()), _crash) | make() | sink).run, _Crash)
     assert not sink.ended, "a crash upstream looked like the end of the input"
     return expected
 
@@ -160,11 +150,16 @@ async def check_sink(
         The view of the receipt.
     """
     before = published()
-    await _check_crash(_Crashing(items()) | make())
+    await _expect((_Followed(Items(items()), _crash) | make()).run, _Crash)
     assert published() == before, "a crash upstream was published"
     for count in range(len(items()) + 1):
         with trio.CancelScope() as scope:
-            await _run(_Stalling(items()[:count], scope) | make())
+
+            async def stall(scope: trio.CancelScope = scope) -> None:
+                scope.cancel()
+                await trio.sleep_forever()
+
+            await _run(_Followed(Items(items()[:count]), stall) | make())
         assert published() == before, f"cancelled after {count} items, and something was published"
     receipt = view(await (Items(items()) | make()).run())
     assert view(await (Items(items()) | make()).run()) == receipt, "a second run differs"
@@ -223,8 +218,7 @@ async def check_reader(disk: Disk, content: Callable[[int, int], bytes] | None =
         for start, size in inner:
             low = start - offset
             assert apart[low : low + size] == whole[low : low + size], f"a smaller read differs at {start}"
-    if disk.change_id is not None:
-        await _check_changes(disk)
+    await _check_changes(disk)
     async with trio.open_nursery() as nursery:  # several reads at once
         for offset in range(0, min(capacity, 4 * SPAN), SPAN):
             nursery.start_soon(_read, disk, offset, allocated.within(offset, SPAN))
@@ -240,8 +234,10 @@ async def _read(disk: Disk, offset: int, wanted: Extents) -> bytes:
 
 
 async def _check_changes(disk: Disk) -> None:
-    """Nothing changed since this very snapshot, in pages that cover the disk."""
-    assert disk.change_id is not None
+    """Nothing changed since this very snapshot, in pages that cover the disk. Without an id there is no answer."""
+    if disk.change_id is None:
+        await _expect(lambda: disk.changed("1", 0), ChangeTrackingInvalid)
+        return
     offset = 0
     while offset < disk.capacity:
         try:
@@ -273,7 +269,7 @@ async def check_store(
 
     def crashing(disk: Disk, point: Any) -> Pipeline[DiskReceipt]:  # noqa: ANN401  # of whatever target
         pipeline = path(disk, point)
-        return Pipeline(Flow(_Failing(pipeline.flow.source), *pipeline.flow.stages), pipeline.sink)
+        return Pipeline(Flow(_Followed(pipeline.flow.source, _crash), *pipeline.flow.stages), pipeline.sink)
 
     await _expect(Job(machine, crashing, into=target).run, _Crash)
     assert list(points()) == before, "a crash of a path published a point"
@@ -287,17 +283,6 @@ async def check_store(
     assert len(points()) == len(before) + 2, "a second job did not publish a point"
     assert again.point != receipt.point, "two points have the same id"
     assert again.disks[0].receipt.root == receipt.disks[0].receipt.root, "the same disk got another root"
-
-
-class _Failing(Source[Any]):
-    """Another source, failing at its end."""
-
-    def __init__(self, source: Source[Any]) -> None:
-        self._source = source
-
-    async def run(self, outbox: SendChannel[Any]) -> None:
-        await self._source.run(outbox)
-        raise _Crash
 
 
 async def _run(pipeline: Pipeline[R]) -> R:
@@ -320,19 +305,10 @@ async def _cancel_after(patience: int, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _check_broken(run: Callable[[], Awaitable[object]]) -> None:
-    """A reader that went away must not be taken for the end of the work."""
-    await _expect(run, trio.BrokenResourceError)
-
-
 async def _into_broken(source: Source[A], stage: Stage[A, Any]) -> None:
     flow: Flow[A] = Flow(source)
     async with flow.open() as inbox:
         await stage.run(inbox, _Broken())
-
-
-async def _check_crash(pipeline: Pipeline[Any]) -> None:
-    await _expect(pipeline.run, _Crash)
 
 
 async def _expect(run: Callable[[], Awaitable[object]], kind: type[Exception]) -> None:

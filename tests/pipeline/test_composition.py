@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pytest
 
 from pipeline import ConfigError, Gap, Sink, Source, Span, Stage, Window, Zeros
-from pipeline.composition import type_arguments
+from pipeline.composition import readable, type_arguments
 from pipeline.testing import Items, PatternDisk
 from sinks import NullSink
 from stages import AllocatedExtents, CutChunks, MarkZeros, ReadSpans
@@ -77,6 +78,37 @@ class Named(Stage[Any, Any]):
     identity: str
 
     async def run(self, inbox, outbox): ...
+
+
+@dataclass(frozen=True)
+class Masked(Stage[Span, Span]):
+    table: object
+    keep: object
+
+    async def run(self, inbox, outbox): ...
+
+
+class Plain:
+    def keep(self): ...
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Masked(np.arange(4), len), "Masked(table=array([0, 1, 2, 3]), keep=<built-in function len>)"),
+        (Masked(None, readable), "Masked(table=None, keep=readable)"),
+        (Masked(None, Plain()), "Masked(table=None, keep=Plain(...))"),
+        (Masked(None, Plain().keep), "Masked(table=None, keep=<bound method Plain.keep of Plain(...)>)"),
+    ],
+)
+def test_a_stage_is_shown_without_addresses(value, shown):
+    assert readable(value) == shown
+
+
+def test_a_large_array_is_shown_in_one_short_line():
+    shown = readable(Masked(np.arange(500).reshape(50, 10), None))
+    assert "\n" not in shown
+    assert len(shown) < 200
 
 
 def test_parts_with_an_identity_have_to_agree():

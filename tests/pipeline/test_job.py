@@ -7,6 +7,7 @@ import trio
 from pipeline import (
     ConfigError,
     ContractError,
+    Disk,
     DiskReceipt,
     Evidence,
     Job,
@@ -29,7 +30,7 @@ SIZE = 9 * MiB
 
 @dataclass(frozen=True)
 class Count(Sink[object, DiskReceipt]):
-    disk: object
+    disk: Disk
 
     async def run(self, inbox):
         read = 0
@@ -141,7 +142,7 @@ class Finish:
 async def test_quiescing_below_what_was_asked_needs_attention():
     evidence = Evidence("crash", satisfied=False, reasons=["no manifest"])
     receipt = await Job(FakeMachine(disks()), path, into=FakeTarget(), finish=[Finish(evidence)]).run()
-    assert receipt.attention == ["Quiescing reached crash, asked for was none."]
+    assert receipt.attention == ["Quiescing reached crash, but none was requested."]
     assert receipt.as_dict()["quiescing"] == {"asked": "none", "reached": "crash", "reasons": ["no manifest"]}
 
 

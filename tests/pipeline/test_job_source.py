@@ -178,5 +178,5 @@ def test_a_signal_ends_the_run_not_only_the_job(write):
     assert process.returncode == 130, errors
     assert output == "4 jobs: 1 done, 1 interrupted, 2 not run\n"
     stopping, ended = errors.splitlines()
-    assert stopping.startswith("vadpipe: Stopping on SIGINT. b: what was stored for it is discarded;")
+    assert stopping.startswith("vadpipe: Stopping on SIGINT. b: what was stored for it is discarded.")
     assert ended == "vadpipe: b: Ended by a signal; nothing was published."

@@ -110,7 +110,7 @@ async def test_cancelling_leaves_no_thread_waiting_for_a_turn():
 def test_adjacent_kernels_are_fused_and_others_are_not():
     parts = _fused([Slow(), Serial(), Other(), Slow()])
     assert [type(part) for part in parts] == [FusedKernels, Other, Slow]
-    assert parts[0].fused_name == "Slow+Serial"
+    assert parts[0].fused_name == "Slow+Serial"  # type: ignore[attr-defined]
 
 
 class Other(Stage[int, int]):

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,8 +84,8 @@ def test_keys_that_differ_in_case_only_are_refused_before_anything_is_written(re
 class Planted:
     """A directory with something in the place of the second image."""
 
-    directory: object
-    victim: object
+    directory: Path
+    victim: Path
 
     def plant(self, kind):
         place = self.directory / "scsi0-1.raw"

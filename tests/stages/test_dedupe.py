@@ -108,14 +108,14 @@ rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(4, 64)), max
 @given(rows)
 def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
     """Rows: is new, lies right behind the one before, clusters."""
-    offset, length, reached = [], [], 0
+    offsets, lengths, reached = [], [], 0
     for _, adjacent, clusters in chunks:
         reached += 0 if adjacent else 4096
-        offset.append(reached)
-        length.append(clusters * 4096)
+        offsets.append(reached)
+        lengths.append(clusters * 4096)
         reached += clusters * 4096
     new = np.array([row[0] for row in chunks], dtype=np.bool_)
-    offset, length = np.array(offset, dtype=np.int64), np.array(length, dtype=np.int64)
+    offset, length = np.array(offsets, dtype=np.int64), np.array(lengths, dtype=np.int64)
     borders = frame_borders(new, offset, length)
     assert [place for low, high in borders for place in range(low, high)] == np.flatnonzero(new).tolist()
     for low, high in borders:

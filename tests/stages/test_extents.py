@@ -7,6 +7,7 @@ from pipeline import (
     MiB,
     PreviousDisk,
     SourceError,
+    SourceReceipt,
     TransferFailed,
 )
 from pipeline.testing.checks import check_source
@@ -70,6 +71,7 @@ async def test_without_a_trustworthy_answer_everything_is_read_and_the_receipt_s
     views = await check_source(lambda: ChangedExtents(disk, previous), view=plain)
     assert views == await check_source(lambda: AllocatedExtents(disk), view=plain)
     report = await (ChangedExtents(disk, previous) | NullSink()).measure()
+    assert isinstance(report.source_receipt, SourceReceipt)
     assert report.source_receipt.mode == "full"
     assert reason in report.source_receipt.reason
 

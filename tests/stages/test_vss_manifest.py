@@ -160,7 +160,7 @@ async def test_the_policy_decides_which_level_suffices(finisher, satisfied):
 async def test_documents_are_compared_with_the_specification_and_the_level_with_the_request():
     """The policy 'try' went down to file-system quiescing; the job still asks for application quiescing."""
     evidence = await VssManifest().finish(Capture("application", FILE_SYSTEM, requested="file-system"))
-    assert evidence.shortfalls == ("Quiescing reached file-system, asked for was application.",)
+    assert evidence.shortfalls == ("Quiescing reached file-system, but application was requested.",)
     assert not [reason for reason in evidence.reasons if reason.startswith("context-differs")]
     sent = await VssManifest().finish(Capture("application", FILE_SYSTEM))
     assert [reason for reason in sent.reasons if reason.startswith("context-differs")]

@@ -80,7 +80,6 @@ def test_secrets_are_blotted_in_messages_arguments_and_tracebacks(tmp_path):
 
 def test_a_secret_filter_serves_handlers_of_an_embedder(caplog):
     caplog.handler.addFilter(logs.SecretFilter())
-    logging.getLogger("vadpipe").addHandler(caplog.handler)
     logs.blot("another secret")
     log.warning("with %s", "another secret")
     assert caplog.messages == ["with ***"]

@@ -277,6 +277,13 @@ def _vms(ctx: click.Context) -> Iterable[str]:
     return sorted({point.machine.name for point in _repository_points(ctx)})
 
 
+def _repositories(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Paths; and points, where the environment names the repository and a point may stand first."""
+    may_be_left_out = REPOSITORY in os.environ and any(each.name == "point" for each in ctx.command.params)
+    found = _quietly(_points)(ctx, param, incomplete) if may_be_left_out else []
+    return [*found, CompletionItem(incomplete, type="file")]
+
+
 class OnRepository(click.Command):
     """A command whose first argument is a repository; without it, it is that of the environment."""
 
@@ -299,7 +306,9 @@ job_option = click.option(
     help="Only this job of the configuration.",
     shell_complete=_quietly(_jobs),
 )
-repository_argument = click.argument("repository", type=click.Path(path_type=Path))
+repository_argument = click.argument(
+    "repository", type=click.Path(path_type=Path), shell_complete=_repositories
+)
 point_argument = click.argument("point", shell_complete=_quietly(_points))
 vm_option = click.option(
     "--vm", metavar="NAME", help="Only points of this VM (name or UUID).", shell_complete=_quietly(_vms)

@@ -49,6 +49,7 @@ class _Output:
     """The output of this process. `broken`: why standard output cannot be written any more."""
 
     progress: bool = True
+    verbose: bool = False
     broken: OSError | None = None
     bars: Bars | None = None
 
@@ -61,12 +62,17 @@ def configure(
 ) -> None:
     """Set up progress and the log, as the options of the command line say."""
     logging_here = verbose and not quiet and log_file is None
+    _output.verbose = bool(verbose)
     _output.progress = not (quiet or no_progress or logging_here)
     logs.configure(verbose, quiet=quiet, file=log_file)
 
 
 def wants_progress() -> bool:
     return _output.progress
+
+
+def is_verbose() -> bool:
+    return _output.verbose
 
 
 def echo(line: str, *, err: bool = False) -> None:

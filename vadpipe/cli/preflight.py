@@ -9,7 +9,6 @@ import click
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.events import Event, observed
-from vadpipe.preflight.facts import JobFacts
 from vadpipe.preflight.privileges import PURPOSES, Script, role_script
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import PreflightReport, job_facts, preflight_all
@@ -123,14 +122,8 @@ async def _preflight(
 ) -> list[PreflightReport]:
     async with server.connect() as session:
         vms = await find_vms(session, [machine.vm for machine in machines])
-        jobs = [(vm, await _wanted(machine)) for vm, machine in zip(vms, machines, strict=True)]
+        jobs = [(vm, await job_facts(machine)) for vm, machine in zip(vms, machines, strict=True)]
         return await preflight_all(session, jobs, probe_hosts=None if no_network else probe)
-
-
-async def _wanted(machine: VsphereVm) -> JobFacts:
-    return await job_facts(
-        machine.quiesce, machine.reader, enable_change_tracking=machine.enable_change_tracking
-    )
 
 
 async def _prepare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,13 +15,16 @@ import trio
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, Failure, failures, leaves
 from pipeline.events import Event, emit, observed, within
 from pipeline.job import DiskRun, Job, JobReceipt, JobSource
+from pipeline.meters import PipelineReport
+from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
+from pipeline.protocols import DiskReceipt
 from pipeline.units import MiB, format_size
 
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
 from .config import read_config, resolve
-from .output import echo, error_lines, exit_code, report, report_defect, show
+from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
 from .verdict import quiescing_lines
@@ -48,11 +51,30 @@ at_least_one = click.IntRange(min=1)
     help="Of these, at most N on one vCenter or ESXi host.",
 )
 @click.option(
+    "--per-host",
+    type=at_least_one,
+    metavar="N",
+    help="Of these, at most N of VMs that were on one ESXi host when the run started.",
+)
+@click.option(
+    "--per-datastore",
+    type=at_least_one,
+    metavar="N",
+    help="Of these, at most N of VMs that had files on one datastore when the run started.",
+)
+@click.option(
     "--events", type=click.Path(path_type=Path), metavar="FILE", help="Append events as JSON lines."
 )
 @json_option
 def run(
-    config: Path, only: str | None, at_once: int, per_server: int | None, events: Path | None, as_json: bool
+    config: Path,
+    only: str | None,
+    at_once: int,
+    per_server: int | None,
+    per_host: int | None,
+    per_datastore: int | None,
+    events: Path | None,
+    as_json: bool,
 ) -> int:
     """Run the jobs of a configuration: one backup each.
 
@@ -60,7 +82,8 @@ def run(
     removed, and what was stored for unfinished points is discarded.
     """
     entries = read_config(config)  # outside of the event loop: a signal ends it at once
-    running = Run(config, at_once, per_server or at_once, as_json)
+    limits = {"server": per_server, "host": per_host, "datastore": per_datastore}
+    running = Run(config, at_once, {kind: limit for kind, limit in limits.items() if limit}, as_json)
     with events_to(events):
         try:
             run_async(running.work, entries, only, cleaning=running.cleaning)
@@ -88,17 +111,50 @@ class Outcome:
 
 
 @dataclass
+class AtWork:
+    """A job while it runs: the snapshot that stands or is being made, and the point that is published.
+
+    `found`: the facts of the event that says that it failed.
+    """
+
+    title: str
+    snapshot: str = ""
+    point: str = ""
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        if event.kind == "published":
+            self.point = str(event.facts["point"])
+        elif event.kind == "job failed":
+            self.found = event.facts
+        elif event.kind == "snapshot begun":
+            self.snapshot = str(event.facts["snapshot"])
+        elif event.kind == "snapshot removed":
+            self.snapshot = ""
+
+    def ending(self) -> str:
+        """What remains to be done when a signal ends it."""
+        done = f"point {self.point} is published" if self.point else "what was stored for it is discarded"
+        return f"{self.title}: {done}" + (
+            f"; its snapshot {self.snapshot!r} is removed." if self.snapshot else "."
+        )
+
+
+@dataclass
 class Run:
-    """The jobs of a configuration while they run. `points`: what the jobs at work have published, by title."""
+    """The jobs of a configuration while they run.
+
+    `limits`: how many jobs may be at work at one place, by its kind.
+    """
 
     config: Path
     at_once: int
-    per_server: int
+    limits: Mapping[str, int]
     as_json: bool
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: int = 0
-    points: dict[str, str | None] = field(default_factory=dict)
+    at_work: list[AtWork] = field(default_factory=list)
 
     async def work(self, entries: Sequence[Job[Any, Any] | JobSource], only: str | None) -> None:
         """Find the jobs and run them all."""
@@ -116,22 +172,26 @@ class Run:
 
     async def _run_all(self, jobs: Sequence[Job[Any, Any]], watch: Watch) -> None:
         """Run the jobs in their order, as many at once as the limits allow."""
-        waiting = list(jobs)
-        at_work: Counter[object] = Counter()
+        waiting = list(zip(jobs, await places_of_jobs(jobs, self.limits), strict=True))
+        at_work: Counter[tuple[str, ...]] = Counter()
         ended = trio.Event()
 
         async def worker() -> None:
             nonlocal ended
             while waiting:
-                free = (at for at, job in enumerate(waiting) if at_work[_server(job)] < self.per_server)
+                free = (
+                    at
+                    for at, (_, places) in enumerate(waiting)
+                    if all(at_work[place] < self.limits.get(place[0], self.at_once) for place in places)
+                )
                 if (at := next(free, None)) is None:
                     await ended.wait()
                     continue
-                job = waiting.pop(at)
-                at_work[_server(job)] += 1
+                job, places = waiting.pop(at)
+                at_work.update(places)
                 self.not_run -= 1
                 await self._run_job(job, watch)
-                at_work[_server(job)] -= 1
+                at_work.subtract(places)
                 ended.set()
                 ended = trio.Event()
 
@@ -142,48 +202,52 @@ class Run:
     async def _run_job(self, job: Job[Any, Any], watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
-
-        found: Mapping[str, Any] = {}
-
-        def take(event: Event) -> None:
-            nonlocal found
-            if event.kind == "published":
-                self.points[job.title] = str(event.facts["point"])
-            elif event.kind == "job failed":
-                found = event.facts
-
-        self.points[job.title] = None
+        at_work = AtWork(job.title)
+        self.at_work.append(at_work)
         try:
-            with observed(take):
+            with observed(at_work.take):
                 receipt = await job.run(watch.of(job.title if several else ""))
         except BaseException as exc:
             if not all(isinstance(leaf, Exception) for leaf in leaves(exc)):  # it was cancelled
-                self.outcomes.append(_stopped(job.title, self.points[job.title], exc, found))
+                self.outcomes.append(_stopped(at_work, exc))
                 raise
-            self.outcomes.append(_failure(job.title, exc, found))
+            self.outcomes.append(_failure(job.title, exc, at_work.found))
             return
         finally:
-            del self.points[job.title]
+            self.at_work.remove(at_work)
         if not self.as_json:
-            for line in receipt_lines(receipt):
+            for line in receipt_lines(receipt, verbose=is_verbose()):
                 echo(f"{job.title}: {line}" if several and not line.startswith(f"{job.title}: ") else line)
         code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
         self.outcomes.append(Outcome(code, {**receipt.as_dict(), "exit_code": code}))
 
     def cleaning(self) -> list[str]:
-        """What the end of the jobs at work comes to."""
-        return [
-            f"{title}: what was stored for it is discarded; its snapshot, if it has one, is removed."
-            if point is None
-            else f"{title}: point {point} is published; its snapshot, if it has one, is still being removed."
-            for title, point in self.points.items()
-        ]
+        """What is cleaned up when a signal ends the jobs at work."""
+        return [job.ending() for job in self.at_work]
 
 
-def _server(job: Job[Any, Any]) -> object:
-    """The server that the VM of a job is on; for one without a server something that no other job has."""
+async def places_of_jobs(
+    jobs: Sequence[Job[Any, Any]], limits: Mapping[str, int]
+) -> list[frozenset[tuple[str, ...]]]:
+    """For each job, the places that its VM burdens; each begins with its kind, one of those in `limits`.
+
+    The server is known from the settings. Hosts and datastores are asked for only when they are limited; those of a
+    server that cannot be asked stay unknown, and its jobs report why.
+    """
+    places = [_server(job) for job in jobs]
+    if limits.keys() & {"host", "datastore"}:
+        from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
+
+        machines = {at: job.machine for at, job in enumerate(jobs) if isinstance(job.machine, VsphereVm)}
+        for at, found in zip(machines, await places_of_machines(list(machines.values())), strict=True):
+            places[at] |= found
+    return places
+
+
+def _server(job: Job[Any, Any]) -> frozenset[tuple[str, ...]]:
+    """The server that the VM of a job is on, if any."""
     vcenter = getattr(job.machine, "vcenter", None)
-    return id(job) if vcenter is None else vcenter.server
+    return frozenset() if vcenter is None else frozenset({("server", vcenter.server)})
 
 
 def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
@@ -193,16 +257,16 @@ def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcom
     return Outcome(exit_code(exc), _document(title, exit_code(exc), failures(exc), found))
 
 
-def _stopped(title: str, point: str | None, exc: BaseException, found: Mapping[str, Any]) -> Outcome:
+def _stopped(job: AtWork, exc: BaseException) -> Outcome:
     """A job that a signal ended, before or after its point was published."""
-    told = "nothing was published" if point is None else f"point {point} had been published"
+    told = f"point {job.point} had been published" if job.point else "nothing was published"
     ended = Failure(f"Ended by a signal; {told}.", ())
     others = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
     lines = [line for other in others for line in error_lines(other)]
-    for line in [ended.text, *lines, *_sentences(found)]:
-        report(f"{title}: {line}")
+    for line in [ended.text, *lines, *_sentences(job.found)]:
+        report(f"{job.title}: {line}")
     errors = [ended, *(failure for other in others for failure in failures(other))]
-    return Outcome(EXIT_INTERRUPTED, _document(title, EXIT_INTERRUPTED, errors, found))
+    return Outcome(EXIT_INTERRUPTED, _document(job.title, EXIT_INTERRUPTED, errors, job.found))
 
 
 def _sentences(found: Mapping[str, Any]) -> list[str]:
@@ -253,13 +317,24 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 @job_option
 @json_option
 def plan(config: Path, only: str | None, as_json: bool) -> None:
-    """Show the stages, the memory and what the jobs would touch, without touching anything."""
-    plans = [plan_job(entry) for entry in read_config(config, only)]
+    """Show the stages, the memory and what the jobs would touch, without touching anything.
+
+    A repository or a directory of VM files that does not exist is named; a server is not asked.
+    """
+    plans = [_planned(entry) for entry in read_config(config, only)]
     show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
 
 
-def receipt_lines(receipt: JobReceipt) -> list[str]:
-    """A finished job, for people."""
+def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
+    job = entry if isinstance(entry, Job) else entry.planned()
+    missing: list[str] = []
+    for part in (job.machine, job.into):
+        missing += getattr(part, "missing", list)()
+    return replace(plan_job(entry), missing=missing)
+
+
+def receipt_lines(receipt: JobReceipt, *, verbose: bool = False) -> list[str]:
+    """A finished job, for people; with `verbose` also where the time of each stage went."""
     asked, evidence = receipt.quiescing_asked, receipt.evidence
     lines = [f"{receipt.job}: point {receipt.point}, {receipt.wall_s:.1f} s, {receipt.cpu_s:.1f} CPU-s"]
     lines += (
@@ -271,6 +346,8 @@ def receipt_lines(receipt: JobReceipt) -> list[str]:
         lines.append(f"  snapshots left: {receipt.snapshots_left}")
     for disk in receipt.disks:
         lines += disk_lines(disk)
+        if verbose:
+            lines += [f"    {line}" for line in stage_lines(disk.report)]
     lines += [f"  {remark}" for remark in receipt.remarks]
     lines += [f"  ATTENTION: {sentence}" for sentence in receipt.attention]
     return lines
@@ -279,21 +356,43 @@ def receipt_lines(receipt: JobReceipt) -> list[str]:
 def disk_lines(run: DiskRun) -> Sequence[str]:
     """One disk of a finished job: what was known of it, what was read, what became of that."""
     disk = run.receipt
-    counts = {
+    read = {
         "logical": disk.capacity,
         "allocated": run.allocated,
         "changed": run.changed,
         "read": disk.read,
+    }
+    found = {
         "zero": disk.zero_read,
         "known": disk.known,
         "new": disk.new,
         "stored": disk.stored,
     }
-    sizes = ", ".join(f"{name} {format_size(size)}" for name, size in counts.items() if size is not None)
     wall_s = run.report.wall_s
     rate = disk.read / MiB / wall_s if wall_s else 0.0
     return [
         f"  disk {disk.key} ({disk.label}): {run.mode}, {run.reason}",
-        f"    {sizes}",
+        *(
+            "    "
+            + ", ".join(f"{name} {format_size(size)}" for name, size in sizes.items() if size is not None)
+            for sizes in (read, found)
+        ),
         f"    {wall_s:.2f} s, {rate:.0f} MiB/s, limited by {run.report.limited_by}",
     ]
+
+
+def stage_lines(report: PipelineReport[DiskReceipt]) -> list[str]:
+    """Where the time of each stage went: busy, starved (waiting for input), blocked (waiting for its output)."""
+    wall_s = report.wall_s or 1.0
+    shares = ("busy", "starved", "blocked")
+    rows = [
+        [
+            stage.name,
+            *(f"{getattr(stage, f'{share}_s') / wall_s:.0%}" for share in shares),
+            format_size(stage.bytes),
+        ]
+        for stage in report.stages
+    ]
+    return table(
+        ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"], rows, right=["BUSY", "STARVED", "BLOCKED", "DATA"]
+    )

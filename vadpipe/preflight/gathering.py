@@ -203,9 +203,7 @@ async def _editions(session: VcenterSession) -> Sequence[str] | None:
         row = await session.properties(manager, ["licenses"])
     except ConnectionLost:
         raise
-    except (
-        VsphereError
-    ) as exc:  # licences are for administrators; that they cannot be read is a fact of its own
+    except VsphereError as exc:  # licences are for administrators
         log.info("the licences of %s cannot be read: %s", session.server, exc.problem)
         return None
     return [licence.editionKey for licence in row.get("licenses") or ()]

@@ -1,8 +1,7 @@
 """The privileges that jobs need: one table for the rules, for documentation, and for scripts that make a role.
 
 Source: vSphere API reference, required privileges of each method; vSphere documentation, HTTPS access to
-    datastores;
-VDDK programming guide, PrepareForAccess and EndAccess.
+datastores; VDDK programming guide, PrepareForAccess and EndAccess.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from vadpipe.vddk.disk import Vddk
 from vadpipe.vddk.library import find_library
 from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm
-from vadpipe.vsphere.snapshot.quiesce import Quiesce
+from vadpipe.vsphere.vm.vm import VsphereVm
 
 from .facts import Case, HostFacts, JobFacts, ProxyFacts, VddkFacts
 from .gathering import Gathered, gather
@@ -108,17 +108,15 @@ def _report(vm: Vm, case: Case) -> PreflightReport:
     return PreflightReport(vm, findings, unknown)
 
 
-async def job_facts(quiesce: Quiesce, reader: object, *, enable_change_tracking: bool) -> JobFacts:
-    """What a job wants, from its settings.
-
-    `reader` opens the job's disks; the conditions of VDDK apply to `Vddk` only.
-    """
+async def job_facts(machine: VsphereVm) -> JobFacts:
+    """What the job of this VM wants. The conditions of VDDK apply where `Vddk` opens its disks."""
+    quiesce, reader = machine.quiesce, machine.reader
     chosen_by_tools = quiesce.kind == "auto"  # then VMware Tools fall back by themselves
     return JobFacts(
         quiescing="application" if chosen_by_tools else quiesce.kind,
         may_degrade=quiesce.policy == "try" or chosen_by_tools,
         backup_type=quiesce.backup_type,
-        enable_change_tracking=enable_change_tracking,
+        enable_change_tracking=machine.enable_change_tracking,
         vddk=await trio.to_thread.run_sync(partial(vddk_facts, reader)) if isinstance(reader, Vddk) else None,
     )
 

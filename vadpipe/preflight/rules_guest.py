@@ -66,7 +66,7 @@ def _not_in_table(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule(
     "guest-sync-driver", Severity.WARNING, wanted="quiescing that leaves a manifest",
-    remedy="Nothing helps on so old a Windows: its points count as crash-consistent.", source=_TABLE,
+    remedy="There is none for this version of Windows: its points count as crash-consistent.", source=_TABLE,
     tags={"quiescing"},
 )  # fmt: skip
 def _sync_driver(case: Case) -> Iterator[Outcome]:
@@ -85,7 +85,7 @@ def _mismatch(case: Case) -> Iterator[Outcome]:
         return
     configured, running = case.vm.guest, guest_os(reported)
     if configured and running and not agree(configured, running):
-        yield Violation(f"configured is {configured.name}, and {running.name} ({reported}) runs")
+        yield Violation(f"it is configured as {configured.name}, but {running.name} ({reported}) runs")
 
 
 @RULES.rule(

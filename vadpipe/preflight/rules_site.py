@@ -96,7 +96,7 @@ def _clock(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule(
     "host-disconnected", Severity.ERROR, wanted="the VM's host is connected",
-    remedy="Bring the host back into the vCenter.", source=f"{_API}, HostSystem.runtime.connectionState",
+    remedy="Reconnect the host to the vCenter.", source=f"{_API}, HostSystem.runtime.connectionState",
 )  # fmt: skip
 def _host_disconnected(case: Case) -> Iterator[Outcome]:
     if case.host and case.host.connection != "connected":

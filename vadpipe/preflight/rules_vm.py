@@ -60,7 +60,7 @@ def _agent(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule(
     "vm-disconnected", Severity.ERROR, wanted="the VM is connected",
-    remedy="Bring its host back into the vCenter, or remove the VM from the inventory and register it again.",
+    remedy="Reconnect its host to the vCenter, or remove the VM from the inventory and register it again.",
     source=f"{_API}, VirtualMachine.runtime.connectionState",
 )  # fmt: skip
 def _disconnected(case: Case) -> Iterator[Outcome]:
@@ -224,7 +224,7 @@ def _consolidation_needed(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule(
     "datastore-inaccessible", Severity.ERROR, wanted="the datastores of the VM are accessible",
-    remedy="Bring the datastore back.", source=f"{_API}, DatastoreSummary.accessible",
+    remedy="Make the datastore accessible to the host again.", source=f"{_API}, DatastoreSummary.accessible",
 )  # fmt: skip
 def _inaccessible(case: Case) -> Iterator[Outcome]:
     for datastore in case.datastores:
@@ -287,8 +287,8 @@ def _tracking_unsupported(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule(
     "change-tracking-off", Severity.WARNING, wanted="change tracking is on",
-    remedy="Run vadpipe prepare CONFIG.py --enable-change-tracking, or set enable_change_tracking=True; until "
-    "then " "every run reads all allocated blocks.", source=_TRACKING,
+    remedy="Run vadpipe prepare CONFIG.py --enable-change-tracking, or set enable_change_tracking=True; until then "
+    "every run reads all allocated blocks.", source=_TRACKING,
 )  # fmt: skip
 def _tracking_off(case: Case) -> Iterator[Outcome]:
     if case.vm.change_tracking is None:

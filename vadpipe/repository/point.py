@@ -32,6 +32,7 @@ from pipeline import (
     emit,
 )
 from vadpipe.kernels import Blake3, assign
+from vadpipe.words import counted
 
 from .config import Config, Keys, Origin
 from .files import Layout, publish, sink_errors, write_durably
@@ -267,7 +268,7 @@ class Point:
     def _check_promises(self, run: OpenRun, disks: Sequence[DiskReceipt]) -> None:
         if run.index.missing():
             raise ContractError(
-                f"{run.index.missing()} frames were promised and never came; nothing was published.",
+                f"Promised and not stored: {counted(run.index.missing(), 'frame')}; nothing was published.",
                 remedy="A stage between Dedupe and IntoRepository lost them.",
             )
         if [receipt.key for receipt in disks] != list(dict.fromkeys(receipt.key for receipt in disks)):
@@ -318,8 +319,8 @@ def _check_packs(run: OpenRun) -> None:
     missing = sorted(pack for pack in needed if not run.layout.pack(pack).is_file())
     if missing:
         raise SinkError(
-            f"{len(missing)} packs that this point needs are missing, {run.layout.pack(missing[0])} among them; "
-            "nothing was published.",
+            f"Missing, though this point needs them: {counted(len(missing), 'pack')}, "
+            f"{run.layout.pack(missing[0])} among them; nothing was published.",
             remedy="Something removed them while the run was writing. Run `vadpipe verify`, then run again.",
             path=str(run.layout.pack(missing[0])),
         )

@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from pipeline import MachineId, SinkError, emit
+from pipeline import IntegrityError, MachineId, SinkError, emit
 
 from .config import (
     Config,
@@ -61,6 +61,14 @@ class Repository:
 
     def planned(self) -> Point:
         return Point(str(self.path))
+
+    def missing(self) -> Sequence[str]:
+        """What a run would fail for now, a sentence each; for `plan`. Nothing is changed."""
+        try:
+            _open(Layout(self.path))
+        except (SinkError, IntegrityError) as error:
+            return [str(error)]
+        return []
 
     def effects(self) -> Sequence[str]:
         return [

@@ -19,6 +19,7 @@ from pipeline import (
     MoverError,
     format_size,
 )
+from vadpipe.words import counted
 
 from .config import Config
 from .disk_map import PAGE, PageMap
@@ -71,10 +72,11 @@ class VerifyReport:
     def lines(self) -> list[str]:
         """For people."""
         size = format_size(self.bytes)
-        read = f"{self.points} points, {self.packs} packs, {self.frames} frames, {size} read back"
+        counts = {"point": self.points, "pack": self.packs, "frame": self.frames}
+        read = ", ".join([*(counted(count, noun) for noun, count in counts.items()), f"{size} read back"])
         if not self.damages:
             return [f"{read}: all sound."]
-        lines = [f"{read}: {len(self.damages)} damaged places."]
+        lines = [f"{read}: {counted(len(self.damages), 'damaged place')}."]
         for found in self.damages:
             lines.append(f"{found.file}, byte {found.position}: {found.problem}")
             lines += [

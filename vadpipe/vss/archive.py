@@ -32,9 +32,8 @@ RATIO_MATTERS_FROM = 1 << 20
 
 _DIRECTORY_ENTRY = b"PK\x01\x02"
 _LOCAL_ENTRY = b"PK\x03\x04"
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # signature, then the lengths of name and extra field (APPNOTE 4.3.7)
+# Signature, then the lengths of name and extra field (APPNOTE 4.3.7).
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # traditional, strong, masked headers (PKWARE APPNOTE 4.4.4)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _DRIVE = re.compile(r"[A-Za-z]:")

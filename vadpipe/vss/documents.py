@@ -88,7 +88,6 @@ class BackupComponents:
     bootable_system_state: bool | None
     partial_file_support: bool | None
     backup_type: str
-    snapshot_set_id: str
     writers: tuple[BackupWriter, ...]
 
 
@@ -163,7 +162,6 @@ class QuiesceManifest:
 
     document: str
     provider_name: str
-    product_version: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,6 @@ _ROLES = {
     ("database", "DATABASE_FILES"): "files",
     ("database", "DATABASE_LOGFILES"): "files",
     (_ROOT, "quiesceManifest"): "quiesce",
-    ("quiesce", "productVersion"): "quiesce_text",
     ("quiesce", "providerName"): "quiesce_text",
 }
 
@@ -273,7 +272,6 @@ class _Reader:
                 return QuiesceManifest(
                     document=self._name,
                     provider_name=_shown(self._root.get("providerName", "")),
-                    product_version=_shown(self._root.get("productVersion", "")),
                 )
             case _:
                 return Unrecognised(self._name, _shown(self._root_name))
@@ -299,7 +297,6 @@ class _Reader:
             bootable_system_state=_yes_or_no(self._root.get("bootableSystemStateBackup")),
             partial_file_support=_yes_or_no(self._root.get("partialFileSupport")),
             backup_type=_shown(self._root.get("backupType", "")).lower(),
-            snapshot_set_id=_guid(self._root.get("snapshotSetId")),
             writers=tuple(self._writers),
         )
 

@@ -63,7 +63,7 @@ class RequireApplication:
             yield from self._databases_short(found, verdict)
         elif not found.level >= Level.APPLICATION:
             missing = ", ".join(found.uncovered) or verdict.doubts[0].found
-            yield f"{self.name} reached {found.level}, required is application: not proven: {missing}."
+            yield f"{self.name} reached {found.level}, but application is required; not proven: {missing}."
 
     def _absent(self, verdict: Verdict) -> str:
         wanted = f"{self.name} with {', '.join(self.databases)}" if self.databases else self.name
@@ -133,8 +133,8 @@ class Require:
                 doubt.rule == WRITER_NOT_INCLUDED for doubt in verdict.doubts
             )
             if missing_writer == "fail" or not only_missing:
-                wanted = "required is" if self.level else "asked for was"
-                short.append(f"Quiescing reached {verdict.level}, {wanted} {needed}.")
+                wanted = "is required" if self.level else "was requested"
+                short.append(f"Quiescing reached {verdict.level}, but {needed} {wanted}.")
         for application in self.applications:
             short.extend(application.shortfalls(verdict))
         return tuple(short)

@@ -1,5 +1,6 @@
 """The group: fast help, commands that cannot be loaded, other packages of our names, completion."""
 
+import json
 import os
 import resource
 import subprocess
@@ -9,8 +10,23 @@ import click
 import pytest
 
 from tests.conftest import EXAMPLES, command
+from tests.conftest import vadpipe as run_command
 from vadpipe.cli import commands
 from vadpipe.cli.commands import BUILT_IN, vadpipe
+
+DESCRIPTOR = """\
+# Disk DescriptorFile
+version=1
+CID=12345678
+parentCID=ffffffff
+createType="custom"
+RW 8 ZERO
+
+# The Disk Data Base
+#DDB
+
+ddb.adapterType = "ide"
+"""
 
 
 @pytest.fixture
@@ -118,6 +134,43 @@ def test_jobs_of_a_configuration_are_completed(tmp_path):
     assert completed("run", config, "--job", "") == ["weekly", "nightly"]
     assert completed("run", config, "--job", "n") == ["nightly"]
     assert completed("run", tmp_path / "missing.py", "--job", "") == []
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """One with a point of each of two VMs."""
+    monkeypatch.delenv("VADPIPE_REPOSITORY", raising=False)
+    place = tmp_path / "repository"
+    assert run_command("init", place).returncode == 0
+    for name in ("db01", "web01"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vm.vmdk").write_text(DESCRIPTOR)
+        environment = {"VM_DIRECTORY": str(tmp_path / name), "REPOSITORY": str(place)}
+        done = run_command("run", EXAMPLES / "local.py", environment=environment)
+        assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.slow
+def test_points_and_vms_of_a_repository_are_completed(repository, monkeypatch):
+    points = json.loads(run_command("points", repository, "--json").stdout)["points"]
+    newest_first = [point["id"] for point in reversed(points)]
+    assert completed("show", repository, "") == ["latest", *newest_first]
+    assert completed("restore", repository, newest_first[0][:6]) == newest_first[:1]
+    assert completed("restore", repository, "--vm", "") == ["db01", "web01"]
+    assert completed("points", repository, "--vm", "w") == ["web01"]
+    assert completed("show", repository, "--vm", "db01", "") == ["latest", newest_first[1]]
+    assert completed("show", repository.parent / "missing", "") == []
+    monkeypatch.setenv("VADPIPE_REPOSITORY", str(repository))
+    assert completed("points", "--vm", "d") == ["db01"]
+    assert completed("show", "lat") == ["latest", "lat"]  # or a path that begins like that
+
+
+@pytest.mark.slow
+def test_the_help_mentions_completion_and_the_repository_of_the_environment():
+    shown, _ = cpu_of("--help")
+    assert "VADPIPE_REPOSITORY" in shown
+    assert "_VADPIPE_COMPLETE=bash_source" in shown
 
 
 def test_warnings_of_the_log_are_not_on_standard_error_unless_asked_for(tmp_path):

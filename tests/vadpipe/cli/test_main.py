@@ -6,10 +6,14 @@ import subprocess
 
 import pytest
 
+from pipeline import DiskReceipt
 from pipeline.errors import ConfigError, SinkError, TransferFailed
+from pipeline.job import DiskRun
+from pipeline.meters import PipelineReport, StageMeter
 from tests.conftest import command, vadpipe
 from vadpipe.cli.main import main
 from vadpipe.cli.output import error_lines, exit_code
+from vadpipe.cli.run import disk_lines
 from vadpipe.vsphere.api.faults import SnapshotLeaked
 
 CONFIG = """
@@ -55,6 +59,25 @@ def test_run_tells_people_in_plain_lines(config):
     assert "limited by" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_verbose_run_shows_where_the_time_of_each_stage_went(config):
+    assert "STARVED" not in vadpipe("run", config).stdout
+    shown = vadpipe("run", "-v", config).stdout.splitlines()
+    header = next(at for at, line in enumerate(shown) if "STAGE" in line)
+    assert shown[header].split() == ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"]
+    stages = [line.split() for line in shown[header + 1 : header + 4]]
+    assert [name for name, *_ in stages] == ["AllocatedExtents", "ReadSpans", "Count"]
+    assert all(share.endswith("%") for _, *shares, _, _ in stages for share in shares)
+
+
+def test_figures_of_a_large_disk_fit_80_columns():
+    receipt = DiskReceipt("scsi0:0", "a disk", 16 << 40, "", *[999 << 30] * 7)
+    run = DiskRun(
+        receipt, PipelineReport([StageMeter("ReadSpans")], 3600.0), "full", "", 999 << 30, 999 << 30
+    )
+    assert max(map(len, disk_lines(run))) <= 80
 
 
 @pytest.mark.slow

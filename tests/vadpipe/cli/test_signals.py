@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,11 @@ def test_a_signal_while_reading_removes_the_snapshot_and_the_data(small_lab, sta
     _, errors = running.end()
     assert running.process.returncode == 130, errors
     assert f"vadpipe: Stopping on {number.name}. web01: " in errors
-    assert "its snapshot, if it has one, is removed" in errors
+    [told] = re.findall(
+        r"web01: what was stored for it is discarded; its snapshot '(.*)' is removed\.", errors
+    )
+    begun = [event for event in running.told() if event["event"] == "snapshot begun"]
+    assert [event["snapshot"] for event in begun] == [told]
     assert leftovers(small_lab) == NOTHING
 
 

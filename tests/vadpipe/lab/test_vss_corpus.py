@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from vadpipe.lab.vss.corpus import ROWS, case, corpus
 from vadpipe.lab.vss.elements import PLAIN
 from vadpipe.lab.vss_corpus import SEED, STATED, Confusion, main
+from vadpipe.rules import Severity
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Level, Severity
+from vadpipe.vss.verdict import Level
 
 ALL_RULES = (*RULES, *COVERAGE_RULES)
 COUNT = 520

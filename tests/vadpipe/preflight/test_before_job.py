@@ -1,6 +1,7 @@
 """Preflight before a job: errors stop it while nothing is touched; what is said travels with the capture."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pyVmomi import vim
@@ -43,7 +44,7 @@ async def test_errors_stop_the_job_before_anything_is_touched(lab, web01, add_vm
     with pytest.raises(NotReady) as caught:
         async with web01.capture():
             pass
-    error = caught.value
+    error: Any = caught.value
     assert error.exit_code == EXIT_FAILED
     assert not error.transient
     assert {one["rule"] for one in error.facts["findings"]} == {"enable-uuid-off", "vm-waits-for-answer"}
@@ -137,5 +138,5 @@ async def test_hosts_are_tried_where_disks_are_read_over_the_network(lab, web01,
     with pytest.raises(NotReady) as caught:
         async with replace(web01, reader=Vddk(tmp_path)).capture():
             pass
-    assert {one["rule"] for one in caught.value.facts["findings"]} == {"host-unresolved"}
+    assert {one["rule"] for one in caught.value.facts["findings"]} == {"host-unresolved"}  # type: ignore[attr-defined]
     assert changed(lab) == []

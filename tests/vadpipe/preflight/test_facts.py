@@ -1,10 +1,13 @@
 """From what the API, the firmware and the file system say to facts."""
 
 import uuid
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from pyVmomi import vim
 
+from pipeline.secrets import Secret
 from stages import Quiesce, Vddk
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -14,6 +17,8 @@ from vadpipe.preflight.reach import probe, this_machine
 from vadpipe.preflight.report import job_facts, vddk_facts
 from vadpipe.preflight.vm import DETAILS, MAX_SNAPSHOTS, vm_facts
 from vadpipe.vsphere.api.properties import Row
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.vm.vm import VsphereVm
 
 
 def row(**values):
@@ -77,13 +82,16 @@ def test_the_version_of_vddk_is_in_the_name_of_its_file(tmp_path, file, version)
 
 
 async def test_the_facts_of_a_job_come_from_its_settings(tmp_path):
-    facts = await job_facts(
-        Quiesce.application(policy="try", backup_type="full"), Vddk(tmp_path), enable_change_tracking=True
-    )
+    server = Vcenter("vc01", "backup", Secret.from_text("lab"))
+    quiesce = Quiesce.application(policy="try", backup_type="full")
+    machine = VsphereVm(server, "web01", reader=Vddk(tmp_path), quiesce=quiesce, enable_change_tracking=True)
+    facts = await job_facts(machine)
     assert (facts.quiescing, facts.may_degrade, facts.backup_type) == ("application", True, "full")
     assert facts.enable_change_tracking
+    assert facts.vddk is not None
     assert "no VDDK library" in facts.vddk.problem
-    assert (await job_facts(Quiesce.none(), None, enable_change_tracking=False)).vddk is None
+    without_vddk = replace(machine, reader=cast(Any, None), quiesce=Quiesce.none())
+    assert (await job_facts(without_vddk)).vddk is None
 
 
 async def test_this_machine_is_found_by_its_firmware(tmp_path, lab, vcenter, add_vm):

@@ -25,7 +25,7 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.files import create
+from vadpipe.files import create, flush_directory
 from vadpipe.repository import runs as runs_module
 from vadpipe.repository import verify
 from vadpipe.repository.files import Layout
@@ -133,7 +133,7 @@ def test_a_sweep_that_locked_a_file_of_the_past_leaves_the_run_alone(repository,
             path.touch()
         flock(file, operation)
 
-    monkeypatch.setattr(runs_module.fcntl, "flock", swapped)
+    monkeypatch.setattr(fcntl, "flock", swapped)
     assert sweep(layout, bytes(16)) == []
     assert sorted(path.name for path in layout.tmp.iterdir()) == ["00" * 8 + ".lock", "00" * 8 + ".pack"]
 
@@ -183,13 +183,13 @@ async def test_a_run_whose_pack_was_removed_publishes_nothing(repository, which)
         if which == "its own":
             await trio.to_thread.run_sync(point._run.packs.finish)
         next(repository.path.glob("packs/*/*.pack")).unlink()
-        with pytest.raises(SinkError, match=r"1 packs that this point needs are missing"):
+        with pytest.raises(SinkError, match=r"Missing, though this point needs them: 1 pack,"):
             await point.publish(FakeCapture(MACHINE, [disk]), [receipt], None)
     assert list(repository.path.glob("points/*/*")) == points
 
 
 async def test_where_locks_have_no_effect_a_run_is_refused(repository, monkeypatch):
-    monkeypatch.setattr(runs_module.fcntl, "flock", lambda file, operation: None)
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
     with pytest.raises(SinkError, match=r"Locks have no effect.*NFS 4"):
         await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
     assert leftovers(repository) == []
@@ -217,7 +217,7 @@ def test_what_a_sweep_removes_is_flushed_before_the_lock_is_removed(repository, 
     for path in (layout.lock(run_id), layout.tmp / f"{run_id}x", layout.pack(f"{run_id}00000000")):
         path.touch()
     steps = []
-    flush, unlink = runs_module.flush_directory, Path.unlink
+    flush, unlink = flush_directory, Path.unlink
     monkeypatch.setattr(
         runs_module, "flush_directory", lambda path: (steps.append(("flush", path)), flush(path))[1]
     )

@@ -562,7 +562,7 @@ async def test_an_incomplete_point_is_not_published(point):
     with pytest.raises(ContractError, match="same key"):
         await point.publish(capture, [receipt, receipt], None)
     framed(point, 0, random_bytes(1, MiB))
-    with pytest.raises(ContractError, match="1 frames were promised and never came"):
+    with pytest.raises(ContractError, match="Promised and not stored: 1 frame;"):
         await point.publish(capture, [receipt], None)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import ChangeTrackingInvalid, Disk, Span, Zeros
+from pipeline.testing import check_reader
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 from tests.conftest import EXAMPLES
 from tests.vadpipe.vddk.conftest import CAPACITY, quick
@@ -56,3 +57,10 @@ async def test_an_open_disk_says_what_it_is_and_has_no_change_tracking(libdir, l
         assert disk.pool is pool
         with pytest.raises(ChangeTrackingInvalid, match="has no change tracking"):
             await disk.changed("52 1b/3", 0)
+
+
+@pytest.mark.parametrize("name", ["child", "grandchild"])
+async def test_an_open_disk_keeps_the_rules_of_disks(libdir, made_lab, name):
+    expected = made_lab.chains[name]
+    async with quick(libdir).open(DiskAccess.local(expected.leaf)) as disk:
+        await check_reader(disk, lambda offset, length: expected.raw[offset : offset + length].tobytes())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.extents import Extents
+from pipeline.testing import check_reader
 from pipeline.units import GiB, KiB, MiB
 from stages import LocalVm
 
@@ -20,7 +21,7 @@ SUBFORMATS = (
 
 @pytest.mark.parametrize("capacity", [9 * MiB, 8 * MiB + 333 * KiB + 512], ids=["whole", "odd"])
 @pytest.mark.parametrize("subformat", SUBFORMATS)
-async def test_every_subformat_reads_as_qemu_reads_it(qemu, content, read_all, tmp_path, subformat, capacity):
+async def test_every_subformat_reads_as_qemu_reads_it(qemu, content, tmp_path, subformat, capacity):
     image = content(capacity, seed=capacity)
     source, target = tmp_path / "source.bin", tmp_path / "a.vmdk"
     image.tofile(source)
@@ -28,9 +29,8 @@ async def test_every_subformat_reads_as_qemu_reads_it(qemu, content, read_all, t
     async with LocalVm(tmp_path).capture() as capture:
         (disk,) = capture.disks
         assert (disk.key, disk.capacity) == ("a", capacity)
-        assert np.array_equal(await read_all(disk), image)
+        await check_reader(disk, lambda offset, length: image[offset : offset + length].tobytes())
         allocated = await disk.allocated(0, capacity)
-        assert not image[_outside(allocated, capacity)].any()
         if "Flat" not in subformat:
             assert allocated == qemu.allocated(target).aligned(64 * KiB, capacity)
         else:

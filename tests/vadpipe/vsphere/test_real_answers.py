@@ -165,7 +165,7 @@ async def test_a_task_is_found_again_after_a_new_login(lab, vcenter, add_vm, wai
             lab.calm()
     assert lab.calls["Login"] == 2
     (snapshot,) = made
-    assert [str(snapshot._moId)] == list(lab.snapshots(moref))
+    assert [str(snapshot._moId)] == list(lab.snapshots(moref))  # type: ignore[attr-defined]
     assert lab.calls["CreateSnapshot_Task"] == 1
 
 
@@ -194,7 +194,7 @@ async def test_a_task_of_a_lost_answer_is_found_through_recent_task_and_its_snap
 def _may_be_unset(kind: type, path: str) -> bool:
     """By the declarations of the API: whether any step of the path is optional."""
     for name in path.split("."):
-        declared = kind._GetPropertyInfo(name)
+        declared = kind._GetPropertyInfo(name)  # type: ignore[attr-defined]
         if declared.flags & F_OPTIONAL:
             return True
         kind = declared.type

@@ -49,7 +49,9 @@ async def begin_snapshot(session: VcenterSession, name: str, description: str, v
 async def make_snapshot(session: VcenterSession, name: str, description: str, vm: str = "web01") -> str:
     """The same, finished; the snapshot's moref."""
     task = await begin_snapshot(session, name, description, vm)
-    return str((await wait_for_task(session, task, "CreateSnapshot_Task"))._moId)
+    taken = await wait_for_task(session, task, "CreateSnapshot_Task")
+    assert isinstance(taken, vim.vm.Snapshot)
+    return str(taken._moId)
 
 
 async def take_and_remove(vcenter: Vcenter, journal: Journal, consolidate: Consolidate = "ask") -> None:

@@ -44,7 +44,7 @@ def metadata(
 
 
 def backup(*writers, mode=True, system_state=True, partial=False, backup_type="copy"):
-    return BackupComponents("backup.xml", mode, system_state, partial, backup_type, "", writers)
+    return BackupComponents("backup.xml", mode, system_state, partial, backup_type, writers)
 
 
 def part(told, *paths, instance="i"):

@@ -163,7 +163,7 @@ def test_documents_that_are_fine_each_may_be_too_much_together(document):
 
 
 def test_a_manifest_is_a_zip_or_one_linux_document():
-    assert read_manifest(b"<quiesceManifest providerName='p'/>") == (QuiesceManifest("manifest", "p", ""),)
+    assert read_manifest(b"<quiesceManifest providerName='p'/>") == (QuiesceManifest("manifest", "p"),)
     assert isinstance(read_manifest(zipped({"w.xml": offer("")}))[0], WriterMetadata)
     for other in (offer(""), b"", b"no zip"):
         with pytest.raises(ManifestUnreadable):

@@ -9,10 +9,11 @@ import pytest
 
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
+from vadpipe.rules import Severity
 from vadpipe.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.rules import COVERAGE_RULES, RULES
-from vadpipe.vss.verdict import Coverage, Level, Severity, Verdict
+from vadpipe.vss.verdict import Coverage, Level, Verdict
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
 
 SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
@@ -311,6 +312,7 @@ SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
             {"requested": RequestedQuiescing("file-system")},
         ),
     ],
+    ids=lambda value: "zip" if isinstance(value, bytes) else None,  # a zip holds the time
 )
 def test_each_rule_about_the_manifest_is_applied(rule, data, level, known):
     verdict = classify_manifest(data, **known)

@@ -266,7 +266,7 @@ def manifests(draw: st.DrawFn) -> tuple[BackupComponents, tuple[WriterMetadata, 
         )
     mode = draw(st.sampled_from([True, True, True, None]))
     backup_type = draw(st.sampled_from([*sorted(BACKUP_TYPES), "?"]))
-    return BackupComponents("backup.xml", mode, True, False, backup_type, "", tuple(listed)), tuple(told)
+    return BackupComponents("backup.xml", mode, True, False, backup_type, tuple(listed)), tuple(told)
 
 
 def fewer(backup: BackupComponents) -> list[BackupComponents]:

@@ -17,10 +17,11 @@ from tests.vadpipe.vss.documents_kit import (
     offered,
     part,
 )
+from vadpipe.rules import Severity
 from vadpipe.vss.classify import classify_documents
 from vadpipe.vss.documents import Dependency, Unreadable
 from vadpipe.vss.requested import RequestedQuiescing
-from vadpipe.vss.verdict import Level, Severity
+from vadpipe.vss.verdict import Level
 
 # -- dependencies -------------------------------------------------------------------------------
 

@@ -58,8 +58,8 @@ def test_a_requirement_is_met_by_the_levels_that_suffice(reached, suffices_for):
 
 
 def test_a_shortfall_names_the_level_that_was_required():
-    assert short(ABSENT) == ("Quiescing reached crash, asked for was application.",)
-    assert short(ABSENT, Require("file-system")) == ("Quiescing reached crash, required is file-system.",)
+    assert short(ABSENT) == ("Quiescing reached crash, but application was requested.",)
+    assert short(ABSENT, Require("file-system")) == ("Quiescing reached crash, but file-system is required.",)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_every_database_of_the_required_name_has_to_be_covered():
         (REGISTRY_FAILED, ""),
         (
             MASTER_FAILED,
-            "reached application-partial, required is application: not proven: WIN-SQL01\\master.",
+            "reached application-partial, but application is required; not proven: WIN-SQL01\\master.",
         ),
         (ABSENT, "is required, but no writer"),
     ],
@@ -132,7 +132,9 @@ def test_a_whole_application_may_be_required(reached, said):
 def test_a_level_may_be_required_beside_applications():
     both = Require("application", SALES.applications)
     assert short(MASTER_FAILED, SALES) == ()
-    assert short(MASTER_FAILED, both) == ("Quiescing reached application-partial, required is application.",)
+    assert short(MASTER_FAILED, both) == (
+        "Quiescing reached application-partial, but application is required.",
+    )
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,14 @@ async def search_directories(
     return found
 
 
+def vms_on(
+    content: vim.ServiceInstanceContent, datastores: Sequence[vim.Datastore]
+) -> dict[str, vim.VirtualMachine]:
+    """The VMs with files on these datastores, by moref. Blocks."""
+    stores = read_each(content, datastores, ["vm"])
+    return {str(vm._moId): vm for store in stores for vm in store.get("vm") or ()}
+
+
 def is_called(inventory_name: str, name: str) -> bool:
     """Whether an inventory object has this name. The inventory escapes '/', '\\' and '%' in names."""
     return name in (inventory_name, unquote(inventory_name))

@@ -108,6 +108,12 @@ class Inventory:
         name, uuid = name_of(row), row.get("config.instanceUuid") or row.get("config.uuid") or ""
         return Vm(row.moref, name, self.path(row), self.datacenter(row), uuid, self.names[name] == 1)
 
+    def meant(self, wanted: str | Vm) -> list[Row]:
+        """The VMs that may be meant, as by `find_vm`."""
+        if isinstance(wanted, Vm):
+            return [self.places[wanted.moref]] if wanted.moref in self.places else []
+        return self.called(wanted) or self.with_uuid(wanted)
+
     def called(self, wanted: str) -> list[Row]:
         """The VMs with this name, this moref, or an inventory path that is or ends with this one."""
         found = [
@@ -203,13 +209,11 @@ async def find_vm_by_uuid(session: VcenterSession, uuid: str) -> str | None:
 
 
 def _meant(session: VcenterSession, wanted: str | Vm, inventory: Inventory) -> Row:
+    found = inventory.meant(wanted)
     if isinstance(wanted, Vm):
-        row = inventory.places.get(wanted.moref)
-        if row is None:
+        if not found:
             raise _gone(session, wanted)
-        return row
-    found = inventory.called(wanted) or inventory.with_uuid(wanted)
-    if len(found) != 1:
+    elif len(found) != 1:
         raise _several(session, wanted, found, inventory) if found else _none(session, wanted, inventory)
     return found[0]
 

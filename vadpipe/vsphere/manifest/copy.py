@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 
 from pyVmomi import vim
@@ -22,6 +20,7 @@ from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
 from ..inventory.datastore import DatastorePath
+from ..journal.journaled import new_run
 from .fetch import Fetched, ManifestPlace
 from .https import OverHttps
 
@@ -66,8 +65,7 @@ class CopyOnDatastore:
     async def fetch(self, session: VcenterSession, place: ManifestPlace) -> Fetched:
         """Copy, then download. Raises SourceError, VsphereError."""
         directory = DatastorePath.parse(self.directory)
-        run = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-        copy = replace(place, path=directory.join(f"{run}-{place.path.name}"))
+        copy = replace(place, path=directory.join(f"{new_run()}-{place.path.name}"))
         task = _Copying(session, place, copy.path)
         await task.make_directory()
         await retry(task.copy, session.settings.patience_s)

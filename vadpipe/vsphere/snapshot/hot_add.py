@@ -20,10 +20,12 @@ from pyVmomi import vim
 from pipeline.errors import LeftBehind, MoverError, leaves
 from vadpipe.vddk.access import VmAccess
 from vadpipe.vddk.errors import VddkError
+from vadpipe.words import counted
 
 from ..api.properties import read, read_each
 from ..api.retry import retry
 from ..api.session import VcenterSession
+from ..inventory.datastore import vms_on
 from ..inventory.hardware import chains, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.access import AccessReader, Attachable, library_of, vm_access
@@ -112,7 +114,9 @@ async def detach(session: VcenterSession, reader: AccessReader, access: VmAccess
         result = await reader.clean_up(access)
         done += result.cleaned
         if result.remaining:
-            raise DisksStillAttached(f"VDDK could not detach {result.remaining} disks of {vm_name}")
+            raise DisksStillAttached(
+                f"VDDK could not detach {counted(result.remaining, 'disk')} of {vm_name}"
+            )
 
     try:
         await retry(clean_up, min(session.settings.patience_s, _CLOSED_WITHIN_S))
@@ -149,8 +153,7 @@ async def attached_to(session: VcenterSession, vm_moref: str) -> list[str]:
         rows = [vm, *read_each(content, ours, [_DEVICES])]
         disks = [facts for row in rows for facts in vm_disks(row.get(_DEVICES) or ())]
         in_use = {facts.path for facts in disks if not facts.left_out}
-        stores = read_each(content, list(vm.get("datastore") or ()), ["vm"])
-        others = {str(one._moId): one for store in stores for one in store.get("vm") or ()}
+        others = vms_on(content, vm.get("datastore") or ())
         others.pop(vm_moref, None)
         return sorted(
             str(row.get("name"))

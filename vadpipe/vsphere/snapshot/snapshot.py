@@ -183,6 +183,7 @@ class _OwnSnapshot:
         within_s = _CREATE_MARGIN_S + 60 * (asked.timeout_min or _QUIESCE_MIN)
         started = trio.current_time()
         attempt = partial(self._create_or_find, guest_id, asked)
+        emit("snapshot begun", vm=self.vm.name, snapshot=self.intent.snapshot_name)
         try:
             with trio.fail_after(within_s):
                 self.moref = await retry(attempt, self.session.settings.patience_s)
@@ -198,6 +199,7 @@ class _OwnSnapshot:
         self.in_doubt = False
         seconds = trio.current_time() - started
         log.info("%s: snapshot %s created in %.1f s (%s)", self.vm.name, self.moref, seconds, asked.kind)
+        emit("snapshot created", vm=self.vm.name, snapshot=self.intent.snapshot_name, moref=self.moref)
         return self.moref
 
     async def _create_or_find(self, guest_id: str, asked: Quiesce) -> str:
@@ -234,6 +236,8 @@ class _OwnSnapshot:
         if not removed and not self.in_doubt:
             await self._require_gone()
         self.entry.in_doubt = self.in_doubt and not removed
+        if not self.entry.in_doubt:
+            emit("snapshot removed", vm=self.vm.name, snapshot=self.intent.snapshot_name)
 
     async def _remove(self) -> int:
         """Remove every snapshot with our token; returns how many there were."""

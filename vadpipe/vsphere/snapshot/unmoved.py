@@ -17,7 +17,6 @@ from pyVmomi import vim
 from pipeline.errors import SourceError
 
 from ..api.faults import ObjectGone
-from ..api.properties import read
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.hardware import vm_disks
@@ -33,13 +32,8 @@ class Moved(SourceError):
 
 async def host_of(session: VcenterSession, vm: Vm) -> str:
     """The moref of the host that the VM is on; empty when the server does not show it."""
-    subject = vm.reference(session)
-
-    def ask() -> str:
-        host = read(session.content, subject, ["runtime.host"]).get("runtime.host")
-        return "" if host is None else str(host._moId)
-
-    return await session.call("RetrieveProperties", ask)
+    host = (await session.properties(vm.reference(session), ["runtime.host"])).get("runtime.host")
+    return "" if host is None else str(host._moId)
 
 
 async def require_unmoved(session: VcenterSession, snapshot: Snapshot, host: str) -> None:

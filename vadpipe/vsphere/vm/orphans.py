@@ -15,22 +15,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
 
 from pyVmomi import vim
 from pyVmomi.VmomiSupport import ManagedObject
 
 from ..api.properties import Row, read_each
 from ..api.session import VcenterSession
-from ..inventory.datastore import Browser, DatastorePath, search_directories
+from ..inventory.datastore import Browser, DatastorePath, search_directories, vms_on
 from ..inventory.hardware import chains
 from ..inventory.lookup import Vm
 from ..snapshot.tree import flat_tree
 
 _HOME = ("config.files.vmPathName", "config.files.snapshotDirectory", "datastore")
 _DEVICES = "config.hardware.device"
-Reference = TypeVar("Reference", bound=ManagedObject)
-
 # Files that belong to a descriptor beside them: extents, redo log data, change tracking, raw device mappings.
 _PART = re.compile(r"-(flat|delta|sesparse|ctk|rdmp?|[sf]\d{3})\.vmdk$")
 
@@ -70,7 +67,7 @@ async def orphan_candidates(session: VcenterSession, vms: Sequence[Vm]) -> list[
     """Disks in the directories of these VMs that no visible VM refers to, sorted by name. Raises VsphereError."""
     subjects = [vim.VirtualMachine(moref, session.stub) for moref in dict.fromkeys(vm.moref for vm in vms)]
     rows = await _read(session, subjects, _HOME, strict=True)
-    datastores = _each_once(row.get("datastore") for row in rows)
+    datastores = list({str(one._moId): one for row in rows for one in row.get("datastore") or ()}.values())
     directories = list(dict.fromkeys(directory for row in rows for directory in _directories(row)))
     files = await _search(session, datastores, directories)
     unknown = unreferenced(files, await _laid_out(session, datastores))
@@ -103,8 +100,8 @@ async def _search(
 
 async def _laid_out(session: VcenterSession, datastores: Sequence[vim.Datastore]) -> list[str]:
     """The files of all VMs on these datastores, as their `layoutEx` says."""
-    stores = await _read(session, datastores, ["vm"])
-    layouts = await _read(session, _each_once(store.get("vm") for store in stores), ["layoutEx.file"])
+    there = await session.call("RetrieveProperties", lambda: vms_on(session.content, datastores))
+    layouts = await _read(session, list(there.values()), ["layoutEx.file"])
     return [file.name for row in layouts for file in row.get("layoutEx.file") or ()]
 
 
@@ -124,11 +121,6 @@ async def _read(
     return await session.call(
         "RetrieveProperties", lambda: read_each(session.content, subjects, paths, strict=strict)
     )
-
-
-def _each_once(references: Iterable[Sequence[Reference] | None]) -> list[Reference]:
-    """These references without repetition."""
-    return list({str(one._moId): one for several in references for one in several or ()}.values())
 
 
 def _directories(row: Row) -> Sequence[DatastorePath]:

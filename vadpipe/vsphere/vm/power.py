@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -64,6 +64,15 @@ async def power_on(session: VcenterSession, vm_moref: str) -> bool:
     task = await session.call("PowerOnVM_Task", lambda: subject.PowerOn(None), changes=True)
     await wait_for_task(session, task, "PowerOnVM_Task")
     return True
+
+
+async def came_true(is_so: Callable[[], Awaitable[bool]], within_s: float) -> bool:
+    """Ask again and again, for so many seconds at most; returns whether it came true."""
+    with trio.move_on_after(within_s):
+        while not await is_so():  # noqa: ASYNC110
+            await trio.sleep(POLL_S)
+        return True
+    return False
 
 
 @asynccontextmanager
@@ -136,10 +145,10 @@ class _ShutDown:
             ) from exc
 
     async def wait(self, within_s: float) -> None:
-        with trio.move_on_after(within_s) as scope:
-            while await power_state(self.session, self.vm.moref) != "poweredOff":  # noqa: ASYNC110
-                await trio.sleep(POLL_S)
-        if scope.cancelled_caught:
+        async def is_off() -> bool:
+            return await power_state(self.session, self.vm.moref) == "poweredOff"
+
+        if not await came_true(is_off, within_s):
             raise SourceError(
                 f"The guest of {self.vm.name} did not shut down within {within_s:g} s.",
                 remedy="See what holds it up (updates, an open dialogue); it may still go down by itself.",

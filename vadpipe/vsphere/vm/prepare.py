@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import trio
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError
@@ -20,8 +19,7 @@ from ..api.tasks import wait_for_task
 from ..inventory.lookup import Vm
 from ..journal.intents import Journal
 from ..snapshot.changes import enable_change_tracking
-from . import power
-from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, power_state, powered_off, step
+from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, came_true, power_state, powered_off, step
 
 TOOLS_WITHIN_S = 900.0
 
@@ -119,13 +117,9 @@ async def _set_uuid(session: VcenterSession, vm: Vm) -> None:
 
 
 async def _tools_run(session: VcenterSession, vm: Vm, within_s: float) -> bool:
-    subject = vm.reference(session)
-    paths = ["guest.toolsRunningStatus"]
+    async def they_run() -> bool:
+        row = await session.properties(vm.reference(session), ["guest.toolsRunningStatus"])
+        return bool(row.get("guest.toolsRunningStatus") == "guestToolsRunning")
+
     step(vm, f"waiting up to {within_s:g} s for VMware Tools")
-    with trio.move_on_after(within_s):
-        while True:
-            row = await session.properties(subject, paths)
-            if row.get("guest.toolsRunningStatus") == "guestToolsRunning":
-                return True
-            await trio.sleep(power.POLL_S)
-    return False
+    return await came_true(they_run, within_s)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import get_args
 
 from pipeline.buffers import DEFAULT_POOL
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MoverError
 from vadpipe.exclude import expect_patterns
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
 from ..inventory.lookup import Vm
+from ..inventory.placement import Place, places_of
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
 from ..manifest.fetch import LATE_S, ManifestFetcher
@@ -24,6 +26,8 @@ from ..snapshot.snapshot import REMOVE_WITHIN_S
 from .capture import VsphereCapture, captured
 from .check import Check
 from .disk import DiskReader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,20 @@ class VsphereVm:
         if self.quiesce.kind != "none":
             sentences += [sentence for fetcher in self.manifest for sentence in fetcher.effects()]
         return sentences
+
+
+async def places_of_machines(machines: Sequence[VsphereVm]) -> list[frozenset[Place]]:
+    """The host and the datastores of each machine now; none where its server cannot tell."""
+    found: dict[int, frozenset[Place]] = {}
+    for server, there in by_server(machines):
+        try:
+            async with server.connect() as session:
+                places = await places_of(session, [machine.vm for machine in there])
+        except MoverError as exc:
+            log.info("%s: where its VMs are is not known: %s", server.server, exc)
+            continue
+        found |= {id(machine): place for machine, place in zip(there, places, strict=True)}
+    return [found.get(id(machine), frozenset()) for machine in machines]
 
 
 def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadpipe.vsphere.inventory.datastore import DatastorePath
-from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest, ListedFile, ManifestKind
+from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest, ListedFile
 from vadpipe.vsphere.manifest.locate import find_manifest as find_in_searches
+from vadpipe.vss.fetched import ManifestKind
 
 DISKS = ["[ds1] web01/web01.vmx", "[ds1] web01/web01.vmdk"]
 OLD = "[ds1] web01/web01-vss_manifests1.zip"

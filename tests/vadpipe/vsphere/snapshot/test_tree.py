@@ -1,6 +1,7 @@
 """A snapshot of quiesced applications in each form that it has: what the writers left is read, and ours removed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -154,7 +155,7 @@ async def test_the_sweep_removes_both_siblings_of_a_killed_run(lab, vcenter, web
         task = await create_snapshot(
             session, vm, asked, name="x", description=said, guest_id="windows2019srv_64Guest", remark=print
         )
-        created = await wait_for_task(session, task, "CreateSnapshotEx_Task")
+        created: Any = await wait_for_task(session, task, "CreateSnapshotEx_Task")
         family = await family_of(session, vm, intent.token, str(created._moId))
         assert family is not None
         assert family.morefs == set(lab.snapshots(moref))

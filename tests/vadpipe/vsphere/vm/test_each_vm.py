@@ -123,7 +123,7 @@ def test_vms_of_one_name_have_their_paths_as_titles(add_vm, lab, write):
     path = write(ALL)
     assert titles(path) == ["/Datacenter/vm/A/web01", "/Datacenter/vm/B/web01", "db01"]
     [job] = load_jobs(path, "/Datacenter/vm/B/web01")
-    assert job.machine.vm.moref == lab._service._vm_folders.at("B").children[0].moref
+    assert job.machine.vm.moref == lab._service._vm_folders.at("B").children[0].moref  # type: ignore[attr-defined]
     assert titles(write('jobs = [EachVm(vcenter, SelectVms(inside="/Datacenter/vm/A"), job_of)]')) == [
         "/Datacenter/vm/A/web01"
     ]

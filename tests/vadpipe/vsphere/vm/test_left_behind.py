@@ -67,7 +67,7 @@ class Scene:
         return lab_runs.start("capture", self.where, env=os.environ | knobs)
 
     async def look_ahead(self) -> list[Swept]:
-        async with self.vcenter.connect() as session:
+        async with self.machine.vcenter.connect() as session:
             return await look_ahead(session, self.journal)
 
     async def sweep(self) -> list[Swept]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.job import Evidence
+from pipeline.protocols import Evidence
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest

@@ -68,7 +68,7 @@ async def test_a_point_that_falls_short_is_marked_or_not_published(lab, guest, j
     guest.bad = 9
     receipt = await job(retries=1, retry_after_s=0.0).run()
     assert guest.snapshots == 2
-    assert receipt.attention == ["Quiescing reached application-partial, asked for was application."]
+    assert receipt.attention == ["Quiescing reached application-partial, but application was requested."]
     published = len(list((tmp_path / "points").iterdir()))
     with pytest.raises((QuiescingShort, ExceptionGroup)) as failed:
         await job(on_shortfall="discard").run()

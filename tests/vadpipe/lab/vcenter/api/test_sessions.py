@@ -81,7 +81,7 @@ def test_wrong_logins_are_refused(vcenter, client, login):
     manager.Logout()
     with pytest.raises(vim.fault.InvalidLogin) as refused:
         manager.Login(*login, None)
-    assert "incorrect user name or password" in refused.value.msg
+    assert "incorrect user name or password" in refused.value.msg  # type: ignore[attr-defined]
 
 
 def test_answers_are_what_the_schema_says_without_its_codec(vcenter):

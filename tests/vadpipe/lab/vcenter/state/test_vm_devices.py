@@ -1,5 +1,7 @@
 """What the lab's vCenter tells of disk chains: in the tree, in configurations, in the layout of files."""
 
+from typing import Any
+
 import pytest
 from pyVmomi import vim, vmodl
 
@@ -13,7 +15,8 @@ APPLICATIONS = vim.vm.WindowsQuiesceSpec(vssBackupContext="ctx_backup")
 def _chain(config):
     """The names of the first disk's files, as the configuration names them, and what they hang on."""
     (disk, *_) = [one for one in config.hardware.device if isinstance(one, vim.vm.device.VirtualDisk)]
-    names, backing = [], disk.backing
+    names: list[str] = []
+    backing: Any = disk.backing
     while backing is not None:
         names.append(backing.fileName.rpartition("/")[2])
         backing = backing.parent

@@ -1,0 +1,23 @@
+"""Constraints for pip that pin every library to the lowest version that pyproject.toml allows.
+
+python tests/minimum.py > constraints.txt
+"""
+
+import tomllib
+from pathlib import Path
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+EXTRAS = ("keyring", "lab", "test")
+
+
+def lowest() -> list[str]:
+    """One line a library: 'trio==0.32'."""
+    wanted = [
+        *PROJECT["dependencies"],
+        *(one for extra in EXTRAS for one in PROJECT["optional-dependencies"][extra]),
+    ]
+    return [one.replace(">=", "==") for one in wanted]
+
+
+if __name__ == "__main__":
+    print("\n".join(lowest()))
