@@ -16,6 +16,7 @@ from vadpipe.lab.guest import Guest, build_windows_guest
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.lab.witness import chain_digest
+from vadpipe.repository.store import Repository
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NIGHTLY = Path(__file__).parent.parent / "vadpipe" / "lab" / "nightly.py"  # the example, on the lab
@@ -33,8 +34,22 @@ def _fresh_process():
     secrets._known.clear()
 
 
+@pytest.fixture(autouse=True)
+def _state_of_its_own(tmp_path, monkeypatch):
+    """The journal and VDDK's working directories are below the test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """An empty repository."""
+    made = Repository(tmp_path / "repository")
+    made.init()
+    return made
+
+
 @pytest.fixture(scope="session")
-def vddk(tmp_path_factory):
+def libdir(tmp_path_factory):
     """The stand-in VDDK's libDir."""
     try:
         return build_vddk(tmp_path_factory.mktemp("vddk"))
@@ -128,7 +143,7 @@ class Running:
 
 
 @pytest.fixture
-def small_lab(tmp_path, vddk):
+def small_lab(tmp_path, libdir):
     """A vCenter in this process, with a VM `web01` of two small disks, and an empty repository."""
     guest = build_windows_guest(
         tmp_path / "datastores" / "datastore1" / "web01",
@@ -145,7 +160,7 @@ def small_lab(tmp_path, vddk):
             "VC_USER": "backup",
             "VC_PASSWORD": "a secret of the lab",
             "VC_THUMBPRINT": vcenter.thumbprint,
-            "VDDK_LIBDIR": str(vddk),
+            "VDDK_LIBDIR": str(libdir),
             "VADPIPE_LAB_ROOT": str(tmp_path),
             "REPOSITORY": str(tmp_path / "repository"),
             "XDG_STATE_HOME": str(tmp_path / "state"),

@@ -41,6 +41,7 @@ FLOORS = [
         "vadpipe/lab/faults",
         "vadpipe/lab/tools",
         "vadpipe/lab/vcenter",
+        *(f"vadpipe/lab/vcenter/{room}" for room in ("faults", "state", "api", "objects", "web")),
         "vadpipe/lab/vss",
     ],
 ]

@@ -8,14 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from vadpipe.lab.campaign import campaign, main
-from vadpipe.lab.campaign_scenario import (
-    CALLS,
-    EVENTS,
-    MOVES,
-    READ,
-    TASKS,
-    Scenario,
-)
+from vadpipe.lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
 from vadpipe.lab.campaign_vddk import (
     ACTIONS,
     VDDK_MOMENTS,
@@ -24,7 +17,7 @@ from vadpipe.lab.campaign_vddk import (
     is_in_fatal_call,
     surroundings,
 )
-from vadpipe.lab.vcenter.fault_kinds import FAULT_KINDS
+from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS
 
 SEED = 3
 SHORT, LONG = 300, 5000
@@ -93,7 +86,7 @@ def test_what_happens_in_vddk_holds_for_one_run_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_behind():
+def test_the_campaign_leaves_nothing_behind():
     tally = campaign(range(SHORT), seed=SEED)
     assert tally.failures == []
     wanted = sum(Scenario.drawn(SEED, number).vddk is not None for number in range(SHORT))

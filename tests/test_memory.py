@@ -5,12 +5,7 @@ import random
 
 import pytest
 
-from pipeline import (
-    GiB,
-    MiB,
-    TiB,
-    format_size,
-)
+from pipeline import GiB, MiB, TiB, format_size
 from tests.conftest import NIGHTLY, command, vadpipe
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.process_tree import run_measured
@@ -37,7 +32,7 @@ def big_disk(directory, amount):
 @pytest.mark.parametrize(
     "amount", [pytest.param(128 * MiB, id="short"), pytest.param(GiB, id="1GiB", marks=pytest.mark.campaign)]
 )
-def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, vddk, amount):
+def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, libdir, amount):
     directory = tmp_path / "datastores" / "datastore1" / "big"
     disk = big_disk(directory, amount)
     with LabVcenter(tmp_path, password="lab") as vcenter:
@@ -49,7 +44,7 @@ def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, vddk, amount):
             "VC_USER": "backup",
             "VC_PASSWORD": "lab",
             "VC_THUMBPRINT": vcenter.thumbprint,
-            "VDDK_LIBDIR": str(vddk),
+            "VDDK_LIBDIR": str(libdir),
             "VADPIPE_LAB_ROOT": str(tmp_path),
             "VM": "big",
             "REPOSITORY": str(tmp_path / "repository"),

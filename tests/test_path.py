@@ -17,34 +17,12 @@ from pipeline import (
 )
 from pipeline.testing.fakes import FakeMachine, FaultyDisk, Items, PatternDisk
 from pipeline.testing.views import all_free
-from sinks import (
-    IntoRepository,
-    RawFile,
-    ReadPoint,
-    Repository,
-    open_repository,
-)
-from stages import (
-    ChangedExtents,
-    Compress,
-    CutChunks,
-    Dedupe,
-    Digest,
-    MarkZeros,
-    MemoryIndex,
-    ReadSpans,
-    Zstd,
-)
+from sinks import IntoRepository, RawFile, ReadPoint, Repository, open_repository
+from stages import MemoryIndex, Zstd
+from tests.vadpipe.repository.repository_kit import incremental_path
 from vadpipe.kernels import cut_span, dedupe_span, digest_span, encode_span
 
 SIZE = 9 * SPAN + 3 * CLUSTER + 512
-
-
-@pytest.fixture
-def repository(tmp_path):
-    repository = Repository(tmp_path / "repository")
-    repository.init()
-    return repository
 
 
 @pytest.fixture
@@ -52,21 +30,8 @@ def disk():
     return PatternDisk(SIZE, seed=5, hole_ratio=0.3, zero_ratio=0.2, duplicate_ratio=0.3)
 
 
-def path(disk, point):
-    return (
-        ChangedExtents(disk, point.previous(disk))
-        | ReadSpans(disk)
-        | MarkZeros()
-        | CutChunks()
-        | Digest(point)
-        | Dedupe(point)
-        | Compress(Zstd(1))
-        | IntoRepository(point, disk)
-    )
-
-
 async def back_up(disk, repository):
-    receipt = await Job(FakeMachine([disk]), path, into=repository).run()
+    receipt = await Job(FakeMachine([disk]), incremental_path, into=repository).run()
     return receipt.disks[0]
 
 
@@ -133,7 +98,7 @@ async def test_one_pool_buffer_is_enough_for_the_whole_path(repository, tmp_path
 async def test_a_directory_that_is_no_repository_is_refused_before_the_capture(disk, tmp_path):
     machine = FakeMachine([disk])
     with pytest.raises(SinkError, match="vadpipe init"):
-        await Job(machine, path, into=Repository(tmp_path)).run()
+        await Job(machine, incremental_path, into=Repository(tmp_path)).run()
     assert machine.released == []
 
 

@@ -46,7 +46,7 @@ def test_type_arguments_are_those_of_the_class_through_all_its_bases():
 
 
 @pytest.mark.parametrize("stage", [OfSpans(), Unnamed(), Quoted(), Faster()])
-def test_what_is_not_known_or_a_subclass_fits(stage):
+def test_an_unknown_type_and_a_subclass_fit(stage):
     disk = PatternDisk(1 << 20)
     assert AllocatedExtents(disk) | ReadSpans(disk) | stage | NullSink()
 
@@ -55,7 +55,7 @@ def test_a_source_of_unknown_items_fits_everything():
     assert Items([1, 2]) | MarkZeros() | NullSink()
 
 
-def test_types_of_ones_own_are_compared_too():
+def test_types_of_the_caller_are_compared_too():
     disk = PatternDisk(1 << 20)
     with pytest.raises(
         ConfigError, match=r"Windows cannot follow MarkZeros: Windows takes Window, gets Span\."

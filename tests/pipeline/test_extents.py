@@ -20,7 +20,7 @@ def is_canonical(extents: Extents) -> bool:
 
 @pytest.mark.slow
 @given(ranges, ranges)
-def test_algebra_is_that_of_sets(one, other):
+def test_extents_behave_like_sets(one, other):
     a, b = Extents.of(one), Extents.of(other)
     for result, expected in (
         (a | b, model(a) | model(b)),
@@ -32,7 +32,7 @@ def test_algebra_is_that_of_sets(one, other):
 
 
 @given(ranges)
-def test_of_merges_and_orders(given_ranges):
+def test_extents_of_merges_and_orders_its_parts(given_ranges):
     extents = Extents.of(given_ranges)
     assert model(extents) == {
         place for offset, size in given_ranges for place in range(offset, offset + size)

@@ -81,7 +81,7 @@ async def test_a_failing_disk_publishes_nothing_and_is_named(method):
     assert machine.released == ["released"]
 
 
-async def test_failures_of_several_disks_are_all_told():
+async def test_failures_of_several_disks_are_all_reported():
     class Both(FaultyDisk):
         async def read(self, buffer, offset, wanted):
             await meet.wait()
@@ -122,7 +122,7 @@ async def test_a_snapshot_left_behind_does_not_cost_the_published_point():
     assert receipt.snapshots_left == 1
 
 
-async def test_a_failure_and_a_snapshot_left_behind_are_both_told():
+async def test_a_failure_and_a_snapshot_left_behind_are_both_reported():
     good, bad = disks()
     with pytest.raises(TransferFailed) as failed:
         await Job(Leaking([good, FaultyDisk(bad, "read", 1)]), path, into=FakeTarget()).run()
@@ -234,6 +234,6 @@ async def test_a_path_that_is_wrong_for_one_disk_fails_before_any_disk_is_read()
     assert (reads, target.published) == ([], [])
 
 
-def test_a_receipt_is_asked_for_too_early():
+def test_a_receipt_that_is_asked_for_too_early_is_an_error():
     with pytest.raises(ContractError, match="has not ended"):
         assert PipelineReport([]).receipt

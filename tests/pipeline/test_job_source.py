@@ -18,22 +18,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
-from pipeline import DiskReceipt, Job, SinkError, SourceError, Sink
+from pipeline import Job, SinkError, SourceError
 from pipeline.testing import FakeMachine, FakeTarget, PatternDisk
+from sinks import NullSink
 from stages import AllocatedExtents
 
-class Count(Sink):
-    def __init__(self, disk):
-        self.disk = disk
-    def __repr__(self):
-        return "Count()"
-    async def run(self, inbox):
-        async for item in inbox:
-            pass
-        return DiskReceipt(self.disk.key, "a disk", self.disk.capacity, "", 5, 0, 0, 0, 2, 3, 1)
-
 def path(disk, point):
-    return AllocatedExtents(disk) | Count(disk)
+    return AllocatedExtents(disk) | NullSink()
 
 class Full(FakeTarget):
     @asynccontextmanager
@@ -109,7 +100,7 @@ def test_titles_are_one_over_all_sources(write):
         read_config(write('jobs = [job("a"), job("a"), Some([])]'))
 
 
-def test_a_defect_of_a_source_is_no_failure_to_go_on_after(write):
+def test_a_defect_of_a_source_stops_the_run(write):
     path = write(
         'class Bad(Some):\n    async def jobs(self):\n        return 1 / 0\njobs = [Bad([]), job("a")]'
     )
@@ -117,7 +108,7 @@ def test_a_defect_of_a_source_is_no_failure_to_go_on_after(write):
         trio.run(resolve, path)
 
 
-def test_several_sources_that_fail_are_all_told(write):
+def test_several_sources_that_fail_are_all_reported(write):
     path = write('jobs = [Some([], "no first"), Some([], "no second")]')
     with pytest.raises(ExceptionGroup) as caught:
         load_jobs(path)
@@ -162,7 +153,7 @@ def test_a_plan_describes_one_job_for_each_and_runs_no_source(write):
     assert lines[0] == "job first"
     assert lines[at + 1 :] == [
         "    AllocatedExtents(disk=disk)",
-        "  | Count()",
+        "  | NullSink()",
         lines[3],
         "  effect: Looks them up.",
     ]

@@ -59,7 +59,7 @@ class Serial(KernelStage[int, int]):
             self.alone.release()
 
 
-async def test_order_out_is_order_in():
+async def test_items_leave_in_the_order_in_which_they_came():
     assert await (Items(range(50)) | Slow() | Slow() | Collect()).run() == list(range(2, 52))
 
 
@@ -156,7 +156,7 @@ async def test_no_more_items_are_worked_on_than_allowed():
     assert most <= 4  # three, and the one that the reader holds
 
 
-async def test_of_failures_at_the_same_time_the_first_is_raised():
+async def test_the_first_of_simultaneous_failures_is_raised():
     meet = trio.Event()
 
     async def work(item):

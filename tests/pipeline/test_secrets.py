@@ -5,7 +5,7 @@ import pytest
 from pipeline import ConfigError, Secret
 
 
-def test_from_the_environment_late(monkeypatch):
+def test_a_secret_is_read_from_the_environment_when_it_is_used(monkeypatch):
     secret = Secret.from_env("A_PASSWORD")
     monkeypatch.setenv("A_PASSWORD", "hunter2")
     assert secret.reveal() == "hunter2"
@@ -17,7 +17,7 @@ def test_a_missing_variable_is_named(monkeypatch):
         Secret.from_env("A_PASSWORD").reveal()
 
 
-def test_from_a_file_descriptor_once(tmp_path):
+def test_a_secret_is_read_from_a_file_descriptor_once(tmp_path):
     (tmp_path / "password").write_text("hunter2\nanother line\n")
     with (tmp_path / "password").open() as file:
         secret = Secret.from_fd(file.fileno())
@@ -39,7 +39,7 @@ def test_a_closed_descriptor_is_an_error():
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, "{!r}".format])
-def test_no_text_form_shows_it(monkeypatch, show):
+def test_no_text_form_of_a_secret_shows_its_value(monkeypatch, show):
     monkeypatch.setenv("A_PASSWORD", "hunter2")
     for secret in (Secret.from_env("A_PASSWORD"), Secret.from_text("hunter2")):
         secret.reveal()

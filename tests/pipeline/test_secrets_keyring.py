@@ -39,7 +39,7 @@ def entries():
     keyring.set_keyring(before)
 
 
-def test_an_entry_is_read_late_and_each_time(entries):
+def test_an_entry_is_read_at_each_use_and_not_before(entries):
     secret = Secret.from_keyring("vc01", "backup")
     keyring.set_password("vc01", "backup", "hunter2")
     assert secret.reveal() == "hunter2"
@@ -47,7 +47,7 @@ def test_an_entry_is_read_late_and_each_time(entries):
     assert secret.reveal() == "hunter3"
 
 
-def test_its_repr_names_the_entry_only(entries):
+def test_the_repr_of_a_keyring_secret_names_the_entry_only(entries):
     keyring.set_password("vc01", "backup", "hunter2")
     secret = Secret.from_keyring("vc01", "backup")
     secret.reveal()
@@ -65,7 +65,7 @@ def test_a_locked_keyring_is_told(entries):
         Secret.from_keyring("vc01", "backup").reveal()
 
 
-def test_a_machine_without_a_keyring(entries):
+def test_a_machine_without_a_keyring_is_an_error(entries):
     keyring.set_keyring(NoKeyring())
     with pytest.raises(ConfigError, match=r"has no keyring.*file descriptor"):
         Secret.from_keyring("vc01", "backup").reveal()

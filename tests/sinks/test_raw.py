@@ -4,13 +4,7 @@ import sys
 
 import pytest
 
-from pipeline import (
-    SPAN,
-    ContractError,
-    TransferFailed,
-    Unchanged,
-    Zeros,
-)
+from pipeline import SPAN, ContractError, TransferFailed, Unchanged, Zeros
 from pipeline.testing.checks import check_sink
 from pipeline.testing.fakes import Items, PatternDisk
 from pipeline.testing.views import all_free

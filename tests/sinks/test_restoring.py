@@ -16,14 +16,7 @@ from pipeline import ConfigError, MiB, SinkError
 from sinks.restoring import RawDirectory, image_name, parse_target, restore
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from vadpipe.cli.repository import restore as restore_command
-from vadpipe.repository import Repository, open_repository
-
-
-@pytest.fixture
-def repository(tmp_path):
-    made = Repository(tmp_path / "repository")
-    made.init()
-    return made
+from vadpipe.repository import open_repository
 
 
 def stored(repository, *keys):

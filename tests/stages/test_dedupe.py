@@ -211,7 +211,7 @@ class Backwards:
         return bytes(payload)[::-1]
 
 
-def test_a_codec_of_ones_own_is_found_by_its_name_once_it_is_registered(monkeypatch):
+def test_a_registered_codec_of_the_caller_is_found_by_its_name(monkeypatch):
     monkeypatch.setattr(codecs, "_registered", dict(codecs._registered))
     with pytest.raises(ConfigError, match=r"'backwards' is not registered.* Call register_codec"):
         Compress(Backwards())
@@ -260,7 +260,7 @@ class Sha256:
         return hashlib.sha256(data).digest()
 
 
-async def test_an_identity_of_ones_own_works_where_the_index_has_it(disk):
+async def test_an_identity_of_the_caller_works_where_the_index_has_it(disk):
     index = MemoryIndex(Sha256())
     flow = AllocatedExtents(disk) | ReadSpans(disk) | CutChunks() | Digest(index) | Dedupe(index) | Compress()
     first = await (flow | NullSink()).run()

@@ -106,7 +106,7 @@ async def test_a_shortfall_wants_another_snapshot_as_often_as_allowed():
 
 
 @pytest.mark.parametrize("sent", ["none", None])
-async def test_no_other_snapshot_where_none_could_be_better(sent):
+async def test_no_further_snapshot_is_taken_where_none_could_be_better(sent):
     """The VM was off, or the files were there before us."""
     capture = Capture("application", PARTIAL, requested=sent)
     assert not (await VssManifest(retries=2).examine(capture, 0)).satisfied

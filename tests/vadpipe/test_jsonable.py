@@ -72,7 +72,7 @@ def test_a_dataclass_becomes_its_fields_in_their_order_without_those_that_repr_h
         ([OwnDocument()], [{"colour": "red"}]),
     ],
 )
-def test_plain_values_and_collections(value, expected):
+def test_plain_values_and_collections_become_json(value, expected):
     assert jsonable(value) == expected
     json.dumps(jsonable(value))
 

@@ -23,10 +23,10 @@ from .campaign_kit import DirectoryTarget, LabReader
 from .campaign_scenario import READ, Scenario
 from .campaign_vddk import ANOTHER, left_outside, lock_by_another, vddk_reader
 from .disks import LabDisk
-from .vcenter.injection import Event
-from .vcenter.outside import relocation_lock
+from .vcenter.faults.injection import Event
 from .vcenter.server import LabVcenter
-from .vcenter.state import HostTraits, VmTraits
+from .vcenter.state.inventory import HostTraits, VmTraits
+from .vcenter.state.outside import relocation_lock
 
 VM = "web01"
 _OTHER_DATASTORE = "datastore2"

@@ -16,8 +16,8 @@ from pathlib import Path
 from stages import Quiesce
 
 from .campaign_vddk import VddkScenario
-from .vcenter.fault_kinds import FAULT_KINDS, fault_maker
-from .vcenter.injection import CONSOLIDATION, Delay, Drop, Failure, Refusal
+from .vcenter.faults.injection import CONSOLIDATION, Delay, Drop, Failure, Refusal
+from .vcenter.faults.kinds import FAULT_KINDS, fault_maker
 
 # Every call that a capture makes, and about how often: counted in a run without trouble; those that only trouble
 # leads to are made once.

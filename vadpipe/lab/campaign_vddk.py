@@ -26,7 +26,7 @@ from vadpipe.vddk.codes import CODES
 from vadpipe.vddk.disk import Vddk, VddkDisk
 from vadpipe.vsphere.journal import relocation_lock as relocation
 
-from .vcenter.outside import hot_added, relocation_lock
+from .vcenter.state.outside import hot_added, relocation_lock
 
 SHARE = 0.1
 # Every counted call of a process that reads a disk or makes a call about the VM, and about how often it is made.

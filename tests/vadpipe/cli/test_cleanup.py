@@ -10,7 +10,7 @@ from pipeline.units import MiB
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.journal.intents import Intent, IntentKind, Journal
 from vadpipe.vsphere.snapshot.tree import description_with
 

@@ -27,12 +27,12 @@ def write(tmp_path, text):
     return path
 
 
-def test_one_job(tmp_path):
+def test_a_single_job_is_loaded(tmp_path):
     [job] = load_jobs(write(tmp_path, GOOD))
     assert job.title == "nightly"
 
 
-def test_several_jobs_and_one_of_them(tmp_path):
+def test_several_jobs_are_loaded_and_one_may_be_picked(tmp_path):
     path = write(
         tmp_path, GOOD + "from dataclasses import replace\njobs = [job, replace(job, name='weekly')]"
     )

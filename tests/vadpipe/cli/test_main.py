@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +10,7 @@ from pipeline import DiskReceipt
 from pipeline.errors import ConfigError, SinkError, TransferFailed
 from pipeline.job import DiskRun
 from pipeline.meters import PipelineReport, StageMeter
+from tests.conftest import command, vadpipe
 from vadpipe.cli.main import main
 from vadpipe.cli.output import error_lines, exit_code
 from vadpipe.cli.run import disk_lines
@@ -40,14 +40,6 @@ def path(disk, point):
 job = Job(FakeMachine([PatternDisk(5 << 20)]), path, into=FakeTarget(), name="nightly")
 HANG = False
 """
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "vadpipe", *map(str, arguments)]
-
-
-def vadpipe(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
 import trio
 
 from pipeline.meters import PipelineReport, StageMeter
+from tests.conftest import command
 from vadpipe.cli.progress import RunningDisk, shortened
 
 LONG = "a-very-long-virtual-machine-name-production-sqlserver-cluster-node-01_1"
@@ -80,7 +80,7 @@ def shown_on_a_terminal(tmp_path, columns, key="scsi0:3", *options):
     config.write_text(CONFIG.replace("KEY", key))
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "vadpipe", "run", config, *options],
+        command("run", config, *options),
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},

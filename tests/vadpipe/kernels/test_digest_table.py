@@ -4,16 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import DIGEST_SIZE
+from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.kernels.digest_table import DigestTable
-
-
-def digests(names):
-    """One digest per name. Names that agree modulo 8 agree in their first eight bytes, too."""
-    table = np.zeros((len(names), DIGEST_SIZE), dtype=np.uint8)
-    for row, name in enumerate(names):
-        table[row, 0] = name % 8
-        table[row, 20:24] = np.frombuffer(np.uint32(name).tobytes(), np.uint8)
-    return table
 
 
 @pytest.mark.slow

@@ -16,12 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.units import (
-    GiB,
-    KiB,
-    MiB,
-    TiB,
-)
+from pipeline.units import GiB, KiB, MiB, TiB
 from vadpipe.lab.disks import ChangeIdError, Fork, LabDisk
 from vadpipe.lab.vmdk_chain import open_link, opened_chain
 from vadpipe.lab.vmdk_files import LabDiskError
@@ -96,7 +91,7 @@ def new_disk(directory: Path, provisioning: str = "thin", capacity: int = ODD) -
 
 @needs_qemu_img
 @pytest.mark.parametrize("capacity", [64 * KiB, ODD, 5 * GiB])
-def test_empty_extent_equals_the_one_qemu_img_makes(tmp_path: Path, capacity: int) -> None:
+def test_empty_extent_equals_the_one_qemu_img_makes(tmp_path, capacity):
     disk = LabDisk.create(tmp_path, "web01", capacity)
     qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicSparse", tmp_path / "theirs.vmdk", capacity)
     ours, theirs = disk.base.read_bytes(), (tmp_path / "theirs.vmdk").read_bytes()
@@ -106,7 +101,7 @@ def test_empty_extent_equals_the_one_qemu_img_makes(tmp_path: Path, capacity: in
 
 
 @needs_qemu_img
-def test_reads_what_qemu_img_wrote(tmp_path: Path) -> None:
+def test_reads_what_qemu_img_wrote(tmp_path):
     raw = tmp_path / "disk.raw"
     content = random.Random(1).randbytes(3 * MiB)
     raw.write_bytes(content[: 1 * MiB] + bytes(2 * MiB) + content[MiB:])
@@ -116,7 +111,7 @@ def test_reads_what_qemu_img_wrote(tmp_path: Path) -> None:
 
 @needs_qemu_img
 @pytest.mark.parametrize("provisioning", ["thin", "flat"])
-def test_writes_at_every_kind_of_edge_are_read_back(tmp_path: Path, provisioning: str) -> None:
+def test_writes_at_every_kind_of_edge_are_read_back(tmp_path, provisioning):
     disk = new_disk(tmp_path, provisioning)
     model = bytearray(ODD)
     rng = random.Random(2)
@@ -133,7 +128,7 @@ def test_writes_at_every_kind_of_edge_are_read_back(tmp_path: Path, provisioning
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 1), (ODD, 1), (ODD - 1, 2)])
-def test_requests_outside_the_disk_are_refused(tmp_path: Path, offset: int, length: int) -> None:
+def test_requests_outside_the_disk_are_refused(tmp_path, offset, length):
     disk = new_disk(tmp_path)
     with pytest.raises(LabDiskError, match="reach past its"):
         disk.read(offset, length)
@@ -143,7 +138,7 @@ def test_requests_outside_the_disk_are_refused(tmp_path: Path, offset: int, leng
 
 @needs_qemu_img
 @pytest.mark.parametrize("provisioning", ["thin", "flat"])
-def test_plain_fork_freezes_the_old_leaf(tmp_path: Path, provisioning: str) -> None:
+def test_plain_fork_freezes_the_old_leaf(tmp_path, provisioning):
     disk = new_disk(tmp_path, provisioning)
     disk.write(5000, b"before")
     fork = disk.fork(quiesced_second=False)
@@ -163,7 +158,7 @@ def test_plain_fork_freezes_the_old_leaf(tmp_path: Path, provisioning: str) -> N
 
 
 @needs_qemu_img
-def test_application_quiesced_fork_has_a_second_redo_log(tmp_path: Path) -> None:
+def test_application_quiesced_fork_has_a_second_redo_log(tmp_path):
     disk = new_disk(tmp_path)
     disk.enable_tracking()
     disk.write(0, b"guest")
@@ -182,7 +177,7 @@ def test_application_quiesced_fork_has_a_second_redo_log(tmp_path: Path) -> None
 
 
 @needs_qemu_img
-def test_middle_of_three_snapshots_is_removed(tmp_path: Path) -> None:
+def test_middle_of_three_snapshots_is_removed(tmp_path):
     disk = new_disk(tmp_path)
     forks = []
     for number, quiesced in enumerate([False, False, True]):
@@ -198,7 +193,7 @@ def test_middle_of_three_snapshots_is_removed(tmp_path: Path) -> None:
     assert witnessed(disk.leaf) == live
 
 
-def test_merge_moves_the_name_that_a_newer_snapshot_uses(tmp_path: Path) -> None:
+def test_merge_moves_the_name_that_a_newer_snapshot_uses(tmp_path):
     disk = new_disk(tmp_path)
     older, newer = disk.fork(quiesced_second=False), disk.fork(quiesced_second=False)
     assert newer.frozen == older.live
@@ -209,7 +204,7 @@ def test_merge_moves_the_name_that_a_newer_snapshot_uses(tmp_path: Path) -> None
     assert disk.chain == [disk.base]
 
 
-def test_redo_logs_take_the_lowest_free_number(tmp_path: Path) -> None:
+def test_redo_logs_take_the_lowest_free_number(tmp_path):
     disk = new_disk(tmp_path)
     first = disk.fork(quiesced_second=False)
     disk.fork(quiesced_second=False)
@@ -217,7 +212,7 @@ def test_redo_logs_take_the_lowest_free_number(tmp_path: Path) -> None:
     assert disk.fork(quiesced_second=False).live.name == "web01-000001.vmdk"
 
 
-def test_content_id_stays_while_there_are_children(tmp_path: Path) -> None:
+def test_content_id_stays_while_there_are_children(tmp_path):
     def content_id() -> str:
         link = open_link(disk.base)
         text = link.descriptor
@@ -237,7 +232,7 @@ def test_content_id_stays_while_there_are_children(tmp_path: Path) -> None:
     assert content_id() != written
 
 
-def test_unknown_change_ids_are_refused(tmp_path: Path) -> None:
+def test_unknown_change_ids_are_refused(tmp_path):
     disk = new_disk(tmp_path)
     untracked = disk.fork(quiesced_second=False)
     with pytest.raises(ChangeIdError, match="without change tracking"):
@@ -262,7 +257,7 @@ def test_unknown_change_ids_are_refused(tmp_path: Path) -> None:
     assert disk.changed_areas(first.change_id, second.frozen) == []
 
 
-def test_vss_writes_do_not_count_in_a_later_tracking(tmp_path: Path) -> None:
+def test_vss_writes_do_not_count_in_a_later_tracking(tmp_path):
     disk = new_disk(tmp_path)
     disk.enable_tracking()
     before = disk.fork(quiesced_second=True)
@@ -275,7 +270,7 @@ def test_vss_writes_do_not_count_in_a_later_tracking(tmp_path: Path) -> None:
     assert disk.changed_areas(first.change_id, second.frozen) == []
 
 
-def test_both_sets_of_grain_tables_agree(tmp_path: Path) -> None:
+def test_both_sets_of_grain_tables_agree(tmp_path):
     disk = new_disk(tmp_path)
     for offset in (0, 5 * BLOCK, 4 * BLOCK, ODD - 1):
         disk.write(offset, b"x")
@@ -288,7 +283,7 @@ def test_both_sets_of_grain_tables_agree(tmp_path: Path) -> None:
     assert [grain for grain, sector in enumerate(entries[1]) if sector] == [0, 4, 5, 32]
 
 
-def test_allocated_extents_are_those_of_the_snapshot(tmp_path: Path) -> None:
+def test_allocated_extents_are_those_of_the_snapshot(tmp_path):
     disk = new_disk(tmp_path)
     disk.enable_tracking()
     disk.write(BLOCK, b"x")
@@ -304,7 +299,7 @@ def test_allocated_extents_are_those_of_the_snapshot(tmp_path: Path) -> None:
 
 @needs_qemu_img
 @pytest.mark.parametrize("provisioning", ["thin", "flat"])
-def test_a_raw_image_is_imported_and_compared(tmp_path: Path, provisioning: str) -> None:
+def test_a_raw_image_is_imported_and_compared(tmp_path, provisioning):
     raw = tmp_path / "image.raw"
     rng = random.Random(3)
     with raw.open("wb") as file:
@@ -338,7 +333,7 @@ def test_a_raw_image_is_imported_and_compared(tmp_path: Path, provisioning: str)
 
 
 @needs_qemu_img
-def test_a_disk_of_4_tib_needs_no_memory_for_its_size(tmp_path: Path) -> None:
+def test_a_disk_of_4_tib_needs_no_memory_for_its_size(tmp_path):
     disk = LabDisk.create(tmp_path, "big", 4 * TiB)
     disk.enable_tracking()
     first = disk.fork(quiesced_second=True)
@@ -352,7 +347,7 @@ def test_a_disk_of_4_tib_needs_no_memory_for_its_size(tmp_path: Path) -> None:
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 8 * MiB
 
 
-def test_loading_names_the_missing_file(tmp_path: Path) -> None:
+def test_loading_a_disk_names_the_missing_file(tmp_path):
     with pytest.raises(LabDiskError, match=r"web01-ctk.json does not describe a disk"):
         LabDisk.load(tmp_path, "web01")
     new_disk(tmp_path)
@@ -461,7 +456,7 @@ class Scenario:
 @pytest.mark.slow
 @needs_qemu_img
 @pytest.mark.parametrize("seed", range(5))
-def test_disk_behaves_like_the_model(tmp_path: Path, seed: int) -> None:
+def test_a_disk_behaves_like_the_model(tmp_path, seed):
     scenario = Scenario(tmp_path, seed)
     operations = [scenario.write, scenario.fork, scenario.write_frozen, scenario.merge]
     for _ in range(30):
@@ -520,7 +515,7 @@ def three_forks(directory: Path) -> tuple[LabDisk, list[bytes], bytes]:
 @pytest.mark.slow
 @needs_qemu_img
 @pytest.mark.parametrize("removed", [0, 1, 2])
-def test_merge_killed_at_every_step_can_be_finished(tmp_path: Path, removed: int) -> None:
+def test_merge_killed_at_every_step_can_be_finished(tmp_path, removed):
     _, images, live = three_forks(tmp_path / "made")
     kept = [index for index in range(3) if index != removed]
     interrupted = 0
@@ -554,7 +549,7 @@ def test_merge_killed_at_every_step_can_be_finished(tmp_path: Path, removed: int
 
 
 @needs_qemu_img
-def test_fork_killed_at_every_step_leaves_the_disk_as_it_was(tmp_path: Path) -> None:
+def test_fork_killed_at_every_step_leaves_the_disk_as_it_was(tmp_path):
     disk, images, live = three_forks(tmp_path)
     for moment in itertools.count():
         try:
@@ -574,7 +569,7 @@ def test_fork_killed_at_every_step_leaves_the_disk_as_it_was(tmp_path: Path) -> 
     assert witnessed(disk.leaf) == live
 
 
-def test_tracking_reset_killed_at_every_step_never_reports_too_little(tmp_path: Path) -> None:
+def test_tracking_reset_killed_at_every_step_never_reports_too_little(tmp_path):
     disk = new_disk(tmp_path)
     disk.enable_tracking()
     first = disk.fork(quiesced_second=False)
@@ -598,7 +593,7 @@ def test_tracking_reset_killed_at_every_step_never_reports_too_little(tmp_path: 
     assert moment > 0
 
 
-def test_files_of_a_running_operation_are_not_leftovers(tmp_path: Path) -> None:
+def test_files_of_a_running_operation_are_not_leftovers(tmp_path):
     disk, _, _ = three_forks(tmp_path)
     (tmp_path / "web01-000077.vmdk").touch()
     assert disk.consolidation_needed
@@ -612,7 +607,7 @@ def test_files_of_a_running_operation_are_not_leftovers(tmp_path: Path) -> None:
     assert not (tmp_path / "web01-000077.vmdk").exists()
 
 
-def test_unfinished_merge_comes_before_another(tmp_path: Path) -> None:
+def test_unfinished_merge_comes_before_another(tmp_path):
     disk, _, _ = three_forks(tmp_path)
     frozen = disk.forks[0].frozen
     with pytest.MonkeyPatch.context() as patch:

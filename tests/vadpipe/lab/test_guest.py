@@ -92,7 +92,7 @@ def changed_blocks(areas: list[tuple[int, int]]) -> set[int]:
 @pytest.mark.slow
 @needs_qemu_img
 @every_file_system
-def test_files_of_the_machine_are_on_the_system_disk(guest: Guest, filesystem: FileSystem) -> None:
+def test_files_of_the_machine_are_on_the_system_disk(guest, filesystem):
     assert guest.filesystem == filesystem
     raw = converted(guest.disks[0].leaf)
     sources = machine_files(FILL, 1)
@@ -106,7 +106,7 @@ def test_files_of_the_machine_are_on_the_system_disk(guest: Guest, filesystem: F
 @pytest.mark.slow
 @needs_qemu_img
 @every_file_system
-def test_work_is_seen_in_the_files_and_by_change_tracking(guest: Guest, filesystem: FileSystem) -> None:
+def test_work_is_seen_in_the_files_and_by_change_tracking(guest, filesystem):
     for disk in guest.disks:
         disk.enable_tracking()
     before = [disk.fork(quiesced_second=False) for disk in guest.disks]
@@ -133,7 +133,7 @@ def test_work_is_seen_in_the_files_and_by_change_tracking(guest: Guest, filesyst
 @pytest.mark.slow
 @needs_qemu_img
 @every_file_system
-def test_vss_writers_change_only_the_quiesced_image(guest: Guest, filesystem: FileSystem) -> None:
+def test_vss_writers_change_only_the_quiesced_image(guest, filesystem):
     live = [converted(disk.leaf).read_bytes() for disk in guest.disks]
     forks = [disk.fork(quiesced_second=True) for disk in guest.disks]
     guest.vss_writers(forks)
@@ -148,7 +148,7 @@ def test_vss_writers_change_only_the_quiesced_image(guest: Guest, filesystem: Fi
 
 
 @pytest.mark.slow
-def test_without_tools_the_disks_still_hold_the_files(guest: Guest) -> None:
+def test_without_tools_the_disks_still_hold_the_files(guest):
     assert guest.filesystem == "none"
     content = guest.disks[0].read(0, guest.disks[0].capacity)
     held = [source for source in machine_files(FILL, 1).values() if source.read_bytes() in content]
@@ -161,7 +161,7 @@ def test_without_tools_the_disks_still_hold_the_files(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-def test_same_seed_same_disks(guest: Guest, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_disks(guest, tmp_path):
     other = build_small(tmp_path / "other")
     for seed in (3, 4):
         assert guest.work(seed, MiB) == other.work(seed, MiB)
@@ -170,7 +170,7 @@ def test_same_seed_same_disks(guest: Guest, tmp_path: Path) -> None:
     assert guest.disks[0].uuid != other.disks[0].uuid
 
 
-def test_database_pages_are_written_singly(guest: Guest) -> None:
+def test_database_pages_are_written_singly(guest):
     disk = guest.disks[1]
     disk.fork(quiesced_second=False)
     before = disk.read(0, disk.capacity)
@@ -183,7 +183,7 @@ def test_database_pages_are_written_singly(guest: Guest) -> None:
     assert min(changed) >= disk.capacity // 2
 
 
-def test_data_disk_begins_with_an_archive(guest: Guest, tmp_path: Path) -> None:
+def test_data_disk_begins_with_an_archive(guest, tmp_path):
     archive = tmp_path / "archive.tar"
     archive.write_bytes(guest.disks[1].read(0, 8 * MiB))
     shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
@@ -193,7 +193,7 @@ def test_data_disk_begins_with_an_archive(guest: Guest, tmp_path: Path) -> None:
     assert all(content == sources[name].read_bytes() for name, content in unpacked.items())
 
 
-def test_vmx_names_the_leaves(guest: Guest) -> None:
+def test_vmx_names_the_leaves(guest):
     def settings() -> dict[str, str]:
         lines = (guest.directory / "web01.vmx").read_text(encoding="utf-8").splitlines()
         return {key: value.strip('"') for key, _, value in (line.partition(" = ") for line in lines)}
@@ -213,7 +213,7 @@ def test_vmx_names_the_leaves(guest: Guest) -> None:
     assert forked["uuid.bios"] == built["uuid.bios"]
 
 
-def test_guest_goes_on_after_a_restart(guest: Guest) -> None:
+def test_guest_goes_on_after_a_restart(guest):
     guest.work(seed=1, amount=MiB)
     loaded = Guest.load(guest.directory)
     assert (loaded.files, loaded.filesystem) == (guest.files, guest.filesystem)
@@ -222,13 +222,13 @@ def test_guest_goes_on_after_a_restart(guest: Guest) -> None:
         Guest.load(guest.directory, "db01")
 
 
-def test_too_little_to_fill_with(tmp_path: Path) -> None:
+def test_a_guest_with_too_little_to_fill_its_disk_is_refused(tmp_path):
     with pytest.raises(LabDiskError, match="Raise `fill`"):
         build_windows_guest(tmp_path, fill=KiB)
 
 
 @every_file_system
-def test_a_full_file_system_says_so(tmp_path: Path, filesystem: FileSystem) -> None:
+def test_a_full_file_system_says_so(tmp_path, filesystem):
     raw = tmp_path / "small.raw"
     raw.touch()
     with raw.open("r+b") as file:
@@ -239,7 +239,7 @@ def test_a_full_file_system_says_so(tmp_path: Path, filesystem: FileSystem) -> N
         volume.put("large", b"x" * (9 * MiB))
 
 
-def test_a_missing_tool_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tool_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(guest_volumes, "_TOOL_PATH", str(tmp_path))
     assert guest_volumes.best_file_system() == "none"
     with pytest.raises(LabDiskError, match="mkntfs is not installed"):

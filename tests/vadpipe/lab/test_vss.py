@@ -4,23 +4,14 @@ import io
 import shutil
 import subprocess
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
+from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS
-
-
-@dataclass(frozen=True)
-class Request:
-    context: str = "application"
-    backup_type: int = 5
-    bootable_system_state: bool = True
-    partial_file_support: bool = False
-    timeout_min: int = 15
-    vm_name: str = "web01"
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -75,7 +66,7 @@ def test_the_same_request_and_recipe_give_the_same_bytes():
     assert manifest_zip(Request(), recipe) != manifest_zip(Request(vm_name="web02"), recipe)
 
 
-def test_the_quirks_of_real_documents_are_there():
+def test_the_documents_have_the_quirks_of_real_ones():
     documents = members(manifest_zip(Request()))
     text = b"".join(documents.values()).decode()
     assert 'writerId="D61D61C8-D73A-4EEE-8CDD-F6F9786B7124"' in text
@@ -115,7 +106,7 @@ def test_xmllint_accepts_every_document(recipe, context, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
-def test_outfits_that_no_standard_parser_takes_differ_only_in_outfit(encoding):
+def test_encodings_that_standard_parsers_refuse_change_nothing_but_the_encoding(encoding):
     plain = members(manifest_zip(Request()))
     odd = members(manifest_zip(Request(), ManifestRecipe(encoding=encoding, trailing_nul=True)))
     assert {name: data.decode(encoding).removesuffix("\0").encode() for name, data in odd.items()} == plain

@@ -9,12 +9,7 @@ from click.testing import CliRunner
 
 from vadpipe.lab.vss.corpus import ROWS, case, corpus
 from vadpipe.lab.vss.elements import PLAIN
-from vadpipe.lab.vss_corpus import (
-    SEED,
-    STATED,
-    Confusion,
-    main,
-)
+from vadpipe.lab.vss_corpus import SEED, STATED, Confusion, main
 from vadpipe.rules import Severity
 from vadpipe.vss import classify
 from vadpipe.vss.classify import DECISIONS

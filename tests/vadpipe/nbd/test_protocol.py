@@ -42,7 +42,7 @@ GO = reply(Option.GO, OptionReply.INFO, protocol.EXPORT_INFO.pack(0, 12345, 3)) 
 )
 
 
-def test_a_modern_server_agrees_on_structured_replies_and_allocation() -> None:
+def test_a_modern_server_agrees_on_structured_replies_and_allocation():
     context = struct.pack(">I", 7) + protocol.ALLOCATION.encode()
     server = GREETING + reply(Option.STRUCTURED_REPLY, OptionReply.ACK)
     server += reply(Option.SET_META_CONTEXT, OptionReply.META_CONTEXT, context)
@@ -55,7 +55,7 @@ def test_a_modern_server_agrees_on_structured_replies_and_allocation() -> None:
     assert b"vm/disk" in sent
 
 
-def test_an_old_server_is_read_with_simple_replies() -> None:
+def test_an_old_server_is_read_with_simple_replies():
     export, _ = drive(GREETING + reply(Option.STRUCTURED_REPLY, UNSUPPORTED) + GO)
     assert (export.size, export.structured, export.contexts) == (12345, False, {})
 
@@ -81,13 +81,13 @@ def test_an_old_server_is_read_with_simple_replies() -> None:
         ),
     ],
 )
-def test_a_refused_or_broken_handshake_says_why(server: bytes, tls: bool, why: str) -> None:
+def test_a_refused_or_broken_handshake_says_why(server, tls, why):
     with pytest.raises(ProtocolError, match=why):
         drive(server, tls=tls)
 
 
 @given(st.binary(max_size=300), st.integers(0, 3))
-def test_any_bytes_end_a_handshake_in_an_export_or_an_error(content: bytes, good: int) -> None:
+def test_any_bytes_end_a_handshake_in_an_export_or_an_error(content, good):
     server = [b"", GREETING, GREETING + reply(Option.STRUCTURED_REPLY, UNSUPPORTED), GREETING][good] + content
     try:
         export, _ = drive(server)
@@ -96,7 +96,7 @@ def test_any_bytes_end_a_handshake_in_an_export_or_an_error(content: bytes, good
     assert export.size >= 0
 
 
-def test_extents_of_another_context_are_ignored() -> None:
+def test_extents_of_another_context_are_ignored():
     content = struct.pack(">IIIII", 7, 4096, 0, 8192, 3)
     assert list(protocol.block_status(content, 7)) == [(4096, State(0)), (8192, State.HOLE | State.ZERO)]
     assert list(protocol.block_status(content, 8)) == []

@@ -11,8 +11,8 @@ from stages.preflight import NotReady, Preflight
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.preflight.test_lab import VOLUMES
 from vadpipe.lab.campaign_kit import LabReader
-from vadpipe.lab.vcenter.injection import Drop
-from vadpipe.lab.vcenter.state import DatastoreTraits, VmTraits
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import ConnectionLost
 from vadpipe.vsphere.journal.intents import Journal
@@ -114,7 +114,7 @@ async def test_facts_that_may_not_be_read_do_not_stop_the_backup(lab, web01, add
         assert capture.attention == []
 
 
-async def test_a_lost_connection_is_no_matter(lab, web01, add_vm):
+async def test_a_lost_connection_does_not_stop_preflight(lab, web01, add_vm):
     add_vm(traits=VmTraits(volumes=VOLUMES))
     lab.inject("HasPrivilegeOnEntities", Drop.AFTER)
     async with web01.capture() as capture:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
 from vadpipe.cli.preflight import preflight, prepare
-from vadpipe.lab.vcenter.state import GuestVolume, VmTraits
+from vadpipe.lab.vcenter.state.inventory import GuestVolume, VmTraits
 from vadpipe.preflight.privileges import PURPOSES
 from vadpipe.preflight.rules import RULES
 

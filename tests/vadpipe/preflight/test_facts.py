@@ -9,8 +9,9 @@ from pyVmomi import vim
 
 from pipeline.secrets import Secret
 from stages import Quiesce, Vddk
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.preflight import gather
 from vadpipe.preflight.reach import probe, this_machine
 from vadpipe.preflight.report import job_facts, vddk_facts
@@ -93,7 +94,7 @@ async def test_the_facts_of_a_job_come_from_its_settings(tmp_path):
     assert (await job_facts(without_vddk)).vddk is None
 
 
-async def test_this_machine_by_its_firmware(tmp_path, lab, vcenter, add_vm):
+async def test_this_machine_is_found_by_its_firmware(tmp_path, lab, vcenter, add_vm):
     moref = add_vm()
     own = uuid.UUID(lab._inventory.vms[moref].uuid)
 
@@ -118,9 +119,7 @@ async def test_an_esxi_host_tells_its_licence(tmp_path):
     with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
         directory = host.datastore("datastore1") / "web01"
         moref = host.register_vm(directory, "web01", [], traits=VmTraits())
-        settings = Vcenter(
-            host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
-        )
+        settings = settings_of(host)
         host.license("esxBasic")
         async with settings.connect() as session:
             gathered = await gather(session, [moref])
@@ -133,9 +132,7 @@ async def test_an_esxi_host_tells_its_licence(tmp_path):
 async def test_the_ports_of_an_esxi_host_are_tried_at_the_configured_address(tmp_path):
     with LabVcenter(tmp_path / "host", api_type="HostAgent", task_s=0.02) as host:
         moref = host.register_vm(host.datastore("datastore1") / "web01", "web01", [], traits=VmTraits())
-        settings = Vcenter(
-            host.address, "backup", Secret.from_text("lab"), thumbprint=host.thumbprint, port=host.port
-        )
+        settings = settings_of(host)
         async with settings.connect() as session:
             gathered = await gather(session, [moref])
             [esxi] = [gathered.hosts[one] for one in gathered.hosts_of(moref)]

@@ -3,12 +3,7 @@
 import pytest
 
 from tests.vadpipe.preflight.healthy import VM, vm
-from vadpipe.preflight.guests import (
-    GUESTS,
-    OTHER,
-    agree,
-    guest_os,
-)
+from vadpipe.preflight.guests import GUESTS, OTHER, agree, guest_os
 from vadpipe.preflight.rules_site import compare_generations
 
 # (guest ids, driver, quiescing) row by row as the document has them, and as the versions since behave.
@@ -36,7 +31,7 @@ CASES = [(guest_id, driver, reaches) for ids, driver, reaches in DOCUMENT for gu
 
 
 @pytest.mark.parametrize(("guest_id", "driver", "reaches"), CASES)
-def test_the_table(guest_id, driver, reaches):
+def test_the_table_gives_the_driver_and_the_level_of_each_guest(guest_id, driver, reaches):
     row = guest_os(guest_id)
     assert row is not None
     assert (row.driver, row.reaches) == (driver, reaches)
@@ -71,7 +66,7 @@ def test_old_hosts_run_later_servers_as_2016():
         (0, None), (0x7FFFFFFF, None), (0xFFFFFFFF, None), (None, None),
     ],
 )  # fmt: skip
-def test_the_number_of_vmware_tools(number, release):
+def test_the_number_of_vmware_tools_gives_their_release(number, release):
     assert vm(tools_version=number).vm.tools_release == release
     assert VM.tools_release == (12, 5, 0)
 

@@ -7,17 +7,12 @@ import trio
 from pyVmomi import vim
 
 from pipeline.units import GiB
-from vadpipe.lab.vcenter.state import (
-    DatastoreTraits,
-    GuestVolume,
-    HostTraits,
-    VmTraits,
-)
+from tests.vadpipe.vsphere.vsphere_kit import make_snapshot
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, GuestVolume, HostTraits, VmTraits
 from vadpipe.preflight import gather
 from vadpipe.preflight.facts import HostFacts, JobFacts
 from vadpipe.preflight.reach import probe
 from vadpipe.preflight.report import preflight, preflight_all
-from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm, find_vms
 from vadpipe.vsphere.snapshot.tree import description_with
 
@@ -102,14 +97,8 @@ async def test_vms_that_each_break_a_rule_are_found_before_any_snapshot(lab, vce
 async def test_our_snapshots_and_foreign_ones_are_counted_separately(lab, vcenter, add_vm):
     moref = add_vm(traits=VmTraits(volumes=VOLUMES))
     async with vcenter.connect() as session:
-        subject = vim.VirtualMachine(moref, session.stub)
         for description in ("theirs", description_with("0" * 32)):
-            task = await session.call(
-                "CreateSnapshot_Task",
-                lambda text=description: subject.CreateSnapshot("a name", text, False, False),
-                changes=True,
-            )
-            await wait_for_task(session, task, "CreateSnapshot_Task")
+            await make_snapshot(session, "a name", description)
         facts = (await gather(session, [moref])).vms[moref]
     assert [node.token for node in facts.own_snapshots] == ["0" * 32]
     assert [node.description for node in facts.foreign_snapshots] == ["theirs"]
@@ -129,7 +118,9 @@ async def test_our_snapshots_and_foreign_ones_are_counted_separately(lab, vcente
         ("datastore-inaccessible", HostTraits(), DatastoreTraits(accessible=False)),
     ],
 )
-async def test_the_surroundings(lab, vcenter, add_vm, rule, host, datastore):
+async def test_conditions_of_hosts_and_datastores_are_found_by_their_rules(
+    lab, vcenter, add_vm, rule, host, datastore
+):
     add_vm(guest_id=SERVERS[2022], traits=VmTraits(volumes=VOLUMES))
     lab._inventory.hosts["host-8"] = host
     lab._inventory.datastore_traits["datastore1"] = datastore

@@ -23,13 +23,7 @@ from tests.vadpipe.preflight.healthy import (
     transports,
     vm,
 )
-from vadpipe.preflight.facts import (
-    DatastoreFacts,
-    ProxyFacts,
-    VddkFacts,
-    VmFacts,
-    Volume,
-)
+from vadpipe.preflight.facts import DatastoreFacts, ProxyFacts, VddkFacts, VmFacts, Volume
 from vadpipe.preflight.report import judge_case
 from vadpipe.preflight.rules import RULES
 from vadpipe.rules import Severity

@@ -1,57 +1,18 @@
-"""Preflight and prepare against govmomi's simulator: a second opinion from a codec that is not pyVmomi's.
+"""Preflight and prepare against govmomi's simulator: a second opinion from a codec that is not pyVmomi's."""
 
-Needs the environment variable VCSIM to name a `vcsim` binary.
-"""
-
-import hashlib
-import os
-import re
-import ssl
-import subprocess
-
-import pytest
-
-from pipeline.secrets import Secret
+from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, vcsim
 from vadpipe.preflight import gather
 from vadpipe.preflight.facts import JobFacts
 from vadpipe.preflight.report import preflight_all
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm, find_vms
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.vm.power import power_state
 from vadpipe.vsphere.vm.prepare import enable_uuid, uuid_enabled
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("VCSIM"), reason="the environment variable VCSIM names no vcsim binary"
-    ),
-]
+__all__ = ["vcsim"]
+
+pytestmark = NEEDS_VCSIM
 NAMES = ("DC0_H0_VM0", "DC0_H0_VM1", "DC0_C0_RP0_VM0")
-
-
-@pytest.fixture
-def vcsim():
-    """Settings for a running simulator."""
-    command = [
-        os.environ["VCSIM"],
-        "-l",
-        "127.0.0.1:0",
-        "-stdinexit",
-        "-username",
-        "user",
-        "-password",
-        "pass",
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        line = process.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", line)
-        assert found, line
-        port = int(found[1])
-        pem = ssl.get_server_certificate(("127.0.0.1", port))
-        thumbprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-        yield Vcenter("127.0.0.1", "user", Secret.from_text("pass"), thumbprint=thumbprint, port=port)
-        process.communicate()  # the end of its input ends it
 
 
 async def test_the_facts_of_several_vms_in_one_pass(vcsim):

@@ -209,7 +209,7 @@ def test_arrays_are_known_by_their_uuid():
         ('IMPORT{program}="/sbin/mdadm --detail --export $devnode"', False),
     ],
 )
-def test_which_udev_rules_assemble(rule, assembles):
+def test_udev_rules_that_assemble_are_recognised(rule, assembles):
     assert assembles_by_rule(f"{rule}\n") is assembles
 
 
@@ -236,7 +236,7 @@ def test_the_strongest_rules_file_of_a_name_is_in_force():
         (['ENV{UDISKS_IGNORE}="1"', 'ENV{UDISKS_IGNORE}="0"'], False),
     ],
 )
-def test_whether_udisks_is_kept_off_a_disk_of_a_vm(rules, kept_off):
+def test_rules_tell_whether_udisks_is_kept_off_a_disk_of_a_vm(rules, kept_off):
     assert keeps_udisks_off(rules) is kept_off
 
 

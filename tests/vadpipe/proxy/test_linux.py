@@ -14,12 +14,7 @@ from vadpipe.proxy.command import NOT_FOUND, run_command
 from vadpipe.proxy.linux import LinuxProxy
 from vadpipe.proxy.linux_config import MdFacts, Mount, MountFacts, MultipathFacts
 from vadpipe.proxy.linux_rules import RULES, LinuxFacts
-from vadpipe.proxy.lvm import (
-    CONFIGURATION,
-    LvmFacts,
-    limit_activation,
-    parse_configuration,
-)
+from vadpipe.proxy.lvm import CONFIGURATION, LvmFacts, limit_activation, parse_configuration
 from vadpipe.proxy.report import Transport, judge_machine
 from vadpipe.proxy.settings import plan
 from vadpipe.proxy.undo import load_undo

@@ -8,13 +8,7 @@ import pytest
 from pipeline.errors import ContractError, MoverError
 from vadpipe.proxy import harden, undo
 from vadpipe.proxy.report import Transport, judge_machine
-from vadpipe.proxy.settings import (
-    AUTOMOUNT,
-    LVM,
-    REMOTE_DESKTOP,
-    SAN_POLICY,
-    plan,
-)
+from vadpipe.proxy.settings import AUTOMOUNT, LVM, REMOTE_DESKTOP, SAN_POLICY, plan
 from vadpipe.proxy.undo import load_undo
 from vadpipe.proxy.windows import WindowsRegistry
 from vadpipe.proxy.windows_rules import RULES, WindowsFacts

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trio
 
 from pipeline.buffers import BufferPool
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, KiB, MiB
-from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk.access import DiskAccess
-from vadpipe.vddk.disk import Vddk, VddkDisk
+from vadpipe.vddk.disk import Vddk
 
 THUMBPRINT = ":".join(["3F"] * 20)
 COOKIE = ":".join(["B1"] * 20)  # looks like a thumbprint, which the library logs
@@ -29,15 +27,6 @@ PASSWORD = "correct horse battery"
 CAPACITY = 22 * MiB + 3 * 512  # not a whole number of spans, requests, chunks or clusters
 
 VDDK_LIBDIR = os.environ.get("VDDK_LIBDIR", "")
-
-
-@pytest.fixture(scope="session")
-def libdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in."""
-    try:
-        return build_vddk(tmp_path_factory.mktemp("vddk"))
-    except CompilerMissing as exc:
-        pytest.skip(str(exc))
 
 
 @pytest.fixture(params=["stand-in", "real"])
@@ -147,27 +136,6 @@ def quick(libdir: Path | str, **changes: object) -> Vddk:
     return Vddk(libdir, **(calm | changes))  # type: ignore[arg-type]
 
 
-async def whole_disk(disk: VddkDisk, pool: BufferPool) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The disk as a mover reads it: only what is allocated, all spans at once."""
-    allocated = await disk.allocated(0, disk.capacity)
-    image = np.zeros(disk.capacity, np.uint8)
-
-    async def read(offset: int) -> None:
-        wanted = allocated.within(offset, SPAN)
-        buffer = await pool.acquire()
-        try:
-            await disk.read(buffer, offset, wanted)
-            for start, length in wanted:
-                image[start : start + length] = buffer.array[start - offset : start - offset + length]
-        finally:
-            buffer.release()
-
-    async with trio.open_nursery() as nursery:
-        for offset in range(0, disk.capacity, SPAN):
-            nursery.start_soon(read, offset)
-    return image
-
-
 def children(of: int | None = None) -> list[int]:
     """Process ids of the VDDK children of a process, of this one unless told otherwise; zombies included."""
     found = []
@@ -194,9 +162,3 @@ def counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], li
     path = tmp_path / "counters"
     monkeypatch.setenv("VADPIPE_VDDK_COUNTERS", str(path))
     return lambda: [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.fixture(autouse=True)
-def _state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's working directories are below the test's."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline import ChangeTrackingInvalid, Disk, Span, Zeros
-from pipeline.buffers import BufferPool
 from pipeline.testing import check_reader
 from stages import AllocatedExtents, MarkZeros, ReadSpans
 from tests.conftest import EXAMPLES
-from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick
+from tests.vadpipe.vddk.conftest import CAPACITY, quick
 from vadpipe.vddk import DiskAccess, VddkDisk
 
 
@@ -23,7 +21,7 @@ def as_disk(disk: VddkDisk) -> Disk:
     return disk
 
 
-async def test_the_stages_read_an_open_disk(libdir: Path, made_lab: Lab) -> None:
+async def test_the_stages_read_an_open_disk(libdir, made_lab):
     expected = made_lab.chains["grandchild"]
     image = np.zeros(CAPACITY, np.uint8)
     covered = 0
@@ -45,7 +43,7 @@ async def test_the_stages_read_an_open_disk(libdir: Path, made_lab: Lab) -> None
 
 
 @pytest.mark.slow
-def test_the_example_writes_the_disk_that_qemu_reads(libdir: Path, made_lab: Lab, tmp_path: Path) -> None:
+def test_the_example_writes_the_disk_that_qemu_reads(libdir, made_lab, tmp_path):
     expected = made_lab.chains["child"]
     command = [sys.executable, EXAMPLES / "vddk_alone.py", libdir, expected.leaf, tmp_path / "disk.raw"]
     told = subprocess.check_output([str(word) for word in command], text=True)
@@ -53,9 +51,7 @@ def test_the_example_writes_the_disk_that_qemu_reads(libdir: Path, made_lab: Lab
     assert np.array_equal(np.fromfile(tmp_path / "disk.raw", np.uint8), expected.raw)
 
 
-async def test_an_open_disk_says_what_it_is_and_has_no_change_tracking(
-    libdir: Path, lab: Lab, pool: BufferPool
-) -> None:
+async def test_an_open_disk_says_what_it_is_and_has_no_change_tracking(libdir, lab, pool):
     async with quick(libdir).open(lab.access(), pool) as disk:
         assert (disk.key, disk.label) == ("[ds1] web01/grandchild.vmdk", "grandchild.vmdk")
         assert disk.change_id is None
@@ -65,7 +61,7 @@ async def test_an_open_disk_says_what_it_is_and_has_no_change_tracking(
 
 
 @pytest.mark.parametrize("name", ["child", "grandchild"])
-async def test_an_open_disk_keeps_the_rules_of_disks(libdir: Path, made_lab: Lab, name: str) -> None:
+async def test_an_open_disk_keeps_the_rules_of_disks(libdir, made_lab, name):
     expected = made_lab.chains[name]
     async with quick(libdir).open(DiskAccess.local(expected.leaf)) as disk:
         await check_reader(disk, lambda offset, length: expected.raw[offset : offset + length].tobytes())

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import trio
 
-from pipeline.buffers import BufferPool
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
-from pipeline.units import (
-    SPAN,
-    GiB,
-    KiB,
-    MiB,
-)
-from tests.vadpipe.vddk.conftest import (
-    CAPACITY,
-    Lab,
-    known,
-    qemu,
-    quick,
-    whole_disk,
-    write,
-)
+from pipeline.units import SPAN, GiB, KiB, MiB
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import CAPACITY, known, qemu, quick, write
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import CHUNK
 
@@ -34,9 +18,7 @@ CHAINS = ["flat", "sparse", "child", "grandchild"]
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-async def test_local_disk_equals_what_qemu_reads(
-    any_libdir: str, made_lab: Lab, pool: BufferPool, chain: str
-) -> None:
+async def test_local_disk_equals_what_qemu_reads(any_libdir, made_lab, pool, chain):
     expected = made_lab.chains[chain]
     async with quick(any_libdir).open(DiskAccess.local(expected.leaf), pool) as disk:
         assert (disk.capacity, disk.transport) == (CAPACITY, "file")
@@ -47,14 +29,9 @@ async def test_local_disk_equals_what_qemu_reads(
 
 
 @pytest.mark.parametrize("depth", [1, 4, 64])
-async def test_remote_disk_with_completions_out_of_order(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    monkeypatch: pytest.MonkeyPatch,
-    counters: Callable[[], list[dict[str, object]]],
-    depth: int,
-) -> None:
+async def test_a_remote_disk_is_read_with_completions_out_of_order(
+    libdir, lab, pool, monkeypatch, counters, depth
+):
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "1")
     settings = quick(libdir, transports="nbdssl", compression="fastlz", depth=depth, request=256 * KiB)
     async with settings.open(lab.access(), pool) as disk:
@@ -68,9 +45,7 @@ async def test_remote_disk_with_completions_out_of_order(
 
 
 @pytest.mark.parametrize("chain", ["sparse", "child", "grandchild"])
-async def test_allocated_extents_equal_those_of_the_chain(
-    libdir: Path, made_lab: Lab, pool: BufferPool, chain: str
-) -> None:
+async def test_allocated_extents_equal_those_of_the_chain(libdir, made_lab, pool, chain):
     expected = made_lab.chains[chain]
     tail = Extents.of([(CAPACITY // CHUNK * CHUNK, CAPACITY % CHUNK)])
     true = expected.mapped.aligned(CHUNK, CAPACITY) | tail
@@ -81,7 +56,7 @@ async def test_allocated_extents_equal_those_of_the_chain(
         assert (disk.allocation, disk.allocation_reason) == ("queried", "")
 
 
-async def test_allocation_of_a_disk_beyond_one_query(libdir: Path, tmp_path: Path, pool: BufferPool) -> None:
+async def test_allocation_is_read_beyond_one_query(libdir, tmp_path, pool):
     leaf = tmp_path / "large.vmdk"
     qemu("qemu-img", "create", "-f", "vmdk", leaf, 70 * GiB)
     write(leaf, (32 * GiB - 64 * KiB, 128 * KiB, 1), (64 * GiB, 64 * KiB, 2))
@@ -91,9 +66,7 @@ async def test_allocation_of_a_disk_beyond_one_query(libdir: Path, tmp_path: Pat
     assert disk.statistics().calls["QueryAllocatedBlocks"][0] == 4  # the probe, and three parts
 
 
-async def test_a_disk_smaller_than_a_chunk_is_all_tail(
-    libdir: Path, tmp_path: Path, pool: BufferPool
-) -> None:
+async def test_a_disk_smaller_than_a_chunk_is_all_tail(libdir, tmp_path, pool):
     leaf = tmp_path / "small.vmdk"
     qemu("qemu-img", "create", "-f", "vmdk", leaf, 5 * 512)
     async with quick(libdir).open(DiskAccess.local(leaf), pool) as disk:
@@ -105,14 +78,8 @@ async def test_a_disk_smaller_than_a_chunk_is_all_tail(
     ("knob", "allocation", "reason"), [("all", "queried", ""), ("unsupported", "unavailable", "code 6")]
 )
 async def test_the_whole_disk_counts_as_allocated_when_queries_are_useless(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    monkeypatch: pytest.MonkeyPatch,
-    knob: str,
-    allocation: str,
-    reason: str,
-) -> None:
+    libdir, lab, pool, monkeypatch, knob, allocation, reason
+):
     monkeypatch.setenv("VADPIPE_VDDK_QAB", knob)
     async with quick(libdir).open(lab.access(), pool) as disk:
         assert disk.allocation == allocation
@@ -121,7 +88,7 @@ async def test_the_whole_disk_counts_as_allocated_when_queries_are_useless(
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
 
 
-async def test_only_what_is_wanted_is_read(libdir: Path, made_lab: Lab, pool: BufferPool) -> None:
+async def test_only_what_is_wanted_is_read(libdir, made_lab, pool):
     expected = made_lab.chains["flat"]
     wanted = Extents.of([(4 * MiB, 4096), (5 * MiB + 512, 512), (7 * MiB, MiB + 4096)])
     async with quick(libdir).open(DiskAccess.local(expected.leaf), pool) as disk:
@@ -139,7 +106,7 @@ async def test_only_what_is_wanted_is_read(libdir: Path, made_lab: Lab, pool: Bu
         buffer.release()
 
 
-async def test_a_read_that_does_not_fit_is_refused(libdir: Path, made_lab: Lab, pool: BufferPool) -> None:
+async def test_a_read_that_does_not_fit_is_refused(libdir, made_lab, pool):
     async with quick(libdir).open(DiskAccess.local(made_lab.chains["flat"].leaf), pool) as disk:
         buffer = await pool.acquire()
         for offset, wanted in ((512, (512, 512)), (0, (SPAN, 512)), (20 * MiB, (CAPACITY - 512, 1024))):
@@ -150,9 +117,7 @@ async def test_a_read_that_does_not_fit_is_refused(libdir: Path, made_lab: Lab, 
             await disk.read(buffer, 0, Extents.whole(512))
 
 
-async def test_older_library_serves_when_newer_ones_are_absent(
-    libdir: Path, made_lab: Lab, tmp_path: Path, pool: BufferPool
-) -> None:
+async def test_older_library_serves_when_newer_ones_are_absent(libdir, made_lab, tmp_path, pool):
     for generation in (6, 7):
         root = tmp_path / str(generation)
         (root / "lib64").mkdir(parents=True)
@@ -164,7 +129,7 @@ async def test_older_library_serves_when_newer_ones_are_absent(
             assert np.array_equal(await whole_disk(disk, pool), expected.raw)
 
 
-async def test_two_disks_are_open_at_once(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_two_disks_are_open_at_once(libdir, lab, pool):
     images = {}
 
     async def read(chain: str) -> None:
@@ -178,9 +143,7 @@ async def test_two_disks_are_open_at_once(libdir: Path, lab: Lab, pool: BufferPo
     assert len(images) == 2
 
 
-async def test_a_read_after_closing_raises_closed_resource_error(
-    libdir: Path, made_lab: Lab, pool: BufferPool
-) -> None:
+async def test_a_read_after_closing_raises_closed_resource_error(libdir, made_lab, pool):
     async with quick(libdir).open(DiskAccess.local(made_lab.chains["flat"].leaf), pool) as disk:
         buffer = await pool.acquire()
     with pytest.raises(trio.ClosedResourceError):
@@ -188,7 +151,7 @@ async def test_a_read_after_closing_raises_closed_resource_error(
     buffer.release()
 
 
-def test_settings_out_of_range_are_refused() -> None:
+def test_settings_out_of_range_are_refused():
     for settings in ({"depth": 0}, {"request": 1000}, {"request": 8 * MiB}, {"config": {"a": "b\nc=d"}}):
         with pytest.raises(ConfigError):
             quick("/opt/vddk", **settings)

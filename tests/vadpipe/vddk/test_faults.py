@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import trio
@@ -11,12 +9,8 @@ import trio
 from pipeline.buffers import BufferPool
 from pipeline.extents import Extents
 from pipeline.units import KiB
-from tests.vadpipe.vddk.conftest import (
-    Lab,
-    qemu,
-    quick,
-    whole_disk,
-)
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import qemu, quick
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import VddkDisk
 from vadpipe.vddk.errors import VddkError
@@ -38,15 +32,7 @@ LOST = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "where"), LOST)
-async def test_a_lost_child_changes_no_byte(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    where: str,
-) -> None:
+async def test_a_lost_child_changes_no_byte(libdir, lab, pool, tmp_path, monkeypatch, kind, where):
     monkeypatch.setenv(f"VADPIPE_VDDK_{kind}", where)
     monkeypatch.setenv("VADPIPE_VDDK_ONCE", str(tmp_path))
     patience_s = 0.5 if kind == "HANG" else 60.0
@@ -65,9 +51,7 @@ async def test_a_lost_child_changes_no_byte(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "where"), [("FAULT", "read:5:14011"), ("CRASH", "read:5")])
-async def test_failures_with_progress_in_between_are_not_counted(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch, kind: str, where: str
-) -> None:
+async def test_failures_with_progress_in_between_are_not_counted(libdir, lab, pool, monkeypatch, kind, where):
     monkeypatch.setenv(f"VADPIPE_VDDK_{kind}", where)  # the fifth read of every child
     # Requests so small that several children are needed, however many reads were in flight beside a fifth one.
     async with quick(libdir, restarts=1, request=256 * KiB).open(lab.access(), pool) as disk:
@@ -84,9 +68,7 @@ async def read_first(disk: VddkDisk, pool: BufferPool, length: int = 64 * KiB) -
 
 
 @pytest.mark.slow
-async def test_a_host_that_stays_unreachable_gives_one_error(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_host_that_stays_unreachable_gives_one_error(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:1:14011")
     async with quick(libdir, restarts=2).open(lab.access(), pool) as disk:
         with pytest.raises(
@@ -101,8 +83,8 @@ async def test_a_host_that_stays_unreachable_gives_one_error(
 
 
 async def test_a_child_that_always_crashes_gives_one_error_with_its_last_lines(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    libdir, lab, pool, monkeypatch
+):
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "read:1")
     async with quick(libdir, restarts=1).open(lab.access(), pool) as disk:
         with pytest.raises(
@@ -113,9 +95,7 @@ async def test_a_child_that_always_crashes_gives_one_error_with_its_last_lines(
 
 
 @pytest.mark.slow
-async def test_an_open_that_always_fails_is_retried_then_reported(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_open_that_always_fails_is_retried_then_reported(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "open:1:14009")
     with pytest.raises(VddkError, match=r"Open.*14009.*3 new connections.*port 902"):
         async with quick(libdir).open(lab.access(), pool):
@@ -123,18 +103,14 @@ async def test_an_open_that_always_fails_is_retried_then_reported(
 
 
 @pytest.mark.slow
-async def test_a_hanging_open_is_given_up_after_its_timeout(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hanging_open_is_given_up_after_its_timeout(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_HANG", "open:1")
     with pytest.raises(VddkError, match=r"no sign of life for 0.3 s"):
         async with quick(libdir, open_timeout_s=0.3, restarts=0).open(lab.access(), pool):
             pytest.fail("it is not open")
 
 
-async def test_another_disk_under_the_same_name_is_not_read(
-    libdir: Path, tmp_path: Path, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_disk_under_the_same_name_is_not_read(libdir, tmp_path, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "read:1")
     monkeypatch.setenv("VADPIPE_VDDK_ONCE", str(tmp_path))
     leaf, other = tmp_path / "disk.vmdk", tmp_path / "other.vmdk"
@@ -146,9 +122,7 @@ async def test_another_disk_under_the_same_name_is_not_read(
             await read_first(disk, pool)
 
 
-async def test_a_final_error_code_fails_only_its_own_read(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_final_error_code_fails_only_its_own_read(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:3:16007")
     async with quick(libdir, request=64 * KiB).open(lab.access(), pool) as disk:
         with pytest.raises(VddkError, match=r"16007.*DISK_OUTOFRANGE") as caught:
@@ -162,8 +136,8 @@ async def test_a_final_error_code_fails_only_its_own_read(
 
 @pytest.mark.slow
 async def test_a_query_that_always_kills_its_child_is_given_up_without_counting_against_reads(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    libdir, lab, pool, monkeypatch
+):
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "query:1")
     async with quick(libdir, restarts=0).open(
         lab.access(), pool
@@ -174,9 +148,7 @@ async def test_a_query_that_always_kills_its_child_is_given_up_without_counting_
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), ExceptionGroup("mine", [ValueError()])])
-async def test_the_exception_of_the_caller_is_raised_unwrapped(
-    libdir: Path, lab: Lab, pool: BufferPool, error: Exception
-) -> None:
+async def test_the_exception_of_the_caller_is_raised_unwrapped(libdir, lab, pool, error):
     with pytest.raises(type(error)) as caught:
         async with quick(libdir).open(lab.access(), pool):
             raise error
@@ -184,9 +156,7 @@ async def test_the_exception_of_the_caller_is_raised_unwrapped(
     assert error.__context__ is None
 
 
-async def test_failing_reads_side_by_side_each_have_an_error_of_their_own(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failing_reads_side_by_side_each_have_an_error_of_their_own(libdir, lab, pool, monkeypatch):
     errors: list[VddkError] = []
 
     async def read(disk: VddkDisk) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from vadpipe.vddk.errors import call_failed
 
 
 @pytest.mark.parametrize("generation", [6, 7, 8, 9])
-def test_every_symbol_is_exported(libdir: Path, generation: int) -> None:
+def test_every_symbol_is_exported(libdir, generation):
     if shutil.which("nm") is None:
         pytest.skip("nm is missing: the exports cannot be listed")
     library = libdir / "lib64" / f"libvixDiskLib.so.{generation}"
@@ -27,7 +26,7 @@ def test_every_symbol_is_exported(libdir: Path, generation: int) -> None:
     assert {abi.PREFIX + name for name in abi.SYMBOLS} <= exported
 
 
-def test_struct_layouts_are_the_documented_ones() -> None:
+def test_struct_layouts_are_the_documented_ones():
     sizes = {abi.ConnectParams: 128, abi.Info: 56, abi.Block: 16, abi.BlockList: 24}
     assert {struct: ctypes.sizeof(struct) for struct in sizes} == sizes
     offsets = {"credType": 32, "creds": 40, "port": 64, "vimApiVer": 72, "state": 88, "specType": 120}
@@ -35,7 +34,7 @@ def test_struct_layouts_are_the_documented_ones() -> None:
     assert (abi.Info.capacity.offset, abi.Info.uuid.offset, abi.BlockList.blocks.offset) == (24, 48, 8)
 
 
-def test_transient_error_codes_are_those_worth_a_retry() -> None:
+def test_transient_error_codes_are_those_worth_a_retry():
     transient = {number for number, code in CODES.items() if code.transient}
     assert transient == {2, 5, 13, 26, 34, 36, *range(14006, 14012), 14014, 14015, 18000}
     assert all(code.number == number for number, code in CODES.items())
@@ -47,7 +46,7 @@ def test_transient_error_codes_are_those_worth_a_retry() -> None:
     assert code_of(0xABCD_0000_0000 | 16007).name == "DISK_OUTOFRANGE"
 
 
-def test_an_error_quotes_the_library_lines_above_information() -> None:
+def test_an_error_quotes_the_library_lines_above_information():
     log = ["I hello", "W first", "D noise", "W second", "I bye"]
     error = call_failed("Open", 0x7_0000 | 4, "A file was not found", "[ds1] a.vmdk", log)
     assert "failed with code 4 (FILE_NOT_FOUND" in str(error)

@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.buffers import BufferPool
 from pipeline.secrets import Secret
-from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, Lab, quick, whole_disk
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, Lab, quick
 from vadpipe.vddk.client import PROGRAM, Redaction
 from vadpipe.vddk.errors import VddkError
 
@@ -25,9 +26,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int, logger: str = "vadpipe.v
     return [record.getMessage() for record in found if record.name.startswith(logger)]
 
 
-async def test_an_open_disk_and_its_end_are_logged(
-    libdir: Path, lab: Lab, pool: BufferPool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_an_open_disk_and_its_end_are_logged(libdir, lab, pool, caplog):
     caplog.set_level(logging.DEBUG, logger="vadpipe")
     async with quick(libdir, transports="nbdssl").open(lab.access(), pool) as disk:
         await whole_disk(disk, pool)
@@ -43,12 +42,8 @@ async def test_an_open_disk_and_its_end_are_logged(
 
 
 async def test_lines_of_the_library_are_logged_with_known_noise_at_debug(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    libdir, lab, pool, monkeypatch, caplog
+):
     caplog.set_level(logging.DEBUG, logger="vadpipe")
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "open:1:4")
     with pytest.raises(VddkError):
@@ -75,13 +70,7 @@ async def test_a_lost_child_and_its_replacement_are_logged_with_the_reason(
     assert sum("is open over" in line for line in info) == 2
 
 
-async def test_unknown_allocation_is_logged(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_unknown_allocation_is_logged(libdir, lab, pool, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="vadpipe")
     monkeypatch.setenv("VADPIPE_VDDK_QAB", "unsupported")
     async with quick(libdir).open(lab.access(), pool):
@@ -108,7 +97,7 @@ async def test_a_login_that_the_library_prints_is_in_no_log_and_no_error(
         assert secret not in told
 
 
-def test_every_printed_form_of_a_secret_is_removed() -> None:
+def test_every_printed_form_of_a_secret_is_removed():
     order = {
         "password": 'p@ss "word" <1>',
         "cookie": "vmware_soap_session=52b5f3a9-0000-cafe; Path=/; HttpOnly",
@@ -129,12 +118,12 @@ def test_every_printed_form_of_a_secret_is_removed() -> None:
     assert redact("The ticket expired after 30 s.") == "The ticket expired after 30 s."
 
 
-def test_a_short_secret_is_removed_where_it_stands_alone() -> None:
+def test_a_short_secret_is_removed_where_it_stands_alone():
     redact = Redaction({"password": "cat", "cookie": ""})
     assert redact("login with 'cat' as concat: cat") == "login with '***' as concat: ***"
 
 
-def test_the_child_cannot_dump_core() -> None:
+def test_the_child_cannot_dump_core():
     script = "import child_log, resource; child_log.forbid_core_dumps(); "
     script += "print(child_log.libc.prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); {script}"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.buffers import BufferPool
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
-from tests.vadpipe.vddk.conftest import CAPACITY, Lab, quick, whole_disk
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import CAPACITY, quick
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk import DiskAccess, VmAccess, abi
 from vadpipe.vddk.errors import VddkError
@@ -35,9 +35,7 @@ def lacking(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return build
 
 
-async def test_a_disk_is_read_without_any_optional_function(
-    lacking: Callable[..., Path], lab: Lab, pool: BufferPool, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_disk_is_read_without_any_optional_function(lacking, lab, pool, caplog):
     caplog.set_level("INFO", logger="vadpipe")
     async with quick(lacking(*ALL)).open(lab.access(), pool) as disk:
         assert disk.allocation == "unavailable"
@@ -47,18 +45,14 @@ async def test_a_disk_is_read_without_any_optional_function(
     assert "lacks AllocateConnectParams, PrepareForAccess" in caplog.text
 
 
-async def test_a_disk_may_stay_attached_when_the_library_cannot_clean_up(
-    lacking: Callable[..., Path], lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_disk_may_stay_attached_when_the_library_cannot_clean_up(lacking, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_HOTADD", "1")
     async with quick(lacking(*ALL), transports="hotadd").open(lab.access(), pool) as disk:
         assert disk.transport == "hotadd"
     assert disk.may_be_attached
 
 
-async def test_a_call_that_the_library_lacks_is_an_error_of_its_own(
-    lacking: Callable[..., Path], lab: Lab
-) -> None:
+async def test_a_call_that_the_library_lacks_is_an_error_of_its_own(lacking, lab):
     access = lab.access()
     vm = VmAccess(
         server=access.server,
@@ -77,9 +71,7 @@ async def test_a_call_that_the_library_lacks_is_an_error_of_its_own(
         assert (caught.value.facts["code"], caught.value.transient) == (6, False)
 
 
-async def test_a_library_without_a_function_that_a_reader_needs_is_refused(
-    lacking: Callable[..., Path], made_lab: Lab, pool: BufferPool
-) -> None:
+async def test_a_library_without_a_function_that_a_reader_needs_is_refused(lacking, made_lab, pool):
     access = DiskAccess.local(made_lab.chains["flat"].leaf)
     with pytest.raises(ConfigError, match="no symbol VixDiskLib_ReadAsync"):
         async with quick(lacking("ReadAsync")).open(access, pool):
@@ -87,9 +79,7 @@ async def test_a_library_without_a_function_that_a_reader_needs_is_refused(
 
 
 @pytest.mark.parametrize(("fault", "code"), [("connect:1:3014", 3014), ("open:1:4", 4)])
-async def test_a_pointer_that_a_failed_call_left_is_not_used(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch, fault: str, code: int
-) -> None:
+async def test_a_pointer_that_a_failed_call_left_is_not_used(libdir, lab, pool, monkeypatch, fault, code):
     monkeypatch.setenv("VADPIPE_VDDK_GARBAGE", "1")
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", fault)
     with pytest.raises(VddkError) as caught:
@@ -99,9 +89,7 @@ async def test_a_pointer_that_a_failed_call_left_is_not_used(
     assert not any("misuse" in line for line in caught.value.facts["log"])  # type: ignore[attr-defined]
 
 
-async def test_a_query_without_a_list_is_a_refused_query(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_query_without_a_list_is_a_refused_query(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_QAB", "null")
     async with quick(libdir).open(lab.access(), pool) as disk:
         assert (disk.allocation, "gave no list" in disk.allocation_reason) == ("unavailable", True)
@@ -109,9 +97,7 @@ async def test_a_query_without_a_list_is_a_refused_query(
     assert (disk.statistics().restarts, disk.statistics().unclean) == (0, 0)
 
 
-async def test_unbuffered_reading_and_another_nfc_port_reach_the_library(
-    libdir: Path, lab: Lab, pool: BufferPool
-) -> None:
+async def test_unbuffered_reading_and_another_nfc_port_reach_the_library(libdir, lab, pool):
     settings = quick(libdir, transports="nbdssl", unbuffered=True, nfc_port=9902)
     async with settings.open(lab.access(), pool) as disk:
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)

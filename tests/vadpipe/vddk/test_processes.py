@@ -18,21 +18,15 @@ from pipeline.buffers import BufferPool
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from pipeline.units import SPAN, KiB, MiB
-from tests.vadpipe.vddk.conftest import (
-    COOKIE,
-    PASSWORD,
-    Lab,
-    children,
-    quick,
-    whole_disk,
-)
+from tests.vadpipe.reading_kit import whole_disk
+from tests.vadpipe.vddk.conftest import COOKIE, PASSWORD, children, quick
 from vadpipe.vddk import connection
 from vadpipe.vddk.client import PROGRAM, child_environment
 from vadpipe.vddk.disk import VddkDisk
 from vadpipe.vddk.errors import VddkError
 
 
-def test_the_child_imports_nothing_heavy() -> None:
+def test_the_child_imports_nothing_heavy():
     command = [sys.executable, "-I", "-S", "-X", "importtime", str(PROGRAM)]
     run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
@@ -53,7 +47,7 @@ def test_the_child_imports_nothing_heavy() -> None:
     assert run.stdout == ""
 
 
-def test_the_child_inherits_no_secret() -> None:
+def test_the_child_inherits_no_secret():
     environment = {"HOME": "/root", "LC_ALL": "C", "VC_PASSWORD": "s", "VADPIPE_A": "s", "VADPIPE_B": "b"}
     inherited = child_environment(environment, Path("/opt/vddk/lib64"), ["s"])
     assert inherited == {
@@ -64,13 +58,7 @@ def test_the_child_inherits_no_secret() -> None:
     }
 
 
-async def test_a_password_is_not_in_command_line_environment_or_output(
-    libdir: Path,
-    lab: Lab,
-    pool: BufferPool,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+async def test_a_password_is_not_in_command_line_environment_or_output(libdir, lab, pool, monkeypatch, capfd):
     monkeypatch.setenv("VADPIPE_PASSWORD", PASSWORD)
     access = lab.access(password=Secret.from_env("VADPIPE_PASSWORD"))
     async with quick(libdir).open(access, pool) as disk:
@@ -81,9 +69,7 @@ async def test_a_password_is_not_in_command_line_environment_or_output(
     assert PASSWORD not in "".join(capfd.readouterr())
 
 
-async def test_a_secret_in_the_library_log_is_replaced_by_stars(
-    libdir: Path, lab: Lab, pool: BufferPool
-) -> None:
+async def test_a_secret_in_the_library_log_is_replaced_by_stars(libdir, lab, pool):
     access = lab.access(thumbprint=COOKIE, password=None, cookie=Secret.from_text(COOKIE))
     with pytest.raises(VddkError, match=r"expected thumbprint \*\*\*") as caught:
         async with quick(libdir).open(access, pool):
@@ -91,9 +77,7 @@ async def test_a_secret_in_the_library_log_is_replaced_by_stars(
     assert COOKIE not in str(caught.value) + str(caught.value.facts)
 
 
-async def test_a_session_cookie_opens_a_disk_without_a_password(
-    libdir: Path, lab: Lab, pool: BufferPool
-) -> None:
+async def test_a_session_cookie_opens_a_disk_without_a_password(libdir, lab, pool):
     access = lab.access(password=None, cookie=Secret.from_text(COOKIE))
     async with quick(libdir).open(access, pool) as disk:
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
@@ -110,8 +94,8 @@ async def hang(disk: VddkDisk, pool: BufferPool, *, patience_s: float) -> None:
 
 @pytest.mark.slow
 async def test_a_cancelled_read_does_not_leave_its_buffer_to_a_hanging_child(
-    libdir: Path, lab: Lab, pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    libdir, lab, pool, tmp_path, monkeypatch
+):
     monkeypatch.setenv("VADPIPE_VDDK_HANG", "read:2")
     monkeypatch.setenv("VADPIPE_VDDK_ONCE", str(tmp_path))
     monkeypatch.setattr(connection, "WITHDRAW_S", 0.2)
@@ -122,9 +106,7 @@ async def test_a_cancelled_read_does_not_leave_its_buffer_to_a_hanging_child(
 
 
 @pytest.mark.slow
-async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "200")
     async with quick(libdir, request=256 * KiB, depth=2).open(lab.access(), pool) as disk:
         buffer = await pool.acquire()
@@ -138,9 +120,7 @@ async def test_a_cancelled_read_returns_when_its_buffer_is_left_alone(
 
 
 @pytest.mark.slow
-async def test_cancelling_at_any_moment_leaves_no_child_and_no_buffer(
-    libdir: Path, lab: Lab, pool: BufferPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cancelling_at_any_moment_leaves_no_child_and_no_buffer(libdir, lab, pool, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_LATENCY_MS", "2")
     moments = random.Random(7)
     for _ in range(12):
@@ -171,7 +151,7 @@ trio.run(main)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hanging", ["", "read:1"])
-def test_a_killed_mover_leaves_no_child(libdir: Path, made_lab: Lab, hanging: str) -> None:
+def test_a_killed_mover_leaves_no_child(libdir, made_lab, hanging):
     mover = subprocess.Popen(
         [sys.executable, "-c", MOVER, str(libdir), str(made_lab.chains["flat"].leaf)],
         stdout=subprocess.PIPE,
@@ -198,9 +178,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_the_settings_file_lies_in_the_directory_of_the_vm_while_it_is_open(
-    libdir: Path, lab: Lab, pool: BufferPool
-) -> None:
+async def test_the_settings_file_lies_in_the_directory_of_the_vm_while_it_is_open(libdir, lab, pool):
     settings = quick(libdir)
     directory = settings.tmp_directory(lab.access())
     async with settings.open(lab.access(), pool):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
 from pipeline.buffers import BufferPool
 from pipeline.errors import ConfigError, MoverError
 from pipeline.secrets import Secret
-from tests.vadpipe.vddk.conftest import THUMBPRINT, Lab, quick
+from tests.vadpipe.vddk.conftest import THUMBPRINT, quick
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vddk.errors import VddkError
@@ -28,9 +27,7 @@ async def refused(settings: Vddk, access: DiskAccess, pool: BufferPool) -> Mover
 
 
 @pytest.mark.parametrize("thumbprint", [OTHER, ""])
-async def test_a_wrong_thumbprint_is_named_in_the_error(
-    libdir: Path, lab: Lab, pool: BufferPool, thumbprint: str
-) -> None:
+async def test_a_wrong_thumbprint_is_named_in_the_error(libdir, lab, pool, thumbprint):
     error = await refused(quick(libdir), lab.access(thumbprint=thumbprint), pool)
     assert isinstance(error, VddkError)
     assert (error.facts["call"], error.facts["code"]) == ("Open", 1)
@@ -48,8 +45,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("wrong", "call", "code", "remedy"), WRONG)
 async def test_wrong_login_vm_snapshot_or_path_is_one_error_with_its_remedy(
-    libdir: Path, lab: Lab, pool: BufferPool, wrong: dict[str, object], call: str, code: int, remedy: str
-) -> None:
+    libdir, lab, pool, wrong, call, code, remedy
+):
     error = await refused(quick(libdir), lab.access(**wrong), pool)
     assert isinstance(error, VddkError)
     assert not error.transient
@@ -57,7 +54,7 @@ async def test_wrong_login_vm_snapshot_or_path_is_one_error_with_its_remedy(
     assert remedy in error.remedy
 
 
-async def test_an_unusable_transport_fails_at_open(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_an_unusable_transport_fails_at_open(libdir, lab, pool):
     error = await refused(quick(libdir, transports="san"), lab.access(), pool)
     assert isinstance(error, VddkError)
     assert error.facts["call"] == "Open"
@@ -76,18 +73,18 @@ MISSING = [
 
 
 @pytest.mark.parametrize("missing", MISSING, ids=str)
-def test_incomplete_access_never_reaches_the_library(made_lab: Lab, missing: dict[str, object]) -> None:
+def test_incomplete_access_never_reaches_the_library(made_lab, missing):
     with pytest.raises(ConfigError):
         made_lab.access(**missing)
 
 
-async def test_an_empty_secret_is_refused(libdir: Path, lab: Lab, pool: BufferPool) -> None:
+async def test_an_empty_secret_is_refused(libdir, lab, pool):
     for secret in (Secret.from_env("NO_SUCH_VARIABLE"), Secret.from_text("")):
         error = await refused(quick(libdir), lab.access(password=secret), pool)
         assert isinstance(error, ConfigError)
 
 
-async def test_a_missing_library_is_named_with_the_files_looked_for(tmp_path: Path, pool: BufferPool) -> None:
+async def test_a_missing_library_is_named_with_the_files_looked_for(tmp_path, pool):
     for libdir in (tmp_path, tmp_path / "absent"):
         error = await refused(quick(libdir), DiskAccess.local("/d.vmdk"), pool)
         assert isinstance(error, ConfigError)
@@ -96,9 +93,7 @@ async def test_a_missing_library_is_named_with_the_files_looked_for(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"not a library", None])
-async def test_a_file_that_is_not_vddk_is_refused(
-    tmp_path: Path, pool: BufferPool, content: bytes | None
-) -> None:
+async def test_a_file_that_is_not_vddk_is_refused(tmp_path, pool, content):
     library = tmp_path / "lib64" / "libvixDiskLib.so.8"
     library.parent.mkdir()
     if content is None:  # a real library, but not this one
@@ -112,7 +107,7 @@ async def test_a_file_that_is_not_vddk_is_refused(
     assert str(library) in str(error)
 
 
-def test_the_newest_library_is_found_in_lib64_first(tmp_path: Path) -> None:
+def test_the_newest_library_is_found_in_lib64_first(tmp_path):
     lib64 = tmp_path / "lib64"
     lib64.mkdir()
     (tmp_path / "libvixDiskLib.so.9").touch()

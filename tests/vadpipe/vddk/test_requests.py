@@ -16,9 +16,7 @@ RANGES = st.lists(st.tuples(st.integers(0, SPAN - 1), st.integers(1, 700 * KiB))
 
 
 @given(RANGES, st.sampled_from([CLUSTER, 64 * KiB, 1024 * KiB]), st.integers(1, SPAN // 512))
-def test_requests_cover_what_is_wanted_and_stay_inside(
-    ranges: list[tuple[int, int]], size: int, sectors: int
-) -> None:
+def test_requests_cover_what_is_wanted_and_stay_inside(ranges, size, sectors):
     offset, capacity, position = SPAN, SPAN + sectors * 512, 3 * SPAN
     wanted = Extents.of((offset + start, length) for start, length in ranges).within(offset, sectors * 512)
     batch = Batch()
@@ -46,7 +44,7 @@ def filled(depth: int, batches: int = 1) -> tuple[RequestQueue, list[Batch]]:
     return queue, made
 
 
-def test_no_more_than_the_depth_is_in_flight() -> None:
+def test_no_more_than_the_depth_is_in_flight():
     queue, (batch,) = filled(depth=4)
     first = ids(queue.take())
     assert (len(first), queue.take(), len(queue)) == (4, [], 2)
@@ -58,7 +56,7 @@ def test_no_more_than_the_depth_is_in_flight() -> None:
     assert not batch.finished.is_set()
 
 
-def test_lost_requests_are_read_anew_first_and_in_order() -> None:
+def test_lost_requests_are_read_anew_first_and_in_order():
     queue, _ = filled(depth=3)
     queue.take()
     assert [request.offset for request in queue.recover()] == [0, CLUSTER, 2 * CLUSTER]
@@ -66,7 +64,7 @@ def test_lost_requests_are_read_anew_first_and_in_order() -> None:
     assert again == [0, CLUSTER, 2 * CLUSTER]
 
 
-def test_an_abandoned_batch_is_finished_by_its_last_request_in_flight() -> None:
+def test_an_abandoned_batch_is_finished_by_its_last_request_in_flight():
     queue, (batch, other) = filled(depth=2, batches=2)
     first, second = ids(queue.take())
     queue.abandon(batch)
@@ -82,18 +80,18 @@ def test_an_abandoned_batch_is_finished_by_its_last_request_in_flight() -> None:
     assert len(queue) == 6
 
 
-def test_abandoning_all_finishes_every_batch() -> None:
+def test_abandoning_all_finishes_every_batch():
     queue, batches = filled(depth=2, batches=3)
     queue.abandon_all()
     assert all(batch.finished.is_set() for batch in batches)
     assert len(queue) == 0
 
 
-def test_a_buffer_that_was_released_is_refused() -> None:
+def test_a_buffer_that_was_released_is_refused():
     with pytest.raises(ValueError, match="held"):
         split(Batch(), -SPAN, 0, Extents.whole(CLUSTER), CLUSTER, SPAN)
 
 
-def test_request_ids_are_unique_while_in_flight() -> None:
+def test_request_ids_are_unique_while_in_flight():
     queue, _ = filled(depth=6)
     assert len(np.unique(ids(queue.take()))) == 6

@@ -5,12 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
-from vadpipe.vmdk.descriptor import (
-    Descriptor,
-    ExtentLine,
-    looks_like_descriptor,
-    parse_descriptor,
-)
+from vadpipe.vmdk.descriptor import Descriptor, ExtentLine, looks_like_descriptor, parse_descriptor
 
 KINDS = ("FLAT", "SPARSE", "VMFS", "VMFSSPARSE", "SESPARSE", "VMFSRDM")
 END = b'\n#DDB\nddb.adapterType = "ide"\n'

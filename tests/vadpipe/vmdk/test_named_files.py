@@ -51,9 +51,7 @@ def secret(tmp_path: Path) -> Path:
     "named", ["{secret}", "../elsewhere/shadow", "link.img", "sub/../../elsewhere/shadow"]
 )
 @pytest.mark.parametrize("with_vmx", [True, False])
-async def test_an_extent_outside_of_the_directory_is_refused(
-    directory: Path, secret: Path, named: str, with_vmx: bool
-) -> None:
+async def test_an_extent_outside_of_the_directory_is_refused(directory, secret, named, with_vmx):
     (directory / "link.img").symlink_to(secret)
     (directory / "sub").mkdir()
     (directory / "vm.vmdk").write_text(descriptor(f'RW 8 FLAT "{named.format(secret=secret)}" 0'))
@@ -67,9 +65,7 @@ async def test_an_extent_outside_of_the_directory_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["parent", "vmx", "disk"])
-async def test_a_parent_a_vmx_and_a_disk_outside_of_the_directory_are_refused(
-    directory: Path, secret: Path, kind: str
-) -> None:
+async def test_a_parent_a_vmx_and_a_disk_outside_of_the_directory_are_refused(directory, secret, kind):
     (secret.parent / "base-flat.vmdk").write_bytes(b"B" * SIZE)
     (secret.parent / "base.vmdk").write_text(descriptor('RW 8 FLAT "base-flat.vmdk" 0'))
     (secret.parent / "far.vmx").write_text("")
@@ -89,13 +85,13 @@ async def test_a_parent_a_vmx_and_a_disk_outside_of_the_directory_are_refused(
         assert image == (b"\0" if kind == "parent" else b"B") * SIZE
 
 
-async def test_a_linked_directory_of_a_vm_is_read(directory: Path, tmp_path: Path) -> None:
+async def test_a_linked_directory_of_a_vm_is_read(directory, tmp_path):
     (directory / "vm.vmdk").write_text(descriptor(f'RW 8 FLAT "{FLAT}" 0'))
     (tmp_path / "link").symlink_to(directory)
     assert await content(LocalVm(tmp_path / "link")) == b"A" * SIZE
 
 
-async def test_a_file_whose_name_differs_in_case_only_is_found(directory: Path) -> None:
+async def test_a_file_whose_name_differs_in_case_only_is_found(directory):
     (directory / "vm.vmdk").write_text(descriptor('RW 8 FLAT "VM-Flat.VMDK" 0'))
     assert await content(LocalVm(directory)) == b"A" * SIZE
     (directory / "Vm-flat.vmdk").write_bytes(b"C" * SIZE)
@@ -103,19 +99,19 @@ async def test_a_file_whose_name_differs_in_case_only_is_found(directory: Path) 
         await content(LocalVm(directory))
 
 
-async def test_a_zero_extent_may_carry_a_name(directory: Path) -> None:
+async def test_a_zero_extent_may_carry_a_name(directory):
     (directory / "vm.vmdk").write_text(descriptor(f'RW 8 FLAT "{FLAT}" 0', 'RW 8 ZERO "/dev/sdc2" 0'))
     assert await content(LocalVm(directory)) == b"A" * SIZE + b"\0" * SIZE
 
 
 @pytest.mark.parametrize("first", ["# Disk Descriptor File", "# createvmdk.sh", "#\n\n# a disk"])
-async def test_a_descriptor_with_any_first_comment_is_read(directory: Path, first: str) -> None:
+async def test_a_descriptor_with_any_first_comment_is_read(directory, first):
     text = descriptor(f'RW 8 FLAT "{FLAT}" 0').replace("# Disk DescriptorFile", first)
     (directory / "vm.vmdk").write_text(text)
     assert await content(LocalVm(directory)) == b"A" * SIZE
 
 
-async def test_an_ascii_descriptor_of_korean_windows_is_read(directory: Path) -> None:
+async def test_an_ascii_descriptor_of_korean_windows_is_read(directory):
     text = descriptor(f'RW 8 FLAT "{FLAT}" 0').replace("CID=", 'encoding="windows-949-2000"\nCID=', 1)
     (directory / "vm.vmdk").write_text(text)
     assert os.fspath(directory) in repr(LocalVm(directory))

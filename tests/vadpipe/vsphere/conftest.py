@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from pipeline.buffers import BufferPool
-from pipeline.secrets import Secret
 from pipeline.units import MiB
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.campaign_kit import LabOpenDisk, open_disk
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
@@ -50,14 +50,7 @@ def lab(tmp_path: Path) -> Iterator[LabVcenter]:
 
 @pytest.fixture
 def vcenter(lab: LabVcenter) -> Vcenter:
-    return Vcenter(
-        lab.address,
-        "backup",
-        Secret.from_text("lab"),
-        thumbprint=lab.thumbprint_sha256,
-        port=lab.port,
-        patience_s=1,
-    )
+    return settings_of(lab, patience_s=1)
 
 
 @pytest.fixture
@@ -108,9 +101,3 @@ def wait_for_call() -> Callable[[LabVcenter, str], Awaitable[None]]:
             await trio.sleep(0.001)
 
     return wait
-
-
-@pytest.fixture(autouse=True)
-def _state_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """VDDK's working directories are below the test's."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

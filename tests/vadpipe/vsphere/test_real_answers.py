@@ -1,6 +1,6 @@
 """What a real vCenter answers and simulators do not: a test for each line of what was collected about it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from pyVmomi import vim
 from pyVmomi.VmomiSupport import F_OPTIONAL
 
 from pipeline.errors import MoverError, leaves
-from pipeline.secrets import Secret
 from pipeline.units import MiB
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Delay
+from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.faults import SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
@@ -31,8 +31,6 @@ from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.orphans import orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
-AddVm = Callable[..., str]
-
 
 @pytest.fixture
 def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
@@ -43,9 +41,7 @@ def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
 
 
 @pytest.mark.parametrize("slash", [True, False])
-async def test_snapshot_directory_ends_in_a_slash_or_not(
-    lab: LabVcenter, vcenter: Vcenter, web01: VcenterVm, add_vm: AddVm, *, slash: bool
-) -> None:
+async def test_snapshot_directory_ends_in_a_slash_or_not(lab, vcenter, web01, add_vm, *, slash):
     add_vm(traits=VmTraits(directory_slash=slash))
     (lab.datastore("datastore1") / "web01" / "stray.vmdk").write_bytes(b"")
     async with vcenter.connect() as session:
@@ -64,9 +60,7 @@ async def test_snapshot_directory_ends_in_a_slash_or_not(
 
 
 @pytest.mark.parametrize("relative", [True, False])
-async def test_backup_manifest_is_a_full_path_or_a_relative_one(
-    web01: VcenterVm, add_vm: AddVm, *, relative: bool
-) -> None:
+async def test_backup_manifest_is_a_full_path_or_a_relative_one(web01, add_vm, *, relative):
     add_vm(traits=VmTraits(relative_manifest=relative))
     async with web01.capture() as capture:
         (node,) = await snapshots_of(capture.session, capture.snapshot.vm.moref)
@@ -77,7 +71,7 @@ async def test_backup_manifest_is_a_full_path_or_a_relative_one(
     assert "backupManifest" in fetched.reason
 
 
-async def test_a_quiesced_snapshot_of_a_running_vm_says_powered_off(web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_a_quiesced_snapshot_of_a_running_vm_says_powered_off(web01, add_vm):
     add_vm()
     async with web01.capture() as capture:
         session, vm = capture.session, capture.snapshot.vm
@@ -96,9 +90,7 @@ async def test_a_quiesced_snapshot_of_a_running_vm_says_powered_off(web01: Vcent
 # vCenter may serve NBD for a snapshot from any host that sees the datastore.
 
 
-async def test_no_disk_is_opened_by_the_host_that_the_vm_runs_on(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader
-) -> None:
+async def test_no_disk_is_opened_by_the_host_that_the_vm_runs_on(lab, web01, add_vm, reader):
     add_vm()
     async with replace(web01, preflight=None).capture() as capture:
         assert (await capture.fetch_vss_manifest()).content is not None
@@ -121,13 +113,9 @@ def idle(tmp_path: Path) -> Iterator[tuple[LabVcenter, list[float]]]:
         yield lab, clock
 
 
-async def test_a_session_of_30_idle_minutes_ends_and_nobody_sees_it(
-    idle: tuple[LabVcenter, list[float]], journal: Journal
-) -> None:
+async def test_a_session_of_30_idle_minutes_ends_and_nobody_sees_it(idle, journal):
     lab, clock = idle
-    settings = Vcenter(
-        lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint, port=lab.port
-    )
+    settings = settings_of(lab)
     async with settings.connect() as session:
         vm = await find_vm(session, "web01")
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r"):
@@ -142,9 +130,7 @@ async def test_a_session_of_30_idle_minutes_ends_and_nobody_sees_it(
     assert lab.snapshots(vm.moref) == {}
 
 
-async def test_a_restarted_vcenter_knows_no_session_and_nobody_sees_it(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_restarted_vcenter_knows_no_session_and_nobody_sees_it(lab, vcenter, journal, add_vm):
     moref = add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -159,9 +145,7 @@ async def test_a_restarted_vcenter_knows_no_session_and_nobody_sees_it(
 # Tasks survive a re-login and are found again through the VM's recentTask or by our snapshot's description.
 
 
-async def test_a_task_is_found_again_after_a_new_login(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call
-) -> None:
+async def test_a_task_is_found_again_after_a_new_login(lab, vcenter, add_vm, wait_for_call):
     moref = add_vm()
     lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
     made: list[object] = []
@@ -186,8 +170,8 @@ async def test_a_task_is_found_again_after_a_new_login(
 
 
 async def test_a_task_of_a_lost_answer_is_found_through_recent_task_and_its_snapshot_by_the_description(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+    lab, vcenter, add_vm
+):
     moref = add_vm()
     lab.inject("CreateSnapshot_Task", Delay(0.2), in_task=True)
     async with vcenter.connect() as session:
@@ -218,9 +202,7 @@ def _may_be_unset(kind: type, path: str) -> bool:
 
 
 @pytest.mark.slow
-async def test_any_property_that_may_be_unset_may_be_unset(
-    lab: LabVcenter, vcenter: Vcenter, web01: VcenterVm, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_any_property_that_may_be_unset_may_be_unset(lab, vcenter, web01, journal, add_vm):
     """It works without, or ends with an error of ours; nothing is left behind in either case."""
     moref = add_vm(change_tracking=True, traits=VmTraits(quiesced_form="siblings"))
     impatient = replace(web01, vcenter=replace(vcenter, patience_s=0.01))
@@ -247,9 +229,7 @@ async def test_any_property_that_may_be_unset_may_be_unset(
         assert not lab.needs_consolidation(moref), path
 
 
-async def test_a_tree_that_cannot_be_seen_is_not_an_empty_one(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_tree_that_cannot_be_seen_is_not_an_empty_one(lab, vcenter, journal, add_vm):
     """An inaccessible VM has no `snapshot`; taking that for "none" would forget ours."""
     traits = VmTraits()
     moref = add_vm(traits=traits)
@@ -271,7 +251,7 @@ async def test_a_tree_that_cannot_be_seen_is_not_an_empty_one(
     assert lab.snapshots(moref) == {}
 
 
-def test_devices_of_which_nothing_is_set_but_what_must_be() -> None:
+def test_devices_with_only_their_required_properties_are_read():
     bare = vim.vm.device.VirtualDisk(key=2000, capacityInKB=1024)
     nameless = vim.vm.device.VirtualDisk(
         key=2001,

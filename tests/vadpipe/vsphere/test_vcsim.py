@@ -1,15 +1,6 @@
-"""The same client code against govmomi's simulator: a second opinion from a codec that is not pyVmomi's.
+"""The same client code against govmomi's simulator: a second opinion from a codec that is not pyVmomi's."""
 
-Needs the environment variable VCSIM to name a `vcsim` binary.
-"""
-
-import hashlib
-import os
-import re
-import ssl
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -19,12 +10,13 @@ from pyVmomi import vim
 from pipeline.errors import SourceError
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, running_vcsim, vcsim
+from tests.vadpipe.vsphere.vsphere_kit import dead_intent, make_snapshot
 from vadpipe.vsphere.api.faults import LoginRefused
 from vadpipe.vsphere.api.properties import read_all
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import Vm, find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal
 from vadpipe.vsphere.manifest.fetch import fetch_manifest
 from vadpipe.vsphere.manifest.https import OverHttps
 from vadpipe.vsphere.manifest.locate import directory_state
@@ -34,44 +26,17 @@ from vadpipe.vsphere.snapshot.tree import description_with, snapshots_left, snap
 from vadpipe.vsphere.vm.orphans import orphan_candidates
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("VCSIM"), reason="the environment variable VCSIM names no vcsim binary"
-    ),
-]
+__all__ = ["vcsim"]
 
+pytestmark = NEEDS_VCSIM
 WEB01 = "DC0_H0_VM0"
-
-
-@contextmanager
-def _running(*options: str) -> Iterator[Vcenter]:
-    """A simulator with these options besides the usual; how to log in there."""
-    where = ["-l", "127.0.0.1:0", "-stdinexit", "-username", "user", "-password", "pass"]
-    command = [os.environ["VCSIM"], *where, *options]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"127\.0\.0\.1:(\d+)", line)
-        assert found, line
-        port = int(found[1])
-        pem = ssl.get_server_certificate(("127.0.0.1", port))
-        thumbprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-        yield Vcenter("127.0.0.1", "user", Secret.from_text("pass"), thumbprint=thumbprint, port=port)
-        process.communicate()  # the end of its input ends it
-
-
-@pytest.fixture
-def vcsim() -> Iterator[Vcenter]:
-    with _running() as settings:
-        yield settings
 
 
 @pytest.fixture
 def slow_vcsim() -> Iterator[Vcenter]:
     """Every call that a task needs takes its time."""
     calls = ("CreateSnapshot_Task", "RemoveSnapshot_Task", "WaitForUpdatesEx", "CreatePropertyCollector")
-    with _running("-method-delay", ",".join(f"{call}:100" for call in calls)) as settings:
+    with running_vcsim("-method-delay", ",".join(f"{call}:100" for call in calls)) as settings:
         yield settings
 
 
@@ -94,7 +59,7 @@ async def _end_session(session: VcenterSession, by: VcenterSession) -> None:
     await session.call("TerminateSession", end)
 
 
-async def test_login_and_lookup(vcsim: Vcenter) -> None:
+async def test_a_login_finds_a_vm_by_name_and_path(vcsim):
     async with vcsim.connect() as session:
         assert session.is_vcenter
         vm = await find_vm(session, WEB01)
@@ -104,19 +69,19 @@ async def test_login_and_lookup(vcsim: Vcenter) -> None:
             await find_vm(session, "DC0_H0_VM")
 
 
-async def test_a_wrong_password(vcsim: Vcenter) -> None:
+async def test_a_wrong_password_is_refused(vcsim):
     with pytest.raises(LoginRefused):
         async with replace(vcsim, password=Secret.from_text("wrong")).connect():
             pass
 
 
-async def test_a_session_that_was_ended_is_renewed(vcsim: Vcenter) -> None:
+async def test_a_session_that_was_ended_is_renewed(vcsim):
     async with vcsim.connect() as session, vcsim.connect() as other:
         await _end_session(session, other)
         assert (await find_vm(session, WEB01)).name == WEB01
 
 
-async def test_a_snapshot_comes_and_goes(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_snapshot_comes_and_goes(vcsim, journal):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(
@@ -129,7 +94,7 @@ async def test_a_snapshot_comes_and_goes(vcsim: Vcenter, journal: Journal) -> No
     assert journal.intents() == []
 
 
-async def test_a_quiesced_snapshot_without_the_newer_call(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_quiesced_snapshot_needs_no_newer_call(vcsim, journal):
     """It does not offer CreateSnapshotEx_Task; the older call carries the wish."""
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
@@ -145,9 +110,7 @@ async def test_a_quiesced_snapshot_without_the_newer_call(vcsim: Vcenter, journa
     assert journal.intents() == []
 
 
-async def test_tasks_are_waited_for_where_calls_take_their_time(
-    slow_vcsim: Vcenter, journal: Journal
-) -> None:
+async def test_tasks_are_waited_for_where_calls_take_their_time(slow_vcsim, journal):
     async with slow_vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r") as snapshot:
@@ -162,9 +125,7 @@ async def test_tasks_are_waited_for_where_calls_take_their_time(
     assert journal.intents() == []
 
 
-async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(
-    vcsim: Vcenter, journal: Journal
-) -> None:
+async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(vcsim, journal):
     async with vcsim.connect() as session, vcsim.connect() as other:
         vm = await find_vm(session, WEB01)
         async with open_snapshot(session, vm, Quiesce.none(), journal, run="r"):
@@ -174,7 +135,7 @@ async def test_a_snapshot_outlives_the_session_that_made_it_and_is_removed(
     assert journal.intents() == []
 
 
-async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim: Vcenter) -> None:
+async def test_a_disk_that_nothing_refers_to_is_an_orphan_candidate(vcsim):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
         assert await orphan_candidates(session, [vm]) == []
@@ -197,33 +158,19 @@ def _datacenter(session: VcenterSession) -> str:
     return row.moref
 
 
-async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim: Vcenter, journal: Journal) -> None:
+async def test_the_sweep_takes_ours_and_leaves_theirs(vcsim, journal):
     async with vcsim.connect() as session:
         vm = await find_vm(session, WEB01)
-        intent = Intent(
-            server=session.server,
-            server_id=session.server_id,
-            vm_moref=vm.moref,
-            vm_uuid=vm.uuid,
-            vm_name=vm.name,
-            run="dead",
-        )
-        journal.write(replace(intent, process_start="an earlier boot/1"))
-        subject = vm.reference(session)
+        intent = await dead_intent(session, journal, WEB01)
         for description in ("theirs", description_with(intent.token)):
-            task = await session.call(
-                "CreateSnapshot_Task",
-                lambda text=description: subject.CreateSnapshot("x", text, False, False),
-                changes=True,
-            )
-            await wait_for_task(session, task, "CreateSnapshot_Task")
+            await make_snapshot(session, "x", description, WEB01)
         (swept,) = await sweep(session, journal)
         assert swept.outcome is Outcome.REMOVED
         assert [node.description for node in await snapshots_of(session, vm.moref)] == ["theirs"]
     assert journal.intents() == []
 
 
-async def test_a_capture_ends_clean_where_no_disk_can_be_read(vcsim: Vcenter, journal: Journal) -> None:
+async def test_a_capture_ends_clean_where_no_disk_can_be_read(vcsim, journal):
     """The simulator has no disk content: opening fails, and everything else is undone."""
 
     class Reader:

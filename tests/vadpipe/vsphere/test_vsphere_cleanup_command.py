@@ -11,14 +11,12 @@ from pyVmomi import vim
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE
 from vadpipe.cli.cleanup import cleanup
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 
-AddVm = Callable[..., str]
 Document = dict[str, list[dict[str, object]]]
 RunCleanup = Callable[..., tuple[int, Document]]
 
@@ -56,9 +54,7 @@ def run_cleanup(
     return run
 
 
-def test_orphan_candidates_are_listed_once_and_left(
-    lab: LabVcenter, add_vm: AddVm, run_cleanup: RunCleanup
-) -> None:
+def test_orphan_candidates_are_listed_once_and_left(lab, add_vm, run_cleanup):
     add_vm()
     stray = lab.datastore("datastore1") / "web01" / "stray.vmdk"
     stray.write_bytes(b"x" * 10)
@@ -73,9 +69,7 @@ def test_orphan_candidates_are_listed_once_and_left(
 @pytest.mark.parametrize(
     ("vms", "problem"), [(("web01",), "Datastore.Browse"), (("web01", "nowhere"), "no VM 'nowhere'")]
 )
-def test_where_nobody_can_look_that_is_said(
-    lab: LabVcenter, add_vm: AddVm, run_cleanup: RunCleanup, vms: tuple[str, ...], problem: str
-) -> None:
+def test_cleanup_says_where_it_cannot_look(lab, add_vm, run_cleanup, vms, problem):
     add_vm()
     lab.forbid_datastore("datastore1")
     code, document = run_cleanup(*vms)
@@ -86,8 +80,8 @@ def test_where_nobody_can_look_that_is_said(
 
 @pytest.mark.slow
 def test_the_option_consolidate_escalate_consolidates_what_asking_did_not(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, run_cleanup: RunCleanup
-) -> None:
+    lab, vcenter, journal, add_vm, run_cleanup
+):
     moref = add_vm()
 
     async def leave_redo_logs() -> None:

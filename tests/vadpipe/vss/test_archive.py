@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from vadpipe.vss import archive
-from vadpipe.vss.archive import (
-    MAX_MEMBER_SIZE,
-    DamagedMember,
-    ManifestUnreadable,
-    Member,
-    read_members,
-)
+from vadpipe.vss.archive import MAX_MEMBER_SIZE, DamagedMember, ManifestUnreadable, Member, read_members
 
 
 def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -12,38 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip, zipped
 from vadpipe.lab.vss.strategies import manifests
-from vadpipe.lab.vss_fuzz import (
-    MOST_MEMORY,
-    drawn,
-    judge,
-    measure,
-)
+from vadpipe.lab.vss_fuzz import MOST_MEMORY, drawn, judge, measure
 from vadpipe.vss.archive import ManifestUnreadable
 from vadpipe.vss.classify import classify_manifest
-from vadpipe.vss.documents import (
-    BackupComponents,
-    QuiesceManifest,
-    Unreadable,
-    Unrecognised,
-    WriterMetadata,
-)
-from vadpipe.vss.parse import (
-    MAX_COMPONENTS,
-    MAX_FAILURES,
-    MAX_PATH,
-    MAX_PATHS,
-    parse_document,
-    read_manifest,
-)
+from vadpipe.vss.documents import BackupComponents, QuiesceManifest, Unreadable, Unrecognised, WriterMetadata
+from vadpipe.vss.parse import MAX_COMPONENTS, MAX_FAILURES, MAX_PATH, MAX_PATHS, parse_document, read_manifest
 from vadpipe.vss.verdict import Level
-from vadpipe.vss.xml import (
-    MAX_ATTRIBUTES,
-    MAX_NAMES,
-    MAX_TOKEN,
-    PIECE,
-    Malformed,
-    feed_elements,
-)
+from vadpipe.vss.xml import MAX_ATTRIBUTES, MAX_NAMES, MAX_TOKEN, PIECE, Malformed, feed_elements
 
 IDS = 'writerId="1" instanceId="2"'
 

@@ -7,32 +7,19 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.rules import Severity
 from vadpipe.vss.classify import DECISIONS, classify_manifest, classify_unfetched
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.rules import ALL_RULES
-from vadpipe.vss.verdict import (
-    Coverage,
-    Level,
-    Verdict,
-)
+from vadpipe.vss.verdict import Coverage, Level, Verdict
 from vadpipe.vss.writers import WELL_KNOWN_WRITERS, known_writer
 
 SQL = "a65faa63-5ea8-4ebc-9dbd-a0c4db26912a"
 ASR = "be000cbe-11fe-4426-9c58-531aa6355fc4"
 OWN = "11111111-2222-4333-8444-555555555555"  # of no well-known writer
 INSTANCE = "99999999-0000-4000-8000-000000000001"
-
-
-@dataclass
-class Request:
-    context: str = "application"
-    backup_type: int = 5
-    bootable_system_state: bool = True
-    partial_file_support: bool = False
-    timeout_min: int = 15
-    vm_name: str = "web01"
 
 
 @dataclass
@@ -109,7 +96,7 @@ GOOD = Writer(writer_id="22222222-2222-4333-8444-555555555555", name="Good Write
 # -- levels -------------------------------------------------------------------------------------
 
 
-def test_an_application_quiesced_guest():
+def test_an_application_quiesced_guest_is_application_consistent():
     verdict = classify_manifest(manifest_zip(Request()))
     assert verdict.level is Level.APPLICATION
     assert verdict.reason == "all 8 writers that count took part, 12 components covered"
@@ -123,7 +110,7 @@ def test_an_application_quiesced_guest():
     assert by_name["ASR Writer"].coverage is Coverage.NOT_COVERED
 
 
-def test_a_file_system_quiesced_guest():
+def test_a_file_system_quiesced_guest_is_file_system_consistent():
     verdict = classify_manifest(manifest_zip(Request(context="file-system")))
     assert (verdict.level, verdict.findings[0].rule) == (Level.FILE_SYSTEM, "backup-document-alone")
 
@@ -235,7 +222,7 @@ BACKUP = "<BACKUP_COMPONENTS selectComponents='yes'/>"
         ),
     ],
 )
-def test_each_decision(verdict, level, decision, reason):
+def test_each_decision_gives_its_level(verdict, level, decision, reason):
     assert (verdict.level, verdict.findings[0].rule) == (level, decision)
     assert reason in verdict.reason
 
@@ -281,7 +268,7 @@ PARENT_AND_CHILD = [("app", True), ("app\\child", False)]
         ("dependency-not-covered", Writer(inside=NEEDS_ANOTHER)),
     ],
 )
-def test_each_rule_about_a_writer(rule, writer):
+def test_each_rule_about_a_writer_is_applied(rule, writer):
     verdict = classify_manifest(manifest(GOOD, writer))
     (finding, *_) = (one for one in verdict.findings if one.rule == rule)
     assert finding.severity.lowers is (verdict.level is Level.APPLICATION_PARTIAL)
@@ -327,7 +314,7 @@ SYSTEM_STATE = 'selectComponents="yes" bootableSystemStateBackup="yes"'
     ],
     ids=lambda value: "zip" if isinstance(value, bytes) else None,  # a zip holds the time
 )
-def test_each_rule_about_the_manifest(rule, data, level, known):
+def test_each_rule_about_the_manifest_is_applied(rule, data, level, known):
     verdict = classify_manifest(data, **known)
     assert rule in rules(verdict)
     assert verdict.level is level
@@ -336,7 +323,7 @@ def test_each_rule_about_the_manifest(rule, data, level, known):
 def test_every_rule_has_a_case_here():
     tested = {
         mark.args[1][0] if isinstance(mark.args[1], tuple) else case[0]
-        for test in (test_each_rule_about_a_writer, test_each_rule_about_the_manifest)
+        for test in (test_each_rule_about_a_writer_is_applied, test_each_rule_about_the_manifest_is_applied)
         for mark in test.pytestmark
         for case in mark.args[1]
     }
@@ -362,7 +349,7 @@ def test_the_tables_can_be_printed():
         Writer(offers=[("Database", True)], listed=["Database"], attributes='strange="1"'),
     ],
 )
-def test_variants_that_break_no_rule(writer):
+def test_variants_that_break_no_rule_have_no_findings(writer):
     verdict = classify_manifest(manifest(GOOD, writer))
     assert (verdict.level, rules(verdict)) == (Level.APPLICATION, set())
 

@@ -43,7 +43,7 @@ def archive(tmp_path):
     return path
 
 
-def test_an_application_consistent_zip(archive):
+def test_an_application_consistent_zip_exits_with_0(archive):
     code, document = told(archive)
     assert code == 0
     (one,) = document["manifests"]

@@ -210,7 +210,7 @@ def test_other_xml_is_named_by_its_root():
     )
 
 
-def test_a_backup_document_without_writers():
+def test_a_backup_document_may_have_no_writers():
     assert parse_document("b", b"<BACKUP_COMPONENTS selectComponents='maybe'/>") == BackupComponents(
         "b", None, None, None, "", ()
     )
@@ -239,7 +239,7 @@ class Request:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
-def test_a_system_writer_with_20000_file_entries(encoding, record_property):
+def test_a_system_writer_with_20000_file_entries_is_read(encoding, record_property):
     recipe = ManifestRecipe(huge=20_000, encoding=encoding)
     members = [one for one in read_members(manifest_zip(Request(), recipe)) if isinstance(one, Member)]
     largest = max(members, key=lambda member: len(member.data))

@@ -125,7 +125,7 @@ def _guid_outfit(value: str, rng: random.Random) -> str:
 @pytest.mark.slow
 @patient
 @given(recipes, encodings, st.integers(1, 5), knowledge, st.integers(0, 1 << 32).map(random.Random))
-def test_the_outfit_never_changes_the_verdict(recipe, encoding, backup_type, known, rng):
+def test_the_form_of_a_document_never_changes_the_verdict(recipe, encoding, backup_type, known, rng):
     roots = unzipped(manifest_zip(Request(backup_type), recipe))
     add_dependencies(roots, rng)
     original = zipped({name: ElementTree.tostring(root) for name, root in roots.items()})

@@ -19,10 +19,7 @@ from tests.vadpipe.vss.documents_kit import (
 )
 from vadpipe.rules import Severity
 from vadpipe.vss.classify import classify_documents
-from vadpipe.vss.documents import (
-    Dependency,
-    Unreadable,
-)
+from vadpipe.vss.documents import Dependency, Unreadable
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.verdict import Level
 

@@ -50,7 +50,7 @@ def short(verdict, require=Require(), *, asked="application", missing_writer="fa
         (UNFETCHED, {"none"}),
     ],
 )
-def test_levels_that_suffice(reached, suffices_for):
+def test_a_requirement_is_met_by_the_levels_that_suffice(reached, suffices_for):
     for level in ("application", "application-partial", "file-system", "none"):
         assert (short(reached, Require(level)) == ()) is (level in suffices_for)
         if level in ("application", "file-system", "none"):  # what a job can ask for is what it requires
@@ -99,7 +99,7 @@ SALES = Require(applications=(RequireApplication("SQL Server", databases=("sales
         ("sales", UNFETCHED, "no writer of it"),
     ],
 )
-def test_named_databases(database, reached, said):
+def test_named_databases_may_be_required(database, reached, said):
     required = Require(applications=(RequireApplication("sql server", (database,)),))
     told = short(reached, required)
     assert bool(told) is bool(said)
@@ -123,7 +123,7 @@ def test_every_database_of_the_required_name_has_to_be_covered():
         (ABSENT, "is required, but no writer"),
     ],
 )
-def test_a_whole_application(reached, said):
+def test_a_whole_application_may_be_required(reached, said):
     told = short(reached, Require(applications=(RequireApplication("SQL Server"),)))
     assert bool(told) is bool(said)
     assert all(said in sentence for sentence in told)

@@ -1,24 +1,21 @@
 """The lab's stand-in vCenter: SOAP over TLS on loopback, for an unmodified pyVmomi client.
 
 server      LabVcenter, the context manager; `python -m vadpipe.lab.vcenter ROOT` serves it as a process
-https       connections; `folder` answers /folder, `soap` is the wire format of /sdk; `rest` answers /api and /rest
-service     finds objects and runs methods; `sessions`, `tasks`, `changes`, `injection` serve it
-on_demand   how `/folder` and manifests misbehave when they are told to
-objects     what a managed object is; `managers`, `collector`, `entities`, `vm`, `vm_folders`, `datastore` are
-tagging     categories, tags, and what carries them
-state       what is remembered; `vm_properties` and `vmx` render it, `snapshots` and `quiescing` act on it
+service     finds the object that a call is for and runs the method
+web         HTTPS: `/sdk`, `/folder`, the REST API
+objects     the managed objects: inventory, VMs and snapshots, datastores, managers
+api         SOAP, what a managed object is, sessions, tasks, the property collector
+state       what is remembered, what acts on it and renders it; guests, tags, quiescing
+faults      failures on demand
+
+Imports go down this list only.
 """
 
-from .injection import (
-    Delay,
-    Drop,
-    Event,
-    Refusal,
-)
-from .on_demand import FolderTraits, ManifestTraits, refusing
-from .quiescing import Manifest, QuiesceRequest, Quiescing
+from .faults.injection import Delay, Drop, Event, Refusal
+from .faults.on_demand import FolderTraits, ManifestTraits, refusing
 from .server import LabVcenter
-from .snapshots import OnSnapshot
+from .state.quiescing import Manifest, QuiesceRequest, Quiescing
+from .state.snapshots import OnSnapshot
 
 __all__ = [
     "Delay",

@@ -18,10 +18,10 @@ from pipeline.secrets import Secret
 from vadpipe.lab.disks import LabDisk
 from vadpipe.vsphere.api.session import Vcenter
 
-from . import vm_properties
 from .server import LabVcenter
 from .service import Service
-from .state import GuestVolume, Inventory, SnapshotState, VmState, VmTraits
+from .state import vm_properties
+from .state.inventory import GuestVolume, Inventory, SnapshotState, VmState, VmTraits
 
 
 @contextmanager

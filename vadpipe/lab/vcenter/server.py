@@ -12,27 +12,20 @@ from pathlib import Path
 from ..certificate import load_or_create
 from ..disks import LabDisk
 from ..vss.recipe import manifest_zip
-from . import relocation, snapshots
-from .about import ApiType
-from .guests import Guests
-from .https import HttpsServer
-from .injection import Failure
-from .on_demand import FolderTraits, ManifestTraits
-from .quiescing import Manifest, Quiescing
+from .api.about import ApiType
+from .api.sessions import Clock
+from .api.soap import API_VERSION
+from .faults.injection import Failure
+from .faults.on_demand import FolderTraits, ManifestTraits
+from .objects import relocation
 from .service import Service, Settings
-from .sessions import Clock
-from .snapshots import OnSnapshot
-from .soap import API_VERSION
-from .state import (
-    DiskState,
-    HostTraits,
-    Inventory,
-    VmState,
-    VmTraits,
-    disk_keys,
-    replace_file,
-)
-from .tagging import Tagging
+from .state import snapshots
+from .state.guests import Guests
+from .state.inventory import DiskState, HostTraits, Inventory, VmState, VmTraits, disk_keys, replace_file
+from .state.quiescing import Manifest, Quiescing
+from .state.snapshots import OnSnapshot
+from .state.tagging import Tagging
+from .web.https import HttpsServer
 
 
 class LabVcenter:

@@ -9,46 +9,35 @@ from dataclasses import dataclass
 from pyVmomi import VmomiSupport, vim, vmodl
 
 from ..certificate import Certificate
-from . import soap
-from .about import ApiType
-from .changes import Changes
-from .collector import PropertyCollector
-from .datastore import DatastoreBrowser, FileManager
-from .entities import ComputeResource, Datastore, build
-from .guest_operations import guest_managers
-from .guests import Guests
-from .injection import ConnectionDroppedError, Injections, ServiceUnavailableError
-from .managers import (
+from .api import soap
+from .api.about import ApiType
+from .api.collector import PropertyCollector
+from .api.managed import Call, Managed, moref_of, typed
+from .api.sessions import Clock, Session, Sessions
+from .api.tasks import Tasks, system_error
+from .faults.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
+from .faults.on_demand import FolderTraits, ManifestTraits
+from .objects.datastore import DatastoreBrowser, FileManager
+from .objects.entities import ComputeResource, Datastore, VmFolders, build
+from .objects.guest_operations import guest_managers
+from .objects.managers import (
+    AuthorizationManager,
     EventManager,
+    LicenseManager,
     SearchIndex,
     ServiceInstance,
     SessionManager,
     ViewManager,
     descendants,
 )
-from .objects import (
-    Call,
-    Managed,
-    moref_of,
-    typed,
-)
-from .on_demand import FolderTraits, ManifestTraits
-from .permissions import AuthorizationManager, LicenseManager
-from .quiescing import Manifest
-from .sessions import Clock, Session, Sessions
-from .snapshots import OnSnapshot
-from .state import (
-    FIRST_HOST,
-    HostTraits,
-    Inventory,
-    VmState,
-    replace_file,
-)
-from .tagging import Tagging
-from .tasks import Tasks, system_error
-from .vm import VirtualMachine, VirtualMachineSnapshot
-from .vm_folders import VmFolders
-from .vmx import vmx_text
+from .objects.vm import VirtualMachine, VirtualMachineSnapshot
+from .state.changes import Changes
+from .state.guests import Guests
+from .state.inventory import FIRST_HOST, HostTraits, Inventory, VmState, replace_file
+from .state.quiescing import Manifest
+from .state.snapshots import OnSnapshot
+from .state.tagging import Tagging
+from .state.vmx import vmx_text
 
 _log = logging.getLogger(__name__)
 

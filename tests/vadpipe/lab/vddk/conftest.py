@@ -19,8 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
-
 SECTOR = 512
 GRAIN = 128
 MIB = 1 << 20
@@ -188,14 +186,6 @@ class Client:
             self.call("Close", handle)
         self.call("Disconnect", self.connection)
         self.c.VixDiskLib_Exit()
-
-
-@pytest.fixture(scope="session")
-def libdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return build_vddk(tmp_path_factory.mktemp("vddk"))
-    except CompilerMissing as missing:
-        pytest.skip(str(missing))
 
 
 @cache

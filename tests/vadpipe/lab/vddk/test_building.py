@@ -25,7 +25,7 @@ def tiny_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return sources
 
 
-def test_built_once_and_again_when_a_source_is_newer(tiny_sources: Path, tmp_path: Path) -> None:
+def test_the_stand_in_is_built_once_and_again_when_a_source_is_newer(tiny_sources, tmp_path):
     library = build_vddk(tmp_path / "out") / "lib64" / "libvixDiskLib.so.8"
     os.utime(tiny_sources / "Makefile", (1, 1))
     first = library.stat().st_mtime_ns
@@ -37,20 +37,20 @@ def test_built_once_and_again_when_a_source_is_newer(tiny_sources: Path, tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["lib64"]
 
 
-def test_simultaneous_builds_do_not_disturb_each_other(tiny_sources: Path, tmp_path: Path) -> None:
+def test_simultaneous_builds_do_not_disturb_each_other(tiny_sources, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(build_vddk, [tmp_path / "out"] * 4))
     assert built == [tmp_path / "out"] * 4
     assert len(list((tmp_path / "out" / "lib64").iterdir())) == 5
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompilerMissing, match="apt install gcc make"):
         build_vddk(tmp_path / "out")
 
 
-def test_the_output_of_a_failing_compiler_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
     if shutil.which("make") is None:
         pytest.skip("make is needed to run a compiler")
     for name in ("cc", "gcc"):

@@ -1,24 +1,16 @@
 """Facts about disks and about the library: information, metadata, exports, versions."""
 
 import ctypes
-from pathlib import Path
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    Client,
-    Run,
-    child,
-    create,
-    needs_qemu,
-    qemu_img,
-)
+from tests.vadpipe.lab.vddk.conftest import Client, child, create, needs_qemu, qemu_img
 from vadpipe.lab.vddk_build import build_vddk
 
 
 @needs_qemu
 @pytest.mark.parametrize("generation", [6, 7, 8, 9])
-def test_info_has_the_size_of_its_generation(run: Run, libdir: Path, tmp_path: Path, generation: int) -> None:
+def test_info_has_the_size_of_its_generation(run, libdir, tmp_path, generation):
     leaf = child(tmp_path / "leaf.vmdk", create(tmp_path / "base.vmdk", "1G", adapter_type="lsilogic"))
     run.library = str(libdir / "lib64" / f"libvixDiskLib.so.{generation}")
 
@@ -38,7 +30,7 @@ def test_info_has_the_size_of_its_generation(run: Run, libdir: Path, tmp_path: P
 
 
 @needs_qemu
-def test_metadata_is_read_with_two_calls(run: Run, tmp_path: Path) -> None:
+def test_metadata_is_read_with_two_calls(run, tmp_path):
     disk = create(tmp_path / "a.vmdk", "1M")
 
     def metadata(client, path):
@@ -80,7 +72,7 @@ IsAttachPossible Attach Clone SpaceNeededForClone Grow Shrink Defragment Rename 
 
 
 @pytest.mark.parametrize("suffix", [".6", ".7", ".8", ".9", ""])
-def test_every_name_is_exported(run: Run, libdir: Path, suffix: str) -> None:
+def test_every_name_is_exported(run, libdir, suffix):
     library = libdir / "lib64" / f"libvixDiskLib.so{suffix}"
     run.library = str(library)
 
@@ -93,7 +85,7 @@ def test_every_name_is_exported(run: Run, libdir: Path, suffix: str) -> None:
     assert f"libvixDiskLib.so{suffix or '.9'}".encode() + b"\0" in library.read_bytes()  # the soname
 
 
-def test_a_library_is_built_without_the_functions_it_is_to_lack(tmp_path: Path, run: Run) -> None:
+def test_a_library_is_built_without_the_functions_it_is_to_lack(tmp_path, run):
     lacking = build_vddk(tmp_path / "lacking", lacks=["Cleanup", "AllocateConnectParams"])
     run.library = str(lacking / "lib64" / "libvixDiskLib.so.6")
 
@@ -104,7 +96,7 @@ def test_a_library_is_built_without_the_functions_it_is_to_lack(tmp_path: Path, 
     assert run(missing, NAMES.split(), client=False) == ["Cleanup", "AllocateConnectParams"]
 
 
-def test_the_library_can_be_initialised_once(run: Run) -> None:
+def test_the_library_can_be_initialised_once(run):
     def life(library):
         client = Client(library, init=False)
         client.c.VixDiskLib_GetErrorText.restype = ctypes.c_void_p
@@ -131,7 +123,7 @@ def test_the_library_can_be_initialised_once(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("version", "code"), [((6, 4), 3), ((8, 0), 0), ((9, 0), 3)])
-def test_only_known_versions_are_accepted_by_init(run: Run, version: tuple[int, int], code: int) -> None:
+def test_only_known_versions_are_accepted_by_init(run, version, code):
     def ask(library, version):
         return Client(library, init=False).init(*version)
 

@@ -6,17 +6,10 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    THUMBPRINT,
-    Run,
-    create,
-    needs_qemu,
-)
+from tests.vadpipe.lab.vddk.conftest import THUMBPRINT, create, needs_qemu
 
 
 def misuse_two_threads(client, path, thumbprint):
@@ -141,7 +134,7 @@ def misuse_call_in_callback(client, path, thumbprint):
         (misuse_call_in_callback, "VixDiskLib_Wait: called from inside a completion callback"),
     ],
 )
-def test_misuse_aborts_and_names_the_mistake(run: Run, tmp_path: Path, scenario: Callable, says: str) -> None:
+def test_misuse_aborts_and_names_the_mistake(run, tmp_path, scenario, says):
     run.remote()
     create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
     env = {} if scenario is misuse_call_in_callback else {"VADPIPE_VDDK_LATENCY_MS": "500"}

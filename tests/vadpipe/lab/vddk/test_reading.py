@@ -55,12 +55,12 @@ def assert_reads_like_qemu(run: Run, disk: Path, path: str | None = None, transp
 @pytest.mark.parametrize(
     "base", ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
 )
-def test_chain_reads_and_maps_like_qemu(run: Run, tmp_path: Path, base: str) -> None:
+def test_chain_reads_and_maps_like_qemu(run, tmp_path, base):
     assert_reads_like_qemu(run, chain(tmp_path, base))
 
 
 @needs_qemu
-def test_capacity_that_is_no_multiple_of_a_grain(run: Run, tmp_path: Path) -> None:
+def test_a_capacity_may_be_no_multiple_of_a_grain(run, tmp_path):
     disk = create(tmp_path / "odd.vmdk", str(5 * MIB + 3 * SECTOR))
     qemu_io(disk, "write -P 1 5M 1536", "write -P 2 100k 1k")
     assert_reads_like_qemu(run, disk)
@@ -68,7 +68,7 @@ def test_capacity_that_is_no_multiple_of_a_grain(run: Run, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @needs_qemu
-def test_remote_path_and_transport(run: Run, tmp_path: Path) -> None:
+def test_a_remote_disk_tells_its_path_and_transport(run, tmp_path):
     run.remote()
     disk = chain(tmp_path / "datastores" / "ds1" / "vm")
 
@@ -97,7 +97,7 @@ def around(client, path, places):
 @needs_qemu
 @pytest.mark.slow
 @pytest.mark.parametrize("subformat", ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"])
-def test_reads_cross_the_border_of_two_extents(run: Run, tmp_path: Path, subformat: str) -> None:
+def test_reads_cross_the_border_of_two_extents(run, tmp_path, subformat):
     disk = create(tmp_path / "split.vmdk", "3G", subformat)
     assert len(list(tmp_path.glob("split-?00?.vmdk"))) == 2
     qemu_io(disk, "write -P 1 2047M 2M", "write -P 2 3000M 64k")
@@ -113,7 +113,7 @@ def test_reads_cross_the_border_of_two_extents(run: Run, tmp_path: Path, subform
 
 @pytest.mark.slow
 @needs_qemu
-def test_zero_grain_hides_the_parent(run: Run, tmp_path: Path) -> None:
+def test_zero_grain_hides_the_parent(run, tmp_path):
     base = create(tmp_path / "base.vmdk", "4M")
     qemu_io(base, "write -P 1 0 1M")
     leaf = child(tmp_path / "leaf.vmdk", base, zeroed_grain="on")
@@ -126,7 +126,7 @@ def test_zero_grain_hides_the_parent(run: Run, tmp_path: Path) -> None:
     assert digest != run(read_whole, str(leaf), 2048, READ_ONLY | SINGLE_LINK)[0]
 
 
-def test_zero_and_offset_extents(run: Run, tmp_path: Path) -> None:
+def test_zero_extents_and_extents_with_an_offset_are_read(run, tmp_path):
     (tmp_path / "data.bin").write_bytes(bytes(SECTOR) + b"\7" * (256 * SECTOR))
     disk = tmp_path / "mixed.vmdk"
     disk.write_text(
@@ -145,7 +145,7 @@ def test_zero_and_offset_extents(run: Run, tmp_path: Path) -> None:
 
 @needs_qemu
 @pytest.mark.slow
-def test_a_thin_disk_of_4_tib_needs_little_memory(run: Run, tmp_path: Path) -> None:
+def test_a_thin_disk_of_4_tib_needs_little_memory(run, tmp_path):
     disk = create(tmp_path / "huge.vmdk", "4T")
     qemu_io(disk, "write -P 1 3T 1M", "write -P 2 1500G 64k")
 
@@ -191,7 +191,7 @@ def assert_all_accepted_and_right(disk: Path, accepted: list[int], digest: str) 
 
 @pytest.mark.slow
 @needs_qemu
-def test_remote_requests_complete_out_of_order_on_library_threads(run: Run, tmp_path: Path) -> None:
+def test_remote_requests_complete_out_of_order_on_library_threads(run, tmp_path):
     run.remote()
     disk = chain(tmp_path / "datastores" / "ds1" / "vm")
     accepted, _, done, digest = run(
@@ -205,7 +205,7 @@ def test_remote_requests_complete_out_of_order_on_library_threads(run: Run, tmp_
 
 
 @needs_qemu
-def test_local_requests_complete_before_the_call_returns(run: Run, tmp_path: Path) -> None:
+def test_local_requests_complete_before_the_call_returns(run, tmp_path):
     disk = chain(tmp_path)
     accepted, inside, done, digest = run(read_async, str(disk), None)
     assert_all_accepted_and_right(disk, accepted, digest)
@@ -214,7 +214,7 @@ def test_local_requests_complete_before_the_call_returns(run: Run, tmp_path: Pat
 
 
 @needs_qemu
-def test_rejected_requests_have_no_callback(run: Run, tmp_path: Path) -> None:
+def test_rejected_requests_have_no_callback(run, tmp_path):
     run.remote()
     create(tmp_path / "datastores" / "ds1" / "vm" / "a.vmdk", "1M")
 

@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vadpipe.lab.vddk.conftest import (
-    SECTOR,
-    Run,
-    chain,
-    create,
-    needs_qemu,
-    qemu_img,
-    raw_of,
-)
+from tests.vadpipe.lab.vddk.conftest import SECTOR, chain, create, needs_qemu, qemu_img, raw_of
 
 
 def write_patches(client, path, seed, count, asynchronous=False):
@@ -43,7 +35,7 @@ def write_patches(client, path, seed, count, asynchronous=False):
 @needs_qemu
 @pytest.mark.parametrize("base", ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse"])
 @pytest.mark.parametrize("leaf", ["base", "redo2"])
-def test_writes_are_what_qemu_reads_back(run: Run, tmp_path: Path, base: str, leaf: str) -> None:
+def test_writes_are_what_qemu_reads_back(run, tmp_path, base, leaf):
     chain(tmp_path, base)
     disk = tmp_path / f"{leaf}.vmdk"
     expected = bytearray(raw_of(disk))
@@ -63,7 +55,7 @@ def test_writes_are_what_qemu_reads_back(run: Run, tmp_path: Path, base: str, le
 
 
 @needs_qemu
-def test_redundant_grain_tables_are_kept_equal(run: Run, tmp_path: Path) -> None:
+def test_redundant_grain_tables_are_kept_equal(run, tmp_path):
     disk = create(tmp_path / "a.vmdk", "64M")
     run(write_patches, str(disk), 1, 20)
     content = disk.read_bytes()
@@ -88,7 +80,7 @@ def rename_tables_away(disk: Path) -> None:
 
 
 @needs_qemu
-def test_missing_grain_tables_are_added(run: Run, tmp_path: Path) -> None:
+def test_missing_grain_tables_are_added(run, tmp_path):
     disk = create(tmp_path / "a.vmdk", "64M")
     rename_tables_away(disk)
 
@@ -105,7 +97,7 @@ def test_missing_grain_tables_are_added(run: Run, tmp_path: Path) -> None:
 
 
 @needs_qemu
-def test_a_write_invalidates_the_children(run: Run, tmp_path: Path) -> None:
+def test_a_write_invalidates_the_children(run, tmp_path):
     leaf = chain(tmp_path)
     run(write_patches, str(tmp_path / "redo1.vmdk"), 1, 1)
 

@@ -2,12 +2,7 @@
 
 import pytest
 
-from vadpipe.vsphere.api.advice import (
-    CATALOGUE,
-    advice_for,
-    tools_status,
-    vss_code,
-)
+from vadpipe.vsphere.api.advice import CATALOGUE, advice_for, tools_status, vss_code
 from vadpipe.vsphere.api.faults import QuiesceFailed
 from vadpipe.vsphere.snapshot.fallback import advice_on
 
@@ -87,13 +82,13 @@ VSS = [
 
 
 @pytest.mark.parametrize("code", [*FAULTS, *VSS, "tools 1", "tools 2", "tools 3", "tools 4", "tools 5"])
-def test_every_code_has_advice(code: str) -> None:
+def test_every_code_has_advice(code):
     advice = advice_for(code)
     assert advice is not None
     assert advice.cause
 
 
-def test_every_vss_code_has_a_remedy_and_its_name() -> None:
+def test_every_vss_code_has_a_remedy_and_its_name():
     for code in VSS:
         advice = CATALOGUE[code]
         assert advice.name.startswith("VSS_E_")
@@ -112,14 +107,14 @@ def test_every_vss_code_has_a_remedy_and_its_name() -> None:
         ("FilesystemQuiesceFault", 180),
     ],
 )
-def test_a_retry_is_advised_where_it_can_help(code: str, retry_after_s: float | None) -> None:
+def test_a_retry_is_advised_where_it_can_help(code, retry_after_s):
     advice = advice_for(code)
     assert advice is not None
     assert advice.retry_after_s == retry_after_s
 
 
 @pytest.mark.parametrize("line", FACTS.split("\n")[1:-1], ids=lambda line: line.split()[0])
-def test_advice_agrees_with_each_line_of_the_facts(line: str) -> None:
+def test_advice_agrees_with_each_line_of_the_facts(line):
     code, *name, attempt = line.split()
     advice = advice_for(code)
     assert advice is not None
@@ -131,7 +126,7 @@ def test_advice_agrees_with_each_line_of_the_facts(line: str) -> None:
         assert advice.retry_after_s in ATTEMPTS[attempt]
 
 
-def test_the_list_of_facts_is_complete() -> None:
+def test_the_list_of_facts_is_complete():
     codes = [line.split()[0] for line in FACTS.split("\n")[1:-1]]
     assert (
         {code for code in codes if code.startswith("0x")}
@@ -141,7 +136,7 @@ def test_the_list_of_facts_is_complete() -> None:
     assert set(FAULTS) <= set(codes)
 
 
-def test_codes_are_found_in_the_text_of_an_event() -> None:
+def test_codes_are_found_in_the_text_of_an_event():
     assert vss_code(EVENT) == "0x80042301"
     assert tools_status(EVENT) == "tools 5"
     assert vss_code("nothing") is None
@@ -150,7 +145,7 @@ def test_codes_are_found_in_the_text_of_an_event() -> None:
     assert advice_for("0x80049999") is None
 
 
-def test_the_most_specific_code_is_used() -> None:
+def test_the_most_specific_code_is_used():
     failed = QuiesceFailed(
         "x", fault="ApplicationQuiesceFault", tools_status="tools 5", vss_code="0x800423f4"
     )

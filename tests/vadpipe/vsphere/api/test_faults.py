@@ -8,7 +8,7 @@ from xml.parsers.expat import ExpatError
 import pytest
 from pyVmomi import vim, vmodl
 
-from pipeline.errors import MoverError, SourceError
+from pipeline.errors import SourceError
 from vadpipe.vsphere.api import faults
 from vadpipe.vsphere.api.faults import QuiesceFailed, SnapshotError, translate
 
@@ -39,9 +39,7 @@ QUIESCE_TEXT = "An error occurred while saving the snapshot: Failed to quiesce t
         (vim.fault.RestrictedVersion(), faults.VsphereError, False),  # in no table: the general case
     ],
 )
-def test_a_fault_becomes_the_error_of_its_kind(
-    fault: vmodl.MethodFault, expected: type[MoverError], transient: bool
-) -> None:
+def test_a_fault_becomes_the_error_of_its_kind(fault, expected, transient):
     error = translate(fault, "SomeCall", "vc01")
     assert type(error) is expected
     assert error.transient is transient
@@ -50,7 +48,7 @@ def test_a_fault_becomes_the_error_of_its_kind(
     assert "vc01" in str(error)
 
 
-def test_the_error_of_a_fault_is_a_sound_exception() -> None:
+def test_the_error_of_a_fault_is_a_sound_exception():
     error = translate(vim.fault.NoPermission(privilegeId="Datastore.Browse", msg="Denied."), "Call", "vc01")
     assert error.__cause__ is None
     assert error.__context__ is None
@@ -60,13 +58,13 @@ def test_the_error_of_a_fault_is_a_sound_exception() -> None:
     pickle.dumps(error.facts)
 
 
-def test_a_failed_quiesce_in_a_general_fault_is_recognised() -> None:
+def test_a_failed_quiesce_in_a_general_fault_is_recognised():
     for fault in (vim.fault.SnapshotFault(msg=QUIESCE_TEXT), vmodl.fault.SystemError(msg=QUIESCE_TEXT)):
         assert type(translate(fault, "CreateSnapshot_Task", "vc01")) is QuiesceFailed
         assert type(translate(fault, "RemoveSnapshot_Task", "vc01")) is not QuiesceFailed
 
 
-def test_a_refused_login_whose_text_mentions_quiescing_stays_a_refused_login() -> None:
+def test_a_refused_login_whose_text_mentions_quiescing_stays_a_refused_login():
     fault = vim.fault.InvalidLogin(msg="cannot quiesce")
     assert type(translate(fault, "CreateSnapshot_Task", "vc01")) is faults.LoginRefused
 
@@ -81,7 +79,7 @@ def test_a_refused_login_whose_text_mentions_quiescing_stays_a_refused_login() -
         (http.client.HTTPException("503 Service Unavailable"), "503"),
     ],
 )
-def test_a_broken_connection_is_transient_and_keeps_its_cause(exc: Exception, words: str) -> None:
+def test_a_broken_connection_is_transient_and_keeps_its_cause(exc, words):
     error = translate(exc, "Call", "vc01")
     assert isinstance(error, faults.ConnectionLost)
     assert error.transient
@@ -89,7 +87,7 @@ def test_a_broken_connection_is_transient_and_keeps_its_cause(exc: Exception, wo
     assert words in str(error)
 
 
-def test_an_answer_without_xml_is_an_error_of_its_own() -> None:
+def test_an_answer_without_xml_is_an_error_of_its_own():
     error = translate(ExpatError("no element found"), "Call", "vc01")
     assert type(error) is faults.VsphereError
     assert "no answer of vSphere" in str(error)

@@ -53,7 +53,7 @@ def answer(status: str, content: bytes = b"", length: int | None = None) -> byte
     return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n\r\n".encode() + content
 
 
-def test_a_complete_answer_within_the_limit_is_returned(certificate: Certificate) -> None:
+def test_a_complete_answer_within_the_limit_is_returned(certificate):
     with answering(certificate, answer("200 OK", b"x" * 100)) as endpoint:
         assert ask(endpoint) == b"x" * 100
 
@@ -72,30 +72,28 @@ def test_a_complete_answer_within_the_limit_is_returned(certificate: Certificate
     ],
     ids=["too long", "too long without a length", "cut", "503", "502", "401", "404", "nothing"],
 )
-def test_each_failure_is_an_error_of_its_own_without_the_target(
-    certificate: Certificate, given: bytes, error: type[VsphereError], text: str
-) -> None:
+def test_each_failure_is_an_error_of_its_own_without_the_target(certificate, given, error, text):
     with answering(certificate, given) as endpoint, pytest.raises(error, match=text) as caught:
         ask(endpoint)
     assert type(caught.value) is error
     assert "token" not in f"{caught.value!r}{caught.value.facts}{caught.value.__cause__!r}{endpoint!r}"
 
 
-def test_an_address_with_control_characters_is_refused_without_showing_it(certificate: Certificate) -> None:
+def test_an_address_with_control_characters_is_refused_without_showing_it(certificate):
     endpoint = Endpoint("127.0.0.1", 1, Trust(certificate.thumbprint_sha256))
     with HttpClient(endpoint) as client, pytest.raises(VsphereError, match="control character") as caught:
         client.request("GET", TARGET + " \x01", call="GET tools.conf", limit=1)
     assert "token" not in f"{caught.value!r}{caught.value.__cause__!r}"
 
 
-def test_a_client_that_was_cut_sends_nothing(certificate: Certificate) -> None:
+def test_a_client_that_was_cut_sends_nothing(certificate):
     client = HttpClient(Endpoint("127.0.0.1", 1, Trust(certificate.thumbprint_sha256)))
     client.cut()
     with pytest.raises(ConnectionLost, match="cancelled"):
         client.request("GET", TARGET, call="GET tools.conf", limit=1)
 
 
-def test_a_certificate_is_pinned_by_sha256_where_the_server_names_it_whole(tmp_path: Path) -> None:
+def test_a_certificate_is_pinned_by_sha256_where_the_server_names_it_whole(tmp_path):
     certificate = load_or_create(tmp_path, "127.0.0.1")
     with answering(certificate, answer("200 OK")) as endpoint:
         pem = ssl.get_server_certificate((endpoint.host, endpoint.port), timeout=10)

@@ -10,10 +10,10 @@ import pytest
 from pipeline.errors import MoverError
 from pipeline.secrets import Secret
 from tests.vadpipe.vsphere.manifest.fetching_kit import lying
-from vadpipe.lab.vcenter.injection import Drop, Refusal
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Drop, Refusal
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import FIRST_HOST
+from vadpipe.lab.vcenter.state.inventory import FIRST_HOST
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.guest.files import GuestAccount, GuestFiles
 from vadpipe.vsphere.guest.scripts import WINDOWS
@@ -50,12 +50,7 @@ def lines(logged: pytest.LogCaptureFixture, level: int) -> list[str]:
     ]
 
 
-async def test_no_secret_of_a_session_is_logged(
-    lab: LabVcenter,
-    vcenter: Vcenter,
-    logged: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_no_secret_of_a_session_is_logged(lab, vcenter, logged, monkeypatch):
     issued = {PASSWORD, f"backup:{PASSWORD}"}
     for owner, name in (
         (lab._service.sessions, "issue_ticket"),
@@ -107,9 +102,7 @@ async def test_no_secret_of_a_session_is_logged(
     assert [secret for secret in issued if secret in text] == []
 
 
-async def test_each_call_is_logged_with_its_object_and_its_duration(
-    vcenter: Vcenter, logged: pytest.LogCaptureFixture
-) -> None:
+async def test_each_call_is_logged_with_its_object_and_its_duration(vcenter, logged):
     async with vcenter.connect() as session:
         await session.call("Read", lambda: session.content.rootFolder.name)
     calls = lines(logged, logging.DEBUG)
@@ -118,9 +111,7 @@ async def test_each_call_is_logged_with_its_object_and_its_duration(
     assert any(": Logout SessionManager:" in line for line in calls)
 
 
-async def test_a_new_login_a_repeat_and_a_wait_are_logged_as_information(
-    lab: LabVcenter, vcenter: Vcenter, logged: pytest.LogCaptureFixture
-) -> None:
+async def test_a_new_login_a_repeat_and_a_wait_are_logged_as_information(lab, vcenter, logged):
     async with vcenter.connect() as session:
 
         async def name() -> None:
@@ -141,9 +132,7 @@ async def test_a_new_login_a_repeat_and_a_wait_are_logged_as_information(
     assert lines(logged, logging.WARNING) == []
 
 
-async def test_a_refused_certificate_login_or_privilege_is_a_warning(
-    lab: LabVcenter, vcenter: Vcenter, logged: pytest.LogCaptureFixture
-) -> None:
+async def test_a_refused_certificate_login_or_privilege_is_a_warning(lab, vcenter, logged):
     for settings in (
         replace(vcenter, thumbprint="ab" * 32),
         replace(vcenter, password=Secret.from_text("wrong")),

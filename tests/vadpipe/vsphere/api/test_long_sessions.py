@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +14,16 @@ from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Delay, Refusal
+from vadpipe.lab.vcenter.faults.injection import Delay, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, LoginRefused, Unreachable
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
-
-AddVm = Callable[..., str]
 
 
 async def _name(session: VcenterSession) -> object:
@@ -33,19 +31,7 @@ async def _name(session: VcenterSession) -> object:
     return await session.call("RetrieveProperties", lambda: session.content.rootFolder.name)
 
 
-def _settings(lab: LabVcenter, **changes: object) -> Vcenter:
-    settings = Vcenter(
-        lab.address,
-        "backup",
-        Secret.from_text("lab"),
-        thumbprint=lab.thumbprint,
-        port=lab.port,
-        patience_s=2,
-    )
-    return replace(settings, **changes)
-
-
-async def test_a_server_that_is_away_is_waited_for(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_server_that_is_away_is_waited_for(lab, vcenter):
     async with vcenter.connect() as session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, lab.restart, 0.2)
@@ -56,9 +42,7 @@ async def test_a_server_that_is_away_is_waited_for(lab: LabVcenter, vcenter: Vce
     assert lab.calls["Login"] >= 2
 
 
-async def test_a_changing_call_waits_for_a_server_that_cannot_be_reached(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_changing_call_waits_for_a_server_that_cannot_be_reached(lab, vcenter):
     async with vcenter.connect() as session:
         lab.inject("CurrentTime", Refusal.UNAVAILABLE)
         lab.inject("CurrentTime", Refusal.UNAVAILABLE, 2)
@@ -73,8 +57,8 @@ async def test_a_changing_call_waits_for_a_server_that_cannot_be_reached(
 
 @pytest.mark.parametrize("method", ["CreateSnapshotEx_Task", "RemoveSnapshot_Task"])
 async def test_a_restart_while_a_task_runs_leaves_one_snapshot_and_then_none(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_for_call, method: str
-) -> None:
+    lab, vcenter, journal, add_vm, wait_for_call, method
+):
     moref = add_vm()
     lab.inject(method, Delay(0.3), in_task=True)
 
@@ -91,9 +75,7 @@ async def test_a_restart_while_a_task_runs_leaves_one_snapshot_and_then_none(
     assert journal.intents() == []
 
 
-async def test_a_wait_is_cancelled_at_once_even_when_the_server_is_away(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call
-) -> None:
+async def test_a_wait_is_cancelled_at_once_even_when_the_server_is_away(lab, vcenter, add_vm, wait_for_call):
     add_vm()
     lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
     patient = replace(vcenter, patience_s=3600)
@@ -112,7 +94,7 @@ async def test_a_wait_is_cancelled_at_once_even_when_the_server_is_away(
         lab.calm()
 
 
-async def test_an_exception_of_the_block_is_not_wrapped(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_exception_of_the_block_is_not_wrapped(lab, vcenter):
     with pytest.raises(KeyError, match="mine"):
         async with replace(vcenter, keep_alive_s=0.001).connect():
             await trio.sleep(0.02)
@@ -130,9 +112,7 @@ async def test_an_exception_of_the_block_is_not_wrapped(lab: LabVcenter, vcenter
     assert lab.calls["Logout"] == lab.calls["Login"] == 3
 
 
-async def test_a_call_that_outlives_its_session_does_not_log_in_again(
-    lab: LabVcenter, vcenter: Vcenter, wait_until
-) -> None:
+async def test_a_call_that_outlives_its_session_does_not_log_in_again(lab, vcenter, wait_until):
     release = threading.Event()
     async with vcenter.connect() as session:
 
@@ -148,9 +128,7 @@ async def test_a_call_that_outlives_its_session_does_not_log_in_again(
     assert lab.calls["Login"] == lab.calls["Logout"] == 1
 
 
-async def test_a_session_is_borrowed_by_its_cookie_and_not_closed(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, reader, journal: Journal
-) -> None:
+async def test_a_session_is_borrowed_by_its_cookie_and_not_closed(lab, vcenter, add_vm, reader, journal):
     add_vm()
     async with vcenter.connect() as session:
         for given in (session.cookie, session.cookie.partition("=")[2].strip('"')):
@@ -178,27 +156,27 @@ async def test_a_session_is_borrowed_by_its_cookie_and_not_closed(
 @pytest.mark.parametrize(
     "login", [{}, {"user": "u"}, {"password": Secret.from_text("p")}, {"keep_alive_s": 0}]
 )
-def test_contradicting_logins_are_config_errors(login: dict[str, object]) -> None:
+def test_contradicting_logins_are_config_errors(login):
     with pytest.raises(ConfigError):
         Vcenter("vc01", **login)  # type: ignore[arg-type]
 
 
-async def test_an_esxi_host_takes_a_quiesced_snapshot(tmp_path: Path, journal: Journal) -> None:
+async def test_an_esxi_host_takes_a_quiesced_snapshot(tmp_path, journal):
     with LabVcenter(tmp_path / "esxi", task_s=0, api_type="HostAgent") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
-        async with _settings(lab).connect() as session:
+        async with settings_of(lab, patience_s=2).connect() as session:
             assert not session.is_vcenter
             vm = await find_vm(session, "web01")
             async with open_snapshot(session, vm, Quiesce.application(), journal, run="r") as snapshot:
                 assert snapshot.quiesce.kind == "application"
 
 
-async def test_an_api_before_6_5_gets_the_older_snapshot_call(tmp_path: Path, journal: Journal) -> None:
+async def test_an_api_before_6_5_gets_the_older_snapshot_call(tmp_path, journal):
     with LabVcenter(tmp_path / "old", task_s=0, api_version="6.0") as lab:
         directory = lab.datastore("datastore1") / "web01"
         lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk", 1 << 20)])
-        async with _settings(lab).connect() as session:
+        async with settings_of(lab, patience_s=2).connect() as session:
             assert session.api_version == (6, 0)
             vm = await find_vm(session, "web01")
             async with open_snapshot(session, vm, Quiesce.application(), journal, run="r"):
@@ -229,15 +207,13 @@ def virtual(tmp_path: Path) -> Iterator[tuple[LabVcenter, VirtualTime]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step_min", [10, 45])
-async def test_no_job_notices_expiry_and_five_restarts_in_72_hours(
-    virtual: tuple[LabVcenter, VirtualTime], reader_of, journal: Journal, step_min: int
-) -> None:
+async def test_no_job_notices_expiry_and_five_restarts_in_72_hours(virtual, reader_of, journal, step_min):
     """Every step of virtual time begins with the keep-alive that is due then. With steps of 10 minutes the session
     lives from restart to restart, with 45 it has expired at each."""
     lab, clock = virtual
     total = 72 * 60 // step_min
     restarts = set(random.Random(72).sample(range(2, total), 5))
-    machine = VcenterVm(_settings(lab), "web01", reader=reader_of(lab), journal=journal)
+    machine = VcenterVm(settings_of(lab, patience_s=2), "web01", reader=reader_of(lab), journal=journal)
     jobs, since = 0, None
     for step in range(1, total + 1):
         if since is None or step % 30 == 0:
@@ -265,11 +241,9 @@ async def test_no_job_notices_expiry_and_five_restarts_in_72_hours(
     assert lab.calls["Login"] == pytest.approx(jobs + expired, abs=1)
 
 
-async def test_the_keep_alive_task_touches_the_session_and_renews_it(
-    virtual: tuple[LabVcenter, VirtualTime], wait_until
-) -> None:
+async def test_the_keep_alive_task_touches_the_session_and_renews_it(virtual, wait_until):
     lab, clock = virtual
-    async with _settings(lab, keep_alive_s=0.005).connect():
+    async with settings_of(lab, patience_s=2, keep_alive_s=0.005).connect():
         for _ in range(10):
             clock.now_s += 1200
             seen = lab.calls.get("Fetch", 0)
@@ -279,7 +253,7 @@ async def test_the_keep_alive_task_touches_the_session_and_renews_it(
         await wait_until(lambda: lab.calls["Login"] == 2)
 
 
-async def test_a_keep_alive_that_fails_raises_nothing(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_keep_alive_that_fails_raises_nothing(lab, vcenter):
     async with replace(vcenter, keep_alive_s=0.005, patience_s=0).connect() as session:
         lab.inject("Fetch", Refusal.UNAVAILABLE, chance=1)
         await trio.sleep(0.05)

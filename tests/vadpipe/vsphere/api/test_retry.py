@@ -2,14 +2,13 @@
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from pipeline.errors import SourceError
 from vadpipe.vsphere.api.faults import Busy
 from vadpipe.vsphere.api.retry import backoff, retry
 
 
-async def test_pauses_grow_and_end(autojump_clock: MockClock) -> None:
+async def test_pauses_grow_and_end(autojump_clock):
     taken = []
     for pause_s in backoff(300):
         taken.append(pause_s)
@@ -20,7 +19,7 @@ async def test_pauses_grow_and_end(autojump_clock: MockClock) -> None:
     assert list(backoff(0)) == []
 
 
-async def test_the_time_limit_begins_at_the_first_failure(autojump_clock: MockClock) -> None:
+async def test_the_time_limit_begins_at_the_first_failure(autojump_clock):
     calls = 0
 
     async def slow() -> None:
@@ -34,7 +33,7 @@ async def test_the_time_limit_begins_at_the_first_failure(autojump_clock: MockCl
     assert calls == 3  # at 0 s, 201 s and 403 s; the patience ended at 500 s
 
 
-async def test_an_error_that_is_not_transient_is_raised_at_once(autojump_clock: MockClock) -> None:
+async def test_an_error_that_is_not_transient_is_raised_at_once(autojump_clock):
     async def broken() -> None:
         raise SourceError("for good")
 

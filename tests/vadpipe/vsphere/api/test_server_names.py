@@ -30,7 +30,7 @@ def settings(server: str, **others: object) -> Vcenter:
         ("esx_1.example.com", "esx_1.example.com", 443),
     ],
 )
-def test_a_name_with_or_without_a_port_is_understood(text: str, host: str, port: int) -> None:
+def test_a_name_with_or_without_a_port_is_understood(text, host, port):
     made = settings(text)
     assert (made.server, made.port) == (host, port)
 
@@ -58,19 +58,19 @@ def test_a_name_with_or_without_a_port_is_understood(text: str, host: str, port:
         ("[vc01]", "no IPv6 address"),
     ],
 )
-def test_what_cannot_be_a_server_is_a_config_error_with_an_example(text: str, problem: str) -> None:
+def test_what_cannot_be_a_server_is_a_config_error_with_an_example(text, problem):
     with pytest.raises(ConfigError, match=problem) as caught:
         settings(text)
     assert "vc01.example.com" in caught.value.remedy
 
 
-def test_a_port_in_the_name_must_not_contradict_port() -> None:
+def test_a_port_in_the_name_must_not_contradict_port():
     assert settings("vc01:8443", port=8443).port == 8443
     with pytest.raises(ConfigError, match=r"names port 8443, and port=9443"):
         settings("vc01:8443", port=9443)
 
 
-async def test_a_port_that_does_not_speak_tls_is_named() -> None:
+async def test_a_port_that_does_not_speak_tls_is_named():
     with socket.create_server(("127.0.0.1", 0)) as plain:
         port = plain.getsockname()[1]
 

@@ -11,7 +11,7 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, MoverError
 from pipeline.secrets import Secret
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, LoginRefused, NotOffered
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
@@ -27,7 +27,7 @@ def _restart_in_place(lab: LabVcenter) -> None:
     lab.drop_connections()
 
 
-async def test_a_session_logs_in_and_out(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_session_logs_in_and_out(lab, vcenter):
     async with vcenter.connect() as session:
         assert session.is_vcenter
         assert session.api_version >= (6, 5)
@@ -35,14 +35,14 @@ async def test_a_session_logs_in_and_out(lab: LabVcenter, vcenter: Vcenter) -> N
     assert lab.calls["Login"] == lab.calls["Logout"] == 1
 
 
-def test_the_repr_of_settings_shows_no_secret() -> None:
+def test_the_repr_of_settings_shows_no_secret():
     settings = Vcenter("nowhere.invalid", "backup", Secret.from_text("pa55word"))
     assert "pa55word" not in repr(settings)
     with pytest.raises(ConfigError, match="server"):
         Vcenter("https://vc01/sdk", "backup", Secret.from_text("x"))
 
 
-async def test_a_wrong_password_is_one_clear_error(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_wrong_password_is_one_clear_error(lab, vcenter):
     wrong = dataclasses.replace(vcenter, password=Secret.from_text("wrong"))
     with pytest.raises(LoginRefused, match="password") as caught:
         async with wrong.connect():
@@ -53,9 +53,7 @@ async def test_a_wrong_password_is_one_clear_error(lab: LabVcenter, vcenter: Vce
     assert lab.calls["Login"] == 1  # repeating it would lock the account
 
 
-async def test_a_missing_password_is_a_config_error(
-    vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_password_is_a_config_error(vcenter, monkeypatch):
     monkeypatch.delenv("VADPIPE_TEST_PASSWORD", raising=False)
     unset = dataclasses.replace(vcenter, password=Secret.from_env("VADPIPE_TEST_PASSWORD"))
     with pytest.raises(ConfigError, match="VADPIPE_TEST_PASSWORD"):
@@ -63,7 +61,7 @@ async def test_a_missing_password_is_a_config_error(
             pass
 
 
-async def test_a_closed_port_is_a_lost_connection() -> None:
+async def test_a_closed_port_is_a_lost_connection():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ConnectionLost, match="does not answer"):
@@ -71,7 +69,7 @@ async def test_a_closed_port_is_a_lost_connection() -> None:
             pass
 
 
-async def test_an_expired_session_is_renewed_unnoticed(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_expired_session_is_renewed_unnoticed(lab, vcenter):
     async with vcenter.connect() as session:
         for _ in range(3):
             lab.expire_sessions()
@@ -79,7 +77,7 @@ async def test_an_expired_session_is_renewed_unnoticed(lab: LabVcenter, vcenter:
     assert lab.calls["Login"] == 4
 
 
-async def test_concurrent_calls_share_one_new_login(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_concurrent_calls_share_one_new_login(lab, vcenter):
     async with vcenter.connect() as session:
         lab.expire_sessions()
         async with trio.open_nursery() as nursery:
@@ -88,14 +86,14 @@ async def test_concurrent_calls_share_one_new_login(lab: LabVcenter, vcenter: Vc
     assert lab.calls["Login"] == 2
 
 
-async def test_reading_calls_do_not_notice_a_restarted_server(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_reading_calls_do_not_notice_a_restarted_server(lab, vcenter):
     async with vcenter.connect() as session:
         await _time(session)
         _restart_in_place(lab)
         assert await _time(session) == "Datacenters"
 
 
-async def test_a_reading_call_is_repeated_after_a_lost_connection(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_reading_call_is_repeated_after_a_lost_connection(lab, vcenter):
     async with vcenter.connect() as session:
         service = vim.ServiceInstance("ServiceInstance", session.stub)
         lab.inject("CurrentTime", Drop.AFTER)
@@ -107,9 +105,7 @@ async def test_a_reading_call_is_repeated_after_a_lost_connection(lab: LabVcente
         await session.call("CurrentTime", service.CurrentTime)  # and again, with patience
 
 
-async def test_a_changing_call_is_not_repeated_when_its_answer_is_lost(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_changing_call_is_not_repeated_when_its_answer_is_lost(lab, vcenter):
     async with vcenter.connect() as session:
         service = vim.ServiceInstance("ServiceInstance", session.stub)
         before = lab.calls.get("CurrentTime", 0)
@@ -119,16 +115,14 @@ async def test_a_changing_call_is_not_repeated_when_its_answer_is_lost(
     assert lab.calls["CurrentTime"] == before + 1
 
 
-async def test_a_changing_call_refused_for_an_expired_session_runs_after_a_new_login(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_changing_call_refused_for_an_expired_session_runs_after_a_new_login(lab, vcenter):
     async with vcenter.connect() as session:
         lab.expire_sessions()
         name = await session.call("Read", lambda: session.content.rootFolder.name, changes=True)
         assert name == "Datacenters"
 
 
-async def test_a_fault_leaves_a_nursery_as_one_of_our_errors(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_fault_leaves_a_nursery_as_one_of_our_errors(lab, vcenter):
     async with vcenter.connect() as session:
 
         async def failing() -> None:
@@ -143,7 +137,7 @@ async def test_a_fault_leaves_a_nursery_as_one_of_our_errors(lab: LabVcenter, vc
         error.add_note("works")
 
 
-async def test_a_cancelled_reading_call_returns_at_once(vcenter: Vcenter) -> None:
+async def test_a_cancelled_reading_call_returns_at_once(vcenter):
     async with vcenter.connect() as session:
         release, ended = threading.Event(), threading.Event()
 
@@ -159,7 +153,7 @@ async def test_a_cancelled_reading_call_returns_at_once(vcenter: Vcenter) -> Non
         await trio.to_thread.run_sync(ended.wait, 30)
 
 
-async def test_a_cancelled_changing_call_is_waited_for(vcenter: Vcenter) -> None:
+async def test_a_cancelled_changing_call_is_waited_for(vcenter):
     async with vcenter.connect() as session:
         started, release = threading.Event(), threading.Event()
 

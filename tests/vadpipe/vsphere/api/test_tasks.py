@@ -1,6 +1,6 @@
 """Waiting for tasks: result, error, cancellation at once, and sessions that end in the middle."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -8,16 +8,13 @@ import pytest
 import trio
 from pyVmomi import vim
 
-from pipeline.secrets import Secret
-from vadpipe.lab.vcenter.injection import Delay
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
+from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ObjectGone, SnapshotError
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-
-AddVm = Callable[..., str]
-Calls = Callable[[LabVcenter, str], Awaitable[None]]
 
 
 @pytest.fixture
@@ -38,11 +35,7 @@ async def _task(vcenter: Vcenter) -> AsyncIterator[tuple[VcenterSession, vim.Tas
         yield session, task
 
 
-def _settings(lab: LabVcenter) -> Vcenter:
-    return Vcenter(lab.address, "backup", Secret.from_text("lab"), thumbprint=lab.thumbprint, port=lab.port)
-
-
-async def test_a_wait_returns_the_result_of_the_task(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_wait_returns_the_result_of_the_task(vcenter, add_vm):
     add_vm()
     async with _task(vcenter) as (session, task):
         result = await wait_for_task(session, task, "CreateSnapshot_Task")
@@ -52,7 +45,7 @@ async def test_a_wait_returns_the_result_of_the_task(vcenter: Vcenter, add_vm: A
         )  # also when it ended before
 
 
-async def test_a_wait_raises_the_error_of_the_task(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_wait_raises_the_error_of_the_task(lab, vcenter, add_vm):
     add_vm()
     lab.inject("CreateSnapshot_Task", lambda: vim.fault.TooManySnapshotLevels(), in_task=True)
     async with _task(vcenter) as (session, task):
@@ -60,8 +53,8 @@ async def test_a_wait_raises_the_error_of_the_task(lab: LabVcenter, vcenter: Vce
             await wait_for_task(session, task, "CreateSnapshot_Task")
 
 
-async def test_a_cancelled_wait_destroys_its_collector(slow_lab: LabVcenter, wait_for_call: Calls) -> None:
-    async with _task(_settings(slow_lab)) as (session, task), trio.open_nursery() as nursery:
+async def test_a_cancelled_wait_destroys_its_collector(slow_lab, wait_for_call):
+    async with _task(settings_of(slow_lab)) as (session, task), trio.open_nursery() as nursery:
         nursery.start_soon(wait_for_task, session, task, "CreateSnapshot_Task")
         await wait_for_call(slow_lab, "WaitForUpdatesEx")
         nursery.cancel_scope.cancel()
@@ -71,12 +64,10 @@ async def test_a_cancelled_wait_destroys_its_collector(slow_lab: LabVcenter, wai
 
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["expire_sessions", "drop_connections"])
-async def test_a_wait_survives_an_expired_session_and_a_lost_connection(
-    tmp_path: Path, wait_for_call: Calls, event: str
-) -> None:
+async def test_a_wait_survives_an_expired_session_and_a_lost_connection(tmp_path, wait_for_call, event):
     with LabVcenter(tmp_path / "lab", task_s=0.4) as lab:
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
-        async with _task(_settings(lab)) as (session, task), trio.open_nursery() as nursery:
+        async with _task(settings_of(lab)) as (session, task), trio.open_nursery() as nursery:
             results: list[object] = []
 
             async def wait() -> None:
@@ -88,15 +79,13 @@ async def test_a_wait_survives_an_expired_session_and_a_lost_connection(
     assert isinstance(results[0], vim.vm.Snapshot)
 
 
-async def test_an_unknown_task_raises_object_gone(vcenter: Vcenter) -> None:
+async def test_an_unknown_task_raises_object_gone(vcenter):
     async with vcenter.connect() as session:
         with pytest.raises(ObjectGone):
             await wait_for_task(session, vim.Task("task-4711", session.stub), "Some_Task")
 
 
-async def test_an_abandoned_wait_takes_no_updates_from_the_next(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm, wait_for_call: Calls
-) -> None:
+async def test_an_abandoned_wait_takes_no_updates_from_the_next(lab, vcenter, add_vm, wait_for_call):
     add_vm()
     lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
     with trio.fail_after(20):  # a third of a wait's own time-out

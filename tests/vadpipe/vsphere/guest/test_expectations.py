@@ -13,21 +13,15 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from vadpipe.cli.guest_config import guest_config
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost, GuestRefused, QuiesceFailed
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.guest.change import (
-    KEPT,
-    GuestChange,
-    apply_settings,
-    undo_settings,
-)
+from vadpipe.vsphere.guest.change import KEPT, GuestChange, apply_settings, undo_settings
 from vadpipe.vsphere.guest.expectations import GuestControl, GuestFindings, look_inside
 from vadpipe.vsphere.guest.scripts import LINUX, WINDOWS
 from vadpipe.vsphere.guest.tools_conf import SETTINGS, ToolsConfigUnreadable
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 
 AddVm = Callable[..., str]
@@ -61,7 +55,7 @@ async def changed(vcenter: Vcenter, wanted: dict | None, guest_id: str = "window
 # What a job sees
 
 
-async def test_a_guest_as_expected_is_reported(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_a_guest_as_expected_is_reported(lab, vcenter, moref):
     lab.guests.write(moref, PATH, b"[vmbackup]\nenableVSS=1\nexecScripts=false\n")
     found = await looked(vcenter, control(settings={"enableVSS": True}), Quiesce.application())
     assert found.attention == []
@@ -86,9 +80,7 @@ async def test_a_guest_as_expected_is_reported(lab: LabVcenter, vcenter: Vcenter
         (b"[vmbackup]\nenableVSS=false\n", {}, "tools.conf switches VSS off"),
     ],
 )
-async def test_a_difference_fails_or_is_reported_by_policy(
-    lab: LabVcenter, vcenter: Vcenter, moref: str, text: bytes, settings: dict, said: str
-) -> None:
+async def test_a_difference_fails_or_is_reported_by_policy(lab, vcenter, moref, text, settings, said):
     lab.guests.write(moref, PATH, text)
     wanted = control(settings=settings)
     with pytest.raises(QuiesceFailed, match=said) as caught:
@@ -98,9 +90,7 @@ async def test_a_difference_fails_or_is_reported_by_policy(
     assert said in found.attention[0]
 
 
-async def test_a_guest_is_not_read_when_nothing_is_quiesced(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_a_guest_is_not_read_when_nothing_is_quiesced(lab, vcenter, add_vm):
     add_vm(power="poweredOff")
     wanted = control(scripts="required")
     assert await looked(vcenter, None, Quiesce.application()) == GuestFindings()
@@ -109,9 +99,7 @@ async def test_a_guest_is_not_read_when_nothing_is_quiesced(
     assert "ListFilesInGuest" not in lab.calls
 
 
-async def test_a_guest_that_refuses_the_account_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, moref: str
-) -> None:
+async def test_a_guest_that_refuses_the_account_is_reported(lab, vcenter, moref):
     wrong = replace(control(), password=Secret.from_text("wrong"))
     found = await looked(vcenter, wrong, Quiesce.application())
     assert "could not be read" in found.attention[0]
@@ -123,7 +111,7 @@ async def test_a_guest_that_refuses_the_account_is_reported(
     ).attention
 
 
-async def test_a_linux_guest_has_its_own_paths(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_linux_guest_has_its_own_paths(lab, vcenter, add_vm):
     moref = add_vm(guest_id="ubuntu64Guest")
     lab.guests.write(moref, LINUX.tools_conf, b"[vmbackup]\nenableSyncDriver=false\nenableVSS=false\n")
     lab.guests.write(moref, LINUX.post_thaw, b"")
@@ -137,12 +125,12 @@ async def test_a_linux_guest_has_its_own_paths(lab: LabVcenter, vcenter: Vcenter
     [{"settings": {"quiesce.apps": True}}, {"settings": {"enableVSS": "yes"}}, {"settings": {"timeout": True}},
      {"scripts": "some"}],
 )  # fmt: skip
-def test_unknown_settings_are_config_errors(settings: dict) -> None:
+def test_unknown_settings_are_config_errors(settings):
     with pytest.raises(ConfigError):
         control(**settings)
 
 
-def test_the_keys_are_those_of_the_collected_facts() -> None:
+def test_the_keys_are_those_of_the_collected_facts():
     facts = """enableVSS vss.disableAppQuiescing excludedFileSystems enableSyncDriver enableXmlManifest
         ignoreFrozenFileSystems quiesceApps quiesceFS allowHWProvider execScripts scriptArg timeout enableNullDriver
         vssUseDefault forceQuiesce"""
@@ -155,7 +143,7 @@ def test_the_keys_are_those_of_the_collected_facts() -> None:
 
 
 @pytest.mark.slow
-async def test_a_change_can_be_undone(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_a_change_can_be_undone(lab, vcenter, moref):
     place = lab.guests.write(moref, PATH, ADMINS)
     change = await changed(vcenter, WANTED)
     assert change.changed
@@ -172,9 +160,7 @@ async def test_a_change_can_be_undone(lab: LabVcenter, vcenter: Vcenter, moref: 
 
 
 @pytest.mark.slow
-async def test_undoing_removes_a_file_that_did_not_exist_before(
-    lab: LabVcenter, vcenter: Vcenter, moref: str
-) -> None:
+async def test_undoing_removes_a_file_that_did_not_exist_before(lab, vcenter, moref):
     place = lab.guests.write(moref, PATH, b"")
     place.unlink()
     await changed(vcenter, {"enableVSS": False})
@@ -184,7 +170,7 @@ async def test_undoing_removes_a_file_that_did_not_exist_before(
 
 
 @pytest.mark.slow
-async def test_undoing_keeps_changes_by_others(lab: LabVcenter, vcenter: Vcenter, moref: str) -> None:
+async def test_undoing_keeps_changes_by_others(lab, vcenter, moref):
     place = lab.guests.write(moref, PATH, ADMINS)
     await changed(vcenter, WANTED)
     place.write_bytes(APPLIED + b"[guestinfo]\r\nx=1\r\n")
@@ -207,9 +193,7 @@ async def test_undoing_keeps_changes_by_others(lab: LabVcenter, vcenter: Vcenter
         ("DeleteFileInGuest", Drop.AFTER, 1),
     ],
 )
-async def test_an_interrupted_change_continues_with_the_same_command(
-    lab: LabVcenter, vcenter: Vcenter, moref: str, method: str, drop: Drop, nth: int
-) -> None:
+async def test_an_interrupted_change_continues_with_the_same_command(lab, vcenter, moref, method, drop, nth):
     """Change and way back, broken at any changing call and given again, end as if nothing had happened."""
     place = lab.guests.write(moref, PATH, ADMINS)
     lab.inject(method, drop, nth)
@@ -223,9 +207,7 @@ async def test_an_interrupted_change_continues_with_the_same_command(
     assert not place.with_name(place.name + KEPT).exists()
 
 
-async def test_a_file_that_vmware_tools_ignore_is_not_changed(
-    lab: LabVcenter, vcenter: Vcenter, moref: str
-) -> None:
+async def test_a_file_that_vmware_tools_ignore_is_not_changed(lab, vcenter, moref):
     place = lab.guests.write(moref, PATH, b"; note\n[vmbackup]\n")
     with pytest.raises(ToolsConfigUnreadable, match="Line 1"):
         await changed(vcenter, WANTED)
@@ -233,9 +215,7 @@ async def test_a_file_that_vmware_tools_ignore_is_not_changed(
     assert [file.name for file in place.parent.iterdir()] == [place.name]
 
 
-async def test_an_account_without_the_right_changes_nothing(
-    lab: LabVcenter, vcenter: Vcenter, moref: str
-) -> None:
+async def test_an_account_without_the_right_changes_nothing(lab, vcenter, moref):
     place = lab.guests.write(moref, PATH, ADMINS)
     lab.inject("MoveFileInGuest", vim.fault.GuestPermissionDenied)
     with pytest.raises(GuestRefused, match="administrator"):
@@ -279,7 +259,7 @@ def command(lab: LabVcenter, moref: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, command) -> None:
+def test_the_command_shows_changes_and_undoes(lab, moref, command):
     place = lab.guests.write(moref, PATH, ADMINS)
     code, output = command()
     assert code == 3
@@ -301,7 +281,7 @@ def test_the_command_shows_changes_and_undoes(lab: LabVcenter, moref: str, comma
     assert place.read_bytes() == ADMINS
 
 
-def test_the_command_reports_what_it_cannot_do(lab: LabVcenter, moref: str, command, add_vm: AddVm) -> None:
+def test_the_command_reports_what_it_cannot_do(lab, moref, command, add_vm):
     with pytest.raises(ConfigError, match="no job that has an account in its guest"):
         command(guest="None")
     for vm in lab.guests.service.inventory.vms.values():
@@ -310,7 +290,7 @@ def test_the_command_reports_what_it_cannot_do(lab: LabVcenter, moref: str, comm
         command()
 
 
-def test_a_plan_says_what_is_read_in_the_guest(vcenter: Vcenter, reader, journal: Journal) -> None:
+def test_a_plan_says_what_is_read_in_the_guest(vcenter, reader, journal):
     machine = VcenterVm(vcenter, "web01", reader=reader, journal=journal, guest=control())
     said = [sentence for sentence in machine.effects() if "tools.conf" in sentence]
     assert said == [

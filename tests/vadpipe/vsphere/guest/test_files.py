@@ -9,23 +9,17 @@ from pathlib import Path
 import pytest
 from pyVmomi import vim
 
-from pipeline.errors import MoverError
 from pipeline.secrets import Secret
 from vadpipe.lab.certificate import load_or_create
-from vadpipe.lab.vcenter.guests import Transfer
-from vadpipe.lab.vcenter.host_door import host_door
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.guests import Transfer
+from vadpipe.lab.vcenter.web.host_door import host_door
 from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, GuestRefused, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.guest.files import GuestAccount, GuestFileError, GuestFiles
-from vadpipe.vsphere.guest.scripts import (
-    LINUX,
-    WINDOWS,
-    in_order,
-    scripts_in,
-)
+from vadpipe.vsphere.guest.scripts import LINUX, WINDOWS, in_order, scripts_in
 from vadpipe.vsphere.inventory.lookup import find_vm
 
 AddVm = Callable[..., str]
@@ -48,7 +42,7 @@ async def opened(
         yield GuestFiles(session, await find_vm(session, "web01"), account, windows)
 
 
-async def test_a_file_is_read_and_replaced(vcenter: Vcenter, write: Callable[[str, bytes], Path]) -> None:
+async def test_a_file_is_read_and_replaced(vcenter, write):
     place = write(PATH, b"old")
     async with opened(vcenter) as files:
         old = await files.read(PATH)
@@ -65,9 +59,7 @@ async def test_a_file_is_read_and_replaced(vcenter: Vcenter, write: Callable[[st
         assert await files.read(PATH) is None
 
 
-async def test_a_replaced_file_keeps_owner_and_permissions(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_a_replaced_file_keeps_owner_and_permissions(lab, vcenter, add_vm):
     moref = add_vm(guest_id="ubuntu64Guest")
     place = lab.guests.write(moref, LINUX.tools_conf, b"old")
     place.chmod(0o600)
@@ -77,9 +69,7 @@ async def test_a_replaced_file_keeps_owner_and_permissions(
     assert place.stat().st_mode & 0o777 == 0o600
 
 
-async def test_long_lists_are_read_to_their_end(
-    vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_long_lists_are_read_to_their_end(vcenter, write, monkeypatch):
     monkeypatch.setattr("vadpipe.vsphere.guest.files._PAGE", 3)
     for number in range(7):
         write(rf"{WINDOWS.scripts}\{number}.bat", b"")
@@ -96,9 +86,7 @@ def host(lab: LabVcenter) -> Iterator[None]:
         yield
 
 
-async def test_a_host_is_trusted_by_the_thumbprint_that_vcenter_names(
-    vcenter: Vcenter, write: Callable[[str, bytes], Path], host: None
-) -> None:
+async def test_a_host_is_trusted_by_the_thumbprint_that_vcenter_names(vcenter, write, host):
     place = write(PATH, b"old")
     async with opened(vcenter) as files:
         old = await files.read(PATH)
@@ -106,9 +94,7 @@ async def test_a_host_is_trusted_by_the_thumbprint_that_vcenter_names(
     assert place.read_bytes() == b"new"
 
 
-async def test_a_host_with_another_certificate_gets_nothing(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], host: None, tmp_path: Path
-) -> None:
+async def test_a_host_with_another_certificate_gets_nothing(lab, vcenter, write, host, tmp_path):
     place = write(PATH, b"old")
     lab.guests.host_thumbprint = load_or_create(tmp_path, lab.address).thumbprint_sha1
     async with opened(vcenter) as files:
@@ -124,8 +110,8 @@ async def test_a_host_with_another_certificate_gets_nothing(
 
 
 async def test_a_host_must_show_the_certificate_that_vcenter_names_even_with_an_authority(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], host: None, tmp_path: Path
-) -> None:
+    lab, vcenter, write, host, tmp_path
+):
     """Also where vCenter itself is verified by an authority, the host has to be the one vCenter names."""
     write(PATH, b"old")
     verified = replace(vcenter, thumbprint=None, ca_file=str(lab.certificate))
@@ -136,9 +122,7 @@ async def test_a_host_must_show_the_certificate_that_vcenter_names_even_with_an_
             await files.read(PATH)
 
 
-async def test_an_esxi_host_of_the_session_is_trusted_as_the_session(
-    tmp_path: Path, vcenter: Vcenter
-) -> None:
+async def test_an_esxi_host_of_the_session_is_trusted_as_the_session(tmp_path, vcenter):
     """An ESXi host names itself as it likes; what vouches for the session vouches for the file."""
     with LabVcenter(tmp_path / "esxi", api_type="HostAgent") as esxi:
         directory = esxi.datastore("datastore1") / "web01"
@@ -151,9 +135,7 @@ async def test_an_esxi_host_of_the_session_is_trusted_as_the_session(
             assert found.content == b"old"
 
 
-async def test_an_address_without_tls_is_refused(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_address_without_tls_is_refused(lab, vcenter, write, monkeypatch):
     write(PATH, b"old")
 
     def begin(transfer: Transfer) -> str:
@@ -166,9 +148,7 @@ async def test_an_address_without_tls_is_refused(
 
 
 @pytest.mark.parametrize("drop", [Drop.BEFORE, Drop.AFTER])
-async def test_a_broken_transfer_is_repeated_once(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], drop: Drop
-) -> None:
+async def test_a_broken_transfer_is_repeated_once(lab, vcenter, write, drop):
     place = write(PATH, b"old text")
     lab.inject("/guestFile", drop)
     async with opened(vcenter) as files:
@@ -184,9 +164,7 @@ async def test_a_broken_transfer_is_repeated_once(
             await files.read(PATH)
 
 
-async def test_a_lost_answer_of_a_change_is_not_repeated(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path]
-) -> None:
+async def test_a_lost_answer_of_a_change_is_not_repeated(lab, vcenter, write):
     place = write(PATH, b"old")
     lab.inject("MoveFileInGuest", Drop.AFTER)
     async with opened(vcenter) as files:
@@ -209,14 +187,7 @@ async def test_a_lost_answer_of_a_change_is_not_repeated(
         (lambda: vim.fault.FileFault(file="x"), GuestFileError, "tools.conf in the guest of web01"),
     ],
 )
-async def test_each_refusal_has_a_remedy(
-    lab: LabVcenter,
-    vcenter: Vcenter,
-    write: Callable[[str, bytes], Path],
-    fault: Callable[[], vim.fault.VimFault],
-    error: type[MoverError],
-    said: str,
-) -> None:
+async def test_each_refusal_has_a_remedy(lab, vcenter, write, fault, error, said):
     write(PATH, b"old")
     lab.inject("InitiateFileTransferFromGuest", fault)
     async with opened(vcenter) as files:
@@ -225,9 +196,7 @@ async def test_each_refusal_has_a_remedy(
     assert caught.value.remedy
 
 
-async def test_a_wrong_password_is_reported_and_not_shown(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path]
-) -> None:
+async def test_a_wrong_password_is_reported_and_not_shown(lab, vcenter, write):
     write(PATH, b"old")
     async with opened(vcenter, password="s3cr3t of the guest") as files:
         with pytest.raises(GuestRefused, match="account of the guest") as caught:
@@ -235,9 +204,7 @@ async def test_a_wrong_password_is_reported_and_not_shown(
     assert "s3cr3t" not in f"{caught.value!r}{caught.value.facts}{caught.value.__cause__!r}{files!r}"
 
 
-async def test_a_token_is_in_no_error(
-    lab: LabVcenter, vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_token_is_in_no_error(lab, vcenter, write, monkeypatch):
     write(PATH, b"old")
     monkeypatch.setattr(lab.guests, "redeem", lambda token, incoming: None)
     async with opened(vcenter) as files:
@@ -246,9 +213,7 @@ async def test_a_token_is_in_no_error(
     assert "token" not in f"{caught.value!r}{caught.value.facts}"
 
 
-async def test_a_file_above_the_size_limit_is_not_read(
-    vcenter: Vcenter, write: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_above_the_size_limit_is_not_read(vcenter, write, monkeypatch):
     monkeypatch.setattr("vadpipe.vsphere.guest.files.READ_LIMIT", 10)
     write(PATH, b"0123456789x")
     async with opened(vcenter) as files:
@@ -256,9 +221,7 @@ async def test_a_file_above_the_size_limit_is_not_read(
             await files.read(PATH)
 
 
-async def test_scripts_are_listed_in_the_order_in_which_they_run(
-    vcenter: Vcenter, write: Callable[[str, bytes], Path], lab: LabVcenter
-) -> None:
+async def test_scripts_are_listed_in_the_order_in_which_they_run(vcenter, write, lab):
     for path in (
         WINDOWS.pre_freeze,
         rf"{WINDOWS.scripts}\2.bat",
@@ -278,7 +241,7 @@ async def test_scripts_are_listed_in_the_order_in_which_they_run(
     assert len(scripts.paths) == 4
 
 
-def test_a_guest_without_scripts() -> None:
+def test_a_guest_without_scripts_has_empty_lists():
     scripts = in_order(LINUX, False, False, [])
     assert not scripts
     assert scripts.paths == []
@@ -287,7 +250,7 @@ def test_a_guest_without_scripts() -> None:
     ]  # fmt: skip
 
 
-def test_the_servers_of_the_lab_show_different_certificates(lab: LabVcenter, host: None) -> None:
+def test_the_servers_of_the_lab_show_different_certificates(lab, host):
     """The two servers of these tests do show different certificates."""
     port = int(lab.guests.door.rpartition(":")[2])
     shown = {ssl.get_server_certificate((lab.address, number)) for number in (lab.port, port)}

@@ -24,34 +24,34 @@ exclude-nics=eth*
 """
 
 
-def test_a_value_is_changed_in_its_place() -> None:
+def test_a_value_is_changed_in_its_place():
     config = ToolsConfig.parse(ADMINS).with_values({"enableVSS": "false"})
     assert config.content == ADMINS.replace(b"=  true", b"=  false")
     assert config.values() == {"enableVSS": "false"}
 
 
-def test_a_key_is_added_after_the_last_of_its_group() -> None:
+def test_a_key_is_added_after_the_last_of_its_group():
     config = ToolsConfig.parse(ADMINS).with_values({"vss.disableAppQuiescing": "true"})
     lines = config.content.split(b"\n")
     assert lines[lines.index(b"   enableVSS =  true") + 1] == b"vss.disableAppQuiescing=true"
     assert len(lines) == ADMINS.count(b"\n") + 2
 
 
-def test_a_group_is_added_at_the_end_with_the_line_ends_of_the_file() -> None:
+def test_a_group_is_added_at_the_end_with_the_line_ends_of_the_file():
     config = ToolsConfig.parse(b"[logging]\r\nlog=true\r\n").with_values({"enableVSS": "false"})
     assert config.content == b"[logging]\r\nlog=true\r\n\r\n[vmbackup]\r\nenableVSS=false\r\n"
     assert ToolsConfig.parse(b"").with_values({"a": "1"}, line_end="\r\n").content == b"[vmbackup]\r\na=1\r\n"
     assert ToolsConfig.parse(b"[g]\nb=2").with_values({"a": "1"}).content == b"[g]\nb=2\n\n[vmbackup]\na=1\n"
 
 
-def test_the_last_of_several_keys_counts_and_all_are_removed() -> None:
+def test_the_last_of_several_keys_counts_and_all_are_removed():
     twice = ToolsConfig.parse(b"[vmbackup]\na=1\na=2\n[x]\n[vmbackup]\na=3\n")
     assert twice.value("a") == "3"
     assert twice.with_values({"a": "4"}).content == b"[vmbackup]\na=1\na=2\n[x]\n[vmbackup]\na=4\n"
     assert twice.with_values({"a": None}).content == b"[vmbackup]\n[x]\n[vmbackup]\n"
 
 
-def test_windows_paths_are_escaped() -> None:
+def test_windows_paths_are_escaped():
     config = ToolsConfig.parse(b"").with_values({"excludedFileSystems": "E:\\,F:\\mount\\"})
     assert config.content == b"[vmbackup]\nexcludedFileSystems=E:\\\\,F:\\\\mount\\\\\n"
     assert config.value("excludedFileSystems") == "E:\\,F:\\mount\\"
@@ -69,13 +69,13 @@ def test_windows_paths_are_escaped() -> None:
         (b"[vmbackup]\na=\0\n", None),
     ],
 )
-def test_a_file_that_vmware_tools_ignore_is_refused(content: bytes, line: int | None) -> None:
+def test_a_file_that_vmware_tools_ignore_is_refused(content, line):
     with pytest.raises(ToolsConfigUnreadable, match="ignore the whole file") as caught:
         ToolsConfig.parse(content)
     assert caught.value.facts["line"] == line
 
 
-def test_changes_by_others_survive_restoring() -> None:
+def test_changes_by_others_survive_restoring():
     before = ToolsConfig.parse(b"[vmbackup]\nenableVSS=true\n")
     now = before.with_values({"enableVSS": "false", "scriptArg": "x"})
     assert put_back(now, before, KEYS) == (before, True)
@@ -116,9 +116,7 @@ def _readable(content: bytes) -> ToolsConfig | None:
 @given(_texts, _wanted)
 @example(b"[vmbackup]\r\nscriptArg=x", {"enableVSS": "1"})
 @example(b"[vmbackup]\r\nscriptArg=x", {"scriptArg": None})
-def test_a_change_sets_the_values_and_keeps_everything_else(
-    content: bytes, wanted: dict[str, str | None]
-) -> None:
+def test_a_change_sets_the_values_and_keeps_everything_else(content, wanted):
     before = _readable(content)
     if before is None:
         return
@@ -175,7 +173,7 @@ def glib() -> Load:
 @given(_texts, _wanted)
 @example(b"[vmbackup]\nn[de]=1\na b = 2\n", {})
 @example(b"\xef\xbb\xbf[vmbackup]\n", {})
-def test_glib_reads_it_the_same(glib: Load, content: bytes, wanted: dict[str, str | None]) -> None:
+def test_glib_reads_it_the_same(glib, content, wanted):
     config, witness = _readable(content), glib(content)
     assert (config is None) == (witness is None)
     if config is None:

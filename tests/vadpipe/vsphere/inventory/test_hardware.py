@@ -57,28 +57,26 @@ def _flat(mode: str = "persistent", **fields: object) -> vim.vm.device.VirtualDi
         (device.VirtualNVMEController, "nvme1:3"),
     ],
 )
-def test_a_disk_is_named_by_its_place_on_the_bus(
-    kind: type[vim.vm.device.VirtualController], key: str
-) -> None:
+def test_a_disk_is_named_by_its_place_on_the_bus(kind, key):
     (facts,) = vm_disks([_controller(kind, 1001, 1), _disk(2019, 1001, 3, _flat(uuid="u", changeId="c/1"))])
     assert (facts.key, facts.label, facts.device_key) == (key, "Hard disk", 2019)
     assert (facts.path, facts.capacity) == ("[ds1] web01/web01-000002.vmdk", 8 * GiB)
     assert (facts.change_id, facts.uuid, facts.mode, facts.left_out) == ("c/1", "u", "persistent", "")
 
 
-def test_the_capacity_in_bytes_is_preferred() -> None:
+def test_the_capacity_in_bytes_is_preferred():
     disk = _disk(2000, 1000, 0, _flat())
     disk.capacityInBytes = 8 * GiB + 512
     assert vm_disks([disk])[0].capacity == 8 * GiB + 512
 
 
 @pytest.mark.parametrize("mode", ["independent_persistent", "independent_nonpersistent"])
-def test_an_independent_disk_is_left_out(mode: str) -> None:
+def test_an_independent_disk_is_left_out(mode):
     (facts,) = vm_disks([_disk(2000, 1000, 0, _flat(mode))])
     assert mode in facts.left_out
 
 
-def test_a_raw_device_is_left_out_in_physical_mode_only() -> None:
+def test_a_raw_device_is_left_out_in_physical_mode_only():
     kind = device.VirtualDisk.RawDiskMappingVer1BackingInfo
     physical = kind(fileName="[ds1] a/rdm.vmdk", compatibilityMode="physicalMode")
     virtual = kind(fileName="[ds1] a/rdm.vmdk", compatibilityMode="virtualMode", changeId="c/2")
@@ -88,7 +86,7 @@ def test_a_raw_device_is_left_out_in_physical_mode_only() -> None:
     assert facts[0].change_id == "c/2"
 
 
-def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
+def test_the_configuration_is_json_and_holds_what_a_new_vm_needs():
     nic = device.VirtualVmxnet3(
         key=4000,
         deviceInfo=vim.Description(label="Network adapter 1", summary="VLAN 7"),
@@ -132,7 +130,7 @@ def test_the_configuration_is_json_and_holds_what_a_new_vm_needs() -> None:
     assert document["left_out"] == ["Hard disk 2 is left out."]
 
 
-def test_a_disk_knows_its_bus_datastore_and_chain() -> None:
+def test_a_disk_knows_its_bus_datastore_and_chain():
     base = device.VirtualDisk.FlatVer2BackingInfo(fileName="[ds1] web01/web01.vmdk", diskMode="persistent")
     backing = _flat(parent=base, changeId="c/1", sharing="sharingMultiWriter")
     (disk,) = vm_disks([_controller(device.VirtualNVMEController, 1001, 1), _disk(2019, 1001, 3, backing)])
@@ -143,7 +141,7 @@ def test_a_disk_knows_its_bus_datastore_and_chain() -> None:
     assert (bare.bus, bare.datastore, bare.tracked, bare.files) == ("", "", False, 1)
 
 
-def test_controllers_count_every_device_on_them_and_passed_through_devices_are_named() -> None:
+def test_controllers_count_every_device_on_them_and_passed_through_devices_are_named():
     card = device.VirtualPCIPassthrough(
         key=13000, deviceInfo=vim.Description(label="PCI device 0", summary="")
     )
@@ -158,7 +156,7 @@ def test_controllers_count_every_device_on_them_and_passed_through_devices_are_n
     assert passed_through(devices) == ["PCI device 0"]
 
 
-def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus() -> None:
+def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus():
     controllers = [
         _controller(device.ParaVirtualSCSIController, 1000, 0),
         _controller(device.VirtualNVMEController, 31000, 0),
@@ -170,7 +168,7 @@ def test_the_boot_bus_is_known_from_the_boot_order_or_a_single_bus() -> None:
     assert boot_bus(disks[:1], []) == "scsi"
 
 
-def test_a_shared_graphics_card_is_not_passed_through() -> None:
+def test_a_shared_graphics_card_is_not_passed_through():
     shared = device.VirtualPCIPassthrough(
         key=1, backing=device.VirtualPCIPassthrough.VmiopBackingInfo(vgpu="x")
     )

@@ -1,18 +1,12 @@
 """Looking up one VM or many, and the errors when there is none or several."""
 
-from collections.abc import Callable
-
 import pytest
 
 from pipeline.errors import SourceError
-from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm, find_vm_by_uuid, find_vms
 
-AddVm = Callable[..., str]
 
-
-async def test_a_vm_is_found_by_name_path_and_moref(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_vm_is_found_by_name_path_and_moref(lab, vcenter, add_vm):
     moref = add_vm("web01")
     add_vm("web02")
     async with vcenter.connect() as session:
@@ -24,7 +18,7 @@ async def test_a_vm_is_found_by_name_path_and_moref(lab: LabVcenter, vcenter: Vc
         assert await find_vm_by_uuid(session, "00000000-0000-0000-0000-000000000000") is None
 
 
-async def test_a_name_with_escaped_characters_is_found(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_name_with_escaped_characters_is_found(vcenter, add_vm):
     moref = add_vm("50% a/b")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "50% a/b")
@@ -32,7 +26,7 @@ async def test_a_name_with_escaped_characters_is_found(vcenter: Vcenter, add_vm:
         assert (await find_vm(session, "50%25 a%2fb")).moref == moref
 
 
-async def test_an_unknown_name_lists_near_ones(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_an_unknown_name_lists_near_ones(vcenter, add_vm):
     add_vm("web01")
     add_vm("mail")
     async with vcenter.connect() as session:
@@ -44,13 +38,13 @@ async def test_an_unknown_name_lists_near_ones(vcenter: Vcenter, add_vm: AddVm) 
     assert caught.value.exit_code == 1
 
 
-async def test_an_empty_inventory_is_named_as_the_cause(vcenter: Vcenter) -> None:
+async def test_an_empty_inventory_is_named_as_the_cause(vcenter):
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match="sees no VM"):
             await find_vm(session, "web01")
 
 
-async def test_an_ambiguous_name_lists_the_paths(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_an_ambiguous_name_lists_the_paths(lab, vcenter, add_vm):
     first, second = add_vm("web01"), add_vm("other")
     lab.register_vm(lab.datastore("datastore1") / "again", "web01", [])
     async with vcenter.connect() as session:
@@ -62,7 +56,7 @@ async def test_an_ambiguous_name_lists_the_paths(lab: LabVcenter, vcenter: Vcent
 
 
 @pytest.mark.slow
-async def test_many_vms_are_read_in_pages(lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_many_vms_are_read_in_pages(lab, vcenter, add_vm):
     directory = lab.datastore("datastore1")
     for number in range(120):
         lab.register_vm(directory / f"vm{number}", f"vm{number}", [])
@@ -71,9 +65,7 @@ async def test_many_vms_are_read_in_pages(lab: LabVcenter, vcenter: Vcenter, add
     assert lab.calls["ContinueRetrievePropertiesEx"] >= 1
 
 
-async def test_a_vm_is_found_by_instance_and_bios_uuid(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_a_vm_is_found_by_instance_and_bios_uuid(lab, vcenter, add_vm):
     moref = add_vm("web01")
     add_vm("web02")
     async with vcenter.connect() as session:
@@ -85,9 +77,7 @@ async def test_a_vm_is_found_by_instance_and_bios_uuid(
             await find_vm(session, "00000000-0000-0000-0000-000000000000")
 
 
-async def test_many_vms_cost_the_calls_of_one_and_come_in_the_order_asked_for(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_many_vms_cost_the_calls_of_one_and_come_in_the_order_asked_for(lab, vcenter, add_vm):
     names = ["web03", "web01", "web02", "web01"]
     for name in sorted(set(names)):
         add_vm(name)
@@ -98,7 +88,7 @@ async def test_many_vms_cost_the_calls_of_one_and_come_in_the_order_asked_for(
         assert lab.calls["RetrievePropertiesEx"] - before == 1
 
 
-async def test_of_many_vms_the_missing_one_is_named(vcenter: Vcenter, add_vm: AddVm) -> None:
+async def test_a_missing_vm_among_many_is_named(vcenter, add_vm):
     add_vm("web01")
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match="no VM 'web02'"):

@@ -1,7 +1,6 @@
 """Which VMs a selection means: the kernel over rows, then the whole against the lab."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -9,14 +8,10 @@ from hypothesis import strategies as st
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError
-from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.properties import Row
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import Inventory, Vm
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms, selected
-
-AddVm = Callable[..., str]
 
 
 def row(reference: vim.ManagedEntity, name: str, parent: object = None, **values: object) -> Row:
@@ -78,11 +73,11 @@ def morefs(*args: str, **settings: object) -> list[str]:
         ("/DC/vm/web01", ["vm-3"]),
     ],
 )
-def test_a_pattern_matches_names_or_paths(pattern: str, found: list[str]) -> None:
+def test_a_pattern_matches_names_or_paths(pattern, found):
     assert morefs(pattern) == found
 
 
-def test_case_matters_in_patterns() -> None:
+def test_case_matters_in_patterns():
     with pytest.raises(
         SourceError,
         match=r"No VM on vc01 is named Web\*; .*6 VMs, .*\. Near names: web-template, web01, web02\.",
@@ -104,18 +99,18 @@ def test_case_matters_in_patterns() -> None:
         ("/DC/host/Cluster/Resources/Gold", ["vm-1"]),
     ],
 )
-def test_inside_selects_at_any_depth(place: str, found: list[str]) -> None:
+def test_inside_selects_at_any_depth(place, found):
     assert morefs(inside=place) == found
 
 
-def test_a_missing_place_names_near_ones() -> None:
+def test_a_missing_place_names_near_ones():
     with pytest.raises(SourceError, match=r"no folder or other place '/DC/vm/Wep'.*Near names: /DC/vm/Web"):
         morefs(inside="/DC/vm/Wep")
     with pytest.raises(SourceError, match=r"no folder or other place '/DC/vm/web02'"):
         morefs(inside="/DC/vm/web02")
 
 
-def test_a_tag_counts_on_the_vm_itself_only() -> None:
+def test_a_tag_counts_on_the_vm_itself_only():
     assert morefs(tag="backup/daily") == ["vm-2", "vm-3"]
     with pytest.raises(
         SourceError, match=r"is tagged backup/none.*objects of the type Folder.*not pass it down"
@@ -125,7 +120,7 @@ def test_a_tag_counts_on_the_vm_itself_only() -> None:
         morefs(tag="backup/gone")
 
 
-def test_a_vm_must_meet_every_criterion() -> None:
+def test_a_vm_must_meet_every_criterion():
     assert morefs("web*", inside="/DC/vm/Web", tag="backup/daily") == ["vm-2"]
     wanted = (
         r"No VM on vc01 is named db\*, inside /DC/vm/Web, tagged backup/daily, not x; .*Check the selection"
@@ -134,7 +129,7 @@ def test_a_vm_must_meet_every_criterion() -> None:
         morefs("db*", inside="/DC/vm/Web", tag="backup/daily", exclude=["x"])
 
 
-def test_exclusions_are_patterns_or_selections() -> None:
+def test_exclusions_are_patterns_or_selections():
     assert morefs("web*", exclude=["*02"]) == ["vm-1", "vm-3"]
     assert morefs("web*", exclude=["/DC/vm/Web/*"]) == ["vm-3"]
     assert morefs("web*", exclude=[SelectVms(tag="backup/daily")]) == ["vm-1"]
@@ -142,12 +137,12 @@ def test_exclusions_are_patterns_or_selections() -> None:
     assert morefs("web*", exclude=["nothing"]) == ["vm-1", "vm-2", "vm-3"]
 
 
-def test_templates_are_never_selected() -> None:
+def test_templates_are_never_selected():
     with pytest.raises(SourceError, match=r"sees 6 VMs, of which these are never selected: 1 template\."):
         morefs("web-t*")
 
 
-def test_agents_of_vsphere_are_never_selected_and_are_counted() -> None:
+def test_agents_of_vsphere_are_never_selected_and_are_counted():
     agent = vim.ext.ManagedByInfo(extensionKey="com.vmware.vim.eam", type="cluster-agent")
     appliance = vim.ext.ManagedByInfo(extensionKey="com.example.appliances", type="appliance")
     rows = [
@@ -162,14 +157,14 @@ def test_agents_of_vsphere_are_never_selected_and_are_counted() -> None:
         selected(Inventory(rows), [SelectVms("vCLS*")], TAGS, "vc01")
 
 
-def test_several_selections_list_a_vm_once_and_each_must_match() -> None:
+def test_several_selections_list_a_vm_once_and_each_must_match():
     both = [SelectVms("web*"), SelectVms(tag="backup/daily")]
     assert [vm.path for vm in select(*both)] == ["/DC/vm/Web/web01", "/DC/vm/Web/web02", "/DC/vm/web01"]
     with pytest.raises(SourceError, match="is named nothing"):
         select(*both, SelectVms("nothing"))
 
 
-def test_a_vm_whose_name_repeats_is_titled_by_its_path() -> None:
+def test_a_vm_whose_name_repeats_is_titled_by_its_path():
     [web01, web02] = select(SelectVms("/DC/vm/Web/web*"))
     assert (web01.title, web01.name) == ("/DC/vm/Web/web01", "web01")  # the other web01 is not selected
     assert (web02.title, web02.name) == ("web02", "web02")
@@ -177,7 +172,7 @@ def test_a_vm_whose_name_repeats_is_titled_by_its_path() -> None:
     assert (in_vapp.path, in_vapp.datacenter) == ("/DC/vm/Web/Shop/Cart/db01", "DC")
 
 
-def test_a_vm_without_a_readable_configuration_is_selected() -> None:
+def test_a_vm_without_a_readable_configuration_is_selected():
     [vm] = select(SelectVms("db01"))
     assert vm.uuid == ""
     [with_bios_uuid] = select(SelectVms("a/b"))
@@ -200,13 +195,13 @@ def found_by(selection: SelectVms) -> set[str]:
 
 
 @given(selections, selections)
-def test_excluding_is_set_difference(one: SelectVms, other: SelectVms) -> None:
+def test_excluding_is_set_difference(one, other):
     without = SelectVms(one.pattern, exclude=[*one.exclude, other])
     assert found_by(without) == found_by(one) - found_by(other)
 
 
 @given(st.lists(selections.filter(found_by), min_size=1, max_size=3))
-def test_several_selections_are_a_union_in_the_order_of_paths(several: list[SelectVms]) -> None:
+def test_several_selections_are_a_union_in_the_order_of_paths(several):
     found = select(*several)
     assert {vm.moref for vm in found} == set().union(*map(found_by, several))
     assert [vm.path for vm in found] == sorted(vm.path for vm in found)
@@ -223,14 +218,12 @@ def test_several_selections_are_a_union_in_the_order_of_paths(several: list[Sele
         (lambda: SelectVms("*", exclude="x"), r"exclude=\['x'\]"),
     ],
 )
-def test_a_mistake_in_a_selection_is_a_config_error(make: Callable[[], SelectVms], message: str) -> None:
+def test_a_mistake_in_a_selection_is_a_config_error(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-async def test_vms_of_a_vcenter_are_selected_by_each_criterion(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_vms_of_a_vcenter_are_selected_by_each_criterion(lab, vcenter, add_vm):
     first = add_vm("web02", folder="Web")
     second = add_vm("web01", folder="Web/Test", power="poweredOff")
     third = add_vm("web/01")
@@ -260,7 +253,7 @@ async def test_vms_of_a_vcenter_are_selected_by_each_criterion(
             await select_vms(session, [SelectVms("*", exclude=[SelectVms(tag="backup/newer")])])
 
 
-async def test_an_empty_vcenter_is_an_error(vcenter: Vcenter) -> None:
+async def test_an_empty_vcenter_is_an_error(vcenter):
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match=r"is named \*; the account sees 0 VMs"):
             await select_vms(session, [SelectVms("*")])

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vadpipe.lab.vcenter import LabVcenter
 from vadpipe.lab.vcenter.service import Service
-from vadpipe.lab.vcenter.state import Inventory
+from vadpipe.lab.vcenter.state.inventory import Inventory
 
 save, write = Inventory.save, Service._write_vddk_conf
 Inventory.save = Service._write_vddk_conf = lambda self: None  # once at the end, not once per VM
@@ -56,7 +56,7 @@ def crowd(tmp_path: Path) -> Iterator[Vcenter]:
 
 
 @pytest.mark.slow
-async def test_a_thousand_vms_cost_less_than_two_cpu_seconds(crowd: Vcenter) -> None:
+async def test_a_thousand_vms_cost_less_than_two_cpu_seconds(crowd):
     async with crowd.connect() as session:
         begun = time.process_time()
         every = SelectVms("vm*", inside="/Datacenter/vm", tag="backup/daily", exclude=["*7", "/*/Folder3/*"])

@@ -1,20 +1,14 @@
 """Tags over REST: both generations of the API, and every failure."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.secrets import Secret
-from vadpipe.lab.vcenter.injection import Drop, Event, Refusal
+from vadpipe.lab.vcenter.faults.injection import Drop, Event, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.faults import (
-    CertificateRefused,
-    ConnectionLost,
-    LoginRefused,
-    VsphereError,
-)
+from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.tags import tagged
 
@@ -39,8 +33,8 @@ def tag(lab: LabVcenter, category: str = "backup", name: str = "daily", on: str 
     [("6.5", "/rest", "/api"), ("7.0.1.1", "/rest", "/api"), ("7.0.2.0", "/api", "/rest")],
 )
 async def test_each_version_of_vsphere_is_asked_in_its_generation_of_the_api(
-    tmp_path: Path, version: str, asked: str, not_asked: str
-) -> None:
+    tmp_path, version, asked, not_asked
+):
     with LabVcenter(tmp_path / "lab", api_version=version) as lab:
         tag(lab)
         tag(lab, name="weekly", on="vm-43")
@@ -51,7 +45,7 @@ async def test_each_version_of_vsphere_is_asked_in_its_generation_of_the_api(
         assert lab.tags.live_sessions == 0
 
 
-async def test_names_of_tags_can_contain_slashes_and_spaces(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_names_of_tags_can_contain_slashes_and_spaces(lab, vcenter):
     tag(lab, "a/b", "c d/e", "vm-1")
     tag(lab, "a", "b/c", "vm-2")
     async with vcenter.connect() as session:
@@ -68,9 +62,7 @@ async def test_names_of_tags_can_contain_slashes_and_spaces(lab: LabVcenter, vce
         ("xyz/qqq", "Check the spelling of category and tag"),
     ],
 )
-async def test_a_missing_tag_names_near_ones(
-    lab: LabVcenter, vcenter: Vcenter, wanted: str, message: str
-) -> None:
+async def test_a_missing_tag_names_near_ones(lab, vcenter, wanted, message):
     tag(lab)
     async with vcenter.connect() as session:
         with pytest.raises(SourceError, match=message) as caught:
@@ -79,7 +71,7 @@ async def test_a_missing_tag_names_near_ones(
     assert lab.tags.live_sessions == 0
 
 
-async def test_a_session_by_cookie_cannot_read_tags(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_session_by_cookie_cannot_read_tags(lab, vcenter):
     async with vcenter.connect() as session:
         borrowed = replace(vcenter, user="", password=None, cookie=Secret.from_text(session.cookie))
         async with borrowed.connect() as with_cookie:
@@ -88,14 +80,14 @@ async def test_a_session_by_cookie_cannot_read_tags(lab: LabVcenter, vcenter: Vc
     assert "/api" not in lab.calls
 
 
-async def test_an_esxi_host_has_no_tags(tmp_path: Path) -> None:
+async def test_an_esxi_host_has_no_tags(tmp_path):
     with LabVcenter(tmp_path / "lab", api_type="HostAgent") as lab:
         async with settings_of(lab).connect() as session:
             with pytest.raises(SourceError, match=r"ESXi host\. Only a vCenter has tags"):
                 await tagged(session, "backup/daily")
 
 
-async def test_an_ended_rest_session_is_renewed(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_ended_rest_session_is_renewed(lab, vcenter):
     tag(lab)
     lab.inject("/api", Event(lab.tags.end_sessions), nth=3)
     async with vcenter.connect() as session:
@@ -104,25 +96,21 @@ async def test_an_ended_rest_session_is_renewed(lab: LabVcenter, vcenter: Vcente
 
 @pytest.mark.parametrize("nth", range(1, 8))
 @pytest.mark.parametrize("failure", [Drop.BEFORE, Drop.AFTER, Refusal.UNAVAILABLE])
-async def test_each_request_may_fail_once(
-    lab: LabVcenter, vcenter: Vcenter, failure: Drop | Refusal, nth: int
-) -> None:
+async def test_each_request_may_fail_once(lab, vcenter, failure, nth):
     tag(lab)
     async with vcenter.connect() as session:
         lab.inject("/api", failure, nth)
         assert await tagged(session, "backup/daily") == {("VirtualMachine", "vm-42")}
 
 
-async def test_an_unavailable_rest_api_is_a_lost_connection(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_unavailable_rest_api_is_a_lost_connection(lab, vcenter):
     lab.inject("/api", Refusal.UNAVAILABLE, chance=1)
     async with replace(vcenter, patience_s=0).connect() as session:
         with pytest.raises(ConnectionLost, match=r"not ready \(POST /api/session\): it answered 503"):
             await tagged(session, "backup/daily")
 
 
-async def test_a_password_refused_by_the_rest_api_is_a_refused_login(
-    lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_password_refused_by_the_rest_api_is_a_refused_login(lab, vcenter, monkeypatch):
     async with vcenter.connect() as session:
         monkeypatch.setattr(lab._service, "password_matches", lambda user, password: False)
         with pytest.raises(LoginRefused, match="refuses backup at its REST API") as caught:
@@ -131,20 +119,16 @@ async def test_a_password_refused_by_the_rest_api_is_a_refused_login(
     assert "lab" not in str(caught.value).replace("lab.local", "")
 
 
-async def test_a_missing_rest_api_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_rest_api_is_reported(lab, vcenter, monkeypatch):
     async with vcenter.connect() as session:
-        monkeypatch.setattr("vadpipe.lab.vcenter.rest._SINCE", (99,))
+        monkeypatch.setattr("vadpipe.lab.vcenter.web.rest._SINCE", (99,))
         with pytest.raises(
             VsphereError, match=r"POST /api/session failed: there is no such resource.*with REST API"
         ):
             await tagged(session, "backup/daily")
 
 
-async def test_the_pinned_certificate_is_checked_before_the_password_leaves(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_the_pinned_certificate_is_checked_before_the_password_leaves(lab, vcenter):
     async with vcenter.connect() as session:
         session.settings = replace(vcenter, thumbprint="00" * 32)
         with pytest.raises(CertificateRefused):

@@ -1,32 +1,20 @@
-"""Selections against govmomi's simulator: a second opinion on what an inventory looks like.
+"""Selections against govmomi's simulator: a second opinion on what an inventory looks like."""
 
-Needs the environment variable VCSIM to name a `vcsim` binary.
-"""
-
-import os
-
-import pytest
-
-from tests.vadpipe.vsphere.test_vcsim import vcsim
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, vcsim
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 
 __all__ = ["vcsim"]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("VCSIM"), reason="the environment variable VCSIM names no vcsim binary"
-    ),
-]
+pytestmark = NEEDS_VCSIM
 
 
 async def names(session: VcenterSession, selection: SelectVms) -> list[str]:
     return [vm.name for vm in await select_vms(session, [selection])]
 
 
-async def test_vms_are_selected_by_pattern_and_place(vcsim: Vcenter) -> None:
+async def test_vms_are_selected_by_pattern_and_place(vcsim):
     async with vcsim.connect() as session:
         every = await select_vms(session, [SelectVms("*")])
         assert await find_vms(session, every) == every

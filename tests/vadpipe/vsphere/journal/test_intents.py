@@ -13,12 +13,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from vadpipe.files import state_directory
-from vadpipe.vsphere.journal.intents import (
-    Intent,
-    IntentKind,
-    Journal,
-    process_start,
-)
+from vadpipe.vsphere.journal.intents import Intent, IntentKind, Journal, process_start
 
 
 def _intent(**changes: object) -> Intent:
@@ -28,7 +23,7 @@ def _intent(**changes: object) -> Intent:
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_intents_are_read_as_they_were_written(journal: Journal) -> None:
+def test_intents_are_read_as_they_were_written(journal):
     first, second = _intent(created="2026-01-01T00:00:00+00:00"), _intent(created="2026-01-02T00:00:00+00:00")
     journal.write(second)
     journal.write(first)
@@ -38,7 +33,7 @@ def test_intents_are_read_as_they_were_written(journal: Journal) -> None:
     assert journal.intents() == [second]
 
 
-def test_an_intent_file_without_a_kind_is_a_snapshot(journal: Journal) -> None:
+def test_an_intent_file_without_a_kind_is_a_snapshot(journal):
     intent = _intent()
     journal.write(intent)
     entry = json.loads(journal.path(intent).read_text())
@@ -50,7 +45,7 @@ def test_an_intent_file_without_a_kind_is_a_snapshot(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("kind", IntentKind)
-def test_every_kind_of_intent_survives_writing_and_reading(journal: Journal, kind: IntentKind) -> None:
+def test_every_kind_of_intent_survives_writing_and_reading(journal, kind):
     intent = _intent(kind=kind, libdir="/opt/vddk", tmp_directory="/var/tmp/x")
     journal.write(intent)
     assert journal.intents() == [intent]
@@ -59,7 +54,7 @@ def test_every_kind_of_intent_survives_writing_and_reading(journal: Journal, kin
 
 
 @pytest.mark.parametrize("damage", [{"kind": "unheard of"}, {"token": None}])
-def test_an_invalid_intent_file_is_an_error(journal: Journal, damage: dict[str, object]) -> None:
+def test_an_invalid_intent_file_is_an_error(journal, damage):
     intent = _intent()
     journal.write(intent)
     entry = json.loads(journal.path(intent).read_text())
@@ -72,13 +67,11 @@ def test_an_invalid_intent_file_is_an_error(journal: Journal, damage: dict[str, 
         journal.intents()
 
 
-def test_an_empty_or_missing_journal_has_no_intents(tmp_path: Path) -> None:
+def test_an_empty_or_missing_journal_has_no_intents(tmp_path):
     assert Journal(tmp_path / "none").intents() == []
 
 
-def test_a_journal_write_flushes_file_then_directory(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_write_flushes_file_then_directory(journal, monkeypatch):
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -101,9 +94,7 @@ def test_a_journal_write_flushes_file_then_directory(
     assert list(journal.directory.iterdir()) == []
 
 
-def test_a_failed_write_leaves_nothing_and_says_where(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_nothing_and_says_where(journal, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -113,20 +104,20 @@ def test_a_failed_write_leaves_nothing_and_says_where(
     assert list(journal.directory.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match="cannot be written"):
         Journal(tmp_path / "file").write(_intent())
 
 
-def test_a_damaged_intent_file_is_an_error(journal: Journal) -> None:
+def test_a_damaged_intent_file_is_an_error(journal):
     journal.write(_intent())
     (journal.directory / "x.intent.json").write_text("{")
     with pytest.raises(SourceError, match=r"x\.intent\.json"):
         journal.intents()
 
 
-def test_intent_files_are_small_readable_and_private(journal: Journal) -> None:
+def test_intent_files_are_small_readable_and_private(journal):
     intent = _intent()
     journal.write(intent)
     (path,) = journal.directory.iterdir()
@@ -135,7 +126,7 @@ def test_intent_files_are_small_readable_and_private(journal: Journal) -> None:
     assert journal.directory.stat().st_mode & 0o077 == 0
 
 
-def test_an_own_intent_is_live_until_it_is_abandoned(journal: Journal) -> None:
+def test_an_own_intent_is_live_until_it_is_abandoned(journal):
     intent = _intent()
     assert intent.is_live()
     journal.write(intent)
@@ -145,7 +136,7 @@ def test_an_own_intent_is_live_until_it_is_abandoned(journal: Journal) -> None:
     assert not found.is_live()
 
 
-def test_an_intent_of_a_dead_process_is_not_live() -> None:
+def test_an_intent_of_a_dead_process_is_not_live():
     ended = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     start = process_start(ended.pid) or ""
     alive = _intent(pid=ended.pid, process_start=start)
@@ -162,17 +153,15 @@ def _wait_until_dead(intent: Intent) -> bool:
     return not intent.is_live()
 
 
-def test_an_intent_whose_pid_was_used_again_is_not_live() -> None:
+def test_an_intent_whose_pid_was_used_again_is_not_live():
     assert not _intent(process_start="another boot/1").is_live()
 
 
-def test_an_intent_of_another_host_is_always_live() -> None:
+def test_an_intent_of_another_host_is_always_live():
     assert _intent(host=f"not-{socket.gethostname()}", pid=1, process_start="x").is_live()
 
 
-def test_the_default_place_follows_the_base_directory_specification(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_default_place_follows_the_base_directory_specification(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert state_directory() == tmp_path / "vadpipe"
     for ignored in ("", "relative/path"):

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vadpipe.lab.vcenter.quiescing import QuiesceRequest
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.quiescing import QuiesceRequest
 from vadpipe.lab.vss.recipe import manifest_zip
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.datastore import DatastorePath

@@ -8,10 +8,9 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError
 from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, NAME, lying
-from vadpipe.lab.vcenter.injection import Drop
-from vadpipe.lab.vcenter.on_demand import refusing
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.manifest.copy import CopyOnDatastore
 from vadpipe.vsphere.manifest.https import OverHttps
 
@@ -23,7 +22,7 @@ def copies(lab: LabVcenter) -> list[Path]:
     return sorted(kept.iterdir()) if kept.exists() else []
 
 
-async def test_each_copy_is_kept_under_its_own_name(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_each_copy_is_kept_under_its_own_name(lab, vcenter):
     async with lying(lab, vcenter) as there:
         first = await there.fetched(WAY)
         there.path.unlink()  # as when the snapshot goes
@@ -43,20 +42,18 @@ async def test_each_copy_is_kept_under_its_own_name(lab: LabVcenter, vcenter: Vc
     ["[datastore1]", "[datastore1] ", "[data store] other/"],
     ids=["root", "root, blank", "other"],
 )
-async def test_a_copy_can_go_into_any_directory_of_the_datacenter(
-    lab: LabVcenter, vcenter: Vcenter, directory: str
-) -> None:
+async def test_a_copy_can_go_into_any_directory_of_the_datacenter(lab, vcenter, directory):
     async with lying(lab, vcenter) as there:
         assert (await there.fetched(CopyOnDatastore(directory))).content == CONTENT
 
 
 @pytest.mark.parametrize("directory", ["kept", "[datastore1", "[datastore1] ../kept"])
-def test_another_text_than_a_datastore_directory_is_a_config_error(directory: str) -> None:
+def test_another_text_than_a_datastore_directory_is_a_config_error(directory):
     with pytest.raises(ConfigError, match=r"CopyOnDatastore.*datastore"):
         CopyOnDatastore(directory)
 
 
-async def test_a_lost_answer_makes_no_second_copy(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_lost_answer_makes_no_second_copy(lab, vcenter):
     async with lying(lab, vcenter) as there:
         lab.inject("CopyDatastoreFile_Task", Drop.AFTER)
         lab.inject("MakeDirectory", Drop.AFTER)
@@ -64,9 +61,7 @@ async def test_a_lost_answer_makes_no_second_copy(lab: LabVcenter, vcenter: Vcen
         assert len(copies(lab)) == 1
 
 
-async def test_an_existing_file_is_not_overwritten(
-    lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_existing_file_is_not_overwritten(lab, vcenter, monkeypatch):
     async with lying(lab, vcenter) as there:
         lab.inject("CopyDatastoreFile_Task", lambda: vim.fault.FileAlreadyExists(file="x"), in_task=True)
         assert "CopyDatastoreFile_Task" in await there.problem(WAY)
@@ -86,9 +81,7 @@ async def test_an_existing_file_is_not_overwritten(
         ("CopyDatastoreFile_Task", True, vim.fault.NoDiskSpace(file="x", datastore="y"), "datastore is full"),
     ],
 )
-async def test_each_fault_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, method: str, in_task: bool, fault: vim.fault.VimFault, told: str
-) -> None:
+async def test_each_fault_is_reported(lab, vcenter, method, in_task, fault, told):
     if isinstance(fault, vim.fault.NoPermission):
         fault.object = vim.Datastore("datastore-1")
     async with lying(lab, vcenter) as there:
@@ -99,9 +92,7 @@ async def test_each_fault_is_reported(
 @pytest.mark.parametrize(
     ("status", "told"), [(401, "requires a login"), (403, "Datastore.Browse"), (404, "no such file")]
 )
-async def test_a_download_that_fails_names_the_copy(
-    lab: LabVcenter, vcenter: Vcenter, status: int, told: str
-) -> None:
+async def test_a_download_that_fails_names_the_copy(lab, vcenter, status, told):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", refusing(status))
         lab.inject("/folder", refusing(status), nth=2)
@@ -110,9 +101,7 @@ async def test_a_download_that_fails_names_the_copy(
     assert f"A copy is kept as [datastore1] kept/of vss/{copies(lab)[0].name}." in problem
 
 
-async def test_a_copy_survives_a_broken_connection_and_checks_size_and_time(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_copy_survives_a_broken_connection_and_checks_size_and_time(lab, vcenter):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", Drop.AFTER)
         assert (await there.fetched(WAY)).content == CONTENT

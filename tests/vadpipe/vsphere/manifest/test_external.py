@@ -12,15 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.secrets import Secret
-from tests.vadpipe.vsphere.manifest.fetching_kit import (
-    CONTENT,
-    DIRECTORY,
-    NAME,
-    lying,
-)
+from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, DIRECTORY, NAME, lying
 from vadpipe.lab.tools import install_tools
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.manifest import external
 from vadpipe.vsphere.manifest import fetch as ways
 from vadpipe.vsphere.manifest.external import CopyDatastoreItem, Vifs, script, session_file_text
@@ -59,27 +53,21 @@ def seen(tools: Path) -> dict[str, object]:
     return json.loads((tools / "seen.json").read_text())
 
 
-async def test_both_tools_fetch_files_with_special_characters(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
-) -> None:
+async def test_both_tools_fetch_files_with_special_characters(lab, vcenter, way):
     async with lying(lab, vcenter) as there:
         fetched = await there.fetched(way)
     assert [one.as_dict() for one in fetched.attempts] == [{"way": way.way}]
     assert fetched.content == CONTENT
 
 
-async def test_both_tools_fetch_with_authorities_from_a_datacenter_in_folders(
-    tmp_path: Path, vcenter: Vcenter, way: ManifestFetcher
-) -> None:
+async def test_both_tools_fetch_with_authorities_from_a_datacenter_in_folders(tmp_path, vcenter, way):
     with LabVcenter(tmp_path / "other", task_s=0.02, datacenter="Sites/50% B") as other:
         trusting = replace(vcenter, port=other.port, thumbprint=None, ca_file=str(other.certificate))
         async with lying(other, trusting) as there:
             assert (await there.fetched(way)).content == CONTENT
 
 
-async def test_vifs_gets_exact_arguments(
-    lab: LabVcenter, vcenter: Vcenter, tools: Path, temporary: Path
-) -> None:
+async def test_vifs_gets_exact_arguments(lab, vcenter, tools, temporary):
     async with lying(lab, vcenter) as there:
         await there.fetched(Vifs(program=str(tools / "vifs")))
     *arguments, target = seen(tools)["arguments"]
@@ -93,15 +81,13 @@ async def test_vifs_gets_exact_arguments(
     assert Path(target).parent.parent == private
 
 
-async def test_powershell_gets_exact_arguments(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
+async def test_powershell_gets_exact_arguments(lab, vcenter, tools):
     async with lying(lab, vcenter) as there:
         await there.fetched(CopyDatastoreItem(program=str(tools / "pwsh")))
     assert seen(tools)["arguments"] == ["-NoLogo", "-NoProfile", "-NonInteractive", "-Command", "-"]
 
 
-async def test_no_secret_reaches_an_argument_or_the_environment(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_secret_reaches_an_argument_or_the_environment(lab, vcenter, way, tools, monkeypatch):
     monkeypatch.setenv("LC_OF_A_JOB", "the password is lab")
     monkeypatch.setenv("VC_PASSWORD", "lab")
     monkeypatch.setenv("VI_PASSWORD", "another")
@@ -116,9 +102,7 @@ async def test_no_secret_reaches_an_argument_or_the_environment(
     assert environment["PATH"] == os.environ["PATH"]
 
 
-async def test_an_ended_session_is_renewed_before_the_tool_starts(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
-) -> None:
+async def test_an_ended_session_is_renewed_before_the_tool_starts(lab, vcenter, way):
     async with lying(lab, vcenter) as there:
         lab.expire_sessions()
         assert (await there.fetched(way)).content == CONTENT
@@ -138,9 +122,7 @@ SAID = {
 }
 
 
-async def test_the_output_of_a_failed_tool_is_quoted_with_its_meaning(
-    lab: LabVcenter, vcenter: Vcenter, tools: Path
-) -> None:
+async def test_the_output_of_a_failed_tool_is_quoted_with_its_meaning(lab, vcenter, tools):
     async with lying(lab, vcenter) as there:
         for said, told in SAID.items():
             (tools / "mood").write_text(said)
@@ -152,9 +134,7 @@ async def test_the_output_of_a_failed_tool_is_quoted_with_its_meaning(
 @pytest.mark.parametrize(
     ("status", "told"), [(401, "login"), (403, "Datastore.Browse"), (404, "no such file")]
 )
-async def test_a_refusal_of_the_server_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, status: int, told: str
-) -> None:
+async def test_a_refusal_of_the_server_is_reported(lab, vcenter, way, status, told):
     async with lying(lab, vcenter) as there:
         match status:
             case 401:
@@ -166,9 +146,7 @@ async def test_a_refusal_of_the_server_is_reported(
         assert told in await there.problem(way)
 
 
-async def test_an_incomplete_download_is_detected(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path
-) -> None:
+async def test_an_incomplete_download_is_detected(lab, vcenter, way, tools):
     (tools / "mood").write_text("half")
     async with lying(lab, vcenter) as there:
         assert f"the datastore lists {len(CONTENT)}" in await there.problem(way)
@@ -179,25 +157,19 @@ async def test_an_incomplete_download_is_detected(
 
 
 @pytest.mark.parametrize("mood", ["nothing", "twice"])
-async def test_a_tool_must_leave_exactly_one_file(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path, mood: str
-) -> None:
+async def test_a_tool_must_leave_exactly_one_file(lab, vcenter, way, tools, mood):
     (tools / "mood").write_text(mood)
     async with lying(lab, vcenter) as there:
         assert "files instead of one" in await there.problem(way)
 
 
-async def test_a_file_above_the_size_limit_is_refused(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_above_the_size_limit_is_refused(lab, vcenter, way, monkeypatch):
     monkeypatch.setattr(external, "MAX_ARCHIVE_SIZE", 100)
     async with lying(lab, vcenter) as there:
         assert "larger than" in await there.problem(way)
 
 
-async def test_a_missing_tool_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, tools: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_missing_tool_is_reported(lab, vcenter, tools, name, monkeypatch):
     async with lying(lab, vcenter) as there:
         monkeypatch.setenv("PATH", str(tools / "nowhere"))
         assert f"{name} is not installed on this machine" in await there.problem(TOOLS[name]())
@@ -214,9 +186,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-async def test_a_tool_that_takes_too_long_is_stopped(
-    lab: LabVcenter, vcenter: Vcenter, tools: Path, name: str
-) -> None:
+async def test_a_tool_that_takes_too_long_is_stopped(lab, vcenter, tools, name):
     (tools / "mood").write_text("hang")
     async with lying(lab, vcenter) as there:
         way = TOOLS[name](program=str(tools / name), timeout_s=0.2)
@@ -224,8 +194,8 @@ async def test_a_tool_that_takes_too_long_is_stopped(
 
 
 async def test_a_cancelled_tool_leaves_no_process_and_no_file(
-    lab: LabVcenter, vcenter: Vcenter, tools: Path, way: ManifestFetcher, temporary: Path, wait_until
-) -> None:
+    lab, vcenter, tools, way, temporary, wait_until
+):
     (tools / "mood").write_text("hang")
     async with lying(lab, vcenter) as there, trio.open_nursery() as nursery:
         nursery.start_soon(there.fetched, way)
@@ -237,9 +207,7 @@ async def test_a_cancelled_tool_leaves_no_process_and_no_file(
     await wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-async def test_the_session_id_is_removed_from_quoted_output(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tools: Path
-) -> None:
+async def test_the_session_id_is_removed_from_quoted_output(lab, vcenter, way, tools):
     async with lying(lab, vcenter) as there:
         session_id = there.session.cookie.split('"')[1]
         (tools / "mood").write_text(f"At line:1 char:9 -Session '{session_id}'")
@@ -248,9 +216,7 @@ async def test_the_session_id_is_removed_from_quoted_output(
     assert "-Session '***'" in problem
 
 
-async def test_a_server_that_the_tool_cannot_verify_gets_nothing(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_that_the_tool_cannot_verify_gets_nothing(lab, vcenter, way, tmp_path, monkeypatch):
     with LabVcenter(tmp_path / "impostor") as impostor:
         async with lying(lab, vcenter) as there:
             monkeypatch.setattr(
@@ -260,15 +226,13 @@ async def test_a_server_that_the_tool_cannot_verify_gets_nothing(
             assert "/folder" not in lab.calls
 
 
-async def test_powercli_needs_the_id_of_the_datastore(lab: LabVcenter, vcenter: Vcenter, tools: Path) -> None:
+async def test_powercli_needs_the_id_of_the_datastore(lab, vcenter, tools):
     async with lying(lab, vcenter) as there:
         there.place = replace(there.place, datastore=None)
         assert "none of the VM's" in await there.problem(CopyDatastoreItem(program=str(tools / "pwsh")))
 
 
-async def test_a_session_by_cookie_works_with_both_tools(
-    lab: LabVcenter, vcenter: Vcenter, way: ManifestFetcher
-) -> None:
+async def test_a_session_by_cookie_works_with_both_tools(lab, vcenter, way):
     async with lying(lab, vcenter) as there:
         by_cookie = replace(vcenter, password=None, cookie=Secret.from_text(there.session.cookie))
         async with by_cookie.connect() as there.session:
@@ -276,7 +240,7 @@ async def test_a_session_by_cookie_works_with_both_tools(
         assert (await ways.fetch_within(way, there.session, there.place)).content == CONTENT  # not logged out
 
 
-def test_a_session_file_names_the_domain_local_for_a_name_without_dots() -> None:
+def test_a_session_file_names_the_domain_local_for_a_name_without_dots():
     text = session_file_text("vc01", "52-a")
     assert text.startswith("#LWP-Cookies-1.0\n")
     assert 'vmware_soap_session="\\"52-a\\""; path="/"; domain=vc01.local; path_spec; secure;' in text
@@ -287,7 +251,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(texts, texts, texts)
-def test_no_text_in_the_script_can_become_code(server: str, path: str, target: str) -> None:
+def test_no_text_in_the_script_can_become_code(server, path, target):
     line = script(server, 443, "id", "datastore-1", path, target)
     plain = script("", 443, "id", "datastore-1", "", "")
     assert line.isascii()

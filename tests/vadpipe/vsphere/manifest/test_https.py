@@ -7,19 +7,12 @@ import pytest
 import trio
 
 from pipeline.secrets import Secret
-from tests.vadpipe.vsphere.manifest.fetching_kit import (
-    CONTENT,
-    DIRECTORY,
-    NAME,
-    Lying,
-    lying,
-)
-from vadpipe.lab.vcenter.injection import Delay, Drop, Event
-from vadpipe.lab.vcenter.on_demand import refusing
+from tests.vadpipe.vsphere.manifest.fetching_kit import CONTENT, DIRECTORY, NAME, Lying, lying
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop, Event
+from vadpipe.lab.vcenter.faults.on_demand import refusing
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import FIRST_HOST
+from vadpipe.lab.vcenter.state.inventory import FIRST_HOST
 from vadpipe.vsphere.api.http import TrustedConnection
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.manifest import fetch as ways
 from vadpipe.vsphere.manifest import https
 from vadpipe.vsphere.manifest.https import Login, OverHttps
@@ -47,7 +40,7 @@ async def content_by(there: Lying, fetcher: OverHttps) -> bytes:
 
 
 @pytest.mark.parametrize("login", LOGINS)
-async def test_each_login_fetches_alone(lab: LabVcenter, vcenter: Vcenter, login: Login) -> None:
+async def test_each_login_fetches_alone(lab, vcenter, login):
     lab.folder.accepts = {login}
     async with lying(lab, vcenter) as there:
         fetched = await there.fetched(OverHttps(login))
@@ -58,16 +51,14 @@ async def test_each_login_fetches_alone(lab: LabVcenter, vcenter: Vcenter, login
         assert (await there.fetched(OverHttps(other))).content is None
 
 
-async def test_a_datacenter_in_folders_is_named_with_its_escapes(
-    in_folders: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_datacenter_in_folders_is_named_with_its_escapes(in_folders, vcenter):
     pinned = replace(vcenter, port=in_folders.port, thumbprint=in_folders.thumbprint_sha256)
     async with lying(in_folders, pinned) as there:
         assert there.place.datacenter_path == "Sites/50%25 of A%5cB"
         assert await content_by(there, OverHttps()) == CONTENT
 
 
-async def test_an_esxi_host_serves_every_login_itself(tmp_path, vcenter: Vcenter) -> None:
+async def test_an_esxi_host_serves_every_login_itself(tmp_path, vcenter):
     with LabVcenter(tmp_path / "host", task_s=0.02, api_type="HostAgent") as host:
         pinned = replace(vcenter, port=host.port, thumbprint=host.thumbprint_sha256)
         async with lying(host, pinned) as there:
@@ -86,9 +77,7 @@ async def test_an_esxi_host_serves_every_login_itself(tmp_path, vcenter: Vcenter
     ],
 )
 @pytest.mark.parametrize("login", LOGINS)
-async def test_each_refusal_names_its_cause(
-    lab: LabVcenter, vcenter: Vcenter, login: Login, status: int, told: str
-) -> None:
+async def test_each_refusal_names_its_cause(lab, vcenter, login, status, told):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", refusing(status))
         lab.inject("/folder", refusing(status), nth=2)
@@ -97,9 +86,7 @@ async def test_each_refusal_names_its_cause(
         assert told in await there.problem(OverHttps(login))
 
 
-async def test_a_session_that_ended_is_renewed_and_a_server_that_starts_is_waited_for(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_session_that_ended_is_renewed_and_a_server_that_starts_is_waited_for(lab, vcenter):
     async with lying(lab, vcenter) as there:
         for login in LOGINS:
             lab.expire_sessions()
@@ -108,9 +95,7 @@ async def test_a_session_that_ended_is_renewed_and_a_server_that_starts_is_waite
 
 
 @pytest.mark.parametrize("login", LOGINS)
-async def test_a_broken_download_is_repeated_as_a_whole(
-    lab: LabVcenter, vcenter: Vcenter, login: Login
-) -> None:
+async def test_a_broken_download_is_repeated_as_a_whole(lab, vcenter, login):
     async with lying(lab, vcenter, LARGE) as there:
         lab.inject("/folder", Drop.AFTER)
         lab.inject("/folder", Drop.AFTER, nth=2)
@@ -118,9 +103,7 @@ async def test_a_broken_download_is_repeated_as_a_whole(
         assert lab.calls["/folder"] == 3
 
 
-async def test_a_file_that_changes_between_two_attempts_is_the_later_one(
-    lab: LabVcenter, vcenter: Vcenter
-) -> None:
+async def test_a_file_that_changes_between_two_attempts_is_the_later_one(lab, vcenter):
     async with lying(lab, vcenter, LARGE) as there:
         other = bytes(reversed(LARGE))[: len(LARGE) // 4]
         lab.inject("/folder", Drop.AFTER)
@@ -129,13 +112,13 @@ async def test_a_file_that_changes_between_two_attempts_is_the_later_one(
         assert await content_by(there, OverHttps()) == other
 
 
-async def test_a_connection_that_always_breaks_is_an_error(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_a_connection_that_always_breaks_is_an_error(lab, vcenter):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", Drop.BEFORE, chance=1)
         assert "connection" in await there.problem(OverHttps())
 
 
-async def test_another_size_than_the_datastore_lists_is_refused(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_another_size_than_the_datastore_lists_is_refused(lab, vcenter):
     async with lying(lab, vcenter) as there:
         there.path.write_bytes(CONTENT[:-1])
         told = await there.problem(OverHttps())
@@ -144,24 +127,20 @@ async def test_another_size_than_the_datastore_lists_is_refused(lab: LabVcenter,
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before the first byte", "in the middle"])
-async def test_a_silent_server_is_left_after_the_time_limit(
-    lab: LabVcenter, vcenter: Vcenter, after: bool
-) -> None:
+async def test_a_silent_server_is_left_after_the_time_limit(lab, vcenter, after):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", Delay(), after=after)
         assert "did not arrive within 0.2 s" in await there.problem(OverHttps(timeout_s=0.2))
         assert await content_by(there, OverHttps()) == CONTENT
 
 
-async def test_a_file_above_the_size_limit_is_not_read(
-    lab: LabVcenter, vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_above_the_size_limit_is_not_read(lab, vcenter, monkeypatch):
     monkeypatch.setattr(https, "MAX_ARCHIVE_SIZE", 100)
     async with lying(lab, vcenter) as there:
         assert "larger than" in await there.problem(OverHttps())
 
 
-async def test_basic_login_needs_a_password(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_basic_login_needs_a_password(lab, vcenter):
     async with lying(lab, vcenter) as there:
         cookie = Secret.from_text(there.session.cookie)
         by_cookie = replace(vcenter, password=None, cookie=cookie)
@@ -170,9 +149,7 @@ async def test_basic_login_needs_a_password(lab: LabVcenter, vcenter: Vcenter) -
             assert await content_by(there, OverHttps()) == CONTENT
 
 
-async def test_a_host_that_shows_another_certificate_gets_no_ticket(
-    lab: LabVcenter, vcenter: Vcenter, tmp_path
-) -> None:
+async def test_a_host_that_shows_another_certificate_gets_no_ticket(lab, vcenter, tmp_path):
     with LabVcenter(tmp_path / "impostor") as impostor:
         lab._inventory.hosts[FIRST_HOST].port = impostor.port
         async with lying(lab, vcenter) as there:
@@ -180,7 +157,7 @@ async def test_a_host_that_shows_another_certificate_gets_no_ticket(
             assert "/folder" not in impostor.calls
 
 
-async def test_an_unreachable_host_is_named(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_an_unreachable_host_is_named(lab, vcenter):
     async with lying(lab, vcenter) as there:
         lab._inventory.hosts[FIRST_HOST].port = 1
         told = await there.problem(OverHttps("ticket"))
@@ -188,8 +165,8 @@ async def test_an_unreachable_host_is_named(lab: LabVcenter, vcenter: Vcenter) -
 
 
 async def test_a_cancelled_download_closes_its_connection(
-    lab: LabVcenter, vcenter: Vcenter, wait_for_call, wait_until, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    lab, vcenter, wait_for_call, wait_until, monkeypatch
+):
     closed, close = [], TrustedConnection.close
     async with lying(lab, vcenter) as there:
         monkeypatch.setattr(
@@ -206,9 +183,7 @@ async def test_a_cancelled_download_closes_its_connection(
         assert lab.calls["/folder"] == 2  # the one that was left behind did not begin again
 
 
-async def test_a_host_is_trusted_by_the_certificate_that_vcenter_names(
-    lab: LabVcenter, vcenter: Vcenter, tmp_path
-) -> None:
+async def test_a_host_is_trusted_by_the_certificate_that_vcenter_names(lab, vcenter, tmp_path):
     with LabVcenter(tmp_path / "host") as host:
         host._service.sessions = lab._service.sessions  # it knows the tickets
         lab._service.certificate = host._service.certificate
@@ -220,7 +195,7 @@ async def test_a_host_is_trusted_by_the_certificate_that_vcenter_names(
         assert host.calls["/folder"] == 1
 
 
-async def test_no_secret_is_in_a_report(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_no_secret_is_in_a_report(lab, vcenter):
     async with lying(lab, vcenter) as there:
         lab.inject("/folder", refusing(403), chance=1)
         for login in LOGINS:

@@ -7,11 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vadpipe.vsphere.inventory.datastore import DatastorePath
-from vadpipe.vsphere.manifest.locate import (
-    FoundBy,
-    FoundManifest,
-    ListedFile,
-)
+from vadpipe.vsphere.manifest.locate import FoundBy, FoundManifest, ListedFile
 from vadpipe.vsphere.manifest.locate import find_manifest as find_in_searches
 from vadpipe.vss.fetched import ManifestKind
 

@@ -8,14 +8,13 @@ from pyVmomi import vim
 
 from pipeline.errors import ChangeTrackingInvalid
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
 
-AddVm = Callable[..., str]
 CREATE, REMOVE, ASK, DISKS = (
     "CreateSnapshotEx_Task",
     "RemoveSnapshot_Task",
@@ -55,9 +54,7 @@ def machine(vcenter: Vcenter, reader, journal: Journal) -> Callable[..., Vcenter
     return make
 
 
-async def test_run_after_run(
-    lab: LabVcenter, machine: Callable[..., VcenterVm], add_vm: AddVm, log: list[str]
-) -> None:
+async def test_run_after_run_keeps_the_order(lab, machine, add_vm, log):
     add_vm(change_tracking=True)
     for _ in range(2):
         async with machine().capture() as capture:
@@ -67,9 +64,7 @@ async def test_run_after_run(
     assert log == [*run, *run]
 
 
-async def test_after_a_killed_run(
-    lab: LabVcenter, machine: Callable[..., VcenterVm], journal: Journal, add_vm: AddVm, log: list[str]
-) -> None:
+async def test_the_order_is_kept_after_a_killed_run(lab, machine, journal, add_vm, log):
     add_vm(change_tracking=True)
     for nth in (1, 2):  # the run's own removal, and the sweep at its end
         lab.inject(REMOVE, lambda: vim.fault.SnapshotFault(), nth)
@@ -83,9 +78,7 @@ async def test_after_a_killed_run(
 
 
 @pytest.mark.slow
-async def test_after_a_removal_that_failed_at_the_disks(
-    lab: LabVcenter, machine: Callable[..., VcenterVm], add_vm: AddVm, log: list[str]
-) -> None:
+async def test_the_order_is_kept_after_a_removal_that_failed_at_the_disks(lab, machine, add_vm, log):
     add_vm(change_tracking=True)
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="x"), in_task=True)
     with pytest.raises(ConsolidationNeeded):
@@ -98,8 +91,8 @@ async def test_after_a_removal_that_failed_at_the_disks(
 
 @pytest.mark.slow
 async def test_untracked_disks_stay_untracked_after_a_quiescing_retry(
-    lab: LabVcenter, vcenter: Vcenter, reader, journal: Journal, add_vm: AddVm, log: list[str]
-) -> None:
+    lab, vcenter, reader, journal, add_vm, log
+):
     add_vm(change_tracking=True)
     # The snapshot is made all the same, and the answer is that the guest could not be quiesced.
     fault = vim.fault.ApplicationQuiesceFault
@@ -110,9 +103,7 @@ async def test_untracked_disks_stay_untracked_after_a_quiescing_retry(
 
 
 @pytest.mark.slow
-async def test_disks_that_needed_consolidation_are_untracked_now_and_next_time(
-    lab: LabVcenter, machine: Callable[..., VcenterVm], add_vm: AddVm, log: list[str]
-) -> None:
+async def test_disks_that_needed_consolidation_are_untracked_now_and_next_time(lab, machine, add_vm, log):
     moref = add_vm(change_tracking=True)
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="x"), in_task=True)
     with pytest.raises(ConsolidationNeeded):

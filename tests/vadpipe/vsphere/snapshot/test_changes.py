@@ -1,6 +1,6 @@
 """Changed areas are believed only where the answer holds together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +9,19 @@ from pyVmomi import vim
 
 from pipeline.errors import ChangeTrackingInvalid
 from pipeline.extents import Extents
-from pipeline.secrets import Secret
 from pipeline.units import KiB, MiB
+from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Drop
+from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import ConnectionLost
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.changes import (
-    Page,
-    changed_areas,
-    enable_change_tracking,
-    flaw,
-    same_tracking,
-)
+from vadpipe.vsphere.snapshot.changes import Page, changed_areas, enable_change_tracking, flaw, same_tracking
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 
-AddVm = Callable[..., str]
 CAPACITY = 4 * MiB
 
 
@@ -44,7 +37,7 @@ CAPACITY = 4 * MiB
         ("52 8a", "52 8a", False),
     ],
 )
-def test_same_tracking(since: str, now: str, same: bool) -> None:
+def test_change_ids_of_one_tracking_are_recognised(since, now, same):
     assert same_tracking(since, now) is same
 
 
@@ -61,7 +54,7 @@ def _page(offset: int, length: int, *areas: tuple[int, int]) -> Page:
         _page(0, 100, (99, 1), (0, 10)),
     ],
 )
-def test_a_consistent_page_of_changes_has_no_flaw(page: Page) -> None:
+def test_a_consistent_page_of_changes_has_no_flaw(page):
     assert flaw(page, 0, 100) == ""
 
 
@@ -78,7 +71,7 @@ def test_a_consistent_page_of_changes_has_no_flaw(page: Page) -> None:
         _page(0, 50, (10, -1)),
     ],
 )
-def test_an_inconsistent_page_of_changes_has_a_flaw(page: Page) -> None:
+def test_an_inconsistent_page_of_changes_has_a_flaw(page):
     assert flaw(page, 0, 100) != ""
 
 
@@ -110,16 +103,8 @@ def small_pages(tmp_path: Path) -> Iterator[LabVcenter]:
 
 
 @pytest.mark.slow
-async def test_pages_cover_the_disk_and_hold_what_was_written(
-    small_pages: LabVcenter, journal: Journal
-) -> None:
-    settings = Vcenter(
-        small_pages.address,
-        "backup",
-        Secret.from_text("lab"),
-        thumbprint=small_pages.thumbprint,
-        port=small_pages.port,
-    )
+async def test_pages_cover_the_disk_and_hold_what_was_written(small_pages, journal):
+    settings = settings_of(small_pages)
     written = Extents.of([(number * 512 * KiB, 4 * KiB) for number in range(7)])
     async with settings.connect() as session:
         since = await _change_id(session, journal)
@@ -135,9 +120,7 @@ async def test_pages_cover_the_disk_and_hold_what_was_written(
 
 
 @pytest.mark.slow
-async def test_reasons_to_read_everything(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_change_ids_that_cannot_be_trusted_are_refused(lab, vcenter, journal, add_vm):
     moref = add_vm(change_tracking=True)
     async with vcenter.connect() as session:
         since = await _change_id(session, journal)
@@ -157,9 +140,7 @@ async def test_reasons_to_read_everything(
     assert "read in full" in caught.value.remedy
 
 
-async def test_a_lost_connection_does_not_invalidate_change_tracking(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_lost_connection_does_not_invalidate_change_tracking(lab, vcenter, journal, add_vm):
     add_vm(change_tracking=True)
     async with vcenter.connect() as session:
         since = await _change_id(session, journal)
@@ -170,9 +151,7 @@ async def test_a_lost_connection_does_not_invalidate_change_tracking(
                 await _changed(session, snapshot, since)
 
 
-async def test_a_disk_without_change_tracking_is_read_in_full(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_disk_without_change_tracking_is_read_in_full(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -182,9 +161,7 @@ async def test_a_disk_without_change_tracking_is_read_in_full(
                 await _changed(session, snapshot, "uuid/1")
 
 
-async def test_tracking_is_enabled_only_without_snapshots(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_tracking_is_enabled_only_without_snapshots(lab, vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")

@@ -9,20 +9,17 @@ from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, ConfigError
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.injection import Drop, Event
+from tests.vadpipe.vsphere.vsphere_kit import take_and_remove
+from vadpipe.lab.vcenter.faults.injection import Drop, Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
-from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
-from vadpipe.vsphere.snapshot.snapshot import open_snapshot
+from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 
-AddVm = Callable[..., str]
 DISKS = "consolidation"
 
 
@@ -44,40 +41,29 @@ def stuck(lab: LabVcenter) -> Callable[..., None]:
     return stick
 
 
-async def _take(vcenter: Vcenter, journal: Journal, consolidate: Consolidate) -> None:
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
-            pass
-
-
 @pytest.mark.parametrize("consolidate", [True, False, "always"])
-def test_unknown_values_of_consolidate_are_config_errors(vcenter: Vcenter, consolidate: object) -> None:
+def test_unknown_values_of_consolidate_are_config_errors(vcenter, consolidate):
     with pytest.raises(ConfigError, match="'never', 'ask', 'escalate'"):
         VcenterVm(vcenter, "web01", reader=None, consolidate=consolidate)
 
 
-def test_effects_mention_the_snapshots_of_an_escalation(vcenter: Vcenter) -> None:
+def test_effects_mention_the_snapshots_of_an_escalation(vcenter):
     machine = VcenterVm(vcenter, "web01", reader=None)
     assert "further snapshots" not in " ".join(machine.effects())
     assert "further snapshots" in " ".join(replace(machine, consolidate="escalate").effects())
 
 
-async def test_ask_only_calls_consolidate_vm_disks(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_ask_only_calls_consolidate_vm_disks(lab, vcenter, journal, add_vm, stuck):
     add_vm()
     stuck()
     with pytest.raises(ConsolidationNeeded, match="tried without success: ConsolidateVMDisks") as caught:
-        await _take(vcenter, journal, "ask")
+        await take_and_remove(vcenter, journal, "ask")
     assert caught.value.exit_code == EXIT_ATTENTION
     assert "--consolidate escalate" in caught.value.remedy
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_an_escalation_snapshot_consolidates_redo_logs(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_an_escalation_snapshot_consolidates_redo_logs(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     told: list[tuple[int, list[str]]] = []
@@ -87,7 +73,7 @@ async def test_an_escalation_snapshot_consolidates_redo_logs(
         in_task=True,
         after=True,
     )
-    await _take(vcenter, journal, "escalate")
+    await take_and_remove(vcenter, journal, "escalate")
     ((intents, (description,)),) = told
     assert intents == 1  # the same intent announces it
     assert "[vadpipe:" in description
@@ -97,14 +83,12 @@ async def test_an_escalation_snapshot_consolidates_redo_logs(
     assert journal.intents() == []
 
 
-async def test_the_last_step_of_the_escalation_is_quiesced(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_the_last_step_of_the_escalation_is_quiesced(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm(quiescing="file-system")
     stuck(removals=1)
     quiesced: list[str] = []
     lab.on_snapshot.append(lambda moref, frozen: quiesced.append(moref))
-    await _take(vcenter, journal, "escalate")
+    await take_and_remove(vcenter, journal, "escalate")
     assert quiesced == [moref]
     assert lab.calls["CreateSnapshot_Task"] == 2
     assert not lab.needs_consolidation(moref)
@@ -112,12 +96,12 @@ async def test_the_last_step_of_the_escalation_is_quiesced(
 
 
 async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm(quiescing="fault")
     stuck(removals=5)
     with pytest.raises(ConsolidationNeeded) as caught:
-        await _take(vcenter, journal, "escalate")
+        await take_and_remove(vcenter, journal, "escalate")
     for step in ("ConsolidateVMDisks", "made and removed", "with quiescing"):
         assert step in caught.value.problem
     assert lab.snapshots(moref) == {}
@@ -125,55 +109,49 @@ async def test_a_failed_escalation_names_every_step_and_leaves_no_snapshot(
 
 
 async def test_no_snapshot_is_made_for_consolidation_while_the_vm_has_others(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm()
     foreign = lab.take_snapshot(moref, "before the update")
     stuck()
     with pytest.raises(ConsolidationNeeded, match=r"snapshots of others \(before the update\)"):
-        await _take(vcenter, journal, "escalate")
+        await take_and_remove(vcenter, journal, "escalate")
     assert list(lab.snapshots(moref)) == [foreign]
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
-async def test_a_full_datastore_gets_no_further_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_a_full_datastore_gets_no_further_snapshot(lab, vcenter, journal, add_vm, stuck):
     add_vm()
     stuck(fault=lambda: vim.fault.NoDiskSpace(file="x", datastore="datastore1"))
     with pytest.raises(ConsolidationNeeded, match="datastore is full"):
-        await _take(vcenter, journal, "escalate")
+        await take_and_remove(vcenter, journal, "escalate")
     assert lab.calls.get("CreateSnapshot_Task", 0) == 0
 
 
 async def test_a_lost_answer_during_escalation_leaves_no_second_snapshot(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+    lab, vcenter, journal, add_vm, stuck
+):
     moref = add_vm()
     stuck()
     lab.inject("CreateSnapshot_Task", Drop.AFTER)
-    await _take(vcenter, journal, "escalate")
+    await take_and_remove(vcenter, journal, "escalate")
     assert lab.snapshots(moref) == {}
     assert not lab.needs_consolidation(moref)
 
 
-async def test_a_snapshot_of_the_escalation_that_stays_is_reported(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_a_snapshot_of_the_escalation_that_stays_is_reported(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     lab.inject("RemoveSnapshot_Task", lambda: vim.fault.SnapshotFault(), 2)
     with pytest.raises(SnapshotLeaked, match="to consolidate the disks could not be removed") as caught:
-        await _take(vcenter, journal, "escalate")
+        await take_and_remove(vcenter, journal, "escalate")
     assert not isinstance(caught.value, ConsolidationNeeded)
     (description,) = lab.snapshots(moref).values()
     (intent,) = journal.intents()
     assert intent.token in description
 
 
-async def test_the_sweep_removes_what_a_killed_escalation_left(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, stuck: Callable[..., None]
-) -> None:
+async def test_the_sweep_removes_what_a_killed_escalation_left(lab, vcenter, journal, add_vm, stuck):
     moref = add_vm()
     stuck()
     created = trio.Event()
@@ -187,7 +165,7 @@ async def test_the_sweep_removes_what_a_killed_escalation_left(
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(ConsolidationNeeded):
-            await _take(vcenter, journal, "never")
+            await take_and_remove(vcenter, journal, "never")
         async with trio.open_nursery() as nursery:  # a sweep that is cancelled in the middle, as by a kill
 
             async def escalate() -> None:

@@ -1,6 +1,5 @@
 """Redo logs that outlive their snapshot are consolidated or named; what is not ours is told, and left alone."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,57 +7,41 @@ from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, SourceError, leaves
 from stages.vcenter_vm import VcenterVm
-from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter
+from tests.vadpipe.vsphere.vsphere_kit import take_and_remove
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
-from vadpipe.vsphere.snapshot.remove import Consolidate, ConsolidationNeeded
+from vadpipe.vsphere.snapshot.remove import ConsolidationNeeded
 from vadpipe.vsphere.snapshot.snapshot import open_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 pytestmark = pytest.mark.slow  # each waits first whether it comes by itself
 
-AddVm = Callable[..., str]
 DISKS = "consolidation"
 
 
-async def _take(vcenter: Vcenter, journal: Journal, *, consolidate: Consolidate = "ask") -> None:
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        async with open_snapshot(session, vm, Quiesce.none(), journal, run="r", consolidate=consolidate):
-            pass
-
-
-async def test_a_removal_that_fails_at_the_disks_is_consolidated(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_removal_that_fails_at_the_disks_is_consolidated(lab, vcenter, journal, add_vm):
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
-    await _take(vcenter, journal)
+    await take_and_remove(vcenter, journal)
     assert lab.calls["ConsolidateVMDisks_Task"] == 1
     assert not lab.needs_consolidation(moref)
     assert journal.intents() == []
 
 
-async def test_a_locked_disk_is_waited_for(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_locked_disk_is_waited_for(lab, vcenter, journal, add_vm):
     moref = add_vm()
     for nth in (1, 2, 3):
         lab.inject(DISKS, lambda: vim.fault.FileLocked(file="[datastore1] x"), nth, in_task=True)
-    await _take(vcenter, journal)
+    await take_and_remove(vcenter, journal)
     assert not lab.needs_consolidation(moref)
 
 
-async def test_never_reports_consolidation_without_asking_for_it(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_the_policy_never_reports_consolidation_without_asking_for_it(lab, vcenter, journal, add_vm):
     moref = add_vm()
     lab.inject(DISKS, lambda: vim.fault.FileFault(file="[datastore1] x"), in_task=True)
     with pytest.raises(ConsolidationNeeded, match="consolidate='never' forbids it") as caught:
-        await _take(vcenter, journal, consolidate="never")
+        await take_and_remove(vcenter, journal, consolidate="never")
     assert caught.value.exit_code == EXIT_ATTENTION
     assert "ConsolidateVMDisks_Task" not in lab.calls
     assert lab.needs_consolidation(moref)
@@ -73,9 +56,7 @@ async def test_never_reports_consolidation_without_asking_for_it(
     assert not lab.needs_consolidation(moref)
 
 
-async def test_failed_consolidation_is_raised_beside_the_error_of_the_body(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_failed_consolidation_is_raised_beside_the_error_of_the_body(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject(DISKS, lambda: vim.fault.NoDiskSpace(file="x", datastore="datastore1"), in_task=True, chance=1)
     with pytest.raises(BaseExceptionGroup) as caught:
@@ -90,9 +71,7 @@ async def test_failed_consolidation_is_raised_beside_the_error_of_the_body(
     assert len(journal.intents()) == 1  # for the next sweep
 
 
-async def test_snapshots_of_others_are_reported_and_left_alone(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
-) -> None:
+async def test_snapshots_of_others_are_reported_and_left_alone(lab, vcenter, journal, add_vm, reader):
     moref = add_vm()
     foreign = [
         lab.take_snapshot(moref, "before the update"),
@@ -113,9 +92,7 @@ async def test_snapshots_of_others_are_reported_and_left_alone(
     assert capture.snapshots_left == 2
 
 
-async def test_a_snapshot_description_names_the_run_and_the_host(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, reader
-) -> None:
+async def test_a_snapshot_description_names_the_run_and_the_host(lab, vcenter, journal, add_vm, reader):
     moref = add_vm()
     async with replace(VcenterVm(vcenter, "web01", reader=reader), journal=journal).capture():
         (intent,) = journal.intents()

@@ -1,26 +1,22 @@
 """A snapshot exists inside `async with` and is gone afterwards, whatever happened inside."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 import trio
 from pyVmomi import vim
 
 from pipeline.errors import EXIT_ATTENTION, MoverError, leaves
-from vadpipe.lab.vcenter.fault_kinds import fault_maker
-from vadpipe.lab.vcenter.injection import Drop
-from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.faults.injection import Drop
+from vadpipe.lab.vcenter.faults.kinds import fault_maker
 from vadpipe.vsphere.api.faults import QuiesceFailed, SnapshotError, SnapshotLeaked
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.snapshot.snapshot import Snapshot, open_snapshot
 from vadpipe.vsphere.snapshot.tree import snapshots_left, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
-
-AddVm = Callable[..., str]
-Calls = Callable[[LabVcenter, str], Awaitable[None]]
 
 
 def _denied() -> vim.fault.NoPermission:
@@ -52,9 +48,7 @@ def _fail(_: Snapshot) -> None:
     raise ValueError("body")
 
 
-async def test_a_snapshot_exists_inside_and_is_gone_afterwards(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_exists_inside_and_is_gone_afterwards(vcenter, journal, add_vm):
     add_vm(disks=2)
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -71,9 +65,7 @@ async def test_a_snapshot_exists_inside_and_is_gone_afterwards(
     assert journal.intents() == []
 
 
-async def test_a_snapshot_is_removed_when_the_body_fails(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_is_removed_when_the_body_fails(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         with pytest.raises(ValueError, match="body"):
@@ -82,9 +74,7 @@ async def test_a_snapshot_is_removed_when_the_body_fails(
     assert journal.intents() == []
 
 
-async def test_without_a_journal_nothing_is_created(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_without_a_journal_nothing_is_created(lab, vcenter, journal, add_vm):
     add_vm()
     journal.directory.touch()  # a file where the directory should be
     async with vcenter.connect() as session:
@@ -94,9 +84,7 @@ async def test_without_a_journal_nothing_is_created(
 
 
 @pytest.mark.parametrize("drop", list(Drop))
-async def test_a_lost_answer_makes_neither_two_snapshots_nor_none(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, drop: Drop
-) -> None:
+async def test_a_lost_answer_makes_neither_two_snapshots_nor_none(lab, vcenter, journal, add_vm, drop):
     add_vm()
     lab.inject("CreateSnapshotEx_Task", drop)
     async with vcenter.connect() as session:
@@ -110,9 +98,7 @@ async def test_a_lost_answer_makes_neither_two_snapshots_nor_none(
 
 
 @pytest.mark.parametrize("drop", list(Drop))
-async def test_a_lost_answer_to_the_removal_is_looked_into(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, drop: Drop
-) -> None:
+async def test_a_lost_answer_to_the_removal_is_looked_into(lab, vcenter, journal, add_vm, drop):
     add_vm()
     lab.inject("RemoveSnapshot_Task", drop)
     async with vcenter.connect() as session:
@@ -121,9 +107,7 @@ async def test_a_lost_answer_to_the_removal_is_looked_into(
     assert journal.intents() == []
 
 
-async def test_a_snapshot_is_removed_after_the_server_restarted(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_is_removed_after_the_server_restarted(lab, vcenter, journal, add_vm):
     add_vm()
 
     def restart(_: Snapshot) -> None:
@@ -135,9 +119,7 @@ async def test_a_snapshot_is_removed_after_the_server_restarted(
         assert await _left(session) == 0
 
 
-async def test_a_snapshot_is_removed_when_the_body_is_cancelled(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_is_removed_when_the_body_is_cancelled(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
@@ -150,8 +132,8 @@ async def test_a_snapshot_is_removed_when_the_body_is_cancelled(
 
 
 async def test_a_snapshot_is_removed_when_its_creation_is_cancelled(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm, wait_for_call: Calls
-) -> None:
+    lab, vcenter, journal, add_vm, wait_for_call
+):
     add_vm()
     async with vcenter.connect() as session:
         async with trio.open_nursery() as nursery:
@@ -163,9 +145,7 @@ async def test_a_snapshot_is_removed_when_its_creation_is_cancelled(
     assert journal.intents() == []
 
 
-async def test_a_guest_that_cannot_be_quiesced_is_reported_with_its_own_words(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_guest_that_cannot_be_quiesced_is_reported_with_its_own_words(lab, vcenter, journal, add_vm):
     add_vm(quiescing="fault")
     async with vcenter.connect() as session:
         with pytest.raises(QuiesceFailed) as caught:
@@ -177,9 +157,7 @@ async def test_a_guest_that_cannot_be_quiesced_is_reported_with_its_own_words(
     assert journal.intents() == []
 
 
-async def test_a_failed_quiesce_survives_events_that_cannot_be_read(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_failed_quiesce_survives_events_that_cannot_be_read(lab, vcenter, journal, add_vm):
     add_vm(quiescing="fault")
     lab.inject("QueryEvents", _denied)
     async with vcenter.connect() as session:
@@ -187,9 +165,7 @@ async def test_a_failed_quiesce_survives_events_that_cannot_be_read(
             await _take(session, journal, quiesce=Quiesce.application(retries=0))
 
 
-async def test_a_refused_snapshot_leaves_no_intent(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_refused_snapshot_leaves_no_intent(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject("CreateSnapshotEx_Task", vim.fault.TooManySnapshotLevels)
     async with vcenter.connect() as session:
@@ -199,8 +175,8 @@ async def test_a_refused_snapshot_leaves_no_intent(
 
 
 async def test_a_snapshot_that_cannot_be_removed_is_reported_and_left_to_the_sweep(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+    lab, vcenter, journal, add_vm
+):
     add_vm()
     lab.inject("RemoveSnapshot_Task", _denied)
     taken: list[Snapshot] = []
@@ -218,9 +194,7 @@ async def test_a_snapshot_that_cannot_be_removed_is_reported_and_left_to_the_swe
     assert journal.intents() == []
 
 
-async def test_a_removal_that_fails_with_object_not_found_is_a_leak(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_removal_that_fails_with_object_not_found_is_a_leak(lab, vcenter, journal, add_vm):
     moref = add_vm()
     lab.inject("RemoveSnapshot_Task", fault_maker("ManagedObjectNotFound"), in_task=True)
     async with vcenter.connect() as session:
@@ -229,9 +203,7 @@ async def test_a_removal_that_fails_with_object_not_found_is_a_leak(
     assert len(lab.snapshots(moref)) == 1
 
 
-async def test_both_errors_come_out_when_body_and_removal_fail(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_both_errors_come_out_when_body_and_removal_fail(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject("RemoveSnapshot_Task", _denied)
     async with vcenter.connect() as session:
@@ -240,9 +212,7 @@ async def test_both_errors_come_out_when_body_and_removal_fail(
     assert [type(leaf) for leaf in leaves(caught.value)] == [ValueError, SnapshotLeaked]
 
 
-async def test_a_leaked_snapshot_is_reported_when_the_body_was_cancelled(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_leaked_snapshot_is_reported_when_the_body_was_cancelled(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject("RemoveSnapshot_Task", _denied)
     async with vcenter.connect() as session:
@@ -254,9 +224,7 @@ async def test_a_leaked_snapshot_is_reported_when_the_body_was_cancelled(
     assert [type(leaf) for leaf in leaves(caught.value)] == [SnapshotLeaked]
 
 
-async def test_a_busy_vm_is_waited_for(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_busy_vm_is_waited_for(lab, vcenter, journal, add_vm):
     add_vm()
     for nth in (1, 2):
         lab.inject("RemoveSnapshot_Task", lambda: vim.fault.TaskInProgress(task=vim.Task("task-1")), nth)
@@ -266,9 +234,7 @@ async def test_a_busy_vm_is_waited_for(
     assert lab.calls["RemoveSnapshot_Task"] == 3
 
 
-async def test_the_removal_has_a_deadline(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_the_removal_has_a_deadline(lab, vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
         with pytest.raises(SnapshotLeaked, match="not done after 0 s"):

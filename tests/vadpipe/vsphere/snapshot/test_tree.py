@@ -8,12 +8,13 @@ import pytest
 from pipeline.extents import Extents
 from pipeline.units import KiB
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.vsphere.vsphere_kit import intent_of
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal
+from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce, create_snapshot
 from vadpipe.vsphere.snapshot.tree import description_with, family_of, lies_on, snapshots_of
 from vadpipe.vsphere.vm.capture import VsphereCapture
@@ -44,9 +45,7 @@ OTHER = ["[ds] a/b.vmdk"]
         ({}, {}, False),
     ],
 )
-def test_a_layer_hangs_directly_on_every_file_that_it_changes(
-    upper: dict[int, list[str]], lower: dict[int, list[str]], lies: bool
-) -> None:
+def test_a_layer_hangs_directly_on_every_file_that_it_changes(upper, lower, lies):
     assert lies_on(upper, lower) is lies
 
 
@@ -82,9 +81,7 @@ async def _content(capture: VsphereCapture) -> list[bytes]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_what_is_read_is_the_quiesced_state(
-    lab: LabVcenter, web01: Callable[..., VcenterVm], form: str
-) -> None:
+async def test_what_is_read_is_the_quiesced_state(lab, web01, form):
     machine = web01(form, disks=2)
     live = lab.disks(lab.moref("web01"))
     async with machine.capture() as capture:
@@ -98,9 +95,7 @@ async def test_what_is_read_is_the_quiesced_state(
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-async def test_both_snapshots_of_a_family_are_removed(
-    lab: LabVcenter, web01: Callable[..., VcenterVm], journal: Journal, form: str
-) -> None:
+async def test_both_snapshots_of_a_family_are_removed(lab, web01, journal, form):
     machine = web01(form)
     moref = lab.moref("web01")
     async with machine.capture() as capture:
@@ -114,9 +109,7 @@ async def test_both_snapshots_of_a_family_are_removed(
     ]
 
 
-async def test_a_sibling_without_our_mark_is_read_and_named_and_left(
-    lab: LabVcenter, web01: Callable[..., VcenterVm]
-) -> None:
+async def test_a_sibling_without_our_mark_is_read_and_named_and_left(lab, web01):
     machine = web01("unmarked sibling")
     moref = lab.moref("web01")
     async with machine.capture() as capture:
@@ -130,9 +123,7 @@ async def test_a_sibling_without_our_mark_is_read_and_named_and_left(
     assert capture.snapshots_left == 1
 
 
-async def test_a_snapshot_on_top_of_ours_is_no_sibling(
-    lab: LabVcenter, web01: Callable[..., VcenterVm]
-) -> None:
+async def test_a_snapshot_on_top_of_ours_is_no_sibling(lab, web01):
     machine = web01("one snapshot")
     moref = lab.moref("web01")
     lab.on_snapshot.append(lambda moref, frozen: lab.take_snapshot(moref, "in the same moment"))
@@ -144,10 +135,8 @@ async def test_a_snapshot_on_top_of_ours_is_no_sibling(
     assert list(lab.snapshots(moref)) == [foreign]
 
 
-async def test_siblings_with_unknown_files_are_reported(
-    lab: LabVcenter, web01: Callable[..., VcenterVm], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vadpipe.lab.vcenter.vm_devices._parent", lambda *chain: None)
+async def test_siblings_with_unknown_files_are_reported(lab, web01, monkeypatch):
+    monkeypatch.setattr("vadpipe.lab.vcenter.state.vm_devices._parent", lambda *chain: None)
     async with web01("siblings").capture() as capture:
         (told,) = capture.attention
         assert "does not tell which" in told
@@ -155,21 +144,12 @@ async def test_siblings_with_unknown_files_are_reported(
     assert lab.snapshots(lab.moref("web01")) == {}
 
 
-async def test_the_sweep_removes_both_siblings_of_a_killed_run(
-    lab: LabVcenter, vcenter: Vcenter, web01: Callable[..., VcenterVm], journal: Journal
-) -> None:
+async def test_the_sweep_removes_both_siblings_of_a_killed_run(lab, vcenter, web01, journal):
     web01("siblings")
     moref = lab.moref("web01")
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
-        intent = Intent(
-            server=session.server,
-            server_id=session.server_id,
-            vm_moref=vm.moref,
-            vm_uuid=vm.uuid,
-            vm_name=vm.name,
-            run="r",
-        )
+        intent = intent_of(session, vm, "r")
         journal.write(intent)
         said, asked = description_with(intent.token), Quiesce.application()
         task = await create_snapshot(

@@ -11,9 +11,9 @@ from stages import VssManifest
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.conftest import LabReader
 from vadpipe.lab.campaign_kit import DirectoryPoint, DirectoryTarget, path
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import HostTraits
+from vadpipe.lab.vcenter.state.inventory import HostTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.unmoved import Moved
@@ -49,9 +49,7 @@ def job(
 
 @pytest.mark.parametrize("call", ["CreateContainerView", "SearchDatastore_Task"])
 @pytest.mark.slow
-async def test_a_move_before_the_snapshot_does_not_matter(
-    lab: LabVcenter, job, move: Move, moref, call
-) -> None:
+async def test_a_move_before_the_snapshot_does_not_matter(lab, job, move, moref, call):
     lab.inject(call, Event(move), after=True)
     receipt = await job.run()
     assert receipt.attention == []
@@ -60,9 +58,7 @@ async def test_a_move_before_the_snapshot_does_not_matter(
 
 
 @pytest.mark.slow
-async def test_a_vm_moved_during_the_read_publishes_nothing(
-    lab: LabVcenter, job, move: Move, moref: str
-) -> None:
+async def test_a_vm_moved_during_the_read_publishes_nothing(lab, job, move, moref):
     class Moving:
         async def finish(self, capture):
             move()
@@ -80,7 +76,7 @@ async def test_a_vm_moved_during_the_read_publishes_nothing(
 
 
 @pytest.mark.slow
-async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, move: Move, moref: str) -> None:
+async def test_a_snapshot_that_moves_before_its_removal_is_removed(lab, job, move, moref):
     lab.inject("RemoveSnapshot_Task", Event(move))
     receipt = await job.run()
     assert receipt.attention == []
@@ -89,7 +85,7 @@ async def test_before_the_removal_the_snapshot_is_found_where_it_is(lab, job, mo
 
 
 @pytest.mark.slow
-async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, moref: str) -> None:
+async def test_the_sweep_finds_a_moved_snapshot_whose_removal_failed(lab, job, move, moref):
     for nth in (1, 2):  # the run's own removal, and the sweep at its end
         lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, nth)
     assert (await job.run()).attention
@@ -101,7 +97,7 @@ async def test_after_a_failed_removal_the_sweep_finds_it(lab, job, move: Move, m
 
 
 @pytest.mark.slow
-async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref: str) -> None:
+async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, moref):
     class Removing:
         async def finish(self, capture):
             lab._inventory.vms[moref].snapshots.clear()
@@ -112,7 +108,7 @@ async def test_a_snapshot_that_somebody_else_removed_fails_the_run(lab, job, mor
     assert job.into.points() == []
 
 
-async def test_a_vm_moved_while_read_fails_the_run(lab, job, moref: str) -> None:
+async def test_a_vm_moved_while_read_fails_the_run(lab, job, moref):
     """What makes the check worth its calls: the reader itself notices nothing."""
     lab.datastore("datastore2")
     guest = lab.disks(moref)[0]

@@ -1,7 +1,6 @@
 """A VM captured: every disk open and accounted for, everything released in the right order."""
 
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -16,8 +15,7 @@ from pipeline.units import KiB
 from stages.vcenter_vm import VcenterVm
 from stages.vss_manifest import VssManifest
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vmdk.vmx import REDACTED
 from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
@@ -29,22 +27,19 @@ from vadpipe.vsphere.manifest.https import OverHttps
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 
-AddVm = Callable[..., str]
-WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
-
 
 @pytest.fixture
 def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
     return VcenterVm(vcenter, "web01", reader=reader, journal=journal, preflight=None)
 
 
-def test_a_vsphere_vm_is_a_machine_and_its_disks_are_disks(web01: VcenterVm) -> None:
+def test_a_vsphere_vm_is_a_machine_and_its_disks_are_disks(web01):
     as_machine: Machine[VsphereCapture] = web01
     assert as_machine.name == "web01"
     assert {"key", "label", "capacity", "change_id", "pool", "allocated", "changed", "read"} <= set(dir(Disk))
 
 
-def test_settings_say_what_would_be_touched_without_io(vcenter: Vcenter, reader) -> None:
+def test_settings_say_what_would_be_touched_without_io(vcenter, reader):
     nowhere = replace(vcenter, server="nowhere.invalid")
     settings = VcenterVm(nowhere, "web01", reader=reader, enable_change_tracking=True)
     touched = " ".join(settings.effects())
@@ -55,9 +50,7 @@ def test_settings_say_what_would_be_touched_without_io(vcenter: Vcenter, reader)
     assert "lab" not in repr(vcenter.password)
 
 
-async def test_the_disks_read_as_they_were_when_quiesced(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader
-) -> None:
+async def test_the_disks_read_as_they_were_when_quiesced(lab, web01, add_vm, reader):
     moref = add_vm(disks=2, change_tracking=True)
     guest = lab.disks(moref)[1]
     guest.write(128 * KiB, b"before" * 1000)
@@ -89,9 +82,7 @@ async def test_the_disks_read_as_they_were_when_quiesced(
     assert access.snapshot.startswith("snapshot-")
 
 
-async def test_disks_are_closed_before_the_snapshot_is_removed(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader
-) -> None:
+async def test_disks_are_closed_before_the_snapshot_is_removed(lab, web01, add_vm, reader):
     add_vm(disks=2)
     async with web01.capture():
         assert reader.closed == []
@@ -100,7 +91,7 @@ async def test_disks_are_closed_before_the_snapshot_is_removed(
 
 
 @pytest.mark.slow
-async def test_changes_between_two_captures(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_changes_between_two_captures_are_read(lab, web01, add_vm):
     moref = add_vm()
     enabling = replace(web01, enable_change_tracking=True)
     async with enabling.capture() as first:
@@ -113,7 +104,7 @@ async def test_changes_between_two_captures(lab: LabVcenter, web01: VcenterVm, a
     assert page.extents == Extents.whole(64 * KiB, 64 * KiB)
 
 
-async def test_the_manifest_comes_while_the_snapshot_exists(web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_the_manifest_comes_while_the_snapshot_exists(web01, add_vm):
     add_vm()
     async with web01.capture() as capture:
         assert (await capture.fetch_vss_manifest()).content
@@ -123,9 +114,7 @@ async def test_the_manifest_comes_while_the_snapshot_exists(web01: VcenterVm, ad
 
 
 @pytest.mark.slow
-async def test_the_manifest_comes_by_the_chosen_ways(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_the_manifest_comes_by_the_chosen_ways(lab, web01, add_vm):
     add_vm()
     ways = [Vifs(program="no-such-vifs"), CopyOnDatastore("[datastore1] kept"), OverHttps()]
     chosen = replace(web01, manifest=ways)
@@ -142,9 +131,7 @@ async def test_the_manifest_comes_by_the_chosen_ways(
 
 
 @pytest.mark.slow
-async def test_how_long_a_manifest_may_be_late(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, wait_until: WaitUntil
-) -> None:
+async def test_a_late_manifest_is_waited_for_within_its_limit(lab, web01, add_vm, wait_until):
     add_vm()
     lab.manifests.named, lab.manifests.late = False, True
     async with replace(web01, manifest_late_s=0).capture() as capture:
@@ -161,9 +148,7 @@ async def test_how_long_a_manifest_may_be_late(
 
 
 @pytest.mark.slow
-async def test_what_an_earlier_run_left_is_swept_and_reported(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_what_an_earlier_run_left_is_swept_and_reported(lab, web01, add_vm):
     add_vm()
     for number in (1, 2):  # at the end of the run, and in the sweep after it
         lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, number)
@@ -177,9 +162,7 @@ async def test_what_an_earlier_run_left_is_swept_and_reported(
     assert capture.snapshots_left == 0
 
 
-async def test_what_a_run_gave_up_on_is_tried_once_more_at_its_end(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_what_a_run_gave_up_on_is_tried_once_more_at_its_end(lab, web01, add_vm):
     add_vm()
     lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked)
     with pytest.raises(SnapshotLeaked):
@@ -189,9 +172,7 @@ async def test_what_a_run_gave_up_on_is_tried_once_more_at_its_end(
     assert capture.snapshots_left == 0
 
 
-async def test_a_capture_that_cannot_open_a_disk_leaves_no_snapshot(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_capture_that_cannot_open_a_disk_leaves_no_snapshot(lab, web01, add_vm, reader, monkeypatch):
     add_vm()
 
     def refuse(access: DiskAccess, pool: BufferPool) -> None:
@@ -209,8 +190,8 @@ async def test_a_capture_that_cannot_open_a_disk_leaves_no_snapshot(
 
 @pytest.mark.parametrize("pattern", ["scsi0:1", "Hard disk 2", "*:1"])
 async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_point(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, pattern: str
-) -> None:
+    lab, web01, add_vm, reader, pattern
+):
     add_vm(disks=2)
     async with replace(web01, exclude=[pattern]).capture() as capture:
         assert [disk.key for disk in capture.disks] == ["scsi0:0"]
@@ -221,9 +202,7 @@ async def test_an_excluded_disk_is_left_out_with_a_remark_in_the_report_and_the_
     assert capture.configuration["left_out"] == [said]
 
 
-async def test_an_independent_disk_that_is_excluded_needs_no_attention(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_an_independent_disk_that_is_excluded_needs_no_attention(lab, web01, add_vm):
     add_vm(disks=2, traits=VmTraits(disk_mode="independent_persistent"))
     async with web01.capture() as capture:
         assert "Hard disk 2 (scsi0:1) is left out: it is independent" in capture.left_out[0]
@@ -231,9 +210,7 @@ async def test_an_independent_disk_that_is_excluded_needs_no_attention(
         assert capture.left_out == []
 
 
-async def test_an_exclude_that_matches_no_disk_is_refused_before_the_snapshot(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_an_exclude_that_matches_no_disk_is_refused_before_the_snapshot(lab, web01, add_vm):
     add_vm(disks=2)
     with pytest.raises(ConfigError, match=r"'scsi1:\*'.*web01.*scsi0:0 \(Hard disk 1\), scsi0:1"):
         async with replace(web01, exclude=["scsi1:*"]).capture():
@@ -241,7 +218,7 @@ async def test_an_exclude_that_matches_no_disk_is_refused_before_the_snapshot(
     assert not [call for call in lab.calls if call.startswith("CreateSnapshot")]
 
 
-async def test_a_vm_without_disks_is_an_error(lab: LabVcenter, web01: VcenterVm) -> None:
+async def test_a_vm_without_disks_is_an_error(lab, web01):
     lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
     with pytest.raises(SnapshotError, match="none of its disks"):
         async with web01.capture():
@@ -249,9 +226,7 @@ async def test_a_vm_without_disks_is_an_error(lab: LabVcenter, web01: VcenterVm)
     assert lab.calls["RemoveSnapshot_Task"] == 1
 
 
-async def test_a_reader_that_sees_another_disk_is_found_out(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_that_opens_another_disk_is_refused(lab, web01, add_vm, reader, monkeypatch):
     add_vm()
     other = LabDisk.create(lab.datastore("datastore1") / "other", "disk", 1 << 20)
     open_disk = reader.open
@@ -262,9 +237,7 @@ async def test_a_reader_that_sees_another_disk_is_found_out(
             pass
 
 
-async def test_a_cancelled_capture_releases_everything(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader
-) -> None:
+async def test_a_cancelled_capture_releases_everything(lab, web01, add_vm, reader):
     add_vm(disks=2)
     with trio.CancelScope() as scope:
         async with web01.capture():

@@ -17,19 +17,19 @@ from vadpipe.cli.cleanup import cleanup
 from vadpipe.cli.config import load_jobs, read_config
 from vadpipe.cli.preflight import preflight, prepare
 from vadpipe.cli.run import plan, run
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.journal.intents import Journal
 
-AddVm = Callable[..., str]
 Write = Callable[[str], Path]
 
 CONFIG = """
 from pathlib import Path
 
 from vadpipe.lab.campaign_kit import LabReader
-from pipeline import DiskReceipt, Job, Secret, Sink
+from pipeline import Job, Secret
 from pipeline.testing import FakeTarget
+from sinks import NullSink
 from stages import (
     AllocatedExtents, EachVm, Journal, MarkZeros, Quiesce, ReadSpans, SelectVms, Vcenter, VcenterVm,
 )
@@ -40,22 +40,8 @@ vcenter = Vcenter(
 store = FakeTarget()
 
 
-class Count(Sink):
-    def __init__(self, disk):
-        self.disk = disk
-
-    def __repr__(self):
-        return "Count()"
-
-    async def run(self, inbox):
-        async for item in inbox:
-            if hasattr(item, "release"):
-                item.release()
-        return DiskReceipt(self.disk.key, self.disk.label, self.disk.capacity, "", 0, 0, 0, 0, 0, 0, 0)
-
-
 def path(disk, point):
-    return AllocatedExtents(disk) | ReadSpans(disk) | MarkZeros() | Count(disk)
+    return AllocatedExtents(disk) | ReadSpans(disk) | MarkZeros() | NullSink()
 
 
 def job_of(vm, **settings):
@@ -107,7 +93,7 @@ ALL = 'jobs = EachVm(vcenter, SelectVms("*"), job_of)'
 
 
 @pytest.mark.slow
-def test_every_selected_vm_is_backed_up(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_every_selected_vm_is_backed_up(lab, add_vm, write):
     daily = lab.tags.create("backup", "daily")
     for name, folder in (("web02", "Web"), ("web01", "Web/Test"), ("db01", "")):
         lab.tags.attach(daily, add_vm(name, folder=folder))
@@ -130,7 +116,7 @@ def test_every_selected_vm_is_backed_up(lab: LabVcenter, add_vm: AddVm, write: W
     assert told["ok"] is True
 
 
-def test_vms_of_one_name_have_their_paths_as_titles(add_vm: AddVm, lab: LabVcenter, write: Write) -> None:
+def test_vms_of_one_name_have_their_paths_as_titles(add_vm, lab, write):
     for folder in ("A", "B"):
         lab.register_vm(lab.datastore("datastore1") / folder, "web01", [], folder=folder)
     add_vm("db01")
@@ -143,7 +129,7 @@ def test_vms_of_one_name_have_their_paths_as_titles(add_vm: AddVm, lab: LabVcent
     ]
 
 
-def test_jobs_and_selections_may_be_mixed(add_vm: AddVm, write: Write) -> None:
+def test_jobs_and_selections_may_be_mixed(add_vm, write):
     add_vm("web01")
     add_vm("db01")
     several = 'EachVm(vcenter, [SelectVms("web*"), SelectVms("web01")], job_of)'
@@ -155,7 +141,7 @@ def test_jobs_and_selections_may_be_mixed(add_vm: AddVm, write: Write) -> None:
 
 
 @pytest.mark.slow
-def test_one_of_the_jobs_may_be_picked(add_vm: AddVm, write: Write) -> None:
+def test_one_of_the_jobs_may_be_picked(add_vm, write):
     for number in range(12):
         add_vm(f"web{number:02}")
     path = write(ALL)
@@ -166,7 +152,7 @@ def test_one_of_the_jobs_may_be_picked(add_vm: AddVm, write: Write) -> None:
 
 
 @pytest.mark.slow
-def test_a_vm_that_vanishes_fails_its_own_job_only(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_a_vm_that_vanishes_fails_its_own_job_only(lab, add_vm, write):
     morefs = {name: add_vm(name) for name in ("web01", "web02", "web03")}
     lab.inject(
         "RemoveSnapshot_Task", Event(lambda: lab.unregister_vm(morefs["web02"]))
@@ -178,7 +164,7 @@ def test_a_vm_that_vanishes_fails_its_own_job_only(lab: LabVcenter, add_vm: AddV
 
 
 @pytest.mark.slow
-def test_a_renamed_vm_is_found_again(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_a_renamed_vm_is_found_again(lab, add_vm, write):
     add_vm("web01")
     second, third = add_vm("web02"), add_vm("web03")
     held: list[list[str]] = []
@@ -200,7 +186,7 @@ def test_a_renamed_vm_is_found_again(lab: LabVcenter, add_vm: AddVm, write: Writ
 
 
 @pytest.mark.slow
-def test_a_failed_selection_does_not_stop_other_jobs(add_vm: AddVm, write: Write) -> None:
+def test_a_failed_selection_does_not_stop_other_jobs(add_vm, write):
     add_vm("web01")
     path = write(
         'jobs = [EachVm(vcenter, SelectVms("db*"), job_of), EachVm(vcenter, SelectVms("*"), job_of)]'
@@ -218,7 +204,7 @@ def test_a_failed_selection_does_not_stop_other_jobs(add_vm: AddVm, write: Write
         load_jobs(path)
 
 
-def test_plan_does_not_connect(lab: LabVcenter, write: Write) -> None:
+def test_plan_does_not_connect(lab, write):
     path = write('jobs = EachVm(vcenter, SelectVms("web*", tag="backup/daily", exclude=["*-test"]), job_of)')
     lab.stop()
     lines = invoke(plan, path).stdout.splitlines()
@@ -239,7 +225,7 @@ def test_plan_does_not_connect(lab: LabVcenter, write: Write) -> None:
     assert lab.calls == {}
 
 
-def test_preflight_and_prepare_select_too(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_preflight_and_prepare_select_too(lab, add_vm, write):
     add_vm("web01", enable_uuid=False)
     add_vm("web02")
     path = write('jobs = EachVm(vcenter, SelectVms("web*"), job_of)')
@@ -250,7 +236,7 @@ def test_preflight_and_prepare_select_too(lab: LabVcenter, add_vm: AddVm, write:
     assert all(vm.change_tracking for vm in lab._inventory.vms.values())
 
 
-def test_cleanup_needs_no_vm_to_be_selected_any_more(lab: LabVcenter, add_vm: AddVm, write: Write) -> None:
+def test_cleanup_needs_no_vm_to_be_selected_any_more(lab, add_vm, write):
     add_vm("web01")
     before = dict(lab.calls)
     result = invoke(cleanup, write('jobs = EachVm(vcenter, SelectVms("none-is-called-so"), job_of)'))
@@ -281,15 +267,13 @@ def test_cleanup_needs_no_vm_to_be_selected_any_more(lab: LabVcenter, add_vm: Ad
         ("jobs = [SelectVms('*')]", r"holds SelectVms.*not a pipeline\.Job or JobSource"),
     ],
 )
-def test_a_wrong_job_function_is_a_config_error(
-    add_vm: AddVm, write: Write, lines: str, message: str
-) -> None:
+def test_a_wrong_job_function_is_a_config_error(add_vm, write, lines, message):
     add_vm("web01")
     with pytest.raises(ConfigError, match=message):
         load_jobs(write(lines))
 
 
-def test_each_vm_is_a_source_of_jobs(write: Write) -> None:
+def test_each_vm_is_a_source_of_jobs(write):
     [entry] = read_config(write(ALL))
     assert isinstance(entry, JobSource)
     assert not isinstance(entry, Job)

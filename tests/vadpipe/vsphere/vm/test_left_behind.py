@@ -1,10 +1,8 @@
 """Locks and hot-added disks: a run leaves none, and what a killed one left is undone in the right order."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,29 +17,18 @@ from pipeline.errors import LeftBehind, leaves
 from pipeline.secrets import Secret
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere import lab_runs
-from vadpipe.lab.vcenter.calls_log import noted
-from vadpipe.lab.vcenter.outside import hot_added, relocation_lock
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
-from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
+from vadpipe.lab.vcenter.state.inventory import VmTraits
+from vadpipe.lab.vcenter.state.outside import hot_added, noted, relocation_lock
 from vadpipe.vddk.access import DiskAccess
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vddk.errors import VddkError
 from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked, VsphereError
-from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal import relocation_lock as relocation
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm.sweep import Outcome, Swept, look_ahead, sweep
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def libdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return build_vddk(tmp_path_factory.mktemp("vddk"))
-    except CompilerMissing as exc:
-        pytest.skip(str(exc))
 
 
 @dataclass
@@ -77,9 +64,7 @@ class Scene:
 
     def run(self, **knobs: str) -> subprocess.Popen[bytes]:
         """The same run in a process of its own."""
-        command = [sys.executable, "-m", "tests.vadpipe.vsphere.lab_runs", json.dumps(self.where)]
-        root = Path(__file__).parents[4]
-        return subprocess.Popen(command, env=os.environ | knobs, cwd=root)
+        return lab_runs.start("capture", self.where, env=os.environ | knobs)
 
     async def look_ahead(self) -> list[Swept]:
         async with self.machine.vcenter.connect() as session:
@@ -112,7 +97,7 @@ def _wait(is_so: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(scene: Scene) -> None:
+async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(scene):
     async with scene.machine.capture() as capture:
         assert capture.attention == []
         (lock,) = [intent for intent in scene.journal.intents() if intent.kind is IntentKind.RELOCATION_LOCK]
@@ -125,7 +110,7 @@ async def test_a_run_takes_the_lock_first_and_ends_it_last_and_leaves_nothing(sc
     ]  # fmt: skip
 
 
-async def test_a_locked_vm_cannot_be_relocated(scene: Scene) -> None:
+async def test_a_locked_vm_cannot_be_relocated(scene):
     async def move() -> str:
         """The fault that it ends with."""
         async with scene.machine.vcenter.connect() as session:
@@ -142,7 +127,7 @@ async def test_a_locked_vm_cannot_be_relocated(scene: Scene) -> None:
     assert "MethodDisabled" not in await move()
 
 
-async def test_the_lock_is_ended_after_a_failure_and_after_a_cancellation(scene: Scene) -> None:
+async def test_the_lock_is_ended_after_a_failure_and_after_a_cancellation(scene):
     with pytest.raises(ZeroDivisionError):
         async with scene.machine.capture():
             raise ZeroDivisionError
@@ -155,9 +140,7 @@ async def test_the_lock_is_ended_after_a_failure_and_after_a_cancellation(scene:
     assert scene.journal.intents() == []
 
 
-async def test_a_lock_that_somebody_else_keeps_is_reported_and_left_to_him(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_that_somebody_else_keeps_is_reported_and_left_to_him(scene, monkeypatch):
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
     (scene.lab.root / "locks").mkdir()
     (scene.lab.root / "locks" / scene.moref).write_text("another product")
@@ -169,7 +152,7 @@ async def test_a_lock_that_somebody_else_keeps_is_reported_and_left_to_him(
     assert scene.journal.intents() == []
 
 
-async def test_a_lock_that_is_released_meanwhile_is_taken(scene: Scene) -> None:
+async def test_a_lock_that_is_released_meanwhile_is_taken(scene):
     lock = scene.lab.root / "locks" / scene.moref
     lock.parent.mkdir()
     lock.write_text("another product")
@@ -187,9 +170,7 @@ async def test_a_lock_that_is_released_meanwhile_is_taken(scene: Scene) -> None:
     scene.assert_nothing_left()
 
 
-async def test_a_lock_call_that_was_cut_off_is_undone(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_lock_call_that_was_cut_off_is_undone(scene, monkeypatch, tmp_path):
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 1.0)
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "prepare:1")
     async with scene.machine.capture() as capture:
@@ -201,9 +182,7 @@ async def test_a_lock_call_that_was_cut_off_is_undone(
 
 
 @pytest.mark.parametrize("code", [14011, 3014])  # worth another try, and not
-async def test_a_lock_that_a_failed_call_has_taken_is_ended(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int
-) -> None:
+async def test_a_lock_that_a_failed_call_has_taken_is_ended(scene, monkeypatch, tmp_path, code):
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", f"prepare:1+:{code}")
     async with scene.machine.capture() as capture:
@@ -219,9 +198,7 @@ async def test_a_lock_that_a_failed_call_has_taken_is_ended(
     scene.assert_nothing_left()
 
 
-async def test_a_lock_whose_call_failed_and_that_cannot_be_ended_stays_in_the_journal(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_whose_call_failed_and_that_cannot_be_ended_stays_in_the_journal(scene, monkeypatch):
     monkeypatch.setattr(relocation, "LOCK_WITHIN_S", 0.3)
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "prepare:1+:3014,end:1:3014")
     with pytest.raises(LeftBehind, match="could not be ended"):
@@ -234,9 +211,7 @@ async def test_a_lock_whose_call_failed_and_that_cannot_be_ended_stays_in_the_jo
     scene.assert_nothing_left()
 
 
-async def test_without_the_setting_or_on_an_esxi_host_there_is_no_lock(
-    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_the_setting_or_on_an_esxi_host_there_is_no_lock(scene, tmp_path, monkeypatch):
     async with replace(scene.machine, lock_relocation=False).capture() as capture:
         assert (capture.attention, scene.holder) == ([], None)
     assert not any(
@@ -252,9 +227,7 @@ async def test_without_the_setting_or_on_an_esxi_host_there_is_no_lock(
         assert "PrepareForAccess" not in "".join(noted(host.root))
 
 
-async def test_a_lock_that_cannot_be_ended_is_told_and_tried_again(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lock_that_cannot_be_ended_is_told_and_tried_again(scene, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "end:1:3014")
     with pytest.raises(LeftBehind, match="could not be ended") as caught:
         async with scene.machine.capture():
@@ -268,9 +241,7 @@ async def test_a_lock_that_cannot_be_ended_is_told_and_tried_again(
     scene.assert_nothing_left()
 
 
-async def test_a_disk_of_a_crashed_process_is_detached_before_the_snapshot_goes(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_disk_of_a_crashed_process_is_detached_before_the_snapshot_goes(scene, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_CRASH", "close:1")
     async with scene.machine.capture():
         assert len(scene.attached) == 2
@@ -279,9 +250,7 @@ async def test_a_disk_of_a_crashed_process_is_detached_before_the_snapshot_goes(
     assert scene.journal.intents() == []
 
 
-async def test_a_snapshot_stays_while_its_disk_is_attached(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_snapshot_stays_while_its_disk_is_attached(scene, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "cleanup:1:3014")
     with pytest.raises(BaseExceptionGroup) as caught:
         async with scene.machine.capture():
@@ -302,8 +271,8 @@ async def test_a_snapshot_stays_while_its_disk_is_attached(
 
 
 async def test_runs_whose_vddk_cannot_connect_leave_no_snapshot_and_name_the_cause(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    scene, monkeypatch, tmp_path
+):
     monkeypatch.setenv("VADPIPE_LAB_ROOT", str(tmp_path / "unreachable"))
     for _ in range(4):
         with pytest.raises(Exception, match="ConnectEx") as caught:
@@ -314,9 +283,7 @@ async def test_runs_whose_vddk_cannot_connect_leave_no_snapshot_and_name_the_cau
         assert scene.journal.intents() == []
 
 
-async def test_vsphere_is_asked_which_vm_has_the_disks_when_the_library_cannot_clean_up(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_vsphere_is_asked_which_vm_has_the_disks_when_the_library_cannot_clean_up(scene, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_HOTADD", "0")  # read over the network: nothing is attached
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "read:1:3014,cleanup:1:3014")
     with pytest.raises(VddkError, match="Read"):
@@ -326,9 +293,7 @@ async def test_vsphere_is_asked_which_vm_has_the_disks_when_the_library_cannot_c
     assert scene.journal.intents() == []
 
 
-async def test_no_snapshot_is_taken_while_an_earlier_one_of_ours_is_kept(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_snapshot_is_taken_while_an_earlier_one_of_ours_is_kept(scene, monkeypatch):
     monkeypatch.setenv("VADPIPE_VDDK_FAULT", "cleanup:1:3014")
     with pytest.raises(BaseExceptionGroup):
         async with scene.machine.capture():
@@ -363,7 +328,7 @@ MOMENTS: dict[str, tuple[dict[str, str], Callable[[Scene], bool]]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: str) -> None:
+async def test_what_a_killed_run_left_is_undone_in_order(scene, moment):
     knobs, is_time = MOMENTS[moment]
     once = scene.lab.root / "once"
     once.mkdir()
@@ -401,7 +366,7 @@ async def test_what_a_killed_run_left_is_undone_in_order(scene: Scene, moment: s
     assert scene.journal.intents() == []
 
 
-async def test_foreign_locks_are_never_ended(scene: Scene) -> None:
+async def test_foreign_locks_are_never_ended(scene):
     with scene.run(VADPIPE_VDDK_HANG="end:1") as process:
         _wait(lambda: "RemoveSnapshot" in scene.calls)
         process.send_signal(signal.SIGKILL)
@@ -416,7 +381,7 @@ async def test_foreign_locks_are_never_ended(scene: Scene) -> None:
     assert swept[IntentKind.RELOCATION_LOCK].outcome is Outcome.NOTHING_TO_UNDO
 
 
-async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene: Scene, libdir: Path) -> None:
+async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene, libdir):
     async with scene.machine.capture():
         attached = scene.attached
         (mine,) = [intent for intent in scene.journal.intents() if intent.kind is IntentKind.HOT_ADD]
@@ -427,7 +392,7 @@ async def test_hot_added_disks_of_a_run_that_lives_are_left_to_it(scene: Scene, 
     scene.assert_nothing_left()
 
 
-async def test_an_intent_of_another_machine_says_how_to_remove_it(scene: Scene, vcenter: Vcenter) -> None:
+async def test_an_intent_of_another_machine_says_how_to_remove_it(scene, vcenter):
     async with scene.machine.capture():
         for intent in scene.journal.intents():
             scene.journal.write(replace(intent, host="a-machine-that-is-gone"))
@@ -437,7 +402,7 @@ async def test_an_intent_of_another_machine_says_how_to_remove_it(scene: Scene, 
             assert str(scene.journal.path(swept.intent)) in swept.reason
 
 
-def test_the_working_directory_is_private_and_the_same_in_every_run(libdir: Path) -> None:
+def test_the_working_directory_is_private_and_the_same_in_every_run(libdir):
     access = DiskAccess(
         path="[ds] a.vmdk", server="vc/1", vm="vm-7", user="u", password=None, cookie=Secret.from_text("c")
     )

@@ -1,7 +1,7 @@
 """Files that no snapshot and no VM refers to are listed, and only those; nothing is done to them."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from pyVmomi import vim
 from pipeline.units import MiB
 from vadpipe.jsonable import json_object
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.injection import Event
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import VmTraits
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
 from vadpipe.vsphere.inventory.lookup import Vm, find_vm, find_vms
 from vadpipe.vsphere.journal.intents import Intent, Journal
@@ -26,19 +26,18 @@ from vadpipe.vsphere.vm.orphans import Orphan, orphan_candidates, unreferenced
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead
 
 AddVm = Callable[..., str]
-WaitUntil = Callable[[Callable[[], bool]], Awaitable[None]]
 PARTS = ("", "-flat", "-delta", "-sesparse", "-ctk", "-rdm", "-rdmp", "-s001", "-f012")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_part_belongs_to_the_descriptor_beside_it(part: str) -> None:
+def test_a_part_belongs_to_the_descriptor_beside_it(part):
     path = f"[ds] vm/disk-000001{part}.vmdk"
     assert unreferenced([path], ["[ds] vm/disk-000001.vmdk"]) == {}
     assert unreferenced([path], ["[ds] vm/disk.vmdk"]) == {"[ds] vm/disk-000001.vmdk": [path]}
 
 
 @pytest.mark.parametrize("path", ["[other] vm/disk.vmdk", "[ds] vm2/disk.vmdk", "[ds] vm/Disk.vmdk"])
-def test_the_same_name_elsewhere_is_another_file(path: str) -> None:
+def test_the_same_name_elsewhere_is_another_file(path):
     assert list(unreferenced(["[ds] vm/disk.vmdk"], [path])) == ["[ds] vm/disk.vmdk"]
 
 
@@ -48,7 +47,7 @@ _paths = st.builds(
 
 
 @given(st.lists(_paths, unique=True), st.lists(_paths))
-def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], referenced: list[str]) -> None:
+def test_each_file_is_either_referenced_or_in_one_orphan(found, referenced):
     orphans = unreferenced(found, referenced)
     listed = [path for parts in orphans.values() for path in parts]
     assert len(listed) == len(set(listed))
@@ -59,7 +58,7 @@ def test_each_file_is_either_referenced_or_in_one_orphan(found: list[str], refer
     assert unreferenced(found, found) == {}
 
 
-def test_an_orphan_renders_as_a_line_and_as_json() -> None:
+def test_an_orphan_renders_as_a_line_and_as_json():
     orphan = Orphan("[ds] a/x.vmdk", 3 * MiB, datetime(2026, 1, 2, tzinfo=UTC))
     assert str(orphan).startswith("[ds] a/x.vmdk (3.0 MiB, modified 2026-01-02) belongs to no snapshot")
     assert json_object(orphan)["size"] == 3 * MiB
@@ -78,7 +77,7 @@ async def _candidates(vcenter: Vcenter) -> list[str]:
         return [orphan.path for orphan in await orphan_candidates(session, [await find_vm(session, "web01")])]
 
 
-async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, home: Path) -> None:
+async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter, home):
     (home / "stray.vmdk").write_bytes(b"#" * 100)
     (home / "stray-flat.vmdk").write_bytes(b"#" * 1000)
     (home / "lost-delta.vmdk").write_bytes(b"#")
@@ -92,9 +91,7 @@ async def test_a_stray_disk_is_listed_once_with_all_its_bytes(vcenter: Vcenter, 
 
 
 @pytest.mark.slow
-async def test_files_of_disks_and_snapshots_are_no_orphans(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, home: Path, wait_until: WaitUntil
-) -> None:
+async def test_files_of_disks_and_snapshots_are_no_orphans(lab, vcenter, journal, home, wait_until):
     moref = lab.moref("web01")
     lab.take_snapshot(moref, "theirs")
     async with vcenter.connect() as session:
@@ -111,27 +108,21 @@ async def test_files_of_disks_and_snapshots_are_no_orphans(
         assert await orphan_candidates(session, [vm]) == []  # the running disks still hang on them
 
 
-async def test_a_disk_that_another_vm_uses_is_no_orphan(
-    lab: LabVcenter, vcenter: Vcenter, home: Path
-) -> None:
+async def test_a_disk_that_another_vm_uses_is_no_orphan(lab, vcenter, home):
     guest = LabDisk.create(home, "of_web02", MiB)
     assert await _candidates(vcenter) == ["[datastore1] web01/of_web02.vmdk"]
     lab.register_vm(home, "web02", [guest])
     assert await _candidates(vcenter) == []
 
 
-async def test_a_disk_that_appears_during_the_search_is_no_orphan(
-    lab: LabVcenter, vcenter: Vcenter, home: Path
-) -> None:
+async def test_a_disk_that_appears_during_the_search_is_no_orphan(lab, vcenter, home):
     moref = lab.moref("web01")
     lab.inject("SearchDatastore_Task", Event(lambda: lab.take_snapshot(moref, "meanwhile")), in_task=True)
     assert await _candidates(vcenter) == []
     assert len(lab.snapshots(moref)) == 1
 
 
-async def test_a_disk_that_is_gone_or_changed_at_the_second_look_is_no_orphan(
-    lab: LabVcenter, vcenter: Vcenter, home: Path
-) -> None:
+async def test_a_disk_that_is_gone_or_changed_at_the_second_look_is_no_orphan(lab, vcenter, home):
     merged, written = home / "web01-000009.vmdk", home / "web01-000010.vmdk"
     for path in (merged, written):
         path.write_bytes(b"#")
@@ -145,9 +136,7 @@ async def test_a_disk_that_is_gone_or_changed_at_the_second_look_is_no_orphan(
     assert not merged.exists()
 
 
-async def test_twenty_vms_cost_at_most_two_calls_each(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_twenty_vms_cost_at_most_two_calls_each(lab, vcenter, journal, add_vm):
     names = [f"vm{number:02}" for number in range(20)]
     for name in names:
         add_vm(name)
@@ -178,6 +167,6 @@ def _leave_intents(session: VcenterSession, journal: Journal, vms: list[Vm]) -> 
 
 
 @pytest.mark.usefixtures("home")
-async def test_one_directory_costs_one_search(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_one_directory_costs_one_search(lab, vcenter):
     await _candidates(vcenter)
     assert lab.calls["SearchDatastore_Task"] == 1

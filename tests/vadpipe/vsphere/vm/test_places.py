@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from stages import AllocatedExtents, ReadSpans
 from vadpipe.cli.run import run
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import HostTraits
+from vadpipe.lab.vcenter.state.inventory import HostTraits
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
 
@@ -82,29 +81,23 @@ def run_all(vcenter: Vcenter, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 @pytest.mark.parametrize("option", ["--per-host", "--per-datastore"])
-def test_a_place_has_no_more_jobs_than_its_limit(
-    vms: list[str], run_all: Callable[..., None], option: str
-) -> None:
+def test_a_place_has_no_more_jobs_than_its_limit(vms, run_all, option):
     run_all(vms, option, "2")
     assert (most["all"], most["a"], most["b"]) == (4, 2, 2)
 
 
-def test_a_vm_that_is_not_found_is_held_up_by_no_limit_but_fails_by_itself(
-    vms: list[str], run_all: Callable[..., None]
-) -> None:
+def test_a_vm_that_is_not_found_is_held_up_by_no_limit_but_fails_by_itself(vms, run_all):
     run_all([*vms, "nowhere"], "--per-host", "1")
     assert (most["a"], most["b"], most["n"]) == (1, 1, 1)
 
 
-def test_jobs_of_a_server_that_cannot_be_asked_start_all_the_same(
-    vcenter: Vcenter, run_all: Callable[..., None], tmp_path: Path
-) -> None:
+def test_jobs_of_a_server_that_cannot_be_asked_start_all_the_same(vcenter, run_all, tmp_path):
     run_all(["a0", "a1"], "--per-host", "1", server=replace(vcenter, thumbprint="00" * 32))
     assert most["a"] == 2
 
 
 @pytest.mark.usefixtures("vms")
-async def test_places_are_read_in_one_pass_per_server(lab: LabVcenter, vcenter: Vcenter) -> None:
+async def test_places_are_read_in_one_pass_per_server(lab, vcenter):
     machines = [VsphereVm(vcenter, name, reader=None) for name in ("a0", "b0", "b1")]
     a0, b0, b1 = await places_of_machines(machines)
     assert ([place.kind for place in sorted(a0)], b0) == (["datastore", "host"], b1)

@@ -1,9 +1,6 @@
 """disk.EnableUUID: the whole procedure, and a VM that is powered as it was whatever happens in between."""
 
-import json
 import signal
-import subprocess
-import sys
 
 import pytest
 import trio
@@ -11,8 +8,9 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError, SourceError, leaves
 from pipeline.events import observed
-from vadpipe.lab.vcenter.injection import Delay, Drop
-from vadpipe.lab.vcenter.vm import VirtualMachine
+from tests.vadpipe.vsphere import lab_runs
+from vadpipe.lab.vcenter.faults.injection import Delay, Drop
+from vadpipe.lab.vcenter.objects.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm import power
@@ -45,7 +43,7 @@ def is_set(vm):
     return vm.extra_config.get("disk.EnableUUID") == "TRUE"
 
 
-async def test_a_running_vm_is_restarted_for_it(lab, vcenter, add_vm, state):
+async def test_a_running_vm_is_restarted_for_disk_uuids(lab, vcenter, add_vm, state):
     moref = add_vm(**UUID_OFF)
     report = await prepared(vcenter)
     assert is_set(state(moref))
@@ -239,31 +237,9 @@ async def test_change_tracking_needs_no_restart_and_no_snapshots(lab, vcenter, a
         assert "ShutdownGuest" not in lab.calls
 
 
-PREPARING = """
-import json, sys
-import trio
-from pathlib import Path
-from pipeline.secrets import Secret
-from vadpipe.vsphere.vm.prepare import enable_uuid
-from vadpipe.vsphere import Journal, Vcenter, find_vm
-
-where = json.loads(sys.argv[1])
-vcenter = Vcenter(where["host"], "backup", Secret.from_text("lab"),
-                  thumbprint=where["thumbprint_sha1"], port=where["port"])
-
-async def main():
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        await enable_uuid(session, vm, Journal(Path(sys.argv[2])), allow_power_off=True)
-
-trio.run(main)
-"""
-
-
 def preparing(lab, journal):
     """The same in a process of its own."""
-    where = json.dumps(lab.description())
-    return subprocess.Popen([sys.executable, "-c", PREPARING, where, str(journal.directory)])
+    return lab_runs.start("prepare", {**lab.description(), "journal": str(journal.directory)})
 
 
 @pytest.mark.slow

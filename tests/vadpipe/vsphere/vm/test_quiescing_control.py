@@ -1,12 +1,10 @@
 """The seven points of granular control, each shown on the lab, and the table of them in the documentation."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +22,6 @@ from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 
-AddVm = Callable[..., str]
 README = Path(__file__).parents[4] / "README.md"
 OPERATIONS = README.parent / "docs" / "operations.md"
 CREATE = "CreateSnapshotEx_Task"
@@ -77,7 +74,7 @@ def _first_cells(document: Path, heading: str) -> list[str]:
     return [row.split("|")[1].strip() for row in rows]
 
 
-def test_every_point_of_control_in_the_documentation_has_a_test() -> None:
+def test_every_point_of_control_in_the_documentation_has_a_test():
     assert _first_cells(README, "Control of quiescing") == list(POINTS)
     assert _first_cells(OPERATIONS, "What") == list(POINTS)
     for name in POINTS.values():
@@ -85,7 +82,7 @@ def test_every_point_of_control_in_the_documentation_has_a_test() -> None:
 
 
 @pytest.mark.slow
-async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_point_scripts(lab, web01, add_vm):
     moref = add_vm()
     required = replace(web01, guest=replace(ACCOUNT, scripts="required"))
     with pytest.raises(QuiesceFailed, match="the job requires one"):
@@ -105,9 +102,7 @@ async def test_point_scripts(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -
     assert len(lab.guests.ran) == 1
 
 
-async def test_point_scripts_that_fail_fail_the_quiescing(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_point_scripts_that_fail_fail_the_quiescing(lab, web01, add_vm):
     lab.guests.write(add_vm(), WINDOWS.pre_freeze, b"exit /b 1")
     with pytest.raises(QuiesceFailed, match="a script in the guest failed"):
         await _captured(replace(web01, quiesce=Quiesce.application(retries=3, retry_after_s=0)))
@@ -115,7 +110,7 @@ async def test_point_scripts_that_fail_fail_the_quiescing(
 
 
 @pytest.mark.slow
-async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
+async def test_point_quiescing(web01, add_vm, asked):
     add_vm()
     assert (await _evidence(replace(web01, quiesce=Quiesce.none()))).reached == "crash"
     assert asked == []
@@ -124,9 +119,7 @@ async def test_point_quiescing(web01: VcenterVm, add_vm: AddVm, asked: list[Any]
 
 
 @pytest.mark.slow
-async def test_point_snapshot_context(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, asked: list[Any]
-) -> None:
+async def test_point_snapshot_context(lab, web01, add_vm, asked):
     moref = add_vm()
     for quiesce in (Quiesce.application(), Quiesce.auto(), Quiesce.file_system()):
         await _captured(replace(web01, quiesce=quiesce))
@@ -141,7 +134,7 @@ async def test_point_snapshot_context(
 
 
 @pytest.mark.slow
-async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list[Any]) -> None:
+async def test_point_backup_context(web01, add_vm, asked):
     add_vm()
     for backup_type in ("copy", "full", "incremental", "differential", "log"):
         machine = replace(web01, quiesce=Quiesce.application(backup_type=backup_type))
@@ -151,7 +144,7 @@ async def test_point_backup_context(web01: VcenterVm, add_vm: AddVm, asked: list
     assert [request.backup_type for request in asked] == [5, 1, 2, 3, 4]
 
 
-async def test_point_writers(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_point_writers(lab, web01, add_vm):
     add_vm()
     recipe = ManifestRecipe(drop_writers=frozenset({"SqlServerWriter"}))
     object.__setattr__(lab.guests.service.settings, "manifest", partial(manifest_zip, recipe=recipe))
@@ -161,7 +154,7 @@ async def test_point_writers(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -
 
 
 @pytest.mark.slow
-async def test_point_fail_or_continue(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_point_fail_or_continue(lab, web01, add_vm):
     add_vm(quiescing="fault")
     with pytest.raises(QuiesceFailed):
         await _captured(replace(web01, quiesce=Quiesce.application(retries=0)))
@@ -171,9 +164,7 @@ async def test_point_fail_or_continue(lab: LabVcenter, web01: VcenterVm, add_vm:
 
 
 @pytest.mark.slow
-async def test_point_fail_or_continue_when_one_writer_failed(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_point_fail_or_continue_when_one_writer_failed(lab, web01, add_vm):
     add_vm()
     recipe = ManifestRecipe(failing_writers=frozenset({"SqlServerWriter"}))
     object.__setattr__(lab.guests.service.settings, "manifest", partial(manifest_zip, recipe=recipe))
@@ -182,7 +173,7 @@ async def test_point_fail_or_continue_when_one_writer_failed(
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-async def test_point_retries(lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, retries: int) -> None:
+async def test_point_retries(lab, web01, add_vm, retries):
     add_vm(quiescing="fault")
     with pytest.raises(QuiesceFailed):
         await _captured(replace(web01, quiesce=Quiesce.application(retries=retries, retry_after_s=0)))

@@ -8,15 +8,10 @@ import pytest
 
 from pipeline import Job, QuiescingShort
 from pipeline.errors import leaves
-from stages import (
-    Journal,
-    Quiesce,
-    VcenterVm,
-    VssManifest,
-)
+from stages import Journal, Quiesce, VcenterVm, VssManifest
 from vadpipe.lab.campaign_kit import DirectoryTarget, path
-from vadpipe.lab.vcenter.quiescing import QuiesceRequest
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.lab.vcenter.state.quiescing import QuiesceRequest
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.requested import RequestedQuiescing
 
@@ -60,7 +55,7 @@ def job(vcenter, reader, journal: Journal, add_vm: Callable[..., str], tmp_path:
     return make
 
 
-async def test_a_second_snapshot_is_taken_when_the_first_is_short(lab, guest, job) -> None:
+async def test_a_second_snapshot_is_taken_when_the_first_is_short(lab, guest, job):
     guest.bad = 1
     receipt = await job(retries=1, retry_after_s=0.0).run()
     assert (guest.snapshots, receipt.attention, receipt.snapshots_left) == (2, [], 0)
@@ -69,7 +64,7 @@ async def test_a_second_snapshot_is_taken_when_the_first_is_short(lab, guest, jo
     assert lab.calls["RemoveSnapshot_Task"] == 2
 
 
-async def test_a_point_that_falls_short_is_marked_or_not_published(lab, guest, job, tmp_path) -> None:
+async def test_a_point_that_falls_short_is_marked_or_not_published(lab, guest, job, tmp_path):
     guest.bad = 9
     receipt = await job(retries=1, retry_after_s=0.0).run()
     assert guest.snapshots == 2
@@ -84,7 +79,7 @@ async def test_a_point_that_falls_short_is_marked_or_not_published(lab, guest, j
     assert lab.calls["RemoveSnapshot_Task"] == 3
 
 
-async def test_what_was_sent_is_known_and_agrees_with_the_documents(job) -> None:
+async def test_what_was_sent_is_known_and_agrees_with_the_documents(job):
     quiesce = Quiesce.application(backup_type="full", bootable_system_state=False, partial_files=True)
     wanted = job(quiesce)
     async with wanted.machine.capture() as capture:
@@ -94,7 +89,7 @@ async def test_what_was_sent_is_known_and_agrees_with_the_documents(job) -> None
     assert [reason for reason in evidence.reasons if reason.startswith("logs-changed: SqlServerWriter")]
 
 
-async def test_the_weaker_kind_that_was_tried_in_the_end_is_what_was_sent(lab, job) -> None:
+async def test_the_weaker_kind_that_was_tried_in_the_end_is_what_was_sent(lab, job):
     (vm,) = lab._inventory.vms.values()
     vm.quiescing = "file-system"
     async with job(Quiesce.application(policy="try", retries=0)).machine.capture() as capture:

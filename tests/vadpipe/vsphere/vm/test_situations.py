@@ -1,7 +1,6 @@
 """VMs and servers as the field has them: many disks, a licence without backup, reports of runs that fail."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,8 +11,7 @@ from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
 from stages.vcenter_vm import VcenterVm
 from vadpipe.lab.disks import LabDisk
-from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.lab.vcenter.state import DatastoreTraits, VmTraits
+from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
 from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vm
@@ -24,8 +22,6 @@ from vadpipe.vsphere.snapshot.quiesce import Quiesce
 from vadpipe.vsphere.vm.capture import VsphereCapture
 from vadpipe.vsphere.vm.orphans import orphan_candidates
 
-AddVm = Callable[..., str]
-
 
 @pytest.fixture
 def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
@@ -34,9 +30,7 @@ def web01(vcenter: Vcenter, reader, journal: Journal) -> VcenterVm:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("disks", [20, 60])  # 60: four SCSI controllers of 16 units, without unit 7 of each
-async def test_all_disks_of_a_large_vm_are_opened_and_released(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, reader, disks: int
-) -> None:
+async def test_all_disks_of_a_large_vm_are_opened_and_released(lab, web01, add_vm, reader, disks):
     moref = add_vm(disks=disks)
     async with web01.capture() as capture:
         assert len({disk.key for disk in capture.disks}) == disks
@@ -57,18 +51,14 @@ async def _first_bytes(capture: VsphereCapture) -> list[bytes]:
 
 
 @pytest.mark.parametrize("controller", ["lsi-sas", "ide", "sata", "nvme"])
-async def test_disks_of_every_controller_are_named_after_it(
-    web01: VcenterVm, add_vm: AddVm, controller: str
-) -> None:
+async def test_disks_of_every_controller_are_named_after_it(web01, add_vm, controller):
     add_vm(disks=2, traits=VmTraits(controller=controller))
     bus = controller.partition("-")[0].replace("lsi", "scsi")
     async with web01.capture() as capture:
         assert [disk.key for disk in capture.disks] == [f"{bus}0:0", f"{bus}0:1"]
 
 
-async def test_disks_on_several_datastores_are_read_where_they_are(
-    lab: LabVcenter, vcenter: Vcenter, web01: VcenterVm, reader
-) -> None:
+async def test_disks_on_several_datastores_are_read_where_they_are(lab, vcenter, web01, reader):
     home = lab.datastore("datastore1") / "web01"
     places = [home, lab.datastore("fast") / "web01", lab.datastore("fast") / "logs"]
     disks = [LabDisk.create(place, f"disk{number}", MiB) for number, place in enumerate(places)]
@@ -94,8 +84,8 @@ async def test_disks_on_several_datastores_are_read_where_they_are(
     ],
 )
 async def test_a_directory_with_the_name_of_an_object_is_backed_up_with_its_manifest(
-    lab: LabVcenter, web01: VcenterVm, kind: str, directory: str
-) -> None:
+    lab, web01, kind, directory
+):
     home = lab.datastore("objects") / directory
     lab._inventory.datastore_traits["objects"] = DatastoreTraits(kind=kind)
     moref = lab.register_vm(home, "web01", [LabDisk.create(home, "web01", MiB)], datastore="objects")
@@ -106,9 +96,7 @@ async def test_a_directory_with_the_name_of_an_object_is_backed_up_with_its_mani
     assert lab.snapshots(moref) == {}
 
 
-async def test_a_vm_in_a_vapp_is_found_by_its_path_and_backed_up(
-    lab: LabVcenter, vcenter: Vcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_a_vm_in_a_vapp_is_found_by_its_path_and_backed_up(lab, vcenter, web01, add_vm):
     moref = add_vm(folder="Web", traits=VmTraits(vapp="Shop"))
     async with vcenter.connect() as session:
         vm = await find_vm(session, "Web/Shop/web01")
@@ -119,9 +107,7 @@ async def test_a_vm_in_a_vapp_is_found_by_its_path_and_backed_up(
     assert lab.snapshots(moref) == {}
 
 
-async def test_the_parent_of_a_linked_clone_is_no_orphan_and_not_attached_to_it(
-    lab: LabVcenter, vcenter: Vcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_the_parent_of_a_linked_clone_is_no_orphan_and_not_attached_to_it(lab, vcenter, web01, add_vm):
     template = add_vm("template")
     parent = "[datastore1] template/disk0.vmdk"
     moref = add_vm(traits=VmTraits(linked_to=parent))
@@ -139,9 +125,7 @@ async def test_the_parent_of_a_linked_clone_is_no_orphan_and_not_attached_to_it(
     assert lab.snapshots(moref) == {}
 
 
-async def test_snapshots_of_others_stay_and_the_newest_state_is_read(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_snapshots_of_others_stay_and_the_newest_state_is_read(lab, web01, add_vm):
     moref = add_vm(change_tracking=True)
     [disk] = lab.disks(moref)
     for state in (b"older", b"newer"):
@@ -157,9 +141,7 @@ async def test_snapshots_of_others_stay_and_the_newest_state_is_read(
     assert capture.snapshots_left == 2
 
 
-async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, journal: Journal
-) -> None:
+async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(lab, web01, add_vm, journal):
     moref = add_vm()
     for method in ("CreateSnapshotEx_Task", "CreateSnapshot_Task"):
         lab.inject(method, vim.fault.RestrictedVersion, chance=1)
@@ -171,9 +153,7 @@ async def test_a_host_whose_licence_forbids_backups_refuses_with_the_cause(
     assert journal.intents() == []
 
 
-async def test_a_failed_run_reports_what_an_earlier_run_left(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm
-) -> None:
+async def test_a_failed_run_reports_what_an_earlier_run_left(lab, web01, add_vm):
     moref = add_vm()
     foreign = lab.take_snapshot(moref, "before the update")
     for nth in (1, 2):  # at the end of the first run, and in the sweep after it
@@ -190,7 +170,7 @@ async def test_a_failed_run_reports_what_an_earlier_run_left(
     assert f"web01 has the snapshot 'before the update' ({foreign}, " in notes
 
 
-async def test_a_failed_body_reports_weaker_quiescing(web01: VcenterVm, add_vm: AddVm) -> None:
+async def test_a_failed_body_reports_weaker_quiescing(web01, add_vm):
     add_vm(power="poweredOff")
     with pytest.raises(MoverError) as caught:
         async with replace(web01, quiesce=Quiesce.application()).capture():
@@ -199,9 +179,7 @@ async def test_a_failed_body_reports_weaker_quiescing(web01: VcenterVm, add_vm: 
     assert any("'application' was asked for" in note for note in error.__notes__)
 
 
-async def test_the_life_of_a_snapshot_is_logged_with_durations(
-    web01: VcenterVm, add_vm: AddVm, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_life_of_a_snapshot_is_logged_with_durations(web01, add_vm, caplog):
     add_vm()
     with caplog.at_level(logging.INFO, "vadpipe.vsphere"):
         async with web01.capture() as capture:
@@ -214,9 +192,7 @@ async def test_the_life_of_a_snapshot_is_logged_with_durations(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(
-    lab: LabVcenter, web01: VcenterVm, add_vm: AddVm, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(lab, web01, add_vm, caplog):
     add_vm()
     lab.inject("RemoveSnapshot_Task", vim.fault.SnapshotLocked, chance=1)
     with pytest.raises(SnapshotLeaked):
@@ -226,9 +202,7 @@ async def test_what_stays_behind_is_logged_as_a_warning_with_the_remedy(
     assert any("could not be removed" in line and "vadpipe cleanup" in line for line in warnings)
 
 
-async def test_only_a_disk_in_use_counts_as_attached_to_another_vm(
-    lab: LabVcenter, vcenter: Vcenter, add_vm: AddVm
-) -> None:
+async def test_only_a_disk_in_use_counts_as_attached_to_another_vm(lab, vcenter, add_vm):
     moref = add_vm()
     add_vm("proxy", disks=1, traits=VmTraits(proxy=True))
     attached = lab.root / "hotadd" / moref

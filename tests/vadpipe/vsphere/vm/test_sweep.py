@@ -1,53 +1,27 @@
 """What killed runs left is removed, and nothing else."""
 
-import json
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from pyVmomi import vim
 
-from vadpipe.lab.vcenter.injection import Delay
+from tests.vadpipe.vsphere import lab_runs
+from tests.vadpipe.vsphere.vsphere_kit import begin_snapshot, dead_intent, make_snapshot
+from vadpipe.lab.vcenter.faults.injection import Delay
 from vadpipe.lab.vcenter.server import LabVcenter
-from vadpipe.vsphere.api.session import Vcenter, VcenterSession
-from vadpipe.vsphere.api.tasks import wait_for_task
+from vadpipe.vsphere.api.session import VcenterSession
 from vadpipe.vsphere.inventory.lookup import find_vm
-from vadpipe.vsphere.journal.intents import Intent, Journal
+from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.snapshot.tree import description_with, snapshots_of
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
-
-AddVm = Callable[..., str]
-
-HOLD_A_SNAPSHOT = """
-import json, sys
-from pathlib import Path
-import trio
-from pipeline.secrets import Secret
-from vadpipe.vsphere import Journal, Quiesce, Vcenter, find_vm, open_snapshot
-
-where = json.loads(sys.argv[1])
-vcenter = Vcenter(where["host"], "backup", Secret.from_text("lab"),
-                  thumbprint=where["thumbprint_sha1"], port=where["port"])
-
-async def main():
-    async with vcenter.connect() as session:
-        vm = await find_vm(session, "web01")
-        async with open_snapshot(session, vm, Quiesce.none(), Journal(Path(sys.argv[2])), run="killed"):
-            print("held", flush=True)
-            await trio.sleep_forever()
-
-trio.run(main)
-"""
 
 
 def _holder(lab: LabVcenter, journal: Journal) -> subprocess.Popen[str]:
     """Another process that holds a snapshot of web01."""
-    command = [sys.executable, "-c", HOLD_A_SNAPSHOT, json.dumps(lab.description()), str(journal.directory)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    where = {**lab.description(), "journal": str(journal.directory)}
+    process = lab_runs.start("hold", where, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -60,35 +34,6 @@ def _end(process: subprocess.Popen[str], number: signal.Signals) -> None:
         process.stdout.close()
 
 
-async def _snapshot(session: VcenterSession, description: str) -> str:
-    """Somebody else's snapshot of web01."""
-    subject = (await find_vm(session, "web01")).reference(session)
-    task = await session.call(
-        "CreateSnapshot_Task",
-        lambda: subject.CreateSnapshot("theirs", description, False, False),
-        changes=True,
-    )
-    taken = await wait_for_task(session, task, "CreateSnapshot_Task")
-    assert isinstance(taken, vim.vm.Snapshot)
-    return str(taken._moId)
-
-
-async def _dead_intent(session: VcenterSession, journal: Journal) -> Intent:
-    """An intent of a process that is no more."""
-    vm = await find_vm(session, "web01")
-    intent = Intent(
-        server=session.server,
-        server_id=session.server_id,
-        vm_moref=vm.moref,
-        vm_uuid=vm.uuid,
-        vm_name=vm.name,
-        run="dead",
-    )
-    intent = replace(intent, process_start="an earlier boot/1")
-    journal.write(intent)
-    return intent
-
-
 async def _morefs(session: VcenterSession) -> list[str]:
     vm = await find_vm(session, "web01")
     return [node.moref for node in await snapshots_of(session, vm.moref)]
@@ -96,13 +41,13 @@ async def _morefs(session: VcenterSession) -> list[str]:
 
 @pytest.mark.slow
 async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_is_not(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+    lab, vcenter, journal, add_vm
+):
     add_vm()
     process = _holder(lab, journal)
     try:
         async with vcenter.connect() as session:
-            foreign = await _snapshot(session, "before the upgrade")
+            foreign = await make_snapshot(session, "theirs", "before the upgrade")
             (live,) = await sweep(session, journal)
             assert live.outcome is Outcome.IN_USE
             assert str(process.pid) in live.reason
@@ -123,9 +68,7 @@ async def test_the_snapshot_of_a_killed_process_is_swept_and_that_of_a_live_one_
 
 
 @pytest.mark.slow
-async def test_an_interrupted_process_leaves_nothing_to_sweep(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_an_interrupted_process_leaves_nothing_to_sweep(lab, vcenter, journal, add_vm):
     add_vm()
     _end(_holder(lab, journal), signal.SIGINT)
     assert journal.intents() == []
@@ -134,11 +77,11 @@ async def test_an_interrupted_process_leaves_nothing_to_sweep(
 
 
 async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it_is_old(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+    vcenter, journal, add_vm
+):
     add_vm()
     async with vcenter.connect() as session:
-        await _dead_intent(session, journal)
+        await dead_intent(session, journal)
         (looked,) = await look_ahead(session, journal)
         assert looked.outcome is Outcome.NOT_FOUND
         assert len(journal.intents()) == 1
@@ -151,15 +94,15 @@ async def test_an_intent_whose_snapshot_never_came_into_being_is_dropped_when_it
     assert journal.intents() == []
 
 
-async def test_a_snapshot_is_ours_only_by_intent_and_token(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_snapshot_is_ours_only_by_intent_and_token(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
-        unknown = await _snapshot(session, description_with("0" * 32))  # our mark, but no intent here
-        intent = await _dead_intent(session, journal)
-        ours = await _snapshot(session, description_with(intent.token))
-        named_alike = await _snapshot(session, f"vadpipe {intent.run} {intent.token}")
+        unknown = await make_snapshot(
+            session, "theirs", description_with("0" * 32)
+        )  # our mark, but no intent here
+        intent = await dead_intent(session, journal)
+        ours = await make_snapshot(session, "theirs", description_with(intent.token))
+        named_alike = await make_snapshot(session, "theirs", f"vadpipe {intent.run} {intent.token}")
         (swept,) = await sweep(session, journal)
         assert swept.outcome is Outcome.REMOVED
         left = await _morefs(session)
@@ -168,37 +111,28 @@ async def test_a_snapshot_is_ours_only_by_intent_and_token(
 
 
 @pytest.mark.slow
-async def test_a_snapshot_that_is_still_being_made_is_waited_for(
-    tmp_path: Path, vcenter: Vcenter, journal: Journal
-) -> None:
+async def test_a_snapshot_that_is_still_being_made_is_waited_for(tmp_path, vcenter, journal):
     with LabVcenter(tmp_path / "slow", task_s=0.5) as lab:
         lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [])
         settings = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint)
         async with settings.connect() as session:
-            intent = await _dead_intent(session, journal)
-            subject = vim.VirtualMachine(intent.vm_moref, session.stub)
-            await session.call(
-                "CreateSnapshot_Task",
-                lambda: subject.CreateSnapshot("x", description_with(intent.token), False, False),
-                changes=True,
-            )
+            intent = await dead_intent(session, journal)
+            await begin_snapshot(session, "x", description_with(intent.token))
             assert await _morefs(session) == []
             (swept,) = await sweep(session, journal)
             assert swept.outcome is Outcome.REMOVED
             assert await _morefs(session) == []
 
 
-async def test_what_cannot_be_removed_stays_in_the_journal(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_what_cannot_be_removed_stays_in_the_journal(lab, vcenter, journal, add_vm):
     add_vm()
     lab.inject(
         "RemoveSnapshot_Task",
         lambda: vim.fault.NoPermission(object=vim.VirtualMachine("vm-1"), privilegeId="X.Y"),
     )
     async with vcenter.connect() as session:
-        intent = await _dead_intent(session, journal)
-        await _snapshot(session, description_with(intent.token))
+        intent = await dead_intent(session, journal)
+        await make_snapshot(session, "theirs", description_with(intent.token))
         (swept,) = await sweep(session, journal)
     assert swept.outcome is Outcome.KEPT
     assert "X.Y" in swept.reason
@@ -206,12 +140,10 @@ async def test_what_cannot_be_removed_stays_in_the_journal(
     assert journal.intents() == [intent]
 
 
-async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
-    vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_intents_for_another_server_or_a_vanished_vm_are_kept(vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
-        intent = await _dead_intent(session, journal)
+        intent = await dead_intent(session, journal)
         journal.write(replace(intent, token="1" * 32, server_id="another server"))
         journal.write(replace(intent, token="2" * 32, vm_uuid="no such VM"))
         outcomes = {swept.intent.token: swept.outcome for swept in await sweep(session, journal)}
@@ -219,17 +151,12 @@ async def test_intents_for_another_server_or_a_vanished_vm_are_kept(
     assert {kept.token for kept in journal.intents()} == {intent.token, "1" * 32, "2" * 32}
 
 
-async def test_a_task_that_hangs_does_not_hold_up_the_sweep(
-    lab: LabVcenter, vcenter: Vcenter, journal: Journal, add_vm: AddVm
-) -> None:
+async def test_a_task_that_hangs_does_not_hold_up_the_sweep(lab, vcenter, journal, add_vm):
     add_vm()
     async with vcenter.connect() as session:
-        await _dead_intent(session, journal)
-        subject = (await find_vm(session, "web01")).reference(session)
+        await dead_intent(session, journal)
         lab.inject("CreateSnapshot_Task", Delay(), in_task=True)
-        await session.call(
-            "CreateSnapshot_Task", lambda: subject.CreateSnapshot("theirs", "", False, False), changes=True
-        )
+        await begin_snapshot(session, "theirs", "")
         (swept,) = await sweep(session, journal, within_s=0.1)
         assert (swept.outcome, swept.reason) == (Outcome.KEPT, "it was not dealt with in 0 s")
         lab.calm()
