@@ -365,7 +365,9 @@ async def test_a_full_file_system_is_said_and_nothing_is_published(repository, s
     small_files(MiB)
     with pytest.raises(TransferFailed) as failed:
         await backup(repository, [MemoryDisk(random_bytes(1, 4 * MiB))])
-    assert failed.group_contains(SinkError, match=r"Could not write .*\.pack: File too large\. Free space")
+    assert failed.group_contains(
+        SinkError, match=r"Could not write .*\.pack: File too large\. Raise the limit of file sizes"
+    )
     assert files_of(repository.path) == before
 
 

@@ -12,6 +12,7 @@ import trio
 from pyVmomi import vim
 
 from pipeline.errors import SourceError
+from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.session import Vcenter, VcenterSession
@@ -62,7 +63,8 @@ async def test_the_manifest_of_application_quiescing_is_fetched(vcenter, journal
 
 
 async def test_paths_that_need_escaping_are_fetched(vcenter, journal, lab):
-    lab.register_vm(lab.datastore("datastore1") / "50% ä#?&", "web01", [])
+    directory = lab.datastore("datastore1") / "50% ä#?&"
+    lab.register_vm(directory, "web01", [LabDisk.create(directory, "disk0", 1 << 20)])
     async with _quiesced(vcenter, journal) as taken:
         assert _is_of_applications(await fetch_manifest(*taken, HTTPS))
 
@@ -235,7 +237,9 @@ async def test_the_manifest_of_a_linux_guest_has_its_own_kind(tmp_path, vcenter,
     content = b'<quiesceManifest productVersion="12.5.0" providerName="a provider"/>'
     with LabVcenter(tmp_path / "linux", task_s=0.02, manifest=lambda _: content) as lab:
         lab.manifests.named, lab.manifests.file_name = named, "{vm}-quiesce_manifest{number}.xml"
-        lab.register_vm(lab.datastore("datastore1") / "web01", "web01", [], quiescing="file-system")
+        directory = lab.datastore("datastore1") / "web01"
+        disks = [LabDisk.create(directory, "disk0", 1 << 20)]
+        lab.register_vm(directory, "web01", disks, quiescing="file-system")
         there = replace(vcenter, port=lab.port, thumbprint=lab.thumbprint_sha256)
         async with _quiesced(there, journal, Quiesce.file_system()) as taken:
             fetched = await fetch_manifest(*taken, HTTPS)
