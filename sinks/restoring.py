@@ -132,7 +132,7 @@ def image_name(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Nowhere:
+class Proof:
     """Reads and proves everything and writes nothing: a scheduled proof that a point can be restored."""
 
     def place(self, disk: StoredDisk) -> None:
@@ -172,7 +172,7 @@ def parse_target(text: str) -> RestoreTarget:
     if kind == "raw" and place:
         return RawDirectory(Path(place))
     if text == "null:":
-        return Nowhere()
+        return Proof()
     raise ConfigError(
         f"{text!r} is no target of a restore.", remedy="Write raw:DIRECTORY, or null: for a proof alone."
     )
