@@ -183,3 +183,16 @@ def test_what_is_no_target_is_refused(text):
 
 def test_a_directory_may_have_a_colon():
     assert parse_target("raw:a:b") == RawDirectory(Path("a:b"))
+
+
+def test_only_the_disks_that_are_named_are_restored(repository, tmp_path):
+    stored(repository, "scsi0:0", "scsi0:1", "scsi0:2")
+    receipt = restored(repository, tmp_path / "restored", keys=["scsi0:1"])
+    assert [disk.key for disk in receipt.disks] == ["scsi0:1"]
+    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["scsi0-1.raw"]
+
+
+def test_a_disk_that_the_point_does_not_have_is_refused(repository, tmp_path):
+    stored(repository, "scsi0:0")
+    with pytest.raises(ConfigError, match=r"has no disk 'scsi0:9'.*It has: scsi0:0"):
+        restored(repository, tmp_path / "restored", keys=["scsi0:9"])
