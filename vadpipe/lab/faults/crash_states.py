@@ -23,7 +23,7 @@ import click
 import trio
 
 from ..vddk_build import CompilerMissing
-from .history import STEPS, Expected, small_files, wrong_with
+from .history import STEPS, Expected, scratch, small_files, wrong_with
 from .operations import Record, State, read_log
 
 _RECORDER = Path(__file__).with_name("recorder.c")
@@ -105,8 +105,7 @@ def _begin_worker(record: Record, seed: int) -> None:
 def _check_one(job: tuple[int, str, State]) -> tuple[int, str, list[str]]:
     assert _work is not None
     moment, made, state = job
-    memory = Path("/dev/shm")
-    return moment, made, check(_work[0], moment, state, _work[1], memory if memory.is_dir() else None)
+    return moment, made, check(_work[0], moment, state, _work[1], scratch())
 
 
 def campaign(count: int, seed: int, workers: int) -> tuple[Counter[str], list[str]]:

@@ -41,7 +41,7 @@ from pipeline.testing.fakes import FakeCapture
 from vadpipe.repository import Repository, open_repository, verify
 
 from . import forked
-from .history import path, restored_digests, small_files
+from .history import path, restored_digests, scratch, small_files
 
 # A backup of these disks ends within a second; what takes this long has hung.
 HANGS_AFTER_S = 30.0
@@ -246,8 +246,7 @@ class History:
 def _play(job: tuple[int, int]) -> tuple[int, Counter[str], list[str]]:
     seed, number = job
     small_files()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+    with tempfile.TemporaryDirectory(dir=scratch()) as directory:
         history = History(Path(directory, "repository"), f"{seed}/{number}")
         return number, history.counts, history.play()
 

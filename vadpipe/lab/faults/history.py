@@ -76,6 +76,12 @@ SEGMENT_ROWS = 64
 _POOL = BufferPool()
 
 
+def scratch() -> Path | None:
+    """Where temporary repositories go: a file system in memory where there is one, else where tempfile says."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() else None
+
+
 def small_files() -> None:
     """From now on this process writes small packs and index segments, and merges segments from the third on."""
     _packs.PACK_SIZE = PACK_SIZE  # type: ignore[misc]

@@ -31,7 +31,7 @@ from pipeline.errors import are_ours, leaves
 from vadpipe.repository import Repository, RepositoryReader, RestorePoint, open_repository, verify
 
 from . import forked
-from .history import back_up, digests, restored_digests, small_files
+from .history import back_up, digests, restored_digests, scratch, small_files
 
 BACKUPS = 3
 
@@ -255,8 +255,7 @@ def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tu
     """Check `count` mutations, or the one with the number `only`; outcomes by mutation, and what is wrong."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+    with tempfile.TemporaryDirectory(dir=scratch()) as directory:
         original = Path(directory, "original")
         build(original, seed)
         jobs = [(original, seed, number) for number in (range(count) if only is None else [only])]
