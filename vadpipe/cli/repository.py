@@ -18,8 +18,9 @@ from pipeline.errors import (
     SinkError,
 )
 from pipeline.units import MiB, format_size
-from sinks.restoring import RestoredDisk, RestoreReceipt, parse_target
+from sinks.restoring import RestoredDisk, RestoreReceipt
 from sinks.restoring import restore as restore_point
+from sinks.targets import parse_target
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
@@ -29,7 +30,7 @@ from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import stored_preflight_lines
-from .manifest import MANIFEST_NAME, write_new
+from .manifest import MANIFEST_NAME, write_new, write_sheet
 from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import RunningVerification, show_progress
@@ -81,6 +82,13 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
     metavar="FILE|DIR",
     help="Write the VSS manifest there, as it came from the datastore.",
 )
+@click.option(
+    "--restore-sheet",
+    "sheet",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE.iso",
+    help="Write what a restore of applications needs there: a sheet per VSS writer, and the VSS documents.",
+)
 @force_option
 @json_option
 def show_point(
@@ -89,6 +97,7 @@ def show_point(
     vm: str | None,
     extract: Path | None,
     manifest: Path | None,
+    sheet: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -103,6 +112,8 @@ def show_point(
             write_new(extract / name, reader.read_document(found, name), replace=force)
     if manifest is not None:
         _extract_manifest(reader, found, manifest, force)
+    if sheet is not None:
+        write_sheet(reader, found, sheet, force=force)
     show(found, _point_lines(found), as_json)
 
 
@@ -149,9 +160,10 @@ def restore(
         "ok": not errors,
         "point": receipt.point.id,
         "disks": [_restored(disk) for disk in receipt.disks],
+        "remarks": list(receipt.remarks),
         "errors": errors,
     }
-    show(document, [_restored_line(disk) for disk in receipt.disks], as_json)
+    show(document, [*map(_restored_line, receipt.disks), *receipt.remarks], as_json)
     for line in errors:
         report(line)
     return EXIT_FAILED if errors else EXIT_DONE
@@ -319,7 +331,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
 def _restored(disk: RestoredDisk) -> dict[str, object]:
     return {
         "key": disk.key,
-        "path": None if disk.path is None else str(disk.path),
+        "path": disk.place,
         "capacity": disk.capacity,
         "data": disk.data,
         "root": disk.root,
@@ -329,7 +341,7 @@ def _restored(disk: RestoredDisk) -> dict[str, object]:
 
 def _restored_line(disk: RestoredDisk) -> str:
     rate = disk.data / MiB / disk.wall_s if disk.wall_s else 0.0
-    where = disk.path or "nowhere"
+    where = disk.place or "nowhere"
     return (
         f"disk {disk.key}: {format_size(disk.capacity)} to {where}, {format_size(disk.data)} of data "
         f"in {disk.wall_s:.2f} s ({rate:.0f} MiB/s), proved up to root {disk.root[:16]}..."
