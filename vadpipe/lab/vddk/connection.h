@@ -26,12 +26,13 @@ void connection_leave(struct connection *connection);
 int lab_log_in(const char *root, const VixDiskLibConnectParams *params);
 /* What Open finds out: the certificate, the VM, the snapshot; a vix code, with the reason logged. */
 int connection_authorise(const struct connection *connection);
-/* The first mode of the connection that works here ("file", "nbdssl", "nbd", HOTADD if so set), or NULL. */
+/* The first mode of the connection that works here ("file", "nbdssl", "nbd", HOTADD and SAN if so set), or NULL. */
 const char *connection_transport(const struct connection *connection);
 /* The file that a disk path of the interface means; malloc'ed. */
 int connection_resolve(const struct connection *connection, const char *path, char **file);
 
 extern const char TRANSPORT_MODES[];
 extern const char HOTADD[];
+extern const char SAN[];
 
 #endif
