@@ -80,6 +80,7 @@ class WritableConnection(Connection):
             VddkError: The flush failed, or writes are missing after a lost connection: the disk is of no use.
         """
         async with self._flushing:
+            self._raise_failure()
             if not self._ledger:
                 await trio.lowlevel.checkpoint()
                 return
