@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import trio
 
@@ -33,10 +34,17 @@ class Entry:
     """An intent while its change exists. `in_doubt`: the change may still come, so the intent stays."""
 
     intent: Intent
+    journal: Journal
     in_doubt: bool = False
     _undo: Undo | None = None
     _within_s: float = 0.0
     _or_else: Callable[[str], MoverError] = LeftBehind
+
+    async def write(self, **changes: Any) -> None:  # noqa: ANN401  # fields of Intent
+        """Make the intent durable, with these fields changed. Raises SourceError."""
+        changed = replace(self.intent, **changes)
+        await trio.to_thread.run_sync(self.journal.write, changed)
+        self.intent = changed
 
     def undo_with(self, undo: Undo, *, within_s: float, or_else: Callable[[str], MoverError]) -> None:
         """Say how the change is undone, before it is made. May be called again.
@@ -76,6 +84,9 @@ async def journaled(
     run: str,
     libdir: str = "",
     tmp_directory: str = "",
+    point: str = "",
+    phase: str = "",
+    disks: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Entry]:
     """Make a change inside that is undone at the end. The intent is durable when the body starts.
 
@@ -83,6 +94,7 @@ async def journaled(
         run: Identity of the run, see `new_run`.
         libdir: Where VDDK is, for what is undone through it; with `tmp_directory` see `access.library_of`.
         tmp_directory: Where VDDK keeps its state.
+        point: Of a new VM: the point that it is restored from; likewise `phase` and `disks`, see `Intent`.
 
     Raises:
         SourceError: The journal cannot be written; nothing was done.
@@ -98,9 +110,12 @@ async def journaled(
         kind=kind,
         libdir=libdir,
         tmp_directory=tmp_directory,
+        point=point,
+        phase=phase,
+        disks=disks or {},
     )
-    await trio.to_thread.run_sync(journal.write, intent)
-    entry = Entry(intent)
+    entry = Entry(intent, journal)
+    await entry.write()
     try:
         yield entry
     except BaseException as failure:
