@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -84,9 +84,6 @@ async def journaled(
     run: str,
     libdir: str = "",
     tmp_directory: str = "",
-    point: str = "",
-    phase: str = "",
-    disks: Mapping[str, int] | None = None,
 ) -> AsyncIterator[Entry]:
     """Make a change inside that is undone at the end. The intent is durable when the body starts.
 
@@ -94,7 +91,6 @@ async def journaled(
         run: Identity of the run, see `new_run`.
         libdir: Where VDDK is, for what is undone through it; with `tmp_directory` see `access.library_of`.
         tmp_directory: Where VDDK keeps its state.
-        point: Of a new VM: the point that it is restored from; likewise `phase` and `disks`, see `Intent`.
 
     Raises:
         SourceError: The journal cannot be written; nothing was done.
@@ -110,9 +106,6 @@ async def journaled(
         kind=kind,
         libdir=libdir,
         tmp_directory=tmp_directory,
-        point=point,
-        phase=phase,
-        disks=disks or {},
     )
     entry = Entry(intent, journal)
     await entry.write()

@@ -93,12 +93,12 @@ def reason_to_keep(row: Row, intent: Intent) -> str:
     return f"somebody attached other disks to it: {', '.join(others)}" if others else ""
 
 
-async def destroy_new_vm(session: VcenterSession, intent: Intent, *, patience_s: float | None = None) -> bool:
+async def destroy_new_vm(session: VcenterSession, intent: Intent) -> bool:
     """Destroy the new VM of an intent with its disks; returns whether there was one. May be repeated.
 
     Raises:
         NewVmKept: Somebody uses it.
-        MoverError: The server refuses, or is away for longer than `patience_s`.
+        MoverError: The server refuses, or is away.
     """
     was_there = False
 
@@ -119,7 +119,7 @@ async def destroy_new_vm(session: VcenterSession, intent: Intent, *, patience_s:
             if exc.transient:  # the task was forgotten: look again
                 raise
 
-    await retry(destroy, session.settings.patience_s if patience_s is None else patience_s)
+    await retry(destroy, session.settings.patience_s)
     return was_there
 
 
