@@ -49,7 +49,8 @@ class DiskProof:
     """A disk that has the content of its point.
 
     `read`: bytes that were read and compared. `of`: bytes that a whole proof reads; more than `read` for a sample.
-    `allocated`: bytes that the disk takes, as far as its reader can tell. `seed`: of the sample, None: all was read.
+    `allocated`: bytes that the disk takes, as far as its reader can tell. `seed`: of the sample; None: all was
+    read.
     """
 
     read: int
@@ -60,7 +61,8 @@ class DiskProof:
     def __str__(self) -> str:
         if self.seed is None:
             return f"all {format_size(self.read)} read back and proved"
-        return f"a sample of {format_size(self.read)} of {format_size(self.of)} read back and proved (seed {self.seed})"
+        share = f"{format_size(self.read)} of {format_size(self.of)}"
+        return f"a sample of {share} read back and proved (seed {self.seed})"
 
 
 @dataclass(frozen=True, eq=False)

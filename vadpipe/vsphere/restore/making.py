@@ -121,7 +121,7 @@ def disk_key(planned: PlannedDisk) -> str:
 
 @dataclass
 class _Making:
-    """`in_doubt`: the creation may have happened, or still happen, without our knowing. `task`: one that may run."""
+    """`in_doubt`: the creation may have happened, or still happen, unseen. `task`: one that may be running."""
 
     session: VcenterSession
     plan: RestorePlan
