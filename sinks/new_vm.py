@@ -19,10 +19,10 @@ from pipeline import (
     CLUSTER,
     BufferPool,
     ConfigError,
-    Disk,
     Flow,
     Pipeline,
     Span,
+    WritableDisk,
     Zeros,
     format_size,
 )
@@ -38,6 +38,7 @@ from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored, plan_on,
 
 from .proving import DiskProof, prove_disk
 from .restoring import Contents, OpenTarget
+from .vddk_disk import IntoVddkDisk
 
 log = logging.getLogger("vadpipe." + __name__)
 
@@ -45,7 +46,7 @@ NVRAM = "vm.nvram"
 # What a thin disk may take beyond the data of its point before the report says so: it is allocated in blocks.
 _THIN_SHARE, _THIN_SLACK = 0.02, 64 << 20
 
-DiskPath = Callable[[Flow[Span | Zeros], Any], Pipeline[Any]]
+DiskPath = Callable[[Flow[Span | Zeros], WritableDisk], Pipeline[Any]]
 
 
 @dataclass(frozen=True)
@@ -207,10 +208,10 @@ class _OpenVm:
     @asynccontextmanager
     async def pipeline(self, disk: StoredDisk, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
         contents, path = self.contents, self.settings.path or _default_path
-        async with self.vm.opened(disk.key, pool, write=True) as opened:
+        async with self.vm.writable(disk.key, pool) as opened:
             yield path(contents.read(disk, pool), opened)
         # The disk was closed without an error, so everything is written.
-        async with self.vm.opened(disk.key, pool, write=False) as opened:
+        async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
                 contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()
             )
@@ -254,9 +255,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return read
 
 
-def _default_path(source: Flow[Span | Zeros], disk: Disk) -> Pipeline[Any]:
-    from .vddk_disk import IntoVddkDisk
-
+def _default_path(source: Flow[Span | Zeros], disk: WritableDisk) -> Pipeline[Any]:
     return source | IntoVddkDisk(disk)
 
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, overload
 
 from pipeline.buffers import BufferPool
-from pipeline.protocols import Disk
+from pipeline.protocols import Disk, WritableDisk
 from vadpipe.vddk.access import DiskAccess
 
 from ..api.session import Vcenter, VcenterSession
@@ -30,9 +30,15 @@ log = logging.getLogger(__name__)
 class DiskWriter(Protocol):
     """Opens disks for reading and for writing: `vadpipe.vddk.Vddk`, or another mover's."""
 
+    @overload
     def open(
-        self, access: DiskAccess, pool: BufferPool | None = None, *, write: bool = False
+        self, access: DiskAccess, pool: BufferPool | None = None, *, write: Literal[False] = False
     ) -> AbstractAsyncContextManager[Disk]: ...
+
+    @overload
+    def open(
+        self, access: DiskAccess, pool: BufferPool | None = None, *, write: Literal[True]
+    ) -> AbstractAsyncContextManager[WritableDisk]: ...
 
 
 @dataclass
@@ -55,13 +61,22 @@ class VmBeingRestored:
         return self.made.disks[key].path
 
     @asynccontextmanager
-    async def opened(self, key: str, pool: BufferPool, *, write: bool) -> AsyncIterator[Disk]:
-        """A disk of the VM, by its key in the point. Raises MoverError."""
-        access = vm_access(self.session, self.made.vm.moref).disk(self.path_of(key), None)
-        self._adds.begun = True
-        async with self.writer.open(access, pool, write=write) as disk:
+    async def writable(self, key: str, pool: BufferPool) -> AsyncIterator[WritableDisk]:
+        """A disk of the VM for writing, by its key in the point; written and closed when the block ends normally."""
+        async with self.writer.open(self._access(key), pool, write=True) as disk:
             self._adds.opened.append(disk)
             yield disk
+
+    @asynccontextmanager
+    async def readable(self, key: str, pool: BufferPool) -> AsyncIterator[Disk]:
+        """The same disk for reading."""
+        async with self.writer.open(self._access(key), pool) as disk:
+            self._adds.opened.append(disk)
+            yield disk
+
+    def _access(self, key: str) -> DiskAccess:
+        self._adds.begun = True
+        return vm_access(self.session, self.made.vm.moref).disk(self.path_of(key), None)
 
     async def complete(self, nvram: bytes | None) -> None:
         """Everything after the data; from then on the VM stays. Raises MoverError."""
