@@ -58,7 +58,7 @@ class NewVm:
     Args:
         vcenter: The vCenter or the ESXi host.
         writer: Opens the disks for writing, e.g. `Vddk(libdir)`.
-        path: How each disk travels: a function of the source and the open disk; None: `source | IntoVddkDisk(disk)`.
+        path: How each disk travels: a function of the source and the open disk; None: into it by IntoVddkDisk.
         mode: 'copy' makes another VM beside the original: new UUIDs, generated MAC addresses, NICs not connected.
             'replace' makes the lost VM again, with its identities where nobody else has them.
         name: Of the new VM; None: that of the saved VM.
@@ -226,8 +226,8 @@ class _OpenVm:
         return [f"{self.vm.plan.name}: disks restored and proven.", *self.vm.remarks]
 
     def _note(self, key: str, provisioning: str, data: int, proof: DiskProof) -> None:
-        sentence = f"Disk {key}: {proof}; {format_size(proof.allocated)} allocated, {format_size(data)} in the point."
-        self.vm.remarks.append(sentence)
+        taken = f"{format_size(proof.allocated)} allocated, {format_size(data)} in the point"
+        self.vm.remarks.append(f"Disk {key}: {proof}; {taken}.")
         if provisioning == "thin" and proof.allocated > data * (1 + _THIN_SHARE) + _THIN_SLACK:
             self.vm.attention.append(
                 f"Disk {key} is no longer thin: {format_size(proof.allocated)} are allocated."

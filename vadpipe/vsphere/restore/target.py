@@ -62,7 +62,7 @@ class VmBeingRestored:
 
     @asynccontextmanager
     async def writable(self, key: str, pool: BufferPool) -> AsyncIterator[WritableDisk]:
-        """A disk of the VM for writing, by its key in the point; written and closed when the block ends normally."""
+        """A disk of the VM, by its key in the point; it is written when the block ends without an error."""
         async with self.writer.open(self._access(key), pool, write=True) as disk:
             self._adds.opened.append(disk)
             yield disk
