@@ -2,7 +2,6 @@
 
 import pytest
 
-from sinks.restoring import restore
 from tests.sinks.new_vm_kit import Backed, filled
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
