@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
@@ -89,7 +89,7 @@ def configurations(server: str, port: int, user: str, password: str, *names: str
     """The configurations of these VMs, by a session of its own. Raises LookupError for one that is not there."""
     session = SmartConnect(host=server, port=port, user=user, pwd=password, disableSslCertValidation=True)
     try:
-        content = session.RetrieveContent()
+        content: Any = session.RetrieveContent()
         view = content.viewManager.CreateContainerView(content.rootFolder, [vim.VirtualMachine], True)
         found = {machine.name: machine.config for machine in view.view}
         view.DestroyView()
