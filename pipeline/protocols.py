@@ -75,6 +75,21 @@ class Disk(DiskSize, Protocol):
         ...
 
 
+class WritableDisk(Disk, Protocol):
+    """An open virtual disk, for reading and writing. Offsets and lengths in bytes."""
+
+    async def write(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        """Write the `wanted` extents; the byte at disk offset `o` is `buffer.array[o - offset]`.
+
+        When it returns, the buffer is free; the bytes are safe only after `flush`. Several writes may run at once.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything that was written before is on the disk."""
+        ...
+
+
 @dataclass(frozen=True)
 class MachineId:
     """Identifies a VM: `uuid` survives renames, `name` is for people and may be ambiguous."""
