@@ -35,6 +35,7 @@ class IntentKind(StrEnum):
     SNAPSHOT = "snapshot"
     RELOCATION_LOCK = "relocation lock"
     POWER = "power"
+    ROLLBACK = "restore in place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Intent:
     relocation lock   its identity contains the token; ended through the VDDK in `libdir`
     hot-added disks   detached through the VDDK in `libdir`, which keeps a list of them in `tmp_directory`
     power             the VM was on and was shut down; it has to be powered on
+    restore in place  cannot be undone, only finished; see `rollback`
 
     `server_id`: the server's own identity. `vm_uuid`: the VM's instance UUID. `abandoned`: the process that wrote
     it still runs, but has given up undoing the change.
