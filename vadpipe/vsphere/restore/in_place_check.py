@@ -1,7 +1,5 @@
-"""Whether a point may be written over the VM that it is of: everything that can be known before anything is touched.
-
-All that is wrong is said at once.
-"""
+"""Whether a point may be written over the VM that it is of. All that is wrong is said at once, and before anything is
+touched."""
 
 from __future__ import annotations
 
@@ -64,7 +62,8 @@ async def find_original(session: VcenterSession, point: RestorePoint) -> Vm:
     except SourceError:
         others = []
     other = "".join(
-        f" The VM {vm.path} is called {name} too, but has the UUID {vm.uuid}: it is another one." for vm in others
+        f" The VM {vm.path} is called {name} too, but has the UUID {vm.uuid}: it is another one."
+        for vm in others
     )
     raise NotInPlace(
         f"{session.server} has no VM with the UUID {uuid}, of which point {point.id} ({name}) is.{other}",
@@ -87,8 +86,8 @@ async def check_original(
 
     Args:
         wanted: The disks of the point that will be written.
-        onto: By key of a disk in the point, the key of the disk of the VM that it is written onto, where that is not
-            the same, or the disk's UUID changed.
+        onto: By key of a disk in the point, the key of the VM's disk that it is written onto, where that is not the
+            same, or has another UUID now.
         keep: Keys of disks of the VM that are not in the point, and may stay as they are.
 
     Raises:
@@ -122,8 +121,8 @@ async def check_original(
     if problems:
         raise NotInPlace(
             f"Point {point.id} cannot be written over {vm.title}: {' '.join(problems)}",
-            remedy="Nothing was touched. Remove the cause and run again, or restore into a new VM. `onto` names the "
-            "disk for a disk of the point, `keep` disks that may stay as they are.",
+            remedy="Nothing was touched. Remove the cause and run again, or restore into a new VM. `onto` names the disk "
+            "for a disk of the point, `keep` disks that may stay as they are.",
             vm=vm.name,
             problems=problems,
         )
@@ -141,7 +140,9 @@ def _about_vm(session: VcenterSession, row: Row) -> list[str]:
         problems.append(f"It is {words}: shut it down first.")
     names = [node.name for node in snapshots_in(session, row)]
     if names:
-        problems.append(f"It has snapshots ({', '.join(names[:4])}{', ...' * (len(names) > 4)}): remove them.")
+        problems.append(
+            f"It has snapshots ({', '.join(names[:4])}{', ...' * (len(names) > 4)}): remove them."
+        )
     elif row.get(NEEDED):
         problems.append("Its disks need consolidation.")
     if row.get("config.template"):
@@ -181,7 +182,9 @@ def _check_names(
     for key in onto:
         if point.disk(key) is None:
             known = ", ".join(disk.key for disk in point.disks)
-            raise ConfigError(f"`onto` names {key!r}, which point {point.id} lacks.", remedy=f"It has: {known}.")
+            raise ConfigError(
+                f"`onto` names {key!r}, which point {point.id} lacks.", remedy=f"It has: {known}."
+            )
     for key in (*onto.values(), *keep):
         if key not in have:
             raise ConfigError(
@@ -203,4 +206,3 @@ def _uuids(point: RestorePoint) -> dict[str, str]:
 
 def _repeated(keys: Sequence[str]) -> list[str]:
     return sorted({key for key in keys if keys.count(key) > 1})
-
