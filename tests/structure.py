@@ -29,7 +29,7 @@ FLOORS = [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
     ],
-    ["vadpipe/vsphere/vm"],
+    ["vadpipe/vsphere/vm", "vadpipe/vsphere/restore"],
     ["vadpipe/preflight"],
     ["stages"],
     ["sinks"],
