@@ -57,6 +57,8 @@ static bool append_block(struct block_row *row, uint64_t start, uint64_t end)
     return true;
 }
 
+static atomic_uint_fast64_t allocated_here; /* chunks, by all handles of this process */
+
 int disk_note_write(struct disk *disk, uint64_t start, uint64_t count)
 {
     uint64_t capacity = disk->chain->leaf->capacity;
@@ -73,6 +75,10 @@ int disk_note_write(struct disk *disk, uint64_t start, uint64_t count)
         uint64_t part = length % MIN_CHUNK_SECTORS != 0;
         uint64_t touched = length / MIN_CHUNK_SECTORS + part;
         uint64_t whole = first + length == capacity ? touched : touched - part;
+        if (!allocated && atomic_fetch_add(&allocated_here, whole) + whole > knobs.space) {
+            log_warn("the datastore has no space left, as asked\n");
+            return VIX_E_DISK_FULL;
+        }
         pthread_mutex_lock(&disk->lock);
         for (uint64_t i = 0; !allocated && i < whole; i++) {
             disk->taken[(chunk + i) / 8] |= (uint8_t)(1 << (chunk + i) % 8);
@@ -134,15 +140,6 @@ static int collect(struct disk *disk, uint64_t start, uint64_t count, uint64_t c
     return VIX_OK;
 }
 
-/* Of an eager zeroed disk all is allocated, of a lazy zeroed and of a thin one what was written. */
-static bool is_eager(const struct chain *chain)
-{
-    char *provisioning = descriptor_get(&chain->leaf->descriptor, "labProvisioning");
-    bool eager = provisioning != NULL && strcmp(provisioning, "eager") == 0;
-    free(provisioning);
-    return eager;
-}
-
 static int answer_query(struct disk *disk, uint64_t start, uint64_t count, uint64_t chunk,
                         VixDiskLibBlockList **list)
 {
@@ -151,7 +148,7 @@ static int answer_query(struct disk *disk, uint64_t start, uint64_t count, uint6
     if (knobs.allocated == ALLOCATED_NULL) {
         return VIX_OK;
     }
-    if (knobs.allocated == ALLOCATED_ALL || is_eager(disk->chain)) {
+    if (knobs.allocated == ALLOCATED_ALL || disk->eager) { /* of a lazy or thin disk, what was written */
         code = append_block(&row, start, start + count) ? VIX_OK : VIX_E_OUT_OF_MEMORY;
     } else {
         code = collect(disk, start, count, chunk, &row);

@@ -111,6 +111,29 @@ int connection_authorise(const struct connection *connection)
     return code;
 }
 
+static bool listed(const struct connection *connection, const char *key, const char *value)
+{
+    struct lab_conf conf;
+    bool found = lab_conf_read(connection->root, &conf) == VIX_OK && lab_conf_has(&conf, key, value);
+    lab_conf_free(&conf);
+    return found;
+}
+
+bool connection_may_write(const struct connection *connection)
+{
+    const char *vm = params_vm(connection->params);
+    bool on = vm != NULL && listed(connection, "on", vm);
+    if (on) {
+        log_warn("Open: the virtual machine '%s' is powered on and has its disks open\n", vm);
+    }
+    return !on;
+}
+
+bool connection_eager(const struct connection *connection, const char *path)
+{
+    return listed(connection, "eager", path);
+}
+
 const char *connection_transport(const struct connection *connection)
 {
     if (!connection->remote) {

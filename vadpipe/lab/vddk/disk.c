@@ -93,7 +93,9 @@ static int allow_writing(const struct connection *connection, struct disk *disk)
 {
     const char *snapshot = connection->snapshot;
     int code = VIX_OK;
-    if (disk->transport == SAN && (snapshot == NULL || *snapshot == '\0')) {
+    if (connection->remote && !connection_may_write(connection)) {
+        code = VIX_E_FILE_ALREADY_LOCKED;
+    } else if (disk->transport == SAN && (snapshot == NULL || *snapshot == '\0')) {
         log_warn("Open: over san a disk is written only while its VM has a snapshot\n");
         code = VIX_E_NOT_SUPPORTED;
     } else if (disk->transport == SAN && disk->chain->leaf->has_parent) {
@@ -136,6 +138,7 @@ static int open_chain(const struct connection *connection, const char *path, uin
         code = chain_open(file, (flags & OPEN_READ_ONLY) == 0, (flags & OPEN_SINGLE_LINK) != 0, &disk->chain);
     }
     free(file);
+    disk->eager = code == VIX_OK && connection->remote && connection_eager(connection, path);
     if (code == VIX_OK && disk->chain->writable) {
         code = allow_writing(connection, disk);
     }

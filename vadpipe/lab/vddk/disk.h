@@ -21,6 +21,7 @@ struct disk {
     const char *transport;
     uint32_t flags;
     bool remote;  /* asynchronous calls go to the library's threads */
+    bool eager;   /* all of it is zeroed, so all is allocated */
     int attached; /* descriptor of a hot-added disk (outside.h), or -1 */
     struct exclusion busy;
 

@@ -116,6 +116,7 @@ void knobs_read(void)
     knobs.hot_add = number_knob("VADPIPE_VDDK_HOTADD", 0) > 0;
     knobs.garbage = number_knob("VADPIPE_VDDK_GARBAGE", 0) > 0;
     knobs.leak = number_knob("VADPIPE_VDDK_LEAK", 0) > 0;
+    knobs.space = (uint64_t)(number_knob("VADPIPE_VDDK_SPACE_MIB", 1e12) * 16);
     knobs.san = number_knob("VADPIPE_VDDK_SAN", 0) > 0;
     if (knobs.threads < 1 || knobs.threads > 64) {
         bad_knob("VADPIPE_VDDK_THREADS", getenv("VADPIPE_VDDK_THREADS"), "1 to 64");

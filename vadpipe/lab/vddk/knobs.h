@@ -42,6 +42,7 @@ struct knobs {
     bool hot_add; /* the transport hotadd works */
     bool garbage; /* failed calls leave pointers to nothing */
     bool leak;    /* ConnectEx prints the login */
+    uint64_t space; /* chunks of 64 KiB that this process may allocate */
     bool san;     /* the transport san works */
 };
 extern struct knobs knobs;

@@ -15,7 +15,8 @@
  *
  * Datastore paths "[name] folder/disk.vmdk" are files $VADPIPE_LAB_ROOT/datastores/name/folder/disk.vmdk.
  * $VADPIPE_LAB_ROOT/vddk.conf says who may log in and what exists, in lines thumbprint=, user=, password=,
- * cookie=, vm=, snapshot= and datastore=, several of each, and api=HostAgent for an ESXi host; it is read again at every
+ * cookie=, vm=, on= (a VM that runs), snapshot=, datastore= and eager= (the path of an eagerly zeroed disk: all of
+ * it is allocated), several of each, and api=HostAgent for an ESXi host; it is read again at every
  * ConnectEx and Open. Without VADPIPE_LAB_ROOT every connection is one to this machine.
  *
  * Knobs, read at InitEx:
@@ -41,11 +42,11 @@
  *   VADPIPE_VDDK_COUNTERS=file         Exit appends calls, bytes and live objects as one line of JSON
  *   VADPIPE_VDDK_SLOW_EXIT=1           Exit takes a second, as the original's does
  *   VADPIPE_VDDK_HOTADD=1              this machine is a VM that can hot-add disks (outside.c)
+ *   VADPIPE_VDDK_SPACE_MIB=8           writes that make this process allocate more fail: the datastore is full
  *   VADPIPE_VDDK_SAN=1                 this machine sees the disks of the datastores (transport san)
  *
- * A line labProvisioning="eager" in a descriptor makes QueryAllocatedBlocks list all of that disk. A disk has one
- * writer alone or any number of readers; the next one is refused with FILE_ALREADY_LOCKED. What a handle allocates by
- * writing is listed by later handles only, as seen with the original.
+ * A disk has one writer alone or any number of readers, and no writer while its VM is on; others are refused with
+ * FILE_ALREADY_LOCKED. What a handle allocates by writing is listed by later handles only, as with the original.
  *
  * LACKS="name name" of make builds a library without these functions (vddk_build.py).
  *
