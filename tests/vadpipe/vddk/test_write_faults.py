@@ -375,3 +375,46 @@ async def test_hotadd_and_san_write(target, monkeypatch):
         assert disk.transport == "san"
         await write_image(disk)
     assert target.equals_the_image
+
+
+@pytest.mark.slow
+async def test_a_flush_is_made_by_itself_before_too_much_would_be_read_again(target, monkeypatch, tmp_path):
+    monkeypatch.setattr("vadpipe.vddk.ledger.FLUSH_AFTER", 4 * MiB)
+    monkeypatch.setenv("VADPIPE_VDDK_COUNTERS", str(tmp_path / "counters"))
+    assert await outcome(target) is None
+    assert '"flush": 2' in (tmp_path / "counters").read_text()  # one after 4 MiB, one at the end
+    target.make()
+    target.fault("CRASH", "flush:2")
+    assert await outcome(target) is None
+    assert target.equals_the_image
+    assert target.statistics is not None
+    assert target.statistics.bytes_read == CAPACITY - 4 * MiB
+
+
+@pytest.mark.slow
+async def test_a_range_that_is_written_over_in_full_is_proven_by_its_last_bytes(target):
+    async with target.open() as disk:
+        buffer = await disk.pool.acquire()
+        buffer.array.fill(255)
+        await disk.write(buffer, 0, Extents.whole(4 * MiB))
+        buffer.release()
+        await write_image(disk)
+        kill()
+    assert target.equals_the_image
+    assert disk.statistics().bytes_read == CAPACITY
+
+
+@pytest.mark.slow
+async def test_a_range_that_is_written_over_in_part_cannot_be_proven(target):
+    with pytest.raises(VddkError, match="written over in part"):
+        async with target.open() as disk:
+            await write_image(disk)
+            buffer = await disk.pool.acquire()
+            await disk.write(buffer, 0, Extents.whole(512 * KiB))
+            buffer.release()
+            kill()
+
+
+def kill() -> None:
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)

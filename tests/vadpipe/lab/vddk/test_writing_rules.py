@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import signal
+import threading
 
 import pytest
 
@@ -45,9 +46,6 @@ def write_three(client, path, thumbprint, asynchronous=False):
     ended = [client.call("Flush", handle), client.call("Close", handle)]
     client.finish()
     return results, ended
-
-
-threading = None  # of the process that a scenario runs in
 
 
 def written(disk):
@@ -210,7 +208,7 @@ def fill(client, path, thumbprint):
 
 
 def hollow(disk, *, reserved=False):
-    """Take back the zeros that qemu-img writes into a flat disk; `reserved`: its space is taken, as if it were lazy."""
+    """Take back the zeros that qemu-img writes into a flat disk. `reserved`: keep the space, as lazy disks do."""
     flat = disk.with_name(f"{disk.stem}-flat.vmdk")
     if flat.exists():
         with flat.open("r+b") as file:
