@@ -133,7 +133,7 @@ class WritableConnection(Connection):
             entries = self._ledger.of_others(connection)
             if self._ledger.blurred not in (None, connection):
                 raise self._missing(
-                    "was written over in part, so that nothing tells whether all of it is there after a lost connection"
+                    "was written over in part, so nothing tells whether it is all there after a lost connection"
                 )
             if not entries:
                 return

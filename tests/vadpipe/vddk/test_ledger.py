@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ def test_entries_are_ascending_disjoint_and_the_last_ones(writes):
         ledger.add(Acknowledged(offset, length, number, 1))
         last |= dict.fromkeys(range(offset, offset + length), number)
     entries = ledger.all()
-    assert all(one.offset + one.length <= two.offset for one, two in zip(entries, entries[1:], strict=False))
+    assert all(one.offset + one.length <= two.offset for one, two in pairwise(entries))
     assert all(last[place] == e.digest for e in entries for place in range(e.offset, e.offset + e.length))
     assert ledger.total == sum(entry.length for entry in entries)
     assert (ledger.blurred == 1) == cut
