@@ -251,7 +251,9 @@ def test_an_nvme_controller_keeps_its_sharing():
 def test_storage_policies_are_found_by_name_or_asked_for():
     vm = saved(policy="gold")
     made = plan(vm, site=replace(SITE, storage_policies={"gold": "id-1"}))
-    assert made.spec.vmProfile[0].profileId == "id-1"
+    [profile] = made.spec.vmProfile
+    assert isinstance(profile, vim.vm.DefinedProfileSpec)
+    assert profile.profileId == "id-1"
     assert plan(vm).spec.vmProfile == []
     assert "'gold'" in plan(vm).warnings[0]
     assert plan(saved(config())).warnings == ()

@@ -37,7 +37,7 @@ def test_a_lost_vm_keeps_its_identities_unless_another_has_them():
     spec = plan(wanted=Wanted(mode="replace")).spec
     assert (spec.uuid, spec.instanceUuid) == (config_of.uuid, config_of.instanceUuid)
     assert spec.cpuAllocation.reservation == 4096
-    taken = replace(SITE, uuids={config_of.instanceUuid: "web01-old"})
+    taken = replace(SITE, uuids={str(config_of.instanceUuid): "web01-old"})
     made = plan(wanted=Wanted(mode="replace"), site=taken)
     assert made.spec.instanceUuid is None
     assert made.spec.uuid == config_of.uuid
@@ -50,7 +50,9 @@ def test_renamed_and_converted_fields_arrive():
     assert spec.virtualNuma.coresPerNumaNode == 2
     assert [one.operation for one in spec.cpuFeatureMask] == ["add"]
     assert spec.vAppConfig.property[0].info.value == "10.0.0.1"
-    assert (spec.numCPUs, spec.numCoresPerSocket, spec.memoryMB) == (4, 2, 8192)
+    assert spec.numCPUs == 4
+    assert spec.numCoresPerSocket == 2
+    assert spec.memoryMB == 8192
     assert spec.changeTrackingEnabled is False
     assert spec.bootOptions.bootOrder == []
     assert spec.bootOptions.efiSecureBootEnabled is True
