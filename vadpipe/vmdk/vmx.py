@@ -73,8 +73,9 @@ class Vmx:
         return {key: redacted(key, value) for key, value in self.settings.items()}
 
     def text(self) -> str:
-        """The settings as a .vmx, without the values that may be secrets."""
-        return "".join(f'{key} = "{_escaped(value)}"\n' for key, value in self.facts().items())
+        """The settings as a .vmx in UTF-8, without the values that may be secrets."""
+        settings = {**self.facts(), ".encoding": "UTF-8"}
+        return "".join(f'{key} = "{_escaped(value)}"\n' for key, value in settings.items())
 
 
 def _escaped(value: str) -> str:
