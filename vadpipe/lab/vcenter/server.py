@@ -16,7 +16,7 @@ from .api.about import ApiType
 from .api.sessions import Clock
 from .api.soap import API_VERSION
 from .faults.injection import Failure
-from .faults.on_demand import Checks, FolderTraits, ManifestTraits
+from .faults.on_demand import Checks, FolderTraits, LeaseTraits, ManifestTraits
 from .objects import relocation
 from .service import Service, Settings
 from .state import snapshots
@@ -292,6 +292,11 @@ class LabVcenter:
     def check_specs(self, how: Checks) -> None:
         """Whether the server has the checkers of specs and of power-on, and whether they answer."""
         self._service.checks = how
+
+    @property
+    def leases(self) -> LeaseTraits:
+        """How the leases of imports behave, to be changed at will."""
+        return self._service.leases.traits
 
     @property
     def calls(self) -> dict[str, int]:

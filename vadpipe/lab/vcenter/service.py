@@ -24,6 +24,7 @@ from .objects.custom_fields import CustomFieldsManager
 from .objects.datastore import DatastoreBrowser, FileManager
 from .objects.entities import ComputeResource, Datastore, VmFolders, build
 from .objects.guest_operations import guest_managers
+from .objects.leases import Leases
 from .objects.managers import (
     CHECKER,
     AuthorizationManager,
@@ -118,6 +119,7 @@ class Service:
         self.events = EventManager(self)
         self.guests = Guests(self)
         self.boots = Boots(self)
+        self.leases = Leases(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
         self.asked: set[tuple[type, str]] = set()
@@ -168,6 +170,7 @@ class Service:
         self.changes.touch()
         self.tasks.stop()
         self.boots.stop()
+        self.leases.stop()
 
     # The inventory
 
@@ -355,6 +358,7 @@ class Service:
     def forget(self) -> None:
         """What a restart does to the service: sessions and tasks are forgotten, the work of hosts goes on."""
         self.tasks.forget()
+        self.leases.forget()
         self.tagging.end_sessions()
         self.end_sessions(*self.sessions.live())
         self.injections.let_go()
@@ -365,7 +369,8 @@ class Service:
         """The object of this reference as `session` sees it. Raises ManagedObjectNotFound."""
         moref = moref_of(reference)
         found = session.objects.get(moref) if session else None
-        found = found or self._objects.get(moref) or self.tasks.find(moref) or self._find_snapshot(moref)
+        found = found or self._objects.get(moref) or self.tasks.find(moref) or self.leases.find(moref)
+        found = found or self._find_snapshot(moref)
         if found is None and moref == "SessionManager":
             found = SessionManager(self, None)
         if found is None or not issubclass(found.vim_type, type(reference)):
