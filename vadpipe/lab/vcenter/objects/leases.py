@@ -287,7 +287,7 @@ class Importing(Entity):
         if not isinstance(spec, vim.vm.VmImportSpec):
             raise vmodl.fault.NotSupported(msg="The lab imports virtual machines, and no vApps.")
         self.service.need("VApp.Import", self.ref)
-        need_privileges(self.service, self.ref, spec.configSpec)
+        need_privileges(self.service, self.ref, spec.configSpec, creating=True)
         path = self.service.vm_folder_path(self.service.find(folder, call.session)) if folder else None
         if folder is None or path is None:
             raise vmodl.fault.InvalidArgument(
