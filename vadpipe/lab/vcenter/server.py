@@ -301,6 +301,11 @@ class LabVcenter:
         """How the guests of created VMs boot, to be changed at will."""
         return self._service.boots.traits
 
+    @property
+    def key_providers(self) -> list[str]:
+        """The names of the key providers, to be changed at will; the first is the default."""
+        return self._service.key_providers
+
     def check_specs(self, how: Checks) -> None:
         """Whether the server has the checkers of specs and of power-on, and whether they answer."""
         self._service.checks = how

@@ -22,6 +22,7 @@ from .faults.on_demand import Checks, FolderTraits, ManifestTraits
 from .objects.compatibility import CompatibilityChecker, EnvironmentBrowser, ProvisioningChecker
 from .objects.custom_fields import CustomFieldsManager
 from .objects.datastore import DatastoreBrowser, FileManager
+from .objects.encryption import MANAGER, CryptoManager
 from .objects.entities import ComputeResource, Datastore, VmFolders, build
 from .objects.guest_operations import guest_managers
 from .objects.leases import Leases
@@ -125,6 +126,7 @@ class Service:
         self.asked: set[tuple[type, str]] = set()
         self.unset: frozenset[str] = frozenset()
         self.denied_privileges: set[str] = set()
+        self.key_providers: list[str] = []
         self.checks: Checks = "judging"
         self.edition = "esx.enterprisePlus.cpuPackage"
         self.folder = FolderTraits()
@@ -146,6 +148,7 @@ class Service:
             LicenseManager(self, "LicenseManager"),
             CustomFieldsManager(self, "CustomFieldsManager"),
             CompatibilityChecker(self, CHECKER),
+            CryptoManager(self, MANAGER),
             ProvisioningChecker(self, "ProvisioningChecker"),
             self.events,
             *guest_managers(self),
@@ -320,6 +323,7 @@ class Service:
                 f"api={self.settings.api_type}",
                 *(f"vm={vm.moref}" for vm in vms),
                 *(f"on={vm.moref}" for vm in vms if vm.power != "poweredOff"),
+                *(f"datastore={moref}" for moref in self.inventory.datastores.values()),
                 *(f"{kind}={path}" for vm in vms for kind, path in self._flat_disks(vm)),
                 *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
             ]

@@ -200,6 +200,7 @@ def destroy(service: Service, vm: VmState) -> None:
         _need_off(vm)
         disks = list(service.inventory.disks_of(vm).values())
         for disk in disks:
+            vm_disks.need_unlocked(service, disk)
             for other in service.inventory.vms.values():
                 shared = other is not vm and disk in service.inventory.disks_of(other).values()
                 if shared and other.power == "poweredOn":

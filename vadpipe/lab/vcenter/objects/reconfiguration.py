@@ -11,7 +11,7 @@ from pyVmomi import VmomiSupport, vim
 from ..api.managed import Call, Entity
 from ..state import backings, configuration, hardware, vm_devices
 from ..state.inventory import VmState
-from . import vm_disks
+from . import encryption, vm_disks
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -103,12 +103,16 @@ def judge(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> Judged:
     settings = configuration.settings_of(spec, vm.settings)
     configuration.check(spec, version, spec.firmware or _firmware(vm))
     before = vm_devices.kept(service.inventory, vm)
+    if isinstance(spec.crypto, vim.encryption.CryptoSpecEncrypt):
+        settings["keyId"] = configuration.to_text(encryption.usable(service, spec.crypto.cryptoKeyId))
     after, changes = hardware.resolve(before, spec.deviceChange, version=version, macs=_macs(service, vm))
     disks = list(vm_disks.planned(service, vm, changes))
     for change in changes:
         if change.operation != "remove" and not isinstance(change.device, vim.vm.device.VirtualDisk):
             backings.complete(service.inventory, vm, change)
-        vm_disks.check_removal(vm, change)
+        if change.operation == "add" and isinstance(change.device, vim.vm.device.VirtualTPM):
+            encryption.check_tpm(service, change.index, spec.firmware or _firmware(vm))
+        vm_disks.check_removal(service, vm, change)
     _check_boot_order(spec, after)
     vm_disks.check_space(service, disks)
     return Judged(version, settings, after, changes, disks)

@@ -19,6 +19,7 @@ from ...vmdk_files import LabDiskError
 from ..api.managed import moref_of
 from ..state import backings, hardware
 from ..state.inventory import DatastoreTraits, DiskState, VmState
+from ..state.outside import has_writer
 from .relocation import free_directory
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class NewDisk:
         return 0 if self.provisioning == "thin" else self.capacity
 
 
-def check_removal(vm: VmState, change: hardware.Change) -> None:
-    if not isinstance(change.device, vim.vm.device.VirtualDisk):
+def check_removal(service: Service, vm: VmState, change: hardware.Change) -> None:
+    """Refuse to take a disk from a VM with snapshots, and to delete one that somebody writes to."""
+    if not isinstance(change.device, vim.vm.device.VirtualDisk) or change.operation != "remove":
         return
-    if change.operation == "remove" and vm.snapshots:
+    if vm.snapshots:
         raise hardware.fault(
             change.index,
             "",
@@ -59,6 +61,9 @@ def check_removal(vm: VmState, change: hardware.Change) -> None:
             badOp="remove",
             badFileOp=change.file_operation,
         )
+    disk = service.inventory.disks_of(vm).get(change.device.key)
+    if disk is not None and change.file_operation == "destroy":
+        need_unlocked(service, disk)
 
 
 def planned(service: Service, vm: VmState, changes: Sequence[hardware.Change]) -> Iterator[NewDisk]:
@@ -274,6 +279,13 @@ def drop(service: Service, vm: VmState, change: hardware.Change) -> None:
     vm.disks = [one for one in vm.disks if one.key != key]
     if disk is not None and change.file_operation == "destroy":
         delete(service, disk)
+
+
+def need_unlocked(service: Service, disk: LabDisk) -> None:
+    """Raises FileLocked while a VDDK client has the disk open for writing."""
+    if has_writer(disk.leaf):
+        name = service.inventory.datastore_path(disk.leaf)
+        raise vim.fault.FileLocked(file=name, msg=f"Failed to lock the file {name}.")
 
 
 def delete(service: Service, disk: LabDisk) -> None:
