@@ -227,8 +227,8 @@ def _restore_into_vm(lab: Lab, point: str, digests: Sequence[str]) -> None:
 
 
 def _datastore_file(lab: Lab, place: str) -> Path:
-    """The file of `[datastore] directory/name.vmdk`."""
-    datastore, _, path = place.removeprefix("[").partition("] ")
+    """The file of `[datastore] directory/name.vmdk`, which may follow the VM's name."""
+    datastore, _, path = place[place.index("[") + 1 :].partition("] ")
     return lab.directory / "datastores" / datastore / path
 
 
