@@ -4,6 +4,7 @@ restoring          a point back to a target, proved
 targets            targets by name, for the command line
 images             a directory of images: nothing replaced, nothing mixed
 raw                sparse raw images, and standard output
+vmdk               VMDK images in four formats
 null               NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.

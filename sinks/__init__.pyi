@@ -13,3 +13,6 @@ from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
 from .restoring import restore as restore
+from .vmdk import StreamFile as StreamFile
+from .vmdk import VmdkDirectory as VmdkDirectory
+from .vmdk import VmdkFile as VmdkFile

@@ -79,6 +79,9 @@ from sinks import ReadPoint as ReadPoint
 from sinks import Repository as Repository
 from sinks import RepositoryReader as RepositoryReader
 from sinks import RestorePoint as RestorePoint
+from sinks import StreamFile as StreamFile
+from sinks import VmdkDirectory as VmdkDirectory
+from sinks import VmdkFile as VmdkFile
 from sinks import open_repository as open_repository
 from sinks import restore as restore
 from sinks import verify as verify

@@ -138,6 +138,8 @@ def restore(
     \b
     raw:DIR          one sparse image per disk: DIR/VM/POINT/scsi0-0.raw
     raw:-            the bytes of one disk to standard output
+    vmdk:DIR         one VMDK per disk; ?format= is one of monolithicSparse (the default),
+                     monolithicFlat, twoGbMaxExtentSparse and streamOptimized
     null:            nothing is written: a proof that the point can be restored
     """
     place = parse_target(target)
