@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pipeline import ConfigError
+from vadpipe.nbd import Nbd
+from vadpipe.nbd.client import DEFAULT_PORT
 from vadpipe.vmdk.stream import LEVEL
 
+from .device import DeviceTarget
+from .nbd import NbdTarget
+from .qemu import Qcow2Directory
 from .raw import RawDirectory, StandardOutput
 from .restoring import Proof, RestoreTarget
 from .vmdk import SPARSE, VmdkDirectory
@@ -44,9 +51,33 @@ def _vmdk(place: str, options: Mapping[str, str]) -> RestoreTarget:
     return VmdkDirectory(Path(place), options.get("format", SPARSE), level)
 
 
+def _nbd(place: str, options: Mapping[str, str], *, tls: bool = False) -> RestoreTarget:
+    url = urlsplit(f"nbd:{place}")
+    try:
+        port = url.port or DEFAULT_PORT
+    except ValueError as exc:
+        raise ConfigError(f"{url.netloc!r} names no NBD server: {exc}.") from exc
+    secured = ssl.create_default_context() if tls else None
+    return NbdTarget(Nbd(url.hostname or "", port, export=unquote(url.path[1:]), tls=secured))
+
+
+def _nbd_unix(place: str, options: Mapping[str, str]) -> RestoreTarget:
+    socket = options.get("socket", "")
+    if not socket.startswith("/"):
+        raise ConfigError(
+            "nbd+unix: needs the path of a socket.", remedy="Write nbd+unix:///?socket=/run/nbd.sock."
+        )
+    return NbdTarget(Nbd(socket, export=unquote(urlsplit(f"nbd:{place}").path[1:])))
+
+
 _KINDS: Final[Mapping[str, _Kind]] = {
     "raw": _Kind("raw:DIR or raw:-", frozenset(), _raw),
     "vmdk": _Kind("vmdk:DIR[?format=FORMAT&level=1..9]", frozenset({"format", "level"}), _vmdk),
+    "qcow2": _Kind("qcow2:DIR", frozenset(), lambda place, _: Qcow2Directory(Path(place))),
+    "device": _Kind("device:/dev/...", frozenset(), lambda place, _: DeviceTarget(Path(place))),
+    "nbd": _Kind("nbd://HOST/EXPORT", frozenset(), _nbd),
+    "nbds": _Kind("nbds://HOST/EXPORT", frozenset(), partial(_nbd, tls=True)),
+    "nbd+unix": _Kind("nbd+unix:///EXPORT?socket=PATH", frozenset({"socket"}), _nbd_unix),
 }
 
 

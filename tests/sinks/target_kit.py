@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import trio
 
+from sinks.qemu import Qcow2Directory
 from sinks.raw import RawDirectory
 from sinks.restoring import RestoreReceipt, RestoreTarget, restore
 from sinks.vmdk import VmdkDirectory
@@ -32,6 +33,7 @@ class ImageTarget:
     name: str
     make: Callable[[Path], RestoreTarget]
     form: str
+    too_large: str = "File too large"  # what it says at a limit of file sizes
 
     def content(self, image: str | Path, scratch: Path) -> np.ndarray:
         """The bytes of an image, as qemu-img reads them."""
@@ -49,6 +51,12 @@ TARGETS = [
     *(
         ImageTarget(form, lambda path, form=form: VmdkDirectory(path, form), "vmdk")  # type: ignore[misc]
         for form in ("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "streamOptimized")
+    ),
+    ImageTarget(
+        "qcow2",
+        Qcow2Directory,
+        "qcow2",
+        r"No space left on device for .*/scsi0-0\.qcow2",
     ),
 ]
 

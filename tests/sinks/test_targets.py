@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -133,7 +134,7 @@ def test_a_limit_of_file_sizes_is_named_and_nothing_remains(target: ImageTarget,
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handled)
     [failed] = receipt.failures
-    assert "File too large" in error_lines(failed)[0]
+    assert re.search(target.too_large, error_lines(failed)[0])
     assert not (tmp_path / "out").exists()
 
 
