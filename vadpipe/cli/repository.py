@@ -237,15 +237,8 @@ def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
 
 def _resolve(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
     """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
-    machines = {point.machine.uuid: point.machine.name for point in _points_of(reader, vm)}
-    if name == "latest" and len(machines) > 1:
-        names = sorted(machines.values())
-        more = ", ..." if len(names) > _NAMED else ""
-        raise ConfigError(
-            f"`latest` is ambiguous: there are points of {len(names)} VMs ({', '.join(names[:_NAMED])}{more}).",
-            remedy="Say which VM: --vm NAME, or its UUID.",
-        )
-    return reader.resolve(name, machine=vm)
+    _points_of(reader, vm)  # an unknown VM is named with its likes
+    return resolve_point(reader, name, vm)
 
 
 def _summary(point: RestorePoint) -> dict[str, object]:
@@ -316,23 +309,3 @@ def _point_lines(point: RestorePoint) -> list[str]:
             f"    root {disk.receipt.root}",
         ]
     return lines + [f"  document {name}: {each.length} bytes" for name, each in point.documents.items()]
-
-
-def _restored(disk: RestoredDisk) -> dict[str, object]:
-    return {
-        "key": disk.key,
-        "path": disk.place,
-        "capacity": disk.capacity,
-        "data": disk.data,
-        "root": disk.root,
-        "wall_s": round(disk.wall_s, 3),
-    }
-
-
-def _restored_line(disk: RestoredDisk) -> str:
-    rate = disk.data / MiB / disk.wall_s if disk.wall_s else 0.0
-    where = disk.place or "nowhere"
-    return (
-        f"disk {disk.key}: {format_size(disk.capacity)} to {where}, {format_size(disk.data)} of data "
-        f"in {disk.wall_s:.2f} s ({rate:.0f} MiB/s), proved up to root {disk.root[:16]}..."
-    )
