@@ -36,6 +36,7 @@ FLOORS = [
     ["vadpipe/cli"],
     [
         "bench",
+        "tools",
         "vadpipe/bench",
         "vadpipe/lab",
         "vadpipe/lab/faults",
@@ -47,7 +48,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-NOT_PRODUCT = ("tests", "lab", "bench", "examples", "vadpipe/lab", "vadpipe/bench")
+NOT_PRODUCT = ("tests", "lab", "bench", "tools", "examples", "vadpipe/lab", "vadpipe/bench")
 
 
 @dataclass(frozen=True)
