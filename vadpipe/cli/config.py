@@ -103,6 +103,14 @@ def read_target(path: Path) -> RestoreTarget:
     return target
 
 
+def read_jobs_and_target(path: Path) -> Sequence[Entry | RestoreTarget]:
+    """The jobs and the `target` of a configuration file, which has at least one of them. Raises ConfigError."""
+    module = _execute(path)
+    targets = [read_target(path)] if hasattr(module, "target") else []
+    has_jobs = hasattr(module, "jobs") or hasattr(module, "job")
+    return [*targets, *(read_config(path) if has_jobs or not targets else ())]
+
+
 def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
     """The backups of a configuration file as of now, or the one of that title; not for use inside an event loop.
 
@@ -114,9 +122,7 @@ def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
     return [job for job in resolved.jobs if isinstance(job, Job)]
 
 
-async def resolve(
-    path: Path, only: str | None = None, entries: Sequence[Entry] | None = None
-) -> Resolved:
+async def resolve(path: Path, only: str | None = None, entries: Sequence[Entry] | None = None) -> Resolved:
     """The jobs of a configuration file as of now, or the one of that title. `entries`: what was read of it before.
 
     A source that fails is listed in the result, and the jobs of the others are there. Raises ConfigError; with

@@ -22,6 +22,7 @@ from pipeline.protocols import DiskReceipt
 from pipeline.units import MiB, format_size
 from sinks.restore_job import Restore
 from sinks.restoring import RestoreReceipt
+from vadpipe.vsphere.journal.intents import WHOLE
 
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
@@ -29,7 +30,7 @@ from .config import Entry, read_config, resolve
 from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
-from .restored import restore_lines, restore_plan_lines
+from .restore import restore_lines, restore_plan_lines
 from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
@@ -150,7 +151,6 @@ class AtWork:
         return f"{self.title}: {done}" + (
             f"; its snapshot {self.snapshot!r} is removed." if self.snapshot else "."
         )
-
 
     def fate(self) -> str:
         """What becomes of the VM of a restore that a signal ends."""
@@ -370,9 +370,7 @@ def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
     return replace(plan_job(entry), missing=missing)
 
 
-def job_lines(
-    title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool = False
-) -> Sequence[str]:
+def job_lines(title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool = False) -> Sequence[str]:
     """A finished job, for people."""
     if isinstance(receipt, JobReceipt):
         return receipt_lines(receipt, verbose=verbose)
