@@ -62,7 +62,7 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Entry]:
     if not entries:
         raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
-        if not isinstance(entry, Entry):
+        if not isinstance(entry, Job | JobSource | Restore):
             raise ConfigError(
                 f"{path} has {readable(entry)} where a pipeline.Job, JobSource or sinks.Restore is expected."
             )
