@@ -158,13 +158,16 @@ class _OpenOverVm:
         self, disk: StoredDisk, pool: BufferPool, begin: int
     ) -> AsyncIterator[Pipeline[object]]:
         original, key = self.original, disk.key
-        await original.advance(key, phase=Phase.BEGUN, position=begin)
+        await original.advance(key, position=begin)
         within = Extents.whole(disk.capacity - begin, begin) if begin else None
         async with self.reader.open(original.access(key), pool, write=True) as opened:
             original.adds.opened.append(opened)
             differences = Differences(self.contents.reader, self.contents.point, key, opened, within=within)
-            yield differences | OverDisk(opened, reached=partial(self._reached, key))
+            yield differences | OverDisk(opened, partial(self._begin, key), partial(self._reached, key))
         await original.advance(key, phase=Phase.WRITTEN, position=disk.capacity)
+
+    async def _begin(self, key: str) -> None:
+        await self.original.advance(key, phase=Phase.BEGUN)
 
     async def _reached(self, key: str, position: int) -> None:
         await self.original.advance(key, position=position)

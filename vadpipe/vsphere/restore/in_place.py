@@ -1,9 +1,9 @@
 """A VM whose disks are written over with those of a point, as a resource.
 
-Before the first byte is written everything is checked, the restore is in the journal with what is done of each disk,
-the VM is marked, and its change tracking is off. A restore that ends half way, also by a kill, leaves the mark and
-the journal; the same restore goes on where it was. Only when every disk was written and proven, change tracking is
-switched on again, the mark is removed, and the journal ends.
+Before the first byte is written everything is checked, the restore is in the journal with what is done of each
+disk, the VM is marked, and its change tracking is off. A restore that ends half way, also by a kill, leaves the
+mark and the journal; the same restore goes on where it was. Only when every disk was written and proven, change
+tracking is switched on again, the mark is removed, and the journal ends.
 """
 
 from __future__ import annotations

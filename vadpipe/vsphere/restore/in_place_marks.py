@@ -4,8 +4,8 @@ The mark stands in the notes of the VM and in its settings while its disks are m
 
 Change tracking does not describe what a restore writes, so a change id from before it must never be used again.
 Tracking is switched off before the first byte and on after the proof. The setting reaches a disk at a stun only, so
-a snapshot is made and removed in between; the disks then show that they have no tracking any more. Switched on again
-it begins with another UUID, and the next backup is full and says that tracking was reset.
+a snapshot is made and removed in between; the disks then show that they have no tracking any more. Switched on
+again it begins with another UUID, and the next backup is full and says that tracking was reset.
 
 Source: KB 2139574 (resetting changed block tracking).
 """
