@@ -85,6 +85,16 @@ class Original:
         async with open_repository(self.repository.path) as reader:
             return await restore(reader, reader.points[backup], target or self.target, **options)
 
+    @property
+    def where(self) -> dict[str, object]:
+        """For `in_place_runs`: all that another process has to know."""
+        places = {
+            "libdir": self.libdir,
+            "journal": self.journal.directory,
+            "repository": self.repository.path,
+        }
+        return {**self.lab.description(), **{name: str(place) for name, place in places.items()}}
+
     def write(self, *pieces: tuple[int, int, bytes]) -> None:
         """(disk, offset, data)."""
         for number, offset, data in pieces:

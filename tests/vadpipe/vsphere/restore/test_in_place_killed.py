@@ -1,0 +1,45 @@
+"""A restore over a VM that is killed at any moment: it is found, told, and the next one completes it."""
+
+import signal
+
+import pytest
+import trio
+
+from pipeline import KiB
+from tests.vadpipe.vsphere.restore import in_place_runs
+from vadpipe.vsphere.journal.intents import IntentKind
+from vadpipe.vsphere.restore.in_place_marks import SETTING
+from vadpipe.vsphere.vm.sweep import Outcome, sweep
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("moment", in_place_runs.MOMENTS)
+async def test_a_killed_restore_is_found_and_the_next_one_completes_it(original, moment):
+    await original.back_up()
+    original.write((0, 512 * KiB, b"x" * 10), (0, 2048 * KiB, b"new" * 2000), (1, 64 * KiB, bytes(8 * KiB)))
+    original.state.power = "poweredOff"
+    with in_place_runs.start(moment, original.where) as process:
+        try:
+            assert await trio.to_thread.run_sync(process.stdout.readline) == b"now\n"
+            assert SETTING in original.state.extra_config
+            if moment in ("marked", "writing"):
+                assert original.holds(0) != [True, True]
+        finally:
+            process.send_signal(signal.SIGKILL)
+    async with original.vcenter.connect() as session:
+        swept = await sweep(session, original.journal)
+    [left] = [one for one in swept if one.intent.kind is IntentKind.ROLLBACK]
+    assert left.outcome is Outcome.KEPT
+    told = "it wrote nothing" if moment == "marked" else "Do not power it on: run the same restore again"
+    assert told in left.reason
+    assert original.state.power == "poweredOff"
+
+    receipt = await original.restore()
+    assert list(receipt.failures) == []
+    assert original.holds(0) == [True, True]
+    assert original.journal.intents() == []
+    assert list(original.journal.directory.glob("*.json")) == []
+    assert SETTING not in original.state.extra_config
+    assert original.state.change_tracking
+    assert "Change tracking of web01 was reset" in " ".join(receipt.remarks)
