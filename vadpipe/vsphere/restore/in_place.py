@@ -37,9 +37,10 @@ from ..journal.rollback import (
     write_rollback,
 )
 from ..snapshot.hot_add import HotAdds, hot_added
+from ..vm.mark import mark, unmark
 from ..vm.sweep import TELLING, sweep
 from .in_place_check import NotInPlace, Original, check_original, find_original
-from .in_place_marks import begin_tracking, end_tracking, mark, unmark
+from .in_place_tracking import begin_tracking, end_tracking
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class OpenOriginal:
         """Complete the VM: every disk is proven. Returns sentences for the report."""
         if self.rollback.tracking:
             self.remarks.append(await begin_tracking(self.session, self.vm, list(self.disks.values())))
-        await unmark(self.session, self.vm)
+        await unmark(self.session, self.vm.moref)
         self.finished = True
         return self.remarks
 
@@ -150,7 +151,7 @@ async def written_over(
             not_locked = await stack.enter_async_context(
                 relocation_locked(session, vm, reader, journal, run=run)
             )
-            await mark(session, vm, point.id)
+            await mark(session, vm.moref, point.id)
             disks = await end_tracking(session, vm, original.disks, journal, run=run)
             adds = await stack.enter_async_context(hot_added(session, vm, reader, journal, run=run))
             opened = OpenOriginal(session, journal, original, rollback, disks, adds, [*remarks, *not_locked])
@@ -250,7 +251,7 @@ async def _end(
         if not finished and not rollback.is_mixed:
             if rollback.tracking:
                 await begin_tracking(session, vm, [])
-            await unmark(session, vm)
+            await unmark(session, vm.moref)
             finished = True
         forget = partial(_forget, journal, intent.token)
         await trio.to_thread.run_sync(forget if finished else partial(journal.abandon, intent))

@@ -15,7 +15,7 @@ from vadpipe.vsphere.journal import rollback as rollbacks
 from vadpipe.vsphere.journal.intents import IntentKind
 from vadpipe.vsphere.journal.rollback import Phase, read_rollback
 from vadpipe.vsphere.restore.in_place_check import NotInPlace
-from vadpipe.vsphere.restore.in_place_marks import SETTING
+from vadpipe.vsphere.vm.mark import SETTING
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 pytestmark = pytest.mark.slow

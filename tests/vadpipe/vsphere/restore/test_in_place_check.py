@@ -9,7 +9,7 @@ from tests.vadpipe.vsphere.vsphere_kit import make_snapshot
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.state.inventory import DiskState
 from vadpipe.vsphere.restore.in_place_check import NotInPlace
-from vadpipe.vsphere.restore.in_place_marks import SETTING
+from vadpipe.vsphere.vm.mark import SETTING
 
 pytestmark = pytest.mark.slow
 

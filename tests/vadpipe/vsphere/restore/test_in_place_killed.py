@@ -8,7 +8,7 @@ import trio
 from pipeline import KiB
 from tests.vadpipe.vsphere.restore import in_place_runs
 from vadpipe.vsphere.journal.intents import IntentKind
-from vadpipe.vsphere.restore.in_place_marks import SETTING
+from vadpipe.vsphere.vm.mark import SETTING
 from vadpipe.vsphere.vm.sweep import Outcome, sweep
 
 pytestmark = pytest.mark.slow
@@ -30,10 +30,16 @@ async def test_a_killed_restore_is_found_and_the_next_one_completes_it(original,
     async with original.vcenter.connect() as session:
         swept = await sweep(session, original.journal)
     [left] = [one for one in swept if one.intent.kind is IntentKind.ROLLBACK]
-    assert left.outcome is Outcome.KEPT
-    told = "it wrote nothing" if moment == "marked" else "Do not power it on: run the same restore again"
-    assert told in left.reason
     assert original.state.power == "poweredOff"
+    if moment == "marked":
+        assert left.outcome is Outcome.REMOVED
+        assert original.journal.intents() == []
+        assert SETTING not in original.state.extra_config
+        assert original.state.change_tracking
+    else:
+        assert left.outcome is Outcome.KEPT
+        assert "Do not power it on: run the same restore again" in left.reason
+        assert SETTING in original.state.extra_config
 
     receipt = await original.restore()
     assert list(receipt.failures) == []
