@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Literal, Protocol, overload
 
 from trio.abc import ReceiveChannel
 
@@ -15,7 +14,6 @@ from pipeline import (
     BufferPool,
     ConfigError,
     ContractError,
-    Disk,
     Extents,
     IntegrityError,
     MoverError,
@@ -24,36 +22,21 @@ from pipeline import (
     Span,
     TransferFailed,
     Unchanged,
-    WritableDisk,
     format_size,
 )
 from pipeline.errors import leaves
 from stages.differences import Differences
 from vadpipe.repository.restore_point import StoredDisk
-from vadpipe.vddk.access import DiskAccess
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.journal.rollback import Phase
 from vadpipe.vsphere.restore.in_place import OpenOriginal, written_over
+from vadpipe.vsphere.restore.target import DiskWriter
 
 from .over_disk import OverDisk
 from .restoring import Contents, OpenTarget
 
 log = logging.getLogger("vadpipe." + __name__)
-
-
-class DiskOpener(Protocol):
-    """Opens disks for reading and for writing, e.g. `vadpipe.vddk.Vddk`."""
-
-    @overload
-    def open(
-        self, access: DiskAccess, pool: BufferPool, *, write: Literal[False] = False
-    ) -> AbstractAsyncContextManager[Disk]: ...
-
-    @overload
-    def open(
-        self, access: DiskAccess, pool: BufferPool, *, write: Literal[True]
-    ) -> AbstractAsyncContextManager[WritableDisk]: ...
 
 
 @dataclass(frozen=True)
@@ -75,7 +58,7 @@ class OverVm:
 
     vcenter: Vcenter
     _: KW_ONLY
-    reader: DiskOpener
+    reader: DiskWriter
     allow: bool = False
     onto: Mapping[str, str] = field(default_factory=dict)
     keep: Sequence[str] = ()
@@ -117,7 +100,7 @@ class OverVm:
 @dataclass(frozen=True)
 class _OpenOverVm:
     contents: Contents
-    reader: DiskOpener
+    reader: DiskWriter
     original: OpenOriginal
 
     def place(self, disk: StoredDisk) -> str:

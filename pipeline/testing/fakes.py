@@ -270,12 +270,14 @@ class FakeMachine:
     pool_size: int = 0
     moved: SourceError | None = None
     released: list[str] = field(default_factory=list)
+    uuid: str = "00000000-0000-0000-0000-000000000001"
+    configuration: Mapping[str, object] = field(default_factory=dict)
 
     @asynccontextmanager
     async def capture(self) -> AsyncIterator[FakeCapture]:
         try:
-            machine = MachineId("00000000-0000-0000-0000-000000000001", self.name)
-            yield FakeCapture(machine, self.disks, moved=self.moved)
+            machine = MachineId(self.uuid, self.name)
+            yield FakeCapture(machine, self.disks, configuration=self.configuration, moved=self.moved)
         finally:
             self.released.append("released")
 

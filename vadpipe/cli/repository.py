@@ -143,10 +143,17 @@ def restore(
 ) -> int:
     """Restore the disks of a restore point to files, or prove that they can be restored.
 
-    POINT is an id, a unique prefix of one, or `latest`. TARGET is raw:DIR for one image per disk, or null: to read
-    and prove everything and write nothing.
+    POINT is an id, a unique prefix of one, or `latest`. TARGET is one of
+
+    \b
+    raw:DIR          one sparse image per disk: DIR/VM/POINT/scsi0-0.raw
+    raw:-            the bytes of one disk to standard output
+    null:            nothing is written: a proof that the point can be restored
     """
     place = parse_target(target)
+    to_output = getattr(place, "uses_standard_output", False)
+    if to_output and as_json:
+        raise ConfigError(f"{target} and --json both write to standard output.", remedy="Leave --json out.")
 
     async def work() -> RestoreReceipt:
         async with open_repository(repository) as reader:
@@ -163,7 +170,12 @@ def restore(
         "remarks": list(receipt.remarks),
         "errors": errors,
     }
-    show(document, [*map(_restored_line, receipt.disks), *receipt.remarks], as_json)
+    lines = [*map(_restored_line, receipt.disks), *receipt.remarks]
+    if to_output:
+        for line in lines:
+            report(line)
+    else:
+        show(document, lines, as_json)
     for line in errors:
         report(line)
     return EXIT_FAILED if errors else EXIT_DONE

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -317,6 +318,7 @@ def test_hostile_names_of_members_writers_and_files_are_cleaned():
     assert "D:\\MSSQL\\DATA\\==\ufffdx.ldf" in text
 
 
+@pytest.mark.slow
 def test_thousands_of_writers_get_a_bounded_number_of_sheets():
     verdict = {
         "level": "application-partial",
@@ -328,3 +330,15 @@ def test_thousands_of_writers_get_a_bounded_number_of_sheets():
     files = sheet(None, verdict)
     assert len(files) == MAX_SHEETS + 1
     assert f"There are {2_000 - MAX_SHEETS:,} more writers without a sheet" in flat(files[README])
+
+
+def test_nothing_in_the_product_or_its_pages_says_so_either():
+    root = Path(__file__).parents[3]
+    places = [root / name for name in ("pipeline", "stages", "sinks", "vadpipe", "docs", "examples")]
+    texts = [path for place in places for path in place.rglob("*") if path.suffix in (".py", ".md", ".pyi")]
+    texts += [root / "README.md", root / "CHANGELOG.md"]
+    assert len(texts) > 200
+    claim = re.compile(
+        r"\bapplications?\s+(?:(?:is|are|was|were|has been|have been)\s+)?restored\b", re.IGNORECASE
+    )
+    assert [path for path in texts if claim.search(path.read_text())] == []

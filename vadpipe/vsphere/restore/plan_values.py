@@ -65,7 +65,8 @@ class Wanted:
         host: The ESXi host to make it on; empty: any of its pool.
         datastore: Of the configuration, and of the disks that `datastores` does not name.
         datastores: The datastore of a disk, by its key.
-        networks: The new network for an old one, by name; an empty name connects the NIC to nothing.
+        networks: The new network for an old one, by name, or for a NIC by its label; an empty name leaves the NIC
+            out.
         provisioning: 'thin', 'lazy' or 'eager' for all disks; empty: as they were.
         power_on: Switch it on at the end.
         connect_nics: Whether NICs are connected at power-on; None: only in mode 'replace'.
