@@ -7,11 +7,20 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
+from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .proving import DiskProof as DiskProof
+from .proving import prove_disk as prove_disk
 from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
+from .restore_job import Restore as Restore
+from .restoring import Contents as Contents
+from .restoring import OpenTarget as OpenTarget
+from .restoring import Proof as Proof
+from .restoring import RestoreReceipt as RestoreReceipt
+from .restoring import RestoreTarget as RestoreTarget
 from .restoring import restore as restore
 from .vddk_disk import IntoVddkDisk as IntoVddkDisk
 from .vddk_disk import VddkReceipt as VddkReceipt

@@ -16,7 +16,7 @@ from .api.about import ApiType
 from .api.sessions import Clock
 from .api.soap import API_VERSION
 from .faults.injection import Failure
-from .faults.on_demand import FolderTraits, ManifestTraits
+from .faults.on_demand import Checks, FolderTraits, ManifestTraits
 from .objects import relocation
 from .service import Service, Settings
 from .state import snapshots
@@ -288,6 +288,10 @@ class LabVcenter:
     def boot(self) -> BootTraits:
         """How the guests of created VMs boot, to be changed at will."""
         return self._service.boots.traits
+
+    def check_specs(self, how: Checks) -> None:
+        """Whether the server has the checkers of specs and of power-on, and whether they answer."""
+        self._service.checks = how
 
     @property
     def calls(self) -> dict[str, int]:

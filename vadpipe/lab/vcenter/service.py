@@ -18,11 +18,14 @@ from .api.managed import Call, Managed, moref_of, typed
 from .api.sessions import Clock, Session, Sessions
 from .api.tasks import Tasks, system_error
 from .faults.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
-from .faults.on_demand import FolderTraits, ManifestTraits
+from .faults.on_demand import Checks, FolderTraits, ManifestTraits
+from .objects.compatibility import CompatibilityChecker, EnvironmentBrowser, ProvisioningChecker
+from .objects.custom_fields import CustomFieldsManager
 from .objects.datastore import DatastoreBrowser, FileManager
 from .objects.entities import ComputeResource, Datastore, VmFolders, build
 from .objects.guest_operations import guest_managers
 from .objects.managers import (
+    CHECKER,
     AuthorizationManager,
     EventManager,
     LicenseManager,
@@ -120,6 +123,7 @@ class Service:
         self.asked: set[tuple[type, str]] = set()
         self.unset: frozenset[str] = frozenset()
         self.denied_privileges: set[str] = set()
+        self.checks: Checks = "judging"
         self.edition = "esx.enterprisePlus.cpuPackage"
         self.folder = FolderTraits()
         self.manifests = ManifestTraits()
@@ -138,6 +142,9 @@ class Service:
             FileManager(self, "FileManager"),
             AuthorizationManager(self, "AuthorizationManager"),
             LicenseManager(self, "LicenseManager"),
+            CustomFieldsManager(self, "CustomFieldsManager"),
+            CompatibilityChecker(self, CHECKER),
+            ProvisioningChecker(self, "ProvisioningChecker"),
             self.events,
             *guest_managers(self),
             self.host_browser,
@@ -176,7 +183,7 @@ class Service:
         self.inventory.hosts[moref] = traits
         compute_resource = self._compute_resources[moref] = ComputeResource(self, moref)
         self._host_folder.adopt(compute_resource)
-        self._register(compute_resource, *descendants(compute_resource))
+        self._register(compute_resource, compute_resource.browser, *descendants(compute_resource))
 
     def add_network(self, moref: str, traits: NetworkTraits) -> None:
         self.inventory.networks[moref] = traits
@@ -207,6 +214,9 @@ class Service:
             if resource.pool.moref == moref_of(pool):
                 return host
         raise vmodl.fault.ManagedObjectNotFound(obj=pool, msg=f"The object '{pool}' does not exist.")
+
+    def browser_of(self, host: str) -> EnvironmentBrowser:
+        return self._compute_resources[host].browser
 
     def pool_of(self, host: str) -> vim.ResourcePool:
         return vim.ResourcePool(self._compute_resources[host].pool.moref)

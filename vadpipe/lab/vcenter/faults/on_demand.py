@@ -16,6 +16,9 @@ from pyVmomi import vim
 
 from .injection import Event
 
+Checks = Literal["judging", "unknown method", "missing"]
+"""Of the checkers of specs: they judge; they are named, but have no such method; the server has none."""
+
 FolderLogin = Literal["cookie", "basic", "ticket"]
 
 

@@ -17,6 +17,8 @@ from .guest_operations import MANAGER as GUEST_OPERATIONS
 if TYPE_CHECKING:
     from ..service import Service, SessionScope
 
+CHECKER = "CompatibilityChecker"
+
 
 class ServiceInstance(Managed):
     vim_type = vim.ServiceInstance
@@ -29,6 +31,7 @@ class ServiceInstance(Managed):
         return self._content()
 
     def _content(self) -> vim.ServiceInstanceContent:
+        checked = self.service.settings.api_type == "VirtualCenter" and self.service.checks != "missing"
         return vim.ServiceInstanceContent(
             rootFolder=self.service.root_folder.ref,
             propertyCollector=vmodl.query.PropertyCollector("propertyCollector"),
@@ -45,6 +48,11 @@ class ServiceInstance(Managed):
             guestOperationsManager=vim.vm.guest.GuestOperationsManager(GUEST_OPERATIONS),
             authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
             licenseManager=vim.LicenseManager("LicenseManager"),
+            customFieldsManager=vim.CustomFieldsManager("CustomFieldsManager"),
+            vmCompatibilityChecker=vim.vm.check.CompatibilityChecker(CHECKER) if checked else None,
+            vmProvisioningChecker=(
+                vim.vm.check.ProvisioningChecker("ProvisioningChecker") if checked else None
+            ),
         )
 
     @vim_property

@@ -8,7 +8,7 @@ from pyVmomi import vim, vmodl
 
 from ..api.managed import Call, Entity
 from ..state import configuration, hardware, snapshots
-from ..state.inventory import VmState
+from ..state.inventory import HostTraits, VmState
 from ..state.outside import note
 
 if TYPE_CHECKING:
@@ -71,13 +71,18 @@ class Powered(Entity):
         )
 
 
-def check_power_on(service: Service, vm: VmState) -> None:
-    """Raises the fault of the API for what keeps the VM from being powered on."""
-    host = service.inventory.hosts[vm.host]
+def need_host(host: HostTraits) -> None:
+    """Raises the fault of the API for a host that takes no new work."""
     if host.connection != "connected":
         raise vmodl.fault.HostNotConnected(msg=f"The host {host.name} is not connected.")
     if host.maintenance:
         raise vim.fault.InvalidState(msg=f"The host {host.name} is in maintenance mode.")
+
+
+def check_power_on(service: Service, vm: VmState) -> None:
+    """Raises the fault of the API for what keeps the VM from being powered on."""
+    host = service.inventory.hosts[vm.host]
+    need_host(host)
     if vm.traits.template:
         raise vim.fault.InvalidState(msg="A template cannot be powered on.")
     if vm.traits.hardware_version > hardware.newest_version(host.version):

@@ -64,7 +64,7 @@ class _Disk:
     @property
     def reserved(self) -> int:
         """Bytes that a datastore sets aside for it at once."""
-        return 0 if self.provisioning == "thin" or self.existing else self.capacity
+        return 0 if self.provisioning == "thin" else self.capacity
 
 
 class Reconfigurable(Entity):
@@ -112,16 +112,23 @@ def _needed_for(
             service.need_datastore_privilege("Datastore.AllocateSpace", place[0])
 
 
-def configure(service: Service, vm: VmState, spec: vim.vm.ConfigSpec, *, creating: bool = False) -> None:
-    """Apply a spec to a VM, whole or not at all. Called with the lock held; raises a fault of the API.
+@dataclass(frozen=True)
+class Judged:
+    """What a spec does to a VM, judged: nothing is done yet. devices: as they are from then on, by key."""
 
-    creating: the VM is not in the inventory yet.
-    """
+    version: int
+    settings: dict[str, str]
+    devices: dict[int, hardware.Device]
+    changes: Sequence[hardware.Change]
+    disks: Sequence[_Disk]
+
+
+def judge(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> Judged:
+    """Raises the fault of the API for which a server refuses to apply a spec to a VM. Called with the lock held."""
     _check_state(service, vm, spec)
     version = _version(service, vm, spec)
     settings = configuration.settings_of(spec, vm.settings)
-    firmware = spec.firmware or _firmware(vm)
-    configuration.check(spec, version, firmware)
+    configuration.check(spec, version, spec.firmware or _firmware(vm))
     before = vm_devices.kept(service.inventory, vm)
     after, changes = hardware.resolve(before, spec.deviceChange, version=version, macs=_macs(service, vm))
     disks = list(_planned_disks(service, vm, changes))
@@ -130,15 +137,24 @@ def configure(service: Service, vm: VmState, spec: vim.vm.ConfigSpec, *, creatin
             backings.complete(service.inventory, vm, change)
         _check_disk_change(vm, change)
     _check_boot_order(spec, after)
-    _reserve(service, disks)
-    _make_disks(service, vm, disks)
-    for change in changes:
+    _check_space(service, disks)
+    return Judged(version, settings, after, changes, disks)
+
+
+def configure(service: Service, vm: VmState, spec: vim.vm.ConfigSpec, *, creating: bool = False) -> None:
+    """Apply a spec to a VM, whole or not at all. Called with the lock held; raises a fault of the API.
+
+    creating: the VM is not in the inventory yet.
+    """
+    judged = judge(service, vm, spec)
+    _make_disks(service, vm, judged.disks)
+    for change in judged.changes:
         if change.operation == "remove" and isinstance(change.device, vim.vm.device.VirtualDisk):
             _drop_disk(service, vm, change)
-    if changes:
-        vm.devices = {key: configuration.to_text(device) for key, device in after.items()}
-    vm.settings = settings
-    vm.traits.hardware_version = version
+    if judged.changes:
+        vm.devices = {key: configuration.to_text(device) for key, device in judged.devices.items()}
+    vm.settings = judged.settings
+    vm.traits.hardware_version = judged.version
     _enter(service, vm, spec)
     if not creating:
         service.vm_changed(vm)
@@ -398,20 +414,20 @@ def _attached(
     )
 
 
-def _reserve(service: Service, disks: Sequence[_Disk]) -> None:
-    """Take the space of disks from their datastores. Raises NoDiskSpace, having taken none."""
+def _check_space(service: Service, disks: Sequence[_Disk]) -> None:
+    """Raises NoDiskSpace where the datastores have no room for the disks."""
     wanted: dict[str, int] = {}
     for disk in disks:
+        if disk.existing is not None:
+            continue
         wanted[disk.datastore] = wanted.get(disk.datastore, 0) + disk.reserved
-        traits = service.inventory.datastore_traits.get(disk.datastore, DatastoreTraits())
-        if traits.free is not None and (traits.free <= 0 or wanted[disk.datastore] > traits.free):
+        free = service.inventory.datastore_traits.get(disk.datastore, DatastoreTraits()).free
+        if free is not None and (free <= 0 or wanted[disk.datastore] > free):
             raise vim.fault.NoDiskSpace(
                 file=f"[{disk.datastore}] {disk.name}.vmdk",
                 datastore=disk.datastore,
                 msg=f"Insufficient disk space on datastore '{disk.datastore}'.",
             )
-    for name, size in wanted.items():
-        service.inventory.allocate(name, size)
 
 
 def _make_disks(service: Service, vm: VmState, disks: Sequence[_Disk]) -> None:
@@ -424,11 +440,10 @@ def _make_disks(service: Service, vm: VmState, disks: Sequence[_Disk]) -> None:
                     disk.directory, disk.name, disk.capacity, provisioning=disk.provisioning, uuid=disk.uuid
                 )
                 made.append(disk.existing)
+                service.inventory.allocate(disk.datastore, disk.reserved)
     except LabDiskError as error:
         for one in made:
-            one.delete()
-        for disk in disks:
-            service.inventory.allocate(disk.datastore, -disk.reserved)
+            delete_disk(service, one)
         raise vim.fault.GenericVmConfigFault(reason=str(error), msg=str(error)) from error
     datastores = service.inventory.root / "datastores"
     for disk in disks:
