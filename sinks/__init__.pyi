@@ -7,9 +7,12 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
+from .in_place import OverVm as OverVm
 from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .over_disk import OverDisk as OverDisk
+from .over_disk import OverDiskReceipt as OverDiskReceipt
 from .proving import DiskProof as DiskProof
 from .proving import prove_disk as prove_disk
 from .raw import RawDirectory as RawDirectory

@@ -49,7 +49,10 @@ _END_WITHIN_S = 120.0
 
 @dataclass
 class OpenOriginal:
-    """A VM that is being written over. `disks`: by key in the point. `remarks`: sentences for the report."""
+    """A VM that is being written over. `disks`: by key in the point.
+
+    `remarks`: sentences for the report; `attention`: those on what is not as asked for.
+    """
 
     session: VcenterSession
     journal: Journal
@@ -58,6 +61,7 @@ class OpenOriginal:
     disks: Mapping[str, VmDisk]
     adds: HotAdds
     remarks: list[str]
+    attention: Sequence[str] = ()
     finished: bool = False
     _turn: trio.Lock = field(default_factory=trio.Lock)
 
@@ -154,7 +158,7 @@ async def written_over(
             await mark(session, vm.moref, point.id)
             disks = await end_tracking(session, vm, original.disks, journal, run=run)
             adds = await stack.enter_async_context(hot_added(session, vm, reader, journal, run=run))
-            opened = OpenOriginal(session, journal, original, rollback, disks, adds, [*remarks, *not_locked])
+            opened = OpenOriginal(session, journal, original, rollback, disks, adds, remarks, not_locked)
             yield opened
     finally:
         state = opened.rollback if opened is not None else rollback

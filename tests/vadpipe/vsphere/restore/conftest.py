@@ -55,7 +55,7 @@ class Original:
 
     @property
     def target(self) -> OverVm:
-        return OverVm(self.vcenter, reader=self.vddk, allow=True, journal=self.journal)
+        return OverVm(self.vcenter, writer=self.vddk, allow=True, journal=self.journal)
 
     def now(self) -> list[np.ndarray]:
         return [np.frombuffer(disk.read(0, disk.capacity), np.uint8) for disk in self.disks]

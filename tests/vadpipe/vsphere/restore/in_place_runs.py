@@ -45,7 +45,7 @@ def stop_at(moment: str) -> None:
 
         over_disk._Writing.write = then_hang
     elif moment == "written":
-        in_place._OpenOverVm._differing = hang
+        in_place._OpenOverVm._prove = hang
     else:
         original.OpenOriginal.finish = hang
 
@@ -64,7 +64,7 @@ class HangingBlock:
 async def work(where: dict) -> None:
     reader = Vddk(where["libdir"], transports="nbdssl", end_timeout_s=0.5, restarts=0, restart_pause_s=0)
     target = in_place.OverVm(
-        vcenter_of(where), reader=reader, allow=True, journal=Journal(Path(where["journal"]))
+        vcenter_of(where), writer=reader, allow=True, journal=Journal(Path(where["journal"]))
     )
     async with open_repository(where["repository"]) as repository:
         await restore(repository, repository.points[0], target)

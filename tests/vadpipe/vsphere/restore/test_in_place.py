@@ -194,17 +194,17 @@ async def test_what_an_earlier_restore_had_done_is_written_again_when_it_changed
 async def test_a_disk_that_reads_otherwise_than_it_was_written_fails_the_proof(original, monkeypatch):
     await original.back_up()
     change(original)
-    differing = in_place._OpenOverVm._differing
+    prove = in_place._OpenOverVm._prove
 
     async def spoiled(self, disk, pool):
         original.write((1, 128 * KiB, b"somebody else"))
-        return await differing(self, disk, pool)
+        return await prove(self, disk, pool)
 
-    monkeypatch.setattr(in_place._OpenOverVm, "_differing", spoiled)
+    monkeypatch.setattr(in_place._OpenOverVm, "_prove", spoiled)
     receipt = await original.restore(keys=["scsi0:1"])
     [failure] = receipt.failures
     assert isinstance(failure, IntegrityError)
-    assert "differ from disk scsi0:1 of the point when it is read again" in str(failure)
+    assert "Disk scsi0:1 reads back wrong at bytes" in str(failure)
     assert len(original.journal.intents()) == 1  # the VM stays marked
     assert SETTING in original.state.extra_config
 
@@ -227,7 +227,7 @@ async def test_a_second_restore_at_the_same_time_is_refused(original):
                 yield disk
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(original.restore, 0, replace(target, reader=Waiting()))
+        nursery.start_soon(original.restore, 0, replace(target, writer=Waiting()))
         await holding.wait()
         with pytest.raises(NotInPlace, match=r"is being restored in place by run .*Wait until it has ended"):
             await original.restore()
@@ -250,7 +250,7 @@ async def test_a_failure_before_the_first_byte_leaves_nothing(original):
         def open(self, access, pool, **options):
             raise SourceError("Injected: no connection.")
 
-    receipt = await original.restore(target=replace(original.target, reader=Refusing()))
+    receipt = await original.restore(target=replace(original.target, writer=Refusing()))
     assert len(receipt.failures) == 2
     assert "Nothing of web01 was written." in receipt.failures[0].__notes__
     assert original.journal.intents() == []
