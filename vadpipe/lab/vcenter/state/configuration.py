@@ -149,3 +149,21 @@ def show(info: vim.vm.ConfigInfo, settings: dict[str, str]) -> vim.vm.ConfigInfo
         value, old = from_text(text), getattr(holder, name, None)
         setattr(holder, name, merged(old, value) if path in _MERGED and old is not None else value)
     return info
+
+
+# The newest hardware version of each ESXi release, knowledge-base article 315655.
+_NEWEST = (
+    ((9, 0, 0), 22), ((8, 0, 2), 21), ((8, 0, 0), 20), ((7, 0, 2), 19), ((7, 0, 1), 18), ((7, 0, 0), 17),
+    ((6, 7, 2), 15), ((6, 7, 0), 14), ((6, 5, 0), 13),
+)  # fmt: skip
+
+
+def newest_version(release: str) -> int:
+    """The newest hardware version of an ESXi of this release, as in "8.0.3"."""
+    numbers = tuple(int(part) for part in release.split(".")[:3])
+    return next((version for since, version in _NEWEST if numbers >= since), 11)
+
+
+def version_number(text: str) -> int:
+    """19 for "vmx-19". Raises ValueError."""
+    return int(text.removeprefix("vmx-"))
