@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from pyVmomi import SoapAdapter, VmomiSupport, vim, vmodl
 
@@ -102,7 +103,7 @@ def _said(spec: vim.vm.ConfigSpec) -> Iterator[tuple[str, object]]:
     """Each value that `spec` sets, with its path in a ConfigInfo; what that has no place for is dropped."""
     known = {one.name: one.type for one in vim.vm.ConfigInfo._GetPropertyList()}
     for one in vim.vm.ConfigSpec._GetPropertyList():
-        value = getattr(spec, one.name)
+        value: Any = getattr(spec, one.name)
         if one.name in _ELSEWHERE or value is None or (isinstance(value, list) and not value):
             continue
         if one.name in _RENAMED:
@@ -110,7 +111,7 @@ def _said(spec: vim.vm.ConfigSpec) -> Iterator[tuple[str, object]]:
         elif one.name == "cpuFeatureMask":
             masks = [mask.info for mask in value if mask.info is not None]
             yield one.name, VmomiSupport.GetVmodlType("vim.host.CpuIdInfo[]")(masks)
-        elif one.name == "vAppConfig":
+        elif isinstance(value, vim.vApp.VmConfigSpec):
             yield one.name, _vapp_info(value)
         elif known.get(one.name) is one.type:
             yield one.name, value

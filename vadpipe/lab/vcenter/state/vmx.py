@@ -94,10 +94,10 @@ def _devices(inventory: Inventory, vm: VmState) -> Iterator[tuple[str, str]]:
 
 
 def _bus_name(device: Device) -> str:
-    for kind, name in _BUSES.items():
-        if isinstance(device, kind):
-            return f"{name}{device.busNumber}"
-    return ""
+    if not isinstance(device, vim.vm.device.VirtualController):
+        return ""
+    name = next((name for kind, name in _BUSES.items() if isinstance(device, kind)), "")
+    return f"{name}{device.busNumber}" if name else ""
 
 
 def _spaced(uuid: str) -> str:
