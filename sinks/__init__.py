@@ -6,7 +6,8 @@ images             a directory of images: nothing replaced, nothing mixed
 raw                sparse raw images, and standard output
 vmdk               VMDK images in four formats
 qemu               qcow2 images
-nbd, device        one disk onto an export of an NBD server, or onto a block device
+ova                a VM and its disks in one file
+blocks             one disk onto an export of an NBD server, or onto a block device
 null               NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.

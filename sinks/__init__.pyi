@@ -7,10 +7,11 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
-from .device import DeviceTarget as DeviceTarget
-from .nbd import NbdTarget as NbdTarget
+from .blocks import DeviceTarget as DeviceTarget
+from .blocks import NbdTarget as NbdTarget
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .ova import Ova as Ova
 from .qemu import Qcow2Directory as Qcow2Directory
 from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
