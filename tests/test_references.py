@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "stages", "sinks", "vadpipe", "bench", "examples", "tests")
+PACKAGES = ("pipeline", "stages", "sinks", "vadpipe", "bench", "tools", "examples", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 CODE = sorted(
     path
@@ -40,7 +40,7 @@ FOREIGN = {
     "jobs.py",
 }
 # Dotted names that are no modules: entry points, files of state, names of logs.
-NOT_NAMES = re.compile(r"vadpipe\.(commands|git|log|service|timer|toml|json)\b|\.(md|py|pyi)$")
+NOT_NAMES = re.compile(r"vadpipe\.(commands|git|log|restoring|service|timer|toml|json)\b|\.(md|py|pyi)$")
 
 
 def prose(path):

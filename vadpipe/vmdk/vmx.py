@@ -26,6 +26,10 @@ _SECRET = re.compile(
 
 # Values that are secrets under any name: a private key, a URI with a password.
 _SECRET_VALUE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@")
+
+# The documents of a point that hold a VM's own files.
+VMX_DOCUMENT = "vm.vmx"
+NVRAM_DOCUMENT = "vm.nvram"
 REDACTED = "(not stored: it may be a secret)"
 
 
@@ -67,6 +71,15 @@ class Vmx:
     def facts(self) -> Mapping[str, str]:
         """The settings, without the values that may be secrets."""
         return {key: redacted(key, value) for key, value in self.settings.items()}
+
+    def text(self) -> str:
+        """The settings as a .vmx in UTF-8, without the values that may be secrets."""
+        settings = {**self.facts(), ".encoding": "UTF-8"}
+        return "".join(f'{key} = "{_escaped(value)}"\n' for key, value in settings.items())
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r'["|\x00-\x1f]', lambda found: f"|{ord(found[0]):02X}", value)
 
 
 def parse_vmx(content: bytes, file: str) -> Vmx:

@@ -12,19 +12,24 @@ Imports go down this list only.
 """
 
 from .faults.injection import Delay, Drop, Event, Refusal
-from .faults.on_demand import FolderTraits, ManifestTraits, refusing
+from .faults.on_demand import FolderTraits, LeaseTraits, ManifestTraits, refusing
 from .server import LabVcenter
+from .state.boot import BootTraits
+from .state.networks import NetworkTraits
 from .state.quiescing import Manifest, QuiesceRequest, Quiescing
 from .state.snapshots import OnSnapshot
 
 __all__ = [
+    "BootTraits",
     "Delay",
     "Drop",
     "Event",
     "FolderTraits",
     "LabVcenter",
+    "LeaseTraits",
     "Manifest",
     "ManifestTraits",
+    "NetworkTraits",
     "OnSnapshot",
     "QuiesceRequest",
     "Quiescing",

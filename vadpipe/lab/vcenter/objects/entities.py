@@ -11,16 +11,18 @@ from pyVmomi import VmomiSupport, vim
 from ..api.about import about
 from ..api.managed import Entity, Managed, vim_property
 from ..state.inventory import FIRST_HOST, DatastoreTraits, HostTraits, VmState
+from .compatibility import EnvironmentBrowser
+from .creation import Creating
 from .datastore import DatastoreBrowser
+from .leases import Importing
 
 if TYPE_CHECKING:
     from ..service import Service
 
-NETWORK = "network-10"
 _MAX_FILE_SIZE = 62 << 40  # VMFS 6
 
 
-class Folder(Entity):
+class Folder(Creating):
     vim_type: ClassVar[type[VmomiSupport.ManagedObject]] = vim.Folder
 
     def __init__(self, service: Service, moref: str, name: str) -> None:
@@ -95,7 +97,7 @@ class Datacenter(Folder):
 
     @vim_property
     def network(self) -> list[vim.Network]:
-        return [vim.Network(child.moref) for child in self.entities[3].children]
+        return [vim.Network(moref) for moref in self.service.inventory.networks]
 
 
 class ComputeResource(Entity):
@@ -108,6 +110,7 @@ class ComputeResource(Entity):
         super().__init__(service, f"domain-s{number}")
         self.host_system = HostSystem(service, host)
         self.pool = ResourcePool(service, f"resgroup-{number}")
+        self.browser = EnvironmentBrowser(service, f"envbrowser-{number}", host)
         for child in self.children:
             child.parent_entity = self
 
@@ -122,6 +125,14 @@ class ComputeResource(Entity):
     @vim_property
     def host(self) -> list[vim.HostSystem]:
         return [vim.HostSystem(self.host_system.moref)]
+
+    @vim_property
+    def environmentBrowser(self) -> vim.EnvironmentBrowser:
+        return vim.EnvironmentBrowser(self.browser.moref)
+
+    @vim_property
+    def network(self) -> list[vim.Network]:
+        return [vim.Network(moref) for moref in self.service.inventory.networks]
 
     @vim_property
     def resourcePool(self) -> vim.ResourcePool:
@@ -184,7 +195,7 @@ class HostSystem(Entity):
         return vim.host.DatastoreBrowser(self.service.host_browser.moref)
 
 
-class ResourcePool(Entity):
+class ResourcePool(Importing):
     vim_type = vim.ResourcePool
 
     @property
@@ -201,18 +212,6 @@ class ResourcePool(Entity):
         return [
             vim.VirtualMachine(vm.moref) for vm in self.service.vms_on(self.parent_entity.host_system.moref)
         ]
-
-
-class Network(Entity):
-    vim_type = vim.Network
-
-    @property
-    def display_name(self) -> str:
-        return "VM Network"
-
-    @vim_property
-    def summary(self) -> vim.Network.Summary:
-        return vim.Network.Summary(network=self.ref, name=self.display_name, accessible=True, ipPoolName="")
 
 
 class Datastore(Entity):
@@ -281,8 +280,8 @@ class Datastore(Entity):
         return [vim.VirtualMachine(vm.moref) for vm in on_it]
 
 
-def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
-    """The tree down to the empty folders. Returns the root, and the folders of VMs, hosts and datastores.
+def build(service: Service) -> tuple[Folder, Folder, Folder, Folder, Folder]:
+    """The tree down to the empty folders. Returns the root, and those of VMs, hosts, datastores and networks.
 
     The datacenter's name in the inventory may be a path: what is before its last slash are folders.
     """
@@ -300,8 +299,7 @@ def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
     networks = Folder(service, "group-n6", "network")
     for folder in (vms, hosts, datastores, networks):
         datacenter.adopt(folder)
-    networks.adopt(Network(service, NETWORK))
-    return root, vms, hosts, datastores
+    return root, vms, hosts, datastores, networks
 
 
 _PREFIX = {Folder: "group-v", VirtualApp: "resgroup-v"}
@@ -320,6 +318,10 @@ class VmFolders:
         if vapp := vm.traits.vapp:
             return self.at(f"{vm.folder}/{vapp}".strip("/"), VirtualApp)
         return self.at(vm.folder)
+
+    def path_of(self, folder: Managed) -> str | None:
+        """The path of a folder; None for one of another kind."""
+        return next((path for path, one in self._by_path.items() if one is folder), None)
 
     def at(self, path: str, kind: type[Folder] = Folder) -> Folder:
         """The folder, made with those above it when it is not there; its moref is the same after a restart."""

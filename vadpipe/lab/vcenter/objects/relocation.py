@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from ..service import Service
 
 RELOCATE, MIGRATE = "RelocateVM_Task", "MigrateVM_Task"
+_POWER_ON = "PowerOnVM_Task"
 
 
 def disabled_methods(service: Service, vm: VmState) -> list[str]:
     """What nobody may do with a VM now; a VDDK client that reads it keeps it from being relocated."""
     locked = relocation_lock(service.inventory.root, vm.moref) is not None
-    return [*vm.disabled_methods, *([RELOCATE] if locked else [])]
+    imported = [RELOCATE, _POWER_ON] if service.leases.holds(vm.moref) else []
+    return [*vm.disabled_methods, *([RELOCATE] if locked else []), *imported]
 
 
 def move(
@@ -67,7 +69,7 @@ def move(
 
 def _move_files(service: Service, vm: VmState, datastore: str) -> None:
     old, root = service.inventory.directory_of(vm), service.inventory.datastore_root(datastore)
-    new = _free_directory(root, vm.name.replace("/", "_"))
+    new = free_directory(root, vm.name.replace("/", "_"))
     with ExitStack() as stack:
         for disk in service.inventory.disks_of(vm).values():
             stack.enter_context(disk.moving(new))
@@ -83,7 +85,7 @@ def _move_files(service: Service, vm: VmState, datastore: str) -> None:
         old.rmdir()
 
 
-def _free_directory(root: Path, name: str) -> Path:
+def free_directory(root: Path, name: str) -> Path:
     """`name`, or `name_1` and so on where that is taken."""
     candidates = (root / (f"{name}_{number}" if number else name) for number in count())
     return next(path for path in candidates if not path.exists())

@@ -1,0 +1,161 @@
+"""Over the VM that a point is of: only what differs is written, and the whole is proven."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+
+from pipeline import (
+    BufferPool,
+    ConfigError,
+    Extents,
+    IntegrityError,
+    MoverError,
+    Pipeline,
+    TransferFailed,
+)
+from pipeline.errors import leaves
+from stages.differences import Differences
+from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.journal.rollback import Phase
+from vadpipe.vsphere.restore.in_place import OpenOriginal, written_over
+from vadpipe.vsphere.restore.target import DiskWriter
+
+from .over_disk import OverDisk
+from .proving import DiskProof, prove_disk
+from .restoring import Contents, OpenTarget
+
+log = logging.getLogger("vadpipe." + __name__)
+
+
+@dataclass(frozen=True)
+class OverVm:
+    """Writes the disks of a point over those of the VM that it is of; the VM is off and has no snapshots.
+
+    Every disk is read and compared with the point, chunk by chunk; only clusters that differ are written. Then it
+    is read again and compared as a whole. A restore that ends half way is continued by the next one.
+
+    Args:
+        vcenter: The server that has the VM.
+        writer: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
+        allow: It is permitted to write over VMs of this server.
+        onto: By key of a disk in the point, the key of the VM's disk that it is written onto. Only for disks that
+            moved on their controllers, or were replaced by others.
+        keep: Keys of disks of the VM that the point does not know, and that may stay as they are.
+        journal: Where unfinished restores are noted; None for the user's state directory.
+    """
+
+    vcenter: Vcenter
+    _: KW_ONLY
+    writer: DiskWriter
+    allow: bool = False
+    onto: Mapping[str, str] = field(default_factory=dict)
+    keep: Sequence[str] = ()
+    journal: Journal | None = None
+
+    @asynccontextmanager
+    async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
+        """Raises NotInPlace before anything is touched; ConfigError without `allow`."""
+        if not self.allow:
+            raise ConfigError(
+                f"The configuration does not permit to write over VMs of {self.vcenter.server}.",
+                remedy="Write allow=True in its OverVm(...), or restore into a new VM.",
+            )
+        async with (
+            self.vcenter.connect() as session,
+            written_over(
+                session,
+                self.writer,
+                self.journal or Journal(),
+                contents.reader.config.id.hex(),
+                contents.point,
+                contents.disks,
+                onto=self.onto,
+                keep=self.keep,
+            ) as original,
+        ):
+            yield _OpenOverVm(contents, self.writer, original)
+
+    def effects(self) -> Sequence[str]:
+        """What a restore changes outside, one sentence each; for `plan`."""
+        return [
+            f"Writes over the disks of the VM on {self.vcenter.server} that has the point's UUID.",
+            "Marks that VM meanwhile in its notes and in the setting vadpipe.restoring.",
+            "Resets its change tracking, and makes and removes a snapshot for that.",
+            f"Keeps a recovery journal in {(self.journal or Journal()).directory}.",
+        ]
+
+
+@dataclass(frozen=True)
+class _OpenOverVm:
+    contents: Contents
+    writer: DiskWriter
+    original: OpenOriginal
+
+    def place(self, disk: StoredDisk) -> str:
+        return self.original.disks[disk.key].path
+
+    @asynccontextmanager
+    async def pipeline(self, disk: StoredDisk, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
+        """The disk is written and proven when the block has ended without error."""
+        begun = self.original.progress(disk.key).position
+        try:
+            async with self._writing(disk, pool, begun) as pipeline:
+                yield pipeline
+            try:
+                proof = await self._prove(disk, pool)
+            except IntegrityError as differs:
+                if not begun:
+                    raise
+                # What an earlier restore had done was changed meanwhile, e.g. the VM was powered on.
+                log.info("%s is compared again from the beginning: %s", disk.key, differs)
+                async with self._writing(disk, pool, 0) as pipeline:
+                    await pipeline.run()
+                proof = await self._prove(disk, pool)
+            self.original.remarks.append(f"Disk {disk.key}: {proof}.")
+            await self.original.advance(disk.key, phase=Phase.PROVEN)
+        except (TransferFailed, MoverError) as failed:
+            named = next((leaf for leaf in leaves(failed) if isinstance(leaf, MoverError)), failed)
+            named.add_note(self.original.state())
+            raise
+
+    async def finish(self) -> Sequence[str]:
+        """Complete the VM: every disk is proven."""
+        remarks = await self.original.finish()
+        return [f"{self.original.vm.name}: disks restored and proven.", *remarks]
+
+    @property
+    def attention(self) -> Sequence[str]:
+        """Sentences on what is not as asked for."""
+        return self.original.attention
+
+    @asynccontextmanager
+    async def _writing(
+        self, disk: StoredDisk, pool: BufferPool, begin: int
+    ) -> AsyncIterator[Pipeline[object]]:
+        original, key = self.original, disk.key
+        await original.advance(key, position=begin)
+        within = Extents.whole(disk.capacity - begin, begin) if begin else None
+        async with self.writer.open(original.access(key), pool, write=True) as opened:
+            original.adds.opened.append(opened)
+            differences = Differences(self.contents.reader, self.contents.point, key, opened, within=within)
+            yield differences | OverDisk(opened, partial(self._begin, key), partial(self._reached, key))
+        await original.advance(key, phase=Phase.WRITTEN, position=disk.capacity)
+
+    async def _begin(self, key: str) -> None:
+        await self.original.advance(key, phase=Phase.BEGUN)
+
+    async def _reached(self, key: str, position: int) -> None:
+        await self.original.advance(key, position=position)
+
+    async def _prove(self, disk: StoredDisk, pool: BufferPool) -> DiskProof:
+        """Read the whole disk again, through a new connection. Raises IntegrityError."""
+        contents = self.contents
+        async with self.writer.open(self.original.access(disk.key), pool) as opened:
+            self.original.adds.opened.append(opened)
+            return await prove_disk(contents.reader, contents.point, disk, opened, pool)
