@@ -23,6 +23,7 @@ from pyVmomi import vim
 from pipeline.errors import ConfigError, LeftBehind, MoverError, SourceError, leaves
 from pipeline.events import emit
 
+from ..api.faults import ObjectGone
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
