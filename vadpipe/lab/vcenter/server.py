@@ -16,7 +16,7 @@ from .api.about import ApiType
 from .api.sessions import Clock
 from .api.soap import API_VERSION
 from .faults.injection import Failure
-from .faults.on_demand import Checks, FolderTraits, ManifestTraits
+from .faults.on_demand import Checks, FolderTraits, LeaseTraits, ManifestTraits
 from .objects import relocation
 from .service import Service, Settings
 from .state import snapshots
@@ -265,6 +265,18 @@ class LabVcenter:
         """The disks of a VM in device order: the server's own objects, for "the guest" to write to."""
         return list(self._inventory.disks[moref].values())
 
+    @property
+    def vms(self) -> list[VmState]:
+        """The state of every VM, to be looked at."""
+        return list(self._inventory.vms.values())
+
+    def change(self, moref: str, *, name: str | None = None, power: str | None = None) -> None:
+        """What somebody does to a VM by hand: rename it, or switch it on or off."""
+        vm = self._inventory.vms[moref]
+        with self._service.changes.lock:
+            vm.name, vm.power = name or vm.name, power or vm.power
+            self._service.vm_changed(vm)
+
     def moref(self, name: str) -> str:
         """The moref of the VM called `name`. Raises KeyError."""
         for vm in self._inventory.vms.values():
@@ -289,9 +301,19 @@ class LabVcenter:
         """How the guests of created VMs boot, to be changed at will."""
         return self._service.boots.traits
 
+    @property
+    def key_providers(self) -> list[str]:
+        """The names of the key providers, to be changed at will; the first is the default."""
+        return self._service.key_providers
+
     def check_specs(self, how: Checks) -> None:
         """Whether the server has the checkers of specs and of power-on, and whether they answer."""
         self._service.checks = how
+
+    @property
+    def leases(self) -> LeaseTraits:
+        """How the leases of imports behave, to be changed at will."""
+        return self._service.leases.traits
 
     @property
     def calls(self) -> dict[str, int]:

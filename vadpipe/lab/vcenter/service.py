@@ -22,8 +22,10 @@ from .faults.on_demand import Checks, FolderTraits, ManifestTraits
 from .objects.compatibility import CompatibilityChecker, EnvironmentBrowser, ProvisioningChecker
 from .objects.custom_fields import CustomFieldsManager
 from .objects.datastore import DatastoreBrowser, FileManager
+from .objects.encryption import MANAGER, CryptoManager
 from .objects.entities import ComputeResource, Datastore, VmFolders, build
 from .objects.guest_operations import guest_managers
+from .objects.leases import Leases
 from .objects.managers import (
     CHECKER,
     AuthorizationManager,
@@ -118,11 +120,13 @@ class Service:
         self.events = EventManager(self)
         self.guests = Guests(self)
         self.boots = Boots(self)
+        self.leases = Leases(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
         self.asked: set[tuple[type, str]] = set()
         self.unset: frozenset[str] = frozenset()
         self.denied_privileges: set[str] = set()
+        self.key_providers: list[str] = []
         self.checks: Checks = "judging"
         self.edition = "esx.enterprisePlus.cpuPackage"
         self.folder = FolderTraits()
@@ -144,6 +148,7 @@ class Service:
             LicenseManager(self, "LicenseManager"),
             CustomFieldsManager(self, "CustomFieldsManager"),
             CompatibilityChecker(self, CHECKER),
+            CryptoManager(self, MANAGER),
             ProvisioningChecker(self, "ProvisioningChecker"),
             self.events,
             *guest_managers(self),
@@ -168,6 +173,7 @@ class Service:
         self.changes.touch()
         self.tasks.stop()
         self.boots.stop()
+        self.leases.stop()
 
     # The inventory
 
@@ -317,6 +323,7 @@ class Service:
                 f"api={self.settings.api_type}",
                 *(f"vm={vm.moref}" for vm in vms),
                 *(f"on={vm.moref}" for vm in vms if vm.power != "poweredOff"),
+                *(f"datastore={moref}" for moref in self.inventory.datastores.values()),
                 *(f"{kind}={path}" for vm in vms for kind, path in self._flat_disks(vm)),
                 *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
             ]
@@ -355,6 +362,7 @@ class Service:
     def forget(self) -> None:
         """What a restart does to the service: sessions and tasks are forgotten, the work of hosts goes on."""
         self.tasks.forget()
+        self.leases.forget()
         self.tagging.end_sessions()
         self.end_sessions(*self.sessions.live())
         self.injections.let_go()
@@ -365,7 +373,8 @@ class Service:
         """The object of this reference as `session` sees it. Raises ManagedObjectNotFound."""
         moref = moref_of(reference)
         found = session.objects.get(moref) if session else None
-        found = found or self._objects.get(moref) or self.tasks.find(moref) or self._find_snapshot(moref)
+        found = found or self._objects.get(moref) or self.tasks.find(moref) or self.leases.find(moref)
+        found = found or self._find_snapshot(moref)
         if found is None and moref == "SessionManager":
             found = SessionManager(self, None)
         if found is None or not issubclass(found.vim_type, type(reference)):

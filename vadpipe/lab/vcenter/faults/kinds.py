@@ -23,6 +23,14 @@ FAULT_KINDS = (
     "Timedout", "ToolsUnavailable", "TooManySnapshotLevels", "UnexpectedFault", "VmConfigFault",
 )  # fmt: skip
 
+# What the calls of a restore may meet besides.
+RESTORE_FAULT_KINDS = (
+    "DeviceNotFound", "DeviceUnsupportedForVmVersion", "FileTooLarge", "InaccessibleDatastore", "InvalidController",
+    "InvalidDatastorePath", "InvalidDeviceBacking", "InvalidDeviceOperation", "InvalidDeviceSpec",
+    "InvalidDiskFormat", "InvalidFolder", "InvalidVmConfig", "MethodNotFound", "MissingController",
+    "UnsupportedGuest", "VirtualHardwareVersionNotSupported",
+)  # fmt: skip
+
 
 def fault_maker(name: str) -> FaultMaker:
     """Makes faults of this type. Raises KeyError for one that the API does not have."""

@@ -51,6 +51,14 @@ class FolderTraits:
 
 
 @dataclass
+class LeaseTraits:
+    """`timeout_s`: without progress, a lease ends; `reversed`: it names its disks last one first."""
+
+    timeout_s: float = 300
+    reversed: bool = True
+
+
+@dataclass
 class ManifestTraits:
     """How the manifests of snapshots come.
 

@@ -13,8 +13,9 @@ from pyVmomi import VmomiSupport, vim, vmodl
 from ..api.managed import Call, Entity, moref_of
 from ..state import backings, configuration, hardware
 from ..state.inventory import VmState, VmTraits
+from . import vm_disks
 from .power import need_host
-from .reconfiguration import configure, delete_disk, need_privileges
+from .reconfiguration import configure, need_privileges
 from .relocation import free_directory
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Creating(Entity):
             raise vmodl.fault.NotSupported(msg="Virtual machines are in folders of virtual machines only.")
         self.service.need("VirtualMachine.Inventory.Create", self.ref)
         self.service.need("Resource.AssignVMToPool", pool)
-        need_privileges(self.service, self.ref, config)
+        need_privileges(self.service, self.ref, config, creating=True)
         _need_datastore_privilege(self.service, config)
 
         def work() -> vim.VirtualMachine:
@@ -199,6 +200,7 @@ def destroy(service: Service, vm: VmState) -> None:
         _need_off(vm)
         disks = list(service.inventory.disks_of(vm).values())
         for disk in disks:
+            vm_disks.need_unlocked(service, disk)
             for other in service.inventory.vms.values():
                 shared = other is not vm and disk in service.inventory.disks_of(other).values()
                 if shared and other.power == "poweredOn":
@@ -210,7 +212,7 @@ def destroy(service: Service, vm: VmState) -> None:
         manifests = [one.manifest for one in vm.snapshots if one.manifest]
         service.remove_vm(vm)
         for disk in disks:
-            delete_disk(service, disk)
+            vm_disks.delete(service, disk)
         own = [f"{stem}.vmx", f"{stem}.vmsd", f"{stem}.vmxf", f"{stem}.nvram", "vmware.log", *manifests]
         for name in {*own, vm.extra_config.get("nvram", f"{stem}.nvram")}:
             (home / name).unlink(missing_ok=True)

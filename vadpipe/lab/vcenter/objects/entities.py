@@ -14,6 +14,7 @@ from ..state.inventory import FIRST_HOST, DatastoreTraits, HostTraits, VmState
 from .compatibility import EnvironmentBrowser
 from .creation import Creating
 from .datastore import DatastoreBrowser
+from .leases import Importing
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -194,7 +195,7 @@ class HostSystem(Entity):
         return vim.host.DatastoreBrowser(self.service.host_browser.moref)
 
 
-class ResourcePool(Entity):
+class ResourcePool(Importing):
     vim_type = vim.ResourcePool
 
     @property

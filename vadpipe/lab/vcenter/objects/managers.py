@@ -12,6 +12,7 @@ from pyVmomi import VmomiSupport, vim, vmodl
 from ..api.about import about
 from ..api.managed import Call, Entity, Managed, moref_of, vim_property
 from ..api.sessions import Session
+from .encryption import MANAGER as CRYPTO
 from .guest_operations import MANAGER as GUEST_OPERATIONS
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class ServiceInstance(Managed):
             guestOperationsManager=vim.vm.guest.GuestOperationsManager(GUEST_OPERATIONS),
             authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
             licenseManager=vim.LicenseManager("LicenseManager"),
+            cryptoManager=vim.encryption.CryptoManagerKmip(CRYPTO),
             customFieldsManager=vim.CustomFieldsManager("CustomFieldsManager"),
             vmCompatibilityChecker=vim.vm.check.CompatibilityChecker(CHECKER) if checked else None,
             vmProvisioningChecker=(

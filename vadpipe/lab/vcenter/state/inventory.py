@@ -127,7 +127,7 @@ class VmTraits:
 
 @dataclass
 class HostTraits:
-    """An ESXi host."""
+    """An ESXi host. memory_mb: what reservations can have of it."""
 
     name: str = "esxi01.lab.local"
     port: int = 443
@@ -135,6 +135,7 @@ class HostTraits:
     build: str = "24022510"
     connection: str = "connected"
     maintenance: bool = False
+    memory_mb: int = 262144
 
 
 @dataclass

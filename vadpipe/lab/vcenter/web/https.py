@@ -25,7 +25,7 @@ from ..api import soap
 from ..api.sessions import COOKIE
 from ..faults.injection import ConnectionDroppedError, Delay, Drop, Failure, ServiceUnavailableError
 from ..faults.on_demand import FolderError
-from . import rest
+from . import nfc, rest
 from .folder import FileContent, FolderRequest, change, serve
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rest.is_served(self.path):
             self._rest()
             return
+        if self.path.startswith(nfc.PREFIX):
+            self._take_disk()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.path.startswith("/sdk"):
             self._send(HTTPStatus.NOT_FOUND)
@@ -139,7 +142,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def _take_disk(self) -> None:
+        """The data of a disk, for a lease that waits for it."""
+        self.close_connection = True  # what is left of a refused body is nobody's next request
+        with self._refusals():
+            self._send(nfc.take(self.server.service, self.path, self.headers, self.rfile))
+
     def do_PUT(self) -> None:
+        if self.path.startswith(nfc.PREFIX):
+            self._take_disk()
+            return
         content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.startswith(f"{_FOLDER}/"):
             self._change_folder(content)
