@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.composition import has_methods, readable
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
+from sinks.in_place import OverVm
 from sinks.restore_job import Restore
 from sinks.restoring import RestoreTarget
 
@@ -103,10 +104,27 @@ def read_target(path: Path) -> RestoreTarget:
     return target
 
 
+def read_target_in_place(path: Path) -> OverVm:
+    """What a configuration file assigns to `in_place`, else its `target` when that writes over VMs.
+
+    Raises ConfigError.
+    """
+    module = _execute(path)
+    found = getattr(module, "in_place", getattr(module, "target", None))
+    if not isinstance(found, OverVm):
+        raise ConfigError(
+            f"{path} does not permit to write over a VM: it has no OverVm.",
+            remedy="Assign one: in_place = OverVm(vcenter, writer=Vddk(libdir), allow=True).",
+        )
+    return found
+
+
 def read_jobs_and_target(path: Path) -> Sequence[Entry | RestoreTarget]:
     """The jobs and the `target` of a configuration file, which has at least one of them. Raises ConfigError."""
     module = _execute(path)
-    targets = [read_target(path)] if hasattr(module, "target") else []
+    targets: list[RestoreTarget] = [read_target(path)] if hasattr(module, "target") else []
+    if hasattr(module, "in_place"):
+        targets.append(read_target_in_place(path))
     has_jobs = hasattr(module, "jobs") or hasattr(module, "job")
     return [*targets, *(read_config(path) if has_jobs or not targets else ())]
 

@@ -12,13 +12,14 @@ import click
 from pipeline.composition import has_methods
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.units import MiB, format_size
+from sinks.in_place import OverVm
 from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget
 from sinks.restoring import restore as restore_point
 from sinks.targets import parse_target
 from vadpipe.repository.reader import open_repository
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
-from .config import read_target
+from .config import read_target, read_target_in_place
 from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
@@ -55,6 +56,9 @@ _PLACES = ("folder", "pool", "host", "datastore")
 @click.option("--power-on", is_flag=True, help="vsphere: switch the new VM on at the end.")
 @click.option("--prove", metavar="all|SHARE|SIZE", help="vsphere: how much of each disk is read back.")
 @click.option(
+    "--in-place", is_flag=True, help="vsphere: write over the VM itself, which must be off; see OverVm."
+)
+@click.option(
     "--plan", "plan_only", is_flag=True, help="vsphere: print what would be made, and make nothing."
 )
 @json_option
@@ -70,6 +74,7 @@ def restore(
     mapping: Path | None,
     power_on: bool,
     prove: str | None,
+    in_place: bool,
     plan_only: bool,
     as_json: bool,
 ) -> int:
@@ -86,13 +91,15 @@ def restore(
     device:/dev/...  one disk onto a block device; overwrites it with --force only
     nbd://HOST/NAME  one disk onto an export of an NBD server, with --force; also nbds://
                      (TLS) and nbd+unix:///NAME?socket=PATH
-    vsphere:CONFIG   a new VM, as the `target` of the configuration says
+    vsphere:CONFIG   a new VM, as the `target` of the configuration says; with --in-place
+                     the VM itself, as its `in_place` permits
     null:            nothing is written: a proof that the point can be restored
 
     Exit code 3: everything is restored, but something is not as planned.
     """
     options = {"name": name, "mapping": mapping, "power_on": power_on or None, "prove": prove}
-    place = target_of(target, {**mappings(mapped), **{key: value for key, value in options.items() if value}})
+    changes = {**mappings(mapped), **{key: value for key, value in options.items() if value}}
+    place = target_of(target, changes, in_place=in_place)
     if plan_only:
         return _show_plan(repository, point, vm, keys, place, as_json)
     to_output = getattr(place, "uses_standard_output", False)
@@ -121,10 +128,21 @@ def restore(
     return EXIT_ATTENTION if receipt.attention else EXIT_DONE
 
 
-def target_of(text: str, changes: dict[str, Any]) -> RestoreTarget:
+def target_of(text: str, changes: dict[str, Any], *, in_place: bool = False) -> RestoreTarget:
     """The target that a command names, with these settings changed. Raises ConfigError."""
     kind, _, place = text.partition(":")
-    found = read_target(Path(place)) if kind == "vsphere" and place else parse_target(text)
+    is_config = kind == "vsphere" and place
+    if in_place and not is_config:
+        raise ConfigError("--in-place is for vsphere:CONFIG.py alone.", remedy="Leave it out.")
+    found: RestoreTarget
+    if in_place:
+        found = read_target_in_place(Path(place))
+    else:
+        found = read_target(Path(place)) if is_config else parse_target(text)
+        if isinstance(found, OverVm):
+            raise ConfigError(
+                f"The target of {place} writes over the VM itself.", remedy="Add --in-place if that is meant."
+            )
     if not changes:
         return found
     known: set[str] = (
