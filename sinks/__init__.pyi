@@ -7,7 +7,9 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
+from .device import DeviceTarget as DeviceTarget
 from .in_place import OverVm as OverVm
+from .nbd import NbdTarget as NbdTarget
 from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
@@ -15,6 +17,7 @@ from .over_disk import OverDisk as OverDisk
 from .over_disk import OverDiskReceipt as OverDiskReceipt
 from .proving import DiskProof as DiskProof
 from .proving import prove_disk as prove_disk
+from .qemu import Qcow2Directory as Qcow2Directory
 from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
@@ -27,3 +30,6 @@ from .restoring import RestoreTarget as RestoreTarget
 from .restoring import restore as restore
 from .vddk_disk import IntoVddkDisk as IntoVddkDisk
 from .vddk_disk import VddkReceipt as VddkReceipt
+from .vmdk import StreamFile as StreamFile
+from .vmdk import VmdkDirectory as VmdkDirectory
+from .vmdk import VmdkFile as VmdkFile

@@ -131,7 +131,10 @@ class _Lost(Exception):
 
 @dataclass(eq=False)
 class _Request:
-    """A request in flight. `take(offset, content)` gets bytes or the length of a hole; None after cancelling."""
+    """A request in flight. `take(offset, content)` gets bytes or the length of a hole; None after cancelling.
+
+    `content`: what is sent with it. `reads`: whether a simple reply brings bytes.
+    """
 
     offset: int
     length: int
@@ -141,6 +144,8 @@ class _Request:
     error: int = 0
     lost: str = ""
     ended: trio.Event = field(default_factory=trio.Event)
+    content: memoryview | None = None
+    reads: bool = True
 
 
 class _Connection:
@@ -169,6 +174,8 @@ class _Connection:
             async with self._sending:
                 with trio.CancelScope(shield=True):  # half a request would spoil the connection
                     await self._stream.send_all(protocol.request(command, cookie, asked.offset, asked.length))
+                    if asked.content is not None:
+                        await self._stream.send_all(asked.content)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._requests.pop(cookie, None)
             raise _Lost(f"the connection broke ({exc})") from exc
@@ -207,7 +214,7 @@ class _Connection:
             error, cookie = protocol.SIMPLE_REPLY.unpack(await self._exactly(protocol.SIMPLE_REPLY.size))
             asked = self._find(cookie)
             asked.error = error
-            if not error:
+            if not error and asked.reads:
                 await self._take(asked, asked.offset, asked.length)
             self._end(cookie)
             return
@@ -403,14 +410,35 @@ class NbdDisk:
         if failures:
             raise failures[0]
 
+    @property
+    def export(self) -> Export | None:
+        """What the server said of the export; None while there is no connection."""
+        return None if self._connection is None else self._connection.export
+
+    async def send(
+        self, command: Command, offset: int = 0, length: int = 0, content: memoryview | None = None
+    ) -> None:
+        """Run a request that changes the export. `content` must stay as it is until this has returned.
+
+        Raises:
+            NbdError: The server failed or refused, or the connection is lost for good.
+        """
+        await self._run(command, offset, length, None, content)
+
     async def _run(
-        self, command: Command, offset: int, length: int, take: Callable[[int, bytes | int], None] | None
+        self,
+        command: Command,
+        offset: int,
+        length: int,
+        take: Callable[[int, bytes | int], None] | None,
+        content: memoryview | None = None,
     ) -> _Request:
         """Run one request, over new connections when the connection is lost."""
         async with self._places:
             while True:
                 connection = await self._ready()
-                asked = _Request(offset, length, take)
+                reads = command in (Command.READ, Command.BLOCK_STATUS)
+                asked = _Request(offset, length, take, content=content, reads=reads)
                 try:
                     await connection.run(command, asked)
                 except _Lost as exc:
