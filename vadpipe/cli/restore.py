@@ -87,6 +87,7 @@ def restore(
     raw:-            the bytes of one disk to standard output
     vmdk:DIR         one VMDK per disk; ?format= is one of monolithicSparse (the default),
                      monolithicFlat, twoGbMaxExtentSparse and streamOptimized
+    ova:FILE         the VM's description and its disks in one file, to carry by hand
     qcow2:DIR        one qcow2 image per disk
     device:/dev/...  one disk onto a block device; overwrites it with --force only
     nbd://HOST/NAME  one disk onto an export of an NBD server, with --force; also nbds://
