@@ -7,14 +7,15 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
-from .device import DeviceTarget as DeviceTarget
+from .blocks import DeviceTarget as DeviceTarget
+from .blocks import NbdTarget as NbdTarget
 from .in_place import OverDisk as OverDisk
 from .in_place import OverDiskReceipt as OverDiskReceipt
 from .in_place import OverVm as OverVm
-from .nbd import NbdTarget as NbdTarget
 from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .ova import Ova as Ova
 from .proving import DiskProof as DiskProof
 from .proving import prove_disk as prove_disk
 from .qemu import Qcow2Directory as Qcow2Directory

@@ -228,6 +228,7 @@ class _OpenVm:
         async with self.vm.writable(disk.key, pool) as opened:
             yield path(contents.read(disk, pool), opened)
         # The disk was closed without an error, so everything is written.
+        self.vm.step(f"proving disk {disk.key}")
         async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
                 contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()

@@ -87,12 +87,13 @@ def restore(
     raw:-            the bytes of one disk to standard output
     vmdk:DIR         one VMDK per disk; ?format= is one of monolithicSparse (the default),
                      monolithicFlat, twoGbMaxExtentSparse and streamOptimized
+    ova:FILE         the VM's description and its disks in one file, to carry by hand
     qcow2:DIR        one qcow2 image per disk
     device:/dev/...  one disk onto a block device; overwrites it with --force only
     nbd://HOST/NAME  one disk onto an export of an NBD server, with --force; also nbds://
                      (TLS) and nbd+unix:///NAME?socket=PATH
-    vsphere:CONFIG   a new VM, as the `target` of the configuration says; with --in-place the VM itself, as its
-                     `in_place` permits
+    vsphere:CONFIG   a new VM, as the `target` of the configuration says; with --in-place
+                     the VM itself, as its `in_place` permits
     null:            nothing is written: a proof that the point can be restored
 
     Exit code 3: everything is restored, but something is not as planned.
