@@ -13,5 +13,6 @@ def test_restores_over_a_vm_in_trouble_leave_it_whole_or_marked():
 
 
 def test_a_run_is_drawn_from_its_seed_alone():
-    assert InPlaceScenario.drawn(1, 5) == InPlaceScenario.drawn(1, 5)
-    assert InPlaceScenario.drawn(1, 5) != InPlaceScenario.drawn(1, 6)
+    one, same, other = (InPlaceScenario.drawn(1, number) for number in (5, 5, 6))
+    assert (one.names, one.disk, one.killed) == (same.names, same.disk, same.killed)
+    assert (one.names, one.seed) != (other.names, other.seed)
