@@ -28,8 +28,9 @@ class SoapStub(SoapStubAdapter):
     def __init__(self, endpoint: Endpoint, version: str) -> None:
         SoapStubAdapter.__init__(self, host=endpoint.host, port=endpoint.port, version=version)
         self._server = endpoint.host
-        # pyVmomi makes its connections by calling this attribute, by default a class of http.client.
-        setattr(self, "scheme", lambda host, port: endpoint.connection())  # noqa: B010
+        # pyVmomi makes its connections by calling this attribute, by default a class of http.client; with host and
+        # port from version 9 on, with "host:port" before.
+        setattr(self, "scheme", lambda *_, **__: endpoint.connection())  # noqa: B010
 
     def InvokeMethod(self, mo: ManagedObject, info: Any, args: Any, outerStub: Any = None) -> Any:  # noqa: ANN401, N802, N803
         started, outcome = time.monotonic(), "failed after "
