@@ -1,7 +1,7 @@
 """Sinks: where bytes end, one file for each sink and for each target of a restore.
 
-raw      RawFile: a sparse image            null     NullSink: keeps nothing, for measuring
-restoring  a point back to raw images, proved
+restoring  a point back to a target, proved     targets  targets by name, for the command line
+raw        sparse images                       null     NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.
 """

@@ -9,7 +9,7 @@ from vadpipe.repository import verify as verify
 
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
-from .restoring import RawDirectory as RawDirectory
 from .restoring import restore as restore

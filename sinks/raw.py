@@ -1,20 +1,27 @@
-"""A raw image of a disk: a sparse file."""
+"""Raw images: sparse files, one per disk."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
+from urllib.parse import quote
 
 import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import (
+    BufferPool,
     ContractError,
+    Pipeline,
     Sink,
     SinkError,
     Span,
@@ -22,6 +29,14 @@ from pipeline import (
     Zeros,
 )
 from vadpipe.files import create, publish, temporary_beside
+from vadpipe.repository.restore_point import StoredDisk
+
+from .restoring import Contents, OpenTarget
+
+log = logging.getLogger("vadpipe." + __name__)
+
+_SIMPLE = re.compile(r"[a-z]+[0-9]+:[0-9]+")
+_LONGEST = 200  # bytes of a file name; file systems take 255, and the suffix needs some
 
 
 @dataclass(frozen=True)
@@ -115,3 +130,97 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as exc:
         remedy = "Free space there or choose another directory." if exc.errno == errno.ENOSPC else ""
         raise SinkError(f"{path} cannot be written: {exc.strerror}.", remedy=remedy, path=str(path)) from exc
+
+
+@dataclass(frozen=True)
+class RawDirectory:
+    """One sparse raw image per disk: DIRECTORY/scsi0-0.raw. One restore at a time."""
+
+    directory: Path
+
+    @asynccontextmanager
+    async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
+        """Raises SinkError."""
+        opened = _OpenDirectory(self.directory, contents)
+        with opened.prepared():
+            yield opened
+
+
+@dataclass(frozen=True)
+class _OpenDirectory:
+    directory: Path
+    contents: Contents
+
+    def path(self, disk: StoredDisk) -> Path:
+        return self.directory / f"{image_name(disk.key)}.raw"
+
+    def place(self, disk: StoredDisk) -> str:
+        return str(self.path(disk))
+
+    @asynccontextmanager
+    async def pipeline(self, disk: StoredDisk, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
+        yield self.contents.read(disk, pool) | RawFile(self.path(disk), disk.capacity, self.contents.force)
+
+    async def finish(self) -> Sequence[str]:
+        return ()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        force = self.contents.force
+        places = [self.path(disk) for disk in self.contents.disks]
+        if len({place.name.casefold() for place in places}) < len(places):
+            keys = ", ".join(disk.key for disk in self.contents.disks)
+            raise SinkError(
+                f"The disks of this point have names that differ in case only: {keys}.",
+                remedy="Restore them one by one into different directories, with --disk.",
+            )
+        descriptor = -1
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise SinkError(
+                    f"Another restore is writing into {self.directory}.",
+                    remedy="Choose another directory, or wait until it has ended.",
+                ) from exc
+            except OSError as exc:  # NFS: the images still replace nothing, and are whole
+                log.info("%s cannot be locked: %s", self.directory, exc.strerror)
+            there = [
+                place
+                for place in places
+                if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
+            ]
+            if there:
+                raise SinkError(
+                    f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
+                    remedy="Choose another directory, or replace images with --force; nothing was written.",
+                )
+            yield
+        except OSError as exc:
+            raise SinkError(
+                f"{self.directory} cannot be used: {exc.strerror}.",
+                remedy="Name a directory that this user may write.",
+                path=str(self.directory),
+            ) from exc
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def image_name(key: str) -> str:
+    """A disk's key as a file name, another one for each key.
+
+    A simple key like 'scsi0:0' becomes 'scsi0-0'; of others, every byte that is no ASCII letter, digit, '_', '.' or
+    '-' is percent-encoded, as is the hyphen of what looks like the name of a simple key. What is too long for a
+    file name ends in its digest.
+    """
+    if _SIMPLE.fullmatch(key):
+        return key.replace(":", "-")
+    name = quote(key, safe="", errors="surrogatepass").replace("~", "%7E")
+    if _SIMPLE.fullmatch(name.replace("-", ":")):
+        name = name.replace("-", "%2D")
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 33]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
+    return name

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ConfigError, MiB, SinkError
-from sinks.restoring import RawDirectory, image_name, parse_target, restore
+from sinks.raw import RawDirectory, image_name
+from sinks.restoring import Contents, restore
+from sinks.targets import parse_target
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from vadpipe.cli.repository import restore as restore_command
 from vadpipe.repository import open_repository
@@ -67,7 +69,7 @@ def test_disks_with_alike_keys_become_two_images(repository, tmp_path, keys):
     receipt = restored(repository, tmp_path / "out")
     assert list(receipt.failures) == []
     for disk, done in zip(disks, receipt.disks, strict=True):
-        assert np.array_equal(np.fromfile(done.path, np.uint8), disk.content)
+        assert np.array_equal(np.fromfile(done.place, np.uint8), disk.content)
     assert len(os.listdir(tmp_path / "out")) == 2
 
 
@@ -138,12 +140,12 @@ async def test_a_second_restore_into_one_directory_is_refused(repository, tmp_pa
     target = RawDirectory(tmp_path / "out")
     async with open_repository(repository.path) as reader:
         point = reader.points[0]
-        with target.prepared(point.disks, force=False):
+        async with target.open(Contents(reader, point, point.disks)) as opened:
             with pytest.raises(SinkError, match=r"Another restore is writing into .*/out"):
                 await restore(reader, point, target)
             assert os.listdir(tmp_path / "out") == []
         await restore(reader, point, target)
-    assert np.array_equal(np.fromfile(target.place(point.disks[0]), np.uint8), disk.content)
+    assert np.array_equal(np.fromfile(opened.place(point.disks[0]), np.uint8), disk.content)
 
 
 async def test_an_image_that_appears_meanwhile_is_not_replaced(repository, tmp_path):

@@ -18,8 +18,9 @@ from pipeline.errors import (
     SinkError,
 )
 from pipeline.units import MiB, format_size
-from sinks.restoring import RestoredDisk, RestoreReceipt, parse_target
+from sinks.restoring import RestoredDisk, RestoreReceipt
 from sinks.restoring import restore as restore_point
+from sinks.targets import parse_target
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
@@ -149,9 +150,10 @@ def restore(
         "ok": not errors,
         "point": receipt.point.id,
         "disks": [_restored(disk) for disk in receipt.disks],
+        "remarks": list(receipt.remarks),
         "errors": errors,
     }
-    show(document, [_restored_line(disk) for disk in receipt.disks], as_json)
+    show(document, [*map(_restored_line, receipt.disks), *receipt.remarks], as_json)
     for line in errors:
         report(line)
     return EXIT_FAILED if errors else EXIT_DONE
@@ -319,7 +321,7 @@ def _point_lines(point: RestorePoint) -> list[str]:
 def _restored(disk: RestoredDisk) -> dict[str, object]:
     return {
         "key": disk.key,
-        "path": None if disk.path is None else str(disk.path),
+        "path": disk.place,
         "capacity": disk.capacity,
         "data": disk.data,
         "root": disk.root,
@@ -329,7 +331,7 @@ def _restored(disk: RestoredDisk) -> dict[str, object]:
 
 def _restored_line(disk: RestoredDisk) -> str:
     rate = disk.data / MiB / disk.wall_s if disk.wall_s else 0.0
-    where = disk.path or "nowhere"
+    where = disk.place or "nowhere"
     return (
         f"disk {disk.key}: {format_size(disk.capacity)} to {where}, {format_size(disk.data)} of data "
         f"in {disk.wall_s:.2f} s ({rate:.0f} MiB/s), proved up to root {disk.root[:16]}..."
