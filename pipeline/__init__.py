@@ -57,6 +57,7 @@ from .protocols import PreviousDisk as PreviousDisk
 from .protocols import SourceReceipt as SourceReceipt
 from .protocols import Store as Store
 from .protocols import Target as Target
+from .protocols import WritableDisk as WritableDisk
 from .secrets import Secret as Secret
 from .units import CLUSTER as CLUSTER
 from .units import SPAN as SPAN

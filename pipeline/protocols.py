@@ -75,6 +75,24 @@ class Disk(DiskSize, Protocol):
         ...
 
 
+class WritableDisk(Disk, Protocol):
+    """An open virtual disk, for writing and reading. What was written is safe after `flush` and an orderly end."""
+
+    async def write(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        """Write the `wanted` extents; the byte at disk offset `o` is `buffer.array[o - offset]`.
+
+        They are whole clusters of 4 KiB, except at the end of the disk, and lie in [offset, offset + SPAN);
+        `offset` is a multiple of 4 KiB. The buffer belongs to the disk's pool, and is free again when this returns
+        or raises. Several writes may run at once, but not over the same range. Raises SourceError with disk, offset
+        and length.
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything that was written before is on the disk. Raises SourceError when it is not."""
+        ...
+
+
 @dataclass(frozen=True)
 class MachineId:
     """Identifies a VM: `uuid` survives renames, `name` is for people and may be ambiguous."""

@@ -1,7 +1,8 @@
 """Sinks: where bytes end, one file for each sink and for each target of a restore.
 
-restoring  a point back to a target, proved     targets  targets by name, for the command line
-raw        sparse images                       null     NullSink: keeps nothing, for measuring
+raw        sparse images, standard output       vddk_disk  IntoVddkDisk: a disk that is open for writing
+new_vm     a new VM of a vCenter                proving    a disk read back and compared with its point
+null       NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.
 """

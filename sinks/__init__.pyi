@@ -13,3 +13,5 @@ from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
 from .restoring import restore as restore
+from .vddk_disk import IntoVddkDisk as IntoVddkDisk
+from .vddk_disk import VddkReceipt as VddkReceipt

@@ -1,26 +1,25 @@
-"""Raw images: sparse files, one per disk."""
+"""Raw images: sparse files, one per disk, and one disk to standard output."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import logging
 import os
-import re
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import quote
+from typing import ClassVar, Final
 
 import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import (
     BufferPool,
+    ConfigError,
     ContractError,
+    MiB,
     Pipeline,
     Sink,
     SinkError,
@@ -31,12 +30,12 @@ from pipeline import (
 from vadpipe.files import create, publish, temporary_beside
 from vadpipe.repository.restore_point import StoredDisk
 
+from .images import image_name, only_disk, open_images
 from .restoring import Contents, OpenTarget
 
-log = logging.getLogger("vadpipe." + __name__)
+STANDARD_OUTPUT: Final = 1
 
-_SIMPLE = re.compile(r"[a-z]+[0-9]+:[0-9]+")
-_LONGEST = 200  # bytes of a file name; file systems take 255, and the suffix needs some
+_ZEROS: Final = memoryview(bytes(MiB))
 
 
 @dataclass(frozen=True)
@@ -66,25 +65,35 @@ class RawFile(Sink[Span | Zeros, RawReceipt]):
     async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> RawReceipt:
         unfinished = temporary_beside(self.path)
         reached = written = 0
-        with _translated(self.path), _removed_unless_renamed(unfinished):
+        with translated(self.path), removed_unless_renamed(unfinished):
             final = None if self.force else self.path
             descriptor = await trio.to_thread.run_sync(_create, unfinished, self.capacity, final)
             try:
                 async for item in inbox:
-                    if isinstance(item, Unchanged) or item.offset != reached:
-                        raise ContractError(f"A raw image needs the whole disk in order; got {item!r}.")
-                    reached += item.length
+                    reached = whole_disk(item, reached)
                     if isinstance(item, Span):
                         written += await trio.to_thread.run_sync(_write, descriptor, item)
                         item.release()
                     del item
-                if reached != self.capacity:
-                    raise ContractError(f"The disk has {self.capacity} bytes; {reached} arrived.")
+                check_end(reached, self.capacity)
                 await trio.to_thread.run_sync(os.fsync, descriptor)
             finally:
                 os.close(descriptor)
             await trio.to_thread.run_sync(partial(publish, replace=self.force), unfinished, self.path)
         return RawReceipt(self.path, self.capacity, written)
+
+
+def whole_disk(item: Span | Zeros | Unchanged, reached: int) -> int:
+    """How far a disk has come with this item. Raises ContractError for a gap, and for what is not known."""
+    if isinstance(item, Unchanged) or item.offset != reached:
+        raise ContractError(f"An image needs the whole disk in order; got {item!r}.")
+    return reached + item.length
+
+
+def check_end(reached: int, capacity: int) -> None:
+    """Raises ContractError unless the disk came to its end."""
+    if reached != capacity:
+        raise ContractError(f"The disk has {capacity} bytes; {reached} arrived.")
 
 
 def _create(path: Path, capacity: int, unless: Path | None) -> int:
@@ -112,7 +121,8 @@ def _write(descriptor: int, span: Span) -> int:
 
 
 @contextmanager
-def _removed_unless_renamed(unfinished: Path) -> Iterator[None]:
+def removed_unless_renamed(unfinished: Path) -> Iterator[None]:
+    """No file of this name remains behind the block."""
     try:
         yield
     finally:
@@ -120,7 +130,8 @@ def _removed_unless_renamed(unfinished: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """Errors of the system as SinkErrors that name the file."""
     try:
         yield
     except FileExistsError as exc:
@@ -134,93 +145,128 @@ def _translated(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RawDirectory:
-    """One sparse raw image per disk: DIRECTORY/scsi0-0.raw. One restore at a time."""
+    """One sparse raw image per disk: DIRECTORY/VM/POINT/scsi0-0.raw. One restore of a point at a time."""
 
     directory: Path
 
-    @asynccontextmanager
-    async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
+    def open(self, contents: Contents) -> AbstractAsyncContextManager[OpenTarget]:
         """Raises SinkError."""
-        opened = _OpenDirectory(self.directory, contents)
-        with opened.prepared():
-            yield opened
+
+        @asynccontextmanager
+        async def write(disk: StoredDisk, path: Path, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
+            yield contents.read(disk, pool) | RawFile(path, disk.capacity, contents.force)
+
+        return open_images(self.directory, contents, lambda disk: [f"{image_name(disk.key)}.raw"], write)
 
 
 @dataclass(frozen=True)
-class _OpenDirectory:
-    directory: Path
-    contents: Contents
+class RawStream(Sink[Span | Zeros, int]):
+    """Spans of a whole disk in, its bytes out to a descriptor, zeros written out; the receipt counts them.
 
-    def path(self, disk: StoredDisk) -> Path:
-        return self.directory / f"{image_name(disk.key)}.raw"
+    In: spans and zeros, ascending, covering [0, capacity).
+    Memory: one span. Cancel: what was written stays written; the reader gets less than the disk.
+    Raises: SinkError when the reader is gone or the descriptor cannot be written; ContractError when the input does
+    not cover the disk.
+    """
+
+    capacity: int
+    descriptor: int = STANDARD_OUTPUT
+
+    async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> int:
+        reached = 0
+        with _open_stream(self.descriptor) as (descriptor, is_pipe):
+            write = _write_pipe if is_pipe else _write_file
+            async for item in inbox:
+                before, reached = reached, whole_disk(item, reached)
+                held = item.data if isinstance(item, Span) else ()
+                for offset, length in held:
+                    await _write_zeros(write, descriptor, offset - before)
+                    assert isinstance(item, Span)
+                    await write(descriptor, item.bytes_of(offset, length).data)
+                    before = offset + length
+                await _write_zeros(write, descriptor, reached - before)
+                if isinstance(item, Span):
+                    item.release()
+                del item
+            check_end(reached, self.capacity)
+        return reached
+
+
+@contextmanager
+def _open_stream(descriptor: int) -> Iterator[tuple[int, bool]]:
+    """The descriptor to write to, and whether it is a pipe of ours that does not block."""
+    own = -1
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            # Opened anew: whether it blocks is a fact of the open file, which others have too.
+            own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        yield (descriptor if own < 0 else own), own >= 0
+        if own < 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+    except OSError as exc:
+        if exc.errno == errno.EPIPE:
+            raise SinkError(
+                "The reader of standard output closed it before the whole disk was written.",
+                remedy="Look at its messages; what it got is not the whole disk.",
+            ) from exc
+        raise SinkError(f"Standard output cannot be written: {exc.strerror}.") from exc
+    finally:
+        if own >= 0:
+            os.close(own)
+
+
+async def _write_pipe(descriptor: int, content: memoryview) -> None:
+    while content:
+        await trio.lowlevel.wait_writable(descriptor)
+        try:
+            content = content[os.write(descriptor, content[:MiB]) :]
+        except BlockingIOError:
+            continue
+
+
+async def _write_file(descriptor: int, content: memoryview) -> None:
+    while content:
+        content = content[await trio.to_thread.run_sync(os.write, descriptor, content) :]
+
+
+async def _write_zeros(
+    write: Callable[[int, memoryview], Awaitable[None]], descriptor: int, length: int
+) -> None:
+    while length > 0:
+        part = _ZEROS[: min(length, len(_ZEROS))]
+        await write(descriptor, part)
+        length -= len(part)
+
+
+@dataclass(frozen=True)
+class StandardOutput:
+    """The bytes of one disk to standard output, which nothing else is written to."""
+
+    uses_standard_output: ClassVar[bool] = True
+
+    @asynccontextmanager
+    async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
+        """Raises ConfigError."""
+        disk = only_disk(contents, "raw:-")
+        if os.isatty(STANDARD_OUTPUT):
+            raise ConfigError(
+                "raw:- writes a disk to standard output, which is a terminal.",
+                remedy="Redirect it to a file or a program.",
+            )
+        yield _OpenStandardOutput(contents, disk)
+
+
+@dataclass(frozen=True)
+class _OpenStandardOutput:
+    contents: Contents
+    disk: StoredDisk
 
     def place(self, disk: StoredDisk) -> str:
-        return str(self.path(disk))
+        return "standard output"
 
     @asynccontextmanager
     async def pipeline(self, disk: StoredDisk, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
-        yield self.contents.read(disk, pool) | RawFile(self.path(disk), disk.capacity, self.contents.force)
+        yield self.contents.read(disk, pool) | RawStream(disk.capacity)
 
     async def finish(self) -> Sequence[str]:
         return ()
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        force = self.contents.force
-        places = [self.path(disk) for disk in self.contents.disks]
-        if len({place.name.casefold() for place in places}) < len(places):
-            keys = ", ".join(disk.key for disk in self.contents.disks)
-            raise SinkError(
-                f"The disks of this point have names that differ in case only: {keys}.",
-                remedy="Restore them one by one into different directories, with --disk.",
-            )
-        descriptor = -1
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                raise SinkError(
-                    f"Another restore is writing into {self.directory}.",
-                    remedy="Choose another directory, or wait until it has ended.",
-                ) from exc
-            except OSError as exc:  # NFS: the images still replace nothing, and are whole
-                log.info("%s cannot be locked: %s", self.directory, exc.strerror)
-            there = [
-                place
-                for place in places
-                if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
-            ]
-            if there:
-                raise SinkError(
-                    f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
-                    remedy="Choose another directory, or replace images with --force; nothing was written.",
-                )
-            yield
-        except OSError as exc:
-            raise SinkError(
-                f"{self.directory} cannot be used: {exc.strerror}.",
-                remedy="Name a directory that this user may write.",
-                path=str(self.directory),
-            ) from exc
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-
-
-def image_name(key: str) -> str:
-    """A disk's key as a file name, another one for each key.
-
-    A simple key like 'scsi0:0' becomes 'scsi0-0'; of others, every byte that is no ASCII letter, digit, '_', '.' or
-    '-' is percent-encoded, as is the hyphen of what looks like the name of a simple key. What is too long for a
-    file name ends in its digest.
-    """
-    if _SIMPLE.fullmatch(key):
-        return key.replace(":", "-")
-    name = quote(key, safe="", errors="surrogatepass").replace("~", "%7E")
-    if _SIMPLE.fullmatch(name.replace("-", ":")):
-        name = name.replace("-", "%2D")
-    if len(name) > _LONGEST:
-        name = f"{name[: _LONGEST - 33]}~{blake2b(name.encode(), digest_size=16).hexdigest()}"
-    return name

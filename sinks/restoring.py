@@ -58,7 +58,10 @@ class OpenTarget(Protocol):
         ...
 
     async def finish(self) -> Sequence[str]:
-        """Complete the target when every disk was written. Returns sentences for the report."""
+        """Complete the target when every disk was written. Returns sentences for the report.
+
+        A target may have `attention` afterwards: sentences on what is not as planned.
+        """
         ...
 
 
@@ -108,15 +111,39 @@ class RestoredDisk:
     root: str
     wall_s: float
 
+    def as_dict(self) -> dict[str, object]:
+        """JSON values."""
+        return {
+            "key": self.key,
+            "path": self.place,
+            "capacity": self.capacity,
+            "data": self.data,
+            "root": self.root,
+            "wall_s": round(self.wall_s, 3),
+        }
+
 
 @dataclass(frozen=True)
 class RestoreReceipt:
-    """What became of the disks of a point; `failures` holds what kept the others from being restored."""
+    """What became of the disks of a point; `failures` holds what kept the others from being restored.
+
+    `attention`: what is not as planned, though all disks are there.
+    """
 
     point: RestorePoint
     disks: Sequence[RestoredDisk]
     failures: Sequence[TransferFailed | MoverError]
     remarks: Sequence[str] = ()
+    attention: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values, without the failures."""
+        return {
+            "point": self.point.id,
+            "disks": [disk.as_dict() for disk in self.disks],
+            "remarks": list(self.remarks),
+            "attention": list(self.attention),
+        }
 
 
 async def restore(
@@ -166,12 +193,18 @@ async def restore(
         )
 
     remarks: Sequence[str] = ()
-    async with target.open(Contents(reader, point, wanted, force)) as opened:
-        async with trio.open_nursery() as nursery:
-            for disk in wanted:
-                nursery.start_soon(restore_disk, opened, disk)
+    attention: Sequence[str] = ()
+    try:
+        async with target.open(Contents(reader, point, wanted, force)) as opened:
+            async with trio.open_nursery() as nursery:
+                for disk in wanted:
+                    nursery.start_soon(restore_disk, opened, disk)
+            if not failures:
+                remarks = await opened.finish()
+                attention = getattr(opened, "attention", ())
+    except MoverError as left:
         if not failures:
-            remarks = await opened.finish()
-    return RestoreReceipt(
-        point, [restored[disk.key] for disk in wanted if disk.key in restored], failures, remarks
-    )
+            raise
+        failures.append(left)  # what the target could not take away, after a disk had failed
+    done = [restored[disk.key] for disk in wanted if disk.key in restored]
+    return RestoreReceipt(point, done, failures, remarks, attention)

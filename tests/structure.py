@@ -29,13 +29,14 @@ FLOORS = [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
     ],
-    ["vadpipe/vsphere/vm"],
+    ["vadpipe/vsphere/vm", "vadpipe/vsphere/restore"],
     ["vadpipe/preflight"],
     ["stages"],
     ["sinks"],
     ["vadpipe/cli"],
     [
         "bench",
+        "tools",
         "vadpipe/bench",
         "vadpipe/lab",
         "vadpipe/lab/faults",
@@ -47,7 +48,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-NOT_PRODUCT = ("tests", "lab", "bench", "examples", "vadpipe/lab", "vadpipe/bench")
+NOT_PRODUCT = ("tests", "lab", "bench", "tools", "examples", "vadpipe/lab", "vadpipe/bench")
 
 
 @dataclass(frozen=True)

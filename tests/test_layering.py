@@ -15,7 +15,7 @@ LIBRARIES = {
     "pipeline/testing": {"trio", "numpy"},
     "vadpipe/vss": {"defusedxml"},
     "vadpipe/vmdk": {"trio", "numpy"},
-    "vadpipe/vddk": {"trio", "numpy"},
+    "vadpipe/vddk": {"trio", "numpy", "xxhash"},
     "vadpipe/nbd": {"trio", "numpy"},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "stages", "sinks", "vadpipe", "bench", "examples", "tests")
+PACKAGES = ("pipeline", "stages", "sinks", "vadpipe", "bench", "tools", "examples", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 CODE = sorted(
     path

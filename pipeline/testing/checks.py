@@ -33,7 +33,7 @@ from ..contracts import Flow, Pipeline, Sink, Source, Stage
 from ..errors import ChangeTrackingInvalid, leaves
 from ..extents import Extents
 from ..job import Job
-from ..protocols import Disk, DiskReceipt, Target
+from ..protocols import Disk, DiskReceipt, Target, WritableDisk
 from ..units import SPAN
 from .fakes import FakeMachine, Items, PatternDisk
 from .views import plain
@@ -248,6 +248,47 @@ async def _check_changes(disk: Disk) -> None:
         assert 0 < page.length <= disk.capacity - offset, "a page of changes that does not fit"
         assert not len(page.extents), "something changed since the snapshot itself"
         offset += page.length
+
+
+async def check_writer(disk: WritableDisk, content: Callable[[int, int], bytes] | None = None) -> None:
+    """Check a disk that can be written, by writing all of it. It reads as what was written.
+
+    Args:
+        content: What the disk holds now for whoever looks from outside, by offset and length.
+    """
+    capacity = disk.capacity
+    expected = np.random.default_rng(capacity).integers(0, 256, capacity, np.uint8)
+    await disk.flush()  # nothing to do
+
+    async def write(offset: int, wanted: Extents) -> None:
+        buffer = await disk.pool.acquire()
+        try:
+            part = expected[offset : offset + SPAN]
+            buffer.array[: len(part)] = part
+            await disk.write(buffer, offset, wanted)
+            buffer.array.fill(0)  # it is free again
+        finally:
+            buffer.release()
+
+    async with trio.open_nursery() as nursery:  # several at once, the first in two parts that lie apart
+        for offset in range(0, capacity, SPAN):
+            whole = Extents.whole(min(SPAN, capacity - offset), offset)
+            middle = Extents.whole(SPAN // 4, offset + SPAN // 4) & whole
+            nursery.start_soon(write, offset, whole - middle)
+            nursery.start_soon(write, offset, middle)
+    await write(0, Extents.empty())
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await write(0, Extents.whole(min(SPAN, capacity)))
+    await write(0, Extents.whole(min(SPAN, capacity)))  # what a cancelled write has left
+    await disk.flush()
+    for offset in range(0, capacity, SPAN):
+        whole = Extents.whole(min(SPAN, capacity - offset), offset)
+        assert await disk.allocated(offset, whole.total) == whole, f"nothing is allocated at {offset}"
+        read = await _read(disk, offset, whole)
+        assert read == expected[offset : offset + SPAN].tobytes(), f"other bytes than written at {offset}"
+        seen = read if content is None else content(offset, whole.total)
+        assert seen == read, f"what was flushed is not there at {offset}"
 
 
 async def check_store(

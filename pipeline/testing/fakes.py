@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import trio
@@ -16,7 +16,16 @@ from ..buffers import Buffer, BufferPool
 from ..contracts import Source
 from ..errors import ChangeTrackingInvalid, SourceError
 from ..extents import Extents
-from ..protocols import Capture, ChangedAreas, Disk, DiskReceipt, Evidence, MachineId, PreviousDisk
+from ..protocols import (
+    Capture,
+    ChangedAreas,
+    Disk,
+    DiskReceipt,
+    Evidence,
+    MachineId,
+    PreviousDisk,
+    WritableDisk,
+)
 from ..units import KiB, MiB
 
 T = TypeVar("T")
@@ -146,10 +155,46 @@ class MemoryDisk:
             array[start - offset : start - offset + length] = self._content[start : start + length]
 
 
+class WritableMemoryDisk(MemoryDisk):
+    """A thin disk in memory that can be written: 64 KiB are allocated where something is written, zeros too.
+
+    `content` is what it holds; `unflushed` counts bytes written since the last `flush`.
+    """
+
+    def __init__(self, capacity: int, *, key: str = "memory", pool: BufferPool | None = None) -> None:
+        self.content = np.zeros(capacity, dtype=np.uint8)
+        super().__init__(self.content, key=key, pool=pool)
+        self._allocated = np.zeros(-(-capacity // PIECE), dtype=bool)
+        self.unflushed = 0
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        await trio.lowlevel.checkpoint()
+        places = np.flatnonzero(self._allocated)
+        found = Extents.from_columns(places * PIECE, np.full(len(places), PIECE))
+        return found.within(offset, min(length, self.capacity - offset))
+
+    async def write(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        if len(wanted) and (int(wanted.start[0]) < offset or int(wanted.end[-1]) > self.capacity):
+            raise ValueError(f"{wanted} is not inside the buffer at {offset} and the disk.")
+        await trio.lowlevel.checkpoint()
+        array = buffer.array
+        for start, length in wanted:
+            self.content[start : start + length] = array[start - offset : start - offset + length]
+            self._allocated[start // PIECE : -(-(start + length) // PIECE)] = True
+            self.unflushed += length
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.unflushed = 0
+
+
 class FaultyDisk:
     """A disk that fails one call: the `nth` call of `method`, counted from 1, raises `error`."""
 
-    def __init__(self, disk: Disk, method: str, nth: int, error: Exception | None = None) -> None:
+    def __init__(
+        self, disk: Disk | WritableDisk, method: str, nth: int, error: Exception | None = None
+    ) -> None:
         self._disk = disk
         self._method = method
         self._left = nth
@@ -174,6 +219,14 @@ class FaultyDisk:
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
         self._count("read")
         await self._disk.read(buffer, offset, wanted)
+
+    async def write(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        self._count("write")
+        await cast("WritableDisk", self._disk).write(buffer, offset, wanted)
+
+    async def flush(self) -> None:
+        self._count("flush")
+        await cast("WritableDisk", self._disk).flush()
 
 
 @dataclass(frozen=True)
@@ -217,12 +270,14 @@ class FakeMachine:
     pool_size: int = 0
     moved: SourceError | None = None
     released: list[str] = field(default_factory=list)
+    uuid: str = "00000000-0000-0000-0000-000000000001"
+    configuration: Mapping[str, object] = field(default_factory=dict)
 
     @asynccontextmanager
     async def capture(self) -> AsyncIterator[FakeCapture]:
         try:
-            machine = MachineId("00000000-0000-0000-0000-000000000001", self.name)
-            yield FakeCapture(machine, self.disks, moved=self.moved)
+            machine = MachineId(self.uuid, self.name)
+            yield FakeCapture(machine, self.disks, configuration=self.configuration, moved=self.moved)
         finally:
             self.released.append("released")
 

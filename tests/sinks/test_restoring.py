@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ConfigError, MiB, SinkError
-from sinks.raw import RawDirectory, image_name
+from sinks.images import image_name, point_directory
+from sinks.raw import RawDirectory, StandardOutput
 from sinks.restoring import Contents, restore
 from sinks.targets import parse_target
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
@@ -35,6 +37,17 @@ def restored(repository, target, *, force=False, keys=()):
     return trio.run(work)
 
 
+def images_of(repository, target):
+    """The directory of the newest point's images below `target`."""
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            point = reader.points[-1]
+            return point_directory(target, Contents(reader, point, point.disks))
+
+    return trio.run(work)
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [
@@ -44,9 +57,11 @@ def restored(repository, target, *, force=False, keys=()):
         ("web 1", "web%201"),
         ("web-1", "web-1"),
         ("数据", "%E6%95%B0%E6%8D%AE"),
-        ("../x", "..%2Fx"),
+        ("../x", "%2E.%2Fx"),
         ("a~b", "a%7Eb"),
-        ("", ""),
+        ("", "%"),
+        (".", "%2E"),
+        ("..", "%2E."),
     ],
 )
 def test_a_simple_key_stays_readable_and_others_are_encoded(key, name):
@@ -70,13 +85,13 @@ def test_disks_with_alike_keys_become_two_images(repository, tmp_path, keys):
     assert list(receipt.failures) == []
     for disk, done in zip(disks, receipt.disks, strict=True):
         assert np.array_equal(np.fromfile(done.place, np.uint8), disk.content)
-    assert len(os.listdir(tmp_path / "out")) == 2
+    assert len(os.listdir(images_of(repository, tmp_path / "out"))) == 2
 
 
 def test_keys_that_differ_in_case_only_are_refused_before_anything_is_written(repository, tmp_path):
     """Some file systems have one file for both."""
     stored(repository, "Web", "web")
-    with pytest.raises(SinkError, match=r"differ in case only: Web, web.*--disk"):
+    with pytest.raises(SinkError, match=r"equal or differ in case only: Web, web.*--disk"):
         restored(repository, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     for key in ("Web", "web"):
@@ -92,7 +107,7 @@ class Planted:
 
     def plant(self, kind):
         place = self.directory / "scsi0-1.raw"
-        self.directory.mkdir()
+        self.directory.mkdir(parents=True)
         self.victim.write_bytes(b"dear")
         if kind == "file":
             place.write_bytes(b"dear")
@@ -106,29 +121,29 @@ class Planted:
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "broken link"])
 def test_nothing_is_replaced_and_nothing_written_beside_it(repository, tmp_path, kind):
     stored(repository, "scsi0:0", "scsi0:1")
-    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    planted = Planted(images_of(repository, tmp_path / "out"), tmp_path / "victim")
     place = planted.plant(kind)
     with pytest.raises(SinkError, match=rf"{place} exists already.*--force; nothing was written"):
         restored(repository, tmp_path / "out")
-    assert os.listdir(tmp_path / "out") == ["scsi0-1.raw"]
+    assert os.listdir(planted.directory) == ["scsi0-1.raw"]
     assert planted.victim.read_bytes() == b"dear"
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "broken link"])
 def test_force_replaces_the_image_and_never_what_a_link_names(repository, tmp_path, kind):
     disks = stored(repository, "scsi0:0", "scsi0:1")
-    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    planted = Planted(images_of(repository, tmp_path / "out"), tmp_path / "victim")
     place = planted.plant(kind)
     restored(repository, tmp_path / "out", force=True)
     assert np.array_equal(np.fromfile(place, np.uint8), disks[1].content)
     assert not place.is_symlink()
     assert planted.victim.read_bytes() == b"dear"
-    assert not (tmp_path / "out" / "nowhere").exists()
+    assert not (planted.directory / "nowhere").exists()
 
 
 def test_force_does_not_replace_a_directory(repository, tmp_path):
     stored(repository, "scsi0:0", "scsi0:1")
-    planted = Planted(tmp_path / "out", tmp_path / "victim")
+    planted = Planted(images_of(repository, tmp_path / "out"), tmp_path / "victim")
     planted.plant("directory")
     with pytest.raises(SinkError, match="exists already"):
         restored(repository, tmp_path / "out", force=True)
@@ -143,7 +158,7 @@ async def test_a_second_restore_into_one_directory_is_refused(repository, tmp_pa
         async with target.open(Contents(reader, point, point.disks)) as opened:
             with pytest.raises(SinkError, match=r"Another restore is writing into .*/out"):
                 await restore(reader, point, target)
-            assert os.listdir(tmp_path / "out") == []
+            assert list((tmp_path / "out").rglob("*.*")) == []
         await restore(reader, point, target)
     assert np.array_equal(np.fromfile(opened.place(point.disks[0]), np.uint8), disk.content)
 
@@ -153,48 +168,89 @@ async def test_an_image_that_appears_meanwhile_is_not_replaced(repository, tmp_p
     await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
     target = RawDirectory(tmp_path / "out")
 
-    def appear(disk, report):
-        (tmp_path / "out" / "scsi0-0.raw").write_bytes(b"dear")
-
     async with open_repository(repository.path) as reader:
+        point = reader.points[0]
+        directory = point_directory(tmp_path / "out", Contents(reader, point, point.disks))
+
+        def appear(disk, report):
+            (directory / "scsi0-0.raw").write_bytes(b"dear")
+
         receipt = await restore(reader, reader.points[0], target, watch=appear)
     (failed,) = receipt.failures
     assert "exists already" in repr(failed.exceptions)
     assert receipt.disks == []
-    assert (tmp_path / "out" / "scsi0-0.raw").read_bytes() == b"dear"
-    assert os.listdir(tmp_path / "out") == ["scsi0-0.raw"]
+    assert (directory / "scsi0-0.raw").read_bytes() == b"dear"
+    assert os.listdir(directory) == ["scsi0-0.raw"]
 
 
 def test_the_command_takes_force(repository, tmp_path):
     (disk,) = stored(repository, "scsi0:0")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "scsi0-0.raw").write_bytes(b"dear")
+    directory = images_of(repository, tmp_path / "out")
+    directory.mkdir(parents=True)
+    (directory / "scsi0-0.raw").write_bytes(b"dear")
     arguments = [str(repository.path), "latest", f"raw:{tmp_path / 'out'}", "--json"]
     refused = CliRunner().invoke(restore_command, arguments, standalone_mode=False)
     assert isinstance(refused.exception, SinkError)
     done = CliRunner().invoke(restore_command, [*arguments, "--force"], standalone_mode=False)
     assert json.loads(done.stdout)["ok"]
-    assert np.array_equal(np.fromfile(tmp_path / "out" / "scsi0-0.raw", np.uint8), disk.content)
+    assert np.array_equal(np.fromfile(directory / "scsi0-0.raw", np.uint8), disk.content)
 
 
 @pytest.mark.parametrize("text", ["", "raw", "raw:", "null", "NULL:", "vmdk:x", "null:x"])
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(ConfigError, match=r"is no target of a restore\. Write raw:DIRECTORY, or null: for"):
+    with pytest.raises(ConfigError, match=r"is no target of a restore\. Write raw:DIRECTORY, raw:- for"):
         parse_target(text)
 
 
 def test_a_directory_may_have_a_colon():
     assert parse_target("raw:a:b") == RawDirectory(Path("a:b"))
+    assert parse_target("raw:-") == StandardOutput()
 
 
 def test_only_the_disks_that_are_named_are_restored(repository, tmp_path):
     stored(repository, "scsi0:0", "scsi0:1", "scsi0:2")
     receipt = restored(repository, tmp_path / "restored", keys=["scsi0:1"])
     assert [disk.key for disk in receipt.disks] == ["scsi0:1"]
-    assert [path.name for path in (tmp_path / "restored").iterdir()] == ["scsi0-1.raw"]
+    assert [path.name for path in (tmp_path / "restored").rglob("*.*")] == ["scsi0-1.raw"]
 
 
 def test_a_disk_that_the_point_does_not_have_is_refused(repository, tmp_path):
     stored(repository, "scsi0:0")
     with pytest.raises(ConfigError, match=r"has no disk 'scsi0:9'.*It has: scsi0:0"):
         restored(repository, tmp_path / "restored", keys=["scsi0:9"])
+
+
+def test_two_points_and_two_vms_have_directories_of_their_own(repository, tmp_path):
+    disk = MemoryDisk(random_bytes(1, MiB))
+    expected = []
+    for name in ("web", "web", "a/../b"):
+        expected.append((name, disk.content.copy()))
+        trio.run(partial(backup, repository, [disk], name=name, uuid=f"uuid of {name}"))
+        disk.write(0, random_bytes(len(expected) + 7, 8192))
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            return [
+                (point, await restore(reader, point, RawDirectory(tmp_path / "out")))
+                for point in reader.points
+            ]
+
+    done = trio.run(work)
+    assert len(done) == 3
+    for point, receipt in done:
+        [image] = receipt.disks
+        parent = {"web": "web", "a/../b": "a%2F..%2Fb"}[point.machine.name]
+        assert Path(image.place) == tmp_path / "out" / parent / point.id / "scsi0-0.raw"
+        assert any(
+            name == point.machine.name and np.array_equal(np.fromfile(image.place, np.uint8), content)
+            for name, content in expected
+        )
+
+
+def test_a_restore_that_is_refused_leaves_no_empty_directories(repository, tmp_path):
+    stored(repository, "scsi0:0")
+    for pack in repository.path.rglob("*.pack"):
+        pack.write_bytes(b"gone")
+    receipt = restored(repository, tmp_path / "new" / "out")
+    assert len(receipt.failures) == 1
+    assert not (tmp_path / "new").exists()

@@ -30,7 +30,7 @@ from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import stored_preflight_lines
-from .manifest import MANIFEST_NAME, write_new
+from .manifest import MANIFEST_NAME, write_new, write_sheet
 from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import RunningVerification, show_progress
@@ -82,6 +82,13 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
     metavar="FILE|DIR",
     help="Write the VSS manifest there, as it came from the datastore.",
 )
+@click.option(
+    "--restore-sheet",
+    "sheet",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE.iso",
+    help="Write what a restore of applications needs there: a sheet per VSS writer, and the VSS documents.",
+)
 @force_option
 @json_option
 def show_point(
@@ -90,6 +97,7 @@ def show_point(
     vm: str | None,
     extract: Path | None,
     manifest: Path | None,
+    sheet: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -104,6 +112,8 @@ def show_point(
             write_new(extract / name, reader.read_document(found, name), replace=force)
     if manifest is not None:
         _extract_manifest(reader, found, manifest, force)
+    if sheet is not None:
+        write_sheet(reader, found, sheet, force=force)
     show(found, _point_lines(found), as_json)
 
 
@@ -133,10 +143,17 @@ def restore(
 ) -> int:
     """Restore the disks of a restore point to files, or prove that they can be restored.
 
-    POINT is an id, a unique prefix of one, or `latest`. TARGET is raw:DIR for one image per disk, or null: to read
-    and prove everything and write nothing.
+    POINT is an id, a unique prefix of one, or `latest`. TARGET is one of
+
+    \b
+    raw:DIR          one sparse image per disk: DIR/VM/POINT/scsi0-0.raw
+    raw:-            the bytes of one disk to standard output
+    null:            nothing is written: a proof that the point can be restored
     """
     place = parse_target(target)
+    to_output = getattr(place, "uses_standard_output", False)
+    if to_output and as_json:
+        raise ConfigError(f"{target} and --json both write to standard output.", remedy="Leave --json out.")
 
     async def work() -> RestoreReceipt:
         async with open_repository(repository) as reader:
@@ -153,7 +170,12 @@ def restore(
         "remarks": list(receipt.remarks),
         "errors": errors,
     }
-    show(document, [*map(_restored_line, receipt.disks), *receipt.remarks], as_json)
+    lines = [*map(_restored_line, receipt.disks), *receipt.remarks]
+    if to_output:
+        for line in lines:
+            report(line)
+    else:
+        show(document, lines, as_json)
     for line in errors:
         report(line)
     return EXIT_FAILED if errors else EXIT_DONE

@@ -170,8 +170,8 @@ class CampaignVddk(Vddk):
     before_read: Callable[[], None] | None = None
 
     @asynccontextmanager
-    async def open(self, access: DiskAccess, pool: BufferPool | None = None) -> AsyncIterator[VddkDisk]:
-        async with super().open(access, pool) as disk:
+    async def _open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[VddkDisk]:
+        async with super()._open(access, pool) as disk:
             read = disk.read
 
             async def after_the_moment(buffer: Buffer, offset: int, wanted: Extents) -> None:

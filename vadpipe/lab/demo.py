@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,11 +29,13 @@ from pipeline.errors import ConfigError
 from pipeline.units import MiB, format_size
 
 from . import EXAMPLES
-from .guest import Guest, build_windows_guest
+from .compared_vms import compared, configurations, table
+from .guest import VSS_FILE, Guest, build_windows_guest
+from .guest_volumes import names_in
 from .process_tree import run_measured
 from .vcenter.server import LabVcenter
 from .vddk_build import CompilationFailed, CompilerMissing, build_vddk
-from .witness import WITNESS, chain_digest, image_digest
+from .witness import WITNESS, chain_digest, image_digest, raw_copy
 
 VM = "web01"
 DATASTORE = "datastore1"
@@ -205,6 +208,57 @@ def _restore_and_compare(lab: Lab, point: str, digests: Sequence[str]) -> None:
             raise DemoFailed(f"point {point}, disk {disk['key']}: restored, but not what was quiesced")
         click.echo(f"point {point}, disk {disk['key']}: restored and identical (BLAKE3 {digest[:16]}...)")
     shutil.rmtree(target)
+
+
+def _restore_into_vm(lab: Lab, point: str, digests: Sequence[str]) -> None:
+    """Restore into a new VM through VDDK; others then read its disks, files and configuration, and compare."""
+    name = f"{VM}-restored"
+    target = f"vsphere:{lab.config}"
+    said = lab.vadpipe("restore", lab.repository, point, target, "--name", name, "--json")
+    places = [str(disk["path"]) for disk in json.loads(said)["disks"]]
+    for number, (place, disk, digest) in enumerate(zip(places, lab.guest.disks, digests, strict=True)):
+        image = _datastore_file(lab, place)
+        if chain_digest([image], disk.capacity) != digest:
+            raise DemoFailed(f"{place}: restored, but not what was quiesced")
+        click.echo(f"{place}: restored and identical (BLAKE3 {digest[:16]}..., read by {WITNESS})")
+        if number == 0:
+            _compare_files(lab, image)
+    _compare_configurations(lab, name)
+
+
+def _datastore_file(lab: Lab, place: str) -> Path:
+    """The file of `[datastore] directory/name.vmdk`."""
+    datastore, _, path = place.removeprefix("[").partition("] ")
+    return lab.directory / "datastores" / datastore / path
+
+
+def _compare_files(lab: Lab, image: Path) -> None:
+    """The names of the files on the restored system disk and on the guest's own: VSS writers added one."""
+    guest = lab.guest
+    with tempfile.TemporaryDirectory(dir=lab.directory) as scratch:
+        raw = Path(scratch, "system.raw")
+        raw_copy([image], guest.disks[0].capacity, raw)
+        restored = names_in(raw, guest.filesystem)
+    if restored is None:
+        click.secho(f"Left out: the files of {image.name}, for want of tools to list them.", fg="yellow")
+        return
+    expected = {*(names_in(guest.image_of(guest.disks[0]), guest.filesystem) or ()), VSS_FILE}
+    if restored != expected:
+        raise DemoFailed(f"{image.name} has other files: {', '.join(sorted(restored ^ expected)[:5])}")
+    click.echo(f"{image.name}: {guest.filesystem} with the same {len(restored)} files")
+
+
+def _compare_configurations(lab: Lab, name: str) -> None:
+    """The table of both VMs' configurations, as an independent client reads them."""
+    at = lab.environment
+    original, restored = configurations(
+        at["VC_SERVER"], int(at["VC_PORT"]), at["VC_USER"], at["VC_PASSWORD"], VM, name
+    )
+    rows = compared(original, restored)
+    for line in table(rows):
+        click.echo(line)
+    if wrong := [row.field for row in rows if row.wrong]:
+        raise DemoFailed(f"VM {name} is not as it has to be: {', '.join(wrong)}")
 
 
 def _say(title: str) -> None:

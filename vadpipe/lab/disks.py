@@ -20,14 +20,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 from uuid import UUID, uuid4
 
 from pipeline.extents import Extents
 
 from .vmdk_chain import (
     Chain,
-    Provisioning,
     create_base,
     create_redo,
     differing_clusters,
@@ -37,10 +38,16 @@ from .vmdk_chain import (
 )
 from .vmdk_descriptor import SECTOR, new_cid, with_field
 from .vmdk_files import LabDiskError, opened_raw, pieces_of
+from .vmdk_flat import flat_path
 from .vmdk_state import DiskFiles, DiskState, ForkState
 from .vmdk_tracking import BLOCK
 
 EVERYTHING = "*"
+
+Provisioning = Literal["thin", "flat", "eager"]
+"""A sparse file; a flat one whose blocks are zeroed when first written (lazily); one whose blocks all were."""
+
+_LOOKED_AT = 16  # pieces of a disk's data that tell whether it holds any
 
 
 class ChangeIdError(LabDiskError):
@@ -75,7 +82,13 @@ class LabDisk:
 
     @classmethod
     def create(
-        cls, directory: Path, name: str, capacity: int, *, provisioning: Provisioning = "thin"
+        cls,
+        directory: Path,
+        name: str,
+        capacity: int,
+        *,
+        provisioning: Provisioning = "thin",
+        uuid: UUID | None = None,
     ) -> LabDisk:
         """Create an empty disk. Raises LabDiskError: it exists, or the capacity is not a multiple of 512."""
         if capacity <= 0 or capacity % SECTOR:
@@ -84,17 +97,34 @@ class LabDisk:
                 remedy=f"Choose a multiple of {SECTOR}.",
             )
         directory.mkdir(parents=True, exist_ok=True)
-        uuid = UUID(f"6000c29{secrets.token_hex(13)[1:]}")  # the prefix that VMware gives to disks
-        files = DiskFiles(directory, name, DiskState(capacity, str(uuid)))
+        uuid = uuid or UUID(f"6000c29{secrets.token_hex(13)[1:]}")  # the prefix that VMware gives to disks
+        state = DiskState(capacity, str(uuid), eager=provisioning == "eager")
+        files = DiskFiles(directory, name, state)
         if files.base.exists():
             raise LabDiskError(f"{files.base} exists already.", remedy="Choose another name or directory.")
-        create_base(files.base, capacity, uuid, provisioning)
+        create_base(files.base, capacity, uuid, "thin" if provisioning == "thin" else "flat")
         return cls(files.committed(files.state))
 
     @classmethod
     def load(cls, directory: Path, name: str) -> LabDisk:
         """Load a disk from its directory. Raises LabDiskError."""
         return cls(DiskFiles.load(directory, name))
+
+    def delete(self) -> None:
+        """Delete all files of the disk, those of its snapshots too. May be repeated after a kill."""
+        with self._lock:
+            files = self._files
+            logs = [log for fork in files.state.forks for log in (*fork.redo_logs, fork.map_name)]
+            tracking = [files.live_map.path, files.state_path]
+            named = [files.base, flat_path(files.base), *(self.directory / log for log in logs)]
+            for path in [*files.unreferenced(), *named, *tracking]:
+                path.unlink(missing_ok=True)
+
+    @property
+    def provisioning(self) -> Provisioning:
+        if not flat_path(self.base).exists():
+            return "thin"
+        return "eager" if self._files.state.eager else "flat"
 
     @property
     def leaf(self) -> Path:
@@ -135,6 +165,13 @@ class LabDisk:
         """The change tracking state of the running disk; None: tracking is off."""
         state = self._files.state
         return f"{state.tracking}/{state.sequence}" if state.tracking else None
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether the disk has a byte that is not zero, as far as the beginning of its data tells."""
+        with self._lock, opened_chain(self.chain) as chain:
+            pieces = pieces_of(chain.allocated(0, self.capacity))
+            return any(any(chain.read(*piece)) for piece in islice(pieces, _LOOKED_AT))
 
     # -- what the guest does
 

@@ -84,6 +84,10 @@ class Guest:
         """Names of the files on the system disk, sorted."""
         return sorted(self._knowledge.files)
 
+    def image_of(self, disk: LabDisk) -> Path:
+        """The raw image in which the guest works on this disk: what the running VM sees."""
+        return self._raw(disk)
+
     def work(self, seed: int, amount: int = 24 * MiB) -> list[str]:
         """The guest works: writes about `amount` bytes through the running VM's disks; says what it did.
 

@@ -56,6 +56,19 @@ def best_file_system() -> FileSystem:
     return "ext4" if _tool("mke2fs") and _tool("debugfs") else "none"
 
 
+def names_in(raw: Path, file_system: FileSystem) -> set[str] | None:
+    """Names of the files in the image's root directory, by the file system's own tools. None: there is no way.
+
+    Raises LabDiskError when the tools find no whole file system there.
+    """
+    if file_system == "ntfs" and _tool("ntfsls"):
+        return {line.strip() for line in _run("ntfsls", raw, output="stdout").splitlines()} - {"."}
+    if file_system == "ext4":
+        lines = _run("debugfs", "-R", "ls -p /", raw, output="stdout").splitlines()
+        return {line.split("/")[5] for line in lines if line.strip()} - {".", "..", "lost+found"}
+    return None
+
+
 @dataclass(frozen=True)
 class NtfsVolume:
     """NTFS by mkntfs and ntfscp. Neither can delete a file, so a removed one stays, with no bytes."""
@@ -145,8 +158,8 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=_TOOL_PATH)
 
 
-def _run(tool: str, *arguments: object) -> str:
-    """Run a tool; returns what it printed on standard error. Raises LabDiskError with it."""
+def _run(tool: str, *arguments: object, output: Literal["stdout", "stderr"] = "stderr") -> str:
+    """Run a tool; returns what it printed there. Raises LabDiskError with what it said on standard error."""
     program = _tool(tool)
     if program is None:
         raise LabDiskError(f"{tool} is not installed.", remedy="Install ntfs-3g or e2fsprogs.")
@@ -161,4 +174,4 @@ def _run(tool: str, *arguments: object) -> str:
             f"{tool} failed with exit code {exc.returncode}: {exc.stderr.strip()}",
             remedy="Make the disk larger, or fill it with less.",
         ) from exc
-    return done.stderr
+    return done.stdout if output == "stdout" else done.stderr

@@ -50,6 +50,7 @@ class DiskState:
     sequence: int = 0  # what a write is recorded under
     merging: str | None = None  # the redo log whose merge has begun
     forks: tuple[ForkState, ...] = ()
+    eager: bool = False  # a flat disk whose blocks all were zeroed at its creation
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -85,6 +86,10 @@ class DiskFiles:
         text = json.dumps(asdict(state), indent=1)
         replace_text(_state_path(self.directory, self.name), text + "\n")
         return replace(self, state=state)
+
+    @property
+    def state_path(self) -> Path:
+        return _state_path(self.directory, self.name)
 
     @property
     def base(self) -> Path:

@@ -57,11 +57,16 @@ def chain_digest(chain: Sequence[Path], capacity: int) -> str:
     """BLAKE3 of the disk that a VMDK chain shows; `chain` is leaf first, `capacity` its bytes."""
     with tempfile.TemporaryDirectory(dir=chain[0].parent, prefix=".witness-") as scratch:
         raw = Path(scratch, "disk.raw")
-        if QEMU_IMG:
-            subprocess.run([QEMU_IMG, "convert", "-O", "raw", chain[0], raw], check=True)
-        else:
-            _copy(chain, capacity, raw)
+        raw_copy(chain, capacity, raw)
         return image_digest(raw)
+
+
+def raw_copy(chain: Sequence[Path], capacity: int, raw: Path) -> None:
+    """The disk that a VMDK chain shows as a raw image; arguments as of `chain_digest`."""
+    if QEMU_IMG:
+        subprocess.run([QEMU_IMG, "convert", "-O", "raw", chain[0], raw], check=True)
+    else:
+        _copy(chain, capacity, raw)
 
 
 def _copy(chain: Sequence[Path], capacity: int, raw: Path) -> None:

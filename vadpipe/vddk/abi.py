@@ -1,4 +1,4 @@
-"""The binary interface of libvixDiskLib, 6.5 to 9.x on x86-64 Linux, as far as a reader needs it.
+"""The binary interface of libvixDiskLib, 6.5 to 9.x on x86-64 Linux, as far as reading and writing need it.
 
 One table of symbols serves loading and call timing, and tests compare the stand-in with it. Names are the library's
 own, so that its manual can be searched for them. The child process imports this file and must start fast: only
@@ -24,6 +24,9 @@ MAX_CHUNKS = 524288  # per call of QueryAllocatedBlocks
 VIX_OK = 0
 VIX_E_OUT_OF_MEMORY = 2
 VIX_E_NOT_SUPPORTED = 6
+VIX_E_FILE_READ_ONLY = 11
+VIX_E_FILE_ALREADY_LOCKED = 15
+VIX_E_BUFFER_TOOSMALL = 24  # the answer to a question for the size of metadata
 VIX_ASYNC = 25000  # ReadAsync accepted the request; the callback gets the result
 CODE_MASK = 0xFFFF  # higher bits of a VixError carry detail that varies
 
@@ -34,7 +37,7 @@ API_MAJOR, API_MINOR = 6, 7
 OLD_API_MINOR = 5
 
 CRED_UID, CRED_SESSIONID = 1, 2
-SPEC_VMX = 0
+SPEC_VMX, SPEC_DATASTORE = 0, 2  # the second from 8.0.1 on
 
 OPEN_UNBUFFERED = 0x1
 OPEN_READ_ONLY = 0x4
@@ -46,6 +49,7 @@ Count = ctypes.c_uint32
 Handle = ctypes.c_void_p
 Pointer = ctypes.c_void_p
 Text = ctypes.c_char_p
+Size = ctypes.c_size_t
 
 # Arguments of a log function: format and va_list. The latter is a pointer on x86-64, good for vsnprintf.
 LogFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
@@ -79,7 +83,7 @@ class ConnectParams(ctypes.Structure):
         ("vimApiVer", Text),
         ("reserved", ctypes.c_char * 8),
         ("state", Pointer),
-        ("spec", Pointer * 3),
+        ("spec", Text * 3),  # of SPEC_DATASTORE: moref of the datastore, folder
         ("specType", ctypes.c_int),
     ]
 
@@ -136,13 +140,21 @@ SYMBOLS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "FreeInfo": (None, (ctypes.POINTER(Info),)),
     "GetTransportMode": (Text, (Handle,)),
     "ReadAsync": (VixError, (Handle, Sectors, Sectors, Pointer, CompletionFunction, Pointer)),
+    "WriteAsync": (VixError, (Handle, Sectors, Sectors, Pointer, CompletionFunction, Pointer)),
     "Wait": (VixError, (Handle,)),
+    "Flush": (VixError, (Handle,)),
+    "ReadMetadata": (VixError, (Handle, Text, Pointer, Size, ctypes.POINTER(Size))),
+    "WriteMetadata": (VixError, (Handle, Text, Text)),
+    "GetMetadataKeys": (VixError, (Handle, Pointer, Size, ctypes.POINTER(Size))),
     "QueryAllocatedBlocks": (VixError, (Handle, Sectors, Sectors, Sectors, ctypes.POINTER(Blocks))),
     "FreeBlockList": (VixError, (Blocks,)),
 }
 
+# Only a disk that is open for writing needs these.
+FOR_WRITING = frozenset({"WriteAsync", "Flush", "ReadMetadata", "WriteMetadata", "GetMetadataKeys"})
+
 # VDDK 6.5 and free drop-ins lack these; a reader can work without each of them.
-OPTIONAL = frozenset(
+OPTIONAL = FOR_WRITING | frozenset(
     {
         "AllocateConnectParams", "FreeConnectParams", "PrepareForAccess", "EndAccess", "Cleanup",
         "QueryAllocatedBlocks", "FreeBlockList",

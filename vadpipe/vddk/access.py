@@ -87,7 +87,7 @@ class VmAccess:
     def order(self) -> dict[str, object]:
         """The part of a child's order about the VM, secrets included."""
         names = ("server", "port", "user", "thumbprint", "vm")
-        return {**{name: getattr(self, name) for name in names}, **self.credentials()}
+        return {**{name: getattr(self, name) for name in names}, "datastore": "", **self.credentials()}
 
     def disk(self, path: str, snapshot: str | None) -> DiskAccess:
         """A disk of this VM in a snapshot."""
@@ -99,14 +99,21 @@ class VmAccess:
 class DiskAccess(VmAccess):
     """Which disk, and the login.
 
+    A disk that belongs to no VM is opened by its `datastore` and `folder` in place of `vm`: VDDK 8.0.1 or later.
+    This follows the release notes; nobody has verified it with the real library, least of all writing through it.
+
     Args:
         path: "[datastore] folder/disk.vmdk", exactly as the snapshot's configuration names it; or, when `vm` is
             empty, the absolute path of a local VMDK.
         snapshot: A moref value such as "snapshot-456".
+        datastore: A moref value such as "datastore-11", of a disk without a VM.
+        folder: Its folder on that datastore.
     """
 
     path: str
     snapshot: str | None = None
+    datastore: str = ""
+    folder: str = ""
 
     @property
     def subject(self) -> str:
@@ -114,7 +121,7 @@ class DiskAccess(VmAccess):
 
     @property
     def is_remote(self) -> bool:
-        return bool(self.vm)
+        return bool(self.vm or self.datastore)
 
     @classmethod
     def local(cls, path: str | Path) -> DiskAccess:
@@ -127,6 +134,12 @@ class DiskAccess(VmAccess):
                 "A VDDK disk needs a path.", remedy="Give `path`, e.g. '[ds1] web01/web01.vmdk'."
             )
         super().__post_init__()
+        if self.datastore and (self.vm or self.snapshot or not self.folder):
+            raise ConfigError(
+                f"{self.path} is named by the datastore {self.datastore}, so it needs a folder, and neither a VM"
+                " nor a snapshot.",
+                remedy="Give `folder`, and leave `vm` and `snapshot` out; or leave `datastore` out.",
+            )
         if not self.is_remote and not Path(self.path).is_absolute():
             raise ConfigError(
                 f"{self.path} is neither a disk of a VM nor an absolute path.",
@@ -134,4 +147,5 @@ class DiskAccess(VmAccess):
             )
 
     def order(self) -> dict[str, object]:
-        return {**super().order(), "path": self.path, "snapshot": self.snapshot}
+        names = ("path", "snapshot", "datastore", "folder")
+        return {**super().order(), **{name: getattr(self, name) for name in names}}

@@ -5,11 +5,11 @@ start of the process; nothing may fork once it is initialised; and it hangs and 
 program imports almost nothing, and it is started as a file, not as a module of the project.
 
 Threads: the main thread makes every call of the library, as its manual demands for opening, closing and querying,
-and as one handle demands for reading. Reads are asynchronous: their completions come inside ReadAsync on the main
-thread or on threads of the library. A completion writes one record to standard output and wakes the main thread,
-which issues the next waiting request itself: the mover keeps a few requests waiting here, so that no completion
-waits for the mover. The bytes go straight into memory that is shared with the mover. A second thread ends the
-process when the mover died, even while a call of the library hangs.
+and as one handle demands for its I/O. Reads and writes are asynchronous: their completions come inside ReadAsync
+and WriteAsync on the main thread or on threads of the library. A completion writes one record to standard output
+and wakes the main thread, which issues the next waiting request itself: the mover keeps a few requests waiting
+here, so that no completion waits for the mover. The bytes go straight between the library and memory that is
+shared with the mover. A second thread ends the process when the mover died, even while a call of the library hangs.
 
 Standard error carries the library's log. Secrets come over standard input.
 """
@@ -37,7 +37,7 @@ else:
     import wire
     from child_log import Log, forbid_core_dumps, send
 
-ERROR_TEXT = 500  # characters of an error's text in an answer, which must fit a record
+ERROR_TEXT = 300  # characters of an error's text: an answer with three of them must fit a record
 
 # Records leave over a copy of standard output: what the library prints joins its log.
 RECORDS = os.dup(1)
@@ -69,13 +69,13 @@ def leave_with_parent(grace_s: float) -> None:
     os._exit(75)
 
 
-class Reads:
-    """Requests that wait, and those that the library works on, at most `depth`."""
+class Requests:
+    """Reads and writes that wait, and those that the library works on, at most `depth`."""
 
     def __init__(self) -> None:
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.memory = 0
-        self._waiting: list[tuple[int, int, int, int]] = []  # the next one last
+        self.memory: list[int] = []  # addresses of the shared memory files
+        self._waiting: list[tuple[int, int, int, int, int]] = []  # the next one last
         # Appending and popping are atomic, so threads of the library need no lock.
         self._places: list[None] = []
         self._completed = abi.CompletionFunction(self._complete)
@@ -84,14 +84,16 @@ class Reads:
         self._places = [None] * depth
 
     def add(self, records: bytes) -> None:
-        self._waiting[:0] = reversed(list(wire.READ.iter_unpack(records)))
+        self._waiting[:0] = reversed(list(wire.REQUEST.iter_unpack(records)))
 
     def issue(self, library: abi.Library, handle: abi.Handle) -> None:
         """Issue waiting requests while there are free places. Main thread."""
         while self._waiting and self._places:
             self._places.pop()
-            position, start, count, request = self._waiting.pop()
-            error = library.ReadAsync(handle, start, count, self.memory + position, self._completed, request)
+            position, start, count, request, flags = self._waiting.pop()
+            call = library.WriteAsync if flags & wire.WRITE else library.ReadAsync
+            address = self.memory[flags & wire.SCRATCH > 0] + position
+            error = call(handle, start, count, address, self._completed, request)
             if error != abi.VIX_ASYNC:  # refused or done: no callback will come
                 self._complete(request, error)
 
@@ -112,24 +114,31 @@ class OpenDisk:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.reads = Reads()
+        self.requests = Requests()
         self.library: abi.Library | None = None
         self.params: Any = None
         self.remote = False
         self.connection, self.connected = abi.Handle(), False
         self.handle, self.opened = abi.Handle(), False
         self.transport = ""
+        self.writable = False
+        self.failures: list[dict[str, object]] = []  # calls that failed in closing
         self.kept: list[object] = []  # strings and memory that the library points to
 
     def start(self, order: dict[str, Any]) -> dict[str, object]:
-        shared = mmap.mmap(order["memory"], 0)
-        os.close(order["memory"])
-        self.reads.memory = ctypes.addressof(ctypes.c_char.from_buffer(shared))
-        self.reads.allow(order["depth"])
-        self.kept.append(shared)
+        for descriptor in order["memory"]:
+            shared = mmap.mmap(descriptor, 0)
+            os.close(descriptor)
+            self.requests.memory.append(ctypes.addressof(ctypes.c_char.from_buffer(shared)))
+            self.kept.append(shared)
+        self.requests.allow(order["depth"])
+        self.writable = order["write"]
         library = self.load(order)
+        if self.writable:
+            self.demand(library, "WriteAsync", "Flush")
         self.connect(library, order)
-        flags = abi.OPEN_READ_ONLY | abi.OPEN_COMPRESSION[order["compression"]]
+        flags = abi.OPEN_COMPRESSION[order["compression"]]
+        flags |= 0 if self.writable else abi.OPEN_READ_ONLY
         flags |= abi.OPEN_UNBUFFERED if order["unbuffered"] else 0
         path = order["path"].encode()
         self.check("Open", library, library.Open(self.connection, path, flags, ctypes.byref(self.handle)))
@@ -138,8 +147,7 @@ class OpenDisk:
 
     def access(self, order: dict[str, Any]) -> dict[str, object]:
         library, call = self.load(order), order["call"]
-        if not library.has(call):
-            raise CallFailed(call, abi.VIX_E_NOT_SUPPORTED, "this library has no such function")
+        self.demand(library, call)
         self.allocate(library)
         self.fill(self.params.contents, order)
         counts = ctypes.c_uint32(), ctypes.c_uint32()  # Cleanup's
@@ -164,6 +172,11 @@ class OpenDisk:
         self.library = library
         return library
 
+    def demand(self, library: abi.Library, *names: str) -> None:
+        for name in names:
+            if not library.has(name):
+                raise CallFailed(name, abi.VIX_E_NOT_SUPPORTED, "this library has no such function")
+
     def allocate(self, library: abi.Library) -> None:
         if not library.has("AllocateConnectParams"):
             own = abi.ConnectParams()
@@ -176,12 +189,13 @@ class OpenDisk:
 
     def connect(self, library: abi.Library, order: dict[str, Any]) -> None:
         self.allocate(library)
-        self.remote = bool(order["vm"])
+        self.remote = bool(order["vm"] or order["datastore"])
         if self.remote:
             self.fill(self.params.contents, order)
         snapshot = self.text(order["snapshot"]) if self.remote else None
         modes = self.text(order["transports"])
-        error = library.ConnectEx(self.params, 1, snapshot, modes, ctypes.byref(self.connection))
+        read_only = int(not self.writable)
+        error = library.ConnectEx(self.params, read_only, snapshot, modes, ctypes.byref(self.connection))
         self.check("ConnectEx", library, error)
         self.connected = True
 
@@ -192,6 +206,9 @@ class OpenDisk:
         params.nfcHostPort = order["nfc_port"]
         params.thumbPrint = self.text(order["thumbprint"])
         params.specType = abi.SPEC_VMX
+        if order["datastore"]:
+            params.specType = abi.SPEC_DATASTORE
+            params.spec[0], params.spec[1] = self.text(order["datastore"]), self.text(order["folder"])
         user, cookie = self.text(order["user"]), self.text(order["cookie"])
         if cookie:
             params.credType = abi.CRED_SESSIONID
@@ -216,16 +233,14 @@ class OpenDisk:
         capacity = info.contents.capacity
         library.FreeInfo(info)
         self.transport = (library.GetTransportMode(self.handle) or b"").decode(errors="replace")
-        return {"capacity": capacity, "transport": self.transport, "lacks": library.lacks}
+        lacks = [name for name in library.lacks if self.writable or name not in abi.FOR_WRITING]
+        return {"capacity": capacity, "transport": self.transport, "lacks": lacks}
 
     def query(self, order: dict[str, Any]) -> bytes:
         """Allocated runs as pairs of int64: first sector, sector count."""
         library = self.library
         assert library is not None
-        if not library.has("QueryAllocatedBlocks", "FreeBlockList"):
-            raise CallFailed(
-                "QueryAllocatedBlocks", abi.VIX_E_NOT_SUPPORTED, "this library has no such function"
-            )
+        self.demand(library, "QueryAllocatedBlocks", "FreeBlockList")
         found = ctypes.POINTER(abi.BlockList)()
         self.log.probing = order["probing"]
         try:
@@ -243,28 +258,65 @@ class OpenDisk:
         finally:
             library.FreeBlockList(found)
 
+    def flush(self, order: dict[str, Any]) -> bytes:
+        """Everything that was written reaches the disk."""
+        library = self.settled()
+        self.check("Flush", library, library.Flush(self.handle))
+        return b""
+
+    def metadata(self, order: dict[str, Any]) -> bytes:
+        """Write a value; or a value, or all keys, each with a NUL behind it."""
+        library, action = self.settled(), order["action"]
+        self.demand(library, action)
+        key = order["key"].encode()
+        if action == "WriteMetadata":
+            self.check(action, library, library.WriteMetadata(self.handle, key, order["value"].encode()))
+            return b""
+        asked = (self.handle, key) if action == "ReadMetadata" else (self.handle,)
+        call, size = getattr(library, action), ctypes.c_size_t()
+        error = call(*asked, None, 0, ctypes.byref(size))
+        if error & abi.CODE_MASK != abi.VIX_E_BUFFER_TOOSMALL:
+            self.check(action, library, error)
+            return b""
+        buffer = ctypes.create_string_buffer(max(1, size.value))
+        self.check(action, library, call(*asked, ctypes.addressof(buffer), size, ctypes.byref(size)))
+        return buffer.raw[: size.value]
+
+    def settled(self) -> abi.Library:
+        """The library, once it works on no request any more."""
+        assert self.library is not None
+        self.check("Wait", self.library, self.library.Wait(self.handle))
+        return self.library
+
     def issue(self) -> None:
         if self.library is not None and self.opened:
-            self.reads.issue(self.library, self.handle)
+            self.requests.issue(self.library, self.handle)
 
     def end(self) -> None:
-        """Give everything back in the library's order. Of its errors only what Cleanup leaves attached matters."""
+        """Give everything back in the library's order, and report what failed: a writer has to know it."""
         library = self.library
         if library is None:
             return
         remaining = 0
         if self.opened:
-            library.Wait(self.handle)
-            library.Close(self.handle)
+            self.note("Wait", library, library.Wait(self.handle))
+            self.note("Close", library, library.Close(self.handle))
         if self.connected:
-            library.Disconnect(self.connection)
+            self.note("Disconnect", library, library.Disconnect(self.connection))
             if self.remote:
                 remaining = self.detached(library)
         if self.params and library.has("AllocateConnectParams", "FreeConnectParams"):
             library.FreeConnectParams(self.params)
         library.Exit()
         used = {name: times for name, times in library.times.items() if times[0]}
-        answer(wire.FAREWELL, {"times": used, "remaining": remaining})
+        answer(wire.FAREWELL, {"times": used, "remaining": remaining, "failures": self.failures})
+
+    def note(self, call: str, library: abi.Library, error: int) -> None:
+        """Remember the failure of a call, and go on."""
+        try:
+            self.check(call, library, error)
+        except CallFailed as failed:
+            self.failures.append(failed.answer)
 
     def detached(self, library: abi.Library) -> int:
         """Detach hot-added disks, before their snapshot is removed. Returns how many may remain."""
@@ -284,19 +336,20 @@ class OpenDisk:
 
 
 def obey(disk: OpenDisk, kind: int, body: bytes) -> None:
-    if kind == wire.READS:
-        disk.reads.add(body)
+    if kind == wire.REQUESTS:
+        disk.requests.add(body)
         return
     order = json.loads(body)
     try:
-        if kind != wire.QUERY:  # the first order
+        if kind in (wire.START, wire.ACCESS):  # the first order
             _thread.start_new_thread(leave_with_parent, (order["grace_s"],))
         if kind == wire.START:
             answer(order["id"], disk.start(order))
         elif kind == wire.ACCESS:
             answer(order["id"], disk.access(order))
         else:
-            answer(order["id"], {}, disk.query(order))
+            obeyed = {wire.QUERY: disk.query, wire.FLUSH: disk.flush, wire.METADATA: disk.metadata}
+            answer(order["id"], {}, obeyed[kind](order))
     except CallFailed as failed:
         answer(order["id"], failed.answer)
 
@@ -317,12 +370,12 @@ def main() -> None:
     forbid_core_dumps()
     disk = OpenDisk()
     poll = select.poll()
-    for descriptor in (0, disk.reads.wake):
+    for descriptor in (0, disk.requests.wake):
         poll.register(descriptor, select.POLLIN)
     received = b""
     while True:
         for descriptor, _ in poll.poll():
-            if descriptor == disk.reads.wake:
+            if descriptor == disk.requests.wake:
                 os.eventfd_read(descriptor)
             elif chunk := os.read(0, 65536):
                 received = obey_all(disk, received + chunk)

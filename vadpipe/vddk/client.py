@@ -102,6 +102,8 @@ ORDERS = {
     wire.START: "connecting and opening",
     wire.QUERY: "a query of allocated blocks",
     wire.ACCESS: "a call",
+    wire.FLUSH: "a flush",
+    wire.METADATA: "metadata",
 }
 
 
@@ -111,6 +113,7 @@ class ChildLost(Exception):
 
 @dataclass(eq=False)
 class _Call:
+    kind: int
     answered: trio.Event
     runs: bytearray
     content: dict[str, object] | None = None
@@ -138,19 +141,20 @@ class Child:
         self._last_call = wire.FAREWELL
         self._flying = 0
         self.at_end = False  # its output ended: no more answers will come
-        self.unanswered = 0  # calls that it owed an answer when its output ended
+        self.unanswered = 0  # queries that it owed an answer when its output ended
         self.ending = False  # it was asked to leave
         self.silent = False  # it was killed because it gave no sign of life
         self.killed = False  # it was killed on request
         self.reaped = trio.Event()
         self.times: dict[str, list[float]] = {}
         self.remaining = 0  # hot-added disks that it could not detach
+        self.failures: list[dict[str, object]] = []  # calls that failed while it closed the disk
 
     @classmethod
     async def spawn(
         cls,
         libraries: Path,
-        memory: int | None,
+        memory: Sequence[int],
         redact: Redaction,
         lines: deque[str],
         on_done: Done,
@@ -162,7 +166,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=() if memory is None else (memory,),
+            pass_fds=tuple(memory),
             env=child_environment(os.environ, libraries, redact.secrets),
             start_new_session=True,  # the terminal's Ctrl-C is for the mover, which ends its children in order
         )
@@ -188,10 +192,10 @@ class Child:
             return f"was ended by {signal.Signals(-status).name}"
         return f"ended with status {status}"
 
-    def submit(self, reads: Sequence[bytes]) -> None:
-        """Send READ records."""
-        self._flying += len(reads)
-        self._send(wire.READS, b"".join(reads))
+    def submit(self, requests: Sequence[bytes]) -> None:
+        """Send REQUEST records."""
+        self._flying += len(requests)
+        self._send(wire.REQUESTS, b"".join(requests))
         self._expect_sign(self._limits.call_timeout_s)
 
     async def call(
@@ -202,7 +206,7 @@ class Child:
             raise ChildLost
         self._last_call += 1
         number = self._last_call
-        call = self._calls[number] = _Call(trio.Event(), bytearray())
+        call = self._calls[number] = _Call(kind, trio.Event(), bytearray())
         self._send(kind, json.dumps({**order, "id": number}).encode())
         self._expect_sign(timeout_s)
         started = time.perf_counter()
@@ -238,7 +242,8 @@ class Child:
                 self._kill_group()
             self.drain_log()
             nursery.cancel_scope.cancel()
-        self.at_end, self.unanswered = True, len(self._calls)
+        self.at_end = True
+        self.unanswered = sum(call.kind == wire.QUERY for call in self._calls.values())
         for call in self._calls.values():
             call.answered.set()
 
@@ -329,6 +334,9 @@ class Child:
         if number == wire.FAREWELL:
             farewell = json.loads(content)
             self.times, self.remaining = farewell["times"], farewell["remaining"]
+            self.failures = [
+                {**failed, "text": self._redact(str(failed["text"]))} for failed in farewell["failures"]
+            ]
         elif call := self._calls.get(number):
             if kind == wire.PART:
                 call.runs += content
@@ -365,7 +373,7 @@ async def call_once(
     """
     lines: deque[str] = deque(maxlen=LOG_TAIL)
     try:
-        child = await Child.spawn(library.parent, None, Redaction(order), lines, lambda done: None, limits)
+        child = await Child.spawn(library.parent, (), Redaction(order), lines, lambda done: None, limits)
     except OSError as exc:
         raise not_started(subject, exc) from exc
     answer: dict[str, object] | None = None

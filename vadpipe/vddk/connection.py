@@ -1,16 +1,16 @@
 """Keeping one disk open: a child process at work, and another one when it is lost.
 
 VDDK crashes, hangs and loses its host in the field, so losing the child is an ordinary event. One task (`_serve`)
-owns the child. Readers only add requests to a queue; the queue outlives the child, and the next child reads anew
+owns the child. Callers only add requests to a queue; the queue outlives the child, and the next child makes anew
 what was in flight when the last one was lost. It is started when there is something to do. Failures are counted in
-a row: a read that succeeds resets the count. A final error code, or one failure too many, ends the connection, and
-everybody who waits gets that error. A child that was lost in a query of allocated blocks does not count: the query
-is given up instead.
+a row: a request that succeeds resets the count. A final error code, or one failure too many, ends the connection,
+and everybody who waits gets that error. A child that was lost in a query of allocated blocks does not count: the
+query is given up instead.
 
 Two rules keep memory and processes safe:
 
-- The library writes into a caller's buffer until the request's completion or the child's death, whichever is first.
-  So a read that fails or is cancelled does not return before its last request has ended; when that takes too long,
+- The library uses a caller's buffer until the request's completion or the child's death, whichever is first. So a
+  transfer that fails or is cancelled does not return before its last request has ended; when that takes too long,
   the child is killed. Only a reaped child counts as dead.
 - Clean-up is shielded from cancellation and bounded: the child is asked to leave, then killed, and waited for. The
   serving task never raises, so that an exception of the caller stays the only one.
@@ -40,8 +40,8 @@ from .requests import Batch, Request, RequestQueue
 
 log = logging.getLogger(__name__)
 
-# How long a cancelled read waits for requests in flight before the child is killed. A request of 1 MiB
-# takes tens of milliseconds; a kill costs the other reads a reconnect.
+# How long a cancelled transfer waits for requests in flight before the child is killed. A request of 1 MiB
+# takes tens of milliseconds; a kill costs the others a reconnect.
 WITHDRAW_S = 5.0
 
 # A query that loses its child twice is given up: reading everything is slower, but works.
@@ -59,6 +59,7 @@ class VddkStatistics:
 
     requests: int
     bytes_read: int
+    bytes_written: int
     restarts: int
     unclean: int
     remaining: int
@@ -71,6 +72,7 @@ class _Counts:
 
     requests: int = 0
     bytes_read: int = 0
+    bytes_written: int = 0
     children: int = 0
     unclean: int = 0
     remaining: int = 0
@@ -89,7 +91,9 @@ class _Counts:
     def statistics(self) -> VddkStatistics:
         calls = {name: (called, self.seconds[name]) for name, called in self.called.items()}
         restarts = max(0, self.children - 1)
-        return VddkStatistics(self.requests, self.bytes_read, restarts, self.unclean, self.remaining, calls)
+        return VddkStatistics(
+            self.requests, self.bytes_read, self.bytes_written, restarts, self.unclean, self.remaining, calls
+        )
 
 
 class QueryRefused(Exception):
@@ -109,12 +113,17 @@ class Connection:
     """An open disk in a child process; `opened` is set while it serves.
 
     Args:
-        memory: Descriptor of the file that children map and read into.
+        memory: Descriptors of the files that children map; requests name places in the first.
         order: Makes the START order, secrets included, for each child.
     """
 
     def __init__(
-        self, library: Path, memory: int, path: str, order: Callable[[], dict[str, object]], limits: Limits
+        self,
+        library: Path,
+        memory: Sequence[int],
+        path: str,
+        order: Callable[[], dict[str, object]],
+        limits: Limits,
     ) -> None:
         self._library, self._memory, self._path = library, memory, path
         self._order, self._limits = order, limits
@@ -122,12 +131,14 @@ class Connection:
         self._queue = RequestQueue(2 * limits.depth)
         self._lines: deque[str] = deque(maxlen=LOG_TAIL)
         self._child: Child | None = None
+        self._last: Child | None = None  # the last one that had the disk open
         self._wanted = trio.Event()  # somebody needs a child
         self._ready = trio.Event()  # there is one, or there never will be again
         self._service = trio.CancelScope(shield=True)
         self._stopped = trio.Event()
         self._closing = False
         self._failures = 0  # in a row
+        self._calling = "Open"  # what a child without requests is lost in
         self._excused = False  # the current child was lost by a query
         self._refused: MoverError | None = None  # why the current child has to be replaced
         self._failure: Exception | None = None
@@ -148,16 +159,25 @@ class Connection:
             try:
                 await self.ready_child()
                 yield
+                await self._finish()
             except BaseException as exc:  # raised again below, outside of the nursery: bare, not in a group
                 failure = exc
             await self._close()
+        failure = failure or self._not_closed()
         if failure is not None:
             try:
                 raise failure
             finally:
                 del failure
 
-    async def read(self, batch: Batch, requests: Sequence[Request]) -> None:
+    async def _finish(self) -> None:
+        """What a body that ended normally leaves to be done before the disk is closed."""
+
+    def _not_closed(self) -> MoverError | None:
+        """The failure to close the disk. For a reader it has no meaning."""
+        return None
+
+    async def transfer(self, batch: Batch, requests: Sequence[Request]) -> None:
         """Run the requests of a batch. When this returns or raises, none of them is in flight.
 
         Raises:
@@ -173,7 +193,7 @@ class Connection:
             await self._withdraw(batch)
             raise
         if batch.failed is not None:
-            raise self._read_error(batch.error, batch.failed)
+            raise self._request_error(batch.error, batch.failed)
         if batch.abandoned:
             self._raise_failure()
 
@@ -223,21 +243,21 @@ class Connection:
     def _pump(self) -> None:
         if self._child is None:
             self._wanted.set()
-        elif not self._child.ending and (reads := self._queue.take()):
-            self._counts.requests += len(reads)
-            self._child.submit(reads)
+        elif not self._child.ending and (requests := self._queue.take()):
+            self._counts.requests += len(requests)
+            self._child.submit(requests)
 
     def _done(self, results: Sequence[tuple[int, int]]) -> None:
         for request_id, error in results:
             if (request := self._queue.landed(request_id)) is None:
                 continue
             if not error:
-                self._failures = 0
-                self._counts.bytes_read += request.length
+                self._failures *= request.batch.proof
+                self._succeeded(request)
                 request.batch.finish_one()
             elif code_of(error).transient and self._child is not None:
                 self._queue.put_back(request)
-                self._replace(self._child, self._read_error(error, request))
+                self._replace(self._child, self._request_error(error, request))
             else:
                 batch = request.batch
                 if not batch.abandoned:
@@ -245,6 +265,12 @@ class Connection:
                     self._queue.abandon(batch)
                 batch.finish_one()
         self._pump()
+
+    def _succeeded(self, request: Request) -> None:
+        if request.flags & wire.WRITE:
+            self._counts.bytes_written += request.length
+        else:
+            self._counts.bytes_read += request.length
 
     async def _withdraw(self, batch: Batch) -> None:
         self._queue.abandon(batch)
@@ -325,7 +351,7 @@ class Connection:
 
     async def _start(self, child: Child, order: dict[str, object]) -> dict[str, object] | None:
         limits = self._limits
-        order = order | {"memory": self._memory, "grace_s": limits.end_timeout_s, "depth": limits.depth}
+        order = order | {"memory": list(self._memory), "grace_s": limits.end_timeout_s, "depth": limits.depth}
         started = time.perf_counter()
         try:
             answer, _ = await child.call(wire.START, order, limits.open_timeout_s)
@@ -348,6 +374,7 @@ class Connection:
         else:
             self.opened = opened
             self._child, self._wanted = child, trio.Event()
+            self._last = child
             self._ready.set()
             self._pump()
         return answer
@@ -370,8 +397,10 @@ class Connection:
             return answered(answer, self._path, self._lines)
         if self._refused is not None or child.killed:
             return self._refused
-        place = {"offset": lost[0].offset, "length": lost[0].length} if lost else {}
-        return child_lost(child.end_reason, self._path, self._lines, **place)
+        if not lost:
+            return child_lost(self._calling, child.end_reason, self._path, self._lines)
+        place = {"offset": lost[0].offset, "length": lost[0].length}
+        return child_lost(lost[0].call, child.end_reason, self._path, self._lines, **place)
 
     async def _close(self) -> None:
         self._closing = True
@@ -395,8 +424,8 @@ class Connection:
         if self._failure is not None:
             raise copy.copy(self._failure)
 
-    def _read_error(self, error: int, request: Request) -> MoverError:
+    def _request_error(self, error: int, request: Request) -> MoverError:
         if self._child is not None:
             self._child.drain_log()
         place = {"offset": request.offset, "length": request.length}
-        return call_failed("ReadAsync", error, "", self._path, self._lines, **place)
+        return call_failed(request.call, error, "", self._path, self._lines, **place)

@@ -1,4 +1,4 @@
-"""Disks of VMs and local VMDK files, read through VDDK.
+"""Disks of VMs and local VMDK files, read and written through VDDK.
 
 Sectors are known in this room only: everything offered here counts bytes.
 """
@@ -6,11 +6,11 @@ Sectors are known in this room only: everything offered here counts bytes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self, overload
 
 import numpy as np
 import trio
@@ -28,6 +28,7 @@ from .client import Limits, call_once
 from .connection import Connection, QueryRefused, VddkStatistics
 from .library import TMP_DIRECTORY, distribution_root, find_library, settings_file, working_directory
 from .requests import Batch, split
+from .writing import WritableConnection
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +41,21 @@ QUERY_SPAN = MAX_CHUNKS * CHUNK  # one query covers at most 32 GiB
 
 @dataclass(frozen=True)
 class Vddk:
-    """How to read with VDDK. Making one does no I/O.
+    """How to read and write with VDDK. Making one does no I/O.
 
     Args:
         libdir: Root of the vmware-vix-disklib-distrib directory, VDDK 6.5 to 9.x.
         transports: Tried in this order, e.g. "hotadd:nbdssl"; None: the library's default order.
         compression: Of nbd and nbdssl transfers.
-        unbuffered: Ask the host for unbuffered reads; up to 4 times faster over NBD from vSphere 7.0 U2 on (KB
-            313937).
+        unbuffered: Ask for unbuffered reads and writes; over NBD from vSphere 7.0 U2 on up to 4 times faster (KB
+            313937), and what hotadd wants for writing.
         nfc_port: TCP port of the ESXi hosts' disk service; 0 is the library's default, 902.
         depth: Requests in flight per disk. An ESXi host has 48 MB of buffers for all of them (96 MB from 8.0).
         request: Bytes of a request.
         call_timeout_s: A child process that gives no sign of life for this long is replaced.
         open_timeout_s: The same while it connects and opens.
         end_timeout_s: For closing and disconnecting, until the child is killed.
-        restarts: New children in a row without a byte read in between.
+        restarts: New children in a row without a byte transferred in between.
         restart_pause_s: Pause before the first of them; doubled for each further one.
         config: Settings of the library's configuration file, besides vadpipe's defaults; no secrets.
 
@@ -87,29 +88,65 @@ class Vddk:
             if any(mark in name + value for mark in '\r\n"'):
                 raise ConfigError(f"The VDDK setting {name!r} has a line break or a quotation mark.")
 
-    @asynccontextmanager
-    async def open(self, access: DiskAccess, pool: BufferPool | None = None) -> AsyncIterator[VddkDisk]:
-        """Open a disk for reading, in a child process of its own that is gone at the end.
+    @overload
+    def open(
+        self, access: DiskAccess, pool: BufferPool | None = None, *, write: Literal[False] = False
+    ) -> AbstractAsyncContextManager[VddkDisk]: ...
+
+    @overload
+    def open(
+        self, access: DiskAccess, pool: BufferPool | None = None, *, write: Literal[True]
+    ) -> AbstractAsyncContextManager[WritableVddkDisk]: ...
+
+    def open(
+        self, access: DiskAccess, pool: BufferPool | None = None, *, write: bool = False
+    ) -> AbstractAsyncContextManager[VddkDisk]:
+        """Open a disk, in a child process of its own that is gone at the end.
+
+        A disk that is written is flushed and closed in order when the block ends normally, and VddkError is raised
+        if that fails. When the block fails or is cancelled it is closed without a flush.
 
         Args:
-            access: Which disk, and the login.
-            pool: The disk is read into buffers of this pool; None: a pool of its own.
+            access: Which disk, and the login. A VM whose disk is written has to be powered off.
+            pool: Buffers of this pool are read into and written from; None: a pool of its own.
+            write: Open it for writing and reading.
 
         Raises:
             ConfigError: There is no library or no password.
-            VddkError: The library cannot open the disk.
+            VddkError: The library cannot open the disk; or a written disk was not flushed or not closed.
         """
         pool = pool or BufferPool()
+        return self._open_writable(access, pool) if write else self._open(access, pool)
+
+    @asynccontextmanager
+    async def _open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[VddkDisk]:
         with self._library(access) as common:
-
-            def order() -> dict[str, object]:
-                mine = {"transports": self.transports, "compression": self.compression}
-                return {**access.order(), **common, **mine, "unbuffered": self.unbuffered}
-
-            library = Path(str(common["library"]))
-            connection = Connection(library, pool.fileno(), access.path, order, self._limits)
+            library, order = Path(str(common["library"])), self._order(access, common, write=False)
+            connection = Connection(library, [pool.fileno()], access.path, order, self._limits)
             async with connection.serving():
-                yield await VddkDisk.probed(connection, access, pool, self.request, self.may_hot_add)
+                yield await VddkDisk(connection, access, pool, self.request, self.may_hot_add).probed()
+
+    @asynccontextmanager
+    async def _open_writable(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[WritableVddkDisk]:
+        with self._library(access) as common:
+            library, order = Path(str(common["library"])), self._order(access, common, write=True)
+            connection = WritableConnection(library, pool.fileno(), access.path, order, self._limits)
+            async with connection.serving():
+                yield await WritableVddkDisk(
+                    connection, access, pool, self.request, self.may_hot_add
+                ).probed()
+
+    def _order(
+        self, access: DiskAccess, common: Mapping[str, object], *, write: bool
+    ) -> Callable[[], dict[str, object]]:
+        """Makes the order of each child: the secrets are revealed when one is started."""
+        mine = {
+            "transports": self.transports,
+            "compression": self.compression,
+            "unbuffered": self.unbuffered,
+            "write": write,
+        }
+        return lambda: {**access.order(), **common, **mine}
 
     @property
     def may_hot_add(self) -> bool:
@@ -203,15 +240,11 @@ class VddkDisk:
         self.allocation: Allocation = "queried"
         self.allocation_reason = ""
 
-    @classmethod
-    async def probed(
-        cls, connection: Connection, access: DiskAccess, pool: BufferPool, request: int, may_hot_add: bool
-    ) -> VddkDisk:
-        """Make the disk and find out whether allocated blocks can be queried at all."""
-        disk = cls(connection, access, pool, request, may_hot_add)
-        if disk.capacity >= CHUNK:
-            await disk._query(0, CHUNK, probing=True)
-        return disk
+    async def probed(self) -> Self:
+        """The disk, when it is known whether allocated blocks can be queried at all."""
+        if self.capacity >= CHUNK:
+            await self._query(0, CHUNK, probing=True)
+        return self
 
     @property
     def capacity(self) -> int:
@@ -251,7 +284,7 @@ class VddkDisk:
         if not requests:
             await trio.lowlevel.checkpoint()
             return
-        await self._connection.read(batch, requests)
+        await self._connection.transfer(batch, requests)
 
     async def allocated(self, offset: int, length: int) -> Extents:
         """What may hold data in [offset, offset + length), in units of 64 KiB; the rest reads as zero.
@@ -295,6 +328,80 @@ class VddkDisk:
                 self.allocation, self.allocation_reason = "unavailable", str(exc)
                 log.info("Allocated blocks of %s are unknown, so all of it is read: %s", self.key, exc)
         return Extents.whole(length, offset)
+
+
+class WritableVddkDisk(VddkDisk):
+    """A disk that is open for writing and reading; a `pipeline.WritableDisk`."""
+
+    def __init__(
+        self,
+        connection: WritableConnection,
+        access: DiskAccess,
+        pool: BufferPool,
+        request: int,
+        may_hot_add: bool,
+    ) -> None:
+        super().__init__(connection, access, pool, request, may_hot_add)
+        self._writing = connection
+
+    async def write(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
+        """Write the `wanted` extents; the byte at disk offset `o` is `buffer.array[o - offset]`.
+
+        When it returns, the library has acknowledged them and the buffer is free. They are safe only after `flush`.
+        Several writes may run at once and share the depth, but not over the same range. A cancelled write returns
+        only when nothing reads the buffer any more, and may have written any part.
+
+        Args:
+            buffer: A buffer of the disk's pool.
+            offset: Of the buffer's first byte; a multiple of 4 KiB.
+            wanted: Extents in [offset, offset + span), in whole clusters of 4 KiB, except at the disk's end.
+
+        Raises:
+            VddkError: Facts are call, code, path, offset and length. When it is `transient`, writing the disk
+                again from the beginning may help.
+        """
+        batch = Batch()
+        requests = split(batch, buffer.position, offset, wanted, self._request, self.capacity, write=True)
+        if not requests:
+            await trio.lowlevel.checkpoint()
+            return
+        await self._writing.write(batch, requests, buffer)
+
+    async def flush(self) -> None:
+        """Return when everything that was written before this call is on the disk.
+
+        What was written through a connection that was lost is read again first and compared.
+
+        Raises:
+            VddkError: It is not. The disk cannot be used any more: another flush would prove nothing.
+        """
+        await self._writing.flush()
+
+    async def allocated(self, offset: int, length: int) -> Extents:
+        """As of a disk for reading. It flushes and opens the disk anew where this range was written meanwhile."""
+        if self.allocation == "queried":
+            await self._writing.renew(offset, length)
+        return await super().allocated(offset, length)
+
+    async def read_metadata(self, key: str) -> str:
+        """A value of the disk's metadata, e.g. of "adapterType". Raises VddkError, also for an unknown key."""
+        value = await self._writing.metadata("ReadMetadata", _plain("key", key))
+        return value.partition(b"\0")[0].decode(errors="replace")
+
+    async def write_metadata(self, key: str, value: str) -> None:
+        """Set a value of the disk's metadata. Raises VddkError."""
+        await self._writing.metadata("WriteMetadata", _plain("key", key), _plain("value", value))
+
+    async def metadata_keys(self) -> list[str]:
+        """The keys of the disk's metadata. Raises VddkError."""
+        keys = await self._writing.metadata("GetMetadataKeys", "")
+        return [key.decode(errors="replace") for key in keys.split(b"\0") if key]
+
+
+def _plain(what: str, text: str) -> str:
+    if "\0" in text:
+        raise ConfigError(f"The metadata {what} {text!r} contains a NUL character.")
+    return text
 
 
 def _checked(runs: NDArray[np.int64], offset: int, length: int) -> Extents:

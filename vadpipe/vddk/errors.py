@@ -34,7 +34,7 @@ def call_failed(
         call: The function, without its prefix.
         error: The VixError, all 64 bits.
         text: The library's own text for it.
-        place: `offset` and `length` of a read, in bytes.
+        place: `offset` and `length` of a request, in bytes.
     """
     if call == "dlopen":
         return ConfigError(
@@ -90,10 +90,10 @@ def other_disk(path: str, was: int, now: int) -> VddkError:
     )
 
 
-def child_lost(how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
+def child_lost(call: str, how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
     """The transient error when the child of an open disk crashed or hung."""
     where = f" at offset {place['offset']}" if place else ""
-    return call_lost("ReadAsync" if place else "Open", f"{how}{where}", path, log, **place)
+    return call_lost(call, f"{how}{where}", path, log, **place)
 
 
 def call_lost(call: str, how: str, path: str, log: Iterable[str], **place: object) -> VddkError:
@@ -112,7 +112,7 @@ def call_lost(call: str, how: str, path: str, log: Iterable[str], **place: objec
 
 
 def given_up(last: MoverError, restarts: int) -> MoverError:
-    """The error after `restarts` + 1 failures in a row without a byte read in between."""
+    """The error after `restarts` + 1 failures in a row without a byte transferred in between."""
     if not last.transient or not restarts:
         return last
     return VddkError(

@@ -1,11 +1,10 @@
-"""The read requests of an open disk: waiting, or in flight with the child process.
+"""The reads and writes of an open disk: waiting, or in flight with the child process.
 
-A read of the engine is a batch of requests of at most 1 MiB. Batches share the connection first come, first served.
-A request succeeds, or its child is lost (it returns to the front and is read anew), or it fails for good (its batch
-fails), or its batch is withdrawn.
+A read or write of the engine is a batch of requests of at most 1 MiB. Batches share the connection first come,
+first served. A request succeeds, or its child is lost (it returns to the front and is made anew), or it fails for
+good (its batch fails), or its batch is withdrawn.
 
-A batch is finished only when none of its requests is in flight: until then the library may still write into its
-buffer.
+A batch is finished only when none of its requests is in flight: until then the library may still use its buffer.
 """
 
 from __future__ import annotations
@@ -27,13 +26,17 @@ _MAX_ID = 0xFFFF_FFFF
 
 @dataclass(eq=False)
 class Batch:
-    """The requests of one read. `error` is the VixError that `failed` ended with."""
+    """The requests of one read or write. `error` is the VixError that `failed` ended with.
+
+    `proof`: it reads again what was written before; such a success says nothing about other requests.
+    """
 
     unfinished: int = 0
     finished: trio.Event = field(default_factory=trio.Event)
     abandoned: bool = False
     failed: Request | None = None
     error: int = 0
+    proof: bool = False
 
     def finish_one(self) -> None:
         self.unfinished -= 1
@@ -43,12 +46,21 @@ class Batch:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """`count` sectors from `sector` on, to byte `position` of the shared memory."""
+    """`count` sectors from `sector` on, to or from byte `position` of the shared memory. `flags`: see wire.REQUEST.
+
+    `digest` of what is written, for the proof that it is still there when its connection was lost.
+    """
 
     batch: Batch
     position: int
     sector: int
     count: int
+    flags: int = 0
+    digest: int = 0
+
+    @property
+    def call(self) -> str:
+        return "WriteAsync" if self.flags & wire.WRITE else "ReadAsync"
 
     @property
     def offset(self) -> int:
@@ -60,9 +72,16 @@ class Request:
 
 
 def split(
-    batch: Batch, position: int, offset: int, wanted: Extents, size: int, capacity: int
+    batch: Batch,
+    position: int,
+    offset: int,
+    wanted: Extents,
+    size: int,
+    capacity: int,
+    *,
+    write: bool = False,
 ) -> list[Request]:
-    """The requests for `wanted`, widened to clusters of 4 KiB: unbuffered reading demands them.
+    """The requests for `wanted`, in whole clusters of 4 KiB, which unbuffered access demands. Reads are widened.
 
     Args:
         position: Byte position in the shared memory for disk offset `offset`, a multiple of 4 KiB.
@@ -70,18 +89,22 @@ def split(
         capacity: Bytes of the disk; only its tail may end at any sector.
 
     Raises:
-        ValueError: The extents do not fit the buffer or the disk.
+        ValueError: The extents do not fit the buffer or the disk; or they are to be written and no whole clusters.
     """
     if position < 0 or offset % CLUSTER:
         raise ValueError(
-            f"A read at offset {offset} needs a buffer that is held and a multiple of {CLUSTER}."
+            f"A transfer at offset {offset} needs a buffer that is held and a multiple of {CLUSTER}."
         )
     end = min(offset + SPAN, capacity)
     if len(wanted) and (int(wanted.start[0]) < offset or int(wanted.end[-1]) > end):
         raise ValueError(f"{wanted} is not inside [{offset}, {end}).")
+    aligned = wanted.aligned(CLUSTER, capacity)
+    if write and aligned != wanted:
+        raise ValueError(f"{wanted} is to be written and does not consist of whole clusters of {CLUSTER}.")
+    flags = wire.WRITE if write else 0
     requests = [
-        Request(batch, position + start - offset, start // SECTOR, min(size, stop - start) // SECTOR)
-        for first, length in wanted.aligned(CLUSTER, capacity)
+        Request(batch, position + start - offset, start // SECTOR, min(size, stop - start) // SECTOR, flags)
+        for first, length in aligned
         for stop in (first + length,)
         for start in range(first, stop, size)
     ]
@@ -106,13 +129,14 @@ class RequestQueue:
         self._waiting.extend(requests)
 
     def take(self) -> list[bytes]:
-        """READ records of waiting requests, which are in flight from now on: as many as the depth allows."""
+        """REQUEST records of waiting requests, which are in flight from now on: as many as the depth allows."""
         records = []
         while self._waiting and len(self._flying) < self._depth:
             request = self._waiting.popleft()
             self._last_id = self._last_id % _MAX_ID + 1
             self._flying[self._last_id] = request
-            records.append(wire.READ.pack(request.position, request.sector, request.count, self._last_id))
+            place = request.position, request.sector, request.count
+            records.append(wire.REQUEST.pack(*place, self._last_id, request.flags))
         return records
 
     def landed(self, request_id: int) -> Request | None:
@@ -120,7 +144,7 @@ class RequestQueue:
         return self._flying.pop(request_id, None)
 
     def put_back(self, request: Request) -> None:
-        """Read it anew, before all others."""
+        """Make it anew, before all others."""
         if request.batch.abandoned:
             request.batch.finish_one()
         else:

@@ -26,6 +26,10 @@ _SECRET = re.compile(
 
 # Values that are secrets under any name: a private key, a URI with a password.
 _SECRET_VALUE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]*:[^/\s@]+@")
+
+# The documents of a point that hold a VM's own files.
+VMX_DOCUMENT = "vm.vmx"
+NVRAM_DOCUMENT = "vm.nvram"
 REDACTED = "(not stored: it may be a secret)"
 
 

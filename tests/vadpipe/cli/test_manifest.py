@@ -1,8 +1,10 @@
 """`vadpipe show`: what a stored verdict says of writers, also an old one's, and the manifest as it came."""
 
+import io
 import json
 import os
 
+import pycdlib
 import pytest
 import trio
 from click.testing import CliRunner
@@ -120,6 +122,46 @@ def test_a_point_without_manifest_says_so(repository, tmp_path):
     with pytest.raises(SinkError, match="holds no VSS manifest"):
         shown(repository, "--extract-manifest", tmp_path / "m.zip")
     assert not (tmp_path / "m.zip").exists()
+
+
+def test_the_restore_sheet_is_written_whole_and_nothing_is_overwritten(repository, tmp_path):
+    identity = with_manifest(repository)
+    place = tmp_path / "a" / "sheet"
+    shown(repository, "--restore-sheet", place)
+    readme = (place / "README.txt").read_text("utf-8-sig")
+    assert identity in readme
+    assert "because" in readme
+    assert (place / "documents" / "vss-manifest.zip").read_bytes() == MANIFEST
+    assert "not prepared" in next(place.glob("*SqlServerWriter.txt")).read_text("utf-8-sig")
+    with pytest.raises(SinkError, match=r"sheet is not empty\..*--force"):
+        shown(repository, "--restore-sheet", place)
+    shown(repository, "--restore-sheet", place, "--force")
+
+
+def test_the_restore_sheet_of_a_name_in_iso_is_an_image_with_the_same_files(repository, tmp_path):
+    with_manifest(repository)
+    shown(repository, "--restore-sheet", tmp_path / "sheet")
+    shown(repository, "--restore-sheet", tmp_path / "sheet.iso")
+    image = pycdlib.PyCdlib()
+    image.open(str(tmp_path / "sheet.iso"))
+    found = {}
+    for directory, _, names in image.walk(joliet_path="/"):
+        for name in names:
+            content = io.BytesIO()
+            image.get_file_from_iso_fp(content, joliet_path=f"{directory.rstrip('/')}/{name}")
+            found[f"{directory}/{name}".strip("/")] = content.getvalue()
+    image.close()
+    files = [path for path in (tmp_path / "sheet").rglob("*") if path.is_file()]
+    assert found == {path.relative_to(tmp_path / "sheet").as_posix(): path.read_bytes() for path in files}
+    with pytest.raises(SinkError, match=r"sheet\.iso exists"):
+        shown(repository, "--restore-sheet", tmp_path / "sheet.iso")
+
+
+def test_a_point_without_documents_has_a_readme_that_says_so(repository, tmp_path):
+    stored(repository, Evidence("crash", False, ["the guest was off"], {}, {}))
+    shown(repository, "--restore-sheet", tmp_path / "sheet")
+    assert [path.name for path in (tmp_path / "sheet").iterdir()] == ["README.txt"]
+    assert "the guest was off" in (tmp_path / "sheet" / "README.txt").read_text("utf-8-sig")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ async def test_a_qcow2_image_comes_back_from_a_repository(serve: Serve, qcow2: P
         assert [disk.key for disk in second.disks] == ["system"]
         assert first.disks[0].receipt.root == second.disks[0].receipt.root
         await restore(reader, second, RawDirectory(tmp_path / "restored"))
-    (restored,) = (tmp_path / "restored").iterdir()
+    (restored,) = (tmp_path / "restored").rglob("*.raw")
     compare = ["qemu-img", "compare", "-f", "raw", "-F", "qcow2", restored, qcow2]
     assert b"identical" in (await trio.run_process(compare, capture_stdout=True)).stdout
 

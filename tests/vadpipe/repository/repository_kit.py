@@ -133,8 +133,8 @@ def _into(extents: Source[Window], disk: Disk, point: Point, codec: Codec) -> Pi
     return framed_path(extents, disk, point, point, codec) | IntoRepository(point, disk)
 
 
-async def backup(repository: Repository, disks: Sequence[Disk], path=full_path) -> str:
-    receipt = await Job(FakeMachine(disks), path, repository).run()
+async def backup(repository: Repository, disks: Sequence[Disk], path=full_path, **machine) -> str:
+    receipt = await Job(FakeMachine(disks, **machine), path, repository).run()
     return receipt.point
 
 

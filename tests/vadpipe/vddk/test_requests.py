@@ -33,7 +33,7 @@ def test_requests_cover_what_is_wanted_and_stay_inside(ranges, size, sectors):
 
 
 def ids(records: list[bytes]) -> list[int]:
-    return [wire.READ.unpack(record)[3] for record in records]
+    return [wire.REQUEST.unpack(record)[3] for record in records]
 
 
 def filled(depth: int, batches: int = 1) -> tuple[RequestQueue, list[Batch]]:
@@ -60,7 +60,7 @@ def test_lost_requests_are_read_anew_first_and_in_order():
     queue, _ = filled(depth=3)
     queue.take()
     assert [request.offset for request in queue.recover()] == [0, CLUSTER, 2 * CLUSTER]
-    again = [wire.READ.unpack(record)[1] * 512 for record in queue.take()]
+    again = [wire.REQUEST.unpack(record)[1] * 512 for record in queue.take()]
     assert again == [0, CLUSTER, 2 * CLUSTER]
 
 

@@ -14,10 +14,13 @@ Imports go down this list only.
 from .faults.injection import Delay, Drop, Event, Refusal
 from .faults.on_demand import FolderTraits, ManifestTraits, refusing
 from .server import LabVcenter
+from .state.boot import BootTraits
+from .state.networks import NetworkTraits
 from .state.quiescing import Manifest, QuiesceRequest, Quiescing
 from .state.snapshots import OnSnapshot
 
 __all__ = [
+    "BootTraits",
     "Delay",
     "Drop",
     "Event",
@@ -25,6 +28,7 @@ __all__ = [
     "LabVcenter",
     "Manifest",
     "ManifestTraits",
+    "NetworkTraits",
     "OnSnapshot",
     "QuiesceRequest",
     "Quiescing",

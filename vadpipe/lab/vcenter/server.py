@@ -20,8 +20,19 @@ from .faults.on_demand import FolderTraits, ManifestTraits
 from .objects import relocation
 from .service import Service, Settings
 from .state import snapshots
+from .state.boot import BootTraits
 from .state.guests import Guests
-from .state.inventory import DiskState, HostTraits, Inventory, VmState, VmTraits, disk_keys, replace_file
+from .state.inventory import (
+    DatastoreTraits,
+    DiskState,
+    HostTraits,
+    Inventory,
+    VmState,
+    VmTraits,
+    disk_keys,
+    replace_file,
+)
+from .state.networks import NetworkTraits
 from .state.quiescing import Manifest, Quiescing
 from .state.snapshots import OnSnapshot
 from .state.tagging import Tagging
@@ -162,6 +173,23 @@ class LabVcenter:
             self._inventory.save()
         return moref
 
+    def add_network(self, traits: NetworkTraits) -> str:
+        """One more network; its moref, which is also the key of a distributed portgroup."""
+        prefix = {"standard": "network", "distributed": "dvportgroup", "opaque": "network-o"}[traits.kind]
+        moref = f"{prefix}-{self._inventory.number()}"
+        with self._service.changes.lock:
+            self._service.add_network(moref, traits)
+            self._inventory.save()
+        return moref
+
+    def set_datastore(self, name: str, traits: DatastoreTraits) -> Path:
+        """The directory of datastore `name`, which is as `traits` say from now on."""
+        root = self.datastore(name)
+        with self._service.changes.lock:
+            self._inventory.datastore_traits[name] = traits
+            self._inventory.save()
+        return root
+
     def register_vm(
         self,
         directory: Path,
@@ -255,6 +283,11 @@ class LabVcenter:
     def guests(self) -> Guests:
         """What is inside the VMs: files, scripts that ran, the account."""
         return self._service.guests
+
+    @property
+    def boot(self) -> BootTraits:
+        """How the guests of created VMs boot, to be changed at will."""
+        return self._service.boots.traits
 
     @property
     def calls(self) -> dict[str, int]:

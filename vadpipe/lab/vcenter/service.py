@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import logging
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyVmomi import VmomiSupport, vim, vmodl
@@ -30,10 +32,15 @@ from .objects.managers import (
     ViewManager,
     descendants,
 )
+from .objects.networks import KINDS, Switch
 from .objects.vm import VirtualMachine, VirtualMachineSnapshot
+from .state import vm_devices
+from .state.backings import networks_of
+from .state.boot import Boots
 from .state.changes import Changes
 from .state.guests import Guests
 from .state.inventory import FIRST_HOST, HostTraits, Inventory, VmState, replace_file
+from .state.networks import NETWORK, NetworkTraits
 from .state.quiescing import Manifest
 from .state.snapshots import OnSnapshot
 from .state.tagging import Tagging
@@ -107,6 +114,7 @@ class Service:
         self.tagging = Tagging(inventory.root, settings.session_idle_s, settings.clock)
         self.events = EventManager(self)
         self.guests = Guests(self)
+        self.boots = Boots(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
         self.asked: set[tuple[type, str]] = set()
@@ -117,7 +125,9 @@ class Service:
         self.manifests = ManifestTraits()
         self.stopping = False
         self.host_browser = DatastoreBrowser(self, f"datastoreBrowser-{FIRST_HOST}")
-        self.root_folder, vm_folder, self._host_folder, self._datastore_folder = build(self)
+        self.root_folder, vm_folder, self._host_folder, self._datastore_folder, networks = build(self)
+        self._network_folder = networks
+        self._switches: dict[str, Switch] = {}
         self._vm_folders = VmFolders(vm_folder, self._register)
         self._compute_resources: dict[str, ComputeResource] = {}
         self._datastores: dict[str, Datastore] = {}
@@ -134,18 +144,23 @@ class Service:
             self.root_folder,
             *descendants(self.root_folder),
         )
+        for moref, network in inventory.networks.items():
+            self.add_network(moref, network)
         for host, traits in inventory.hosts.items():
             self.add_host(host, traits)
         for name in inventory.datastores:
             self.add_datastore(name)
         for vm in inventory.vms.values():
             self.add_vm(vm)
+            if vm.created and vm.power == "poweredOn" and vm.heartbeat != "green":
+                self.boots.start(vm)
 
     def stop(self) -> None:
         """Release every wait and let the running tasks finish at once."""
         self.stopping = True
         self.changes.touch()
         self.tasks.stop()
+        self.boots.stop()
 
     # The inventory
 
@@ -163,6 +178,36 @@ class Service:
         self._host_folder.adopt(compute_resource)
         self._register(compute_resource, *descendants(compute_resource))
 
+    def add_network(self, moref: str, traits: NetworkTraits) -> None:
+        self.inventory.networks[moref] = traits
+        network = KINDS[traits.kind](self, moref, traits)
+        self._network_folder.adopt(network)
+        self._register(network)
+        if traits.kind == "distributed":
+            self.switch(traits)
+
+    def switch(self, traits: NetworkTraits) -> Switch:
+        """The distributed switch of a portgroup."""
+        if traits.switch_uuid not in self._switches:
+            made = Switch(self, f"dvs-{len(self._switches) + 30}", traits)
+            self._switches[traits.switch_uuid] = made
+            self._network_folder.adopt(made)
+            self._register(made)
+        return self._switches[traits.switch_uuid]
+
+    def networks_of(self, vm: VmState) -> list[str]:
+        """The morefs of the networks that a VM is on; a registered one is said to be on the first."""
+        if vm.devices is None:
+            return [NETWORK]
+        return networks_of(self.inventory, vm_devices.kept(self.inventory, vm))
+
+    def host_of_pool(self, pool: VmomiSupport.ManagedObject) -> str:
+        """The moref of the host whose resources these are. Raises ManagedObjectNotFound."""
+        for host, resource in self._compute_resources.items():
+            if resource.pool.moref == moref_of(pool):
+                return host
+        raise vmodl.fault.ManagedObjectNotFound(obj=pool, msg=f"The object '{pool}' does not exist.")
+
     def pool_of(self, host: str) -> vim.ResourcePool:
         return vim.ResourcePool(self._compute_resources[host].pool.moref)
 
@@ -173,6 +218,48 @@ class Service:
 
     def vms_on(self, host: str) -> list[VmState]:
         return [vm for vm in self.inventory.vms.values() if vm.host == host]
+
+    def vm_folder_path(self, folder: Managed) -> str | None:
+        """The path of a folder of VMs; None for another object."""
+        return self._vm_folders.path_of(folder)
+
+    def make_folder(self, path: str) -> str:
+        """A folder of VMs; its moref."""
+        made = self._vm_folders.at(path).moref
+        self.inventory.save()
+        return made
+
+    def need_free_name(self, name: str, folder: str) -> None:
+        """Raises DuplicateName when something in a folder of VMs is called so."""
+        for entity in self._vm_folders.at(folder).children:
+            if entity.display_name == name:
+                raise vim.fault.DuplicateName(
+                    name=name, object=entity.ref, msg=f"The name '{name}' already exists."
+                )
+
+    def free_instance_uuid(self, wanted: str, vm: VmState) -> str:
+        """The one that is wanted, another one where that is empty or taken, as a vCenter resolves a conflict."""
+        taken = {one.instance_uuid for one in self.inventory.vms.values() if one is not vm}
+        return str(uuid.uuid4()) if not wanted or wanted.lower() in taken else wanted.lower()
+
+    def need(self, privilege: str, entity: VmomiSupport.ManagedObject) -> None:
+        """Raises NoPermission when the account lacks the privilege."""
+        if privilege in self.denied_privileges:
+            raise vim.fault.NoPermission(
+                object=type(entity)(moref_of(entity)),
+                privilegeId=privilege,
+                msg="Permission to perform this operation was denied.",
+            )
+
+    def need_datastore_privilege(self, privilege: str, name: str) -> None:
+        """As `need`, for a datastore that the account may have been forbidden."""
+        self.need(privilege, self._datastores[name].ref)
+        if name in self.forbidden_datastores:
+            raise vim.fault.NoPermission(
+                object=self._datastores[name].ref,
+                privilegeId=privilege,
+                msg="Permission to perform this operation was denied.",
+            )
 
     def add_vm(self, vm: VmState) -> None:
         managed = VirtualMachine(self, vm)
@@ -219,9 +306,18 @@ class Service:
                 *(f"cookie={form}" for session in self.sessions.live() for form in session.cookie_forms),
                 f"api={self.settings.api_type}",
                 *(f"vm={vm.moref}" for vm in vms),
+                *(f"on={vm.moref}" for vm in vms if vm.power != "poweredOff"),
+                *(f"{kind}={path}" for vm in vms for kind, path in self._flat_disks(vm)),
                 *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
             ]
             replace_file(self.inventory.root / "vddk.conf", "".join(f"{line}\n" for line in lines))
+
+    def _flat_disks(self, vm: VmState) -> Iterator[tuple[str, str]]:
+        """Which disks have blocks set aside, as ("lazy" or "eager", path); all others are thin."""
+        for disk in self.inventory.disks_of(vm).values():
+            if disk.provisioning != "thin":
+                kind = "eager" if disk.provisioning == "eager" else "lazy"
+                yield kind, self.inventory.datastore_path(disk.base)
 
     # Sessions
 

@@ -166,12 +166,15 @@ int descriptor_set(struct descriptor *descriptor, const char *key, const char *v
 {
     const char *quote = strncasecmp(key, "ddb.", 4) == 0 ? "\"" : "";
     const char *separator = *quote == '\0' ? "=" : " = ";
-    const char *line = descriptor->text + strlen(descriptor->text);
-    const char *before = line > descriptor->text && line[-1] != '\n' ? "\n" : "";
-    const char *after = "\n";
-    size_t length = 0;
-    if (find_key(descriptor->text, key, &line, &length)) {
-        before = after = "";
+    const char *line;
+    size_t length;
+    const char *before = "";
+    const char *after = "";
+    if (!find_key(descriptor->text, key, &line, &length)) {
+        line = descriptor->text + strlen(descriptor->text);
+        length = 0;
+        before = line > descriptor->text && line[-1] != '\n' ? "\n" : "";
+        after = "\n";
     }
     char *changed;
     if (asprintf(&changed, "%.*s%s%s%s%s%s%s%s%s", (int)(line - descriptor->text), descriptor->text, before,

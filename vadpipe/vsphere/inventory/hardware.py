@@ -117,8 +117,8 @@ def vm_controllers(devices: Sequence[Device]) -> list[VmController]:
     """Every controller that can hold disks."""
     return [
         VmController(
-            key=_bus(device),
-            kind=_type_name(device),
+            key=bus_of(device),
+            kind=type_name(device),
             sharing=str(getattr(device, "sharedBus", None) or ""),
             attached=sum(1 for other in devices if other.controllerKey == device.key),
         )
@@ -148,6 +148,17 @@ def boot_bus(disks: Sequence[VmDisk], boot_order: Sequence[object]) -> str | Non
 def chains(devices: Sequence[Device]) -> dict[int, Sequence[str]]:
     """The chain of each disk (see `VmDisk.chain`) by its device key. An unreadable parent ends the chain."""
     return {disk.device_key: list(disk.chain) for disk in vm_disks(devices)}
+
+
+def provisioning_of(backing: vim.vm.device.VirtualDevice.BackingInfo | None) -> str:
+    """How the base of a disk is allocated: 'thin', 'lazy' or 'eager'; empty when its backing does not tell."""
+    while (parent := getattr(backing, "parent", None)) is not None:
+        backing = parent
+    if getattr(backing, "thinProvisioned", None):
+        return "thin"
+    if getattr(backing, "eagerlyScrub", None):
+        return "eager"
+    return "lazy" if getattr(backing, "thinProvisioned", None) is not None else ""
 
 
 def configuration(config: vim.vm.ConfigInfo, left_out: Sequence[str]) -> dict[str, object]:
@@ -198,7 +209,7 @@ def configuration(config: vim.vm.ConfigInfo, left_out: Sequence[str]) -> dict[st
 def _disk(disk: vim.vm.device.VirtualDisk, controllers: Mapping[int, Device]) -> VmDisk:
     backing = disk.backing
     controller = controllers.get(disk.controllerKey) if disk.controllerKey is not None else None
-    key = f"{_bus(controller)}:{disk.unitNumber}" if controller is not None else f"disk{disk.key}"
+    key = f"{bus_of(controller)}:{disk.unitNumber}" if controller is not None else f"disk{disk.key}"
     return VmDisk(
         key=key,
         device_key=disk.key,
@@ -234,12 +245,12 @@ def _left_out(backing: vim.vm.device.VirtualDevice.BackingInfo | None) -> str:
     return ""
 
 
-def _bus(controller: Device) -> str:
+def bus_of(controller: Device) -> str:
     name = next((name for kind, name in _BUSES.items() if isinstance(controller, kind)), "bus")
     return f"{name}{getattr(controller, 'busNumber', 0)}"
 
 
-def _type_name(device: Device) -> str:
+def type_name(device: Device) -> str:
     return type(device).__name__.rpartition(".")[2]
 
 
@@ -257,7 +268,7 @@ def _disk_document(disk: VmDisk) -> dict[str, object]:
 
 def _nic(device: Device) -> dict[str, object]:
     return {
-        "type": _type_name(device),
+        "type": type_name(device),
         "label": device.deviceInfo.label if device.deviceInfo else "",
         "network": device.deviceInfo.summary if device.deviceInfo else "",
         "mac_address": getattr(device, "macAddress", None),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +57,7 @@ class _Generation:
         action: What stands before the name of an action.
         identified: What stands before an id in a path.
         tags_of: The resource that lists the tags of a category.
+        association: The resource of what has a tag.
         wrapped: Answers are the member `value` of an object.
     """
 
@@ -65,16 +66,26 @@ class _Generation:
     action: str
     identified: str
     tags_of: str
+    association: str
     wrapped: bool
 
 
-_NEWER = _Generation("/api/session", "/api/cis/tagging", "?action=", "/", "tag", wrapped=False)
+_NEWER = _Generation(
+    "/api/session",
+    "/api/cis/tagging",
+    "?action=",
+    "/",
+    "tag",
+    "tag-association/{tag}",
+    wrapped=False,
+)
 _OLDER = _Generation(
     "/rest/com/vmware/cis/session",
     "/rest/com/vmware/cis/tagging",
     "?~action=",
     "/id:",
     "tag/id:{category}",
+    "tag-association/id:{tag}",
     wrapped=True,
 )
 
@@ -98,6 +109,31 @@ async def tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]
             server=session.server,
         )
     return await session.call(f"tagged {tag}", lambda: _tagged(session, tag))
+
+
+async def known_tags(session: VcenterSession) -> dict[tuple[str, str], str]:
+    """The ids of all tags, by category and name; none on an ESXi host. Raises as `tagged`."""
+    require_password(session.settings)
+    if not session.is_vcenter:
+        return {}
+    return await session.call("known tags", lambda: _known_tags(session))
+
+
+async def attach_tags(session: VcenterSession, vm_moref: str, tags: Sequence[str]) -> None:
+    """Attach the tags with these ids to a VM; one that it has already stays. Raises as `tagged`."""
+    subject = {"type": "VirtualMachine", "id": vm_moref}
+
+    def attach() -> None:
+        with _Client.opened(session) as client:
+            for tag in tags:
+                client.attach(tag, subject)
+
+    await session.call("attach tags", attach)
+
+
+def _known_tags(session: VcenterSession) -> dict[tuple[str, str], str]:
+    with _Client.opened(session) as client:
+        return dict(client.all_tags())
 
 
 def require_password(settings: Vcenter) -> None:
@@ -160,6 +196,17 @@ class _Client:
             server=self._settings.server,
             near=near,
         )
+
+    def all_tags(self) -> Iterator[tuple[tuple[str, str], str]]:
+        """(category, name) and id of every tag."""
+        for category_id in self.ask("GET", "category"):
+            category = self._name("category", category_id)
+            for tag_id in self._tags_of(category_id):
+                yield (category, self._name("tag", tag_id)), tag_id
+
+    def attach(self, tag_id: str, subject: Mapping[str, str]) -> None:
+        resource = self._generation.association.format(tag=_in_path(tag_id))
+        self.ask("POST", resource, action="attach", object_id=subject)
 
     def _tags_of(self, category_id: str) -> list[str]:
         resource = self._generation.tags_of.format(category=_in_path(category_id))

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -35,6 +35,11 @@ class IntentKind(StrEnum):
     SNAPSHOT = "snapshot"
     RELOCATION_LOCK = "relocation lock"
     POWER = "power"
+    NEW_VM = "new VM"
+
+
+# The phase of a new VM from which on it is complete and proved; before, it is taken away again.
+WHOLE = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,9 @@ class Intent:
     relocation lock   its identity contains the token; ended through the VDDK in `libdir`
     hot-added disks   detached through the VDDK in `libdir`, which keeps a list of them in `tmp_directory`
     power             the VM was on and was shut down; it has to be powered on
+    new VM            it is being restored from `point`, with the UUID `vm_uuid`; a setting of it holds the token.
+                      In the phase WHOLE it stays, in any earlier phase it is destroyed. `vm_moref` is empty until
+                      it is known. `disks`: the bytes of the disks that it gets, by their keys
 
     `server_id`: the server's own identity. `vm_uuid`: the VM's instance UUID. `abandoned`: the process that wrote
     it still runs, but has given up undoing the change.
@@ -59,6 +67,9 @@ class Intent:
     kind: IntentKind = IntentKind.SNAPSHOT  # the default of old files, which have no kind
     libdir: str = ""
     tmp_directory: str = ""
+    point: str = ""
+    phase: str = ""
+    disks: Mapping[str, int] = field(default_factory=dict)
     abandoned: bool = False
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -74,6 +85,8 @@ class Intent:
     @property
     def title(self) -> str:
         """The change in words, e.g. "snapshot 'vadpipe 2026...' of web01"."""
+        if self.kind is IntentKind.NEW_VM:
+            return f"{self.kind} {self.vm_name} (from point {self.point}, {self.phase})"
         name = f" {self.snapshot_name!r}" if self.kind is IntentKind.SNAPSHOT else ""
         return f"{self.kind}{name} of {self.vm_name}"
 
@@ -149,6 +162,7 @@ def _load(path: Path) -> Intent | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         missing = {item.name: item.default for item in fields(Intent) if item.default is not MISSING}
+        missing |= {"disks": {}}
         known = {item.name: {**missing, **document}[item.name] for item in fields(Intent)}
         return Intent(**{**known, "kind": IntentKind(known["kind"])})
     except FileNotFoundError:  # another process removed it just now

@@ -11,8 +11,9 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import trio
 
@@ -33,10 +34,17 @@ class Entry:
     """An intent while its change exists. `in_doubt`: the change may still come, so the intent stays."""
 
     intent: Intent
+    journal: Journal
     in_doubt: bool = False
     _undo: Undo | None = None
     _within_s: float = 0.0
     _or_else: Callable[[str], MoverError] = LeftBehind
+
+    async def write(self, **changes: Any) -> None:  # noqa: ANN401  # fields of Intent
+        """Make the intent durable, with these fields changed. Raises SourceError."""
+        changed = replace(self.intent, **changes)
+        await trio.to_thread.run_sync(self.journal.write, changed)
+        self.intent = changed
 
     def undo_with(self, undo: Undo, *, within_s: float, or_else: Callable[[str], MoverError]) -> None:
         """Say how the change is undone, before it is made. May be called again.
@@ -99,8 +107,8 @@ async def journaled(
         libdir=libdir,
         tmp_directory=tmp_directory,
     )
-    await trio.to_thread.run_sync(journal.write, intent)
-    entry = Entry(intent)
+    entry = Entry(intent, journal)
+    await entry.write()
     try:
         yield entry
     except BaseException as failure:

@@ -1,14 +1,14 @@
 """Undoing what killed runs left behind: exactly what the intents of dead processes name.
 
-Per VM in the only order that works: hot-added disks are detached, snapshots removed, relocation locks ended, and a
-VM that was shut down is powered on. What cannot be undone does not hold up the rest, with one exception: a snapshot
-is kept while a disk of it is attached to a VM.
+Per VM in the only order that works: hot-added disks are detached, snapshots removed, relocation locks ended, a VM
+that was shut down is powered on, and a new VM whose restore did not finish is destroyed. What cannot be undone does
+not hold up the rest, with one exception: a snapshot, or a new VM, is kept while a disk of it is attached to a VM.
 
 A snapshot is ours when two witnesses agree: an intent of the journal, and its token in the snapshot's description.
 Other snapshots are never touched, nor those of a run that is alive. A lock is ours by its identity, which contains
-the token. An intent without a change is dropped once it is too old for anybody to be still making the change. An
-intent that could not be dealt with is kept and reported each time. A removal that was killed half way may have left
-redo logs; these are consolidated or reported as well.
+the token. Of a new VM a setting holds the token; see `new`. An intent without a change is dropped once it is too
+old for anybody to be still making the change. An intent that could not be dealt with is kept and reported each
+time. A removal that was killed half way may have left redo logs; these are consolidated or reported as well.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
-from ..journal.intents import Intent, IntentKind, Journal
+from ..journal.intents import WHOLE, Intent, IntentKind, Journal
 from ..journal.relocation_lock import DISABLED, is_locked, relocation_disabled
 from ..snapshot.hot_add import detach
 from ..snapshot.remove import NEEDED, Consolidate, find_ours, needs_consolidation, remove_ours
 from ..snapshot.tree import SNAPSHOT_PATHS, snapshots_in
+from .new import destroy_new_vm, find_new_vm, reason_to_keep
 from .power import POWER_STATE, power_on
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ _SETTLED_AFTER_S = {
     IntentKind.SNAPSHOT: 5 * 3600.0,
     IntentKind.RELOCATION_LOCK: 300.0,
     IntentKind.POWER: 3600.0,
+    IntentKind.NEW_VM: 900.0,
 }
 _SEEN = (*SNAPSHOT_PATHS, NEEDED, DISABLED, POWER_STATE)
 # For one intent, so that somebody's task that hangs does not hold up a run for ever.
@@ -61,17 +63,19 @@ class Outcome(Enum):
     REMOVED = "removed"
     CONSOLIDATED = "removed before, its disks consolidated"
     POWERED_ON = "powered on again"
+    WHOLE = "complete and proved: it stays"
     NOT_FOUND = "not found: it was never created, or was removed before"
     NOTHING_TO_UNDO = "nothing to undo"
     WOULD_REMOVE = "would be removed"
     WOULD_CONSOLIDATE = "removed before, its disks would be consolidated"
     WOULD_POWER_ON = "would be powered on again"
+    WOULD_STAY = "complete and proved: it would stay"
     IN_USE = "in use"
     KEPT = "kept"
 
 
 # After which nothing is left to undo, and what a report mentions.
-_UNDONE = (Outcome.REMOVED, Outcome.POWERED_ON)
+_UNDONE = (Outcome.REMOVED, Outcome.POWERED_ON, Outcome.WHOLE)
 TELLING = (*_UNDONE, Outcome.CONSOLIDATED, Outcome.KEPT)
 
 
@@ -143,7 +147,12 @@ async def look_ahead(
     subjects = [vim.VirtualMachine(moref, session.stub) for moref in morefs.values()]
     seen = await session.call("RetrieveProperties", lambda: read_each(session.content, subjects, _SEEN))
     vms = {row.moref: row for row in seen}
-    return [sweeping.look_ahead(intent, vms.get(morefs.get(intent.vm_uuid, ""))) for intent in intents]
+    return [
+        await sweeping.look_ahead_at_new_vm(intent)
+        if intent.kind is IntentKind.NEW_VM
+        else sweeping.look_ahead(intent, vms.get(morefs.get(intent.vm_uuid, "")))
+        for intent in intents
+    ]
 
 
 async def _begun(
@@ -187,11 +196,14 @@ class _Sweep:
             IntentKind.POWER: self._power_on,
         }
         try:
-            # The moref changes when a VM is registered anew, its instance UUID does not.
-            vm_moref = await find_vm_by_uuid(self.session, intent.vm_uuid)
-            if vm_moref is None:
-                return self._gone(intent)
-            swept = await undo[intent.kind](intent, vm_moref)
+            if intent.kind is IntentKind.NEW_VM:
+                swept = await self._destroy(intent)
+            else:
+                # The moref changes when a VM is registered anew, its instance UUID does not.
+                vm_moref = await find_vm_by_uuid(self.session, intent.vm_uuid)
+                if vm_moref is None:
+                    return self._gone(intent)
+                swept = await undo[intent.kind](intent, vm_moref)
             if self._is_over(swept):
                 await trio.to_thread.run_sync(self.journal.remove, intent)
         except MoverError as exc:
@@ -218,6 +230,21 @@ class _Sweep:
         unfinished = row.get(NEEDED) and self.consolidate != "never"
         otherwise = Outcome.WOULD_CONSOLIDATE if unfinished else Outcome.NOT_FOUND
         return Swept(intent, Outcome.WOULD_REMOVE if ours else otherwise)
+
+    async def look_ahead_at_new_vm(self, intent: Intent) -> Swept:
+        """What `deal_with` would do to a new VM; two calls."""
+        if intent.is_live():
+            return Swept(intent, Outcome.IN_USE, self._holder(intent))
+        try:
+            row = await find_new_vm(self.session, intent)
+        except MoverError as exc:
+            return Swept(intent, Outcome.KEPT, str(exc))
+        if row is None:
+            return Swept(intent, Outcome.NOT_FOUND)
+        if intent.phase == WHOLE:
+            return Swept(intent, Outcome.WOULD_STAY)
+        reason = reason_to_keep(row, intent)
+        return Swept(intent, Outcome.KEPT if reason else Outcome.WOULD_REMOVE, reason)
 
     def _gone(self, intent: Intent) -> Swept:
         reason = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
@@ -270,6 +297,14 @@ class _Sweep:
         end = partial(_vddk(intent).end_access, vm_access(self.session, vm_moref), intent.identity)
         await retry(end, self.session.settings.patience_s)
         return Swept(intent, Outcome.REMOVED)
+
+    async def _destroy(self, intent: Intent) -> Swept:
+        if (reason := self.attached.get((intent.vm_uuid, intent.run))) is not None:
+            return Swept(intent, Outcome.KEPT, f"its disks may still be hot-added to a VM: {reason}")
+        if intent.phase == WHOLE:
+            return Swept(intent, Outcome.WHOLE)
+        destroyed = await destroy_new_vm(self.session, intent)
+        return Swept(intent, Outcome.REMOVED if destroyed else Outcome.NOT_FOUND)
 
     async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
         was_off = await retry(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)

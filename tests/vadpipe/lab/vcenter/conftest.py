@@ -81,3 +81,21 @@ def make_vm():
 @pytest.fixture
 def finish():
     return _finish
+
+
+@pytest.fixture
+def site(vcenter, client):
+    """Where VMs are created: the datacenter, its folder of VMs, the pool, and `create(spec)`."""
+    datacenter = client.content.rootFolder.childEntity[0]
+    pool = datacenter.hostFolder.childEntity[0].resourcePool
+
+    def create(spec, folder=None, host=None):
+        return _finish(client, (folder or datacenter.vmFolder).CreateVM_Task(spec, pool, host))
+
+    return SimpleNamespace(
+        datacenter=datacenter,
+        folder=datacenter.vmFolder,
+        pool=pool,
+        create=create,
+        finish=lambda task: _finish(client, task),
+    )

@@ -11,16 +11,16 @@ from pyVmomi import VmomiSupport, vim
 from ..api.about import about
 from ..api.managed import Entity, Managed, vim_property
 from ..state.inventory import FIRST_HOST, DatastoreTraits, HostTraits, VmState
+from .creation import Creating
 from .datastore import DatastoreBrowser
 
 if TYPE_CHECKING:
     from ..service import Service
 
-NETWORK = "network-10"
 _MAX_FILE_SIZE = 62 << 40  # VMFS 6
 
 
-class Folder(Entity):
+class Folder(Creating):
     vim_type: ClassVar[type[VmomiSupport.ManagedObject]] = vim.Folder
 
     def __init__(self, service: Service, moref: str, name: str) -> None:
@@ -95,7 +95,7 @@ class Datacenter(Folder):
 
     @vim_property
     def network(self) -> list[vim.Network]:
-        return [vim.Network(child.moref) for child in self.entities[3].children]
+        return [vim.Network(moref) for moref in self.service.inventory.networks]
 
 
 class ComputeResource(Entity):
@@ -203,18 +203,6 @@ class ResourcePool(Entity):
         ]
 
 
-class Network(Entity):
-    vim_type = vim.Network
-
-    @property
-    def display_name(self) -> str:
-        return "VM Network"
-
-    @vim_property
-    def summary(self) -> vim.Network.Summary:
-        return vim.Network.Summary(network=self.ref, name=self.display_name, accessible=True, ipPoolName="")
-
-
 class Datastore(Entity):
     """A directory below `datastores`."""
 
@@ -281,8 +269,8 @@ class Datastore(Entity):
         return [vim.VirtualMachine(vm.moref) for vm in on_it]
 
 
-def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
-    """The tree down to the empty folders. Returns the root, and the folders of VMs, hosts and datastores.
+def build(service: Service) -> tuple[Folder, Folder, Folder, Folder, Folder]:
+    """The tree down to the empty folders. Returns the root, and those of VMs, hosts, datastores and networks.
 
     The datacenter's name in the inventory may be a path: what is before its last slash are folders.
     """
@@ -300,8 +288,7 @@ def build(service: Service) -> tuple[Folder, Folder, Folder, Folder]:
     networks = Folder(service, "group-n6", "network")
     for folder in (vms, hosts, datastores, networks):
         datacenter.adopt(folder)
-    networks.adopt(Network(service, NETWORK))
-    return root, vms, hosts, datastores
+    return root, vms, hosts, datastores, networks
 
 
 _PREFIX = {Folder: "group-v", VirtualApp: "resgroup-v"}
@@ -320,6 +307,10 @@ class VmFolders:
         if vapp := vm.traits.vapp:
             return self.at(f"{vm.folder}/{vapp}".strip("/"), VirtualApp)
         return self.at(vm.folder)
+
+    def path_of(self, folder: Managed) -> str | None:
+        """The path of a folder; None for one of another kind."""
+        return next((path for path, one in self._by_path.items() if one is folder), None)
 
     def at(self, path: str, kind: type[Folder] = Folder) -> Folder:
         """The folder, made with those above it when it is not there; its moref is the same after a restart."""

@@ -67,7 +67,7 @@ def move(
 
 def _move_files(service: Service, vm: VmState, datastore: str) -> None:
     old, root = service.inventory.directory_of(vm), service.inventory.datastore_root(datastore)
-    new = _free_directory(root, vm.name.replace("/", "_"))
+    new = free_directory(root, vm.name.replace("/", "_"))
     with ExitStack() as stack:
         for disk in service.inventory.disks_of(vm).values():
             stack.enter_context(disk.moving(new))
@@ -83,7 +83,7 @@ def _move_files(service: Service, vm: VmState, datastore: str) -> None:
         old.rmdir()
 
 
-def _free_directory(root: Path, name: str) -> Path:
+def free_directory(root: Path, name: str) -> Path:
     """`name`, or `name_1` and so on where that is taken."""
     candidates = (root / (f"{name}_{number}" if number else name) for number in count())
     return next(path for path in candidates if not path.exists())

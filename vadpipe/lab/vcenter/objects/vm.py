@@ -10,9 +10,10 @@ from ...vmdk_files import LabDiskError
 from ..api.managed import Call, Managed, moref_of, vim_property
 from ..state import snapshots, vm_properties
 from ..state.inventory import SnapshotState, VmState
-from ..state.outside import note
 from ..state.quiescing import QuiesceSpec
-from .entities import NETWORK
+from .creation import Mortal
+from .power import Powered
+from .reconfiguration import Reconfigurable
 from .relocation import Relocatable, disabled_methods
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _TIMEOUT_MIN = range(5, 241)  # documented range of VirtualMachineGuestQuiesceSpec.timeout
 
 
-class VirtualMachine(Relocatable):
+class VirtualMachine(Reconfigurable, Powered, Mortal, Relocatable):
     vim_type = vim.VirtualMachine
 
     def __init__(self, service: Service, state: VmState) -> None:
@@ -81,7 +82,7 @@ class VirtualMachine(Relocatable):
 
     @vim_property
     def network(self) -> list[vim.Network]:
-        return [vim.Network(NETWORK)]
+        return [vim.Network(moref) for moref in self.service.networks_of(self.state)]
 
     @vim_property
     def resourcePool(self) -> vim.ResourcePool:
@@ -89,7 +90,7 @@ class VirtualMachine(Relocatable):
 
     @vim_property
     def guestHeartbeatStatus(self) -> str:
-        return "green" if self.state.tools_running else "gray"
+        return vm_properties.heartbeat(self.state)
 
     @vim_property
     def disabledMethod(self) -> list[str]:
@@ -174,67 +175,6 @@ class VirtualMachine(Relocatable):
             if snapshot is not None and state.moref == moref_of(snapshot):
                 return state
         raise _invalid("snapshot", "The snapshot is not one of this virtual machine.")
-
-    # Configuration and power
-
-    def ReconfigVM_Task(self, call: Call, spec: vim.vm.ConfigSpec) -> vim.Task:
-        def work() -> None:
-            with self.service.changes.lock:
-                if spec.changeTrackingEnabled is not None and self.state.snapshots:
-                    raise vim.fault.InvalidState(
-                        msg="Change tracking cannot be changed while the virtual machine has snapshots."
-                    )
-                if spec.changeTrackingEnabled is not None:
-                    self.state.change_tracking = spec.changeTrackingEnabled
-                if spec.name:
-                    self.state.name = spec.name
-                for option in spec.extraConfig:
-                    if option.value in (None, ""):  # an empty value removes the key
-                        self.state.extra_config.pop(option.key, None)
-                    else:
-                        self.state.extra_config[option.key] = str(option.value)
-                self.service.vm_changed(self.state)
-
-        return self._start(call, work)
-
-    def PowerOnVM_Task(self, call: Call, host: vim.HostSystem | None) -> vim.Task:
-        return self._start(call, lambda: self._power("poweredOn"))
-
-    def PowerOffVM_Task(self, call: Call) -> vim.Task:
-        return self._start(call, lambda: self._power("poweredOff"))
-
-    def ShutdownGuest(self, call: Call) -> None:
-        self._need_tools()
-        self._power("poweredOff")
-
-    def RebootGuest(self, call: Call) -> None:
-        self._need_tools()
-
-    def _need_tools(self) -> None:
-        if self.state.power != "poweredOn":
-            raise self._power_fault("poweredOff")
-        if not self.state.tools_running:
-            raise vim.fault.ToolsUnavailable(
-                msg="Cannot complete operation because VMware Tools is not running in this virtual machine."
-            )
-
-    def _power(self, wanted: str) -> None:
-        with self.service.changes.lock:
-            if self.state.power == wanted:
-                raise self._power_fault(wanted)
-            self.state.power = wanted
-            note(self.service.inventory.root, f"{wanted} {self.moref}")
-            if wanted == "poweredOn":
-                snapshots.apply_change_tracking(self.service, self.state)
-            self.service.vm_changed(self.state)
-
-    def _power_fault(self, wanted: str) -> vim.fault.InvalidPowerState:
-        return vim.fault.InvalidPowerState(
-            requestedState=wanted,
-            existingState=self.state.power,
-            msg="The attempted operation cannot be performed in the current state "
-            f"({'Powered on' if self.state.power == 'poweredOn' else 'Powered off'}).",
-        )
 
 
 class VirtualMachineSnapshot(Managed):

@@ -24,10 +24,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...disks import Fork, LabDisk
+from .networks import NETWORK, NetworkTraits
 from .quiescing import Quiescing
 
 QuiescedForm = Literal["one snapshot", "siblings", "unmarked sibling"]
 """One that names the second redo logs; two siblings; the same, and the second's description is empty."""
+
+Heartbeat = Literal["gray", "yellow", "green", "red"]
 
 FIRST_HOST = "host-8"
 _FIRST_DISK_KEY = 2000  # vSphere numbers a VM's SCSI disks 2000 + 16 * bus + unit
@@ -151,7 +154,9 @@ class VmState:
 
     files_name: what its own files are called: its first name, which a rename does not change;
     quiescing: what its guest can do, None to derive it; folder: its path below the folder of all VMs; host: the
-    moref of where it runs; disabled_methods: by their WSDL names.
+    moref of where it runs; disabled_methods: by their WSDL names; devices: by key, as XML, None: derived from
+    `traits`; settings: what a spec said, by the path in the configuration, as XML; custom_values: by the field's
+    key; heartbeat: what the guest's Tools say while it is on.
     """
 
     moref: str
@@ -173,10 +178,19 @@ class VmState:
     folder: str = ""
     host: str = FIRST_HOST
     disabled_methods: list[str] = field(default_factory=list)
+    devices: dict[int, str] | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    custom_values: dict[int, str] = field(default_factory=dict)
+    heartbeat: Heartbeat = "green"
+
+    @property
+    def created(self) -> bool:
+        """Whether it was made by the API, so that its guest has to boot before it lives."""
+        return "createDate" in self.settings
 
     @property
     def tools_running(self) -> bool:
-        return self.power == "poweredOn" and self.tools_version > 0
+        return self.power == "poweredOn" and self.tools_version > 0 and self.heartbeat != "gray"
 
     def datastore_path(self, file_name: str = "") -> str:
         return f"[{self.datastore}] {self.directory}/{file_name}"
@@ -188,6 +202,10 @@ class VmState:
             snapshot["redo_logs"] = {int(key): name for key, name in snapshot["redo_logs"].items()}
         fields["snapshots"] = [SnapshotState(**snapshot) for snapshot in fields["snapshots"]]
         fields["traits"] = VmTraits.from_json(fields.get("traits", {}))
+        if fields.get("devices") is not None:
+            fields["devices"] = {int(key): text for key, text in fields["devices"].items()}
+        custom_values = fields.get("custom_values", {})
+        fields["custom_values"] = {int(key): value for key, value in custom_values.items()}
         return cls(**fields)
 
 
@@ -197,7 +215,7 @@ class Inventory:
 
     datastores: their morefs by name; disks: the open disks by VM moref and device key; in_work: VMs whose
     redo logs are being merged now; hosts: by moref; datastore_traits: by name, of those that are not as the
-    defaults; folders: morefs of the folders of VMs, by path.
+    defaults; folders: morefs of the folders of VMs, by path; networks: by moref; custom_fields: names by key.
     """
 
     root: Path
@@ -211,6 +229,8 @@ class Inventory:
     hosts: dict[str, HostTraits] = field(default_factory=lambda: {FIRST_HOST: HostTraits()})
     datastore_traits: dict[str, DatastoreTraits] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
+    networks: dict[str, NetworkTraits] = field(default_factory=lambda: {NETWORK: NetworkTraits()})
+    custom_fields: dict[int, str] = field(default_factory=dict)
 
     def add_datastore(self, name: str) -> str:
         """Make datastore `name` unless there is one; its moref."""
@@ -224,6 +244,12 @@ class Inventory:
     def datastore_root(self, datastore: str) -> Path:
         return self.root / "datastores" / datastore
 
+    def allocate(self, datastore: str, size: int) -> None:
+        """Take bytes from what a datastore is said to have free, or give them back when negative."""
+        traits = self.datastore_traits.get(datastore)
+        if traits is not None and traits.free is not None:
+            traits.free -= size
+
     def hosts_of(self, datastore: str) -> list[str]:
         """The morefs of the hosts that mount a datastore, none for one that there is not."""
         if datastore not in self.datastores:
@@ -233,6 +259,9 @@ class Inventory:
 
     def directory_of(self, vm: VmState) -> Path:
         return self.datastore_root(vm.datastore) / vm.directory
+
+    def directory_of_disk(self, vm: VmState, disk: DiskState) -> Path:
+        return self.root / "datastores" / disk.directory if disk.directory else self.directory_of(vm)
 
     def datastore_path(self, file: Path) -> str:
         """The API's name of a file in a datastore."""
@@ -288,6 +317,8 @@ class Inventory:
             "vms": [asdict(vm) for vm in self.vms.values()],
             "hosts": {moref: asdict(traits) for moref, traits in self.hosts.items()},
             "datastore_traits": {name: asdict(traits) for name, traits in self.datastore_traits.items()},
+            "networks": {moref: asdict(traits) for moref, traits in self.networks.items()},
+            "custom_fields": self.custom_fields,
         }
         replace_file(self.root / "inventory.json", json.dumps(document))
 
@@ -312,17 +343,21 @@ class Inventory:
                 for name, fields in document.get("datastore_traits", {}).items()
             },
             folders=document.get("folders", {}),
+            custom_fields={int(key): name for key, name in document.get("custom_fields", {}).items()},
         )
+        if "networks" in document:
+            networks = document["networks"].items()
+            inventory.networks = {moref: NetworkTraits(**fields) for moref, fields in networks}
+        opened: dict[Path, LabDisk] = {}
         for fields in document["vms"]:
             vm = VmState.from_json(fields)
             inventory.vms[vm.moref] = vm
-            own = inventory.directory_of(vm)
-            inventory.disks[vm.moref] = {
-                disk.key: LabDisk.load(
-                    root / "datastores" / disk.directory if disk.directory else own, disk.name
-                )
-                for disk in vm.disks
-            }
+            inventory.disks[vm.moref] = {}
+            for disk in vm.disks:
+                directory = inventory.directory_of_disk(vm, disk)
+                path = directory / disk.name  # a disk that two VMs have is one object
+                opened[path] = opened.get(path) or LabDisk.load(directory, disk.name)
+                inventory.disks[vm.moref][disk.key] = opened[path]
         return inventory
 
 

@@ -67,6 +67,14 @@ class Tagging:
             self.carriers[tag_id].append((kind, moref))
             self._save()
 
+    def forget(self, moref: str) -> None:
+        """Take every tag from an object that is gone."""
+        with self._lock:
+            if any(moref == carrier for carriers in self.carriers.values() for _, carrier in carriers):
+                for tag_id, carriers in self.carriers.items():
+                    self.carriers[tag_id] = [one for one in carriers if one[1] != moref]
+                self._save()
+
     def end_sessions(self) -> None:
         """End every session of the REST API, as idleness or a restart would."""
         with self._lock:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from pyVmomi import vim
+from pyVmomi import VmomiSupport, vim
 
 from ...disks import LabDisk
 from ...vmdk_flat import flat_path
+from .configuration import from_text
+from .hardware import server_made
 from .inventory import Inventory, SnapshotState, VmState, controller_and_unit
 from .outside import hot_added
 
@@ -30,19 +33,80 @@ def devices(
     inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = None
 ) -> list[vim.vm.device.VirtualDevice]:
     """All devices, with the disks as they run, or as `snapshot` froze them."""
+    if vm.devices is not None:
+        return [*_kept(inventory, vm, snapshot), *(_hot_added(inventory) if vm.traits.proxy else ())]
     found: list[vim.vm.device.VirtualDevice] = []
     for bus, disks in groupby(vm.disks, key=lambda disk: controller_and_unit(disk.key)[0]):
         keys = [disk.key for disk in disks]
         found.append(_controller(vm, bus, keys))
         for key in keys:
             disk = inventory.disks_of(vm)[key]
-            chain, change_id = disk.chain, disk.change_id
-            if snapshot is not None:
-                fork = inventory.fork_of(vm, snapshot, key)
-                chain, change_id = disk.frozen_chain(fork.frozen), fork.change_id
-                chain = chain[1:] if snapshot.side == "fixed" else chain
+            chain, change_id = _chain(inventory, vm, key, snapshot)
             found.append(_disk(inventory, vm, key, disk, chain, change_id))
     return [*found, *_others(vm), *(_hot_added(inventory) if vm.traits.proxy else ())]
+
+
+def _chain(
+    inventory: Inventory, vm: VmState, key: int, snapshot: SnapshotState | None
+) -> tuple[list[Path], str | None]:
+    """The files of a disk, leaf first, and its change id: as it runs, or as `snapshot` froze it."""
+    disk = inventory.disks_of(vm)[key]
+    if snapshot is None:
+        return disk.chain, disk.change_id
+    fork = inventory.fork_of(vm, snapshot, key)
+    chain = disk.frozen_chain(fork.frozen)
+    return (chain[1:] if snapshot.side == "fixed" else chain), fork.change_id
+
+
+def kept(inventory: Inventory, vm: VmState) -> dict[int, vim.vm.device.VirtualDevice]:
+    """The devices of a VM by key, as changes to them begin; a registered VM has got the server's own then."""
+    if vm.devices is None:
+        own = {device.key: device for device in devices(inventory, vm) if device.key < _HOT_ADDED_KEY}
+        others = {device.key: device for device in _others(vm)}
+        return server_made() | own | others
+    found = {key: from_text(text) for key, text in vm.devices.items()}
+    return {key: device for key, device in found.items() if isinstance(device, vim.vm.device.VirtualDevice)}
+
+
+def _kept(
+    inventory: Inventory, vm: VmState, snapshot: SnapshotState | None
+) -> Iterator[vim.vm.device.VirtualDevice]:
+    """The devices that a VM was given, as they are now, or with the disks as `snapshot` froze them."""
+    found = kept(inventory, vm)
+    for key, device in found.items():
+        if isinstance(device, vim.vm.device.VirtualController):
+            device.device = [one.key for one in found.values() if one.controllerKey == key]
+        if isinstance(device, vim.vm.device.VirtualDisk):
+            if key not in inventory.disks_of(vm) or (snapshot and key not in snapshot.redo_logs):
+                continue  # it came after the snapshot
+            _describe_disk(inventory, vm, device, snapshot)
+        yield device
+
+
+def _describe_disk(
+    inventory: Inventory, vm: VmState, device: vim.vm.device.VirtualDisk, snapshot: SnapshotState | None
+) -> None:
+    """Enter what the disk's files say."""
+    backing: Any = device.backing
+    disk = inventory.disks_of(vm)[device.key]
+    chain, change_id = _chain(inventory, vm, device.key, snapshot)
+    path = inventory.datastore_path(chain[0])
+    device.capacityInBytes = VmomiSupport.long(disk.capacity)
+    device.capacityInKB = VmomiSupport.long(disk.capacity // 1024)
+    if device.deviceInfo is not None:
+        device.deviceInfo.summary = f"{device.capacityInKB:,} KB"
+    device.diskObjectId = f"{vm.moref.removeprefix('vm-')}-{device.key}"
+    device.nativeUnmanagedLinkedClone = False
+    backing.fileName = path
+    backing.datastore = vim.Datastore(inventory.datastores[path[1 : path.index("]")]])
+    backing.uuid, backing.changeId = disk.uuid, change_id
+    backing.diskMode = backing.diskMode or "persistent"
+    if isinstance(backing, vim.vm.device.VirtualDisk.FlatVer2BackingInfo):
+        backing.split, backing.writeThrough = False, bool(backing.writeThrough)
+        backing.thinProvisioned = disk.provisioning == "thin"
+        backing.eagerlyScrub = True if disk.provisioning == "eager" else None
+        backing.sharing = backing.sharing or "sharingNone"
+        backing.parent = _parent(backing.datastore, [*map(inventory.datastore_path, chain[1:])])
 
 
 def _controller(vm: VmState, bus: int, keys: list[int]) -> vim.vm.device.VirtualController:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pyVmomi import VmomiSupport, vim
 
 from . import vm_devices
+from .configuration import from_text, show
 from .inventory import GuestVolume, Inventory, SnapshotState, VmState
 
 _UNMANAGED = 0x7FFFFFFF  # toolsVersion of open-vm-tools
@@ -38,7 +39,7 @@ _FILE_TYPES = {
 
 def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = None) -> vim.vm.ConfigInfo:
     """The VM's configuration, with the disks as they run, or as `snapshot` froze them."""
-    return vim.vm.ConfigInfo(
+    info = vim.vm.ConfigInfo(
         changeVersion=datetime.now(UTC).isoformat(),
         modified=datetime.now(UTC),
         name=vm.name,
@@ -73,6 +74,7 @@ def config(inventory: Inventory, vm: VmState, snapshot: SnapshotState | None = N
         firmware="efi",
         keyId=_KEY if vm.traits.encrypted else None,
     )
+    return show(info, vm.settings)
 
 
 def _directory(vm: VmState) -> str:
@@ -169,17 +171,26 @@ def summary(inventory: Inventory, vm: VmState) -> vim.vm.Summary:
             name=vm.name,
             template=vm.traits.template,
             vmPathName=vm.datastore_path(f"{vm.files_name}.vmx"),
-            memorySizeMB=_MEMORY_MB,
-            numCpu=2,
+            memorySizeMB=_setting(vm, "hardware.memoryMB", _MEMORY_MB),
+            numCpu=_setting(vm, "hardware.numCPU", 2),
+            annotation=_setting(vm, "annotation", None),
             numVirtualDisks=len(vm.disks),
             uuid=vm.uuid,
             instanceUuid=vm.instance_uuid,
             guestId=vm.guest_id,
             guestFullName=guest_full_name(vm),
         ),
-        quickStats=vim.vm.Summary.QuickStats(guestHeartbeatStatus="green"),
+        quickStats=vim.vm.Summary.QuickStats(guestHeartbeatStatus=heartbeat(vm)),
         overallStatus="green",
     )
+
+
+def _setting(vm: VmState, path: str, otherwise: object) -> object:
+    return from_text(vm.settings[path]) if path in vm.settings else otherwise
+
+
+def heartbeat(vm: VmState) -> str:
+    return vm.heartbeat if vm.tools_running else "gray"
 
 
 def snapshot_info(vm: VmState) -> vim.vm.SnapshotInfo | None:

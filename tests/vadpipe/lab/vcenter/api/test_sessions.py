@@ -161,8 +161,8 @@ def test_unknown_objects_and_methods_are_faults(vcenter, client):
     assert missing.value.obj == vim.VirtualMachine("vm-99999")
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
         vim.VirtualMachine(client.content.rootFolder._moId, client._stub).name  # noqa: B018
-    with pytest.raises(vmodl.fault.NotSupported, match="createFolder"):
-        client.content.rootFolder.CreateFolder("new")
+    with pytest.raises(vmodl.fault.NotSupported, match="createDatacenter"):
+        client.content.rootFolder.CreateDatacenter("new")
     with pytest.raises(vmodl.fault.NotSupported, match="capability"):
         client.capability  # noqa: B018
 
