@@ -30,7 +30,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -69,6 +69,9 @@ TESTS = {
 # A test may take this many times as long as without a change, and so much more, on a machine that does other work.
 PATIENCE = 8.0
 PATIENCE_S = 30.0
+
+# A test that takes longer judges no mutant: a mutant that survives would run all of them.
+LONGEST_S = 2.5
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ def _is_message(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.Raise):
         return isinstance(node.exc, cst.Call)
     function = node.func if isinstance(node, cst.Call) else None
+    if isinstance(function, cst.Name) and function.value == "sink_errors":
+        return True  # place and verb of a message
     return (
         isinstance(function, cst.Attribute)
         and isinstance(function.value, cst.Name)
@@ -227,7 +232,7 @@ class Judge:
             for number, mutant in enumerate(self._chosen, 1):
                 lines = range(mutant.first, mutant.last + 1)
                 wanted = sorted(
-                    (name for name, (_, seen) in tests.items() if not seen.isdisjoint(lines)),
+                    (name for name, (took, seen) in tests.items() if took < LONGEST_S and not seen.isdisjoint(lines)),
                     key=lambda name: tests[name][0],
                 )
                 limit_s = PATIENCE_S + PATIENCE * sum(tests[name][0] for name in wanted)
@@ -260,6 +265,7 @@ class Judge:
         def body() -> int:
             rows = []
             measure = coverage.Coverage(data_file=None, config_file=False, include=[str(self._path)], concurrency=["thread"])
+            measure.set_option("run:disable_warnings", ["no-data-collected"])
             for item, following in _pairs(session.items):
                 failed = session.testsfailed
                 measure.erase()
@@ -312,7 +318,7 @@ def _pairs(items: Sequence[pytest.Item]) -> Iterable[tuple[pytest.Item, pytest.I
     return zip(items, [*items[1:], None], strict=True)
 
 
-def _forked(session: pytest.Session, body: object, base: Path, limit_s: float, output: Path) -> int | None:
+def _forked(session: pytest.Session, body: Callable[[], int], base: Path, limit_s: float, output: Path) -> int | None:
     """The exit status of `body` in a process of its own; None where it did not end in time."""
     sys.stdout.flush()
     child = os.fork()
@@ -325,7 +331,7 @@ def _forked(session: pytest.Session, body: object, base: Path, limit_s: float, o
             os.dup2(file, 2)
             base.mkdir(parents=True, exist_ok=True)
             session.config._tmp_path_factory._basetemp = base  # type: ignore[attr-defined]
-            status = body()  # type: ignore[operator]
+            status = body()
         except BaseException:
             traceback.print_exc()
         finally:
