@@ -3,7 +3,7 @@
 python tests/mutation.py vadpipe/repository/runs.py [--sample 100] [--seed 0] [--lines 40-80]
 
 The changes are mutmut's, and each statement that can be left out is left out too. The tests run as follows, in
-place of mutmut's own runner, which leaves decorated functions alone, every context manager among them:
+place of mutmut's own runner, which leaves decorated functions alone, and so every context manager:
 
 1. pytest imports and collects the tests of TESTS once.
 2. A forked process runs them, and notes for each which lines of the file it runs.
@@ -13,15 +13,18 @@ place of mutmut's own runner, which leaves decorated functions alone, every cont
 So a mutant costs as much as the tests that stop it. Left out: messages (arguments of exceptions and log lines),
 annotations, default values and what runs at import.
 
-A mutant is killed (a test fails), ended (the tests did not end in time: a hang that a test notices), or it survives.
+A mutant is killed (a test fails), ended (the tests did not end in time, a hang that a test notices), or it
+survives; no test may come to its lines (unreached).
 `build/mutation/FILE.jsonl` has a line for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import gc
+import itertools
 import json
 import os
 import random
@@ -96,11 +99,11 @@ class _Mutants(cst.CSTVisitor):
         self._depth = 0  # of functions
         self._function = ""
 
-    def visit_ClassDef(self, node: cst.ClassDef) -> bool:
+    def visit_ClassDef(self, node: cst.ClassDef) -> bool:  # noqa: N802
         self._names.append(node.name.value)
         return True
 
-    def leave_ClassDef(self, original_node: cst.ClassDef) -> None:
+    def leave_ClassDef(self, original_node: cst.ClassDef) -> None:  # noqa: N802
         self._names.pop()
 
     def on_visit(self, node: cst.CSTNode) -> bool:
@@ -154,8 +157,7 @@ def _is_message(node: cst.CSTNode) -> bool:
 
 def _changes(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(node, cst.BaseString):
-        values = [one for one in _operated(node)][:1]  # one changed spelling of a word is enough
-        yield from values
+        yield from itertools.islice(_operated(node), 1)  # one changed spelling of a word is enough
         return
     yield from _operated(node)
     if isinstance(node, cst.Expr) and isinstance(node.value, (cst.Call, cst.Await)):
@@ -167,8 +169,15 @@ def _changes(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     if isinstance(node, cst.If):
         yield node.with_changes(test=cst.Name("False"))
         yield node.with_changes(test=cst.Name("True"))
-    if isinstance(node, cst.With) and not node.asynchronous and len(node.items) == 1 and not node.items[0].asname:
-        yield node.with_changes(items=[cst.WithItem(cst.parse_expression("__import__('contextlib').nullcontext()"))])
+    if (
+        isinstance(node, cst.With)
+        and not node.asynchronous
+        and len(node.items) == 1
+        and not node.items[0].asname
+    ):
+        yield node.with_changes(
+            items=[cst.WithItem(cst.parse_expression("__import__('contextlib').nullcontext()"))]
+        )
 
 
 def _operated(node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -185,7 +194,7 @@ def mutants(path: Path) -> list[Mutant]:
     wrapper.visit(visitor)
     found: dict[str, Mutant] = {}
     for node, changed, function, first, last in visitor.found:
-        text = wrapper.module.deep_replace(node, changed).code  # type: ignore[union-attr, arg-type]
+        text = wrapper.module.deep_replace(node, changed).code  # type: ignore[union-attr, type-var]
         try:
             compile(text, "mutant", "exec")
         except SyntaxError:
@@ -232,17 +241,21 @@ class Judge:
             for number, mutant in enumerate(self._chosen, 1):
                 lines = range(mutant.first, mutant.last + 1)
                 wanted = sorted(
-                    (name for name, (took, seen) in tests.items() if took < LONGEST_S and not seen.isdisjoint(lines)),
+                    (
+                        name
+                        for name, (took, seen) in tests.items()
+                        if took < LONGEST_S and not seen.isdisjoint(lines)
+                    ),
                     key=lambda name: tests[name][0],
                 )
                 limit_s = PATIENCE_S + PATIENCE * sum(tests[name][0] for name in wanted)
                 begun = time.monotonic()
-                if mutant.function not in functions:
-                    outcome, by = "unreached", ""
-                elif not wanted:
+                if mutant.function not in functions or not wanted:
                     outcome, by = "unreached", ""
                 else:
-                    outcome, by = self._judge(session, mutant, functions, [items[one] for one in wanted], limit_s)
+                    outcome, by = self._judge(
+                        session, mutant, functions, [items[one] for one in wanted], limit_s
+                    )
                 row = {
                     "line": mutant.first,
                     "function": mutant.function,
@@ -254,7 +267,9 @@ class Judge:
                 }
                 print(json.dumps(row), file=out, flush=True)
                 if outcome not in ("killed", "ended"):
-                    print(f"{number}/{len(self._chosen)} {outcome} {mutant.function}:{mutant.first}", flush=True)
+                    print(
+                        f"{number}/{len(self._chosen)} {outcome} {mutant.function}:{mutant.first}", flush=True
+                    )
                     print(mutant.change, flush=True)
         return True
 
@@ -263,21 +278,27 @@ class Judge:
         note = self._result.with_suffix(".tests")
 
         def body() -> int:
-            rows = []
-            measure = coverage.Coverage(data_file=None, config_file=False, include=[str(self._path)], concurrency=["thread"])
-            measure.set_option("run:disable_warnings", ["no-data-collected"])
+            # One measurement for all: a thread that was started in an earlier test is traced in this one too.
+            measure = coverage.Coverage(
+                data_file=None, config_file=False, include=[str(self._path)], concurrency=["thread"]
+            )
+            measure.start()
+            took: dict[str, float] = {}
             for item, following in _pairs(session.items):
                 failed = session.testsfailed
-                measure.erase()
-                measure.start()
+                measure.switch_context(item.nodeid)
                 begun = time.perf_counter()
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-                took = time.perf_counter() - begun
-                measure.stop()
                 if session.testsfailed == failed:
-                    rows.append([item.nodeid, took, measure.get_data().lines(str(self._path)) or []])
+                    took[item.nodeid] = time.perf_counter() - begun
                 else:
                     print(f"left out, it fails without a change: {item.nodeid}", file=sys.stderr)
+            measure.stop()
+            lines: dict[str, list[int]] = {}
+            for line, names in measure.get_data().contexts_by_lineno(str(self._path)).items():
+                for name in names:
+                    lines.setdefault(name, []).append(line)
+            rows = [(name, took[name], lines.get(name, [])) for name in took]
             note.write_text(json.dumps(rows))
             return 0
 
@@ -318,7 +339,9 @@ def _pairs(items: Sequence[pytest.Item]) -> Iterable[tuple[pytest.Item, pytest.I
     return zip(items, [*items[1:], None], strict=True)
 
 
-def _forked(session: pytest.Session, body: Callable[[], int], base: Path, limit_s: float, output: Path) -> int | None:
+def _forked(
+    session: pytest.Session, body: Callable[[], int], base: Path, limit_s: float, output: Path
+) -> int | None:
     """The exit status of `body` in a process of its own; None where it did not end in time."""
     sys.stdout.flush()
     child = os.fork()
@@ -345,10 +368,8 @@ def _forked(session: pytest.Session, body: Callable[[], int], base: Path, limit_
             status = os.waitstatus_to_exitcode(code)
             break
         time.sleep(0.01)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     if status is None:
         os.waitpid(child, 0)
     shutil.rmtree(base, ignore_errors=True)
@@ -370,10 +391,14 @@ def main() -> None:
     result.parent.mkdir(parents=True, exist_ok=True)
     chosen = [one for one in found if not arguments.function or arguments.function in one.function]
     if arguments.sample and arguments.sample < len(chosen):
-        chosen = sorted(random.Random(arguments.seed).sample(chosen, arguments.sample), key=lambda one: one.first)
+        chosen = sorted(
+            random.Random(arguments.seed).sample(chosen, arguments.sample), key=lambda one: one.first
+        )
     if arguments.again:
         rows = [json.loads(line) for line in result.read_text().splitlines()]
-        left = {(row["function"], row["change"]) for row in rows if row["outcome"] in ("survived", "unreached")}
+        left = {
+            (row["function"], row["change"]) for row in rows if row["outcome"] in ("survived", "unreached")
+        }
         chosen = [one for one in chosen if (one.function, one.change) in left]
         result = result.with_suffix(".again.jsonl")
     print(f"{arguments.file}: {len(chosen)} of {len(found)} mutants", flush=True)

@@ -48,40 +48,40 @@ def load_or_create(directory: Path, host: str) -> Certificate:
     return Certificate(path, key_path, _thumbprint(hashlib.sha1(der)), _thumbprint(hashlib.sha256(der)))
 
 
-def create_credentials(directory: Path, host: str) -> Path:
-    """An authority and a certificate of a server `host` by it, as GnuTLS servers (qemu-nbd, nbdkit) want them.
+def create_credentials(directory: Path, host: str) -> None:
+    """An authority, and certificates by it of a server `host` and of a client, as qemu-nbd and nbdkit want them.
 
-    They lie in `directory` as `ca-cert.pem`, `server-cert.pem` and `server-key.pem`.
-
-    Returns:
-        The authority's certificate, for clients.
+    They lie in `directory` as `ca-cert.pem`, and as `server-` and `client-` `cert.pem` and `key.pem`.
     """
     authority = load_or_create(directory, host)
     shutil.copy(authority.path, directory / "ca-cert.pem")
     issuer = x509.load_pem_x509_certificate(authority.path.read_bytes())
     issuer_key = serialization.load_pem_private_key(authority.key_path.read_bytes(), password=None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]))
-        .issuer_name(issuer.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(issuer.not_valid_before_utc)
-        .not_valid_after(issuer.not_valid_after_utc)
-        .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+    for side, purpose in (
+        ("server", ExtendedKeyUsageOID.SERVER_AUTH),
+        ("client", ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vadpipe lab {side}")]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(issuer.not_valid_before_utc)
+            .not_valid_after(issuer.not_valid_after_utc)
+            .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+            )
+            .sign(issuer_key, hashes.SHA256())
         )
-        .sign(issuer_key, hashes.SHA256())
-    )
-    _write(directory / "server-cert.pem", directory / "server-key.pem", certificate, key)
-    return directory / "ca-cert.pem"
+        _write(directory / f"{side}-cert.pem", directory / f"{side}-key.pem", certificate, key)
 
 
 def _thumbprint(digest: "hashlib._Hash") -> str:
