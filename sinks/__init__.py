@@ -1,8 +1,11 @@
 """Sinks: where bytes end, one file for each sink and for each target of a restore.
 
-raw        sparse images, standard output       vddk_disk  IntoVddkDisk: a disk that is open for writing
-new_vm     a new VM of a vCenter                proving    a disk read back and compared with its point
-null       NullSink: keeps nothing, for measuring
+restoring    a point back to a target, proved     targets     targets by name, for the command line
+restore_job  a restore in a configuration         proving     a disk read back and compared with its point
+images       a directory of images                raw         sparse raw images, and standard output
+vddk_disk    a disk that is open for writing      over_disk   differences onto a disk that holds something
+new_vm       a new VM of a vCenter                in_place    the original VM
+null         NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.
 """

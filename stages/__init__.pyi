@@ -25,6 +25,7 @@ from .compress import Uncompressed as Uncompressed
 from .compress import Zstd as Zstd
 from .dedupe import Dedupe as Dedupe
 from .dedupe import MemoryIndex as MemoryIndex
+from .differences import Differences as Differences
 from .digest import Blake3 as Blake3
 from .digest import Digest as Digest
 from .each_vm import EachVm as EachVm

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 from trio.abc import SendChannel
 
 from pipeline import (
@@ -25,6 +27,7 @@ from pipeline import (
     MiB,
     Source,
     Span,
+    Unchanged,
     Zeros,
     run_ordered,
 )
@@ -39,11 +42,15 @@ from .disk_map import (
 )
 from .files import Damage, Layout
 from .index import Index
-from .packs import FrameAddress, FrameCache, damaged_frame, read_object
+from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
+CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 
 @asynccontextmanager
@@ -74,6 +81,7 @@ class RepositoryReader:
         self.index = Index(layout, self.config.id)
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
         self.frames = FrameCache(layout, self.config.keys, DECODED)
+        self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, layout, keys=self.config.keys))
 
     def __repr__(self) -> str:
         return f"RepositoryReader({str(self.layout.root)!r})"
@@ -186,7 +194,7 @@ class ReadPoint(Source[Span | Zeros]):
                 remedy=f"It has: {', '.join(disk.key for disk in self.point.disks)}.",
             )
         threads = trio.CapacityLimiter(self.workers)
-        work = _DiskReader(self.reader, self.point, disk)
+        work = DiskContent(self.reader, self.point, disk)
         held: dict[int, Span] = {}
 
         async def fill(piece: _Piece | Zeros) -> Span | Zeros:
@@ -218,21 +226,21 @@ class ReadPoint(Source[Span | Zeros]):
             async with trio.open_nursery() as nursery:
                 send, receive = trio.open_memory_channel[_Piece | Zeros](0)
                 nursery.start_soon(plan, send)
-                await run_ordered(receive, _HandingOver(outbox, held), fill, concurrency=self.workers)
+                await run_ordered(receive, HandingOver(outbox, held), fill, concurrency=self.workers)
         finally:
             for span in held.values():
                 span.release()
 
 
-class _HandingOver(SendChannel[Span | Zeros]):
+class HandingOver(SendChannel[A]):
     """An outbox that notes which spans are now somebody else's. An error keeps the frames that it went through,
     and with them spans that were never sent: other disks would wait for their buffers forever."""
 
-    def __init__(self, outbox: SendChannel[Span | Zeros], held: dict[int, Span]) -> None:
+    def __init__(self, outbox: SendChannel[A], held: dict[int, Span]) -> None:
         self._outbox = outbox
         self._held = held
 
-    async def send(self, value: Span | Zeros) -> None:
+    async def send(self, value: A) -> None:
         await self._outbox.send(value)
         self._held.pop(value.offset, None)
 
@@ -250,8 +258,8 @@ class _Piece:
 
 
 @dataclass(frozen=True, eq=False)
-class _Page:
-    """A loaded map page."""
+class ContentPage:
+    """A loaded map page: `rows` count clusters from its begin, `addresses` say where their frames lie."""
 
     offset: int
     rows: PageMap
@@ -269,8 +277,8 @@ class _Page:
                 yield start, data.within(start, min(SPAN, capacity - start)), part
 
 
-class _DiskReader:
-    """What runs on worker threads. Raises IntegrityError."""
+class DiskContent:
+    """What a point holds of a disk, page by page. For worker threads. Raises IntegrityError."""
 
     def __init__(self, reader: RepositoryReader, point: RestorePoint, disk: StoredDisk) -> None:
         self._reader = reader
@@ -283,9 +291,9 @@ class _DiskReader:
         used = np.flatnonzero(digests.any(axis=1)).tolist()
         return [(number * PAGE, digests[number].tobytes()) for number in used]
 
-    def page(self, offset: int, digest: bytes) -> _Page:
+    def page(self, offset: int, digest: bytes) -> ContentPage:
         rows = self._reader.page(self._point, self._disk, offset // PAGE, digest)
-        return _Page(offset, rows, self._reader.addresses(rows))
+        return ContentPage(offset, rows, self._reader.addresses(rows))
 
     def fill(self, piece: _Piece) -> None:
         """Decode what the span needs, and copy it to its places."""
@@ -300,24 +308,42 @@ class _DiskReader:
             )
             where = piece.span.offset + int(columns[0][0])
             address = piece.addresses[number]
-            data = self._frame(address, where, int(columns[1][0]), rows.frame_ids[number].tobytes())
+            data = self.frame(address, where, int(columns[1][0]), rows.frame_ids[number].tobytes())
             for start, length, place in zip(*(column.tolist() for column in columns), strict=True):
                 length = min(length, piece.span.length - start)  # the tail of a disk is no whole cluster
                 if place + length > len(data):
-                    raise self._damaged(start + piece.span.offset, length, "the map reads beyond its frame")
+                    raise self.damaged(start + piece.span.offset, length, "the map reads beyond its frame")
                 memory[start : start + length] = np.frombuffer(data[place : place + length], np.uint8)
 
-    def _frame(self, address: FrameAddress | None, offset: int, length: int, identity: bytes) -> memoryview:
+    def frame(self, address: FrameAddress | None, offset: int, length: int, identity: bytes) -> memoryview:
+        """The bytes of a frame, which the map names for `length` bytes at `offset` of the disk."""
+        return self._read(self._reader.frames.read, address, offset, length, identity)
+
+    def chunks(
+        self, address: FrameAddress | None, offset: int, length: int, identity: bytes
+    ) -> NDArray[np.void]:
+        """As `frame`, the chunk table of the frame alone: `length` and `digest` of its chunks, side by side."""
+        return self._read(self._reader.read_chunks, address, offset, length, identity)
+
+    def _read(
+        self,
+        read: Callable[[FrameAddress], T],
+        address: FrameAddress | None,
+        offset: int,
+        length: int,
+        identity: bytes,
+    ) -> T:
         if address is None:
-            raise self._damaged(offset, length, f"frame {identity.hex()[:16]} is not in the index")
+            raise self.damaged(offset, length, f"frame {identity.hex()[:16]} is not in the index")
         try:
-            return self._reader.frames.read(address)
+            return read(address)
         except Damage as damage:
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
             raise damaged_frame(self._reader.layout, address, damage, purpose, **facts) from damage
 
-    def _damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
+    def damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
+        """The error for a range of the disk that cannot be had."""
         return IntegrityError(
             f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}: {problem}.",
             remedy="Restore another point; `vadpipe verify` lists all that is hit.",

@@ -265,6 +265,18 @@ class LabVcenter:
         """The disks of a VM in device order: the server's own objects, for "the guest" to write to."""
         return list(self._inventory.disks[moref].values())
 
+    @property
+    def vms(self) -> list[VmState]:
+        """The state of every VM, to be looked at."""
+        return list(self._inventory.vms.values())
+
+    def change(self, moref: str, *, name: str | None = None, power: str | None = None) -> None:
+        """What somebody does to a VM by hand: rename it, or switch it on or off."""
+        vm = self._inventory.vms[moref]
+        with self._service.changes.lock:
+            vm.name, vm.power = name or vm.name, power or vm.power
+            self._service.vm_changed(vm)
+
     def moref(self, name: str) -> str:
         """The moref of the VM called `name`. Raises KeyError."""
         for vm in self._inventory.vms.values():

@@ -36,6 +36,7 @@ class IntentKind(StrEnum):
     RELOCATION_LOCK = "relocation lock"
     POWER = "power"
     NEW_VM = "new VM"
+    ROLLBACK = "restore in place"
 
 
 # The phase of a new VM from which on it is complete and proved; before, it is taken away again.
@@ -53,6 +54,7 @@ class Intent:
     new VM            it is being restored from `point`, with the UUID `vm_uuid`; a setting of it holds the token.
                       In the phase WHOLE it stays, in any earlier phase it is destroyed. `vm_moref` is empty until
                       it is known. `disks`: the bytes of the disks that it gets, by their keys
+    restore in place  cannot be undone, only finished; see `rollback`
 
     `server_id`: the server's own identity. `vm_uuid`: the VM's instance UUID. `abandoned`: the process that wrote
     it still runs, but has given up undoing the change.

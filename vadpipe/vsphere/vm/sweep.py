@@ -34,6 +34,7 @@ from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
 from ..journal.intents import WHOLE, Intent, IntentKind, Journal
 from ..journal.relocation_lock import DISABLED, is_locked, relocation_disabled
+from ..journal.rollback import unfinished
 from ..snapshot.hot_add import detach
 from ..snapshot.remove import NEEDED, Consolidate, find_ours, needs_consolidation, remove_ours
 from ..snapshot.tree import SNAPSHOT_PATHS, snapshots_in
@@ -51,6 +52,7 @@ _SETTLED_AFTER_S = {
     IntentKind.RELOCATION_LOCK: 300.0,
     IntentKind.POWER: 3600.0,
     IntentKind.NEW_VM: 900.0,
+    IntentKind.ROLLBACK: 0.0,
 }
 _SEEN = (*SNAPSHOT_PATHS, NEEDED, DISABLED, POWER_STATE)
 # For one intent, so that somebody's task that hangs does not hold up a run for ever.
@@ -194,6 +196,7 @@ class _Sweep:
             IntentKind.SNAPSHOT: self._remove,
             IntentKind.RELOCATION_LOCK: self._end_lock,
             IntentKind.POWER: self._power_on,
+            IntentKind.ROLLBACK: self._report,
         }
         try:
             if intent.kind is IntentKind.NEW_VM:
@@ -223,6 +226,8 @@ class _Sweep:
         if intent.kind is IntentKind.POWER:
             off = row.get(POWER_STATE) == "poweredOff"
             return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
+        if intent.kind is IntentKind.ROLLBACK:
+            return self._reported(intent)
         try:
             ours = any(node.token == intent.token for node in snapshots_in(self.session, row))
         except MoverError as exc:
@@ -245,6 +250,13 @@ class _Sweep:
             return Swept(intent, Outcome.WOULD_STAY)
         reason = reason_to_keep(row, intent)
         return Swept(intent, Outcome.KEPT if reason else Outcome.WOULD_REMOVE, reason)
+
+    async def _report(self, intent: Intent, vm_moref: str) -> Swept:
+        return await trio.to_thread.run_sync(self._reported, intent)
+
+    def _reported(self, intent: Intent) -> Swept:
+        """A restore over a VM is finished by itself only."""
+        return Swept(intent, Outcome.KEPT, unfinished(self.journal, intent))
 
     def _gone(self, intent: Intent) -> Swept:
         reason = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
