@@ -73,8 +73,10 @@ TESTS = {
 PATIENCE = 8.0
 PATIENCE_S = 30.0
 
-# A test that takes longer judges no mutant: a mutant that survives would run all of them.
+# A mutant that survives would run every test that comes to its lines. So long tests judge none; of the others those
+# of the file's own test module first, the fastest first, up to so many seconds in all.
 LONGEST_S = 2.5
+BUDGET_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -240,14 +242,7 @@ class Judge:
         with self._result.open("a" if self._keep else "w") as out:
             for number, mutant in enumerate(self._chosen, 1):
                 lines = range(mutant.first, mutant.last + 1)
-                wanted = sorted(
-                    (
-                        name
-                        for name, (took, seen) in tests.items()
-                        if took < LONGEST_S and not seen.isdisjoint(lines)
-                    ),
-                    key=lambda name: tests[name][0],
-                )
+                wanted = self._wanted(tests, lines)
                 limit_s = PATIENCE_S + PATIENCE * sum(tests[name][0] for name in wanted)
                 begun = time.monotonic()
                 if mutant.function not in functions or not wanted:
@@ -272,6 +267,16 @@ class Judge:
                     )
                     print(mutant.change, flush=True)
         return True
+
+    def _wanted(self, tests: Mapping[str, tuple[float, set[int]]], lines: range) -> list[str]:
+        """The tests that judge a mutant of these lines, in their order."""
+        coming = [
+            name for name, (took, seen) in tests.items() if took < LONGEST_S and not seen.isdisjoint(lines)
+        ]
+        own = f"test_{self._path.stem}"
+        coming.sort(key=lambda name: (own not in name, tests[name][0]))
+        spent = itertools.accumulate(tests[name][0] for name in coming)
+        return [name for name, sum_s in zip(coming, spent, strict=True) if sum_s < BUDGET_S]
 
     def _measure(self, session: pytest.Session) -> dict[str, tuple[float, set[int]]]:
         """Seconds and lines of the file for each test that passes."""
