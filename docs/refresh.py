@@ -1,5 +1,7 @@
 """Run the commands that the README shows, and put what they print into README.md and docs/run.svg.
 
+The tables of docs/restore.md are written from the policy of the restore.
+
 .venv/bin/python docs/refresh.py        after a change of what commands print; read the difference before committing
 """
 
@@ -19,6 +21,7 @@ from rich.text import Text
 
 from pipeline.units import MiB
 from vadpipe.lab.guest import build_windows_guest
+from vadpipe.vsphere.restore.policy_devices import tables
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -91,7 +94,23 @@ def picture(root: Path) -> str:
     return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # loads fonts from another server
 
 
+def restore_page(text: str) -> str:
+    """The page with the tables of the restore policy as they are now."""
+    for title, table in tables().items():
+        text = re.sub(
+            rf"(^## {title}\n.*?)^\|.*?^(?!\|)", rf"\1{_plain(table)}", text, count=1, flags=re.M | re.S
+        )
+    return text
+
+
+def _plain(text: str) -> str:
+    """Text as the replacement of a pattern."""
+    return text.replace("\\", r"\\")
+
+
 def main() -> None:
+    page = ROOT / "docs" / "restore.md"
+    page.write_text(restore_page(page.read_text()))
     with tempfile.TemporaryDirectory() as scratch:
         root = prepared(Path(scratch, "root"))
         text = README.read_text()

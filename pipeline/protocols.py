@@ -121,6 +121,11 @@ class Capture(Protocol):
         ...
 
     @property
+    def documents(self) -> Mapping[str, bytes]:
+        """Documents of the capture that go into the point, beside those of the finisher, by name."""
+        ...
+
+    @property
     def left_out(self) -> Sequence[str]:
         """One sentence for each disk of the VM that is not among `disks`."""
         ...

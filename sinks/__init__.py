@@ -3,8 +3,10 @@
 restoring    a point back to a target, proved     targets     targets by name, for the command line
 restore_job  a restore in a configuration         proving     a disk read back and compared with its point
 images       a directory of images                raw         sparse raw images, and standard output
-vddk_disk    a disk that is open for writing      over_disk   differences onto a disk that holds something
+vmdk         VMDK images in four formats          qemu        qcow2 images
+nbd          an export of an NBD server           device      a block device
 new_vm       a new VM of a vCenter                in_place    the original VM
+vddk_disk    a disk that is open for writing      over_disk   differences onto a disk that holds something
 null         NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.

@@ -7,11 +7,17 @@ from vadpipe.repository import RestorePoint as RestorePoint
 from vadpipe.repository import open_repository as open_repository
 from vadpipe.repository import verify as verify
 
+from .device import DeviceTarget as DeviceTarget
+from .nbd import NbdTarget as NbdTarget
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
+from .qemu import Qcow2Directory as Qcow2Directory
 from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
 from .restoring import restore as restore
 from .vddk_disk import IntoVddkDisk as IntoVddkDisk
 from .vddk_disk import VddkReceipt as VddkReceipt
+from .vmdk import StreamFile as StreamFile
+from .vmdk import VmdkDirectory as VmdkDirectory
+from .vmdk import VmdkFile as VmdkFile

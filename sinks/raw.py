@@ -72,7 +72,7 @@ class RawFile(Sink[Span | Zeros, RawReceipt]):
                 async for item in inbox:
                     reached = whole_disk(item, reached)
                     if isinstance(item, Span):
-                        written += await trio.to_thread.run_sync(_write, descriptor, item)
+                        written += await trio.to_thread.run_sync(write_span, descriptor, item)
                         item.release()
                     del item
                 check_end(reached, self.capacity)
@@ -96,12 +96,16 @@ def check_end(reached: int, capacity: int) -> None:
         raise ContractError(f"The disk has {capacity} bytes; {reached} arrived.")
 
 
-def _create(path: Path, capacity: int, unless: Path | None) -> int:
-    """The file that will become the image; nothing is made while there is a file `unless`."""
+def create_unless(path: Path, unless: Path | None) -> int:
+    """The file that will become an image; nothing is made while there is a file `unless`. Raises OSError."""
     if unless is not None and os.path.lexists(unless):
         raise FileExistsError
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = create(path)
+    return create(path)
+
+
+def _create(path: Path, capacity: int, unless: Path | None) -> int:
+    descriptor = create_unless(path, unless)
     try:
         os.truncate(descriptor, capacity)
     except BaseException:
@@ -110,7 +114,8 @@ def _create(path: Path, capacity: int, unless: Path | None) -> int:
     return descriptor
 
 
-def _write(descriptor: int, span: Span) -> int:
+def write_span(descriptor: int, span: Span) -> int:
+    """Write the data of a span where it lies on the disk. Returns its bytes; raises OSError."""
     memory = span.buffer.memory
     for offset, length in span.data:
         part = memory[offset - span.offset : offset - span.offset + length]

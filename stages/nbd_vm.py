@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline import BufferPool, ConfigError, MachineId
 from pipeline.buffers import DEFAULT_POOL
@@ -19,6 +19,7 @@ class NbdCapture:
     machine: MachineId
     disks: Sequence[NbdDisk]
     configuration: Mapping[str, object]
+    documents: Mapping[str, bytes] = field(default_factory=dict)
     quiescing_asked: str = "none"
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()

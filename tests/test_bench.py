@@ -87,3 +87,14 @@ def test_the_baseline_stores_what_it_read_once(two_images, tmp_path):
     _, totals, _ = program("baseline", two_images[0], tmp_path / "out", "--no-compression")
     assert totals == "read 2 MiB, zero 0 MiB, known 0 MiB, new 2 MiB, stored 2 MiB"
     assert (tmp_path / "out").stat().st_size == 2 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    MKE2FS is None or shutil.which("qemu-img") is None, reason="mke2fs or qemu-img is missing"
+)
+def test_the_restore_cost_bench_compares_both_targets():
+    lines = program("restore_cost", "--mib", 16, "--rounds", 1)
+    rows = {line.split()[0]: line.split() for line in lines[3:]}
+    assert rows["raw"][1] == rows["vddk"][1] != "0"
+    assert float(rows["CPU"][2]) > 0

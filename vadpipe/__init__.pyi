@@ -68,10 +68,13 @@ from pipeline import emit as emit
 from pipeline import format_size as format_size
 from pipeline import observed as observed
 from pipeline import run_ordered as run_ordered
+from sinks import DeviceTarget as DeviceTarget
 from sinks import IntoRepository as IntoRepository
+from sinks import NbdTarget as NbdTarget
 from sinks import Nowhere as Nowhere
 from sinks import NullSink as NullSink
 from sinks import Point as Point
+from sinks import Qcow2Directory as Qcow2Directory
 from sinks import RawDirectory as RawDirectory
 from sinks import RawFile as RawFile
 from sinks import RawReceipt as RawReceipt
@@ -79,6 +82,9 @@ from sinks import ReadPoint as ReadPoint
 from sinks import Repository as Repository
 from sinks import RepositoryReader as RepositoryReader
 from sinks import RestorePoint as RestorePoint
+from sinks import StreamFile as StreamFile
+from sinks import VmdkDirectory as VmdkDirectory
+from sinks import VmdkFile as VmdkFile
 from sinks import open_repository as open_repository
 from sinks import restore as restore
 from sinks import verify as verify

@@ -248,6 +248,7 @@ class FakeCapture:
     disks: Sequence[Disk]
     quiescing_asked: str = "none"
     configuration: Mapping[str, object] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     attention: Sequence[str] = ()
     remarks: Sequence[str] = ()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from sinks.images import image_name, point_directory
 from sinks.raw import RawDirectory, StandardOutput
 from sinks.restoring import Contents, restore
 from sinks.targets import parse_target
+from sinks.vmdk import VmdkDirectory
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from vadpipe.cli.repository import restore as restore_command
 from vadpipe.repository import open_repository
@@ -196,15 +198,38 @@ def test_the_command_takes_force(repository, tmp_path):
     assert np.array_equal(np.fromfile(directory / "scsi0-0.raw", np.uint8), disk.content)
 
 
-@pytest.mark.parametrize("text", ["", "raw", "raw:", "null", "NULL:", "vmdk:x", "null:x"])
+@pytest.mark.parametrize(
+    "text", ["", "raw", "raw:", "null", "NULL:", "vdi:x", "null:x", "vmdk:", "vmdk:?level=1"]
+)
 def test_what_is_no_target_is_refused(text):
-    with pytest.raises(ConfigError, match=r"is no target of a restore\. Write raw:DIRECTORY, raw:- for"):
+    with pytest.raises(ConfigError, match=r"is no target of a restore\. Write raw:DIR or raw:-, vmdk:DIR"):
         parse_target(text)
 
 
 def test_a_directory_may_have_a_colon():
     assert parse_target("raw:a:b") == RawDirectory(Path("a:b"))
+    assert parse_target("raw:a?b=c") == RawDirectory(Path("a?b=c"))  # it has no options
     assert parse_target("raw:-") == StandardOutput()
+
+
+def test_options_stand_behind_a_question_mark():
+    assert parse_target("vmdk:a?b") == VmdkDirectory(Path("a?b"))
+    stream = parse_target("vmdk:/a?format=streamOptimized&level=9")
+    assert stream == VmdkDirectory(Path("/a"), "streamOptimized", 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vmdk:a?format=vhd", "'vhd' is no format of a VMDK. Write one of monolithicSparse"),
+        ("vmdk:a?level=10", "level=10 is not between 1 and 9"),
+        ("vmdk:a?level=x", "level='x' is no number"),
+        ("vmdk:a?size=1", "A target vmdk: has no option 'size'. It has format, level."),
+    ],
+)
+def test_an_option_that_is_wrong_is_named(text, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse_target(text)
 
 
 def test_only_the_disks_that_are_named_are_restored(repository, tmp_path):

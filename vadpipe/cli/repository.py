@@ -148,6 +148,12 @@ def restore(
     \b
     raw:DIR          one sparse image per disk: DIR/VM/POINT/scsi0-0.raw
     raw:-            the bytes of one disk to standard output
+    vmdk:DIR         one VMDK per disk; ?format= is one of monolithicSparse (the default),
+                     monolithicFlat, twoGbMaxExtentSparse and streamOptimized
+    qcow2:DIR        one qcow2 image per disk
+    device:/dev/...  one disk onto a block device; overwrites it with --force only
+    nbd://HOST/NAME  one disk onto an export of an NBD server, with --force; also nbds://
+                     (TLS) and nbd+unix:///NAME?socket=PATH
     null:            nothing is written: a proof that the point can be restored
     """
     place = parse_target(target)

@@ -109,7 +109,8 @@ def _value(config: vim.vm.ConfigInfo, name: str) -> object:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None or value == "" else str(value)
+    """None for what is not there, and for a switch that is off: servers leave such switches out."""
+    return None if value is None or value is False or value == "" else str(value)
 
 
 def _extra(config: vim.vm.ConfigInfo, key: str) -> str | None:

@@ -213,7 +213,7 @@ def _restore_and_compare(lab: Lab, point: str, digests: Sequence[str]) -> None:
 def _restore_into_vm(lab: Lab, point: str, digests: Sequence[str]) -> None:
     """Restore into a new VM through VDDK; others then read its disks, files and configuration, and compare."""
     name = f"{VM}-restored"
-    target = f"vsphere:{lab.config}"
+    target = f"vsphere:{EXAMPLES / 'restore.py'}"
     said = lab.vadpipe("restore", lab.repository, point, target, "--name", name, "--json")
     places = [str(disk["path"]) for disk in json.loads(said)["disks"]]
     for number, (place, disk, digest) in enumerate(zip(places, lab.guest.disks, digests, strict=True)):
@@ -227,8 +227,8 @@ def _restore_into_vm(lab: Lab, point: str, digests: Sequence[str]) -> None:
 
 
 def _datastore_file(lab: Lab, place: str) -> Path:
-    """The file of `[datastore] directory/name.vmdk`."""
-    datastore, _, path = place.removeprefix("[").partition("] ")
+    """The file of `[datastore] directory/name.vmdk`, which may follow the VM's name."""
+    datastore, _, path = place[place.index("[") + 1 :].partition("] ")
     return lab.directory / "datastores" / datastore / path
 
 

@@ -118,6 +118,14 @@ class LabDisk:
             create_base(files.base, capacity, uuid, "thin" if provisioning == "thin" else "flat")
         return cls(files.committed(files.state))
 
+    def emptied(self) -> LabDisk:
+        """A new disk in this one's place, of the same size, kind and identity; this one is no more."""
+        provisioning = self.provisioning
+        self.delete()
+        return self.create(
+            self.directory, self.name, self.capacity, provisioning=provisioning, uuid=UUID(self.uuid)
+        )
+
     @classmethod
     def load(cls, directory: Path, name: str) -> LabDisk:
         """Load a disk from its directory. Raises LabDiskError."""

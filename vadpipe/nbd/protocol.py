@@ -67,8 +67,19 @@ OPTION_ERRORS: Final = {
 
 class Command(IntEnum):
     READ = 0
+    WRITE = 1
     DISCONNECT = 2
+    FLUSH = 3
+    WRITE_ZEROES = 6
     BLOCK_STATUS = 7
+
+
+class Transmission(IntFlag):
+    """What the server says of an export, in `Export.flags`."""
+
+    READ_ONLY = 1 << 1
+    FLUSH = 1 << 2
+    WRITE_ZEROES = 1 << 6
 
 
 class Chunk(IntEnum):
@@ -192,7 +203,7 @@ def _ask(
 
 
 def request(command: Command, cookie: int, offset: int = 0, length: int = 0) -> bytes:
-    """One request. `cookie` comes back in its reply."""
+    """One request; the data of a write follows it. `cookie` comes back in its reply."""
     return REQUEST.pack(REQUEST_MAGIC, 0, command, cookie, offset, length)
 
 

@@ -179,7 +179,7 @@ class Point:
         """
         run = self._opened
         await trio.to_thread.run_sync(self._check_promises, run, disks)
-        documents = await self._store_documents(evidence.documents if evidence else {})
+        documents = await self._store_documents(_documents(capture, evidence))
         point = RestorePoint(
             id=run.id,
             machine=capture.machine,
@@ -324,6 +324,17 @@ def _check_packs(run: OpenRun) -> None:
             remedy="Something removed them while the run was writing. Run `vadpipe verify`, then run again.",
             path=str(run.layout.pack(missing[0])),
         )
+
+
+def _documents(capture: Capture, evidence: Evidence | None) -> dict[str, bytes]:
+    """Those of the capture and of the finisher. Raises ContractError when a name is given twice."""
+    found = evidence.documents if evidence else {}
+    if twice := sorted(set(capture.documents) & set(found)):
+        raise ContractError(
+            f"The capture and the finisher both have a document {twice[0]!r}; nothing was published.",
+            remedy="One of them has to use another name.",
+        )
+    return {**capture.documents, **found}
 
 
 def _one_row(digest: bytes) -> Digests:

@@ -80,6 +80,7 @@ class WritableConnection(Connection):
             VddkError: The flush failed, or writes are missing after a lost connection: the disk is of no use.
         """
         async with self._flushing:
+            self._raise_failure()
             if not self._ledger:
                 await trio.lowlevel.checkpoint()
                 return
@@ -131,7 +132,9 @@ class WritableConnection(Connection):
             connection = self._counts.children
             entries = self._ledger.of_others(connection)
             if self._ledger.blurred not in (None, connection):
-                raise self._missing(entries[0] if entries else None)
+                raise self._missing(
+                    "was written over in part, so nothing tells whether it is all there after a lost connection"
+                )
             if not entries:
                 return
             log.info(
@@ -154,14 +157,16 @@ class WritableConnection(Connection):
         await trio.to_thread.run_sync(_digest, requests, self._scratch)
         for entry, request in zip(entries, requests, strict=True):
             if entry.digest != request.digest and self._ledger.holds(entry):
-                raise self._missing(entry)
+                where = f"at offset {entry.offset}, length {entry.length}"
+                raise self._missing(
+                    f"{where}, is not there after a lost connection, although the library had acknowledged it",
+                    offset=entry.offset,
+                    length=entry.length,
+                )
 
-    def _missing(self, entry: Acknowledged | None) -> VddkError:
-        where = f" at offset {entry.offset}, length {entry.length}," if entry else ""
-        place = {"offset": entry.offset, "length": entry.length} if entry else {}
+    def _missing(self, what: str, **place: object) -> VddkError:
         return VddkError(
-            f"What was written to {self._path}{where} is not there after a lost connection, although the library"
-            " had acknowledged it.",
+            f"What was written to {self._path} {what}.",
             transient=True,
             remedy="Write the disk again from the beginning.",
             call="WriteAsync",

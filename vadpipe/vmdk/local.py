@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,12 +30,15 @@ from .directory import find_disks, find_vmx, newest_manifest
 from .files import OpenFiles
 from .layout import Layout
 from .reading import read_plan
-from .vmx import Vmx, parse_vmx
+from .vmx import NVRAM_DOCUMENT, VMX_DOCUMENT, Vmx, parse_vmx
 
 log = logging.getLogger(__name__)
 
 # The documents of a guest with a hundred VSS writers have a few MiB.
 _MAX_MANIFEST: Final = 64 * MiB
+
+# EFI variable stores have some 270 KB.
+_MAX_NVRAM: Final = 4 * MiB
 
 # VSS writers still change the quiesced image while and shortly after the manifest is written.
 _SETTLING_S: Final = 60.0
@@ -102,6 +105,7 @@ class LocalCapture:
     disks: Sequence[LocalDisk]
     configuration: Mapping[str, object]
     directory: Path
+    documents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     quiescing_asked: str = "none"
     quiescing_sent: None = None  # vadpipe did not take the snapshot
     left_out: Sequence[str] = ()
@@ -188,7 +192,27 @@ def _open(
         },
         remarks=left_out,
         directory=directory,
+        documents=_documents(vmx_path, vmx, files),
     )
+
+
+def _documents(vmx_path: Path | None, vmx: Vmx, files: OpenFiles) -> dict[str, bytes]:
+    """The .vmx without its secrets, and the firmware variables that lie beside it; the log says what is wrong."""
+    if vmx_path is None:
+        return {}
+    documents = {VMX_DOCUMENT: vmx.text().encode()}
+    path = vmx_path.parent / vmx.settings.get("nvram", f"{vmx_path.stem}.nvram")
+    if path.parent != vmx_path.parent or not path.is_file():
+        return documents
+    try:
+        file = files.open(path)
+        if file.size <= _MAX_NVRAM:
+            documents[NVRAM_DOCUMENT] = file.read(0, file.size, "content")
+        else:
+            log.warning("%s has %d bytes, too many for firmware variables: it is not kept.", path, file.size)
+    except SourceError as error:
+        log.warning("The firmware variables are not kept: %s", error)
+    return documents
 
 
 def _read_vmx(path: Path, files: OpenFiles) -> Vmx:

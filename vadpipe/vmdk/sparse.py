@@ -20,20 +20,20 @@ from .grains import MARKER, GrainTables, SectorEntries, damaged
 
 MAGIC: Final = b"KDMV"
 
-_HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
-_GRAIN_MARKER = struct.Struct("<QI")
+HEADER = struct.Struct("<4sIIQQQQIQQQB4sH")
+GRAIN_MARKER = struct.Struct("<QI")
 
-_CHECKS_LINE_ENDS: Final = 1 << 0
-_REDUNDANT: Final = 1 << 1
+CHECKS_LINE_ENDS: Final = 1 << 0
+REDUNDANT: Final = 1 << 1
 _ZEROED_GRAINS: Final = 1 << 2
-_COMPRESSED: Final = 1 << 16
-_MARKERS: Final = 1 << 17
+COMPRESSED: Final = 1 << 16
+MARKERS: Final = 1 << 17
 
 # The four bytes that a transfer in text mode would have changed.
-_LINE_ENDS: Final = b"\n \r\n"
+LINE_ENDS: Final = b"\n \r\n"
 
-_DEFLATE: Final = 1
-_AT_END: Final = 0xFFFF_FFFF_FFFF_FFFF
+DEFLATE: Final = 1
+AT_END: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 # A stream ends with a footer marker, the footer (a header that knows the grain directory) and a last marker.
 _FOOTER_FROM_END: Final = 2 * SECTOR
@@ -67,27 +67,27 @@ class SparseHeader:
 
     @property
     def packed(self) -> bool:
-        return bool(self.flags & _COMPRESSED)
+        return bool(self.flags & COMPRESSED)
 
     @property
     def has_markers(self) -> bool:
-        return bool(self.flags & _MARKERS)
+        return bool(self.flags & MARKERS)
 
 
 def parse_header(content: bytes, file: str) -> SparseHeader:
     """Parse and check the first sector of a hosted sparse file. Raises SourceError."""
-    fields = _HEADER.unpack_from(content)
+    fields = HEADER.unpack_from(content)
     magic, version, flags, capacity, grain, text, text_size = fields[:7]
     per_table, redundant, directory, overhead, unclean, line_ends, algorithm = fields[7:]
     if magic != MAGIC:
         raise damaged(file, f"a sparse header begins with {MAGIC!r}, this one with {magic!r}")
     if version not in (1, 2, 3):
         raise _unknown(file, f"has version {version} of the sparse format; 1 to 3 are known")
-    if flags & _CHECKS_LINE_ENDS and line_ends != _LINE_ENDS:
+    if flags & CHECKS_LINE_ENDS and line_ends != LINE_ENDS:
         raise damaged(file, "a transfer in text mode changed its line ends")
-    if flags & _COMPRESSED and algorithm != _DEFLATE:
+    if flags & COMPRESSED and algorithm != DEFLATE:
         raise _unknown(file, f"is compressed by algorithm {algorithm}; only 1, deflate, is known")
-    largest = (_MAX_PACKED_GRAIN if flags & _COMPRESSED else _MAX_GRAIN) // SECTOR
+    largest = (_MAX_PACKED_GRAIN if flags & COMPRESSED else _MAX_GRAIN) // SECTOR
     if grain & (grain - 1) or not 1 <= grain <= largest:
         raise damaged(file, f"a grain has {grain} sectors, not a power of two up to {largest}")
     if not 1 <= per_table <= _MAX_PER_TABLE:
@@ -102,9 +102,9 @@ def parse_header(content: bytes, file: str) -> SparseHeader:
         descriptor_offset=text * SECTOR,
         descriptor_length=text_size * SECTOR,
         directory=directory * SECTOR,
-        redundant_directory=redundant * SECTOR if flags & _REDUNDANT else 0,
+        redundant_directory=redundant * SECTOR if flags & REDUNDANT else 0,
         overhead=overhead * SECTOR,
-        directory_at_end=directory == _AT_END,
+        directory_at_end=directory == AT_END,
         unclean_shutdown=bool(unclean),
     )
 
@@ -167,7 +167,7 @@ class Deflated:
         # What deflate makes of incompressible bytes: zlib's own bound, 5 bytes per 16 KiB and the wrapping.
         bound = self.grain + self.grain // 1000 + 64
         if self.has_markers:
-            _, size = _GRAIN_MARKER.unpack(self.file.read(place, MARKER, "grain marker"))
+            _, size = GRAIN_MARKER.unpack(self.file.read(place, MARKER, "grain marker"))
             if size > bound:
                 raise damaged(self.file.name, f"the grain at {place} claims {size} bytes compressed")
             packed = self.file.read(place + MARKER, size, "compressed grain")

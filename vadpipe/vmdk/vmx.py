@@ -72,6 +72,15 @@ class Vmx:
         """The settings, without the values that may be secrets."""
         return {key: redacted(key, value) for key, value in self.settings.items()}
 
+    def text(self) -> str:
+        """The settings as a .vmx in UTF-8, without the values that may be secrets."""
+        settings = {**self.facts(), ".encoding": "UTF-8"}
+        return "".join(f'{key} = "{_escaped(value)}"\n' for key, value in settings.items())
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r'["|\x00-\x1f]', lambda found: f"|{ord(found[0]):02X}", value)
+
 
 def parse_vmx(content: bytes, file: str) -> Vmx:
     """Parse a .vmx. Raises SourceError with `file` and line."""

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.extents import Extents
 from tests.vadpipe.reading_kit import whole_disk
-from tests.vadpipe.vddk.conftest import CAPACITY, quick
+from tests.vadpipe.vddk.conftest import CAPACITY, qemu, quick
 from vadpipe.lab.vddk_build import CompilerMissing, build_vddk
 from vadpipe.vddk import DiskAccess, VmAccess, abi
 from vadpipe.vddk.errors import VddkError
@@ -103,3 +103,21 @@ async def test_unbuffered_reading_and_another_nfc_port_reach_the_library(libdir,
         assert np.array_equal(await whole_disk(disk, pool), lab.chains["grandchild"].raw)
     with pytest.raises(ConfigError, match="nfc_port"):
         quick(libdir, nfc_port=70000)
+
+
+@pytest.mark.slow
+async def test_a_library_that_cannot_write_is_refused_before_the_disk_is_opened(
+    lacking, made_lab, pool, tmp_path
+):
+    access = DiskAccess.local(made_lab.chains["flat"].leaf)
+    for name in ("WriteAsync", "Flush"):
+        with pytest.raises(VddkError, match=rf"VDDK {name} of .*no such function") as caught:
+            async with quick(lacking(name)).open(access, pool, write=True):
+                pytest.fail("it is open")
+        assert (caught.value.facts["code"], caught.value.transient) == (6, False)
+    leaf = tmp_path / "new.vmdk"
+    qemu("qemu-img", "create", "-q", "-f", "vmdk", leaf, "1M")
+    async with quick(lacking("ReadMetadata")).open(DiskAccess.local(leaf), pool, write=True) as disk:
+        with pytest.raises(VddkError, match=r"ReadMetadata.*no such function"):
+            await disk.read_metadata("adapterType")
+        await disk.write_metadata("adapterType", "lsilogic")

@@ -287,3 +287,27 @@ async def test_an_exclude_that_matches_no_disk_or_every_disk_is_refused(director
 def test_an_exclude_that_is_one_text_is_refused():
     with pytest.raises(ConfigError, match=r"exclude='scsi0:1' is not a list of disks"):
         LocalVm("/vms/web01", exclude="scsi0:1")
+
+
+async def test_the_vmx_without_secrets_and_the_firmware_variables_go_into_the_point(directory):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    async with LocalVm(directory).capture() as capture:
+        assert set(capture.documents) == {"vm.vmx"}
+        text = capture.documents["vm.vmx"].decode()
+    assert "hunter2!" not in text
+    assert parse_vmx(text.encode(), "vm.vmx").display_name == 'Büro "Köln"'
+    (directory / "vm.nvram").write_bytes(b"variables")
+    async with LocalVm(directory).capture() as capture:
+        assert capture.documents["vm.nvram"] == b"variables"
+
+
+async def test_firmware_variables_outside_of_the_directory_or_too_large_are_not_read(directory):
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252") + b'nvram = "../other.nvram"\n')
+    (directory.parent / "other.nvram").write_bytes(b"not ours")
+    async with LocalVm(directory).capture() as capture:
+        assert set(capture.documents) == {"vm.vmx"}
+    (directory / "vm.vmx").write_bytes(VMX.encode("windows-1252"))
+    with (directory / "vm.nvram").open("wb") as file:
+        file.truncate(5 * MiB)
+    async with LocalVm(directory).capture() as capture:
+        assert set(capture.documents) == {"vm.vmx"}

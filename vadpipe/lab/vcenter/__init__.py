@@ -12,7 +12,7 @@ Imports go down this list only.
 """
 
 from .faults.injection import Delay, Drop, Event, Refusal
-from .faults.on_demand import FolderTraits, ManifestTraits, refusing
+from .faults.on_demand import FolderTraits, LeaseTraits, ManifestTraits, refusing
 from .server import LabVcenter
 from .state.boot import BootTraits
 from .state.networks import NetworkTraits
@@ -26,6 +26,7 @@ __all__ = [
     "Event",
     "FolderTraits",
     "LabVcenter",
+    "LeaseTraits",
     "Manifest",
     "ManifestTraits",
     "NetworkTraits",

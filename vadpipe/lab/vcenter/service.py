@@ -18,11 +18,16 @@ from .api.managed import Call, Managed, moref_of, typed
 from .api.sessions import Clock, Session, Sessions
 from .api.tasks import Tasks, system_error
 from .faults.injection import ConnectionDroppedError, Injections, ServiceUnavailableError
-from .faults.on_demand import FolderTraits, ManifestTraits
+from .faults.on_demand import Checks, FolderTraits, ManifestTraits
+from .objects.compatibility import CompatibilityChecker, EnvironmentBrowser, ProvisioningChecker
+from .objects.custom_fields import CustomFieldsManager
 from .objects.datastore import DatastoreBrowser, FileManager
+from .objects.encryption import MANAGER, CryptoManager
 from .objects.entities import ComputeResource, Datastore, VmFolders, build
 from .objects.guest_operations import guest_managers
+from .objects.leases import Leases
 from .objects.managers import (
+    CHECKER,
     AuthorizationManager,
     EventManager,
     LicenseManager,
@@ -115,11 +120,14 @@ class Service:
         self.events = EventManager(self)
         self.guests = Guests(self)
         self.boots = Boots(self)
+        self.leases = Leases(self)
         self.on_snapshot: list[OnSnapshot] = []
         self.forbidden_datastores: set[str] = set()
         self.asked: set[tuple[type, str]] = set()
         self.unset: frozenset[str] = frozenset()
         self.denied_privileges: set[str] = set()
+        self.key_providers: list[str] = []
+        self.checks: Checks = "judging"
         self.edition = "esx.enterprisePlus.cpuPackage"
         self.folder = FolderTraits()
         self.manifests = ManifestTraits()
@@ -138,6 +146,10 @@ class Service:
             FileManager(self, "FileManager"),
             AuthorizationManager(self, "AuthorizationManager"),
             LicenseManager(self, "LicenseManager"),
+            CustomFieldsManager(self, "CustomFieldsManager"),
+            CompatibilityChecker(self, CHECKER),
+            CryptoManager(self, MANAGER),
+            ProvisioningChecker(self, "ProvisioningChecker"),
             self.events,
             *guest_managers(self),
             self.host_browser,
@@ -161,6 +173,7 @@ class Service:
         self.changes.touch()
         self.tasks.stop()
         self.boots.stop()
+        self.leases.stop()
 
     # The inventory
 
@@ -176,7 +189,7 @@ class Service:
         self.inventory.hosts[moref] = traits
         compute_resource = self._compute_resources[moref] = ComputeResource(self, moref)
         self._host_folder.adopt(compute_resource)
-        self._register(compute_resource, *descendants(compute_resource))
+        self._register(compute_resource, compute_resource.browser, *descendants(compute_resource))
 
     def add_network(self, moref: str, traits: NetworkTraits) -> None:
         self.inventory.networks[moref] = traits
@@ -207,6 +220,9 @@ class Service:
             if resource.pool.moref == moref_of(pool):
                 return host
         raise vmodl.fault.ManagedObjectNotFound(obj=pool, msg=f"The object '{pool}' does not exist.")
+
+    def browser_of(self, host: str) -> EnvironmentBrowser:
+        return self._compute_resources[host].browser
 
     def pool_of(self, host: str) -> vim.ResourcePool:
         return vim.ResourcePool(self._compute_resources[host].pool.moref)
@@ -307,6 +323,7 @@ class Service:
                 f"api={self.settings.api_type}",
                 *(f"vm={vm.moref}" for vm in vms),
                 *(f"on={vm.moref}" for vm in vms if vm.power != "poweredOff"),
+                *(f"datastore={moref}" for moref in self.inventory.datastores.values()),
                 *(f"{kind}={path}" for vm in vms for kind, path in self._flat_disks(vm)),
                 *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
             ]
@@ -345,6 +362,7 @@ class Service:
     def forget(self) -> None:
         """What a restart does to the service: sessions and tasks are forgotten, the work of hosts goes on."""
         self.tasks.forget()
+        self.leases.forget()
         self.tagging.end_sessions()
         self.end_sessions(*self.sessions.live())
         self.injections.let_go()
@@ -355,7 +373,8 @@ class Service:
         """The object of this reference as `session` sees it. Raises ManagedObjectNotFound."""
         moref = moref_of(reference)
         found = session.objects.get(moref) if session else None
-        found = found or self._objects.get(moref) or self.tasks.find(moref) or self._find_snapshot(moref)
+        found = found or self._objects.get(moref) or self.tasks.find(moref) or self.leases.find(moref)
+        found = found or self._find_snapshot(moref)
         if found is None and moref == "SessionManager":
             found = SessionManager(self, None)
         if found is None or not issubclass(found.vim_type, type(reference)):

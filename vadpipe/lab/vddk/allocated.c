@@ -57,10 +57,69 @@ static bool append_block(struct block_row *row, uint64_t start, uint64_t end)
     return true;
 }
 
-/* Runs of the chain, rounded outward to chunks; the rest of an allocated chunk is not looked at. */
-static int collect(const struct chain *chain, uint64_t start, uint64_t count, uint64_t chunk,
-                   struct block_row *row)
+static atomic_uint_fast64_t allocated_here; /* chunks, by all handles of this process */
+
+int disk_note_write(struct disk *disk, uint64_t start, uint64_t count)
 {
+    uint64_t capacity = disk->chain->leaf->capacity;
+    uint64_t chunk = start / MIN_CHUNK_SECTORS;
+    uint64_t end = (start + count + MIN_CHUNK_SECTORS - 1) / MIN_CHUNK_SECTORS;
+    while (chunk < end) {
+        bool allocated;
+        uint64_t first = chunk * MIN_CHUNK_SECTORS;
+        uint64_t length = end * MIN_CHUNK_SECTORS < capacity ? end * MIN_CHUNK_SECTORS : capacity;
+        int code = chain_allocated(disk->chain, first, length - first, &allocated, &length);
+        if (code != VIX_OK) {
+            return code;
+        }
+        uint64_t part = length % MIN_CHUNK_SECTORS != 0;
+        uint64_t touched = length / MIN_CHUNK_SECTORS + part;
+        uint64_t whole = first + length == capacity ? touched : touched - part;
+        if (!allocated && atomic_fetch_add(&allocated_here, whole) + whole > knobs.space) {
+            log_warn("the datastore has no space left, as asked\n");
+            return VIX_E_DISK_FULL;
+        }
+        pthread_mutex_lock(&disk->lock);
+        for (uint64_t i = 0; !allocated && i < whole; i++) {
+            disk->taken[(chunk + i) / 8] |= (uint8_t)(1 << (chunk + i) % 8);
+        }
+        pthread_mutex_unlock(&disk->lock);
+        chunk += touched; /* a chunk of which a part is allocated counts as allocated */
+    }
+    return VIX_OK;
+}
+
+/* Whether this handle did not allocate that chunk itself. */
+static bool listed(struct disk *disk, uint64_t place)
+{
+    uint64_t chunk = place / MIN_CHUNK_SECTORS;
+    pthread_mutex_lock(&disk->lock);
+    bool taken = (disk->taken[chunk / 8] >> chunk % 8 & 1) != 0;
+    pthread_mutex_unlock(&disk->lock);
+    return !taken;
+}
+
+/* The chunks from start to next that are listed. */
+static bool append_listed(struct disk *disk, uint64_t start, uint64_t next, uint64_t chunk,
+                          struct block_row *row)
+{
+    if (disk->taken == NULL) {
+        return append_block(row, start / chunk * chunk, next);
+    }
+    for (uint64_t place = start / MIN_CHUNK_SECTORS * MIN_CHUNK_SECTORS; place < next;
+         place += MIN_CHUNK_SECTORS) {
+        uint64_t first = place / chunk * chunk;
+        if (listed(disk, place) && !append_block(row, first, first + chunk)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Runs of the chain, rounded outward to chunks; the rest of an allocated chunk is not looked at. */
+static int collect(struct disk *disk, uint64_t start, uint64_t count, uint64_t chunk, struct block_row *row)
+{
+    const struct chain *chain = disk->chain;
     uint64_t end = start + count;
     while (start < end) {
         bool allocated;
@@ -72,7 +131,7 @@ static int collect(const struct chain *chain, uint64_t start, uint64_t count, ui
         uint64_t next = start + length;
         if (allocated) {
             next = (next + chunk - 1) / chunk * chunk;
-            if (!append_block(row, start / chunk * chunk, next)) {
+            if (!append_listed(disk, start, next, chunk, row)) {
                 return VIX_E_OUT_OF_MEMORY;
             }
         }
@@ -81,7 +140,7 @@ static int collect(const struct chain *chain, uint64_t start, uint64_t count, ui
     return VIX_OK;
 }
 
-static int answer_query(const struct disk *disk, uint64_t start, uint64_t count, uint64_t chunk,
+static int answer_query(struct disk *disk, uint64_t start, uint64_t count, uint64_t chunk,
                         VixDiskLibBlockList **list)
 {
     struct block_row row = {0};
@@ -89,10 +148,10 @@ static int answer_query(const struct disk *disk, uint64_t start, uint64_t count,
     if (knobs.allocated == ALLOCATED_NULL) {
         return VIX_OK;
     }
-    if (knobs.allocated == ALLOCATED_ALL) {
+    if (knobs.allocated == ALLOCATED_ALL || disk->eager) { /* of a lazy or thin disk, what was written */
         code = append_block(&row, start, start + count) ? VIX_OK : VIX_E_OUT_OF_MEMORY;
     } else {
-        code = collect(disk->chain, start, count, chunk, &row);
+        code = collect(disk, start, count, chunk, &row);
     }
     if (code == VIX_OK) {
         size_t length = row.count * sizeof *row.blocks;

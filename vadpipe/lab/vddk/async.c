@@ -69,13 +69,26 @@ void async_delay(struct disk *disk, uint64_t bytes)
 
 /* ---- answering -------------------------------------------------------------------------------------- */
 
+VixError request_run(struct request *request)
+{
+    VixError result = request->injected;
+    uint64_t count = request->fate.cut ? request->count / 2 : request->count;
+    if (request->fate.lost || (result != VIX_OK && !request->fate.cut) || count == 0) {
+        return result;
+    }
+    int code = disk_transfer(request->disk, request->start, count, request->buffer, request->write);
+    if (result != VIX_OK || code != VIX_OK) {
+        return result != VIX_OK ? result : vix_error(code);
+    }
+    return request->write ? fault_after(CALL_WRITE, &request->fate) : VIX_OK;
+}
+
 static void answer(struct request *request)
 {
     struct disk *disk = request->disk;
-    VixError result = request->injected;
-    if (result == VIX_OK) {
-        result =
-            vix_error(disk_transfer(disk, request->start, request->count, request->buffer, request->write));
+    VixError result = request_run(request);
+    if (request->fate.hang) {
+        return; /* it stays outstanding */
     }
     pthread_mutex_lock(&disk->lock);
     disk->outstanding--;
@@ -169,10 +182,9 @@ VixError async_submit(const struct request *asked)
     if (request == NULL) {
         return vix_error(VIX_E_OUT_OF_MEMORY);
     }
-    bool hang = false;
     *request = *asked;
-    request->injected = fault_next(request->write ? CALL_WRITE : CALL_READ, &hang);
-    if (hang) {
+    request->injected = fault_next(request->write ? CALL_WRITE : CALL_READ, &request->fate);
+    if (request->fate.hang) {
         park(request);
     } else if (request->disk->remote) {
         enqueue(request);

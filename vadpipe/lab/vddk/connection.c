@@ -11,6 +11,7 @@
 #include "params.h"
 
 const char HOTADD[] = "hotadd";
+const char SAN[] = "san";
 const char TRANSPORT_MODES[] = "file:san:hotadd:nbdssl:nbd";
 
 static struct connection *_Atomic connections; /* changed only inside Connect, which excludes itself */
@@ -34,8 +35,20 @@ static int check_login(const struct lab_conf *conf, const VixDiskLibConnectParam
     return VIX_OK;
 }
 
+static int check_datastore(const struct lab_conf *conf, const VixDiskLibConnectParams *params)
+{
+    if (!lab_conf_has(conf, "datastore", params->spec.datastore.datastoreMoRef)) {
+        log_warn("%s: there is no datastore '%s'\n", params->serverName, params->spec.datastore.datastoreMoRef);
+        return VIX_E_FILE_NOT_FOUND;
+    }
+    return VIX_OK;
+}
+
 static int check_vm(const struct lab_conf *conf, const VixDiskLibConnectParams *params)
 {
+    if (params->specType == SPEC_DATASTORE) {
+        return check_datastore(conf, params);
+    }
     const char *spec = params->vmxSpec;
     const char *vm = params_vm(params);
     if (spec != NULL && (vm == NULL || !lab_conf_has(conf, "vm", vm))) {
@@ -98,17 +111,42 @@ int connection_authorise(const struct connection *connection)
     return code;
 }
 
+static bool listed(const struct connection *connection, const char *key, const char *value)
+{
+    struct lab_conf conf;
+    bool found = lab_conf_read(connection->root, &conf) == VIX_OK && lab_conf_has(&conf, key, value);
+    lab_conf_free(&conf);
+    return found;
+}
+
+bool connection_may_write(const struct connection *connection)
+{
+    const char *vm = params_vm(connection->params);
+    bool on = vm != NULL && listed(connection, "on", vm);
+    if (on) {
+        log_warn("Open: the virtual machine '%s' is powered on and has its disks open\n", vm);
+    }
+    return !on;
+}
+
+bool connection_eager(const struct connection *connection, const char *path)
+{
+    return listed(connection, "eager", path);
+}
+
 const char *connection_transport(const struct connection *connection)
 {
-    static const char *const working[] = {"nbdssl", "nbd", HOTADD};
     if (!connection->remote) {
         return "file";
     }
+    bool of_vm = params_vm(connection->params) != NULL;
+    const char *const working[] = {"nbdssl", "nbd", knobs.hot_add && of_vm ? HOTADD : NULL,
+                                   knobs.san && of_vm ? SAN : NULL};
     const char *mode = connection->modes == NULL ? TRANSPORT_MODES : connection->modes;
     while (*mode != '\0') {
         size_t length = strcspn(mode, ":");
-        for (size_t i = 0; i < sizeof working / sizeof *working - !knobs.hot_add; i++) {
-            if (strlen(working[i]) == length && strncmp(mode, working[i], length) == 0) {
+        for (size_t i = 0; i < sizeof working / sizeof *working; i++) {
+            if (working[i] != NULL && strlen(working[i]) == length && strncmp(mode, working[i], length) == 0) {
                 return working[i];
             }
         }

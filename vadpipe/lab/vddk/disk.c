@@ -88,6 +88,30 @@ static int check_flags(const struct connection *connection, uint32_t flags)
     return VIX_OK;
 }
 
+/* The rules of a disk that is opened for writing, after it was opened. Closes it when they forbid it. */
+static int allow_writing(const struct connection *connection, struct disk *disk)
+{
+    const char *snapshot = connection->snapshot;
+    int code = VIX_OK;
+    if (connection->remote && !connection_may_write(connection)) {
+        code = VIX_E_FILE_ALREADY_LOCKED;
+    } else if (disk->transport == SAN && (snapshot == NULL || *snapshot == '\0')) {
+        log_warn("Open: over san a disk is written only while its VM has a snapshot\n");
+        code = VIX_E_NOT_SUPPORTED;
+    } else if (disk->transport == SAN && disk->chain->leaf->has_parent) {
+        log_warn("Open: over san only the base disk is written, not a link above it\n");
+        code = VIX_E_NOT_SUPPORTED;
+    } else {
+        uint64_t chunks = disk->chain->leaf->capacity / MIN_CHUNK_SECTORS + 1;
+        disk->taken = calloc(chunks / 8 + 1, 1);
+        code = disk->taken == NULL ? VIX_E_OUT_OF_MEMORY : VIX_OK;
+    }
+    if (code != VIX_OK) {
+        chain_close(disk->chain);
+    }
+    return code;
+}
+
 static int open_chain(const struct connection *connection, const char *path, uint32_t flags,
                       struct disk *disk)
 {
@@ -114,6 +138,13 @@ static int open_chain(const struct connection *connection, const char *path, uin
         code = chain_open(file, (flags & OPEN_READ_ONLY) == 0, (flags & OPEN_SINGLE_LINK) != 0, &disk->chain);
     }
     free(file);
+    disk->eager = code == VIX_OK && connection->remote && connection_eager(connection, path);
+    if (code == VIX_OK && disk->chain->writable) {
+        code = allow_writing(connection, disk);
+    }
+    if (code == VIX_OK && disk->transport == SAN) {
+        disk->remote = false; /* reads are synchronous, and writes are made one at a time */
+    }
     if (code == VIX_OK && disk->transport == HOTADD) {
         disk->remote = false; /* its reads are synchronous, as those of a local disk */
         disk->attached = hot_add(connection->root, params_vm(connection->params), path);
@@ -160,6 +191,7 @@ VIX_EXPORT VixError VixDiskLib_Open(const VixDiskLibConnection handle, const cha
         log_info("Open: '%s' over %s, %d links, %llu sectors\n", path, disk->transport, disk->chain->links,
                  (unsigned long long)disk->chain->leaf->capacity);
     } else {
+        free(disk == NULL ? NULL : disk->taken);
         free(disk);
         if (knobs.garbage) {
             *result = (VixDiskLibHandle)(uintptr_t)0xdead;
@@ -180,6 +212,8 @@ static void disk_shut(struct disk *disk, enum disk_state state, const char *call
     disk_wait(disk);
     disk->state = state;
     chain_close(disk->chain);
+    free(disk->taken);
+    disk->taken = NULL;
     disk->chain = NULL;
     disk->connection = NULL;
     hot_close(disk->attached);
@@ -192,6 +226,9 @@ VIX_EXPORT VixError VixDiskLib_Close(VixDiskLibHandle handle)
     exclusion_enter(&opening, __func__, "(Open and Close must not overlap)");
     VixError error = fault_blocking(CALL_CLOSE);
     disk_shut(disk, DISK_CLOSED, __func__);
+    if (error == VIX_OK) {
+        error = fault_late(CALL_CLOSE);
+    }
     exclusion_leave(&opening);
     disk_leave(disk);
     return error;

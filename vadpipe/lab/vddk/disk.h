@@ -21,6 +21,7 @@ struct disk {
     const char *transport;
     uint32_t flags;
     bool remote;  /* asynchronous calls go to the library's threads */
+    bool eager;   /* all of it is zeroed, so all is allocated */
     int attached; /* descriptor of a hot-added disk (outside.h), or -1 */
     struct exclusion busy;
 
@@ -29,6 +30,7 @@ struct disk {
     unsigned outstanding;  /* requests whose callback has not begun */
     unsigned delivering;   /* requests whose callback runs */
     uint64_t link_free_ns; /* when the simulated link has carried what was asked so far */
+    uint8_t *taken;        /* one bit per smallest chunk: allocated by a write of this handle; NULL: not writable */
 };
 
 /* Enter and leave a call on a handle. Aborts on a handle that is NULL, unknown, closed, or in use. */
@@ -39,6 +41,9 @@ void disk_wait(struct disk *disk);
 
 /* Read or write a checked range, from any thread; a vix code. */
 int disk_transfer(struct disk *disk, uint64_t start, uint64_t count, uint8_t *buffer, bool write);
+
+/* Before a write: remember the chunks that it will allocate. This handle does not list them; a vix code. */
+int disk_note_write(struct disk *disk, uint64_t start, uint64_t count);
 
 /* Disconnect closes what was opened through a connection. */
 void disks_disconnect(const struct connection *connection, const char *call);

@@ -21,8 +21,9 @@ static const char *const CALL_NAMES[CALL_KINDS] = {
 #undef CALL_NAME
 };
 
-enum fault_action { FAIL, HANG, CRASH };
-static const char *const ACTION_NAMES[] = {[FAIL] = "fault", [HANG] = "hang", [CRASH] = "crash"};
+enum fault_action { FAIL, HANG, CRASH, CUT, LOSE };
+static const char *const ACTION_NAMES[] = {
+    [FAIL] = "fault", [HANG] = "hang", [CRASH] = "crash", [CUT] = "cut", [LOSE] = "lose"};
 
 static struct fault {
     enum fault_action action;
@@ -57,7 +58,8 @@ static double number_knob(const char *name, double fallback)
 
 static void parse_fault(const char *knob, enum fault_action action, const char *item)
 {
-    const char *expected = action == FAIL ? "<call>:<number>[+]:<code>, ..." : "<call>:<number>[+], ...";
+    bool coded = action == FAIL || action == CUT;
+    const char *expected = coded ? "<call>:<number>[+]:<code>, ..." : "<call>:<number>[+], ...";
     char name[16];
     unsigned long long number = 0;
     int code = 0;
@@ -66,7 +68,7 @@ static void parse_fault(const char *knob, enum fault_action action, const char *
     bool late = used > 0 && item[used] == '+';
     const char *rest = item + used + late;
     used = 0;
-    bool complete = action != FAIL || (sscanf(rest, ":%d%n", &code, &used) == 1 && used > 0);
+    bool complete = !coded || (sscanf(rest, ":%d%n", &code, &used) == 1 && used > 0);
     if (number == 0 || !complete || rest[used] != '\0') {
         bad_knob(knob, item, expected);
     }
@@ -74,13 +76,15 @@ static void parse_fault(const char *knob, enum fault_action action, const char *
         bad_knob(knob, item, "at most 64 faults in all");
     }
     for (enum counted_call call = 0; call < CALL_KINDS; call++) {
-        bool has_effect = call == CALL_PREPARE || call == CALL_END || call == CALL_CLEANUP;
-        if (strcmp(name, CALL_NAMES[call]) == 0 && (has_effect || !late)) {
+        bool has_effect = call == CALL_PREPARE || call == CALL_END || call == CALL_CLEANUP ||
+                          call == CALL_WRITE || call == CALL_FLUSH || call == CALL_CLOSE;
+        bool fits = action == CUT || action == LOSE ? call == CALL_WRITE && !late : has_effect || !late;
+        if (strcmp(name, CALL_NAMES[call]) == 0 && fits) {
             faults[fault_count++] = (struct fault){action, call, number, code, late};
             return;
         }
     }
-    bad_knob(knob, item, "a call such as read, write, open or connect; with + prepare, end or cleanup");
+    bad_knob(knob, item, "a call such as read, write, open or connect; with + one that changes something");
 }
 
 static void read_faults(const char *knob, enum fault_action action)
@@ -112,6 +116,8 @@ void knobs_read(void)
     knobs.hot_add = number_knob("VADPIPE_VDDK_HOTADD", 0) > 0;
     knobs.garbage = number_knob("VADPIPE_VDDK_GARBAGE", 0) > 0;
     knobs.leak = number_knob("VADPIPE_VDDK_LEAK", 0) > 0;
+    knobs.space = (uint64_t)(number_knob("VADPIPE_VDDK_SPACE_MIB", 1e12) * 16);
+    knobs.san = number_knob("VADPIPE_VDDK_SAN", 0) > 0;
     if (knobs.threads < 1 || knobs.threads > 64) {
         bad_knob("VADPIPE_VDDK_THREADS", getenv("VADPIPE_VDDK_THREADS"), "1 to 64");
     }
@@ -130,6 +136,8 @@ void knobs_read(void)
     read_faults("VADPIPE_VDDK_FAULT", FAIL);
     read_faults("VADPIPE_VDDK_HANG", HANG);
     read_faults("VADPIPE_VDDK_CRASH", CRASH);
+    read_faults("VADPIPE_VDDK_CUT", CUT);
+    read_faults("VADPIPE_VDDK_LOSE", LOSE);
 }
 
 /* Whether a fault that is due fires: with a marker directory, in the first process only. */
@@ -152,33 +160,45 @@ static bool fires(const struct fault *fault)
     return true;
 }
 
-static VixError fault_due(enum counted_call call, uint64_t number, bool late, bool *hang)
+static VixError fault_due(enum counted_call call, bool late, struct fate *fate)
 {
     for (size_t i = 0; i < fault_count; i++) {
         const struct fault *fault = &faults[i];
-        if (fault->call != call || fault->number != number || fault->late != late || !fires(fault)) {
+        if (fault->call != call || fault->number != fate->number || fault->late != late || !fires(fault)) {
             continue;
         }
         atomic_fetch_add(&injected, 1);
         switch (fault->action) {
+        case CUT:
+            fate->cut = true;
+            return vix_error(fault->code);
         case FAIL:
             return vix_error(fault->code);
+        case LOSE:
+            fate->lost = true;
+            return VIX_OK;
         case HANG:
-            log_warn("%s call %llu hangs as asked\n", CALL_NAMES[call], (unsigned long long)number);
-            *hang = true;
+            log_warn("%s call %llu hangs as asked\n", CALL_NAMES[call], (unsigned long long)fate->number);
+            fate->hang = true;
             return VIX_OK;
         case CRASH:
             fprintf(stderr, "vixDiskLib stand-in: crash as asked at %s call %llu\n", CALL_NAMES[call],
-                    (unsigned long long)number);
+                    (unsigned long long)fate->number);
             abort();
         }
     }
     return VIX_OK;
 }
 
-VixError fault_next(enum counted_call call, bool *hang)
+VixError fault_next(enum counted_call call, struct fate *fate)
 {
-    return fault_due(call, atomic_fetch_add(&calls[call], 1) + 1, false, hang);
+    *fate = (struct fate){.number = atomic_fetch_add(&calls[call], 1) + 1};
+    return fault_due(call, false, fate);
+}
+
+VixError fault_after(enum counted_call call, struct fate *fate)
+{
+    return fault_due(call, true, fate);
 }
 
 static VixError after_hanging(VixError error, bool hang)
@@ -191,16 +211,16 @@ static VixError after_hanging(VixError error, bool hang)
 
 VixError fault_blocking(enum counted_call call)
 {
-    bool hang = false;
-    VixError error = fault_next(call, &hang);
-    return after_hanging(error, hang);
+    struct fate fate;
+    VixError error = fault_next(call, &fate);
+    return after_hanging(error, fate.hang);
 }
 
 VixError fault_late(enum counted_call call)
 {
-    bool hang = false;
-    VixError error = fault_due(call, calls[call], true, &hang);
-    return after_hanging(error, hang);
+    struct fate fate = {.number = calls[call]};
+    VixError error = fault_after(call, &fate);
+    return after_hanging(error, fate.hang);
 }
 
 void counters_write(void)

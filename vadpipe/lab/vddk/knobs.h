@@ -42,6 +42,8 @@ struct knobs {
     bool hot_add; /* the transport hotadd works */
     bool garbage; /* failed calls leave pointers to nothing */
     bool leak;    /* ConnectEx prints the login */
+    uint64_t space; /* chunks of 64 KiB that this process may allocate */
+    bool san;     /* the transport san works */
 };
 extern struct knobs knobs;
 
@@ -57,8 +59,18 @@ extern struct totals totals;
 void knobs_read(void); /* at InitEx; a knob that cannot be parsed ends the process */
 void counters_write(void);
 
+/* What was asked for one call besides its failure. */
+struct fate {
+    uint64_t number; /* of the call among those of its kind */
+    bool hang;       /* it never completes */
+    bool cut;        /* a write: half of it is done before it fails */
+    bool lost;       /* a write: it succeeds and does nothing */
+};
+
 /* Count one call. Returns the injected failure (0: none); a call chosen to crash does not return. */
-VixError fault_next(enum counted_call call, bool *hang);
+VixError fault_next(enum counted_call call, struct fate *fate);
+/* The same for this call when it has had its effect: only its answer is lost. */
+VixError fault_after(enum counted_call call, struct fate *fate);
 /* The same for a call that blocks: a call chosen to hang does not return either. */
 VixError fault_blocking(enum counted_call call);
 /* The same for one that has had its effect; calls of its kind are not made at once. */

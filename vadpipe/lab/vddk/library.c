@@ -15,7 +15,8 @@
  *
  * Datastore paths "[name] folder/disk.vmdk" are files $VADPIPE_LAB_ROOT/datastores/name/folder/disk.vmdk.
  * $VADPIPE_LAB_ROOT/vddk.conf says who may log in and what exists, in lines thumbprint=, user=, password=,
- * cookie=, vm= and snapshot=, several of each, and api=HostAgent for an ESXi host; it is read again at every
+ * cookie=, vm=, on= (a VM that runs), snapshot=, datastore= and eager= (the path of an eagerly zeroed disk: all of
+ * it is allocated), several of each, and api=HostAgent for an ESXi host; it is read again at every
  * ConnectEx and Open. Without VADPIPE_LAB_ROOT every connection is one to this machine.
  *
  * Knobs, read at InitEx:
@@ -29,7 +30,9 @@
  *   VADPIPE_VDDK_HANG=read:9           the Nth call never completes
  *   VADPIPE_VDDK_CRASH=read:9          the Nth call aborts the process
  *   VADPIPE_VDDK_CRASH=prepare:1+      the same when the call has had its effect; + also in _FAULT and _HANG,
- *                                      for prepare, end and cleanup
+ *                                      for prepare, end, cleanup, write, flush and close
+ *   VADPIPE_VDDK_CUT=write:9:8         the Nth write does half of its work, then fails with that code
+ *   VADPIPE_VDDK_LOSE=write:9          the Nth write succeeds, and nothing is written
  *   VADPIPE_VDDK_ONCE=dir              a fault fires once over all processes: it leaves a marker in dir
  *   VADPIPE_VDDK_QAB=unsupported|all|null
  *                                      QueryAllocatedBlocks fails, or (as on NFS) says all is allocated, or succeeds
@@ -39,6 +42,11 @@
  *   VADPIPE_VDDK_COUNTERS=file         Exit appends calls, bytes and live objects as one line of JSON
  *   VADPIPE_VDDK_SLOW_EXIT=1           Exit takes a second, as the original's does
  *   VADPIPE_VDDK_HOTADD=1              this machine is a VM that can hot-add disks (outside.c)
+ *   VADPIPE_VDDK_SPACE_MIB=8           writes that make this process allocate more fail: the datastore is full
+ *   VADPIPE_VDDK_SAN=1                 this machine sees the disks of the datastores (transport san)
+ *
+ * A disk has one writer alone or any number of readers, and no writer while its VM is on; others are refused with
+ * FILE_ALREADY_LOCKED. What a handle allocates by writing is listed by later handles only, as with the original.
  *
  * LACKS="name name" of make builds a library without these functions (vddk_build.py).
  *

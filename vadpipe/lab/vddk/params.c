@@ -1,12 +1,15 @@
 #include <string.h>
 
 #include "errors.h"
+#include "generation.h"
 #include "guard.h"
 #include "log.h"
 #include "params.h"
 
 /* The strings of the struct, in a fixed order; which creds are strings depends on the type. */
-static size_t strings_of(VixDiskLibConnectParams *params, char **places[8])
+enum { MAX_STRINGS = 9 };
+
+static size_t strings_of(VixDiskLibConnectParams *params, char **places[MAX_STRINGS])
 {
     size_t count = 0;
     places[count++] = &params->vmxSpec;
@@ -18,6 +21,10 @@ static size_t strings_of(VixDiskLibConnectParams *params, char **places[8])
     if (params->credType == CRED_SESSIONID) {
         places[count++] = &params->creds.sessionId.key;
     }
+    if (params->specType == SPEC_DATASTORE) {
+        places[count++] = &params->spec.datastore.datastoreMoRef;
+        places[count++] = &params->spec.datastore.diskFolder;
+    }
     return count;
 }
 
@@ -25,7 +32,7 @@ static size_t strings_of(VixDiskLibConnectParams *params, char **places[8])
 VixDiskLibConnectParams *params_copy(const VixDiskLibConnectParams *params)
 {
     VixDiskLibConnectParams source = *params;
-    char **places[8];
+    char **places[MAX_STRINGS];
     size_t count = strings_of(&source, places);
     size_t size = sizeof source;
     for (size_t i = 0; i < count; i++) {
@@ -75,7 +82,7 @@ int params_check(const char *call, const VixDiskLibConnectParams *params, bool v
         log_warn("%s: the parameters do not come from AllocateConnectParams\n", call);
     }
     require(params->serverName, call, "serverName");
-    if (vm_needed) {
+    if (vm_needed && params->specType != SPEC_DATASTORE) {
         require(params->vmxSpec, call, "vmxSpec");
     }
     if (params->credType == CRED_UID) {
@@ -89,7 +96,10 @@ int params_check(const char *call, const VixDiskLibConnectParams *params, bool v
         log_warn("%s: credential type %d is not supported\n", call, params->credType);
         return VIX_E_INVALID_ARG;
     }
-    if (params->specType != SPEC_VMX) {
+    if (params->specType == SPEC_DATASTORE && vddk_generation >= 8) {
+        require(params->spec.datastore.datastoreMoRef, call, "spec.dsSpec.datastoreMoRef");
+        require(params->spec.datastore.diskFolder, call, "spec.dsSpec.diskFolder");
+    } else if (params->specType != SPEC_VMX) {
         log_warn("%s: spec type %d is not supported\n", call, params->specType);
         return VIX_E_NOT_SUPPORTED;
     }

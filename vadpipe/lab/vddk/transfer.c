@@ -1,4 +1,6 @@
 /* Reads and writes, synchronous and asynchronous: the same checks, faults and delays for all four calls. */
+#include <unistd.h>
+
 #include "async.h"
 #include "disk.h"
 #include "errors.h"
@@ -41,8 +43,11 @@ static int check(const struct disk *disk, const char *call, uint64_t start, uint
 
 int disk_transfer(struct disk *disk, uint64_t start, uint64_t count, uint8_t *buffer, bool write)
 {
-    int code = write ? chain_write(disk->chain, start, count, buffer)
+    int code = write ? disk_note_write(disk, start, count) : VIX_OK;
+    if (code == VIX_OK) {
+        code = write ? chain_write(disk->chain, start, count, buffer)
                      : chain_read(disk->chain, start, count, buffer);
+    }
     if (code == VIX_OK) {
         atomic_fetch_add(write ? &totals.bytes_written : &totals.bytes_read, count * SECTOR_SIZE);
     }
@@ -58,10 +63,18 @@ static VixError transfer_now(VixDiskLibHandle handle, const char *call, uint64_t
         log_warn("%s: asynchronous requests of this disk are outstanding\n", call);
         code = VIX_E_ASYNC_MIXEDMODE_UNSUPPORTED;
     }
-    VixError error = code == VIX_OK ? fault_blocking(write ? CALL_WRITE : CALL_READ) : vix_error(code);
-    if (error == VIX_OK) {
-        async_delay(disk, count * SECTOR_SIZE);
-        error = vix_error(disk_transfer(disk, start, count, buffer, write));
+    VixError error = vix_error(code);
+    if (code == VIX_OK) {
+        struct request request = {
+            .disk = disk, .start = start, .count = count, .buffer = buffer, .write = write};
+        request.injected = fault_next(write ? CALL_WRITE : CALL_READ, &request.fate);
+        if (!request.fate.hang) {
+            async_delay(disk, count * SECTOR_SIZE);
+            error = request_run(&request);
+        }
+        while (request.fate.hang) {
+            pause();
+        }
     }
     disk_leave(disk);
     return error;
@@ -85,6 +98,9 @@ VIX_EXPORT VixError VixDiskLib_Flush(VixDiskLibHandle handle)
     VixError error = fault_blocking(CALL_FLUSH);
     if (error == VIX_OK && disk->chain->writable) {
         error = vix_error(chain_flush(disk->chain));
+    }
+    if (error == VIX_OK) {
+        error = fault_late(CALL_FLUSH);
     }
     disk_leave(disk);
     return error;

@@ -23,7 +23,7 @@ typedef void VixDiskLibGenericLogFunc(const char *format, va_list arguments);
 typedef void (*VixDiskLibCompletionCB)(void *data, VixError result);
 
 enum credential_type { CRED_UID = 1, CRED_SESSIONID = 2 };
-enum spec_type { SPEC_VMX = 0 };
+enum spec_type { SPEC_VMX = 0, SPEC_DATASTORE = 2 }; /* the second from 8.0.1 on */
 enum adapter_type { ADAPTER_IDE = 1, ADAPTER_BUSLOGIC = 2, ADAPTER_LSILOGIC = 3, ADAPTER_UNKNOWN = 256 };
 
 enum open_flag {
@@ -57,11 +57,17 @@ typedef struct {
     char *vimApiVer;
     char reserved[8];
     void *state;
-    struct {
-        char *id;
-        char *datastoreMoRef;
-        char *ssId;
-    } vStorageObjSpec;
+    union {
+        struct {
+            char *id;
+            char *datastoreMoRef;
+            char *ssId;
+        } object;
+        struct {
+            char *datastoreMoRef;
+            char *diskFolder;
+        } datastore;
+    } spec;
     int32_t specType;
 } VixDiskLibConnectParams;
 

@@ -26,6 +26,8 @@ struct vmdk_file {
 /* Whole transfers or an error; reading past the end and reading a removed file are errors. Units: bytes. */
 int file_open(struct vmdk_file *file, const char *path, bool writable);
 void file_close(struct vmdk_file *file);
+/* One writer alone, or any number of readers, as long as the file is open. */
+int file_lock(const struct vmdk_file *file, bool exclusive);
 int file_size(const struct vmdk_file *file, uint64_t *size);
 int file_read(const struct vmdk_file *file, uint64_t offset, size_t length, void *buffer);
 int file_write(const struct vmdk_file *file, uint64_t offset, size_t length, const void *buffer);

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -64,6 +65,15 @@ void file_close(struct vmdk_file *file)
     }
     free(file->path);
     *file = (struct vmdk_file){.fd = -1};
+}
+
+int file_lock(const struct vmdk_file *file, bool exclusive)
+{
+    if (flock(file->fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+        return VIX_OK; /* where the file system knows no locks, nobody has one */
+    }
+    log_warn("%s: another process has the disk open%s\n", file->path, exclusive ? "" : " for writing");
+    return VIX_E_FILE_ALREADY_LOCKED;
 }
 
 int file_size(const struct vmdk_file *file, uint64_t *size)

@@ -183,6 +183,9 @@ int chain_open(const char *path, bool writable, bool single_link, struct chain *
     chain->writable = writable;
     chain->links = 1;
     int code = link_open(path, writable, &chain->leaf);
+    if (code == VIX_OK) {
+        code = file_lock(&chain->leaf->file, writable);
+    }
     struct link *link = chain->leaf;
     while (code == VIX_OK && !single_link && link->has_parent) {
         if (++chain->links > MAX_LINKS) {

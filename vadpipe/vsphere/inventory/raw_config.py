@@ -31,7 +31,7 @@ _XSD_TYPES: Final = frozenset(
     ("string", "int", "long", "short", "byte", "boolean", "double", "float", "dateTime", "base64Binary")
 )
 # What answers hold by names of which one part is a secret: (the names, the secret parts).
-_NAMES: Final = ("key", "id", "label", "category", "type")
+_NAMES: Final = ("id", "key", "label", "category", "type")
 _VALUES: Final = ("value", "defaultValue")
 
 

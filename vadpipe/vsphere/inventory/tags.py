@@ -111,6 +111,22 @@ async def tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]
     return await session.call(f"tagged {tag}", lambda: _tagged(session, tag))
 
 
+async def tags_of(session: VcenterSession, kind: str, moref: str) -> list[tuple[str, str]]:
+    """The tags of an object as (category, name), sorted.
+
+    Args:
+        session: The session.
+        kind: The API's type of the object, e.g. 'VirtualMachine'.
+        moref: Its managed object reference.
+
+    Raises:
+        ConfigError: The session has no password.
+        VsphereError: The server refuses.
+    """
+    require_password(session.settings)
+    return await session.call(f"tags of {moref}", lambda: _tags_of(session, kind, moref))
+
+
 async def known_tags(session: VcenterSession) -> dict[tuple[str, str], str]:
     """The ids of all tags, by category and name; none on an ESXi host. Raises as `tagged`."""
     require_password(session.settings)
@@ -152,6 +168,17 @@ def _tagged(session: VcenterSession, tag: str) -> frozenset[tuple[str, str]]:
             "POST", "tag-association", action="list-attached-objects-on-tags", tag_ids=[tag_id]
         )
         return frozenset((one["type"], one["id"]) for entry in found for one in entry["object_ids"])
+
+
+def _tags_of(session: VcenterSession, kind: str, moref: str) -> list[tuple[str, str]]:
+    with _Client.opened(session) as client:
+        subject = {"type": kind, "id": moref}
+        ids = client.ask("POST", "tag-association", action="list-attached-tags", object_id=subject)
+        tags = [client.described("tag", one) for one in ids]
+        categories = {
+            one: client.described("category", one)["name"] for one in {tag["category_id"] for tag in tags}
+        }
+        return sorted((str(categories[tag["category_id"]]), str(tag["name"])) for tag in tags)
 
 
 class _Client:
@@ -213,7 +240,11 @@ class _Client:
         return list(self.ask("POST", resource, action="list-tags-for-category", category_id=category_id))
 
     def _name(self, kind: str, id: str) -> str:
-        return str(self.ask("GET", f"{kind}{self._generation.identified}{_in_path(id)}")["name"])
+        return str(self.described(kind, id)["name"])
+
+    def described(self, kind: str, id: str) -> Any:  # noqa: ANN401
+        """What the server says of a tag or a category."""
+        return self.ask("GET", f"{kind}{self._generation.identified}{_in_path(id)}")
 
     def ask(self, method: str, resource: str, *, action: str = "", **parameters: object) -> Any:  # noqa: ANN401
         """The answer of one operation. The caller knows its shape."""

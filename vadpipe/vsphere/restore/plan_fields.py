@@ -207,8 +207,7 @@ class _Fields:
 
     def _cpu_mask(self, name: str) -> None:
         added = [
-            vim.vm.ConfigSpec.CpuIdInfoSpec(operation="add", info=one)  # type: ignore[no-untyped-call]
-            for one in self.config.cpuFeatureMask
+            vim.vm.ConfigSpec.CpuIdInfoSpec(operation="add", info=one) for one in self.config.cpuFeatureMask
         ]
         self.spec.cpuFeatureMask = added
         self.decide(name, "changed", f"{len(self.config.cpuFeatureMask)} entries", "the same, added")

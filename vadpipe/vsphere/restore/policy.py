@@ -151,6 +151,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "vmOpNotificationToAppEnabled",
             "vmOpNotificationTimeout",
             "pmem",
+            source=_OURS,
         ),
         *_all(
             "carried",
@@ -165,9 +166,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "The server answers it and takes it from nobody.",
             "dynamicType",
             "dynamicProperty",
-            "changeVersion",
             "modified",
-            "createDate",
             "guestFullName",
             "hotPlugMemoryLimit",
             "hotPlugMemoryIncrementSize",
@@ -177,8 +176,15 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "vmxRuntimeConfig",
             "guestIntegrityInfo",
             "guestArchitecture",
+        ),
+        *_all(
+            "left out",
+            "The server sets it anew for each VM.",
+            "changeVersion",
+            "createDate",
             "locationId",
             "deviceSwap",
+            source=_OURS,
         ),
         *_all(
             "left out",
@@ -199,6 +205,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "npivDesiredPortWwns",
             "npivTemporaryDisabled",
             "npivOnNonRdmDisks",
+            source=_OURS,
         ),
         *_all(
             "left out",
@@ -208,6 +215,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "deviceGroups",
             "fixedPassthruHotPlugEnabled",
             "guestMonitoringModeInfo",
+            source=_OURS,
         ),
         *_all(
             "left out",
@@ -217,6 +225,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "repConfig",
             "metroFtEnabled",
             "metroFtHostGroup",
+            source=_OURS,
         ),
         *_all(
             "left out",
@@ -225,6 +234,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
             "rebootPowerOff",
             "vAssertsEnabled",
             "networkShaper",
+            source=_OURS,
         ),
     )
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from .plan_values import Outcome
-from .policy import Rule
+from .policy import FIELDS, SETTINGS, Rule
 
 _API: Final = "vSphere Web Services API"
 _GUIDE: Final = "VDDK programming guide 8.0"
@@ -135,3 +135,20 @@ UNKNOWN: Final = Rule("*", "left out", "left out", "This version does not know t
 def rule_of_device(type_name: str) -> Rule:
     """The row that decides about a device of this type."""
     return DEVICES.get(type_name, UNKNOWN)
+
+
+def tables() -> dict[str, str]:
+    """The three tables in Markdown by their titles, as `docs/restore.md` shows them."""
+    parts = {"Fields": FIELDS.values(), "Settings": SETTINGS, "Devices": DEVICES.values()}
+    return {title: _table(rules) for title, rules in parts.items()}
+
+
+def _table(rules: Iterable[Rule]) -> str:
+    """A row per reason; the names of one reason stand together, in the order of the table."""
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for rule in rules:
+        rows.setdefault((rule.copy, rule.replace, rule.reason, rule.source), []).append(f"`{rule.name}`")
+    lines = ["| Name | In a copy | In place of a lost VM | Why | By |", "|---|---|---|---|---|"]
+    for (copy, replace, reason, source), names in rows.items():
+        lines.append(f"| {', '.join(names)} | {copy} | {replace} | {reason} | {source} |")
+    return "\n".join(lines) + "\n"

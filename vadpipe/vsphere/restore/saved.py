@@ -19,7 +19,7 @@ from vadpipe.vmdk.vmx import NVRAM_DOCUMENT, REDACTED
 from ..inventory.hardware import VmDisk, provisioning_of, vm_disks
 from ..inventory.origin import CONFIG_DOCUMENT
 from ..inventory.raw_config import NotAConfigurationError, ParsedConfig, parse_config
-from .saved_reduced import config_of_summary, config_of_vmx
+from ..inventory.reduced_config import config_of_summary, config_of_vmx
 
 Source = Literal["configuration", "summary", "vmx", "nothing"]
 

@@ -26,6 +26,7 @@ from ..api.session import VcenterSession
 from ..guest.expectations import look_inside
 from ..inventory.hardware import vm_disks
 from ..inventory.lookup import Vm, find_vm
+from ..inventory.origin import origin_of
 from ..journal.access import vm_access
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
@@ -64,6 +65,7 @@ class VsphereCapture:
     disks: Sequence[SnapshotDisk]
     quiescing_asked: str
     configuration: Mapping[str, object]
+    documents: Mapping[str, bytes] = field(repr=False)
     left_out: Sequence[str]
     attention: Sequence[str]
     remarks: Sequence[str]
@@ -131,12 +133,19 @@ async def captured(settings: VsphereVm) -> AsyncIterator[VsphereCapture]:
                 told.attention += [*snapshot.attention, *not_locked]
                 told.remarks += snapshot.remarks
                 host = await host_of(session, vm)
+                origin = await origin_of(session, vm, snapshot.moref)
+                told.remarks += origin.remarks
                 async with _opened(settings, session, snapshot, adds) as disks:
                     capture = VsphereCapture(
                         machine=MachineId(vm.uuid, vm.name),
                         disks=disks,
                         quiescing_asked=settings.quiesce.kind,
-                        configuration={**snapshot.configuration, **before.inside_guest},
+                        configuration={
+                            **snapshot.configuration,
+                            **before.inside_guest,
+                            "origin": origin.facts,
+                        },
+                        documents=origin.documents,
                         left_out=snapshot.left_out,
                         attention=told.attention,
                         remarks=told.remarks,

@@ -10,7 +10,7 @@ from vadpipe.lab.vcenter.faults.injection import Drop, Event, Refusal
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.faults import CertificateRefused, ConnectionLost, LoginRefused, VsphereError
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.inventory.tags import tagged
+from vadpipe.vsphere.inventory.tags import tagged, tags_of
 
 
 def settings_of(lab: LabVcenter, password: str = "lab") -> Vcenter:
@@ -135,3 +135,15 @@ async def test_the_pinned_certificate_is_checked_before_the_password_leaves(lab,
             await tagged(session, "backup/daily")
         session.settings = vcenter
     assert "/api" not in lab.calls
+
+
+@pytest.mark.parametrize("version", ["6.5", "8.0.3.0"])
+async def test_the_tags_of_an_object_are_named_with_their_categories(tmp_path, version):
+    with LabVcenter(tmp_path / "lab", api_version=version) as lab:
+        tag(lab, "env", "prod")
+        tag(lab, "backup", "daily")
+        tag(lab, "backup", "other", on="vm-43")
+        async with settings_of(lab).connect() as session:
+            assert await tags_of(session, "VirtualMachine", "vm-42") == [("backup", "daily"), ("env", "prod")]
+            assert await tags_of(session, "VirtualMachine", "vm-44") == []
+        assert lab.tags.live_sessions == 0

@@ -45,7 +45,8 @@ class Managed:
 
     def __init_subclass__(cls) -> None:
         own = {name for name, value in vars(cls).items() if isinstance(value, vim_property)}
-        cls.properties = cls.properties | own
+        inherited = (base.properties for base in cls.__bases__ if issubclass(base, Managed))
+        cls.properties = vars(cls).get("properties", frozenset().union(*inherited)) | own
 
     def __init__(self, service: Service, moref: str) -> None:
         self.service = service

@@ -23,6 +23,14 @@ FAULT_KINDS = (
     "Timedout", "ToolsUnavailable", "TooManySnapshotLevels", "UnexpectedFault", "VmConfigFault",
 )  # fmt: skip
 
+# What the calls of a restore may meet besides.
+RESTORE_FAULT_KINDS = (
+    "DeviceNotFound", "DeviceUnsupportedForVmVersion", "FileTooLarge", "InaccessibleDatastore", "InvalidController",
+    "InvalidDatastorePath", "InvalidDeviceBacking", "InvalidDeviceOperation", "InvalidDeviceSpec",
+    "InvalidDiskFormat", "InvalidFolder", "InvalidVmConfig", "MethodNotFound", "MissingController",
+    "UnsupportedGuest", "VirtualHardwareVersionNotSupported",
+)  # fmt: skip
+
 
 def fault_maker(name: str) -> FaultMaker:
     """Makes faults of this type. Raises KeyError for one that the API does not have."""
@@ -34,15 +42,20 @@ def fault_maker(name: str) -> FaultMaker:
 
 
 def _filled(kind: type) -> vmodl.MethodFault:
-    required = {
-        one.name: _sample(one.type)
-        for one in kind._GetPropertyList()  # type: ignore[attr-defined]
-        if not one.flags & VmomiSupport.F_OPTIONAL
-    }
-    fault = kind(**required)
+    fault = filled(kind)
     assert isinstance(fault, vmodl.MethodFault)
     fault.msg = f"The lab was told to fail with {kind.__name__.rpartition('.')[2]}."
     return fault
+
+
+def filled(kind: type, **given: object) -> object:
+    """A data object with whatever the schema requires of it, where it is not given."""
+    required = {
+        one.name: _sample(one.type)
+        for one in kind._GetPropertyList()  # type: ignore[attr-defined]
+        if not one.flags & VmomiSupport.F_OPTIONAL and one.name not in given
+    }
+    return kind(**required, **given)
 
 
 def _sample(kind: type) -> object:
@@ -54,13 +67,9 @@ def _sample(kind: type) -> object:
     if issubclass(kind, vmodl.MethodFault):
         return vmodl.MethodFault()
     if issubclass(kind, VmomiSupport.DataObject):
-        return kind(
-            **{
-                one.name: _sample(one.type)
-                for one in kind._GetPropertyList()
-                if not one.flags & VmomiSupport.F_OPTIONAL
-            }
-        )
+        return filled(kind)
+    if issubclass(kind, list):
+        return kind([_sample(kind.Item)])  # type: ignore[attr-defined]
     if issubclass(kind, VmomiSupport.Enum):
         return kind(kind.values[0])  # type: ignore[attr-defined]
     if issubclass(kind, datetime):

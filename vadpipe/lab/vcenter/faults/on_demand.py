@@ -16,6 +16,9 @@ from pyVmomi import vim
 
 from .injection import Event
 
+Checks = Literal["judging", "unknown method", "missing"]
+"""Of the checkers of specs: they judge; they are named, but have no such method; the server has none."""
+
 FolderLogin = Literal["cookie", "basic", "ticket"]
 
 
@@ -45,6 +48,14 @@ class FolderTraits:
     ranges: bool = True
     versions: bool = True
     bytes_sent: int = 0
+
+
+@dataclass
+class LeaseTraits:
+    """`timeout_s`: without progress, a lease ends; `reversed`: it names its disks last one first."""
+
+    timeout_s: float = 300
+    reversed: bool = True
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,10 @@ from pyVmomi import VmomiSupport, vim, vmodl
 
 from ..api.managed import Call, Entity, moref_of
 from ..state import backings, configuration, hardware
-from ..state.inventory import HostTraits, VmState, VmTraits
-from .reconfiguration import configure, delete_disk, need_privileges
+from ..state.inventory import VmState, VmTraits
+from . import vm_disks
+from .power import need_host
+from .reconfiguration import configure, need_privileges
 from .relocation import free_directory
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Creating(Entity):
             raise vmodl.fault.NotSupported(msg="Virtual machines are in folders of virtual machines only.")
         self.service.need("VirtualMachine.Inventory.Create", self.ref)
         self.service.need("Resource.AssignVMToPool", pool)
-        need_privileges(self.service, self.ref, config)
+        need_privileges(self.service, self.ref, config, creating=True)
         _need_datastore_privilege(self.service, config)
 
         def work() -> vim.VirtualMachine:
@@ -87,42 +90,11 @@ def create(
 ) -> VmState:
     """A new VM in the folder with this path. Raises a fault of the API; nothing is made then."""
     with service.changes.lock:
-        moref, traits = _host_of(service, pool, host)
         if not config.name:
             raise vim.fault.InvalidName(name=config.name or "", msg="A virtual machine needs a name.")
         service.need_free_name(config.name, folder)
-        newest = hardware.newest_version(traits.version)
-        files_name = config.name.translate(_FORBIDDEN_IN_FILES)
-        directory, files_name, datastore = _home(service, config, moref, files_name)
-        root = service.inventory.datastore_root(datastore)
-        now = datetime.now(UTC)
-        vm = VmState(
-            moref=f"vm-{service.inventory.number()}",
-            name=config.name,
-            files_name=files_name,
-            datastore=datastore,
-            directory=directory.relative_to(root).as_posix(),
-            uuid=_new_uuid("42"),
-            instance_uuid=_new_uuid("50"),
-            guest_id="otherGuest",
-            power="poweredOff",
-            tools_version=0,
-            quiescing=None,
-            change_tracking=False,
-            extra_config={"nvram": f"{files_name}.nvram", "svga.present": "TRUE", "hpet0.present": "TRUE"},
-            disks=[],
-            traits=VmTraits(hardware_version=newest),
-            folder=folder,
-            host=moref,
-            devices={key: configuration.to_text(device) for key, device in hardware.server_made().items()},
-            settings={
-                "createDate": configuration.to_text(now),
-                "firmware": configuration.to_text("bios"),
-                "hardware.numCPU": configuration.to_text(1),
-                "hardware.memoryMB": configuration.to_text(128),
-            },
-            heartbeat="gray",
-        )
+        vm = blank(service, folder, config, host_of(service, pool, host))
+        directory = service.inventory.directory_of(vm)
         directory.mkdir(parents=True)
         service.inventory.disks[vm.moref] = {}
         try:
@@ -131,31 +103,63 @@ def create(
             del service.inventory.disks[vm.moref]
             directory.rmdir()
             raise
-        vm.extra_config["nvram"] = f"{files_name}.nvram"  # the server names it, whatever the spec says
+        vm.extra_config["nvram"] = f"{vm.files_name}.nvram"  # the server names it, whatever the spec says
         service.inventory.vms[vm.moref] = vm
         service.add_vm(vm)
         return vm
+
+
+def blank(service: Service, folder: str, config: vim.vm.ConfigSpec, host: str) -> VmState:
+    """A VM before its spec is applied, in no inventory yet. host: its moref. Raises a fault of the API."""
+    files_name = (config.name or "New Virtual Machine").translate(_FORBIDDEN_IN_FILES)
+    directory, files_name, datastore = _home(service, config, host, files_name)
+    devices = hardware.server_made().items()
+    return VmState(
+        moref=f"vm-{service.inventory.number()}",
+        name=config.name or "",
+        files_name=files_name,
+        datastore=datastore,
+        directory=directory.relative_to(service.inventory.datastore_root(datastore)).as_posix(),
+        uuid=_new_uuid("42"),
+        instance_uuid=_new_uuid("50"),
+        guest_id="otherGuest",
+        power="poweredOff",
+        tools_version=0,
+        quiescing=None,
+        change_tracking=False,
+        extra_config={"svga.present": "TRUE", "hpet0.present": "TRUE"},
+        disks=[],
+        traits=VmTraits(hardware_version=hardware.newest_version(service.inventory.hosts[host].version)),
+        folder=folder,
+        host=host,
+        devices={key: configuration.to_text(device) for key, device in devices},
+        settings={path: configuration.to_text(value) for path, value in _new_settings()},
+        heartbeat="gray",
+    )
+
+
+def _new_settings() -> Iterator[tuple[str, object]]:
+    yield "createDate", datetime.now(UTC)
+    yield "firmware", "bios"
+    yield "hardware.numCPU", 1
+    yield "hardware.memoryMB", 128
 
 
 def _new_uuid(prefix: str) -> str:
     return prefix + str(uuid.uuid4())[len(prefix) :]
 
 
-def _host_of(
+def host_of(
     service: Service, pool: VmomiSupport.ManagedObject, host: VmomiSupport.ManagedObject | None
-) -> tuple[str, HostTraits]:
-    """The host of the pool, which must be the one that was named, and there."""
+) -> str:
+    """The moref of the pool's host, which must be the one that was named, and there."""
     owner = service.host_of_pool(pool)
     if host is not None and moref_of(host) != owner:
         raise vmodl.fault.InvalidArgument(
             invalidProperty="host", msg="The host is not in the compute resource of the pool."
         )
-    traits = service.inventory.hosts[owner]
-    if traits.connection != "connected":
-        raise vmodl.fault.HostNotConnected(msg=f"The host {traits.name} is not connected.")
-    if traits.maintenance:
-        raise vim.fault.InvalidState(msg=f"The host {traits.name} is in maintenance mode.")
-    return owner, traits
+    need_host(service.inventory.hosts[owner])
+    return owner
 
 
 def _home(service: Service, config: vim.vm.ConfigSpec, host: str, files_name: str) -> tuple[Path, str, str]:
@@ -196,6 +200,7 @@ def destroy(service: Service, vm: VmState) -> None:
         _need_off(vm)
         disks = list(service.inventory.disks_of(vm).values())
         for disk in disks:
+            vm_disks.need_unlocked(service, disk)
             for other in service.inventory.vms.values():
                 shared = other is not vm and disk in service.inventory.disks_of(other).values()
                 if shared and other.power == "poweredOn":
@@ -207,7 +212,7 @@ def destroy(service: Service, vm: VmState) -> None:
         manifests = [one.manifest for one in vm.snapshots if one.manifest]
         service.remove_vm(vm)
         for disk in disks:
-            delete_disk(service, disk)
+            vm_disks.delete(service, disk)
         own = [f"{stem}.vmx", f"{stem}.vmsd", f"{stem}.vmxf", f"{stem}.nvram", "vmware.log", *manifests]
         for name in {*own, vm.extra_config.get("nvram", f"{stem}.nvram")}:
             (home / name).unlink(missing_ok=True)

@@ -11,8 +11,10 @@ from pyVmomi import VmomiSupport, vim
 from ..api.about import about
 from ..api.managed import Entity, Managed, vim_property
 from ..state.inventory import FIRST_HOST, DatastoreTraits, HostTraits, VmState
+from .compatibility import EnvironmentBrowser
 from .creation import Creating
 from .datastore import DatastoreBrowser
+from .leases import Importing
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -108,6 +110,7 @@ class ComputeResource(Entity):
         super().__init__(service, f"domain-s{number}")
         self.host_system = HostSystem(service, host)
         self.pool = ResourcePool(service, f"resgroup-{number}")
+        self.browser = EnvironmentBrowser(service, f"envbrowser-{number}", host)
         for child in self.children:
             child.parent_entity = self
 
@@ -122,6 +125,14 @@ class ComputeResource(Entity):
     @vim_property
     def host(self) -> list[vim.HostSystem]:
         return [vim.HostSystem(self.host_system.moref)]
+
+    @vim_property
+    def environmentBrowser(self) -> vim.EnvironmentBrowser:
+        return vim.EnvironmentBrowser(self.browser.moref)
+
+    @vim_property
+    def network(self) -> list[vim.Network]:
+        return [vim.Network(moref) for moref in self.service.inventory.networks]
 
     @vim_property
     def resourcePool(self) -> vim.ResourcePool:
@@ -184,7 +195,7 @@ class HostSystem(Entity):
         return vim.host.DatastoreBrowser(self.service.host_browser.moref)
 
 
-class ResourcePool(Entity):
+class ResourcePool(Importing):
     vim_type = vim.ResourcePool
 
     @property

@@ -12,10 +12,13 @@ from pyVmomi import VmomiSupport, vim, vmodl
 from ..api.about import about
 from ..api.managed import Call, Entity, Managed, moref_of, vim_property
 from ..api.sessions import Session
+from .encryption import MANAGER as CRYPTO
 from .guest_operations import MANAGER as GUEST_OPERATIONS
 
 if TYPE_CHECKING:
     from ..service import Service, SessionScope
+
+CHECKER = "CompatibilityChecker"
 
 
 class ServiceInstance(Managed):
@@ -29,6 +32,7 @@ class ServiceInstance(Managed):
         return self._content()
 
     def _content(self) -> vim.ServiceInstanceContent:
+        checked = self.service.settings.api_type == "VirtualCenter" and self.service.checks != "missing"
         return vim.ServiceInstanceContent(
             rootFolder=self.service.root_folder.ref,
             propertyCollector=vmodl.query.PropertyCollector("propertyCollector"),
@@ -45,6 +49,12 @@ class ServiceInstance(Managed):
             guestOperationsManager=vim.vm.guest.GuestOperationsManager(GUEST_OPERATIONS),
             authorizationManager=vim.AuthorizationManager("AuthorizationManager"),
             licenseManager=vim.LicenseManager("LicenseManager"),
+            cryptoManager=vim.encryption.CryptoManagerKmip(CRYPTO),
+            customFieldsManager=vim.CustomFieldsManager("CustomFieldsManager"),
+            vmCompatibilityChecker=vim.vm.check.CompatibilityChecker(CHECKER) if checked else None,
+            vmProvisioningChecker=(
+                vim.vm.check.ProvisioningChecker("ProvisioningChecker") if checked else None
+            ),
         )
 
     @vim_property

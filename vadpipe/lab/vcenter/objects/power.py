@@ -8,8 +8,9 @@ from pyVmomi import vim, vmodl
 
 from ..api.managed import Call, Entity
 from ..state import configuration, hardware, snapshots
-from ..state.inventory import VmState
+from ..state.inventory import HostTraits, VmState
 from ..state.outside import note
+from . import vm_disks
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -71,13 +72,18 @@ class Powered(Entity):
         )
 
 
-def check_power_on(service: Service, vm: VmState) -> None:
-    """Raises the fault of the API for what keeps the VM from being powered on."""
-    host = service.inventory.hosts[vm.host]
+def need_host(host: HostTraits) -> None:
+    """Raises the fault of the API for a host that takes no new work."""
     if host.connection != "connected":
         raise vmodl.fault.HostNotConnected(msg=f"The host {host.name} is not connected.")
     if host.maintenance:
         raise vim.fault.InvalidState(msg=f"The host {host.name} is in maintenance mode.")
+
+
+def check_power_on(service: Service, vm: VmState) -> None:
+    """Raises the fault of the API for what keeps the VM from being powered on."""
+    host = service.inventory.hosts[vm.host]
+    need_host(host)
     if vm.traits.template:
         raise vim.fault.InvalidState(msg="A template cannot be powered on.")
     if vm.traits.hardware_version > hardware.newest_version(host.version):
@@ -91,6 +97,23 @@ def check_power_on(service: Service, vm: VmState) -> None:
             if not path.is_file():
                 name = service.inventory.datastore_path(path)
                 raise vim.fault.FileNotFound(file=name, msg=f"File {name} was not found")
+        vm_disks.need_unlocked(service, disk)
+    _check_memory(service, vm)
+
+
+def _check_memory(service: Service, vm: VmState) -> None:
+    """Raises InsufficientMemoryResourcesFault where the host has less memory than the VM must have."""
+    host, settings = service.inventory.hosts[vm.host], vm.settings
+    allocation = (
+        configuration.from_text(settings["memoryAllocation"]) if "memoryAllocation" in settings else None
+    )
+    reserved = int(getattr(allocation, "reservation", None) or 0)
+    if reserved > host.memory_mb:
+        raise vim.fault.InsufficientMemoryResourcesFault(
+            unreserved=host.memory_mb << 20,
+            requested=reserved << 20,
+            msg="The host does not have sufficient memory resources to satisfy the reservation.",
+        )
 
 
 def _turn(service: Service, vm: VmState) -> None:

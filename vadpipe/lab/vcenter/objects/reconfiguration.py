@@ -1,31 +1,21 @@
-"""Reconfiguring a VM, and configuring a new one: what a ConfigSpec asks for is judged first, and then all done.
-
-A change of the devices of a VM that has snapshots may add disks, and may not remove any.
-"""
+"""Reconfiguring a VM, and configuring a new one: what a ConfigSpec asks for is judged first, and then all done."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from typing import TYPE_CHECKING
 
-from pyVmomi import VmomiSupport, vim, vmodl
+from pyVmomi import VmomiSupport, vim
 
-from ...disks import LabDisk, Provisioning
-from ...vmdk_files import LabDiskError
-from ..api.managed import Call, Entity, moref_of
+from ..api.managed import Call, Entity
 from ..state import backings, configuration, hardware, vm_devices
-from ..state.inventory import DatastoreTraits, DiskState, VmState
-from .relocation import free_directory
+from ..state.inventory import VmState
+from . import encryption, vm_disks
 
 if TYPE_CHECKING:
     from ..service import Service
 
-_LARGEST_DISK = 62 << 40  # VMFS 5 and later
-_SECTOR = 512
 _CONFIG = "VirtualMachine.Config"
 # What the account needs, by the field of the spec that is set.
 _PRIVILEGES = {
@@ -44,27 +34,8 @@ _PRIVILEGES = {
     "managedBy": f"{_CONFIG}.ManagedBy",
     "crypto": "Cryptographer.Encrypt",
 }
+_FOR_A_NEW_VM = ("extraConfig", "swapPlacement", "managedBy", "crypto")  # the others come with creating it
 _ONLY_WHILE_OFF = ("version", "uuid", "firmware", "numCoresPerSocket", "cpuFeatureMask", "nestedHVEnabled")
-
-
-@dataclass
-class _Disk:
-    """A disk to be added. existing: one that is there already; capacity and what follows: of a new one."""
-
-    change: hardware.Change
-    device: vim.vm.device.VirtualDisk
-    datastore: str
-    directory: Path
-    name: str
-    capacity: int
-    provisioning: Provisioning
-    uuid: UUID | None
-    existing: LabDisk | None = None
-
-    @property
-    def reserved(self) -> int:
-        """Bytes that a datastore sets aside for it at once."""
-        return 0 if self.provisioning == "thin" or self.existing else self.capacity
 
 
 class Reconfigurable(Entity):
@@ -82,15 +53,17 @@ class Reconfigurable(Entity):
         return self.service.tasks.start(call, self, work, exclusive=True)
 
 
-def need_privileges(service: Service, entity: VmomiSupport.ManagedObject, spec: vim.vm.ConfigSpec) -> None:
+def need_privileges(
+    service: Service, entity: VmomiSupport.ManagedObject, spec: vim.vm.ConfigSpec, *, creating: bool = False
+) -> None:
     """Raises NoPermission for the first privilege that the account lacks for what `spec` asks for."""
-    for name, privilege in _PRIVILEGES.items():
-        value = getattr(spec, name)
-        if value is not None and value != []:
-            service.need(privilege, entity)
+    for name in _FOR_A_NEW_VM if creating else _PRIVILEGES:
+        if getattr(spec, name) not in (None, []):
+            service.need(_PRIVILEGES[name], entity)
     for change in spec.deviceChange:
         for privilege, place in _needed_for(service, change, entity):
-            service.need(privilege, place)
+            if not (creating and privilege == f"{_CONFIG}.AddRemoveDevice"):
+                service.need(privilege, place)
 
 
 def _needed_for(
@@ -112,33 +85,53 @@ def _needed_for(
             service.need_datastore_privilege("Datastore.AllocateSpace", place[0])
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a spec does to a VM, judged: nothing is done yet. devices: as they are from then on, by key."""
+
+    version: int
+    settings: dict[str, str]
+    devices: dict[int, hardware.Device]
+    changes: Sequence[hardware.Change]
+    disks: Sequence[vm_disks.NewDisk]
+
+
+def judge(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> Judged:
+    """Raises the fault of the API for which a server refuses to apply a spec to a VM. Called with the lock held."""
+    _check_state(service, vm, spec)
+    version = _version(service, vm, spec)
+    settings = configuration.settings_of(spec, vm.settings)
+    configuration.check(spec, version, spec.firmware or _firmware(vm))
+    before = vm_devices.kept(service.inventory, vm)
+    if isinstance(spec.crypto, vim.encryption.CryptoSpecEncrypt):
+        settings["keyId"] = configuration.to_text(encryption.usable(service, spec.crypto.cryptoKeyId))
+    after, changes = hardware.resolve(before, spec.deviceChange, version=version, macs=_macs(service, vm))
+    disks = list(vm_disks.planned(service, vm, changes))
+    for change in changes:
+        if change.operation != "remove" and not isinstance(change.device, vim.vm.device.VirtualDisk):
+            backings.complete(service.inventory, vm, change)
+        if change.operation == "add" and isinstance(change.device, vim.vm.device.VirtualTPM):
+            encryption.check_tpm(service, change.index, spec.firmware or _firmware(vm))
+        vm_disks.check_removal(service, vm, change)
+    _check_boot_order(spec, after)
+    vm_disks.check_space(service, disks)
+    return Judged(version, settings, after, changes, disks)
+
+
 def configure(service: Service, vm: VmState, spec: vim.vm.ConfigSpec, *, creating: bool = False) -> None:
     """Apply a spec to a VM, whole or not at all. Called with the lock held; raises a fault of the API.
 
     creating: the VM is not in the inventory yet.
     """
-    _check_state(service, vm, spec)
-    version = _version(service, vm, spec)
-    settings = configuration.settings_of(spec, vm.settings)
-    firmware = spec.firmware or _firmware(vm)
-    configuration.check(spec, version, firmware)
-    before = vm_devices.kept(service.inventory, vm)
-    after, changes = hardware.resolve(before, spec.deviceChange, version=version, macs=_macs(service, vm))
-    disks = list(_planned_disks(service, vm, changes))
-    for change in changes:
-        if change.operation != "remove" and not isinstance(change.device, vim.vm.device.VirtualDisk):
-            backings.complete(service.inventory, vm, change)
-        _check_disk_change(vm, change)
-    _check_boot_order(spec, after)
-    _reserve(service, disks)
-    _make_disks(service, vm, disks)
-    for change in changes:
+    judged = judge(service, vm, spec)
+    vm_disks.make(service, vm, judged.disks)
+    for change in judged.changes:
         if change.operation == "remove" and isinstance(change.device, vim.vm.device.VirtualDisk):
-            _drop_disk(service, vm, change)
-    if changes:
-        vm.devices = {key: configuration.to_text(device) for key, device in after.items()}
-    vm.settings = settings
-    vm.traits.hardware_version = version
+            vm_disks.drop(service, vm, change)
+    if judged.changes:
+        vm.devices = {key: configuration.to_text(device) for key, device in judged.devices.items()}
+    vm.settings = judged.settings
+    vm.traits.hardware_version = judged.version
     _enter(service, vm, spec)
     if not creating:
         service.vm_changed(vm)
@@ -201,19 +194,6 @@ def _check_boot_order(spec: vim.vm.ConfigSpec, devices: dict[int, hardware.Devic
             raise configuration.wrong("bootOptions.bootOrder")
 
 
-def _check_disk_change(vm: VmState, change: hardware.Change) -> None:
-    if not isinstance(change.device, vim.vm.device.VirtualDisk):
-        return
-    if change.operation == "remove" and vm.snapshots:
-        raise hardware.fault(
-            change.index,
-            "",
-            vim.fault.InvalidDeviceOperation,
-            badOp="remove",
-            badFileOp=change.file_operation,
-        )
-
-
 def _enter(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> None:
     if spec.changeTrackingEnabled is not None:
         vm.change_tracking = spec.changeTrackingEnabled
@@ -227,229 +207,3 @@ def _enter(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> None:
             vm.extra_config.pop(option.key, None)
         else:
             vm.extra_config[option.key] = str(option.value)
-
-
-# -- disks
-
-
-def _planned_disks(service: Service, vm: VmState, changes: Sequence[hardware.Change]) -> Iterator[_Disk]:
-    taken: set[Path] = set()
-    for change in changes:
-        device = change.device
-        if not isinstance(device, vim.vm.device.VirtualDisk):
-            continue
-        if change.operation == "edit":
-            _check_edited_disk(service, vm, change)
-        if change.operation == "add":
-            disk = _planned(service, vm, change, device, taken)
-            taken.add(disk.directory / f"{disk.name}.vmdk")
-            yield disk
-
-
-def _check_edited_disk(service: Service, vm: VmState, change: hardware.Change) -> None:
-    device, disk = change.device, service.inventory.disks_of(vm).get(change.device.key)
-    if disk is None or not isinstance(device, vim.vm.device.VirtualDisk):
-        return
-    wanted = _capacity(device)
-    if wanted == disk.capacity:
-        return
-    if wanted < disk.capacity:
-        raise hardware.fault(change.index, "capacityInKB")
-    raise vmodl.fault.NotSupported(msg="The lab's disks do not grow.")
-
-
-def _capacity(device: vim.vm.device.VirtualDisk) -> int:
-    return int(device.capacityInBytes or device.capacityInKB * 1024)
-
-
-def _planned(
-    service: Service,
-    vm: VmState,
-    change: hardware.Change,
-    device: vim.vm.device.VirtualDisk,
-    taken: set[Path],
-) -> _Disk:
-    backing = device.backing
-    kinds = vim.vm.device.VirtualDisk
-    if not isinstance(backing, (kinds.FlatVer2BackingInfo, kinds.SeSparseBackingInfo)) or backing.parent:
-        raise hardware.fault(change.index, "backing", vim.fault.InvalidDeviceBacking)
-    datastore, path = _place(service, vm, backing)
-    backings.need_datastore(service.inventory, datastore, vm.host)
-    root = service.inventory.datastore_root(datastore)
-    if change.file_operation is None:
-        return _attached(service, vm, change, device, datastore, root / path)
-    if change.file_operation != "create":
-        raise vmodl.fault.NotSupported(msg=f"The lab has no file operation {change.file_operation}.")
-    capacity = _capacity(device)
-    if capacity <= 0 or capacity % _SECTOR:
-        raise hardware.fault(change.index, "capacityInBytes")
-    if capacity > _LARGEST_DISK:
-        raise vim.fault.FileTooLarge(
-            file=backing.fileName,
-            datastore=datastore,
-            fileSize=capacity,
-            maxFileSize=_LARGEST_DISK,
-            msg=f"File {backing.fileName} is larger than the maximum size supported by datastore {datastore}.",
-        )
-    if path:
-        directory, name = (root / path).parent, Path(path).stem
-        file = directory / f"{name}.vmdk"
-        if file.exists() or file in taken:
-            raise vim.fault.FileAlreadyExists(
-                file=backing.fileName, msg=f"The file {backing.fileName} already exists."
-            )
-        if not directory.is_dir():
-            raise vim.fault.FileNotFound(
-                file=backing.fileName, msg=f"The folder of {backing.fileName} was not found."
-            )
-    else:
-        directory = _own_directory(service, vm, datastore)
-        name = _free_name(directory, vm.files_name, taken)
-    return _Disk(
-        change,
-        device,
-        datastore,
-        directory,
-        name,
-        capacity,
-        _provisioning(backing),
-        UUID(backing.uuid.replace(" ", "")) if backing.uuid else None,
-    )
-
-
-def _place(
-    service: Service, vm: VmState, backing: vim.vm.device.VirtualDevice.FileBackingInfo
-) -> tuple[str, str]:
-    """The datastore and the path that a backing names; the path is empty where the server is to choose."""
-    if backing.fileName:
-        place = backings.split_path(backing.fileName)
-        if place is None:
-            raise vim.fault.InvalidDatastorePath(
-                datastorePath=backing.fileName, msg=f"Invalid datastore path '{backing.fileName}'."
-            )
-        return place
-    if backing.datastore is not None:
-        morefs = {moref: name for name, moref in service.inventory.datastores.items()}
-        return morefs.get(moref_of(backing.datastore), moref_of(backing.datastore)), ""
-    return vm.datastore, ""
-
-
-def _provisioning(backing: vim.vm.device.VirtualDevice.FileBackingInfo) -> Provisioning:
-    if not isinstance(backing, vim.vm.device.VirtualDisk.FlatVer2BackingInfo) or backing.thinProvisioned:
-        return "thin"
-    return "eager" if backing.eagerlyScrub else "flat"
-
-
-def _own_directory(service: Service, vm: VmState, datastore: str) -> Path:
-    """Where the VM's files are on a datastore: where some are already, else a new directory of its name."""
-    root = service.inventory.datastore_root(datastore)
-    if datastore == vm.datastore:
-        return service.inventory.directory_of(vm)
-    for disk in service.inventory.disks_of(vm).values():
-        if disk.directory.is_relative_to(root):
-            return disk.directory
-    return free_directory(root, vm.files_name)
-
-
-def _free_name(directory: Path, name: str, taken: set[Path]) -> str:
-    for number in count():
-        candidate = f"{name}_{number}" if number else name
-        file = directory / f"{candidate}.vmdk"
-        if not file.exists() and file not in taken:
-            return candidate
-    raise AssertionError
-
-
-def _attached(
-    service: Service,
-    vm: VmState,
-    change: hardware.Change,
-    device: vim.vm.device.VirtualDisk,
-    datastore: str,
-    file: Path,
-) -> _Disk:
-    """A disk that is there already, of another VM or of none."""
-    backing: Any = device.backing
-    name = backing.fileName
-    if not file.is_file():
-        raise vim.fault.FileNotFound(file=name, msg=f"File {name} was not found")
-    existing = None
-    for moref, disks in service.inventory.disks.items():
-        for disk in disks.values():
-            if disk.leaf.resolve() == file.resolve():
-                existing = disk
-                running = service.inventory.vms[moref].power == "poweredOn"
-                if running and "nonpersistent" not in (backing.diskMode or ""):
-                    raise vim.fault.FileLocked(file=name, msg=f"Failed to lock the file {name}.")
-    try:
-        existing = existing or LabDisk.load(file.parent, file.stem)
-    except LabDiskError:
-        raise vim.fault.InvalidDiskFormat(msg=f"{name} is not a virtual disk.") from None
-    return _Disk(
-        change,
-        device,
-        datastore,
-        existing.directory,
-        existing.name,
-        existing.capacity,
-        existing.provisioning,
-        None,
-        existing,
-    )
-
-
-def _reserve(service: Service, disks: Sequence[_Disk]) -> None:
-    """Take the space of disks from their datastores. Raises NoDiskSpace, having taken none."""
-    wanted: dict[str, int] = {}
-    for disk in disks:
-        wanted[disk.datastore] = wanted.get(disk.datastore, 0) + disk.reserved
-        traits = service.inventory.datastore_traits.get(disk.datastore, DatastoreTraits())
-        if traits.free is not None and (traits.free <= 0 or wanted[disk.datastore] > traits.free):
-            raise vim.fault.NoDiskSpace(
-                file=f"[{disk.datastore}] {disk.name}.vmdk",
-                datastore=disk.datastore,
-                msg=f"Insufficient disk space on datastore '{disk.datastore}'.",
-            )
-    for name, size in wanted.items():
-        service.inventory.allocate(name, size)
-
-
-def _make_disks(service: Service, vm: VmState, disks: Sequence[_Disk]) -> None:
-    made: list[LabDisk] = []
-    own = service.inventory.directory_of(vm).resolve()
-    try:
-        for disk in disks:
-            if disk.existing is None:
-                disk.existing = LabDisk.create(
-                    disk.directory, disk.name, disk.capacity, provisioning=disk.provisioning, uuid=disk.uuid
-                )
-                made.append(disk.existing)
-    except LabDiskError as error:
-        for one in made:
-            one.delete()
-        for disk in disks:
-            service.inventory.allocate(disk.datastore, -disk.reserved)
-        raise vim.fault.GenericVmConfigFault(reason=str(error), msg=str(error)) from error
-    datastores = service.inventory.root / "datastores"
-    for disk in disks:
-        assert disk.existing is not None
-        key = disk.device.key
-        at = disk.existing.directory
-        elsewhere = "" if at.resolve() == own else at.resolve().relative_to(datastores.resolve()).as_posix()
-        vm.disks.append(DiskState(key, disk.existing.name, elsewhere))
-        service.inventory.disks[vm.moref][key] = disk.existing
-
-
-def _drop_disk(service: Service, vm: VmState, change: hardware.Change) -> None:
-    key = change.device.key
-    disk = service.inventory.disks[vm.moref].pop(key, None)
-    vm.disks = [one for one in vm.disks if one.key != key]
-    if disk is not None and change.file_operation == "destroy":
-        delete_disk(service, disk)
-
-
-def delete_disk(service: Service, disk: LabDisk) -> None:
-    """Delete a disk's files; its space is free again."""
-    datastore = service.inventory.datastore_path(disk.base)[1:].partition("]")[0]
-    service.inventory.allocate(datastore, 0 if disk.provisioning == "thin" else -disk.capacity)
-    disk.delete()

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from ..service import Service
 
 RELOCATE, MIGRATE = "RelocateVM_Task", "MigrateVM_Task"
+_POWER_ON = "PowerOnVM_Task"
 
 
 def disabled_methods(service: Service, vm: VmState) -> list[str]:
     """What nobody may do with a VM now; a VDDK client that reads it keeps it from being relocated."""
     locked = relocation_lock(service.inventory.root, vm.moref) is not None
-    return [*vm.disabled_methods, *([RELOCATE] if locked else [])]
+    imported = [RELOCATE, _POWER_ON] if service.leases.holds(vm.moref) else []
+    return [*vm.disabled_methods, *([RELOCATE] if locked else []), *imported]
 
 
 def move(

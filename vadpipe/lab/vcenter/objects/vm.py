@@ -12,6 +12,7 @@ from ..state import snapshots, vm_properties
 from ..state.inventory import SnapshotState, VmState
 from ..state.quiescing import QuiesceSpec
 from .creation import Mortal
+from .custom_fields import Attributed
 from .power import Powered
 from .reconfiguration import Reconfigurable
 from .relocation import Relocatable, disabled_methods
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _TIMEOUT_MIN = range(5, 241)  # documented range of VirtualMachineGuestQuiesceSpec.timeout
 
 
-class VirtualMachine(Reconfigurable, Powered, Mortal, Relocatable):
+class VirtualMachine(Reconfigurable, Powered, Mortal, Attributed, Relocatable):
     vim_type = vim.VirtualMachine
 
     def __init__(self, service: Service, state: VmState) -> None:
@@ -87,6 +88,10 @@ class VirtualMachine(Reconfigurable, Powered, Mortal, Relocatable):
     @vim_property
     def resourcePool(self) -> vim.ResourcePool:
         return self.service.pool_of(self.state.host)
+
+    @vim_property
+    def environmentBrowser(self) -> vim.EnvironmentBrowser:
+        return vim.EnvironmentBrowser(self.service.browser_of(self.state.host).moref)
 
     @vim_property
     def guestHeartbeatStatus(self) -> str:

@@ -127,7 +127,7 @@ class VmTraits:
 
 @dataclass
 class HostTraits:
-    """An ESXi host."""
+    """An ESXi host. memory_mb: what reservations can have of it."""
 
     name: str = "esxi01.lab.local"
     port: int = 443
@@ -135,6 +135,7 @@ class HostTraits:
     build: str = "24022510"
     connection: str = "connected"
     maintenance: bool = False
+    memory_mb: int = 262144
 
 
 @dataclass
@@ -146,6 +147,14 @@ class DatastoreTraits:
     maintenance: str = "normal"
     free: int | None = None
     hosts: list[str] | None = None
+
+
+@dataclass
+class CustomField:
+    """The definition of a custom attribute. kind: of the objects that have it, empty for all."""
+
+    name: str
+    kind: str = ""
 
 
 @dataclass
@@ -215,7 +224,7 @@ class Inventory:
 
     datastores: their morefs by name; disks: the open disks by VM moref and device key; in_work: VMs whose
     redo logs are being merged now; hosts: by moref; datastore_traits: by name, of those that are not as the
-    defaults; folders: morefs of the folders of VMs, by path; networks: by moref; custom_fields: names by key.
+    defaults; folders: morefs of the folders of VMs, by path; networks: by moref; custom_fields: by key.
     """
 
     root: Path
@@ -230,7 +239,7 @@ class Inventory:
     datastore_traits: dict[str, DatastoreTraits] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     networks: dict[str, NetworkTraits] = field(default_factory=lambda: {NETWORK: NetworkTraits()})
-    custom_fields: dict[int, str] = field(default_factory=dict)
+    custom_fields: dict[int, CustomField] = field(default_factory=dict)
 
     def add_datastore(self, name: str) -> str:
         """Make datastore `name` unless there is one; its moref."""
@@ -318,7 +327,7 @@ class Inventory:
             "hosts": {moref: asdict(traits) for moref, traits in self.hosts.items()},
             "datastore_traits": {name: asdict(traits) for name, traits in self.datastore_traits.items()},
             "networks": {moref: asdict(traits) for moref, traits in self.networks.items()},
-            "custom_fields": self.custom_fields,
+            "custom_fields": {key: asdict(one) for key, one in self.custom_fields.items()},
         }
         replace_file(self.root / "inventory.json", json.dumps(document))
 
@@ -343,7 +352,9 @@ class Inventory:
                 for name, fields in document.get("datastore_traits", {}).items()
             },
             folders=document.get("folders", {}),
-            custom_fields={int(key): name for key, name in document.get("custom_fields", {}).items()},
+            custom_fields={
+                int(key): CustomField(**fields) for key, fields in document.get("custom_fields", {}).items()
+            },
         )
         if "networks" in document:
             networks = document["networks"].items()

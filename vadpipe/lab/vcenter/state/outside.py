@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def hot_added(root: Path, moref: str) -> list[str]:
     """The VM's disks that are attached to a proxy: the file names of their descriptors."""
     directory = root / "hotadd" / moref
     return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+
+
+def has_writer(descriptor: Path) -> bool:
+    """Whether a VDDK client has the disk open for writing: it holds a lock on the descriptor until its end."""
+    try:
+        file = os.open(descriptor, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def note(root: Path, line: str) -> None:

@@ -67,6 +67,17 @@ class Tagging:
             self.carriers[tag_id].append((kind, moref))
             self._save()
 
+    def attach_once(self, tag_id: str, kind: str, moref: str) -> None:
+        """As `attach`; nothing happens where the object carries the tag."""
+        if (kind, moref) not in self.carriers[tag_id]:
+            self.attach(tag_id, moref, kind)
+
+    def detach(self, tag_id: str, kind: str, moref: str) -> None:
+        """Raises KeyError for an unknown tag."""
+        with self._lock:
+            self.carriers[tag_id] = [one for one in self.carriers[tag_id] if one != (kind, moref)]
+            self._save()
+
     def forget(self, moref: str) -> None:
         """Take every tag from an object that is gone."""
         with self._lock:

@@ -106,7 +106,8 @@ def _describe_disk(
         backing.thinProvisioned = disk.provisioning == "thin"
         backing.eagerlyScrub = True if disk.provisioning == "eager" else None
         backing.sharing = backing.sharing or "sharingNone"
-        backing.parent = _parent(backing.datastore, [*map(inventory.datastore_path, chain[1:])])
+        below = [*map(inventory.datastore_path, chain[1:])]
+        backing.parent = _parent(backing.datastore, below, backing.thinProvisioned, backing.eagerlyScrub)
 
 
 def _controller(vm: VmState, bus: int, keys: list[int]) -> vim.vm.device.VirtualController:
@@ -169,22 +170,26 @@ def _backing(
         uuid=disk.uuid,
         changeId=change_id,
         parent=_parent(
-            datastore, [*map(inventory.datastore_path, chain[1:]), *filter(None, [traits.linked_to])]
+            datastore,
+            [*map(inventory.datastore_path, chain[1:]), *filter(None, [traits.linked_to])],
+            thin=not flat_path(disk.base).exists(),
         ),
         sharing="sharingMultiWriter" if is_last and traits.multi_writer else "sharingNone",
     )
 
 
 def _parent(
-    datastore: vim.Datastore, chain: list[str]
+    datastore: vim.Datastore, chain: list[str], thin: bool | None, eager: bool | None = None
 ) -> vim.vm.device.VirtualDisk.FlatVer2BackingInfo | None:
-    """What a disk hangs on. chain: datastore paths, leaf first."""
+    """What a disk hangs on. chain: datastore paths, leaf first; thin, eager: how they are allocated."""
     parent = None
     for path in reversed(chain):
         parent = vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
             fileName=path,
             datastore=datastore,
             diskMode="persistent",
+            thinProvisioned=thin,
+            eagerlyScrub=eager,
             parent=parent,
         )
     return parent

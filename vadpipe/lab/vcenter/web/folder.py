@@ -1,4 +1,4 @@
-"""`/folder`: files of datastores over HTTPS, as vCenter serves them.
+"""`/folder`: files of datastores over HTTPS, as vCenter serves them, takes them and deletes them.
 
     /folder/<path in the datastore>?dcPath=<inventory path of the datacenter>&dsName=<datastore>
 
@@ -55,6 +55,47 @@ class FolderRequest:
     range: str | None
 
 
+def change(service: Service, request: FolderRequest, content: bytes | None) -> HTTPStatus:
+    """Write a file, or delete it where `content` is None; the status of the answer. Raises FolderError."""
+    url = urlsplit(request.target)
+    _authenticate(service, request, url.path)
+    query = parse_qs(url.query)
+    path, datastore = unquote(url.path.removeprefix("/folder")).strip("/"), query.get("dsName", [""])[0]
+    if "Datastore.FileManagement" in service.denied_privileges:
+        raise FolderError(HTTPStatus.FORBIDDEN, "Permission to perform this operation was denied.")
+    _need_datacenter(service, request, query)
+    local = _located(service, datastore, path)
+    if content is None:
+        if not local.is_file():
+            raise FolderError(HTTPStatus.NOT_FOUND, f"There is no file {path!r} in {datastore!r}.")
+        local.unlink()
+        return HTTPStatus.NO_CONTENT
+    if not path or local.is_dir():
+        raise FolderError(HTTPStatus.CONFLICT, f"{path!r} in {datastore!r} is a directory.")
+    if not local.parent.is_dir():
+        raise FolderError(HTTPStatus.NOT_FOUND, f"There is no directory for {path!r} in {datastore!r}.")
+    status = HTTPStatus.OK if local.exists() else HTTPStatus.CREATED
+    local.write_bytes(content)
+    return status
+
+
+def _need_datacenter(service: Service, request: FolderRequest, query: dict[str, list[str]]) -> None:
+    datacenter = "/".join(escaped(name) for name in service.inventory.datacenter.split("/"))
+    on_a_host = service.settings.api_type == "HostAgent" or _TICKET_COOKIE in request.cookies
+    named = query.get("dcPath", [datacenter if on_a_host else ""])[0].strip("/")
+    if named != datacenter:
+        raise FolderError(HTTPStatus.NOT_FOUND, f"There is no datacenter {named!r}.")
+
+
+def _located(service: Service, datastore: str, path: str) -> Path:
+    try:
+        return locate(service, datastore, path).local
+    except vim.fault.NoPermission as fault:
+        raise FolderError(HTTPStatus.FORBIDDEN, message_of(fault)) from None
+    except (vim.fault.InvalidDatastore, vim.fault.InvalidDatastorePath) as fault:
+        raise FolderError(HTTPStatus.NOT_FOUND, message_of(fault)) from None
+
+
 def serve(service: Service, request: FolderRequest) -> FileContent | str:
     """The file, or the HTML of a listing. Raises FolderError."""
     url = urlsplit(request.target)
@@ -70,12 +111,7 @@ def serve(service: Service, request: FolderRequest) -> FileContent | str:
     if "dsName" not in query:
         return _listing([(name, _address("", datacenter, name)) for name in service.inventory.datastores])
     datastore = query["dsName"][0]
-    try:
-        local = locate(service, datastore, path).local
-    except vim.fault.NoPermission as fault:
-        raise FolderError(HTTPStatus.FORBIDDEN, message_of(fault)) from None
-    except vim.fault.InvalidDatastore as fault:
-        raise FolderError(HTTPStatus.NOT_FOUND, message_of(fault)) from None
+    local = _located(service, datastore, path)
     if local.is_dir():
         return _directory(local, path, datacenter, datastore)
     if not local.is_file():

@@ -11,7 +11,8 @@ import socket
 import socketserver
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler
@@ -24,8 +25,8 @@ from ..api import soap
 from ..api.sessions import COOKIE
 from ..faults.injection import ConnectionDroppedError, Delay, Drop, Failure, ServiceUnavailableError
 from ..faults.on_demand import FolderError
-from . import rest
-from .folder import FileContent, FolderRequest, serve
+from . import nfc, rest
+from .folder import FileContent, FolderRequest, change, serve
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -98,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rest.is_served(self.path):
             self._rest()
             return
+        if self.path.startswith(nfc.PREFIX):
+            self._take_disk()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.path.startswith("/sdk"):
             self._send(HTTPStatus.NOT_FOUND)
@@ -138,8 +142,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def _take_disk(self) -> None:
+        """The data of a disk, for a lease that waits for it."""
+        self.close_connection = True  # what is left of a refused body is nobody's next request
+        with self._refusals():
+            self._send(nfc.take(self.server.service, self.path, self.headers, self.rfile))
+
     def do_PUT(self) -> None:
-        self._guest_file(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        if self.path.startswith(nfc.PREFIX):
+            self._take_disk()
+            return
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.startswith(f"{_FOLDER}/"):
+            self._change_folder(content)
+        else:
+            self._guest_file(content)
 
     def _guest_file(self, content: bytes | None) -> None:
         """A file out of a guest, or `content` into one."""
@@ -164,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         if rest.is_served(self.path):
             self._rest()
+        elif self.path.startswith(f"{_FOLDER}/"):
+            self._change_folder(None)
         else:
             self._send(HTTPStatus.NOT_FOUND)
 
@@ -183,34 +202,46 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(answer.status, answer.body, "application/json")
 
     def _folder(self) -> None:
-        request = FolderRequest(
+        with self._refusals():
+            later = self.server.service.injections.before_call(_FOLDER)
+            content = serve(self.server.service, self._folder_request())
+            if isinstance(content, str):
+                self._send(HTTPStatus.OK, content.encode(), "text/html; charset=utf-8")
+            else:
+                self._send_file(content, later)
+
+    def _change_folder(self, content: bytes | None) -> None:
+        """A file into a datastore, or out of it when there is no content."""
+        with self._refusals():
+            later = self.server.service.injections.before_call(_FOLDER)
+            status = change(self.server.service, self._folder_request(), content)
+            self.server.service.injections.happen(later)
+            self._send(status)
+
+    def _folder_request(self) -> FolderRequest:
+        return FolderRequest(
             self.command,
             self.path,
             self._cookies(),
             self.headers.get("Authorization"),
             self.headers.get("Range"),
         )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Answer with what the `with` block raises, where it says that a request fails."""
         try:
-            later = self.server.service.injections.before_call(_FOLDER)
-            content = serve(self.server.service, request)
+            yield
         except FolderError as error:
             challenge = {"WWW-Authenticate": 'Basic realm="VMware HTTP server"'}
             headers = challenge if error.status is HTTPStatus.UNAUTHORIZED else {}
             self._send(error.status, f"{error}\n".encode(), "text/plain; charset=utf-8", headers)
-            return
         except ConnectionDroppedError:
             self.close_connection = True
-            return
         except ServiceUnavailableError:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE)
-            return
         except vmodl.MethodFault as fault:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, f"{soap.message_of(fault)}\n".encode())
-            return
-        if isinstance(content, str):
-            self._send(HTTPStatus.OK, content.encode(), "text/html; charset=utf-8")
-        else:
-            self._send_file(content, later)
 
     def _send_file(self, content: FileContent, later: list[Failure]) -> None:
         """Send the file, or half of it and what is to happen `later`: a pause, or the end of the connection."""

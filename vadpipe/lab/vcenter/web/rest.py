@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 SESSION_HEADER = "vmware-api-session-id"
 _NEWER, _OLDER = "/api", "/rest"
 _SINCE = (7, 0, 2)
+_ASSIGN = "InventoryService.Tagging.AttachTag"
 _PATHS = {
     _NEWER: ("/api/session", "/api/cis/tagging/", "action"),
     _OLDER: ("/rest/com/vmware/cis/session", "/rest/com/vmware/cis/tagging/", "~action"),
@@ -33,6 +34,7 @@ _PATHS = {
 _ERRORS = {
     HTTPStatus.BAD_REQUEST: "invalid_argument",
     HTTPStatus.UNAUTHORIZED: "unauthenticated",
+    HTTPStatus.FORBIDDEN: "unauthorized",
     HTTPStatus.NOT_FOUND: "not_found",
 }
 
@@ -112,6 +114,11 @@ def _answer(service: Service, request: RestRequest) -> tuple[HTTPStatus, object]
     resource = _resource(url.path.removeprefix(resources), request.family)
     if (request.family, operation, resource[0]) == (_OLDER, "POST list-tags-for-category", "tag"):
         return HTTPStatus.OK, _tags_of(service.tagging, resource[1])  # there the path names the category
+    if action in ("attach", "detach"):
+        if _ASSIGN in service.denied_privileges:
+            raise RestError(HTTPStatus.FORBIDDEN, f"The account lacks {_ASSIGN}.")
+        done = HTTPStatus.NO_CONTENT if request.family == _NEWER else HTTPStatus.OK
+        return done, _operate(service.tagging, operation, resource, request.body)
     return HTTPStatus.OK, _operate(service.tagging, operation, resource, request.body)
 
 
@@ -149,10 +156,36 @@ def _operate(tagging: Tagging, operation: str, resource: tuple[str, str | None],
             return {"id": id, "category_id": category_id, "name": name, "description": "", "used_by": []}
         case "POST list-tags-for-category", ("tag", None):
             return _tags_of(tagging, _parameter(body, "category_id", str))
+        case "POST attach", ("tag-association", str(id)):
+            tagging.attach_once(_known_tag(tagging, id), *_object(body))
+            return None
+        case "POST detach", ("tag-association", str(id)):
+            tagging.detach(_known_tag(tagging, id), *_object(body))
+            return None
+        case "POST list-attached-tags", ("tag-association", None):
+            kind, moref = _object(body)
+            return [id for id, carriers in tagging.carriers.items() if (kind, moref) in carriers]
         case "POST list-attached-objects-on-tags", ("tag-association", None):
             ids = _parameter(body, "tag_ids", list)
             return [{"tag_id": id, "object_ids": _carriers(tagging, id)} for id in ids]
+        case "POST list-attached-tags", ("tag-association", None):
+            one = _parameter(body, "object_id", dict)
+            return [id for id, on in tagging.carriers.items() if (one.get("type"), one.get("id")) in on]
     raise RestError(HTTPStatus.NOT_FOUND, f"There is no {operation} for {resource}.")
+
+
+def _known_tag(tagging: Tagging, id: str) -> str:
+    if id not in tagging.carriers:
+        raise RestError(HTTPStatus.NOT_FOUND, f"There is no tag {id}.")
+    return id
+
+
+def _object(body: bytes) -> tuple[str, str]:
+    """The type and the moref of the object that an operation is about."""
+    named: dict[str, str] = _parameter(body, "object_id", dict)
+    if set(named) != {"type", "id"}:
+        raise RestError(HTTPStatus.BAD_REQUEST, "object_id must have type and id.")
+    return named["type"], named["id"]
 
 
 def _tags_of(tagging: Tagging, category_id: str | None) -> list[str]:

@@ -124,11 +124,11 @@ def test_property_paths_reach_into_arrays(client, vm):
 
 def test_required_property_that_the_lab_lacks_is_missing(client, vm):
     (content,) = client.content.propertyCollector.RetrieveProperties(
-        [filter_spec([vm.api], {vim.VirtualMachine: ["name", "environmentBrowser"]})]
+        [filter_spec(vm.api.datastore, {vim.Datastore: ["name", "capability"]})]
     )
     assert [item.name for item in content.propSet] == ["name"]
     (missing,) = content.missingSet
-    assert missing.path == "environmentBrowser"
+    assert missing.path == "capability"
     assert isinstance(missing.fault, vmodl.fault.NotSupported)
 
 

@@ -9,9 +9,10 @@ import time
 import pytest
 from pyVmomi import vim, vmodl
 
+from tests.vadpipe.lab.vcenter.restoring import config, controller, devices, disk
 from vadpipe.lab.vcenter.api import soap
 from vadpipe.lab.vcenter.faults.injection import Delay, Drop, Event, Injections, Refusal
-from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS, fault_maker
+from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS, RESTORE_FAULT_KINDS, fault_maker
 from vadpipe.lab.vcenter.server import LabVcenter
 
 BROKEN = (ConnectionError, http.client.HTTPException, ssl.SSLError)
@@ -19,7 +20,7 @@ BROKEN = (ConnectionError, http.client.HTTPException, ssl.SSLError)
 
 def test_there_are_at_least_forty_kinds_of_fault_and_all_can_be_sent():
     assert len(set(FAULT_KINDS)) >= 40
-    for name in FAULT_KINDS:
+    for name in (*FAULT_KINDS, *RESTORE_FAULT_KINDS):
         encoded = soap.encode_fault(fault_maker(name)(), "vim.version.version12")
         assert b"Fault" in encoded
     with pytest.raises(KeyError):
@@ -151,3 +152,56 @@ def test_the_clock_of_sessions_can_be_given(tmp_path, connect):
         now[0] += 1801
         with pytest.raises(vim.fault.NotAuthenticated):
             folder.name  # noqa: B018
+
+
+def _config(name):
+    return config(name, controller(), disk(at=-1000))
+
+
+def test_a_creation_fails_before_its_effect_or_after(vcenter, site):
+    vcenter.inject("CreateVM_Task", lambda: vim.fault.NoDiskSpace(file="x", datastore="y"), in_task=True)
+    with pytest.raises(vim.fault.NoDiskSpace):
+        site.create(_config("web"))
+    assert site.folder.childEntity == []
+    vcenter.inject("CreateVM_Task", vmodl.fault.HostCommunication, in_task=True, after=True)
+    with pytest.raises(vmodl.fault.HostCommunication):
+        site.create(_config("web"))
+    assert [vm.name for vm in site.folder.childEntity] == ["web"]
+
+
+def test_the_answer_to_a_creation_is_lost(vcenter, site):
+    vcenter.inject("CreateVM_Task", Drop.AFTER)
+    with pytest.raises(BROKEN):
+        site.folder.CreateVM_Task(_config("web"), site.pool, None)
+    for _ in range(300):
+        if vcenter.idle:
+            break
+        time.sleep(0.01)
+    assert [vm.name for vm in site.folder.childEntity] == ["web"]
+
+
+def test_every_second_reconfiguration_fails(vcenter, site):
+    vm = site.create(_config("web"))
+    vcenter.inject("ReconfigVM_Task", lambda: vim.fault.FileLocked(file="x"), 2)
+    for unit, works in ((1, True), (2, False), (3, True)):
+        spec = vim.vm.ConfigSpec(deviceChange=[disk(unit=unit)])
+        if works:
+            site.finish(vm.ReconfigVM_Task(spec))
+        else:
+            with pytest.raises(vim.fault.FileLocked):
+                vm.ReconfigVM_Task(spec)
+    assert {2000, 2001, 2003} == {key for key in devices(vm) if 2000 <= key < 3000}
+
+
+def test_a_restart_during_a_creation_leaves_the_vm_and_no_task(vcenter, site, connect):
+    vcenter._service.tasks._task_s = 0.4
+    task = site.folder.CreateVM_Task(_config("web"), site.pool, None)
+    vcenter.restart()
+    client = connect(vcenter)
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        vim.Task(task._moId, client._stub).info  # noqa: B018
+    for _ in range(300):
+        if vcenter.idle:
+            break
+        time.sleep(0.01)
+    assert vcenter.moref("web")

@@ -1,5 +1,6 @@
 """Powering a created VM on: what it needs, and how its guest comes up."""
 
+import fcntl
 import time
 
 import pytest
@@ -98,3 +99,23 @@ def test_change_tracking_begins_at_power_on(created, site):
     assert devices(created)[2000].backing.changeId is None
     site.finish(created.PowerOnVM_Task(None))
     assert devices(created)[2000].backing.changeId
+
+
+def test_a_disk_with_a_writer_keeps_a_vm_off_and_alive(created, site, vcenter):
+    base = vcenter.datastore("datastore1") / "web" / "web.vmdk"
+    with base.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        with pytest.raises(vim.fault.FileLocked):
+            site.finish(created.PowerOnVM_Task(None))
+        with pytest.raises(vim.fault.FileLocked):
+            site.finish(created.Destroy_Task())
+    assert base.exists()
+    site.finish(created.PowerOnVM_Task(None))
+
+
+def test_a_reservation_that_the_host_does_not_have_keeps_a_vm_off(site, vcenter):
+    allocation = vim.ResourceAllocationInfo(reservation=4096)
+    vm = site.create(config("big", memoryMB=4096, memoryAllocation=allocation))
+    vcenter._inventory.hosts["host-8"] = HostTraits(memory_mb=2048)
+    with pytest.raises(vim.fault.InsufficientMemoryResourcesFault):
+        site.finish(vm.PowerOnVM_Task(None))

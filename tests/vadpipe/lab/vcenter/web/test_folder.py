@@ -180,3 +180,58 @@ def test_the_file_manager_makes_directories_and_copies_files(vcenter, client, fi
     assert not (vcenter.datastore("datastore1") / "a").exists()
     with pytest.raises(vim.fault.FileNotFound):
         vm.finish(manager.DeleteDatastoreFile_Task(saved, None))
+
+
+@pytest.fixture
+def upload(vcenter):
+    """A function that makes one request with a body: status."""
+    context = ssl.create_default_context(cafile=vcenter.certificate)
+
+    def upload(target, content=None, headers=BASIC, method="PUT"):
+        connection = http.client.HTTPSConnection(vcenter.address, vcenter.port, context=context)
+        try:
+            connection.request(method, target, body=content, headers=headers)
+            response = connection.getresponse()
+            response.read()
+            return response.status
+        finally:
+            connection.close()
+
+    return upload
+
+
+NVRAM = "/folder/web%2001%20%231/b.nvram"
+
+
+def test_a_file_is_uploaded_replaced_and_deleted(files, upload, client):
+    cookie = {"Cookie": client._stub.cookie.partition(";")[0]}
+    assert upload(NVRAM + QUERY, CONTENT, cookie) == 201
+    assert (files / "b.nvram").read_bytes() == CONTENT
+    assert upload(NVRAM + QUERY, b"short", cookie) == 200
+    assert (files / "b.nvram").read_bytes() == b"short"
+    assert upload(NVRAM + QUERY, None, cookie, "DELETE") == 204
+    assert not (files / "b.nvram").exists()
+    assert upload(NVRAM + QUERY, None, cookie, "DELETE") == 404
+
+
+def test_an_upload_is_refused(files, upload, vcenter):
+    assert upload(NVRAM + QUERY, CONTENT, {}) == 401
+    assert upload(NVRAM + "?dcPath=Other&dsName=datastore1", CONTENT) == 404
+    assert upload(NVRAM + "?dcPath=Datacenter&dsName=datastore9", CONTENT) == 404
+    assert upload("/folder/no%20such/b.nvram" + QUERY, CONTENT) == 404
+    assert upload("/folder/web%2001%20%231" + QUERY, CONTENT) == 409
+    assert upload("/folder/../../b.nvram" + QUERY, CONTENT) == 404
+    vcenter.denied_privileges.add("Datastore.FileManagement")
+    assert upload(NVRAM + QUERY, CONTENT) == 403
+    vcenter.denied_privileges.clear()
+    vcenter.forbid_datastore("datastore1")
+    assert upload(NVRAM + QUERY, CONTENT) == 403
+    assert not (files / "b.nvram").exists()
+
+
+def test_an_upload_is_there_when_its_answer_is_lost(files, upload, vcenter):
+    vcenter.inject("/folder", Drop.AFTER)
+    with pytest.raises(http.client.RemoteDisconnected):
+        upload(NVRAM + QUERY, CONTENT)
+    assert (files / "b.nvram").read_bytes() == CONTENT
+    assert vcenter.calls["/folder"] == 1

@@ -157,3 +157,33 @@ def test_the_lab_keeps_folders_of_vms(tmp_path):
         top = again._service._vm_folders.at("Web")
         assert [child.moref for child in top.children] == [folders["Web/Test"], second]
         assert [child.moref for child in again._service._vm_folders.at("Web/Test").children] == [first]
+
+
+@pytest.mark.parametrize(("generation", "done"), [(NEWER, 204), (OLDER, 200)])
+def test_a_tag_is_attached_and_detached(vcenter, rest, generation, done):
+    daily = vcenter.tags.create("backup", "daily")
+    session, tagging, action, by_id = generation
+    token = rest.log_in(session)[1]
+    rest.token = token if isinstance(token, str) else token["value"]
+    body = {"object_id": {"type": "VirtualMachine", "id": "vm-42"}}
+    association = f"{tagging}/tag-association{by_id}{daily}"
+    for _ in range(2):  # the second time changes nothing
+        assert rest.ask("POST", f"{association}{action}attach", body)[0] == done
+    assert vcenter.tags.carriers[daily] == [("VirtualMachine", "vm-42")]
+    listed = rest.ask("POST", f"{tagging}/tag-association{action}list-attached-tags", body)[1]
+    assert (listed if isinstance(listed, list) else listed["value"]) == [daily]
+    assert rest.ask("POST", f"{association}{action}detach", body)[0] == done
+    assert vcenter.tags.carriers[daily] == []
+
+
+def test_an_attachment_is_refused(vcenter, rest):
+    daily = vcenter.tags.create("backup", "daily")
+    session, tagging, action, by_id = NEWER
+    rest.token = rest.log_in(session)[1]
+    body = {"object_id": {"type": "VirtualMachine", "id": "vm-42"}}
+    assert rest.ask("POST", f"{tagging}/tag-association/no-such{action}attach", body)[0] == 404
+    association = f"{tagging}/tag-association{by_id}{daily}"
+    assert rest.ask("POST", f"{association}{action}attach", {"object_id": "vm-42"})[0] == 400
+    vcenter.denied_privileges.add("InventoryService.Tagging.AttachTag")
+    assert rest.ask("POST", f"{association}{action}attach", body)[0] == 403
+    assert vcenter.tags.carriers[daily] == []

@@ -41,7 +41,7 @@ _PLACE = re.compile(r"(ide|scsi|sata|nvme)(\d+):(\d+)")
 
 
 def config_of_summary(summary: Mapping[str, object]) -> vim.vm.ConfigInfo:
-    """From the `configuration` of a point without a raw answer, as `inventory.hardware.configuration` makes it."""
+    """From the `configuration` of a point without a raw answer, as `hardware.configuration` makes it."""
     devices: list[Device] = []
     for one in _entries(summary, "controllers"):
         devices += _controller(_text(one, "key"), _text(one, "type"), _text(one, "sharing"))

@@ -1,0 +1,152 @@
+"""qcow2 images: made by qemu-img, served by qemu-nbd, written over NBD."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Final
+
+import trio
+
+from pipeline import BufferPool, ConfigError, Pipeline, SinkError
+from vadpipe.files import publish, temporary_beside
+from vadpipe.nbd import Nbd
+from vadpipe.nbd.client import NbdError
+from vadpipe.nbd.writer import NbdWriter, open_for_writing
+from vadpipe.repository.restore_point import StoredDisk
+
+from .images import image_name, open_images
+from .nbd import IntoNbd
+from .raw import create_unless, removed_unless_renamed, translated
+from .restoring import Contents, OpenTarget
+
+log = logging.getLogger("vadpipe." + __name__)
+
+_STARTING_S: Final = 30.0
+_ENDING_S: Final = 120.0  # it writes its tables
+_POLL_S: Final = 0.01
+
+
+def tool(name: str) -> str:
+    """The path of one of qemu's tools. Raises ConfigError."""
+    found = shutil.which(name)
+    if found is None:
+        raise ConfigError(
+            f"{name} is missing, which this target needs.",
+            remedy="Install the package qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL).",
+        )
+    return found
+
+
+async def run_tool(name: str, *arguments: str) -> None:
+    """Run one of qemu's tools to its end. Raises ConfigError, SinkError with what it said."""
+    begun = time.monotonic()
+    done = await trio.run_process(
+        [tool(name), *arguments],
+        check=False,
+        capture_stdout=True,
+        capture_stderr=True,
+        stdin=subprocess.DEVNULL,
+    )
+    log.debug("%s %s: exit code %d, %.2f s.", name, arguments[0], done.returncode, time.monotonic() - begun)
+    if done.returncode:
+        raise _failed(name, done.stderr)
+
+
+def _failed(name: str, errors: bytes) -> SinkError:
+    said = errors.decode(errors="replace").strip().splitlines()
+    return SinkError(f"{name} failed: {said[-1] if said else 'it said nothing'}.".replace("..", "."))
+
+
+@asynccontextmanager
+async def served(
+    image: str, form: str, pool: BufferPool | None = None, *, name: str = ""
+) -> AsyncIterator[NbdWriter]:
+    """An image, open for writing through a qemu-nbd of our own; it is closed and whole after the block.
+
+    `name` names it in messages.
+
+    The server ends with the connection, also when this process is killed. Raises ConfigError, SinkError.
+    """
+    program = tool("qemu-nbd")
+    with tempfile.TemporaryDirectory(prefix="vadpipe-") as directory, tempfile.TemporaryFile() as errors:
+        socket = os.path.join(directory, "nbd")
+        command = [program, f"--socket={socket}", f"--format={form}", "--cache=writeback", image]
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+        )
+        try:
+            await _wait_ready(socket, process, errors)
+            async with open_for_writing(
+                Nbd(socket), pool, name=name, remedy="Check the free space and the limits there."
+            ) as writer:
+                yield writer
+            with trio.move_on_after(_ENDING_S):
+                await process.wait()
+            if process.returncode != 0:
+                raise _failed("qemu-nbd", _text(errors))
+        except NbdError as exc:
+            raise SinkError(exc.problem, remedy=exc.remedy, **exc.facts) from exc
+        finally:
+            if process.returncode is None:
+                process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+async def _wait_ready(socket: str, process: trio.Process, errors: IO[bytes]) -> None:
+    """Wait until the server listens. A connection that ends before its handshake does not end the server."""
+    with trio.move_on_after(_STARTING_S):
+        while process.poll() is None:
+            try:
+                stream = await trio.open_unix_socket(socket)
+            except OSError:
+                await trio.sleep(_POLL_S)
+            else:
+                await trio.aclose_forcefully(stream)
+                return
+    raise _failed("qemu-nbd", _text(errors))
+
+
+def _text(errors: IO[bytes]) -> bytes:
+    errors.seek(0)
+    return errors.read(1 << 16)
+
+
+@dataclass(frozen=True)
+class Qcow2Directory:
+    """One qcow2 image per disk: DIRECTORY/VM/POINT/scsi0-0.qcow2."""
+
+    directory: Path
+
+    def open(self, contents: Contents) -> AbstractAsyncContextManager[OpenTarget]:
+        """Raises ConfigError, SinkError."""
+        for name in ("qemu-img", "qemu-nbd"):
+            tool(name)
+
+        @asynccontextmanager
+        async def write(disk: StoredDisk, path: Path, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
+            force = contents.force
+            unfinished = temporary_beside(path)
+            with translated(path), removed_unless_renamed(unfinished):
+                descriptor = await trio.to_thread.run_sync(create_unless, unfinished, None if force else path)
+                try:
+                    place = f"file:{unfinished}"  # whatever its name, it is a file
+                    await run_tool("qemu-img", "create", "-q", "-f", "qcow2", place, str(disk.capacity))
+                    async with served(place, "qcow2", pool, name=str(path)) as writer:
+                        yield contents.read(disk, pool) | IntoNbd(writer, disk.capacity, fresh=True)
+                    await trio.to_thread.run_sync(os.fsync, descriptor)
+                finally:
+                    os.close(descriptor)
+                await trio.to_thread.run_sync(partial(publish, replace=force), unfinished, path)
+
+        return open_images(self.directory, contents, lambda disk: [f"{image_name(disk.key)}.qcow2"], write)
