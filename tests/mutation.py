@@ -1,6 +1,6 @@
 """Mutation testing of the core: which changes of the code does no test notice?
 
-python tests/mutation.py vadpipe/repository/runs.py [--sample 100] [--seed 0] [--lines 40-80]
+python tests/mutation.py vadpipe/repository/runs.py [--sample 100] [--seed 0] [--again]
 
 The changes are mutmut's, and each statement that can be left out is left out too. The tests run as follows, in
 place of mutmut's own runner, which leaves decorated functions alone, and so every context manager:
@@ -76,7 +76,7 @@ PATIENCE_S = 30.0
 # A mutant that survives would run every test that comes to its lines. So long tests judge none; of the others those
 # of the file's own test module first, the fastest first, up to so many seconds in all.
 LONGEST_S = 2.5
-BUDGET_S = 8.0
+BUDGET_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def codes_of(code: CodeType) -> Iterator[CodeType]:
 class Judge:
     """A pytest plugin that runs the collected tests once for each mutant."""
 
-    def __init__(self, path: Path, chosen: Sequence[Mutant], result: Path, keep: bool) -> None:
-        self._path, self._chosen, self._result, self._keep = path, chosen, result, keep
+    def __init__(self, path: Path, chosen: Sequence[Mutant], result: Path, *, measured: bool) -> None:
+        self._path, self._chosen, self._result, self._measured = path, chosen, result, measured
         self._base = result.with_suffix(".tmp")
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -239,7 +239,7 @@ class Judge:
         tests = self._measure(session)
         items = {item.nodeid: item for item in session.items}
         functions = functions_of(self._path)
-        with self._result.open("a" if self._keep else "w") as out:
+        with self._result.open("w") as out:
             for number, mutant in enumerate(self._chosen, 1):
                 lines = range(mutant.first, mutant.last + 1)
                 wanted = self._wanted(tests, lines)
@@ -281,6 +281,9 @@ class Judge:
     def _measure(self, session: pytest.Session) -> dict[str, tuple[float, set[int]]]:
         """Seconds and lines of the file for each test that passes."""
         note = self._result.with_suffix(".tests")
+        if self._measured and note.exists():
+            rows = json.loads(note.read_text())
+            return {name: (took, set(lines)) for name, took, lines in rows if lines}
 
         def body() -> int:
             # One measurement for all: a thread that was started in an earlier test is traced in this one too.
@@ -388,7 +391,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--function", help="only mutants of functions whose name has this")
     parser.add_argument("--list", action="store_true", help="only count the mutants")
+    parser.add_argument("--tests", nargs="+", help="these tests, in place of those of TESTS")
     parser.add_argument("--again", action="store_true", help="only those that survived the last time")
+    parser.add_argument(
+        "--measured", action="store_true", help="which tests come to which lines is known from the last time"
+    )
     arguments = parser.parse_args()
     path = ROOT / arguments.file
     found = mutants(path)
@@ -410,8 +417,8 @@ def main() -> None:
     if arguments.list:
         return
     options = ["-q", "-p", "no:cacheprovider", "-m", "not campaign", "--capture=sys"]
-    judge = Judge(path, chosen, result, keep=False)
-    pytest.main([*options, *TESTS[arguments.file]], plugins=[judge])
+    judge = Judge(path, chosen, result, measured=arguments.measured)
+    pytest.main([*options, *(arguments.tests or TESTS[arguments.file])], plugins=[judge])
     counts: dict[str, int] = {}
     for line in result.read_text().splitlines():
         outcome = json.loads(line)["outcome"]
