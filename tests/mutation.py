@@ -59,7 +59,7 @@ TESTS = {
         "tests/pipeline/test_blocking.py",
         "tests/stages",
     ),
-    "sinks/restoring.py": ("tests/sinks", "tests/vadpipe/repository/test_store.py"),
+    "sinks/restoring.py": ("tests/sinks", "tests/vadpipe/repository/test_points.py"),
     "vadpipe/repository/into_repository.py": (*REPOSITORY, "tests/stages"),
     "vadpipe/repository/point.py": REPOSITORY,
     "vadpipe/repository/runs.py": REPOSITORY,
@@ -71,7 +71,7 @@ TESTS = {
 
 # A test may take this many times as long as without a change, and so much more, on a machine that does other work.
 PATIENCE = 8.0
-PATIENCE_S = 30.0
+PATIENCE_S = 15.0
 
 # A mutant that survives would run every test that comes to its lines. So long tests judge none; of the others those
 # of the file's own test module first, the fastest first, up to so many seconds in all.

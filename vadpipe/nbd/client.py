@@ -25,7 +25,7 @@ from pipeline.units import CLUSTER, SPAN
 from . import protocol
 from .connection import Connection, Request, shake_hands
 from .link import Link, LinkLost
-from .protocol import Command, ProtocolError, State
+from .protocol import Command, Export, ProtocolError, State
 
 log = logging.getLogger(__name__)
 
@@ -121,191 +121,6 @@ class Nbd:
                 del failure
 
 
-<<<<<<< HEAD
-=======
-class _Lost(Exception):
-    """The connection was lost before a reply; the text is the reason."""
-
-
-@dataclass(eq=False)
-class _Request:
-    """A request in flight. `take(offset, content)` gets bytes or the length of a hole; None after cancelling.
-
-    `content`: what is sent with it. `reads`: whether a simple reply brings bytes.
-    """
-
-    offset: int
-    length: int
-    take: Callable[[int, bytes | int], None] | None
-    received: int = 0
-    status: list[tuple[int, State]] = field(default_factory=list)
-    error: int = 0
-    lost: str = ""
-    ended: trio.Event = field(default_factory=trio.Event)
-    content: memoryview | None = None
-    reads: bool = True
-
-
-class _Connection:
-    """One connection to the server, after its handshake."""
-
-    def __init__(self, stream: trio.abc.Stream, export: Export, timeout_s: float) -> None:
-        self.export = export
-        self._stream = stream
-        self._timeout_s = timeout_s
-        self._received = bytearray()
-        self._requests: dict[int, _Request] = {}
-        self._sending = trio.Lock()
-        self._silence = trio.CancelScope()
-        self._cookie = 0
-        self.lost = ""
-
-    async def run(self, command: Command, asked: _Request) -> None:
-        """Send a request and wait for the end of its reply. Raises _Lost."""
-        if self.lost:
-            raise _Lost(self.lost)
-        self._cookie += 1
-        cookie = self._cookie
-        self._requests[cookie] = asked
-        self._silence.deadline = trio.current_time() + self._timeout_s
-        try:
-            async with self._sending:
-                with trio.CancelScope(shield=True):  # half a request would spoil the connection
-                    await self._stream.send_all(protocol.request(command, cookie, asked.offset, asked.length))
-                    if asked.content is not None:
-                        await self._stream.send_all(asked.content)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._requests.pop(cookie, None)
-            raise _Lost(f"the connection broke ({exc})") from exc
-        try:
-            await asked.ended.wait()
-        except BaseException:
-            asked.take = None
-            raise
-        if asked.lost:
-            raise _Lost(asked.lost)
-
-    async def receive(self) -> None:
-        """Handle replies until the connection ends; never raises an error."""
-        try:
-            with self._silence:
-                while True:
-                    await self._receive_reply()
-            self.lost = f"there was no reply for {self._timeout_s:g} s"
-        except (_Lost, ProtocolError) as exc:
-            self.lost = str(exc)
-        except trio.Cancelled:
-            self.lost = "it was closed"
-            raise
-        finally:
-            self.lost = self.lost or "it failed"
-            for asked in self._requests.values():
-                asked.lost = self.lost
-                asked.ended.set()
-            self._requests.clear()
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(self._stream)
-
-    async def _receive_reply(self) -> None:
-        (magic,) = protocol.REPLY_MAGIC.unpack(await self._exactly(4))
-        if magic == protocol.SIMPLE_REPLY_MAGIC:
-            error, cookie = protocol.SIMPLE_REPLY.unpack(await self._exactly(protocol.SIMPLE_REPLY.size))
-            asked = self._find(cookie)
-            asked.error = error
-            if not error and asked.reads:
-                await self._take(asked, asked.offset, asked.length)
-            self._end(cookie)
-            return
-        if magic != protocol.STRUCTURED_REPLY_MAGIC:
-            protocol.malformed("reply")
-        content = await self._exactly(protocol.STRUCTURED_REPLY.size)
-        flags, kind, cookie, length = protocol.STRUCTURED_REPLY.unpack(content)
-        asked = self._find(cookie)
-        await self._receive_chunk(asked, kind, length)
-        if flags & protocol.REPLY_DONE:
-            self._end(cookie)
-        else:
-            self._sign_of_life()
-
-    async def _receive_chunk(self, asked: _Request, kind: int, length: int) -> None:
-        if kind == Chunk.DATA and length > 8:
-            offset = int.from_bytes(await self._exactly(8), "big")
-            await self._take(asked, offset, length - 8)
-            return
-        if length > protocol.MAX_MESSAGE:
-            protocol.malformed("chunk")
-        content = await self._exactly(length)
-        if kind == Chunk.HOLE and length == protocol.HOLE.size:
-            offset, size = protocol.HOLE.unpack(content)
-            self._check(asked, offset, size)
-            if asked.take is not None:
-                asked.take(offset, size)
-        elif kind == Chunk.BLOCK_STATUS:
-            asked.status += protocol.block_status(content, self.export.contexts.get(protocol.ALLOCATION, 0))
-        elif kind & 0x8000:
-            asked.error = int.from_bytes(content[:4], "big") or 5
-        elif kind != Chunk.NONE:
-            protocol.malformed("chunk")
-
-    async def _take(self, asked: _Request, offset: int, length: int) -> None:
-        """Receive bytes of a reply straight to where they belong."""
-        self._check(asked, offset, length)
-        while length:
-            if not self._received:
-                await self._fill()
-            part = bytes(self._received[:length])
-            del self._received[: len(part)]
-            if asked.take is not None:
-                asked.take(offset, part)
-            offset, length = offset + len(part), length - len(part)
-
-    def _check(self, asked: _Request, offset: int, length: int) -> None:
-        asked.received += length
-        end = asked.offset + asked.length
-        if not asked.offset <= offset <= offset + length <= end or asked.received > asked.length:
-            protocol.malformed("range of data")
-
-    async def _exactly(self, length: int) -> bytes:
-        while len(self._received) < length:
-            await self._fill()
-        content = bytes(self._received[:length])
-        del self._received[:length]
-        return content
-
-    async def _fill(self) -> None:
-        try:
-            content = await self._stream.receive_some(1 << 18)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise _Lost(f"the connection broke ({exc})") from exc
-        if not content:
-            raise _Lost("the server closed the connection")
-        self._received += content
-
-    def _find(self, cookie: int) -> _Request:
-        asked = self._requests.get(cookie)
-        if asked is None:
-            raise ProtocolError("the server sent a reply to no request")
-        return asked
-
-    def _end(self, cookie: int) -> None:
-        self._requests.pop(cookie).ended.set()
-        self._sign_of_life()
-
-    def _sign_of_life(self) -> None:
-        waiting = trio.current_time() + self._timeout_s if self._requests else math.inf
-        self._silence.deadline = waiting
-
-    async def close(self) -> None:
-        """Say good-bye; the receiver closes the stream."""
-        with (
-            trio.move_on_after(CLOSING_S, shield=True),
-            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            async with self._sending:
-                await self._stream.send_all(protocol.request(Command.DISCONNECT, 0))
-
-
->>>>>>> main
 class NbdDisk:
     """An open export; a `pipeline.Disk` without change tracking."""
 
@@ -402,9 +217,6 @@ class NbdDisk:
         if failures:
             raise failures[0]
 
-<<<<<<< HEAD
-    async def _run(self, command: Command, offset: int, length: int, target: memoryview | None) -> Request:
-=======
     @property
     def export(self) -> Export | None:
         """What the server said of the export; None while there is no connection."""
@@ -425,20 +237,15 @@ class NbdDisk:
         command: Command,
         offset: int,
         length: int,
-        take: Callable[[int, bytes | int], None] | None,
+        target: memoryview | None,
         content: memoryview | None = None,
-    ) -> _Request:
->>>>>>> main
+    ) -> Request:
         """Run one request, over new connections when the connection is lost."""
         async with self._places:
             while True:
                 connection = await self._ready()
-<<<<<<< HEAD
-                asked = Request(offset, length, target)
-=======
                 reads = command in (Command.READ, Command.BLOCK_STATUS)
-                asked = _Request(offset, length, take, content=content, reads=reads)
->>>>>>> main
+                asked = Request(offset, length, target, content=content, reads=reads)
                 try:
                     await connection.run(command, asked)
                 except LinkLost as exc:

@@ -23,7 +23,10 @@ _DISCARDED = 1 << 16  # bytes of a reply nobody wants that are received at once
 
 @dataclass(eq=False)
 class Request:
-    """A request in flight. Its bytes go to `target`, which is as long; None: they are thrown away."""
+    """A request in flight. Its bytes go to `target`, which is as long; None: they are thrown away.
+
+    `content`: what is sent with it. `reads`: whether a simple reply brings bytes.
+    """
 
     offset: int
     length: int
@@ -33,6 +36,8 @@ class Request:
     error: int = 0
     lost: str = ""
     ended: trio.Event = field(default_factory=trio.Event)
+    content: memoryview | None = None
+    reads: bool = True
 
 
 class Connection:
@@ -60,6 +65,8 @@ class Connection:
             async with self._sending:
                 with trio.CancelScope(shield=True):  # half a request would spoil the connection
                     await self._link.send_all(protocol.request(command, cookie, asked.offset, asked.length))
+                    if asked.content is not None:
+                        await self._link.send_all(asked.content)
         except LinkLost:
             self._requests.pop(cookie, None)
             raise
@@ -97,7 +104,7 @@ class Connection:
             error, cookie = protocol.SIMPLE_REPLY.unpack(await self._link.exactly(protocol.SIMPLE_REPLY.size))
             asked = self._find(cookie)
             asked.error = error
-            if not error:
+            if not error and asked.reads:
                 await self._take(asked, asked.offset, asked.length)
             await self._end(cookie)
             return

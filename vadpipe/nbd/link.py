@@ -75,7 +75,7 @@ class Link:
             rest = rest[count:]
         return bytes(content)
 
-    async def send_all(self, content: bytes) -> None:
+    async def send_all(self, content: bytes | memoryview) -> None:
         """Raises LinkLost."""
         rest = memoryview(content)
         while rest:

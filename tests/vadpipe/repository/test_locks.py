@@ -1,5 +1,6 @@
 """The lock of a run as a file: what it says, when it is touched, what it leaves open, how failures are told."""
 
+import fcntl
 import json
 import logging
 import os
@@ -108,7 +109,7 @@ def test_neither_a_lock_nor_a_sweep_leaves_a_file_open(layout):
 
 def test_a_refused_lock_leaves_neither_a_file_nor_a_descriptor(layout, monkeypatch):
     before, names = open_files(), files_of(layout.root)
-    monkeypatch.setattr(runs.fcntl, "flock", lambda file, operation: None)
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
     with pytest.raises(SinkError, match="Locks have no effect"):
         RunLock(layout, RUN)
     assert (open_files(), files_of(layout.root)) == (before, names)

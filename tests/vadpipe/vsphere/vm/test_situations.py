@@ -89,6 +89,7 @@ async def _created(session: VcenterSession, spec: vim.vm.ConfigSpec) -> str:
 
     task = await session.call("CreateVM_Task", create, changes=True)
     vm = await wait_for_task(session, task, "CreateVM_Task")
+    assert isinstance(vm, vim.VirtualMachine)
     return str(vm._moId)
 
 
