@@ -4,7 +4,7 @@ restoring    a point back to a target, proved     targets     targets by name, f
 restore_job  a restore in a configuration         proving     a disk read back and compared with its point
 images       a directory of images                raw         sparse raw images, and standard output
 vmdk         VMDK images in four formats          qemu        qcow2 images
-nbd          an export of an NBD server           device      a block device
+ova          a VM and its disks in one file       blocks      an export of an NBD server, a block device
 new_vm       a new VM of a vCenter                in_place    the original VM
 vddk_disk    a disk that is open for writing      over_disk   differences onto a disk that holds something
 null         NullSink: keeps nothing, for measuring

@@ -4,56 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Literal, Protocol, overload
-
-from trio.abc import ReceiveChannel
 
 from pipeline import (
     BufferPool,
     ConfigError,
-    ContractError,
-    Disk,
     Extents,
     IntegrityError,
     MoverError,
     Pipeline,
-    Sink,
-    Span,
     TransferFailed,
-    Unchanged,
-    WritableDisk,
-    format_size,
 )
 from pipeline.errors import leaves
 from stages.differences import Differences
 from vadpipe.repository.restore_point import StoredDisk
-from vadpipe.vddk.access import DiskAccess
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.journal.rollback import Phase
 from vadpipe.vsphere.restore.in_place import OpenOriginal, written_over
+from vadpipe.vsphere.restore.target import DiskWriter
 
 from .over_disk import OverDisk
+from .proving import DiskProof, prove_disk
 from .restoring import Contents, OpenTarget
 
 log = logging.getLogger("vadpipe." + __name__)
-
-
-class DiskOpener(Protocol):
-    """Opens disks for reading and for writing, e.g. `vadpipe.vddk.Vddk`."""
-
-    @overload
-    def open(
-        self, access: DiskAccess, pool: BufferPool, *, write: Literal[False] = False
-    ) -> AbstractAsyncContextManager[Disk]: ...
-
-    @overload
-    def open(
-        self, access: DiskAccess, pool: BufferPool, *, write: Literal[True]
-    ) -> AbstractAsyncContextManager[WritableDisk]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +42,7 @@ class OverVm:
 
     Args:
         vcenter: The server that has the VM.
-        reader: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
+        writer: Opens the disks, e.g. `vadpipe.vddk.Vddk`.
         allow: It is permitted to write over VMs of this server.
         onto: By key of a disk in the point, the key of the VM's disk that it is written onto. Only for disks that
             moved on their controllers, or were replaced by others.
@@ -75,7 +52,7 @@ class OverVm:
 
     vcenter: Vcenter
     _: KW_ONLY
-    reader: DiskOpener
+    writer: DiskWriter
     allow: bool = False
     onto: Mapping[str, str] = field(default_factory=dict)
     keep: Sequence[str] = ()
@@ -93,7 +70,7 @@ class OverVm:
             self.vcenter.connect() as session,
             written_over(
                 session,
-                self.reader,
+                self.writer,
                 self.journal or Journal(),
                 contents.reader.config.id.hex(),
                 contents.point,
@@ -102,7 +79,7 @@ class OverVm:
                 keep=self.keep,
             ) as original,
         ):
-            yield _OpenOverVm(contents, self.reader, original)
+            yield _OpenOverVm(contents, self.writer, original)
 
     def effects(self) -> Sequence[str]:
         """What a restore changes outside, one sentence each; for `plan`."""
@@ -117,7 +94,7 @@ class OverVm:
 @dataclass(frozen=True)
 class _OpenOverVm:
     contents: Contents
-    reader: DiskOpener
+    writer: DiskWriter
     original: OpenOriginal
 
     def place(self, disk: StoredDisk) -> str:
@@ -130,20 +107,17 @@ class _OpenOverVm:
         try:
             async with self._writing(disk, pool, begun) as pipeline:
                 yield pipeline
-            differing = await self._differing(disk, pool)
-            if differing and begun:
+            try:
+                proof = await self._prove(disk, pool)
+            except IntegrityError as differs:
+                if not begun:
+                    raise
                 # What an earlier restore had done was changed meanwhile, e.g. the VM was powered on.
-                log.info("%s is written again from the beginning: %d bytes differ", disk.key, differing)
+                log.info("%s is compared again from the beginning: %s", disk.key, differs)
                 async with self._writing(disk, pool, 0) as pipeline:
                     await pipeline.run()
-                differing = await self._differing(disk, pool)
-            if differing:
-                raise IntegrityError(
-                    f"{self.place(disk)} was written, and {format_size(differing)} of it differ from disk "
-                    f"{disk.key} of the point when it is read again.",
-                    remedy="See whether something else writes to the disk, and the storage below it.",
-                    disk=disk.key,
-                )
+                proof = await self._prove(disk, pool)
+            self.original.remarks.append(f"Disk {disk.key}: {proof}.")
             await self.original.advance(disk.key, phase=Phase.PROVEN)
         except (TransferFailed, MoverError) as failed:
             named = next((leaf for leaf in leaves(failed) if isinstance(leaf, MoverError)), failed)
@@ -151,50 +125,37 @@ class _OpenOverVm:
             raise
 
     async def finish(self) -> Sequence[str]:
-        return await self.original.finish()
+        """Complete the VM: every disk is proven."""
+        remarks = await self.original.finish()
+        return [f"{self.original.vm.name}: disks restored and proven.", *remarks]
+
+    @property
+    def attention(self) -> Sequence[str]:
+        """Sentences on what is not as asked for."""
+        return self.original.attention
 
     @asynccontextmanager
     async def _writing(
         self, disk: StoredDisk, pool: BufferPool, begin: int
     ) -> AsyncIterator[Pipeline[object]]:
         original, key = self.original, disk.key
-        await original.advance(key, phase=Phase.BEGUN, position=begin)
+        await original.advance(key, position=begin)
         within = Extents.whole(disk.capacity - begin, begin) if begin else None
-        async with self.reader.open(original.access(key), pool, write=True) as opened:
+        async with self.writer.open(original.access(key), pool, write=True) as opened:
             original.adds.opened.append(opened)
             differences = Differences(self.contents.reader, self.contents.point, key, opened, within=within)
-            yield differences | OverDisk(opened, reached=partial(self._reached, key))
+            yield differences | OverDisk(opened, partial(self._begin, key), partial(self._reached, key))
         await original.advance(key, phase=Phase.WRITTEN, position=disk.capacity)
+
+    async def _begin(self, key: str) -> None:
+        await self.original.advance(key, phase=Phase.BEGUN)
 
     async def _reached(self, key: str, position: int) -> None:
         await self.original.advance(key, position=position)
 
-    async def _differing(self, disk: StoredDisk, pool: BufferPool) -> int:
-        """Read the whole disk again, through a new connection. Returns how many bytes are not the point's."""
-        async with self.reader.open(self.original.access(disk.key), pool) as opened:
+    async def _prove(self, disk: StoredDisk, pool: BufferPool) -> DiskProof:
+        """Read the whole disk again, through a new connection. Raises IntegrityError."""
+        contents = self.contents
+        async with self.writer.open(self.original.access(disk.key), pool) as opened:
             self.original.adds.opened.append(opened)
-            source = Differences(self.contents.reader, self.contents.point, disk.key, opened)
-            return await (source | CountDifferences(disk.capacity)).run()
-
-
-@dataclass(frozen=True)
-class CountDifferences(Sink[Span | Unchanged, int]):
-    """Differences of a whole disk in, how many bytes differ out. None proves that the disk is the point's.
-
-    Memory: one span. Cancel: leaves nothing behind. Raises: ContractError when the input does not cover the disk.
-    """
-
-    capacity: int
-
-    async def run(self, inbox: ReceiveChannel[Span | Unchanged]) -> int:
-        reached = differing = 0
-        async for item in inbox:
-            if item.offset != reached:
-                raise ContractError(f"Differences of a whole disk in order are needed; got {item!r}.")
-            reached += item.length
-            if isinstance(item, Span):
-                differing += item.data.total + item.zeros.total
-                item.release()
-        if reached != self.capacity:
-            raise ContractError(f"The disk has {self.capacity} bytes; {reached} arrived.")
-        return differing
+            return await prove_disk(contents.reader, contents.point, disk, opened, pool)

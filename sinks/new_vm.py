@@ -36,6 +36,7 @@ from vadpipe.vsphere.restore.plan_values import Mode, PointDisk, Provisioning, R
 from vadpipe.vsphere.restore.saved import DOCUMENTS, SavedVm, saved_vm
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored, plan_on, restored_vm
 
+from .lease import open_lease
 from .proving import DiskProof, prove_disk
 from .restoring import Contents, OpenTarget
 from .vddk_disk import IntoVddkDisk
@@ -57,7 +58,9 @@ class NewVm:
 
     Args:
         vcenter: The vCenter or the ESXi host.
-        writer: Opens the disks for writing, e.g. `Vddk(libdir)`.
+        writer: Opens the disks for writing, e.g. `Vddk(libdir)`. With via='lease' it reads them back; None: nothing
+            does.
+        via: 'vddk' writes the disks through `writer`; 'lease' sends them over HTTPS (HttpNfcLease), without VDDK.
         path: How each disk travels: a function of the source and the open disk; None: into it by IntoVddkDisk.
         mode: 'copy' makes another VM beside the original: new UUIDs, generated MAC addresses, NICs not connected.
             'replace' makes the lost VM again, with its identities where nobody else has them.
@@ -93,7 +96,8 @@ class NewVm:
 
     vcenter: Vcenter
     _: KW_ONLY
-    writer: DiskWriter
+    writer: DiskWriter | None = None
+    via: Literal["vddk", "lease"] = "vddk"
     path: DiskPath | None = None
     mode: Mode = "copy"
     name: str | None = None
@@ -125,6 +129,7 @@ class NewVm:
         for setting, known in (
             ("mode", get_args(Mode)),
             ("nvram", ("restore", "fresh")),
+            ("via", ("vddk", "lease")),
             ("provisioning", (None, *get_args(Provisioning))),
         ):
             if getattr(self, setting) not in known:
@@ -132,6 +137,13 @@ class NewVm:
                     f"{setting}={getattr(self, setting)!r} is not a known value.",
                     remedy=f"Choose one of {', '.join(map(repr, known))}.",
                 )
+        if self.via == "vddk" and self.writer is None:
+            raise ConfigError(
+                "NewVm has no writer for its disks.",
+                remedy="Give writer=Vddk(libdir), or via='lease' to do without VDDK.",
+            )
+        if self.via == "lease" and self.path is not None:
+            raise ConfigError("path= means nothing with via='lease'.", remedy="Leave it out.")
         self.budget()
 
     def budget(self) -> Budget | None:
@@ -164,6 +176,11 @@ class NewVm:
         wanted = self.wanted()
         saved, disks = await _saved(contents)
         nvram = await contents.document(NVRAM) if wanted.nvram == "restore" else None
+        if self.via == "lease":
+            async with open_lease(self, contents, saved, wanted, disks, nvram) as leased:
+                yield leased
+            return
+        assert self.writer is not None  # checked when this was made
         async with restored_vm(
             self.vcenter,
             saved,
@@ -211,6 +228,7 @@ class _OpenVm:
         async with self.vm.writable(disk.key, pool) as opened:
             yield path(contents.read(disk, pool), opened)
         # The disk was closed without an error, so everything is written.
+        self.vm.step(f"proving disk {disk.key}")
         async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
                 contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()

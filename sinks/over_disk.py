@@ -20,6 +20,10 @@ FLUSH_WRITTEN = 256 * MiB
 FLUSH_PASSED = 8 * GiB
 
 
+async def _nothing() -> None:
+    await trio.lowlevel.checkpoint()
+
+
 async def _nobody(_position: int) -> None:
     await trio.lowlevel.checkpoint()
 
@@ -46,11 +50,13 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
 
     Args:
         disk: The disk; open for writing.
+        begin: Is called before the first write, if there is one.
         reached: Is called with a position after everything before it was written and flushed.
         ahead: Spans that are written at once.
     """
 
     disk: WritableDisk
+    begin: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
     reached: Callable[[int], Awaitable[None]] = field(default=_nobody, repr=False)
     ahead: int = 2
 
@@ -60,7 +66,7 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
 
     async def run(self, inbox: ReceiveChannel[Span | Unchanged]) -> OverDiskReceipt:
         work = _Writing(self.disk, self.reached, trio.Semaphore(self.ahead))
-        position = passed = 0
+        position, passed, begun = 0, 0, False
         async with trio.open_nursery() as nursery:
             async for item in inbox:
                 if not isinstance(item, Span | Unchanged) or item.offset != position:
@@ -68,6 +74,9 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
                 position += item.length
                 passed += item.length
                 if isinstance(item, Span):
+                    if not begun:
+                        await self.begin()
+                        begun = True
                     await work.turns.acquire()
                     nursery.start_soon(work.write, item)
                     del item

@@ -21,6 +21,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline import CLUSTER, SPAN, Buffer, BufferPool, Extents, IntegrityError, format_size
+from pipeline.errors import leaves
 from vadpipe.repository.disk_map import PAGE, PageMap, page_count
 from vadpipe.repository.files import Damage
 from vadpipe.repository.packs import FrameAddress, damaged_frame, read_chunks
@@ -134,9 +135,12 @@ async def prove_disk(
                 buffer.release()
             counts.read += piece.wanted.total
 
-    async with aclosing(work.pieces(counts, drawn)) as pieces, trio.open_nursery() as nursery:
-        for _ in range(workers):
-            nursery.start_soon(serve, pieces)
+    try:
+        async with aclosing(work.pieces(counts, drawn)) as pieces, trio.open_nursery() as nursery:
+            for _ in range(workers):
+                nursery.start_soon(serve, pieces)
+    except ExceptionGroup as failed:  # several may find the same
+        raise leaves(failed)[0] from None
     return DiskProof(counts.read, counts.of, counts.allocated, None if budget is None else budget.seed)
 
 

@@ -24,8 +24,8 @@ from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
 from vadpipe.repository.restore_point import StoredDisk
 
+from .blocks import IntoNbd
 from .images import image_name, open_images
-from .nbd import IntoNbd
 from .raw import create_unless, removed_unless_renamed, translated
 from .restoring import Contents, OpenTarget
 

@@ -16,8 +16,8 @@ from vadpipe.nbd import Nbd
 from vadpipe.nbd.client import DEFAULT_PORT
 from vadpipe.vmdk.stream import LEVEL
 
-from .device import DeviceTarget
-from .nbd import NbdTarget
+from .blocks import DeviceTarget, NbdTarget
+from .ova import Ova
 from .qemu import Qcow2Directory
 from .raw import RawDirectory, StandardOutput
 from .restoring import Proof, RestoreTarget
@@ -51,6 +51,10 @@ def _vmdk(place: str, options: Mapping[str, str]) -> RestoreTarget:
     return VmdkDirectory(Path(place), options.get("format", SPARSE), level)
 
 
+def _ova(place: str, options: Mapping[str, str]) -> RestoreTarget:
+    return Ova(Path(place), _number(options, "level", LEVEL))
+
+
 def _nbd(place: str, options: Mapping[str, str], *, tls: bool = False) -> RestoreTarget:
     url = urlsplit(f"nbd:{place}")
     try:
@@ -73,6 +77,7 @@ def _nbd_unix(place: str, options: Mapping[str, str]) -> RestoreTarget:
 _KINDS: Final[Mapping[str, _Kind]] = {
     "raw": _Kind("raw:DIR or raw:-", frozenset(), _raw),
     "vmdk": _Kind("vmdk:DIR[?format=FORMAT&level=1..9]", frozenset({"format", "level"}), _vmdk),
+    "ova": _Kind("ova:FILE[?level=1..9]", frozenset({"level"}), _ova),
     "qcow2": _Kind("qcow2:DIR", frozenset(), lambda place, _: Qcow2Directory(Path(place))),
     "device": _Kind("device:/dev/...", frozenset(), lambda place, _: DeviceTarget(Path(place))),
     "nbd": _Kind("nbd://HOST/EXPORT", frozenset(), _nbd),
@@ -86,6 +91,11 @@ def parse_target(text: str) -> RestoreTarget:
     if text == "null:":
         return Proof()
     name, _, place = text.partition(":")
+    if name == "rbd":
+        raise ConfigError(
+            "An image of Ceph (RBD) is not written directly.",
+            remedy="Make it with `rbd create`, map it with `rbd map`, and write device:/dev/rbd0.",
+        )
     kind = _KINDS.get(name)
     options: dict[str, str] = {}
     if kind is not None and kind.options and (found := _OPTIONS.search(place)):

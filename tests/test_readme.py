@@ -99,6 +99,20 @@ job = replace(job, machine=replace(job.machine, preflight=Preflight(probe_hosts=
     assert all(line in seen for line in shape(done.stdout)[:3])
 
 
+@pytest.mark.slow
+def test_the_restore_into_a_vm_prints_what_is_shown(small_lab):
+    assert small_lab.run().returncode == 0
+    command, *expected = block("$ vadpipe restore /srv/nightly").splitlines()
+    words = shlex.split(command.removeprefix("$ vadpipe "))
+    places = {
+        "/srv/nightly": small_lab.repository,
+        "vsphere:restore.py": f"vsphere:{EXAMPLES / 'restore.py'}",
+    }
+    done = small_lab(*(places.get(word, word) for word in words))
+    assert done.returncode == 0, done.stderr
+    assert shape(done.stdout) == shape("\n".join(expected))
+
+
 EMBEDDING = re.findall(
     r"^```python\n(.*?)^```$",
     (EXAMPLES.parent / "docs" / "embedding.md").read_text(),

@@ -40,7 +40,7 @@ FOREIGN = {
     "jobs.py",
 }
 # Dotted names that are no modules: entry points, files of state, names of logs.
-NOT_NAMES = re.compile(r"vadpipe\.(commands|git|log|service|timer|toml|json)\b|\.(md|py|pyi)$")
+NOT_NAMES = re.compile(r"vadpipe\.(commands|git|log|restoring|service|timer|toml|json)\b|\.(md|py|pyi)$")
 
 
 def prose(path):

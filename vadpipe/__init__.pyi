@@ -73,6 +73,7 @@ from sinks import IntoRepository as IntoRepository
 from sinks import NbdTarget as NbdTarget
 from sinks import Nowhere as Nowhere
 from sinks import NullSink as NullSink
+from sinks import Ova as Ova
 from sinks import Point as Point
 from sinks import Qcow2Directory as Qcow2Directory
 from sinks import RawDirectory as RawDirectory

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import Job, MiB
+from pipeline import Event, Job, MiB
 from sinks import IntoRepository, Repository, open_repository
 from sinks.new_vm import NewVm
 from sinks.restoring import RestoreReceipt, restore
@@ -107,3 +108,15 @@ def filled(directory: Path, name: str, seed: int) -> LabDisk:
     disk.write(5 * MiB + 4096, random.integers(0, 256, 3 * MiB, np.uint8).tobytes())
     disk.write(CAPACITY - 512, b"the very end".ljust(512, b"."))
     return disk
+
+
+def at_step(beginning: str, do: Callable[[], None]) -> Callable[[Event], None]:
+    """An observer that does something once, when a restore reaches the step that begins so."""
+    done: list[Event] = []
+
+    def observe(event: Event) -> None:
+        if event.kind == "restoring" and str(event.facts["step"]).startswith(beginning) and not done:
+            done.append(event)
+            do()
+
+    return observe

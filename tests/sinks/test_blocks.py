@@ -13,8 +13,7 @@ import pytest
 import trio
 
 from pipeline import BufferPool, ConfigError, Extents, MiB, SinkError
-from sinks.device import DeviceTarget
-from sinks.nbd import NbdTarget
+from sinks.blocks import DeviceTarget, NbdTarget
 from sinks.qemu import Qcow2Directory
 from sinks.targets import parse_target
 from tests.sinks.target_kit import restored, tool

@@ -21,7 +21,7 @@ from sinks.restoring import Contents, restore
 from sinks.targets import parse_target
 from sinks.vmdk import VmdkDirectory
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
-from vadpipe.cli.repository import restore as restore_command
+from vadpipe.cli.restore import restore as restore_command
 from vadpipe.repository import open_repository
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import click
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, MoverError
-from pipeline.job import Job
+from pipeline.job import Job, JobSource
+from sinks.restore_job import Restore
+from sinks.restoring import RestoreTarget
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import Journal
@@ -18,7 +21,7 @@ from vadpipe.vsphere.vm.sweep import Outcome, Swept, look_ahead, sweep
 from vadpipe.vsphere.vm.vm import VsphereVm, by_server
 
 from .commands import config_argument, json_option
-from .config import read_config, resolve
+from .config import Entry, read_jobs_and_target, resolve
 from .output import show
 from .process import run_async
 
@@ -36,17 +39,11 @@ from .process import run_async
 def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_json: bool) -> int:
     """Undo what killed runs left on the servers of a configuration.
 
-    It detaches hot-added disks, removes snapshots, ends locks against Storage vMotion, and powers on VMs that were
-    shut down. It consolidates disks as far as any job of their server allows. Disks that no VM refers to are listed
-    and never touched. Exit code 3: something could not be undone.
+    It detaches hot-added disks, removes snapshots, ends locks against Storage vMotion, powers on VMs that were shut
+    down, and destroys new VMs whose restore did not finish. It consolidates disks as far as any job of their server
+    allows. Disks that no VM refers to are listed and never touched. Exit code 3: something could not be undone.
     """
-    # The VMs of a source are not looked up: there may be none any more, while their snapshots are left.
-    jobs = [entry if isinstance(entry, Job) else entry.planned() for entry in read_config(config)]
-    places: dict[tuple[Vcenter, Journal], Consolidate] = {}
-    for job in jobs:
-        if isinstance(machine := job.machine, VsphereVm):
-            place = machine.vcenter, machine.journal or Journal()
-            places[place] = most_allowed((places.get(place, "never"), machine.consolidate))
+    places = _places(read_jobs_and_target(config))
     found = [
         swept
         for (server, journal), allowed in places.items()
@@ -65,11 +62,31 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
     return EXIT_ATTENTION if kept else EXIT_DONE
 
 
+def _places(entries: Sequence[Entry | RestoreTarget]) -> dict[tuple[Vcenter, Journal], Consolidate]:
+    """The servers of the entries with their journals, and what may be done there for disks.
+
+    The VMs of a source are not looked up: there may be none any more, while their snapshots are left.
+    """
+    places: dict[tuple[Vcenter, Journal], Consolidate] = {}
+    for entry in entries:
+        job = entry.planned() if isinstance(entry, JobSource) else entry
+        part: object = job
+        if isinstance(job, Job | Restore):
+            part = job.machine if isinstance(job, Job) else job.into
+        allowed = part.consolidate if isinstance(part, VsphereVm) else "never"
+        if isinstance(server := getattr(part, "vcenter", None), Vcenter):
+            place = server, getattr(part, "journal", None) or Journal()
+            places[place] = most_allowed((places.get(place, "never"), allowed))
+    return places
+
+
 async def _orphans(config: Path) -> tuple[list[Orphan], list[str]]:
     """Disks that no VM refers to, and a sentence for each source or server that could not be asked."""
-    resolved = await resolve(config)
+    entries = [entry for entry in read_jobs_and_target(config) if isinstance(entry, Job | JobSource)]
+    resolved = await resolve(config, entries=entries)
     unknown = [f"Orphan candidates of {title} are not known: {exc}" for title, exc in resolved.failed]
-    machines = [job.machine for job in resolved.jobs if isinstance(job.machine, VsphereVm)]
+    backups = [job for job in resolved.jobs if isinstance(job, Job)]
+    machines = [job.machine for job in backups if isinstance(job.machine, VsphereVm)]
     orphans: list[Orphan] = []
     for server, there in by_server(machines):
         names = dict.fromkeys(machine.vm for machine in there)

@@ -70,10 +70,10 @@ BUILT_IN = {
         "vadpipe.cli.proxy:proxy", "Check whether this machine is fit to be a backup proxy, and make it so."
     ),
     "restore": BuiltIn(
-        "vadpipe.cli.repository:restore",
-        "Restore the disks of a restore point to files, or prove that they can be restored.",
+        "vadpipe.cli.restore:restore",
+        "Restore a restore point into files or into a new VM, or prove that it can be restored.",
     ),
-    "run": BuiltIn("vadpipe.cli.run:run", "Run the jobs of a configuration: one backup each."),
+    "run": BuiltIn("vadpipe.cli.run:run", "Run the jobs of a configuration: one backup or restore each."),
     "show": BuiltIn(
         "vadpipe.cli.repository:show_point",
         "Show a restore point: its disks, its consistency and the reasons, and what preflight found.",

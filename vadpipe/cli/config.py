@@ -1,4 +1,4 @@
-"""Jobs from a Python file that assigns to `job` or `jobs`.
+"""Jobs from a Python file that assigns to `job` or `jobs`, and the `target` of restores from one.
 
 To read a configuration is to execute the file; making jobs does no I/O. Every mistake in it becomes one message
 with file and line. To resolve it is to ask its sources of jobs which jobs there are now.
@@ -17,24 +17,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.composition import readable
+from pipeline.composition import has_methods, readable
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
+from sinks.in_place import OverVm
+from sinks.restore_job import Restore
+from sinks.restoring import RestoreTarget
 
 from .process import run_async
 
 _NAMED_IN_AN_ERROR = 10
 
 
+Entry = Job[Any, Any] | JobSource | Restore
+"""What a configuration may have among its jobs."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """The jobs of a configuration as of now. `failed`: the sources that could not name theirs, by title."""
 
-    jobs: Sequence[Job[Any, Any]]
+    jobs: Sequence[Job[Any, Any] | Restore]
     failed: Sequence[tuple[str, Exception]]
 
 
-def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] | JobSource]:
+def read_config(path: Path, only: str | None = None) -> Sequence[Entry]:
     """What a configuration file assigns to `job` or `jobs`, without any I/O but reading it.
 
     With `only` the job of that title; where there is none yet, the sources that may give it. Raises ConfigError.
@@ -56,42 +63,93 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Job[Any, Any] |
     if not entries:
         raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
-        if not isinstance(entry, Job | JobSource):
-            raise ConfigError(f"{path} has {readable(entry)} where a pipeline.Job or JobSource is expected.")
-    jobs = [entry for entry in entries if isinstance(entry, Job)]
+        if not isinstance(entry, Job | JobSource | Restore):
+            raise ConfigError(
+                f"{path} has {readable(entry)} where a pipeline.Job, JobSource or sinks.Restore is expected."
+            )
+    jobs = [entry for entry in entries if isinstance(entry, Job | Restore)]
     _check_titles(path, jobs)
     if only is None:
         return entries
-    sources = [entry for entry in entries if not isinstance(entry, Job)]
+    sources = [entry for entry in entries if isinstance(entry, JobSource)]
     named = [job for job in jobs if job.title == only] or sources
     if not named:
         raise _no_such_job(path, only, jobs)
     return named
 
 
+def read_target(path: Path) -> RestoreTarget:
+    """What a configuration file assigns to `target`; without one, the target of its only restore.
+
+    Raises ConfigError.
+    """
+    module = _execute(path)
+    found = getattr(module, "target", None)
+    if found is None:
+        listed = getattr(module, "jobs", None)
+        jobs = [getattr(module, "job", None)] if listed is None else list(listed)
+        targets = [job.target for job in jobs if isinstance(job, Restore)]
+        if len(targets) != 1:
+            raise ConfigError(
+                f"{path} defines no `target`.",
+                remedy="Assign one to that name: target = NewVm(vcenter, writer=Vddk(libdir)).",
+            )
+        [found] = targets
+    if not has_methods(found, "open") or isinstance(found, type):
+        raise ConfigError(
+            f"{path}: `target` is {readable(found)}, which is no target of a restore.",
+            remedy="Assign one to it: target = NewVm(vcenter, writer=Vddk(libdir)).",
+        )
+    target: RestoreTarget = found
+    return target
+
+
+def read_target_in_place(path: Path) -> OverVm:
+    """What a configuration file assigns to `in_place`, else its `target` when that writes over VMs.
+
+    Raises ConfigError.
+    """
+    module = _execute(path)
+    found = getattr(module, "in_place", getattr(module, "target", None))
+    if not isinstance(found, OverVm):
+        raise ConfigError(
+            f"{path} does not permit to write over a VM: it has no OverVm.",
+            remedy="Assign one: in_place = OverVm(vcenter, writer=Vddk(libdir), allow=True).",
+        )
+    return found
+
+
+def read_jobs_and_target(path: Path) -> Sequence[Entry | RestoreTarget]:
+    """The jobs and the `target` of a configuration file, which has at least one of them. Raises ConfigError."""
+    module = _execute(path)
+    targets: list[RestoreTarget] = [read_target(path)] if hasattr(module, "target") else []
+    if hasattr(module, "in_place"):
+        targets.append(read_target_in_place(path))
+    has_jobs = hasattr(module, "jobs") or hasattr(module, "job")
+    return [*targets, *(read_config(path) if has_jobs or not targets else ())]
+
+
 def load_jobs(path: Path, only: str | None = None) -> Sequence[Job[Any, Any]]:
-    """The jobs of a configuration file as of now, or the one of that title; not for use inside an event loop.
+    """The backups of a configuration file as of now, or the one of that title; not for use inside an event loop.
 
     Raises ConfigError, and the MoverError of a source that cannot name its jobs.
     """
     resolved = run_async(resolve, path, only)
     if resolved.failed:
         raise _failure(resolved)
-    return resolved.jobs
+    return [job for job in resolved.jobs if isinstance(job, Job)]
 
 
-async def resolve(
-    path: Path, only: str | None = None, entries: Sequence[Job[Any, Any] | JobSource] | None = None
-) -> Resolved:
+async def resolve(path: Path, only: str | None = None, entries: Sequence[Entry] | None = None) -> Resolved:
     """The jobs of a configuration file as of now, or the one of that title. `entries`: what was read of it before.
 
     A source that fails is listed in the result, and the jobs of the others are there. Raises ConfigError; with
     `only`, when no job has that title, also the failure of the source that may have had it.
     """
-    jobs: list[Job[Any, Any]] = []
+    jobs: list[Job[Any, Any] | Restore] = []
     failed: list[tuple[str, Exception]] = []
     for entry in read_config(path) if entries is None else entries:
-        if isinstance(entry, Job):
+        if isinstance(entry, Job | Restore):
             jobs.append(entry)
             continue
         try:
@@ -114,13 +172,13 @@ def _only(path: Path, title: str, resolved: Resolved) -> Resolved:
     raise _no_such_job(path, title, resolved.jobs)
 
 
-def _check_titles(path: Path, jobs: Sequence[Job[Any, Any]]) -> None:
+def _check_titles(path: Path, jobs: Sequence[Job[Any, Any] | Restore]) -> None:
     for title, count in Counter(job.title for job in jobs).items():
         if count > 1:
             raise ConfigError(f"{path}: two jobs are called {title}.", remedy="Give them a name=.")
 
 
-def _no_such_job(path: Path, title: str, jobs: Sequence[Job[Any, Any]]) -> ConfigError:
+def _no_such_job(path: Path, title: str, jobs: Sequence[Job[Any, Any] | Restore]) -> ConfigError:
     titles = [job.title for job in jobs]
     if len(titles) > _NAMED_IN_AN_ERROR:
         titles = [*difflib.get_close_matches(title, titles, n=_NAMED_IN_AN_ERROR, cutoff=0), "..."]

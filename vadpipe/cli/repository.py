@@ -1,4 +1,4 @@
-"""The commands of repositories: init, points, show, restore, verify."""
+"""The commands of repositories: init, points, show, verify."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from pipeline.errors import (
     IntegrityError,
     SinkError,
 )
-from pipeline.units import MiB, format_size
-from sinks.restoring import RestoredDisk, RestoreReceipt
-from sinks.restoring import restore as restore_point
-from sinks.targets import parse_target
+from pipeline.units import format_size
+from sinks.restore_job import resolve_point
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
@@ -31,7 +29,7 @@ from vadpipe.words import counted
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import stored_preflight_lines
 from .manifest import MANIFEST_NAME, write_new, write_sheet
-from .output import error_lines, report, show, table
+from .output import report, show, table
 from .process import run_async
 from .progress import RunningVerification, show_progress
 from .verdict import quiescing_lines
@@ -103,7 +101,7 @@ def show_point(
 ) -> None:
     """Show a restore point: its disks, its consistency and the reasons, and what preflight found."""
     reader = run_async(_opened, repository)
-    found = _resolve(reader, point, vm)
+    found = named_point(reader, point, vm)
     if extract is not None:
         extract.mkdir(parents=True, exist_ok=True)
         for name in found.documents:
@@ -122,69 +120,6 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
         raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
     target = place / f"{point.id}-{MANIFEST_NAME}" if place.is_dir() else place
     write_new(target, reader.read_document(point, MANIFEST_NAME), replace=force)
-
-
-@click.command(cls=OnRepository)
-@repository_argument
-@point_argument
-@click.argument("target")
-@vm_option
-@click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
-@force_option
-@json_option
-def restore(
-    repository: Path,
-    point: str,
-    target: str,
-    vm: str | None,
-    keys: tuple[str, ...],
-    force: bool,
-    as_json: bool,
-) -> int:
-    """Restore the disks of a restore point to files, or prove that they can be restored.
-
-    POINT is an id, a unique prefix of one, or `latest`. TARGET is one of
-
-    \b
-    raw:DIR          one sparse image per disk: DIR/VM/POINT/scsi0-0.raw
-    raw:-            the bytes of one disk to standard output
-    vmdk:DIR         one VMDK per disk; ?format= is one of monolithicSparse (the default),
-                     monolithicFlat, twoGbMaxExtentSparse and streamOptimized
-    qcow2:DIR        one qcow2 image per disk
-    device:/dev/...  one disk onto a block device; overwrites it with --force only
-    nbd://HOST/NAME  one disk onto an export of an NBD server, with --force; also nbds://
-                     (TLS) and nbd+unix:///NAME?socket=PATH
-    null:            nothing is written: a proof that the point can be restored
-    """
-    place = parse_target(target)
-    to_output = getattr(place, "uses_standard_output", False)
-    if to_output and as_json:
-        raise ConfigError(f"{target} and --json both write to standard output.", remedy="Leave --json out.")
-
-    async def work() -> RestoreReceipt:
-        async with open_repository(repository) as reader:
-            found = _resolve(reader, point, vm)
-            async with show_progress(as_json) as progress:
-                return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
-
-    receipt = run_async(work)
-    errors = [line for failure in receipt.failures for line in error_lines(failure)]
-    document = {
-        "ok": not errors,
-        "point": receipt.point.id,
-        "disks": [_restored(disk) for disk in receipt.disks],
-        "remarks": list(receipt.remarks),
-        "errors": errors,
-    }
-    lines = [*map(_restored_line, receipt.disks), *receipt.remarks]
-    if to_output:
-        for line in lines:
-            report(line)
-    else:
-        show(document, lines, as_json)
-    for line in errors:
-        report(line)
-    return EXIT_FAILED if errors else EXIT_DONE
 
 
 @click.command(cls=OnRepository)
@@ -213,7 +148,7 @@ def verify(
         async with open_repository(repository) as reader, show_progress(as_json) as progress:
             points = None
             if point is not None:
-                points = [_resolve(reader, point, vm)]
+                points = [named_point(reader, point, vm)]
             elif vm is not None:
                 points = _points_of(reader, vm)
             running = RunningVerification()
@@ -263,17 +198,10 @@ def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
     return found
 
 
-def _resolve(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
+def named_point(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
     """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
-    machines = {point.machine.uuid: point.machine.name for point in _points_of(reader, vm)}
-    if name == "latest" and len(machines) > 1:
-        names = sorted(machines.values())
-        more = ", ..." if len(names) > _NAMED else ""
-        raise ConfigError(
-            f"`latest` is ambiguous: there are points of {len(names)} VMs ({', '.join(names[:_NAMED])}{more}).",
-            remedy="Say which VM: --vm NAME, or its UUID.",
-        )
-    return reader.resolve(name, machine=vm)
+    _points_of(reader, vm)  # an unknown VM is named with its likes
+    return resolve_point(reader, name, vm)
 
 
 def _summary(point: RestorePoint) -> dict[str, object]:
@@ -344,23 +272,3 @@ def _point_lines(point: RestorePoint) -> list[str]:
             f"    root {disk.receipt.root}",
         ]
     return lines + [f"  document {name}: {each.length} bytes" for name, each in point.documents.items()]
-
-
-def _restored(disk: RestoredDisk) -> dict[str, object]:
-    return {
-        "key": disk.key,
-        "path": disk.place,
-        "capacity": disk.capacity,
-        "data": disk.data,
-        "root": disk.root,
-        "wall_s": round(disk.wall_s, 3),
-    }
-
-
-def _restored_line(disk: RestoredDisk) -> str:
-    rate = disk.data / MiB / disk.wall_s if disk.wall_s else 0.0
-    where = disk.place or "nowhere"
-    return (
-        f"disk {disk.key}: {format_size(disk.capacity)} to {where}, {format_size(disk.data)} of data "
-        f"in {disk.wall_s:.2f} s ({rate:.0f} MiB/s), proved up to root {disk.root[:16]}..."
-    )

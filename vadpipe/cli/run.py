@@ -20,13 +20,17 @@ from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
 from pipeline.protocols import DiskReceipt
 from pipeline.units import MiB, format_size
+from sinks.restore_job import Restore
+from sinks.restoring import RestoreReceipt
+from vadpipe.vsphere.journal.intents import WHOLE
 
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
-from .config import read_config, resolve
+from .config import Entry, read_config, resolve
 from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
+from .restore import restore_lines, restore_plan_lines
 from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
@@ -76,10 +80,10 @@ def run(
     events: Path | None,
     as_json: bool,
 ) -> int:
-    """Run the jobs of a configuration: one backup each.
+    """Run the jobs of a configuration: one backup or restore each.
 
     A job that fails does not keep the others from running. A signal stops all of them in order: snapshots are
-    removed, and what was stored for unfinished points is discarded.
+    removed, what was stored for unfinished points is discarded, and VMs that are not complete are destroyed.
     """
     entries = read_config(config)  # outside of the event loop: a signal ends it at once
     limits = {"server": per_server, "host": per_host, "datastore": per_datastore}
@@ -114,12 +118,16 @@ class Outcome:
 class AtWork:
     """A job while it runs: the snapshot that stands or is being made, and the point that is published.
 
-    `found`: the facts of the event that says that it failed.
+    Of a restore: the VM that is being made, and whether it is complete. `found`: the facts of the event that says
+    that it failed.
     """
 
     title: str
+    restores: bool = False
     snapshot: str = ""
     point: str = ""
+    vm: str = ""
+    whole: bool = False
     found: Mapping[str, Any] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
@@ -131,13 +139,24 @@ class AtWork:
             self.snapshot = str(event.facts["snapshot"])
         elif event.kind == "snapshot removed":
             self.snapshot = ""
+        elif event.kind == "restoring":
+            self.vm = str(event.facts["vm"])
+            self.whole = self.whole or event.facts["step"] == WHOLE
 
     def ending(self) -> str:
         """What remains to be done when a signal ends it."""
+        if self.restores:
+            return f"{self.title}: {self.fate()}."
         done = f"point {self.point} is published" if self.point else "what was stored for it is discarded"
         return f"{self.title}: {done}" + (
             f"; its snapshot {self.snapshot!r} is removed." if self.snapshot else "."
         )
+
+    def fate(self) -> str:
+        """What becomes of the VM of a restore that a signal ends."""
+        if not self.vm:
+            return "what was made is removed"
+        return f"the VM {self.vm} is complete and stays" if self.whole else f"the VM {self.vm} is destroyed"
 
 
 @dataclass
@@ -156,7 +175,7 @@ class Run:
     not_run: int = 0
     at_work: list[AtWork] = field(default_factory=list)
 
-    async def work(self, entries: Sequence[Job[Any, Any] | JobSource], only: str | None) -> None:
+    async def work(self, entries: Sequence[Entry], only: str | None) -> None:
         """Find the jobs and run them all."""
         resolved = await resolve(self.config, only, entries)
         with within(run=self.id):
@@ -170,7 +189,7 @@ class Run:
                 codes = [outcome.code for outcome in self.outcomes]
                 emit("run finished", exit_code=code_of_all(codes), not_run=self.not_run)
 
-    async def _run_all(self, jobs: Sequence[Job[Any, Any]], watch: Watch) -> None:
+    async def _run_all(self, jobs: Sequence[Job[Any, Any] | Restore], watch: Watch) -> None:
         """Run the jobs in their order, as many at once as the limits allow."""
         waiting = list(zip(jobs, await places_of_jobs(jobs, self.limits), strict=True))
         at_work: Counter[tuple[str, ...]] = Counter()
@@ -199,10 +218,10 @@ class Run:
             for _ in range(min(self.at_once, len(waiting))):
                 nursery.start_soon(worker)
 
-    async def _run_job(self, job: Job[Any, Any], watch: Watch) -> None:
+    async def _run_job(self, job: Job[Any, Any] | Restore, watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
-        at_work = AtWork(job.title)
+        at_work = AtWork(job.title, restores=isinstance(job, Restore))
         self.at_work.append(at_work)
         try:
             with observed(at_work.take):
@@ -216,7 +235,7 @@ class Run:
         finally:
             self.at_work.remove(at_work)
         if not self.as_json:
-            for line in receipt_lines(receipt, verbose=is_verbose()):
+            for line in job_lines(job.title, receipt, verbose=is_verbose()):
                 echo(f"{job.title}: {line}" if several and not line.startswith(f"{job.title}: ") else line)
         code = EXIT_ATTENTION if receipt.attention else EXIT_DONE
         self.outcomes.append(Outcome(code, {**receipt.as_dict(), "exit_code": code}))
@@ -227,7 +246,7 @@ class Run:
 
 
 async def places_of_jobs(
-    jobs: Sequence[Job[Any, Any]], limits: Mapping[str, int]
+    jobs: Sequence[Job[Any, Any] | Restore], limits: Mapping[str, int]
 ) -> list[frozenset[tuple[str, ...]]]:
     """For each job, the places that its VM burdens; each begins with its kind, one of those in `limits`.
 
@@ -238,15 +257,19 @@ async def places_of_jobs(
     if limits.keys() & {"host", "datastore"}:
         from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
 
-        machines = {at: job.machine for at, job in enumerate(jobs) if isinstance(job.machine, VsphereVm)}
+        machines = {
+            at: job.machine
+            for at, job in enumerate(jobs)
+            if isinstance(job, Job) and isinstance(job.machine, VsphereVm)
+        }
         for at, found in zip(machines, await places_of_machines(list(machines.values())), strict=True):
             places[at] |= found
     return places
 
 
-def _server(job: Job[Any, Any]) -> frozenset[tuple[str, ...]]:
-    """The server that the VM of a job is on, if any."""
-    vcenter = getattr(job.machine, "vcenter", None)
+def _server(job: Job[Any, Any] | Restore) -> frozenset[tuple[str, ...]]:
+    """The server that the VM of a job is on, or will be on, if any."""
+    vcenter = getattr(job.into if isinstance(job, Restore) else job.machine, "vcenter", None)
     return frozenset() if vcenter is None else frozenset({("server", vcenter.server)})
 
 
@@ -260,6 +283,8 @@ def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcom
 def _stopped(job: AtWork, exc: BaseException) -> Outcome:
     """A job that a signal ended, before or after its point was published."""
     told = f"point {job.point} had been published" if job.point else "nothing was published"
+    if job.restores:
+        told = job.fate()
     ended = Failure(f"Ended by a signal; {told}.", ())
     others = [leaf for leaf in leaves(exc) if isinstance(leaf, Exception)]
     lines = [line for other in others for line in error_lines(other)]
@@ -319,10 +344,22 @@ def summary(codes: Sequence[int], not_run: int) -> str:
 def plan(config: Path, only: str | None, as_json: bool) -> None:
     """Show the stages, the memory and what the jobs would touch, without touching anything.
 
-    A repository or a directory of VM files that does not exist is named; a server is not asked.
+    A repository or a directory of VM files that does not exist is named. A server is asked only for restores into
+    VMs: the plan says of every field, setting and device what becomes of it, and what forbids the restore.
     """
-    plans = [_planned(entry) for entry in read_config(config, only)]
-    show({"jobs": plans}, [line for plan in plans for line in plan.lines()], as_json)
+    documents: list[object] = []
+    lines: list[str] = []
+    for entry in read_config(config, only):
+        if isinstance(entry, Restore):
+            restored = run_async(entry.plan)
+            documents.append({"job": entry.title, "plan": restored and restored.as_dict()})
+            lines += [f"job {entry.title}", *(f"  effect: {sentence}" for sentence in entry.effects())]
+            lines += restore_plan_lines(restored) if restored else []
+        else:
+            planned = _planned(entry)
+            documents.append(planned)
+            lines += planned.lines()
+    show({"jobs": documents}, lines, as_json)
 
 
 def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
@@ -331,6 +368,13 @@ def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
     for part in (job.machine, job.into):
         missing += getattr(part, "missing", list)()
     return replace(plan_job(entry), missing=missing)
+
+
+def job_lines(title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool = False) -> Sequence[str]:
+    """A finished job, for people."""
+    if isinstance(receipt, JobReceipt):
+        return receipt_lines(receipt, verbose=verbose)
+    return [f"{title}: point {receipt.point.id}", *(f"  {line}" for line in restore_lines(receipt))]
 
 
 def receipt_lines(receipt: JobReceipt, *, verbose: bool = False) -> list[str]:

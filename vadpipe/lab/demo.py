@@ -1,9 +1,10 @@
-"""`make demo`: the main job, from a quiesced snapshot to a proved restore, on the lab.
+"""`make demo`: the main job, from a quiesced snapshot to a restored VM, on the lab.
 
 The lab lives in this process: a vCenter over SOAP and TLS, and a Windows-like VM on real VMDK files. The product
 runs as its users run it, as the command `vadpipe` in processes of its own, with `examples/nightly.py` as its
 configuration (by way of `nightly.py` beside this file), through the stand-in VDDK library. Digests of the disks are
-taken from each quiesced snapshot by an independent reader, and compared with what was restored in the end.
+taken from each quiesced snapshot by an independent reader, and compared with what was restored in the end: images
+of both points, and the second one as a new VM.
 
 Where the stand-in VDDK cannot be built, the VM's files are backed up without a vCenter (`examples/local.py`).
 """
@@ -94,8 +95,12 @@ def run_demo(directory: Path, fill: int) -> None:
         _check_amount_read(_back_up(lab))
         _say("Restore both points and compare")
         lab.vadpipe("verify", lab.repository)
-        for point, digests in zip(_points(lab), lab.witnessed, strict=True):
+        points = _points(lab)
+        for point, digests in zip(points, lab.witnessed, strict=True):
             _restore_and_compare(lab, point, digests)
+        if lab.config is NIGHTLY:
+            _say("The second point becomes a new VM")
+            _restore_into_vm(lab, points[-1], lab.witnessed[-1])
     click.echo(f"Done in {time.monotonic() - begun:.0f} s. Try: vadpipe show {lab.repository} latest")
 
 

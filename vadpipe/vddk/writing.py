@@ -120,7 +120,7 @@ class WritableConnection(Connection):
         self._retired = child
         child.end()
         await child.reaped.wait()
-        if (problem := self._not_closed()) is not None:
+        if (problem := self._failure_to_close(child)) is not None:
             raise problem
 
     # --- the proof
@@ -224,7 +224,9 @@ class WritableConnection(Connection):
         await self.ready_child()  # what closes the disk in order
 
     def _not_closed(self) -> MoverError | None:
-        child = self._last
+        return self._failure_to_close(self._last)
+
+    def _failure_to_close(self, child: Child | None) -> MoverError | None:
         if child is None or child.killed or not child.clean:
             how = child.end_reason if child is not None else "has gone"
             return call_lost("Close", f"{how} before it had closed the disk", self._path, self._lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -418,3 +419,29 @@ async def test_a_range_that_is_written_over_in_part_cannot_be_proven(target):
 def kill() -> None:
     for pid in children():
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+async def test_several_faults_end_in_the_image_or_in_one_error(target, seed):
+    chance = random.Random(seed)
+    knobs: dict[str, list[str]] = {}
+    for _ in range(chance.randint(1, 4)):
+        kind = chance.choice(["FAULT", "FAULT", "CRASH", "CRASH", "HANG", "CUT", "LOSE"])
+        call = chance.choice(["write", "write", "flush", "close", "open", "query", "connect", "read", "wait"])
+        number, late = chance.randint(1, 12 if call in ("write", "read") else 2), ""
+        if kind in ("CUT", "LOSE"):
+            call, number = "write", chance.randint(1, 12)
+        elif call in ("write", "flush", "close"):
+            late = chance.choice(["", "+"])
+        code = f":{chance.choice([14011, 14015, 36, 8, 16002])}" if kind in ("FAULT", "CUT") else ""
+        knobs.setdefault(kind, []).append(f"{call}:{number}{late}{code}")
+    target.fault("FAULT", "")
+    for kind, faults in knobs.items():
+        target.monkeypatch.setenv(f"VADPIPE_VDDK_{kind}", ",".join(faults))
+    error = await outcome(
+        target, request=512 * KiB, call_timeout_s=1.0, open_timeout_s=1.0, end_timeout_s=1.0
+    )
+    # A write that the library acknowledges and forgets is noticed only when its connection is lost.
+    assert error is not None or "LOSE" in knobs or target.equals_the_image, knobs
+    assert children() == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import logging
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyVmomi import VmomiSupport, vim, vmodl
@@ -50,6 +49,7 @@ from .state.quiescing import Manifest
 from .state.snapshots import OnSnapshot
 from .state.tagging import Tagging
 from .state.vmx import vmx_text
+from .vddk_conf import vddk_conf
 
 _log = logging.getLogger(__name__)
 
@@ -312,29 +312,8 @@ class Service:
         self._objects.update((one.moref, one) for one in managed)
 
     def _write_vddk_conf(self) -> None:
-        """What the VDDK stand-in may accept, one `key=value` per line."""
         with self.changes.lock:
-            vms = self.inventory.vms.values()
-            lines = [
-                f"thumbprint={self.certificate.thumbprint_sha1}",
-                f"user={self.settings.user}",
-                f"password={self.settings.password}",
-                *(f"cookie={form}" for session in self.sessions.live() for form in session.cookie_forms),
-                f"api={self.settings.api_type}",
-                *(f"vm={vm.moref}" for vm in vms),
-                *(f"on={vm.moref}" for vm in vms if vm.power != "poweredOff"),
-                *(f"datastore={moref}" for moref in self.inventory.datastores.values()),
-                *(f"{kind}={path}" for vm in vms for kind, path in self._flat_disks(vm)),
-                *(f"snapshot={snapshot.moref}" for vm in vms for snapshot in vm.snapshots),
-            ]
-            replace_file(self.inventory.root / "vddk.conf", "".join(f"{line}\n" for line in lines))
-
-    def _flat_disks(self, vm: VmState) -> Iterator[tuple[str, str]]:
-        """Which disks have blocks set aside, as ("lazy" or "eager", path); all others are thin."""
-        for disk in self.inventory.disks_of(vm).values():
-            if disk.provisioning != "thin":
-                kind = "eager" if disk.provisioning == "eager" else "lazy"
-                yield kind, self.inventory.datastore_path(disk.base)
+            replace_file(self.inventory.root / "vddk.conf", vddk_conf(self))
 
     # Sessions
 

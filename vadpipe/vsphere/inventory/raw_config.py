@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from xml.etree.ElementTree import Element, ParseError
 from xml.parsers.expat import ExpatError, ParserCreate
 from xml.sax.saxutils import escape, quoteattr
@@ -162,7 +162,7 @@ def parse_config(document: bytes) -> ParsedConfig:
     namespaces = f'xmlns="{_VIM25}" xmlns:xsi="{_XSI}" xmlns:xsd="{_XSD}"'
     text = f"<config {namespaces}>{content}</config>"
     try:
-        config = SoapAdapter.Deserialize(text.encode(), vim.vm.ConfigInfo)
+        config: Any = SoapAdapter.Deserialize(text.encode(), vim.vm.ConfigInfo)
     except (TypeError, ValueError, KeyError, AttributeError) as exc:
         raise NotAConfigurationError(f"a value of it has another type: {exc}") from exc
     return ParsedConfig(config, tuple(dict.fromkeys(known.unknown)), known.devices)

@@ -136,11 +136,11 @@ def rollbacks_of(journal: Journal, server_id: str, vm_uuid: str) -> list[Intent]
     ]
 
 
-def unfinished(journal: Journal, intent: Intent) -> str:
-    """Why a restore over a VM that did not end stays in the journal, and what to do. Raises SourceError."""
+def mixed(journal: Journal, intent: Intent) -> str:
+    """What a restore over a VM that did not end left; empty: it wrote nothing. Raises SourceError."""
     rollback = read_rollback(journal, intent.token)
     if rollback is None or not rollback.is_mixed:
-        return "it wrote nothing; the next restore over this VM ends it"
+        return ""
     return (
         f"it did not end, and the VM is neither what it was nor what the point holds; {rollback}. Do not power it "
         "on: run the same restore again, and it goes on"

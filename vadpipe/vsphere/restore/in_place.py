@@ -1,9 +1,9 @@
 """A VM whose disks are written over with those of a point, as a resource.
 
-Before the first byte is written everything is checked, the restore is in the journal with what is done of each disk,
-the VM is marked, and its change tracking is off. A restore that ends half way, also by a kill, leaves the mark and
-the journal; the same restore goes on where it was. Only when every disk was written and proven, change tracking is
-switched on again, the mark is removed, and the journal ends.
+Before the first byte is written everything is checked, the restore is in the journal with what is done of each
+disk, the VM is marked, and its change tracking is off. A restore that ends half way, also by a kill, leaves the
+mark and the journal; the same restore goes on where it was. Only when every disk was written and proven, change
+tracking is switched on again, the mark is removed, and the journal ends.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from ..journal.rollback import (
     write_rollback,
 )
 from ..snapshot.hot_add import HotAdds, hot_added
+from ..vm.mark import mark, unmark
 from ..vm.sweep import TELLING, sweep
 from .in_place_check import NotInPlace, Original, check_original, find_original
-from .in_place_marks import begin_tracking, end_tracking, mark, unmark
+from .in_place_tracking import begin_tracking, end_tracking
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,10 @@ _END_WITHIN_S = 120.0
 
 @dataclass
 class OpenOriginal:
-    """A VM that is being written over. `disks`: by key in the point. `remarks`: sentences for the report."""
+    """A VM that is being written over. `disks`: by key in the point.
+
+    `remarks`: sentences for the report; `attention`: those on what is not as asked for.
+    """
 
     session: VcenterSession
     journal: Journal
@@ -57,6 +61,7 @@ class OpenOriginal:
     disks: Mapping[str, VmDisk]
     adds: HotAdds
     remarks: list[str]
+    attention: Sequence[str] = ()
     finished: bool = False
     _turn: trio.Lock = field(default_factory=trio.Lock)
 
@@ -82,7 +87,7 @@ class OpenOriginal:
         """Complete the VM: every disk is proven. Returns sentences for the report."""
         if self.rollback.tracking:
             self.remarks.append(await begin_tracking(self.session, self.vm, list(self.disks.values())))
-        await unmark(self.session, self.vm)
+        await unmark(self.session, self.vm.moref)
         self.finished = True
         return self.remarks
 
@@ -150,10 +155,10 @@ async def written_over(
             not_locked = await stack.enter_async_context(
                 relocation_locked(session, vm, reader, journal, run=run)
             )
-            await mark(session, vm, point.id)
+            await mark(session, vm.moref, point.id)
             disks = await end_tracking(session, vm, original.disks, journal, run=run)
             adds = await stack.enter_async_context(hot_added(session, vm, reader, journal, run=run))
-            opened = OpenOriginal(session, journal, original, rollback, disks, adds, [*remarks, *not_locked])
+            opened = OpenOriginal(session, journal, original, rollback, disks, adds, remarks, not_locked)
             yield opened
     finally:
         state = opened.rollback if opened is not None else rollback
@@ -250,7 +255,7 @@ async def _end(
         if not finished and not rollback.is_mixed:
             if rollback.tracking:
                 await begin_tracking(session, vm, [])
-            await unmark(session, vm)
+            await unmark(session, vm.moref)
             finished = True
         forget = partial(_forget, journal, intent.token)
         await trio.to_thread.run_sync(forget if finished else partial(journal.abandon, intent))

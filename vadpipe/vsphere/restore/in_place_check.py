@@ -1,4 +1,4 @@
-"""Whether a point may be written over the VM that it is of. All that is wrong is said at once, and before anything is
+"""Whether a point may be written over the VM that it is of. All that is wrong is said at once, before anything is
 touched."""
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ async def check_original(
     if problems:
         raise NotInPlace(
             f"Point {point.id} cannot be written over {vm.title}: {' '.join(problems)}",
-            remedy="Nothing was touched. Remove the cause and run again, or restore into a new VM. `onto` names the disk "
-            "for a disk of the point, `keep` disks that may stay as they are.",
+            remedy="Nothing was touched. Remove the cause and run again, or restore into a new VM. `onto` names "
+            "the disk for a disk of the point, `keep` disks that may stay as they are.",
             vm=vm.name,
             problems=problems,
         )

@@ -17,11 +17,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+import trio
 from pyVmomi import vim
 
 from pipeline.errors import ConfigError, LeftBehind, MoverError, SourceError, leaves
 from pipeline.events import emit
 
+from ..api.faults import ObjectGone
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # For destroying a VM whose disk is still being zeroed: the host refuses until that is done.
 UNDO_WITHIN_S = 3600.0
+_LOOK_S = 0.2
 _DEVICES = "config.hardware.device"
 _MADE_PATHS = (_DEVICES, "config.instanceUuid", "config.files.vmPathName")
 
@@ -159,7 +162,7 @@ class _Making:
         if self.in_doubt and (row := await find_new_vm(self.session, self.intent)):
             self.in_doubt = False
             return row.moref
-        doubted, self.in_doubt = self.in_doubt, True
+        doubted, self.task = self.in_doubt, None
         try:
             created = await self._create()
         except MoverError as exc:
@@ -170,7 +173,8 @@ class _Making:
                     return row.moref
                 self.in_doubt = doubted
                 raise self._name_taken() from exc
-            self.in_doubt = doubted or exc.transient
+            if self.task is None and not exc.transient:
+                self.in_doubt = doubted  # the call itself was refused
             raise
         self.in_doubt = False
         return created
@@ -183,9 +187,12 @@ class _Making:
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         host = vim.HostSystem(plan.host.moref, session.stub) if plan.host else None
         spec = self._spec()
-        self.task = await session.call(
-            "CreateVM_Task", lambda: folder.CreateVm(spec, pool, host), changes=True
-        )
+
+        def create() -> vim.Task:
+            self.in_doubt = True
+            return folder.CreateVm(spec, pool, host)
+
+        self.task = await session.call("CreateVM_Task", create, changes=True)
         created = await self._wait("CreateVM_Task")
         if isinstance(created, vim.VirtualMachine):
             return str(created._moId)
@@ -247,15 +254,24 @@ class _Making:
         return found
 
     async def _wait(self, name: str) -> object:
-        """The result of `task`, which is forgotten unless the wait is cancelled."""
+        """The result of `task`, which is kept when it may still be at work: when only the wait for it failed."""
         assert self.task is not None
-        try:
-            result = await wait_for_task(self.session, self.task, name)
-        except MoverError:
-            self.task = None
-            raise
+        result = await wait_for_task(self.session, self.task, name)
         self.task = None
         return result
+
+    async def _let_end(self) -> None:
+        """Wait until `task` has ended, or the server has forgotten it. Raises MoverError."""
+        while self.task is not None:
+            try:
+                row = await self.session.properties(self.task, ["info.state"])
+            except ObjectGone:
+                self.task = None
+                return
+            if row.get("info.state") in ("success", "error"):
+                self.task, self.in_doubt = None, False
+                return
+            await trio.sleep(_LOOK_S)
 
     async def undo(self, failure: BaseException | None) -> None:
         """Destroy the VM unless it is whole."""
@@ -265,9 +281,8 @@ class _Making:
         for leaf in leaves(failure) if failure else ():
             if isinstance(leaf, DisksStillAttached):
                 raise self.left("a disk of it is still attached to a VM")
-        if self.task is not None:  # the wait for it was cancelled, and it goes on
-            with suppress(MoverError):
-                await self._wait("the last task")
+        with suppress(MoverError):  # the intent stays where the creation is still in doubt
+            await self._let_end()
         there = await destroy_new_vm(self.session, intent)
         self.entry.in_doubt = self.in_doubt and not there
         if there:

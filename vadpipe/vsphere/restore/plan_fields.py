@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from pyVmomi import vim
-from pyVmomi.VmomiSupport import versionIdMap
+from pyVmomi.VmomiSupport import DataObject, versionIdMap
 
 from vadpipe.vmdk.vmx import REDACTED, redacted
 
@@ -306,7 +306,7 @@ def shown(value: object) -> str:
         return ""
     if isinstance(value, list | tuple):
         text = ", ".join(shown(one) for one in value)
-    elif hasattr(value, "_GetPropertyList"):
+    elif isinstance(value, DataObject):
         parts = [(one.name, getattr(value, one.name)) for one in value._GetPropertyList()]
         text = ", ".join(f"{name}={shown(part)}" for name, part in parts if part is not None and part != [])
     else:

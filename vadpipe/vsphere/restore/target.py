@@ -19,7 +19,7 @@ from ..journal.journaled import new_run
 from ..snapshot.hot_add import HotAdds, hot_added
 from ..vm.sweep import TELLING, sweep
 from .finishing import Finished, finish, switch_on
-from .making import MadeVm, new_vm
+from .making import MadeVm, new_vm, step
 from .plan_values import RestorePlan, StoredDiskFacts, Wanted
 from .planning import planned
 from .saved import SavedVm
@@ -77,6 +77,10 @@ class VmBeingRestored:
     def _access(self, key: str) -> DiskAccess:
         self._adds.begun = True
         return vm_access(self.session, self.made.vm.moref).disk(self.path_of(key), None)
+
+    def step(self, doing: str) -> None:
+        """Report a step of the restore."""
+        step(self.plan.name, doing)
 
     async def complete(self, nvram: bytes | None) -> None:
         """Everything after the data; from then on the VM stays. Raises MoverError."""

@@ -34,10 +34,11 @@ from ..inventory.lookup import find_vm_by_uuid
 from ..journal.access import vm_access
 from ..journal.intents import WHOLE, Intent, IntentKind, Journal
 from ..journal.relocation_lock import DISABLED, is_locked, relocation_disabled
-from ..journal.rollback import unfinished
+from ..journal.rollback import mixed, read_rollback, remove_rollback
 from ..snapshot.hot_add import detach
 from ..snapshot.remove import NEEDED, Consolidate, find_ours, needs_consolidation, remove_ours
 from ..snapshot.tree import SNAPSHOT_PATHS, snapshots_in
+from .mark import set_tracking, unmark
 from .new import destroy_new_vm, find_new_vm, reason_to_keep
 from .power import POWER_STATE, power_on
 
@@ -196,7 +197,7 @@ class _Sweep:
             IntentKind.SNAPSHOT: self._remove,
             IntentKind.RELOCATION_LOCK: self._end_lock,
             IntentKind.POWER: self._power_on,
-            IntentKind.ROLLBACK: self._report,
+            IntentKind.ROLLBACK: self._end_rollback,
         }
         try:
             if intent.kind is IntentKind.NEW_VM:
@@ -227,7 +228,8 @@ class _Sweep:
             off = row.get(POWER_STATE) == "poweredOff"
             return Swept(intent, Outcome.WOULD_POWER_ON if off else Outcome.NOTHING_TO_UNDO)
         if intent.kind is IntentKind.ROLLBACK:
-            return self._reported(intent)
+            reason = mixed(self.journal, intent)
+            return Swept(intent, Outcome.KEPT if reason else Outcome.WOULD_REMOVE, reason)
         try:
             ours = any(node.token == intent.token for node in snapshots_in(self.session, row))
         except MoverError as exc:
@@ -250,13 +252,6 @@ class _Sweep:
             return Swept(intent, Outcome.WOULD_STAY)
         reason = reason_to_keep(row, intent)
         return Swept(intent, Outcome.KEPT if reason else Outcome.WOULD_REMOVE, reason)
-
-    async def _report(self, intent: Intent, vm_moref: str) -> Swept:
-        return await trio.to_thread.run_sync(self._reported, intent)
-
-    def _reported(self, intent: Intent) -> Swept:
-        """A restore over a VM is finished by itself only."""
-        return Swept(intent, Outcome.KEPT, unfinished(self.journal, intent))
 
     def _gone(self, intent: Intent) -> Swept:
         reason = f"{self.session.server} does not show a VM with UUID {intent.vm_uuid}"
@@ -321,6 +316,18 @@ class _Sweep:
     async def _power_on(self, intent: Intent, vm_moref: str) -> Swept:
         was_off = await retry(partial(power_on, self.session, vm_moref), self.session.settings.patience_s)
         return Swept(intent, Outcome.POWERED_ON if was_off else Outcome.NOTHING_TO_UNDO)
+
+    async def _end_rollback(self, intent: Intent, vm_moref: str) -> Swept:
+        """A restore over a VM is completed by the next one only; one that wrote nothing is undone."""
+        reason = await trio.to_thread.run_sync(mixed, self.journal, intent)
+        if reason:
+            return Swept(intent, Outcome.KEPT, reason)
+        rollback = await trio.to_thread.run_sync(read_rollback, self.journal, intent.token)
+        if rollback is not None and rollback.tracking:
+            await set_tracking(self.session, vm_moref, on=True)
+        await unmark(self.session, vm_moref)
+        await trio.to_thread.run_sync(remove_rollback, self.journal, intent.token)
+        return Swept(intent, Outcome.REMOVED)
 
 
 def _vddk(intent: Intent) -> Vddk:

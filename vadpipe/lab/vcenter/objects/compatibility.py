@@ -9,7 +9,7 @@ from pyVmomi import VmomiSupport, vim, vmodl
 
 from ..api.managed import Call, Managed, moref_of
 from ..faults.kinds import filled
-from ..state import configuration, hardware
+from ..state import configuration
 from .creation import blank, host_of
 from .power import check_power_on
 from .reconfiguration import judge
@@ -117,7 +117,7 @@ class EnvironmentBrowser(Managed):
 
     @property
     def _newest(self) -> int:
-        return hardware.newest_version(self.service.inventory.hosts[self._host].version)
+        return configuration.newest_version(self.service.inventory.hosts[self._host].version)
 
     def QueryConfigOptionDescriptor(self, call: Call) -> list[vim.vm.ConfigOptionDescriptor]:
         newest = self._newest
@@ -147,7 +147,7 @@ class EnvironmentBrowser(Managed):
 
     def _option(self, key: str | None, guest_ids: list[str]) -> vim.vm.ConfigOption | None:
         try:
-            version = hardware.version_number(key) if key else self._newest
+            version = configuration.version_number(key) if key else self._newest
         except ValueError:
             version = self._newest + 1
         if version > self._newest:

@@ -129,7 +129,7 @@ def blank(service: Service, folder: str, config: vim.vm.ConfigSpec, host: str) -
         change_tracking=False,
         extra_config={"svga.present": "TRUE", "hpet0.present": "TRUE"},
         disks=[],
-        traits=VmTraits(hardware_version=hardware.newest_version(service.inventory.hosts[host].version)),
+        traits=VmTraits(hardware_version=configuration.newest_version(service.inventory.hosts[host].version)),
         folder=folder,
         host=host,
         devices={key: configuration.to_text(device) for key, device in devices},

@@ -86,7 +86,7 @@ def check_power_on(service: Service, vm: VmState) -> None:
     need_host(host)
     if vm.traits.template:
         raise vim.fault.InvalidState(msg="A template cannot be powered on.")
-    if vm.traits.hardware_version > hardware.newest_version(host.version):
+    if vm.traits.hardware_version > configuration.newest_version(host.version):
         raise vim.fault.VirtualHardwareVersionNotSupported(
             hostName=host.name,
             host=vim.HostSystem(vm.host),

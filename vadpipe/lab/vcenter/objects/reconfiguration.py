@@ -159,10 +159,10 @@ def _version(service: Service, vm: VmState, spec: vim.vm.ConfigSpec) -> int:
         return vm.traits.hardware_version
     host = service.inventory.hosts[vm.host]
     try:
-        version = hardware.version_number(spec.version)
+        version = configuration.version_number(spec.version)
     except ValueError:
         raise configuration.wrong("version") from None
-    if version > hardware.newest_version(host.version):
+    if version > configuration.newest_version(host.version):
         raise vim.fault.VirtualHardwareVersionNotSupported(
             hostName=host.name,
             host=vim.HostSystem(vm.host),

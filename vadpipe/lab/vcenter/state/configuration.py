@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from pyVmomi import SoapAdapter, VmomiSupport, vim, vmodl
 
@@ -102,7 +103,7 @@ def _said(spec: vim.vm.ConfigSpec) -> Iterator[tuple[str, object]]:
     """Each value that `spec` sets, with its path in a ConfigInfo; what that has no place for is dropped."""
     known = {one.name: one.type for one in vim.vm.ConfigInfo._GetPropertyList()}
     for one in vim.vm.ConfigSpec._GetPropertyList():
-        value = getattr(spec, one.name)
+        value: Any = getattr(spec, one.name)
         if one.name in _ELSEWHERE or value is None or (isinstance(value, list) and not value):
             continue
         if one.name in _RENAMED:
@@ -110,7 +111,7 @@ def _said(spec: vim.vm.ConfigSpec) -> Iterator[tuple[str, object]]:
         elif one.name == "cpuFeatureMask":
             masks = [mask.info for mask in value if mask.info is not None]
             yield one.name, VmomiSupport.GetVmodlType("vim.host.CpuIdInfo[]")(masks)
-        elif one.name == "vAppConfig":
+        elif isinstance(value, vim.vApp.VmConfigSpec):
             yield one.name, _vapp_info(value)
         elif known.get(one.name) is one.type:
             yield one.name, value
@@ -149,3 +150,21 @@ def show(info: vim.vm.ConfigInfo, settings: dict[str, str]) -> vim.vm.ConfigInfo
         value, old = from_text(text), getattr(holder, name, None)
         setattr(holder, name, merged(old, value) if path in _MERGED and old is not None else value)
     return info
+
+
+# The newest hardware version of each ESXi release, knowledge-base article 315655.
+_NEWEST = (
+    ((9, 0, 0), 22), ((8, 0, 2), 21), ((8, 0, 0), 20), ((7, 0, 2), 19), ((7, 0, 1), 18), ((7, 0, 0), 17),
+    ((6, 7, 2), 15), ((6, 7, 0), 14), ((6, 5, 0), 13),
+)  # fmt: skip
+
+
+def newest_version(release: str) -> int:
+    """The newest hardware version of an ESXi of this release, as in "8.0.3"."""
+    numbers = tuple(int(part) for part in release.split(".")[:3])
+    return next((version for since, version in _NEWEST if numbers >= since), 11)
+
+
+def version_number(text: str) -> int:
+    """19 for "vmx-19". Raises ValueError."""
+    return int(text.removeprefix("vmx-"))

@@ -388,21 +388,3 @@ def _drive_key(unit: int, controller: Device) -> int:
         case vim.vm.device.VirtualNVMEController():
             return 32000 + 64 * bus + unit
     return 3000 + 2 * bus + unit
-
-
-# The newest hardware version of each ESXi release, knowledge-base article 315655.
-_NEWEST = (
-    ((9, 0, 0), 22), ((8, 0, 2), 21), ((8, 0, 0), 20), ((7, 0, 2), 19), ((7, 0, 1), 18), ((7, 0, 0), 17),
-    ((6, 7, 2), 15), ((6, 7, 0), 14), ((6, 5, 0), 13),
-)  # fmt: skip
-
-
-def newest_version(release: str) -> int:
-    """The newest hardware version of an ESXi of this release, as in "8.0.3"."""
-    numbers = tuple(int(part) for part in release.split(".")[:3])
-    return next((version for since, version in _NEWEST if numbers >= since), 11)
-
-
-def version_number(text: str) -> int:
-    """19 for "vmx-19". Raises ValueError."""
-    return int(text.removeprefix("vmx-"))

@@ -168,9 +168,6 @@ def _operate(tagging: Tagging, operation: str, resource: tuple[str, str | None],
         case "POST list-attached-objects-on-tags", ("tag-association", None):
             ids = _parameter(body, "tag_ids", list)
             return [{"tag_id": id, "object_ids": _carriers(tagging, id)} for id in ids]
-        case "POST list-attached-tags", ("tag-association", None):
-            one = _parameter(body, "object_id", dict)
-            return [id for id, on in tagging.carriers.items() if (one.get("type"), one.get("id")) in on]
     raise RestError(HTTPStatus.NOT_FOUND, f"There is no {operation} for {resource}.")
 
 

@@ -250,3 +250,16 @@ def test_a_missing_privilege_is_named(created, vcenter, fields, privilege):
     with pytest.raises(vim.fault.NoPermission) as refused:
         created.ReconfigVM_Task(vim.vm.ConfigSpec(**fields))
     assert refused.value.privilegeId == privilege
+
+
+def test_the_vmx_file_tells_what_the_vm_has(created, vcenter):
+    created.edit(controller(KINDS.VirtualNVMEController, key=-3), disk(at=1001, unit=2), disk(at=-3))
+    vmx = (vcenter.datastore("datastore1") / "web" / "web.vmx").read_text().splitlines()
+    assert {
+        'scsi0.virtualDev = "pvscsi"',
+        'scsi1:2.fileName = "web.vmdk"',
+        'nvme0:0.fileName = "web_1.vmdk"',
+        f'ethernet0.address = "{devices(created)[4000].macAddress}"',
+        'firmware = "bios"',
+        'virtualHW.version = "21"',
+    } <= set(vmx)
