@@ -164,3 +164,24 @@ def test_another_event_loop_is_told_what_to_call_instead():
     assert "pipeline.blocking" in caught.value.remedy
     with pytest.raises(ContractError):
         expect_trio()
+
+
+class Text(Stage[int, str]):
+    async def run(self, inbox, outbox):
+        async for item in inbox:
+            await outbox.send(str(item))
+
+
+def test_a_stage_right_behind_itself_is_called_one_that_stands_twice():
+    with pytest.raises(ConfigError, match="Text stands twice in the path"):
+        Items([1]) | Text() | Text()
+
+
+async def test_a_sink_that_returns_early_breaks_the_contract():
+    class TakesOne(Sink[int, int]):
+        async def run(self, inbox):
+            return await inbox.receive()
+
+    with pytest.raises(TransferFailed) as failed:
+        await (Items([1, 2]) | TakesOne()).run()
+    assert failed.group_contains(ContractError, match="TakesOne returned before its input ended")
