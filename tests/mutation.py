@@ -54,6 +54,7 @@ VDDK = ("tests/vadpipe/vddk", "tests/vadpipe/vsphere/vm/test_left_behind.py")
 TESTS = {
     "pipeline/contracts.py": (
         "tests/pipeline/test_runner.py",
+        "tests/pipeline/test_joints.py",
         "tests/pipeline/test_composition.py",
         "tests/pipeline/test_lift.py",
         "tests/pipeline/test_blocking.py",
@@ -408,10 +409,8 @@ def main() -> None:
         )
     if arguments.again:
         rows = [json.loads(line) for line in result.read_text().splitlines()]
-        left = {
-            (row["function"], row["change"]) for row in rows if row["outcome"] in ("survived", "unreached")
-        }
-        chosen = [one for one in chosen if (one.function, one.change) in left]
+        left = {(row["line"], row["change"]) for row in rows if row["outcome"] in ("survived", "unreached")}
+        chosen = [one for one in chosen if (one.first, one.change) in left]
         result = result.with_suffix(".again.jsonl")
     print(f"{arguments.file}: {len(chosen)} of {len(found)} mutants", flush=True)
     if arguments.list:
