@@ -52,12 +52,27 @@ async def planned(
         able = await abilities_of(session, plan.pool.owner, plan.host.moref if plan.host else None)
         site = replace(site, hardware_versions=able.hardware_versions, guest_ids=able.guest_ids)
         plan = plan_restore(saved, wanted, site, disks)
+    if (problem := _original_is_there(saved, wanted, site)) is not None:
+        plan = replace(plan, problems=[*plan.problems, problem])
     if plan.problems:
         return plan
     problems = await _lacking_privileges(session, plan, site)
     if not problems:
         problems = await _refused_by_server(session, plan)
     return replace(plan, problems=problems)
+
+
+def _original_is_there(saved: SavedVm, wanted: Wanted, site: Site) -> Problem | None:
+    """A VM that replaces a lost one does not stand beside it: an instance UUID belongs to one VM of a server."""
+    there = site.uuids.get(str(saved.config.instanceUuid or "").lower())
+    if wanted.mode != "replace" or there is None:
+        return None
+    return Problem(
+        "original is there",
+        f"The VM {there} on {site.server} is the one that was saved: it has the instance UUID "
+        f"{saved.config.instanceUuid}.",
+        "Remove it from the inventory, restore over it with --in-place, or make another VM with mode='copy'.",
+    )
 
 
 async def _lacking_privileges(session: VcenterSession, plan: RestorePlan, site: Site) -> list[Problem]:
