@@ -25,8 +25,12 @@ def _device_types() -> set[str]:
     return {kind.__name__.rpartition(".")[2] for kind in devices}
 
 
+# Fields that came with pyVmomi 9.1.
+NEWER = {"guestArchitecture"}
+
+
 def test_every_field_of_a_configuration_has_a_row():
-    assert set(FIELDS) == _names(vim.vm.ConfigInfo)
+    assert set(FIELDS) - NEWER == _names(vim.vm.ConfigInfo) - NEWER
 
 
 def test_every_type_of_device_has_a_row():
