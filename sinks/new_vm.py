@@ -209,6 +209,8 @@ class NewVm:
 class _OpenVm:
     """A new VM that takes its disks. `attention`: sentences on what is not as planned."""
 
+    needs_all = True
+
     settings: NewVm
     contents: Contents
     vm: VmBeingRestored
@@ -264,8 +266,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The mapping file {path} cannot be read: {exc}.", remedy="Give a TOML file, or JSON as *.json."
         ) from exc
-    if not isinstance(read, dict) or (unknown := [name for name in read if name not in _WANTED]):
-        named = ", ".join(unknown) if isinstance(read, dict) else "no table"
+    unknown = [name for name in read if name not in _WANTED] if isinstance(read, dict) else ["no table"]
+    if unknown:
+        named = ", ".join(unknown)
         raise ConfigError(
             f"The mapping file {path} has unknown settings: {named}.",
             remedy=f"Known are {', '.join(sorted(_WANTED - {'connect_nics'}))}.",

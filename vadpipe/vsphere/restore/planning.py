@@ -128,9 +128,9 @@ def _needed(
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         yield f"the resource pool {plan.pool.path}", pool, ["Resource.AssignVMToPool"]
     names = {store.moref: store.name for store in site.datastores}
-    stores = dict.fromkeys(disk.datastore_moref for disk in plan.disks)
     own = plan.datastore.moref if plan.datastore is not None else ""
-    for moref in dict.fromkeys([*([own] if own else []), *stores]):
+    stores = [*([own] if own else []), *(disk.datastore_moref for disk in plan.disks)]
+    for moref in dict.fromkeys(stores):
         privileges = ["Datastore.AllocateSpace"]
         if moref == own and after.nvram:
             privileges += ["Datastore.Browse", "Datastore.FileManagement"]
