@@ -1,4 +1,4 @@
-"""A disk that was written is compared with the hash tree of its point: every byte, chunks that were cut included."""
+"""A disk that was written is compared with the hash tree of its point: every byte, cut chunks included."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ async def test_an_equal_disk_is_proven_and_what_it_takes_is_counted(repository):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, CAPACITY - 1), seed=st.integers(1, 1 << 20))
 async def test_one_wrong_byte_anywhere_is_found(tmp_path_factory, place, seed):
     repository = Repository(tmp_path_factory.mktemp("repository"))
