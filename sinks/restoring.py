@@ -6,6 +6,7 @@ decides what becomes of a part: images of whole disks stay, a VM that lacks a di
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import trio
 
 from pipeline import BufferPool, ConfigError, MoverError, Pipeline, TransferFailed
 from pipeline.contracts import Flow
+from pipeline.errors import leaves
 from pipeline.job import DiskWatch
 from pipeline.values import Span, Zeros
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
@@ -23,7 +25,11 @@ from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 from .null import NullSink
 
+log = logging.getLogger("vadpipe." + __name__)
+
 DISKS_AT_ONCE = 2
+# Of a disk whose failure may pass by itself, e.g. because a host was away for longer than its reader waits.
+ATTEMPTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +186,21 @@ async def restore(
     async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
         observe = None if watch is None else partial(watch, disk)
         async with limiter:
-            try:
-                async with target.pipeline(disk, pool) as pipeline:
-                    report = await pipeline.measure(observe)
-            except (TransferFailed, MoverError) as failed:
-                failures.append(failed)
-                if all_or_none:
-                    nursery.cancel_scope.cancel()
-                return
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    async with target.pipeline(disk, pool) as pipeline:
+                        report = await pipeline.measure(observe)
+                    break
+                except (TransferFailed, MoverError) as failed:
+                    if attempt < ATTEMPTS and all(
+                        getattr(leaf, "transient", False) for leaf in leaves(failed)
+                    ):
+                        log.info("Disk %s is restored again from its beginning: %s", disk.key, failed)
+                        continue
+                    failures.append(failed)
+                    if all_or_none:
+                        nursery.cancel_scope.cancel()
+                    return
         restored[disk.key] = RestoredDisk(
             key=disk.key,
             place=target.place(disk),
