@@ -15,6 +15,7 @@ from tests.sinks import new_vm_runs
 from tests.sinks.new_vm_kit import at_step, filled
 from vadpipe.lab.vcenter import Drop, Event
 from vadpipe.lab.vcenter.faults.kinds import fault_maker
+from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.journal.intents import IntentKind
 from vadpipe.vsphere.vm.new import TOKEN
@@ -184,6 +185,17 @@ async def test_a_failure_at_any_call_leaves_a_whole_vm_or_nothing(backed, number
                 await wait_for_task(session, task, "Destroy_Task")
         assert backed.names == ["counted", "counted too", "web01"], nth
         assert [one for one in backed.journal.intents() if one.vm_moref] == [], nth
+
+
+async def test_disks_may_be_hot_added_to_this_machine_for_writing(backed, monkeypatch):
+    proxy = backed.lab.datastore("datastore1") / "proxy"
+    moref = backed.lab.register_vm(proxy, "proxy", [], traits=VmTraits(proxy=True))
+    monkeypatch.setenv("VADPIPE_VDDK_HOTADD", "1")
+    receipt = await backed.restore(writer=replace(backed.writer, transports="hotadd:nbdssl"))
+    assert receipt.failures == []
+    assert backed.restored() == backed.digests
+    assert backed.lab.disks(moref) == []
+    assert backed.journal.intents() == []
 
 
 async def test_a_disk_whose_connection_was_lost_for_good_is_written_once_more(backed, tmp_path, monkeypatch):
