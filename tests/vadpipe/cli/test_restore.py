@@ -69,3 +69,20 @@ def test_a_name_that_is_taken_is_one_message_before_anything_is_made(backed_up):
     [line] = done.stderr.strip().splitlines()
     assert "web01" in line
     assert "CreateVM_Task" not in backed_up.vcenter.calls
+
+
+def test_a_point_is_restored_without_vddk_for_its_disks(backed_up):
+    done = backed_up(
+        "restore",
+        backed_up.repository,
+        "latest",
+        f"vsphere:{EXAMPLE}",
+        "--via",
+        "lease",
+        "--name",
+        "web01-sent",
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "web01-sent: disks restored and proven." in done.stdout
+    assert "ImportVApp" in backed_up.vcenter.calls
+    assert digests_of(backed_up, "web01-sent") == backed_up.digests[-1]
