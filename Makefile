@@ -55,12 +55,11 @@ campaign: .venv/installed tools
 	$(BIN)/python -m pytest -m campaign
 	$(BIN)/python -m vadpipe.lab.vss_fuzz --minutes 20 --seed $(SEED)
 
-# Mutation testing of the core (its files and tests are named in pyproject.toml), or of some of those files:
-# make mutants FILES="vadpipe/repository/runs.py sinks/restoring.py"
+# Mutation testing of the core, or of some of its files (tests/mutation.py names them, and their tests):
+# make mutants CORE=vadpipe/repository/runs.py MUTANTS="--sample 100 --seed 1"
+CORE ?= $(shell sed -n 's/^    "\([a-z_/]*\.py\)": .*/\1/p' tests/mutation.py)
 mutants: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,mutation]'
-	$(BIN)/mutmut run $(addsuffix *,$(subst /,.,$(basename $(FILES))))
-	$(BIN)/mutmut results
+	set -e; for file in $(CORE); do $(BIN)/python tests/mutation.py $$file $(MUTANTS); done
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv || { apt-get install -y python3-venv && $(PYTHON) -m venv .venv; }

@@ -130,8 +130,9 @@ class BufferPool:
     async def acquire(self) -> Buffer:
         """A free buffer with undefined content; waits for one."""
         self._map()
-        if self._token is None or self._loop_thread != threading.get_ident():
-            self._token, self._loop_thread = trio.lowlevel.current_trio_token(), threading.get_ident()
+        token = trio.lowlevel.current_trio_token()
+        if self._token is not token:  # another run of trio, on this thread or on another one
+            self._token, self._loop_thread = token, threading.get_ident()
         await trio.lowlevel.checkpoint_if_cancelled()
         if not self._free:
             with current_meter().blocked():

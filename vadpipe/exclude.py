@@ -37,7 +37,7 @@ def excluded_keys(disks: Iterable[Named], exclude: Sequence[str], vm: str) -> fr
     every = list(disks)
     keys: set[str] = set()
     for pattern in exclude:
-        found = {disk.key for disk in every if _matches(disk, pattern)}
+        found = matching_keys(every, pattern)
         if not found:
             raise ConfigError(
                 f"exclude names the disk {pattern!r}, which {vm} does not have.",
@@ -52,6 +52,11 @@ def excluded_keys(disks: Iterable[Named], exclude: Sequence[str], vm: str) -> fr
             vm=vm,
         )
     return frozenset(keys)
+
+
+def matching_keys(disks: Iterable[Named], pattern: str) -> frozenset[str]:
+    """The keys of the disks whose key or label is `pattern`, or matches it as a glob pattern."""
+    return frozenset(disk.key for disk in disks if _matches(disk, pattern))
 
 
 def left_out_on_purpose(disk: Named) -> str:

@@ -123,6 +123,22 @@ def test_a_pool_serves_one_run_after_the_other():
     assert pool.statistics().free == 1
 
 
+def test_release_from_a_thread_wakes_a_waiter_of_a_later_run():
+    pool = BufferPool(SPAN)
+
+    async def wait_for_a_thread():
+        held = await pool.acquire()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pool.acquire)
+                await trio.testing.wait_all_tasks_blocked()
+                await trio.to_thread.run_sync(held.release)
+
+    for _ in range(2):
+        trio.run(wait_for_a_thread)
+        assert pool.statistics().waiting == 0
+
+
 def test_a_span_is_made_from_bytes_without_an_event_loop():
     span = Span.of(b"hello", 3 * SPAN)
     assert (span.offset, span.length, span.data) == (3 * SPAN, 5, Extents.of([(3 * SPAN, 5)]))

@@ -12,30 +12,15 @@ from pipeline.errors import leaves
 from sinks import open_repository
 from sinks.restoring import Contents
 from tests.sinks import new_vm_runs
-from tests.sinks.new_vm_kit import Backed, at_step, filled
-from tests.vadpipe.vsphere.vsphere_kit import settings_of
+from tests.sinks.new_vm_kit import at_step, filled
 from vadpipe.lab.vcenter import Drop, Event
 from vadpipe.lab.vcenter.faults.kinds import fault_maker
-from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.api.tasks import wait_for_task
-from vadpipe.vsphere.journal.intents import IntentKind, Journal
+from vadpipe.vsphere.journal.intents import IntentKind
 from vadpipe.vsphere.vm.new import TOKEN
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def backed(tmp_path, repository, libdir, monkeypatch):
-    monkeypatch.setenv("VADPIPE_LAB_ROOT", str(tmp_path / "lab"))
-    with LabVcenter(tmp_path / "lab", task_s=0.02) as lab:
-        directory = lab.datastore("datastore1") / "web01"
-        disks = [filled(directory, f"web01_{number}", number) for number in range(2)]
-        moref = lab.register_vm(directory, "web01", disks)
-        vcenter = settings_of(lab, patience_s=1)
-        made = Backed(lab, vcenter, Journal(tmp_path / "journal"), repository, libdir, moref)
-        await made.back_up()
-        yield made
 
 
 def state_of(lab, name):

@@ -92,7 +92,7 @@ def _parent(path: Path) -> Path | None:
     try:
         if field(link.descriptor, "parentCID") == "ffffffff":
             return None
-        return path.with_name(field(link.descriptor, "parentFileNameHint"))
+        return Path(os.path.normpath(path.parent / field(link.descriptor, "parentFileNameHint")))
     finally:
         link.close()
 

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import ipaddress
 import os
+import shutil
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _VALID = datetime.timedelta(days=3650)  # a lab directory may outlive any release
 
@@ -47,6 +48,42 @@ def load_or_create(directory: Path, host: str) -> Certificate:
     return Certificate(path, key_path, _thumbprint(hashlib.sha1(der)), _thumbprint(hashlib.sha256(der)))
 
 
+def create_credentials(directory: Path, host: str) -> None:
+    """An authority, and certificates by it of a server `host` and of a client, as qemu-nbd and nbdkit want them.
+
+    They lie in `directory` as `ca-cert.pem`, and as `server-` and `client-` `cert.pem` and `key.pem`.
+    """
+    authority = load_or_create(directory, host)
+    shutil.copy(authority.path, directory / "ca-cert.pem")
+    issuer = x509.load_pem_x509_certificate(authority.path.read_bytes())
+    issuer_key = serialization.load_pem_private_key(authority.key_path.read_bytes(), password=None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    for side, purpose in (
+        ("server", ExtendedKeyUsageOID.SERVER_AUTH),
+        ("client", ExtendedKeyUsageOID.CLIENT_AUTH),
+    ):
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vadpipe lab {side}")]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(issuer.not_valid_before_utc)
+            .not_valid_after(issuer.not_valid_after_utc)
+            .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+            )
+            .sign(issuer_key, hashes.SHA256())
+        )
+        _write(directory / f"{side}-cert.pem", directory / f"{side}-key.pem", certificate, key)
+
+
 def _thumbprint(digest: "hashlib._Hash") -> str:
     return digest.digest().hex(":").upper()
 
@@ -74,6 +111,12 @@ def _create(path: Path, key_path: Path, host: str) -> None:
         )
         .sign(key, hashes.SHA256())
     )
+    _write(path, key_path, certificate, key)
+
+
+def _write(
+    path: Path, key_path: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> None:
     key_bytes = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -95,10 +138,10 @@ def _alternative_names(host: str) -> list[x509.GeneralName]:
     return names if own in names else [*names, own]
 
 
-def _key_usage() -> x509.KeyUsage:
+def _key_usage(*, signs: bool = True) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
-        key_cert_sign=True,
+        key_cert_sign=signs,
         crl_sign=False,
         content_commitment=False,
         key_encipherment=False,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -89,8 +89,17 @@ class LabDisk:
         *,
         provisioning: Provisioning = "thin",
         uuid: UUID | None = None,
+        linked_to: Sequence[Path] = (),
     ) -> LabDisk:
-        """Create an empty disk. Raises LabDiskError: it exists, or the capacity is not a multiple of 512."""
+        """Create an empty disk.
+
+        Args:
+            linked_to: The chain of a snapshot of another disk, leaf first: the new one is a linked clone of it,
+                which shows its bytes; `provisioning` means nothing then.
+
+        Raises:
+            LabDiskError: It exists, or the capacity is not a multiple of 512.
+        """
         if capacity <= 0 or capacity % SECTOR:
             raise LabDiskError(
                 f"Disk {name}: a capacity of {capacity} bytes is not a whole number of sectors.",
@@ -98,11 +107,15 @@ class LabDisk:
             )
         directory.mkdir(parents=True, exist_ok=True)
         uuid = uuid or UUID(f"6000c29{secrets.token_hex(13)[1:]}")  # the prefix that VMware gives to disks
-        state = DiskState(capacity, str(uuid), eager=provisioning == "eager")
+        below = tuple(os.path.relpath(path, directory) for path in linked_to)
+        state = DiskState(capacity, str(uuid), eager=provisioning == "eager", linked_to=below)
         files = DiskFiles(directory, name, state)
         if files.base.exists():
             raise LabDiskError(f"{files.base} exists already.", remedy="Choose another name or directory.")
-        create_base(files.base, capacity, uuid, "thin" if provisioning == "thin" else "flat")
+        if linked_to:
+            create_redo(files.base, linked_to[0], capacity, uuid)
+        else:
+            create_base(files.base, capacity, uuid, "thin" if provisioning == "thin" else "flat")
         return cls(files.committed(files.state))
 
     def emptied(self) -> LabDisk:

@@ -76,9 +76,9 @@ def create_base(path: Path, capacity: int, uuid: UUID, provisioning: Provisionin
 
 
 def create_redo(path: Path, parent: Path, capacity: int, uuid: UUID) -> None:
-    """Create an empty redo log on `parent`, in the same directory. Raises FileExistsError."""
+    """Create an empty redo log on `parent`. Raises FileExistsError."""
     with closing(open_link(parent)) as link:
-        hangs_on = Parent(parent.name, field(link.descriptor, "CID"))
+        hangs_on = Parent(os.path.relpath(parent, path.parent), field(link.descriptor, "CID"))
     text = descriptor_text(
         create_type="monolithicSparse",
         extent=f'SPARSE "{path.name}"',

@@ -7,6 +7,7 @@ A redo log that the state does not name was left by a kill.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from itertools import count
@@ -51,12 +52,16 @@ class DiskState:
     merging: str | None = None  # the redo log whose merge has begun
     forks: tuple[ForkState, ...] = ()
     eager: bool = False  # a flat disk whose blocks all were zeroed at its creation
+    linked_to: tuple[
+        str, ...
+    ] = ()  # the files of another disk below its base, leaf first, seen from its directory
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises ValueError, KeyError or TypeError."""
         values = json.loads(text)
-        return cls(**{**values, "forks": tuple(ForkState(**fork) for fork in values["forks"])})
+        forks = tuple(ForkState(**fork) for fork in values["forks"])
+        return cls(**{**values, "forks": forks, "linked_to": tuple(values.get("linked_to", ()))})
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,18 @@ class DiskFiles:
 
     @property
     def live_chain(self) -> list[Path]:
-        """Leaf first, base last."""
+        """Leaf first; the base, or what a linked clone hangs on, last."""
         return self.chain_below(len(self.state.forks))
 
     def chain_below(self, index: int) -> list[Path]:
         """The chain that the fork of that index found, leaf first."""
-        return [*(self.directory / fork.child for fork in reversed(self.state.forks[:index])), self.base]
+        logs = [self.directory / fork.child for fork in reversed(self.state.forks[:index])]
+        return [*logs, self.base, *self.linked_to]
+
+    @property
+    def linked_to(self) -> list[Path]:
+        """The files of another disk that the base of a linked clone hangs on, leaf first."""
+        return [Path(os.path.normpath(self.directory / file)) for file in self.state.linked_to]
 
     def frozen_chain(self, index: int) -> list[Path]:
         """The chain that the snapshot of that fork shows; its first is what the snapshot names."""

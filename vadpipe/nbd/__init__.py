@@ -1,6 +1,8 @@
 """Disks of an NBD server, read and written: qemu-nbd, nbdkit and its plugins, or any other.
 
 protocol    messages of both directions and the handshake, without I/O
+link        a socket, plain or in TLS
+connection  one connection, with requests in flight
 client      Nbd (settings), NbdDisk
 writer      open_for_writing, NbdWriter
 """

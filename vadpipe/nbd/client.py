@@ -1,40 +1,36 @@
 """A disk of an NBD server, read with several requests in flight over one connection.
 
-One task per connection receives replies and copies their bytes into the callers' buffers. A lost or silent
-connection is replaced, and its requests are sent anew. A read that was cancelled leaves its requests to the
-receiver, which discards their replies, so nothing writes into its buffer any more.
+A lost or silent connection is replaced, and its requests are sent anew.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from pipeline.buffers import Buffer, BufferPool
 from pipeline.errors import ChangeTrackingInvalid, ConfigError, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import ChangedAreas
-from pipeline.units import CLUSTER, SPAN, MiB
+from pipeline.units import CLUSTER, SPAN
 
 from . import protocol
-from .protocol import Chunk, Command, Export, ProtocolError, State
+from .connection import Connection, Request, shake_hands
+from .link import Link, LinkLost
+from .protocol import Command, Export, ProtocolError, State
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 10809
 STATUS_SPAN = 1 << 31  # bytes per block status request, whose length has 32 bits
-CLOSING_S = 5.0
 
 
 class NbdError(SourceError):
@@ -76,7 +72,7 @@ class Nbd:
     export: str = ""
     tls: ssl.SSLContext | None = None
     depth: int = 8
-    request: int = 1 * MiB
+    request: int = SPAN
     timeout_s: float = 60.0
     restarts: int = 3
     restart_pause_s: float = 1.0
@@ -125,188 +121,6 @@ class Nbd:
                 del failure
 
 
-class _Lost(Exception):
-    """The connection was lost before a reply; the text is the reason."""
-
-
-@dataclass(eq=False)
-class _Request:
-    """A request in flight. `take(offset, content)` gets bytes or the length of a hole; None after cancelling.
-
-    `content`: what is sent with it. `reads`: whether a simple reply brings bytes.
-    """
-
-    offset: int
-    length: int
-    take: Callable[[int, bytes | int], None] | None
-    received: int = 0
-    status: list[tuple[int, State]] = field(default_factory=list)
-    error: int = 0
-    lost: str = ""
-    ended: trio.Event = field(default_factory=trio.Event)
-    content: memoryview | None = None
-    reads: bool = True
-
-
-class _Connection:
-    """One connection to the server, after its handshake."""
-
-    def __init__(self, stream: trio.abc.Stream, export: Export, timeout_s: float) -> None:
-        self.export = export
-        self._stream = stream
-        self._timeout_s = timeout_s
-        self._received = bytearray()
-        self._requests: dict[int, _Request] = {}
-        self._sending = trio.Lock()
-        self._silence = trio.CancelScope()
-        self._cookie = 0
-        self.lost = ""
-
-    async def run(self, command: Command, asked: _Request) -> None:
-        """Send a request and wait for the end of its reply. Raises _Lost."""
-        if self.lost:
-            raise _Lost(self.lost)
-        self._cookie += 1
-        cookie = self._cookie
-        self._requests[cookie] = asked
-        self._silence.deadline = trio.current_time() + self._timeout_s
-        try:
-            async with self._sending:
-                with trio.CancelScope(shield=True):  # half a request would spoil the connection
-                    await self._stream.send_all(protocol.request(command, cookie, asked.offset, asked.length))
-                    if asked.content is not None:
-                        await self._stream.send_all(asked.content)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._requests.pop(cookie, None)
-            raise _Lost(f"the connection broke ({exc})") from exc
-        try:
-            await asked.ended.wait()
-        except BaseException:
-            asked.take = None
-            raise
-        if asked.lost:
-            raise _Lost(asked.lost)
-
-    async def receive(self) -> None:
-        """Handle replies until the connection ends; never raises an error."""
-        try:
-            with self._silence:
-                while True:
-                    await self._receive_reply()
-            self.lost = f"there was no reply for {self._timeout_s:g} s"
-        except (_Lost, ProtocolError) as exc:
-            self.lost = str(exc)
-        except trio.Cancelled:
-            self.lost = "it was closed"
-            raise
-        finally:
-            self.lost = self.lost or "it failed"
-            for asked in self._requests.values():
-                asked.lost = self.lost
-                asked.ended.set()
-            self._requests.clear()
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(self._stream)
-
-    async def _receive_reply(self) -> None:
-        (magic,) = protocol.REPLY_MAGIC.unpack(await self._exactly(4))
-        if magic == protocol.SIMPLE_REPLY_MAGIC:
-            error, cookie = protocol.SIMPLE_REPLY.unpack(await self._exactly(protocol.SIMPLE_REPLY.size))
-            asked = self._find(cookie)
-            asked.error = error
-            if not error and asked.reads:
-                await self._take(asked, asked.offset, asked.length)
-            self._end(cookie)
-            return
-        if magic != protocol.STRUCTURED_REPLY_MAGIC:
-            protocol.malformed("reply")
-        content = await self._exactly(protocol.STRUCTURED_REPLY.size)
-        flags, kind, cookie, length = protocol.STRUCTURED_REPLY.unpack(content)
-        asked = self._find(cookie)
-        await self._receive_chunk(asked, kind, length)
-        if flags & protocol.REPLY_DONE:
-            self._end(cookie)
-        else:
-            self._sign_of_life()
-
-    async def _receive_chunk(self, asked: _Request, kind: int, length: int) -> None:
-        if kind == Chunk.DATA and length > 8:
-            offset = int.from_bytes(await self._exactly(8), "big")
-            await self._take(asked, offset, length - 8)
-            return
-        if length > protocol.MAX_MESSAGE:
-            protocol.malformed("chunk")
-        content = await self._exactly(length)
-        if kind == Chunk.HOLE and length == protocol.HOLE.size:
-            offset, size = protocol.HOLE.unpack(content)
-            self._check(asked, offset, size)
-            if asked.take is not None:
-                asked.take(offset, size)
-        elif kind == Chunk.BLOCK_STATUS:
-            asked.status += protocol.block_status(content, self.export.contexts.get(protocol.ALLOCATION, 0))
-        elif kind & 0x8000:
-            asked.error = int.from_bytes(content[:4], "big") or 5
-        elif kind != Chunk.NONE:
-            protocol.malformed("chunk")
-
-    async def _take(self, asked: _Request, offset: int, length: int) -> None:
-        """Receive bytes of a reply straight to where they belong."""
-        self._check(asked, offset, length)
-        while length:
-            if not self._received:
-                await self._fill()
-            part = bytes(self._received[:length])
-            del self._received[: len(part)]
-            if asked.take is not None:
-                asked.take(offset, part)
-            offset, length = offset + len(part), length - len(part)
-
-    def _check(self, asked: _Request, offset: int, length: int) -> None:
-        asked.received += length
-        end = asked.offset + asked.length
-        if not asked.offset <= offset <= offset + length <= end or asked.received > asked.length:
-            protocol.malformed("range of data")
-
-    async def _exactly(self, length: int) -> bytes:
-        while len(self._received) < length:
-            await self._fill()
-        content = bytes(self._received[:length])
-        del self._received[:length]
-        return content
-
-    async def _fill(self) -> None:
-        try:
-            content = await self._stream.receive_some(1 << 18)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise _Lost(f"the connection broke ({exc})") from exc
-        if not content:
-            raise _Lost("the server closed the connection")
-        self._received += content
-
-    def _find(self, cookie: int) -> _Request:
-        asked = self._requests.get(cookie)
-        if asked is None:
-            raise ProtocolError("the server sent a reply to no request")
-        return asked
-
-    def _end(self, cookie: int) -> None:
-        self._requests.pop(cookie).ended.set()
-        self._sign_of_life()
-
-    def _sign_of_life(self) -> None:
-        waiting = trio.current_time() + self._timeout_s if self._requests else math.inf
-        self._silence.deadline = waiting
-
-    async def close(self) -> None:
-        """Say good-bye; the receiver closes the stream."""
-        with (
-            trio.move_on_after(CLOSING_S, shield=True),
-            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            async with self._sending:
-                await self._stream.send_all(protocol.request(Command.DISCONNECT, 0))
-
-
 class NbdDisk:
     """An open export; a `pipeline.Disk` without change tracking."""
 
@@ -321,7 +135,7 @@ class NbdDisk:
         self.capacity = 0
         self.reconnects = 0
         self._settings, self._name, self._nursery = settings, name, nursery
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connecting = trio.Lock()
         self._failures = 0  # in a row
         self._places = trio.CapacityLimiter(settings.depth)
@@ -383,20 +197,13 @@ class NbdDisk:
             )
         if len(wanted) and (int(wanted.start[0]) < offset or int(wanted.end[-1]) > end):
             raise ValueError(f"{wanted} is not inside [{offset}, {end}).")
-        target: NDArray[np.uint8] = buffer.array
-
-        def take(start: int, content: bytes | int) -> None:
-            at = start - offset
-            if isinstance(content, int):
-                target[at : at + content] = 0
-            else:
-                target[at : at + len(content)] = np.frombuffer(content, np.uint8)
-
+        target = memoryview(buffer.array.data)
         failures: list[BaseException] = []
 
         async def run(start: int, size: int) -> None:
             try:
-                await self._run(Command.READ, start, size, take)
+                place = start - offset
+                await self._run(Command.READ, start, size, target[place : place + size])
             except SourceError as exc:
                 failures.append(exc)
                 nursery.cancel_scope.cancel()
@@ -430,18 +237,18 @@ class NbdDisk:
         command: Command,
         offset: int,
         length: int,
-        take: Callable[[int, bytes | int], None] | None,
+        target: memoryview | None,
         content: memoryview | None = None,
-    ) -> _Request:
+    ) -> Request:
         """Run one request, over new connections when the connection is lost."""
         async with self._places:
             while True:
                 connection = await self._ready()
                 reads = command in (Command.READ, Command.BLOCK_STATUS)
-                asked = _Request(offset, length, take, content=content, reads=reads)
+                asked = Request(offset, length, target, content=content, reads=reads)
                 try:
                     await connection.run(command, asked)
-                except _Lost as exc:
+                except LinkLost as exc:
                     await self._count_loss(connection, str(exc))
                     continue
                 self._failures = 0
@@ -451,7 +258,7 @@ class NbdDisk:
                     raise self._error(f"The server sent {asked.received} bytes", offset, length)
                 return asked
 
-    async def _ready(self) -> _Connection:
+    async def _ready(self) -> Connection:
         async with self._connecting:
             while self._connection is None:
                 try:
@@ -462,7 +269,7 @@ class NbdDisk:
                     await self._pause(exc.problem)
             return self._connection
 
-    async def _count_loss(self, connection: _Connection, reason: str) -> None:
+    async def _count_loss(self, connection: Connection, reason: str) -> None:
         if self._connection is not connection:
             return  # somebody else has seen it
         self._connection = None
@@ -489,14 +296,12 @@ class NbdDisk:
         started = time.perf_counter()
         try:
             with trio.fail_after(settings.timeout_s):
-                if settings.host.startswith("/"):
-                    stream: trio.abc.Stream = await trio.open_unix_socket(settings.host)
-                else:
-                    stream = await trio.open_tcp_stream(settings.host, settings.port)
+                link = await Link.open(settings.host, settings.port)
                 try:
-                    stream, export = await self._shake_hands(stream)
+                    name = None if settings.host.startswith("/") else settings.host
+                    export = await shake_hands(link, self._name, settings.tls, name)
                 except BaseException:
-                    await trio.aclose_forcefully(stream)
+                    link.close()
                     raise
         except ProtocolError as exc:
             raise NbdError(
@@ -505,44 +310,18 @@ class NbdDisk:
                 server=settings.server,
                 export=self._name,
             ) from exc
-        except (OSError, trio.TooSlowError, trio.BrokenResourceError, _Lost, ssl.SSLError) as exc:
+        except (OSError, trio.TooSlowError, LinkLost) as exc:
             raise self._unreachable(str(exc.__cause__ or exc) or type(exc).__name__) from exc
         if self.capacity not in (0, export.size):
             raise self._error(f"The export had {self.capacity} bytes and has {export.size}", 0, 0)
         self.capacity = export.size
-        self._connection = _Connection(stream, export, settings.timeout_s)
+        self._connection = Connection(link, export, settings.timeout_s)
         self._nursery.start_soon(self._connection.receive)
         log.info(
             "%s of %s is open: %d bytes, allocation %s, %.2f s.",
             self._name or "The default export", settings.server, export.size, self.allocation,
             time.perf_counter() - started,
         )  # fmt: skip
-
-    async def _shake_hands(self, stream: trio.abc.Stream) -> tuple[trio.abc.Stream, Export]:
-        settings = self._settings
-        steps = protocol.handshake(self._name, tls=settings.tls is not None)
-        step = next(steps)
-        while True:
-            answer = b""
-            match step:
-                case protocol.Send(content):
-                    await stream.send_all(content)
-                case protocol.Receive(length):
-                    while len(answer) < length:
-                        part = await stream.receive_some(length - len(answer))
-                        if not part:
-                            raise _Lost("the server closed the connection during the handshake")
-                        answer += part
-                case protocol.StartTls():
-                    assert settings.tls is not None
-                    name = None if settings.host.startswith("/") else settings.host
-                    secured = trio.SSLStream(stream, settings.tls, server_hostname=name)
-                    await secured.do_handshake()
-                    stream = secured
-            try:
-                step = steps.send(answer) if isinstance(step, protocol.Receive) else next(steps)
-            except StopIteration as done:
-                return stream, done.value
 
     async def close(self) -> None:
         """Disconnect in order."""

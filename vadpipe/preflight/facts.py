@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vadpipe.exclude import matching_keys
 from vadpipe.vsphere.inventory.hardware import VmController, VmDisk
 from vadpipe.vsphere.snapshot.tree import SnapshotNode
 
@@ -187,7 +188,7 @@ class JobFacts:
     """What the job requests. `quiescing`: 'application', 'file-system' or 'none'.
 
     `may_degrade`: less quiescing than requested is a warning, not an error. `backup_type`: of VSS.
-    `vddk` None: the disks are not read through VDDK.
+    `vddk` None: the disks are not read through VDDK. `exclude`: patterns of disks that it leaves out on purpose.
     """
 
     quiescing: str = "application"
@@ -195,11 +196,16 @@ class JobFacts:
     backup_type: str = "copy"
     enable_change_tracking: bool = False
     vddk: VddkFacts | None = None
+    exclude: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Case:
-    """All facts about one job. `host`: where its VM runs. `hosts`: all that see its datastores."""
+    """All facts about one job. `host`: where its VM runs. `hosts`: all that see its datastores.
+
+    A rule about reading a disk looks at `disks`; one about the snapshot of the VM, which no disk can be left out
+    of, looks at `vm.disks`.
+    """
 
     vm: VmFacts
     server: ServerFacts
@@ -208,6 +214,12 @@ class Case:
     hosts: Sequence[HostFacts] = ()
     datastores: Sequence[DatastoreFacts] = ()
     proxy: ProxyFacts | None = None
+
+    @property
+    def disks(self) -> Sequence[VmDisk]:
+        """The disks of the VM that the job does not exclude."""
+        excluded = {key for pattern in self.job.exclude for key in matching_keys(self.vm.disks, pattern)}
+        return [disk for disk in self.vm.disks if disk.key not in excluded]
 
     @property
     def quiesces(self) -> bool:

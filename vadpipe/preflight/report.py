@@ -117,6 +117,7 @@ async def job_facts(machine: VsphereVm) -> JobFacts:
         may_degrade=quiesce.policy == "try" or chosen_by_tools,
         backup_type=quiesce.backup_type,
         enable_change_tracking=machine.enable_change_tracking,
+        exclude=machine.exclude,
         vddk=await trio.to_thread.run_sync(partial(vddk_facts, reader)) if isinstance(reader, Vddk) else None,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from vadpipe.exclude import matching_keys
 from vadpipe.rules import Outcome, RuleTable, Severity, Unknown, Violation
 from vadpipe.vsphere.inventory.hardware import VmController, VmDisk
 from vadpipe.words import counted
@@ -44,15 +45,42 @@ def _no_disk(case: Case) -> Iterator[Outcome]:
     remedy="Back the VM up from inside the guest.", source=_ADMIN,
 )  # fmt: skip
 def _no_disk_in_snapshot(case: Case) -> Iterator[Outcome]:
-    if case.vm.disks and all(disk.left_out for disk in case.vm.disks):
-        yield Violation(f"a snapshot holds none of its disks ({counted(len(case.vm.disks), 'disk')})")
+    if case.disks and all(disk.left_out for disk in case.disks):
+        yield Violation(f"a snapshot holds none of its disks ({counted(len(case.disks), 'disk')})")
+
+
+@RULES.rule(
+    "disk-excluded", Severity.INFO, wanted="the job excludes no disk",
+    remedy="Nothing to do: the configuration leaves it out on purpose, and a restore will not have it.",
+    source="own: exclude= of the VM",
+)  # fmt: skip
+def _excluded(case: Case) -> Iterator[Outcome]:
+    kept = {disk.key for disk in case.disks}
+    for disk in case.vm.disks:
+        if disk.key not in kept:
+            yield Violation(f"the job excludes it ({disk.key})", disk.label)
+
+
+@RULES.rule(
+    "exclude-wrong", Severity.ERROR, wanted="the job excludes disks that the VM has, and not all of them",
+    remedy="Correct exclude= of the VM; a key ('scsi0:1'), a label or a pattern of them names a disk.",
+    source="own: exclude= of the VM",
+)  # fmt: skip
+def _exclude_wrong(case: Case) -> Iterator[Outcome]:
+    if not case.vm.disks:
+        return
+    for pattern in case.job.exclude:
+        if not matching_keys(case.vm.disks, pattern):
+            yield Violation(f"it has no disk {pattern!r}")
+    if not case.disks:
+        yield Violation("the job excludes every disk")
 
 
 @RULES.rule(
     "disk-independent", Severity.WARNING, wanted="no disk is independent", remedy=_INSIDE, source=_ADMIN
 )
 def _independent(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks:
+    for disk in case.disks:
         if "independent" in disk.left_out:
             yield Violation(disk.left_out, disk.label)
 
@@ -62,7 +90,7 @@ def _independent(case: Case) -> Iterator[Outcome]:
     source=_ADMIN,
 )  # fmt: skip
 def _raw_physical(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks:
+    for disk in case.disks:
         if disk.raw == "physical":
             yield Violation(
                 "it is a raw device mapping in physical mode, which snapshots do not hold", disk.label
@@ -74,7 +102,7 @@ def _raw_physical(case: Case) -> Iterator[Outcome]:
     remedy="Nothing to do: it is backed up like a file, and restored as one.", source=_ADMIN,
 )  # fmt: skip
 def _raw_virtual(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks:
+    for disk in case.disks:
         if disk.raw == "virtual":
             yield Violation("it is a raw device mapping in virtual mode", disk.label)
 
@@ -84,7 +112,7 @@ def _raw_virtual(case: Case) -> Iterator[Outcome]:
     source=_ADMIN,
 )  # fmt: skip
 def _without_file(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks:
+    for disk in case.disks:
         if disk.left_out and not disk.raw and "independent" not in disk.left_out:
             yield Violation(disk.left_out, disk.label)
 

@@ -259,7 +259,7 @@ def _datastore_for_san(case: Case) -> Iterator[Outcome]:
     "san-encrypted", Severity.ERROR, wanted="SAN transport: no encrypted disks", remedy=_OTHER, source=_TRANSPORTS,
 )  # fmt: skip
 def _encrypted_for_san(case: Case) -> Iterator[Outcome]:
-    if case.only(SAN) and (case.vm.encrypted or any(disk.encrypted for disk in case.vm.disks)):
+    if case.only(SAN) and (case.vm.encrypted or any(disk.encrypted for disk in case.disks)):
         yield Violation("it is encrypted")
 
 
@@ -295,7 +295,7 @@ def _blind_for_hotadd(case: Case) -> Iterator[Outcome]:
 
 @RULES.rule("hotadd-ide", Severity.ERROR, wanted="hot-add: SCSI disks", remedy=_OTHER, source=_TRANSPORTS)
 def _ide_for_hotadd(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks if case.only(HOTADD) else ():
+    for disk in case.disks if case.only(HOTADD) else ():
         if disk.bus == "ide" and not disk.left_out:
             yield Violation(f"it is an IDE disk ({disk.key})", disk.label)
 
@@ -319,7 +319,7 @@ def _slots_for_hotadd(case: Case) -> Iterator[Outcome]:
     if proxy is None:
         return
     free = sum(max(_SLOTS - one.attached, 0) for one in proxy.controllers if one.is_scsi)
-    wanted = sum(1 for disk in case.vm.disks if not disk.left_out)
+    wanted = sum(1 for disk in case.disks if not disk.left_out)
     if free < wanted:
         yield Violation(
             f"the proxy {proxy.name} has {counted(free, 'free SCSI slot')} for {counted(wanted, 'disk')}"

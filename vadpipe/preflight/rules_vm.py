@@ -313,6 +313,6 @@ def _tracking_blocked(case: Case) -> Iterator[Outcome]:
     source=_TRACKING,
 )  # fmt: skip
 def _untracked_disk(case: Case) -> Iterator[Outcome]:
-    for disk in case.vm.disks if case.vm.change_tracking else ():
+    for disk in case.disks if case.vm.change_tracking else ():
         if not disk.tracked and not disk.left_out:
             yield Violation("the VM's changes are tracked, but not this disk's", disk.label)

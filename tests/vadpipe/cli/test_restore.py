@@ -1,10 +1,13 @@
 """Restores into new VMs as a user sees them: commands, exit codes, one message for every mistake."""
 
 import json
+import signal
+import time
 
 import pytest
 
-from tests.conftest import EXAMPLES
+from tests.conftest import EXAMPLES, NIGHTLY, Running
+from vadpipe.lab.vcenter import Delay
 from vadpipe.lab.witness import chain_digest
 
 pytestmark = pytest.mark.slow
@@ -86,3 +89,73 @@ def test_a_point_is_restored_without_vddk_for_its_disks(backed_up):
     assert "web01-sent: disks restored and proven." in done.stdout
     assert "ImportVApp" in backed_up.vcenter.calls
     assert digests_of(backed_up, "web01-sent") == backed_up.digests[-1]
+
+
+def test_a_signal_takes_the_new_vm_away(backed_up, tmp_path):
+    backed_up.vcenter.inject("ReconfigVM_Task", Delay(), 2, in_task=True)
+    with Running(backed_up, tmp_path, config=EXAMPLE) as running:
+        running.wait_for("restoring")
+        while backed_up.vcenter.calls.get("ReconfigVM_Task", 0) < 2:
+            time.sleep(0.01)
+        running.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        backed_up.vcenter.calm()
+        _output, errors = running.end()
+        assert running.process.returncode == 130, errors
+    assert "web01-restored" not in [vm.name for vm in backed_up.vcenter._inventory.vms.values()]
+    assert "is destroyed" in errors
+
+
+def test_cleanup_shows_and_takes_away_what_a_killed_restore_left(backed_up, tmp_path):
+    backed_up.vcenter.inject("ReconfigVM_Task", Delay(), 2, in_task=True)
+    with Running(backed_up, tmp_path, config=EXAMPLE) as running:
+        running.wait_for("restoring")
+        while backed_up.vcenter.calls.get("ReconfigVM_Task", 0) < 2:
+            time.sleep(0.01)
+        running.process.kill()
+        running.process.wait()
+    backed_up.vcenter.calm()
+    target = tmp_path / "target.py"  # a configuration that only has a target
+    target.write_text(EXAMPLE.read_text().partition("job = ")[0])
+    shown = backed_up("cleanup", target, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "new VM web01-restored" in shown.stdout
+    assert "would be removed" in shown.stdout
+    done = backed_up("cleanup", target)
+    assert done.returncode == 0, done.stderr
+    assert "removed" in done.stdout
+    assert [vm.name for vm in backed_up.vcenter._inventory.vms.values()] == ["web01"]
+    assert "Nothing was left behind." in backed_up("cleanup", target).stdout
+
+
+def test_a_new_vm_that_somebody_uses_is_named_by_cleanup_with_exit_code_3(backed_up, tmp_path):
+    backed_up.vcenter.inject("ReconfigVM_Task", Delay(), 2, in_task=True)
+    with Running(backed_up, tmp_path, config=EXAMPLE) as running:
+        running.wait_for("restoring")
+        while backed_up.vcenter.calls.get("ReconfigVM_Task", 0) < 2:
+            time.sleep(0.01)
+        running.process.kill()
+        running.process.wait()
+    backed_up.vcenter.calm()
+    backed_up.vcenter.change(backed_up.vcenter.moref("web01-restored"), power="poweredOn")
+    done = backed_up("cleanup", EXAMPLE)
+    assert done.returncode == 3, done.stderr
+    assert "somebody switched it on" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["raw:somewhere", "--name", "x"], "no setting name"),
+        (["vsphere:nowhere.py"], "nowhere.py"),
+        ([f"vsphere:{NIGHTLY}"], "no `target`"),
+        ([f"vsphere:{EXAMPLE}", "--map", "x"], "no mapping"),
+        ([f"vsphere:{EXAMPLE}", "--prove", "often"], "no budget"),
+        (["null:", "--plan"], "--plan"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message(small_lab, arguments, told):
+    done = small_lab("restore", small_lab.repository, "latest", *arguments)
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.strip().splitlines()
+    assert told in line

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import shutil
-import socket as socketlib
-import ssl
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +12,6 @@ import pytest
 import trio
 
 from pipeline import ConfigError, Disk, DiskReceipt, Extents, Job, Pipeline, Span
-from pipeline.buffers import BufferPool
-from pipeline.testing import check_reader
 from pipeline.units import SPAN, KiB, MiB
 from sinks import IntoRepository, Point, RawDirectory, Repository, open_repository, restore
 from stages import (
@@ -33,105 +25,15 @@ from stages import (
     ReadSpans,
     Zstd,
 )
+from tests.vadpipe.nbd.nbd_kit import SIZE, Serve, keeps_the_rules_of_disks, qemu_nbd
 from tests.vadpipe.reading_kit import whole_disk
-from vadpipe.lab.certificate import load_or_create
 from vadpipe.nbd import Nbd, NbdError
-
-SIZE = 22 * MiB + 3 * 512
-
-Image = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
-Serve = Callable[..., Path]
-
-
-def needs(tool: str) -> str:
-    found = shutil.which(tool)
-    if found is None:
-        pytest.skip(f"{tool} is missing: no server to read from")
-    return found
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(5)
-    content = np.zeros(SIZE, np.uint8)
-    for start, end in (
-        (0, 1000 * KiB),
-        (3 * MiB + 4096, 9 * MiB),
-        (14 * MiB, 14 * MiB + 512),
-        (SIZE - 700, SIZE),
-    ):
-        content[start:end] = random.integers(1, 256, end - start, np.uint8)
-    path = tmp_path_factory.mktemp("nbd") / "disk.raw"
-    content.tofile(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def qcow2(raw: Path) -> Path:
-    target = raw.with_suffix(".qcow2")
-    subprocess.run([needs("qemu-img"), "convert", "-f", "raw", "-O", "qcow2", raw, target], check=True)
-    return target
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts a server on a Unix socket and waits until it listens."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(*command: object, socket: Path | None = None) -> Path:
-        place = socket or tmp_path / f"{len(running)}.sock"
-        place.unlink(missing_ok=True)
-        words = [str(word).replace("SOCKET", str(place)) for word in command]
-        running.append(subprocess.Popen([needs(words[0]), *words[1:]], stderr=subprocess.PIPE))
-        deadline_s = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socketlib.socket(socketlib.AF_UNIX) as probe:
-                probe.connect(str(place))
-                return place
-            assert running[-1].poll() is None, running[-1].communicate()
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
-
-    start.kill = lambda: running[-1].kill() or running[-1].wait()  # type: ignore[attr-defined,func-returns-value]
-    yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def qemu_nbd(serve: Serve, image: Path, *more: object, socket: Path | None = None) -> Path:
-    form = "raw" if image.suffix == ".raw" else "qcow2"
-    words = [
-        "qemu-nbd",
-        "--persistent",
-        "--shared=8",
-        "--read-only",
-        "-f",
-        form,
-        "-x",
-        "vm/disk",
-        "-k",
-        "SOCKET",
-    ]
-    return serve(*words, *more, image, socket=socket)
 
 
 def mapped(image: Path) -> Extents:
     """What qemu-img says holds data."""
     areas = json.loads(subprocess.check_output(["qemu-img", "map", "--output=json", "-f", "qcow2", image]))
     return Extents.of((area["start"], area["length"]) for area in areas if not area["zero"])
-
-
-@pytest.fixture
-def pool() -> Iterator[BufferPool]:
-    pool = BufferPool(6 * SPAN)
-    yield pool
-    assert pool.statistics().free == pool.statistics().buffers
-
-
-async def keeps_the_rules_of_disks(disk: Disk, raw: Path) -> None:
-    content = np.fromfile(raw, np.uint8)
-    await check_reader(disk, lambda offset, length: content[offset : offset + length].tobytes())
 
 
 @pytest.mark.parametrize("depth", [1, 8])
@@ -193,29 +95,6 @@ async def test_a_qcow2_image_comes_back_from_a_repository(serve: Serve, qcow2: P
 def test_a_vm_without_exports_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one disk"):
         NbdVm("web01", {})
-
-
-async def test_tls_is_used_and_a_foreign_certificate_refused(serve, raw, pool, tmp_path):
-    certificate = load_or_create(tmp_path, "localhost")
-    for name, source in (
-        ("ca-cert", certificate.path),
-        ("server-cert", certificate.path),
-        ("server-key", certificate.key_path),
-    ):
-        shutil.copy(source, tmp_path / f"{name}.pem")
-    socket = serve(
-        "nbdkit", "-f", "-r", "-U", "SOCKET", "--tls=require", f"--tls-certificates={tmp_path}", "file", raw
-    )
-    trusting = ssl.create_default_context(cafile=str(certificate.path))
-    trusting.check_hostname = False
-    async with Nbd(str(socket), tls=trusting).open(pool=pool) as disk:
-        assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
-    for tls, why in ((None, "requires TLS"), (ssl.create_default_context(), "cannot be used")):
-        if tls is not None:
-            tls.check_hostname = False
-        with pytest.raises(NbdError, match=why):
-            async with Nbd(str(socket), tls=tls, restarts=0).open(pool=pool):
-                pytest.fail("it is not open")
 
 
 async def test_a_server_that_was_restarted_is_connected_anew(serve, raw, qcow2, pool, caplog):

@@ -71,6 +71,14 @@ async def test_a_loss_of_quiescing_is_a_remark_of_a_job_that_may_degrade(web01, 
         assert not any("enable-uuid-off" in one for one in capture.attention)
 
 
+async def test_an_excluded_disk_is_in_the_document_as_excluded_and_is_no_remark_of_preflight(web01, add_vm):
+    add_vm(disks=2, traits=VmTraits(disk_mode="independent_persistent", volumes=VOLUMES))
+    async with replace(web01, exclude=["Hard disk 2"], quiesce=Quiesce.none()).capture() as capture:
+        assert [one["rule"] for one in capture.preflight["findings"]] == ["disk-excluded"]
+        assert not [one for one in capture.remarks if one.startswith("Preflight")]
+        assert [disk.key for disk in capture.disks] == ["scsi0:0"]
+
+
 async def test_warnings_are_remarks_and_a_snapshot_is_named_once(lab, web01, add_vm):
     moref = add_vm(change_tracking=True, traits=VmTraits(volumes=VOLUMES))
     lab.take_snapshot(moref, "before the update")

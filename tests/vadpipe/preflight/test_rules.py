@@ -86,6 +86,8 @@ BREAKING = {
     "guest-heartbeat": vm(heartbeat="yellow"),
     "disk-none": vm(disks=()),
     "disk-none-in-snapshot": vm(disks=(replace(DISKS[0], left_out="it has no file on a datastore"),)),
+    "disk-excluded": job(exclude=["scsi0:1"]),
+    "exclude-wrong": job(exclude=["scsi0:7"]),
     "disk-independent": last_disk(left_out="it is independent (independent_persistent)"),
     "disk-raw-physical": last_disk(raw="physical", left_out="it is a raw device mapping in physical mode"),
     "disk-raw-virtual": last_disk(raw="virtual"),
@@ -270,6 +272,27 @@ def test_slots_above_the_fifteenth_are_not_promised():
     paravirtual = vm(disks=many, controllers=(replace(CONTROLLER, attached=9),))
     assert "scsi-slots-short" in unknown(paravirtual)
     assert {one.rule for one in findings(vm(paravirtual, hardware_version=13))} == {"scsi-slots-short"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["disk-independent", "disk-raw-physical", "disk-raw-virtual", "disk-without-file", "disk-untracked"],
+)
+@pytest.mark.parametrize("pattern", ["scsi0:1", "Hard disk 2", "*:1"])
+def test_a_disk_that_is_left_out_on_purpose_is_only_named(rule, pattern):
+    [found] = findings(job(BREAKING[rule], exclude=[pattern]))
+    assert (found.rule, found.severity, found.subject) == ("disk-excluded", Severity.INFO, "Hard disk 2")
+
+
+@pytest.mark.parametrize("rule", ["disk-multi-writer", "disk-on-ide", "chain-too-long"])
+def test_what_forbids_the_snapshot_of_the_vm_is_found_on_an_excluded_disk_too(rule):
+    key = BREAKING[rule].vm.disks[-1].key
+    assert {one.rule for one in findings(job(BREAKING[rule], exclude=[key]))} == {rule, "disk-excluded"}
+
+
+def test_a_job_cannot_exclude_every_disk():
+    found = findings(job(exclude=["*"]))
+    assert [one.found for one in found if one.rule == "exclude-wrong"] == ["the job excludes every disk"]
 
 
 def test_independent_disks_need_no_slot():

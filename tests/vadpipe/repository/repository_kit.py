@@ -26,6 +26,7 @@ from pipeline import (
     Job,
     KiB,
     MachineId,
+    MiB,
     Pipeline,
     Source,
     Span,
@@ -203,3 +204,12 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
     }
+
+
+def mixed_content(capacity, seed=1):
+    """Random, repeated, zero and sparse regions."""
+    content = random_bytes(seed, capacity)
+    content[: 256 * KiB] = content[512 * KiB : 768 * KiB]
+    content[MiB : 2 * MiB] = 0
+    content[capacity // 2 : capacity // 2 + 100 * KiB] = 0
+    return content

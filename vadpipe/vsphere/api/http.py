@@ -15,9 +15,10 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import ConfigError
 
@@ -192,6 +193,24 @@ class TrustedConnection(http.client.HTTPSConnection):
                     port=self.port,
                 ) from exc
             raise NotConnected(*exc.args) from exc
+
+    def request(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Send a request; a connection that breaks is closed, because pyVmomi before 9.1 forgets it open."""
+        with self._closed_if_broken():
+            super().request(*args, **options)
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """The answer; see `request` for a connection that breaks."""
+        with self._closed_if_broken():
+            return super().getresponse()
+
+    @contextmanager
+    def _closed_if_broken(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, http.client.HTTPException):
+            self.close()
+            raise
 
     def _unverified(self, exc: ssl.SSLCertVerificationError) -> CertificateRefused:
         """The refusal, with the thumbprint to pin: read in a handshake that sends nothing."""

@@ -12,7 +12,7 @@ import http.client
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -215,7 +215,7 @@ class _Reading:
 
     async def nvram(self) -> None:
         """The file with the firmware variables; a VM that never ran has none."""
-        files: Sequence[Any] = self.layout.file if self.layout is not None else []
+        files = cast("Sequence[Any]", self.layout.file if self.layout is not None else [])
         path = next((str(one.name) for one in files if one.type == "nvram"), "")
         if not path:
             return
@@ -290,7 +290,7 @@ def _allocated(layout: vim.vm.FileLayoutEx | None, device_key: int) -> int | Non
     """Bytes of the files of a disk's chain; None when the server does not tell."""
     if layout is None:
         return None
-    found: Sequence[Any] = layout.file
+    found = cast("Sequence[Any]", layout.file)
     sizes: dict[int, int] = {one.key: one.size for one in found}
     files = [
         key for disk in layout.disk if disk.key == device_key for part in disk.chain for key in part.fileKey

@@ -23,9 +23,9 @@ from ..api.retry import retry
 from ..api.tasks import wait_for_task
 from ..inventory.datastore import DatastorePath, folder_url
 from ..inventory.tags import attach_tags, known_tags
+from ..plan.values import After, BootEntry
 from ..vm.power import came_true, power_on
 from .making import MadeVm, step
-from .plan_values import After, BootEntry
 from .site import attribute_keys
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,9 @@ async def _upload(made: MadeVm, nvram: bytes) -> str:
     """Put the firmware variables beside the configuration file, and read them back."""
     session = made.session
     vmx = DatastorePath.parse(made.vmx)
-    place = vmx.parent.join(f"{vmx.name.removesuffix('.vmx')}.nvram")
+    row = await session.properties(made.reference, ["config.extraConfig"])
+    named = [str(one.value) for one in row.get("config.extraConfig") or () if one.key == "nvram"]
+    place = vmx.parent.join(named[0] if named and named[0] else f"{vmx.name.removesuffix('.vmx')}.nvram")
     datacenter = made.vm.datacenter if session.is_vcenter else None
     url = urlsplit(folder_url("server", place, datacenter))
     target = f"{url.path}?{url.query}"

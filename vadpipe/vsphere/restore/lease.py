@@ -31,10 +31,10 @@ from ..inventory.hardware import vm_controllers, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.intents import WHOLE, IntentKind, Journal
 from ..journal.journaled import Entry, journaled
+from ..plan.values import PlannedDisk, RestorePlan
 from ..vm.new import TOKEN, destroy_new_vm
 from .lease_upload import Upload, upload_to
 from .making import UNDO_WITHIN_S, MadeVm, NewVmLeft, disk_key, step
-from .plan_values import PlannedDisk, RestorePlan
 
 log = logging.getLogger(__name__)
 

@@ -31,15 +31,17 @@ from ..inventory.hardware import VmDisk, vm_controllers, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.intents import WHOLE, Intent, IntentKind, Journal
 from ..journal.journaled import Entry, journaled
+from ..plan.values import PlannedDisk, RestorePlan
 from ..snapshot.hot_add import DisksStillAttached
 from ..vm.new import TOKEN, destroy_new_vm, find_new_vm
-from .plan_values import PlannedDisk, RestorePlan
 
 log = logging.getLogger(__name__)
 
 # For destroying a VM whose disk is still being zeroed: the host refuses until that is done.
 UNDO_WITHIN_S = 3600.0
 _LOOK_S = 0.2
+# How long a VM is looked for whose creation failed: a server can refuse a call that it goes on with all the same.
+_APPEARS_WITHIN_S = 3.0
 _DEVICES = "config.hardware.device"
 _MADE_PATHS = (_DEVICES, "config.instanceUuid", "config.files.vmPathName")
 
@@ -173,8 +175,6 @@ class _Making:
                     return row.moref
                 self.in_doubt = doubted
                 raise self._name_taken() from exc
-            if self.task is None and not exc.transient:
-                self.in_doubt = doubted  # the call itself was refused
             raise
         self.in_doubt = False
         return created
@@ -283,10 +283,21 @@ class _Making:
                 raise self.left("a disk of it is still attached to a VM")
         with suppress(MoverError):  # the intent stays where the creation is still in doubt
             await self._let_end()
-        there = await destroy_new_vm(self.session, intent)
-        self.entry.in_doubt = self.in_doubt and not there
+        until = trio.current_time() + (_APPEARS_WITHIN_S if self.in_doubt else 0.0)
+        while not (there := await destroy_new_vm(self.session, intent)):
+            if trio.current_time() >= until:
+                break
+            await trio.sleep(_LOOK_S)
         if there:
             step(intent.vm_name, "destroyed again")
+        elif self.in_doubt:
+            self.entry.in_doubt = True
+            ours = [leaf for leaf in leaves(failure) if isinstance(leaf, MoverError)] if failure else []
+            for error in ours[:1]:
+                error.add_note(
+                    f"Whether {intent.vm_name} was created is not known. The next run or 'vadpipe cleanup' looks "
+                    "for it and destroys it."
+                )
 
     def left(self, reason: str) -> NewVmLeft:
         return NewVmLeft(

@@ -19,9 +19,9 @@ from pipeline.errors import MoverError
 from ..api.faults import fault_text
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from .plan import plan_restore
-from .plan_values import Problem, RestorePlan, Site, StoredDiskFacts, Wanted
-from .saved import SavedVm
+from ..plan.plan import plan_restore
+from ..plan.saved import SavedVm
+from ..plan.values import Problem, RestorePlan, Site, StoredDiskFacts, Wanted
 from .site import abilities_of, site_of
 
 log = logging.getLogger(__name__)
@@ -52,12 +52,27 @@ async def planned(
         able = await abilities_of(session, plan.pool.owner, plan.host.moref if plan.host else None)
         site = replace(site, hardware_versions=able.hardware_versions, guest_ids=able.guest_ids)
         plan = plan_restore(saved, wanted, site, disks)
+    if (problem := _original_is_there(saved, wanted, site)) is not None:
+        plan = replace(plan, problems=[*plan.problems, problem])
     if plan.problems:
         return plan
     problems = await _lacking_privileges(session, plan, site)
     if not problems:
         problems = await _refused_by_server(session, plan)
     return replace(plan, problems=problems)
+
+
+def _original_is_there(saved: SavedVm, wanted: Wanted, site: Site) -> Problem | None:
+    """A VM that replaces a lost one does not stand beside it: an instance UUID belongs to one VM of a server."""
+    there = site.uuids.get(str(saved.config.instanceUuid or "").lower())
+    if wanted.mode != "replace" or there is None:
+        return None
+    return Problem(
+        "original is there",
+        f"The VM {there} on {site.server} is the one that was saved: it has the instance UUID "
+        f"{saved.config.instanceUuid}.",
+        "Remove it from the inventory, restore over it with --in-place, or make another VM with mode='copy'.",
+    )
 
 
 async def _lacking_privileges(session: VcenterSession, plan: RestorePlan, site: Site) -> list[Problem]:
@@ -112,10 +127,10 @@ def _needed(
     if plan.pool is not None:
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         yield f"the resource pool {plan.pool.path}", pool, ["Resource.AssignVMToPool"]
-    names = {store.moref: store.name for store in site.datastores}
-    stores = dict.fromkeys(disk.datastore_moref for disk in plan.disks)
+    names: dict[str, str] = {store.moref: store.name for store in site.datastores}
+    stores: dict[str, None] = dict.fromkeys(disk.datastore_moref for disk in plan.disks)
     own = plan.datastore.moref if plan.datastore is not None else ""
-    for moref in dict.fromkeys([*([own] if own else []), *stores]):
+    for moref in [*([own] if own and own not in stores else []), *stores]:
         privileges = ["Datastore.AllocateSpace"]
         if moref == own and after.nvram:
             privileges += ["Datastore.Browse", "Datastore.FileManagement"]

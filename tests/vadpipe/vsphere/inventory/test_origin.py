@@ -12,11 +12,13 @@ from tests.vadpipe.vsphere.vsphere_kit import make_snapshot, settings_of
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import VmTraits
+from vadpipe.lab.vcenter.state.networks import NetworkTraits
 from vadpipe.vmdk.vmx import NVRAM_DOCUMENT, REDACTED
+from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.inventory.origin import CONFIG_DOCUMENT, origin_of
 from vadpipe.vsphere.inventory.raw_config import parse_config
-from vadpipe.vsphere.restore.saved import saved_from
+from vadpipe.vsphere.plan.saved import saved_from
 
 
 async def _origin(lab, settings, before=None):
@@ -149,3 +151,43 @@ async def test_an_esxi_host_keeps_what_it_has(tmp_path):
     assert "tags" not in origin.facts
     vm = saved_from("web01", parse_config(origin.documents[CONFIG_DOCUMENT]).config, origin=origin.facts)
     assert vm.disks[0].datastore == "datastore1"
+
+
+async def test_networks_of_each_kind_and_custom_attributes_are_kept_by_name(lab, vcenter, web01):
+    card = vim.vm.device.VirtualEthernetCard
+    group = lab.add_network(NetworkTraits("dv-web", "distributed"))
+    lab.add_network(NetworkTraits("segment", "opaque", id="o-1"))
+    switch = NetworkTraits().switch_uuid
+    port = vim.dvs.PortConnection(switchUuid=switch, portgroupKey=group)
+    backings = [
+        card.NetworkBackingInfo(deviceName="VM Network"),
+        card.DistributedVirtualPortBackingInfo(port=port),
+        card.OpaqueNetworkBackingInfo(opaqueNetworkId="o-1", opaqueNetworkType="nsx.LogicalSwitch"),
+    ]
+    nics = [
+        vim.vm.device.VirtualDeviceSpec(
+            operation="add", device=vim.vm.device.VirtualVmxnet3(key=-number, backing=backing)
+        )
+        for number, backing in enumerate(backings, 1)
+    ]
+    async with vcenter.connect() as session:
+        subject = vim.VirtualMachine(web01, session.stub)
+        wanted = vim.vm.ConfigSpec(deviceChange=nics)
+        task = await session.call("ReconfigVM_Task", lambda: subject.Reconfigure(wanted), changes=True)
+        await wait_for_task(session, task, "ReconfigVM_Task")
+        fields = session.content.customFieldsManager
+        assert fields is not None
+
+        def describe() -> None:
+            owner = fields.AddFieldDefinition("owner", vim.VirtualMachine)
+            fields.SetField(subject, owner.key, "web team")
+
+        await session.call("SetField", describe, changes=True)
+    facts = (await _origin(lab, vcenter)).facts
+    assert facts["attributes"] == {"owner": "web team"}
+    kept = {one["kind"]: (one["name"], one["ids"]) for one in facts["networks"].values()}
+    assert kept == {
+        "standard": ("VM Network", {}),
+        "distributed": ("dv-web", {"switch_uuid": switch, "portgroup_key": group}),
+        "opaque": ("segment", {"opaque_id": "o-1", "opaque_type": "nsx.LogicalSwitch"}),
+    }

@@ -14,8 +14,8 @@ from vadpipe.vmdk.stream import stream_optimized
 from vadpipe.vsphere.api.properties import read_all
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.plan.values import After, Place, PlannedDisk, RestorePlan
 from vadpipe.vsphere.restore.lease import leased_vm
-from vadpipe.vsphere.restore.plan_values import After, Place, PlannedDisk, RestorePlan
 
 __all__ = ["vcsim"]
 

@@ -136,7 +136,7 @@ async def test_a_snapshot_on_top_of_ours_is_no_sibling(lab, web01):
 
 
 async def test_siblings_with_unknown_files_are_reported(lab, web01, monkeypatch):
-    monkeypatch.setattr("vadpipe.lab.vcenter.state.vm_devices._parent", lambda *chain: None)
+    monkeypatch.setattr("vadpipe.lab.vcenter.state.vm_devices._parent", lambda *chain, **options: None)
     async with web01("siblings").capture() as capture:
         (told,) = capture.attention
         assert "does not tell which" in told

@@ -6,14 +6,20 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
+from pipeline import Disk, DiskReceipt, Job, Pipeline
 from pipeline.errors import MoverError, leaves
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
+from sinks import IntoRepository, Point, RawDirectory, Repository, open_repository, restore
+from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans, Zstd
 from stages.vcenter_vm import VcenterVm
+from tests.vadpipe.lab.vcenter import restoring
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
+from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.faults import SnapshotError, SnapshotLeaked
-from vadpipe.vsphere.api.session import Vcenter
+from vadpipe.vsphere.api.session import Vcenter, VcenterSession
+from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.inventory.selection import SelectVms, select_vms
 from vadpipe.vsphere.journal.intents import Journal
@@ -37,6 +43,54 @@ async def test_all_disks_of_a_large_vm_are_opened_and_released(lab, web01, add_v
         assert capture.left_out == []
     assert len(reader.opened) == len(reader.closed) == disks
     assert lab.snapshots(moref) == {}
+
+
+@pytest.mark.slow
+async def test_64_disks_of_one_controller_and_30_of_another_are_opened_by_their_places(
+    lab, web01, vcenter, reader
+):
+    """A paravirtual controller takes 64 disks from hardware version 14 on; 0 to 64 without 7, its own unit."""
+    scsi, sata = restoring.KINDS.ParaVirtualSCSIController, restoring.KINDS.VirtualAHCIController
+    units = [unit for unit in range(65) if unit != 7]
+    spec = restoring.config(
+        "web01",
+        restoring.controller(scsi, key=-1000),
+        restoring.controller(sata, key=-2000),
+        *(restoring.disk(MiB, at=-1000, unit=unit) for unit in units),
+        *(restoring.disk(MiB, at=-2000, unit=unit) for unit in range(30)),
+        version="vmx-19",
+        guestId="otherGuest64",
+    )
+    for number, change in enumerate(spec.deviceChange[2:], 1):
+        change.device.key = -number
+    async with vcenter.connect() as session:
+        moref = await _created(session, spec)
+    for key, disk in lab._inventory.disks[moref].items():
+        disk.write(0, _mark(key))
+    async with web01.capture() as capture:
+        keys = [disk.key for disk in capture.disks]
+        assert sorted(keys) == sorted([f"scsi0:{unit}" for unit in units] + [f"sata0:{n}" for n in range(30)])
+        assert await _first_bytes(capture) == [_mark(disk.facts.device_key) for disk in capture.disks]
+        await capture.confirm()
+    assert len(reader.opened) == len(reader.closed) == 94
+    assert lab.snapshots(moref) == {}
+
+
+def _mark(device_key: int) -> bytes:
+    return f"{device_key % 100_000:05}".encode()
+
+
+async def _created(session: VcenterSession, spec: vim.vm.ConfigSpec) -> str:
+    """A new VM in the lab's first folder; its moref."""
+
+    def create() -> vim.Task:
+        site = session.content.rootFolder.childEntity[0]
+        return site.vmFolder.CreateVM_Task(spec, site.hostFolder.childEntity[0].resourcePool, None)
+
+    task = await session.call("CreateVM_Task", create, changes=True)
+    vm = await wait_for_task(session, task, "CreateVM_Task")
+    assert isinstance(vm, vim.VirtualMachine)
+    return str(vm._moId)
 
 
 async def _first_bytes(capture: VsphereCapture) -> list[bytes]:
@@ -123,6 +177,50 @@ async def test_the_parent_of_a_linked_clone_is_no_orphan_and_not_attached_to_it(
         assert disk.facts.chain[-1] == parent
         await capture.confirm()
     assert lab.snapshots(moref) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("through", ["files", "vddk"])
+async def test_a_linked_clone_is_backed_up_through_the_files_of_its_parent(
+    lab, web01, add_vm, through, libdir, monkeypatch, tmp_path
+):
+    """The clone's own file holds what it wrote; all else is in a directory of another VM."""
+    template = add_vm("template")
+    [parent] = lab.disks(template)
+    for offset, content in ((0, b"of the parent"), (MiB, b"of the parent"), (2 * MiB, b"of the parent")):
+        parent.write(offset, content)
+    lab.take_snapshot(template, "of the clone")
+    home = lab.datastore("datastore1") / "web01"
+    shared = parent.frozen_chain(parent.forks[0].frozen)
+    clone = LabDisk.create(home, "web01", parent.capacity, linked_to=shared)
+    moref = lab.register_vm(home, "web01", [clone])
+    clone.write(MiB, b"of the clone!")
+    parent.write(2 * MiB, b"of the parent, later")  # behind the snapshot that the clone hangs on
+    if through == "vddk":
+        monkeypatch.setenv("VADPIPE_LAB_ROOT", str(lab.root))
+        web01 = replace(web01, reader=Vddk(libdir, transports="nbdssl", restart_pause_s=0))
+    repository = Repository(tmp_path / "repository")
+    repository.init()
+    await Job(replace(web01, enable_change_tracking=True), _path, into=repository).run()
+    clone.write(3 * MiB, b"since")
+    await Job(web01, _path, into=repository).run()
+    async with open_repository(repository.path) as stored:
+        first, second = stored.points
+        assert second.disks[0].receipt.unchanged > 0
+        for point, changed in ((first, 1), (second, 0)):
+            await restore(stored, point, RawDirectory(tmp_path / point.id))
+            [image] = (tmp_path / point.id).rglob("*.raw")
+            assert len(clone.differences(image)) == changed
+    assert clone.read(0, 13) + clone.read(2 * MiB, 13) == b"of the parent" * 2
+    assert clone.chain[1:] == shared
+    assert lab.snapshots(moref) == {}
+
+
+def _path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    read = ChangedExtents(disk, point.previous(disk)) | ReadSpans(disk) | MarkZeros()
+    return (
+        read | CutChunks() | Digest(point) | Dedupe(point) | Compress(Zstd(1)) | IntoRepository(point, disk)
+    )
 
 
 async def test_snapshots_of_others_stay_and_the_newest_state_is_read(lab, web01, add_vm):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
-from tests.vadpipe.vsphere.restore.plan_kit import SITE, config, plan, saved, written
+from tests.vadpipe.vsphere.plan.plan_kit import SITE, config, plan, saved, written
 from vadpipe.vmdk.vmx import REDACTED
-from vadpipe.vsphere.restore.plan import Wanted
+from vadpipe.vsphere.plan.values import Wanted
 
 
 def _decided(made, subject="VM"):
@@ -70,7 +70,8 @@ def test_an_older_target_gets_no_field_that_it_does_not_know():
 
 
 def test_fields_of_9_are_carried_to_a_target_of_9():
-    vm = saved(config(tdxEnabled=True, guestArchitecture="x86"))
+    newer = {"guestArchitecture": "x86"} if hasattr(vim.vm.ConfigInfo(), "guestArchitecture") else {}
+    vm = saved(config(tdxEnabled=True, **newer))
     assert plan(vm).spec.tdxEnabled is None
     made = plan(vm, site=replace(SITE, api_version="9.0.0.0"))
     assert made.spec.tdxEnabled is True
