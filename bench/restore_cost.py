@@ -106,6 +106,7 @@ def main() -> None:
             "XDG_STATE_HOME": str(root / "state"),
         }
         rounds = []
+        target = root
         for _ in range(options.rounds):
             each = {}
             for case in CASES:

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from pipeline.units import MiB
 from vadpipe.lab.guest import build_windows_guest
-from vadpipe.vsphere.restore.policy_devices import tables
+from vadpipe.vsphere.plan.policy_devices import tables
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -6,7 +6,7 @@ images       a directory of images                raw         sparse raw images,
 vmdk         VMDK images in four formats          qemu        qcow2 images
 ova          a VM and its disks in one file       blocks      an export of an NBD server, a block device
 new_vm       a new VM of a vCenter                in_place    the original VM
-vddk_disk    a disk that is open for writing      over_disk   differences onto a disk that holds something
+vddk_disk    a disk that is open for writing      lease       a new VM without VDDK
 null         NullSink: keeps nothing, for measuring
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.

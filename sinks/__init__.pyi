@@ -9,13 +9,13 @@ from vadpipe.repository import verify as verify
 
 from .blocks import DeviceTarget as DeviceTarget
 from .blocks import NbdTarget as NbdTarget
+from .in_place import OverDisk as OverDisk
+from .in_place import OverDiskReceipt as OverDiskReceipt
 from .in_place import OverVm as OverVm
 from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
 from .ova import Ova as Ova
-from .over_disk import OverDisk as OverDisk
-from .over_disk import OverDiskReceipt as OverDiskReceipt
 from .proving import DiskProof as DiskProof
 from .proving import prove_disk as prove_disk
 from .qemu import Qcow2Directory as Qcow2Directory

@@ -1,22 +1,33 @@
-"""Over the VM that a point is of: only what differs is written, and the whole is proven."""
+"""Over the VM that a point is of: only what differs is written onto its disks, and the whole is proven."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
+import trio
+from trio.abc import ReceiveChannel
+
 from pipeline import (
     BufferPool,
     ConfigError,
+    ContractError,
     Extents,
+    GiB,
     IntegrityError,
+    MiB,
     MoverError,
     Pipeline,
+    Sink,
+    Span,
     TransferFailed,
+    Unchanged,
+    WritableDisk,
 )
+from pipeline.composition import at_least, expect_disk
 from pipeline.errors import leaves
 from stages.differences import Differences
 from vadpipe.repository.restore_point import StoredDisk
@@ -26,11 +37,14 @@ from vadpipe.vsphere.journal.rollback import Phase
 from vadpipe.vsphere.restore.in_place import OpenOriginal, written_over
 from vadpipe.vsphere.restore.target import DiskWriter
 
-from .over_disk import OverDisk
 from .proving import DiskProof, prove_disk
 from .restoring import Contents, OpenTarget
 
 log = logging.getLogger("vadpipe." + __name__)
+
+# How much may be written or looked at again after a kill.
+FLUSH_WRITTEN = 256 * MiB
+FLUSH_PASSED = 8 * GiB
 
 
 @dataclass(frozen=True)
@@ -159,3 +173,110 @@ class _OpenOverVm:
         async with self.writer.open(self.original.access(disk.key), pool) as opened:
             self.original.adds.opened.append(opened)
             return await prove_disk(contents.reader, contents.point, disk, opened, pool)
+
+
+async def _nothing() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def _nobody(_position: int) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@dataclass(frozen=True)
+class OverDiskReceipt:
+    """What was written: `data` and `zeros` bytes; `spans` had something to write."""
+
+    capacity: int
+    data: int
+    zeros: int
+    spans: int
+
+
+@dataclass(frozen=True)
+class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
+    """Spans of differences in, written onto the disk.
+
+    In: spans and unchanged ranges, ascending, covering [0, capacity). Of a span, `data` and `zeros` are written,
+    and nothing else.
+    The disk is flushed after every 256 MiB written, and at the end: nothing counts as written before.
+    Memory: `ahead` spans. Cancel: waits for writes in flight; the disk is then mixed.
+    Raises: the errors of the disk; ContractError when the input does not cover the disk.
+
+    Args:
+        disk: The disk; open for writing.
+        begin: Is called before the first write, if there is one.
+        reached: Is called with a position after everything before it was written and flushed.
+        ahead: Spans that are written at once.
+    """
+
+    disk: WritableDisk
+    begin: Callable[[], Awaitable[None]] = field(default=_nothing, repr=False)
+    reached: Callable[[int], Awaitable[None]] = field(default=_nobody, repr=False)
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        expect_disk(self, self.disk)
+        at_least(1, self, "ahead")
+
+    async def run(self, inbox: ReceiveChannel[Span | Unchanged]) -> OverDiskReceipt:
+        work = _Writing(self.disk, self.reached, trio.Semaphore(self.ahead))
+        position, passed, begun = 0, 0, False
+        async with trio.open_nursery() as nursery:
+            async for item in inbox:
+                if not isinstance(item, Span | Unchanged) or item.offset != position:
+                    raise ContractError(f"Differences of a whole disk in order are needed; got {item!r}.")
+                position += item.length
+                passed += item.length
+                if isinstance(item, Span):
+                    if not begun:
+                        await self.begin()
+                        begun = True
+                    await work.turns.acquire()
+                    nursery.start_soon(work.write, item)
+                    del item
+                if work.unflushed >= FLUSH_WRITTEN or passed >= FLUSH_PASSED:
+                    await work.settle(self.ahead, position)
+                    passed = 0
+            if position != self.disk.capacity:
+                raise ContractError(f"The disk has {self.disk.capacity} bytes; {position} arrived.")
+            await work.settle(self.ahead, position)
+        return OverDiskReceipt(position, work.data, work.zeros, work.spans)
+
+
+@dataclass
+class _Writing:
+    """The writes of one run. `unflushed`: bytes written since the last flush."""
+
+    disk: WritableDisk
+    reached: Callable[[int], Awaitable[None]]
+    turns: trio.Semaphore
+    unflushed: int = 0
+    data: int = 0
+    zeros: int = 0
+    spans: int = 0
+
+    async def write(self, span: Span) -> None:
+        try:
+            memory = span.buffer.array
+            for offset, length in span.zeros:
+                memory[offset - span.offset : offset - span.offset + length] = 0
+            await self.disk.write(span.buffer, span.offset, span.data | span.zeros)
+        finally:
+            span.release()
+            self.turns.release()
+        self.data += span.data.total
+        self.zeros += span.zeros.total
+        self.unflushed += span.data.total + span.zeros.total
+        self.spans += 1
+
+    async def settle(self, ahead: int, position: int) -> None:
+        """Wait for all writes, flush, and report the position."""
+        for _ in range(ahead):
+            await self.turns.acquire()
+        if self.unflushed:
+            await self.disk.flush()
+        self.unflushed = 0
+        await self.reached(position)
+        for _ in range(ahead):
+            self.turns.release()

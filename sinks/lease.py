@@ -19,11 +19,11 @@ from vadpipe.vmdk.stream import StreamPiece, stream_optimized
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.journal.journaled import new_run
+from vadpipe.vsphere.plan.saved import SavedVm
+from vadpipe.vsphere.plan.values import PlannedDisk, StoredDiskFacts, Wanted
 from vadpipe.vsphere.restore.lease import LeasedVm, leased_vm
 from vadpipe.vsphere.restore.lease_upload import Upload
-from vadpipe.vsphere.restore.plan_values import PlannedDisk, StoredDiskFacts, Wanted
 from vadpipe.vsphere.restore.planning import planned
-from vadpipe.vsphere.restore.saved import SavedVm
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored
 from vadpipe.vsphere.snapshot.hot_add import HotAdds, hot_added
 from vadpipe.vsphere.vm.sweep import TELLING, sweep

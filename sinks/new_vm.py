@@ -31,9 +31,9 @@ from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.verify import Budget
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
+from vadpipe.vsphere.plan.saved import DOCUMENTS, SavedVm, saved_vm
+from vadpipe.vsphere.plan.values import Mode, PointDisk, Provisioning, RestorePlan, Wanted
 from vadpipe.vsphere.restore.finishing import HEARTBEAT_WITHIN_S
-from vadpipe.vsphere.restore.plan_values import Mode, PointDisk, Provisioning, RestorePlan, Wanted
-from vadpipe.vsphere.restore.saved import DOCUMENTS, SavedVm, saved_vm
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored, plan_on, restored_vm
 
 from .lease import open_lease
@@ -264,10 +264,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The mapping file {path} cannot be read: {exc}.", remedy="Give a TOML file, or JSON as *.json."
         ) from exc
-    if not isinstance(read, dict) or (unknown := [name for name in read if name not in _WANTED]):
-        named = ", ".join(unknown) if isinstance(read, dict) else "no table"
+    unknown = [name for name in read if name not in _WANTED] if isinstance(read, dict) else ["no table"]
+    if unknown:
         raise ConfigError(
-            f"The mapping file {path} has unknown settings: {named}.",
+            f"The mapping file {path} has unknown settings: {', '.join(unknown)}.",
             remedy=f"Known are {', '.join(sorted(_WANTED - {'connect_nics'}))}.",
         )
     return read

@@ -21,7 +21,7 @@ from vadpipe.repository.store import Repository
 from .restoring import Contents, RestoreReceipt, RestoreTarget, restore
 
 if TYPE_CHECKING:
-    from vadpipe.vsphere.restore.plan_values import RestorePlan
+    from vadpipe.vsphere.plan.values import RestorePlan
 
 _NAMED = 5  # VMs that an error names
 

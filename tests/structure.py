@@ -27,7 +27,7 @@ FLOORS = [
     ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
     [
         f"vadpipe/vsphere{room}"
-        for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest")
+        for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")
     ],
     ["vadpipe/vsphere/vm", "vadpipe/vsphere/restore"],
     ["vadpipe/preflight"],

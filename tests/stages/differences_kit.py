@@ -8,7 +8,7 @@ import numpy as np
 import trio
 
 from pipeline import BufferPool, Extents, Flow, Pipeline, Span
-from sinks.over_disk import OverDisk, OverDiskReceipt
+from sinks.in_place import OverDisk, OverDiskReceipt
 from stages.differences import Differences
 from tests.vadpipe.repository.repository_kit import MemoryDisk
 from vadpipe.repository.reader import RepositoryReader, open_repository

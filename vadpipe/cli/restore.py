@@ -26,7 +26,7 @@ from .progress import show_progress
 from .repository import force_option, named_point
 
 if TYPE_CHECKING:
-    from vadpipe.vsphere.restore.plan_values import RestorePlan
+    from vadpipe.vsphere.plan.values import RestorePlan
 
 _PLACES = ("folder", "pool", "host", "datastore")
 

@@ -364,6 +364,7 @@ def target(
         writer=LabWriter(root, calls),
         name=name,
         mode=scenario.mode,
+        via=scenario.via,
         power_on=scenario.power_on,
         prove="20%" if scenario.sampled else "all",
         heartbeat_within_s=2.0,

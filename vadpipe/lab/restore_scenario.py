@@ -23,6 +23,8 @@ CALLS: Mapping[str, int] = {
     "CreateContainerView": 2, "DestroyView": 2, "HasPrivilegeOnEntities": 3, "FindByUuid": 1,
     "CreatePropertyCollector": 5, "CreateFilter": 5, "WaitForUpdatesEx": 9, "DestroyPropertyCollector": 5,
     "CreateVM_Task": 1, "ReconfigVM_Task": 3, "PowerOnVM_Task": 1, "Destroy_Task": 1, "/folder": 2,
+    "ImportVApp": 1, "HttpNfcLeaseProgress": 2, "HttpNfcLeaseGetManifest": 1, "HttpNfcLeaseComplete": 1,
+    "HttpNfcLeaseAbort": 1, "/nfc": 2,
 }  # fmt: skip
 TASKS = ("CreateVM_Task", "ReconfigVM_Task", "PowerOnVM_Task", "Destroy_Task")
 # Calls of the writer of disks: no calls of the vSphere API.
@@ -60,6 +62,7 @@ class RestoreScenario:
 
     seed: str
     mode: Literal["copy", "replace"]
+    via: Literal["vddk", "lease"]
     power_on: bool
     sampled: bool
     troubles: tuple[Trouble, ...]
@@ -84,6 +87,7 @@ class RestoreScenario:
         return cls(
             name,
             "replace" if chance.random() < 0.3 else "copy",
+            "lease" if chance.random() < 0.3 else "vddk",
             chance.random() < 0.5,
             chance.random() < 0.2,
             (_fault_in_turn(seed, number, chance), *others),

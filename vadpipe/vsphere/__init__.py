@@ -6,6 +6,7 @@ api        session, HTTP, faults as our errors, advice, tasks, retry    inventor
 journal    intents: what is about to be done outside, written first     snapshot   quiesced, kept, removed; changes
 manifest   the VSS manifest: located, and fetched in four ways          guest      tools.conf and scripts in guests
 vm         all of it together: a VM held still; the sweep of what killed runs left
+plan       what becomes of each part of a restored VM               restore    a VM made, or written over
 
 The names below are loaded when they are used.
 """

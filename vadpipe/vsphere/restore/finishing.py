@@ -23,9 +23,9 @@ from ..api.retry import retry
 from ..api.tasks import wait_for_task
 from ..inventory.datastore import DatastorePath, folder_url
 from ..inventory.tags import attach_tags, known_tags
+from ..plan.values import After, BootEntry
 from ..vm.power import came_true, power_on
 from .making import MadeVm, step
-from .plan_values import After, BootEntry
 from .site import attribute_keys
 
 log = logging.getLogger(__name__)

@@ -25,16 +25,16 @@ from pyVmomi import vim
 
 from pipeline.errors import IntegrityError, MoverError, SourceError
 
-from ..api.faults import translate
+from ..api.faults import ObjectGone, translate
 from ..api.session import VcenterSession
 from ..inventory.hardware import vm_controllers, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.intents import WHOLE, IntentKind, Journal
 from ..journal.journaled import Entry, journaled
+from ..plan.values import PlannedDisk, RestorePlan
 from ..vm.new import TOKEN, destroy_new_vm
 from .lease_upload import Upload, upload_to
 from .making import UNDO_WITHIN_S, MadeVm, NewVmLeft, disk_key, step
-from .plan_values import PlannedDisk, RestorePlan
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,9 @@ class LeasedVm:
         """
         remarks = await self._compare()
         await self.session.call("HttpNfcLeaseComplete", self.lease.Complete, changes=True)
-        await _until(self.session, self.lease, "done", READY_WITHIN_S)
         self.completed = True
+        with suppress(ObjectGone):  # a server may forget a lease that is done
+            await _until(self.session, self.lease, "done", READY_WITHIN_S)
         row = await self.session.properties(self.made.reference, [_DEVICES])
         found = {disk.key: disk for disk in vm_disks(row.get(_DEVICES) or ())}
         self.made.disks = {

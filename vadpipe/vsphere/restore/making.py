@@ -31,9 +31,9 @@ from ..inventory.hardware import VmDisk, vm_controllers, vm_disks
 from ..inventory.lookup import Vm
 from ..journal.intents import WHOLE, Intent, IntentKind, Journal
 from ..journal.journaled import Entry, journaled
+from ..plan.values import PlannedDisk, RestorePlan
 from ..snapshot.hot_add import DisksStillAttached
 from ..vm.new import TOKEN, destroy_new_vm, find_new_vm
-from .plan_values import PlannedDisk, RestorePlan
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from pipeline.errors import MoverError
 from ..api.faults import fault_text
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
-from .plan import plan_restore
-from .plan_values import Problem, RestorePlan, Site, StoredDiskFacts, Wanted
-from .saved import SavedVm
+from ..plan.plan import plan_restore
+from ..plan.saved import SavedVm
+from ..plan.values import Problem, RestorePlan, Site, StoredDiskFacts, Wanted
 from .site import abilities_of, site_of
 
 log = logging.getLogger(__name__)
@@ -127,10 +127,10 @@ def _needed(
     if plan.pool is not None:
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         yield f"the resource pool {plan.pool.path}", pool, ["Resource.AssignVMToPool"]
-    names = {store.moref: store.name for store in site.datastores}
-    stores = dict.fromkeys(disk.datastore_moref for disk in plan.disks)
+    names: dict[str, str] = {store.moref: store.name for store in site.datastores}
+    stores: dict[str, None] = dict.fromkeys(disk.datastore_moref for disk in plan.disks)
     own = plan.datastore.moref if plan.datastore is not None else ""
-    for moref in dict.fromkeys([*([own] if own else []), *stores]):
+    for moref in [*([own] if own and own not in stores else []), *stores]:
         privileges = ["Datastore.AllocateSpace"]
         if moref == own and after.nvram:
             privileges += ["Datastore.Browse", "Datastore.FileManagement"]

@@ -22,8 +22,8 @@ from ..api.properties import Row, read, read_all, read_each
 from ..api.session import VcenterSession
 from ..inventory.lookup import TREE_OF_HOSTS, Inventory, name_of
 from ..inventory.tags import known_tags
-from .plan_values import LARGEST_DISK, Net, NetworkKind, Place, Site, Store, Wanted
-from .saved import SavedVm
+from ..plan.saved import SavedVm
+from ..plan.values import LARGEST_DISK, Net, NetworkKind, Place, Site, Store, Wanted
 
 T = TypeVar("T")
 

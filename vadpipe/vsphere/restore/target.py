@@ -16,13 +16,13 @@ from ..api.session import Vcenter, VcenterSession
 from ..journal.access import vm_access
 from ..journal.intents import Journal
 from ..journal.journaled import new_run
+from ..plan.saved import SavedVm
+from ..plan.values import RestorePlan, StoredDiskFacts, Wanted
 from ..snapshot.hot_add import HotAdds, hot_added
 from ..vm.sweep import TELLING, sweep
 from .finishing import Finished, finish, switch_on
 from .making import MadeVm, new_vm, step
-from .plan_values import RestorePlan, StoredDiskFacts, Wanted
 from .planning import planned
-from .saved import SavedVm
 
 log = logging.getLogger(__name__)
 

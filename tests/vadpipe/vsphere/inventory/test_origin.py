@@ -18,7 +18,7 @@ from vadpipe.vsphere.api.tasks import wait_for_task
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.inventory.origin import CONFIG_DOCUMENT, origin_of
 from vadpipe.vsphere.inventory.raw_config import parse_config
-from vadpipe.vsphere.restore.saved import saved_from
+from vadpipe.vsphere.plan.saved import saved_from
 
 
 async def _origin(lab, settings, before=None):

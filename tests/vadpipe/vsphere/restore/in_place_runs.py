@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from sinks import in_place, over_disk
+from sinks import in_place
 from sinks.restoring import restore
 from tests.vadpipe.vsphere.lab_runs import vcenter_of
 from vadpipe.repository.reader import open_repository
@@ -37,13 +37,13 @@ def stop_at(moment: str) -> None:
     if moment == "marked":
         in_place._OpenOverVm._writing = HangingBlock
     elif moment == "writing":
-        write = over_disk._Writing.write
+        write = in_place._Writing.write
 
         async def then_hang(self, span) -> None:
             await write(self, span)
             await hang()
 
-        over_disk._Writing.write = then_hang
+        in_place._Writing.write = then_hang
     elif moment == "written":
         in_place._OpenOverVm._prove = hang
     else:

@@ -9,7 +9,7 @@ import trio
 
 from pipeline import CLUSTER, ConfigError, IntegrityError, KiB, SourceError
 from pipeline.errors import leaves
-from sinks import in_place, over_disk
+from sinks import in_place
 from tests.vadpipe.repository.repository_kit import random_bytes
 from vadpipe.vsphere.journal import rollback as rollbacks
 from vadpipe.vsphere.journal.intents import IntentKind
@@ -107,7 +107,7 @@ async def test_a_renamed_vm_is_found_by_its_uuid(original):
 def failing_after(monkeypatch, writes: int):
     """This many spans are written, then every write fails."""
     done = SimpleNamespace(spans=0)
-    write = over_disk._Writing.write
+    write = in_place._Writing.write
 
     async def dying(self, span) -> None:
         if done.spans >= writes:
@@ -118,7 +118,7 @@ def failing_after(monkeypatch, writes: int):
         await write(self, span)
 
     with monkeypatch.context() as patch:
-        patch.setattr(over_disk._Writing, "write", dying)
+        patch.setattr(in_place._Writing, "write", dying)
         yield
 
 

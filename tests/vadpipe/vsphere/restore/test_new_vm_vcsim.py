@@ -9,13 +9,13 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.units import MiB
-from tests.vadpipe.vsphere.restore.plan_kit import config, disk, saved
+from tests.vadpipe.vsphere.plan.plan_kit import config, disk, saved
 from tests.vadpipe.vsphere.vcsim_kit import NEEDS_VCSIM, vcsim
 from vadpipe.vsphere.inventory.lookup import find_vms
 from vadpipe.vsphere.journal.intents import WHOLE, Journal
+from vadpipe.vsphere.plan.values import PointDisk, Wanted
 from vadpipe.vsphere.restore.finishing import finish
 from vadpipe.vsphere.restore.making import new_vm
-from vadpipe.vsphere.restore.plan import PointDisk, Wanted
 from vadpipe.vsphere.restore.planning import planned
 
 __all__ = ["vcsim"]

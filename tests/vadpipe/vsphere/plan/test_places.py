@@ -7,9 +7,8 @@ from pyVmomi import vim
 
 from pipeline.errors import ConfigError
 from pipeline.units import GiB
-from tests.vadpipe.vsphere.restore.plan_kit import SITE, config, plan, saved
-from vadpipe.vsphere.restore.plan import Net, Place, PointDisk, Site, Store, Wanted
-from vadpipe.vsphere.restore.plan_values import LARGEST_DISK
+from tests.vadpipe.vsphere.plan.plan_kit import SITE, config, plan, saved
+from vadpipe.vsphere.plan.values import LARGEST_DISK, Net, Place, PointDisk, Site, Store, Wanted
 
 
 def test_the_vm_goes_where_it_was():

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pyVmomi import SoapAdapter, VmomiSupport, vim
 
 from pipeline.units import GiB
-from vadpipe.vsphere.restore.plan import Net, Place, PointDisk, RestorePlan, Site, Store, Wanted, plan_restore
-from vadpipe.vsphere.restore.saved import SavedVm, saved_from
+from vadpipe.vsphere.plan.plan import plan_restore
+from vadpipe.vsphere.plan.saved import SavedVm, saved_from
+from vadpipe.vsphere.plan.values import Net, Place, PointDisk, RestorePlan, Site, Store, Wanted
 
 device = vim.vm.device
 Device = vim.vm.device.VirtualDevice

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from .plan_values import Mode, Outcome
+from .values import Mode, Outcome
 
 _API: Final = "vSphere Web Services API"
 _GUIDE: Final = "VDDK programming guide 8.0"

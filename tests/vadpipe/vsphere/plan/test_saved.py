@@ -10,14 +10,14 @@ from pipeline.errors import IntegrityError
 from pipeline.protocols import DiskReceipt, MachineId
 from pipeline.units import GiB
 from stages import VcenterVm
-from tests.vadpipe.vsphere.restore.plan_kit import ORIGIN, SITE, config, plan, written
+from tests.vadpipe.vsphere.plan.plan_kit import ORIGIN, SITE, config, plan, written
 from vadpipe.repository.restore_point import Document, Quiescing, RestorePoint, StoredDisk
 from vadpipe.vmdk.vmx import Vmx, parse_vmx
 from vadpipe.vsphere.inventory.hardware import configuration
 from vadpipe.vsphere.inventory.origin import CONFIG_DOCUMENT
 from vadpipe.vsphere.inventory.reduced_config import guest_id
-from vadpipe.vsphere.restore.plan import PointDisk, Wanted
-from vadpipe.vsphere.restore.saved import saved_vm
+from vadpipe.vsphere.plan.saved import saved_vm
+from vadpipe.vsphere.plan.values import PointDisk, Wanted
 
 
 def point(configuration_, documents=(), disks=("scsi0:0", "scsi1:1")) -> RestorePoint:

@@ -15,8 +15,10 @@ from typing import Final
 from pyVmomi import vim
 
 from ..inventory.hardware import bus_of, type_name
-from .plan_places import Findings, Places, datastore_for, network_for
-from .plan_values import (
+from .places import Findings, Places, datastore_for, network_for
+from .policy_devices import rule_of_device
+from .saved import SavedDisk, SavedNetwork, SavedVm
+from .values import (
     BootEntry,
     Decision,
     Net,
@@ -29,8 +31,6 @@ from .plan_values import (
     StoredDiskFacts,
     Wanted,
 )
-from .policy_devices import rule_of_device
-from .saved import SavedDisk, SavedNetwork, SavedVm
 
 _device = vim.vm.device
 Device = vim.vm.device.VirtualDevice

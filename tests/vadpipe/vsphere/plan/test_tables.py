@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pyVmomi import VmomiSupport, vim
 
-from vadpipe.vsphere.restore.policy import FIELDS, HARDWARE, RENAMED, SETTINGS, TAKEN_OUT, rule_of_setting
-from vadpipe.vsphere.restore.policy_devices import DEVICES, rule_of_device, tables
+from vadpipe.vsphere.plan.policy import FIELDS, HARDWARE, RENAMED, SETTINGS, TAKEN_OUT, rule_of_setting
+from vadpipe.vsphere.plan.policy_devices import DEVICES, rule_of_device, tables
 
 PAGE = Path(__file__).parents[4] / "docs" / "restore.md"
 

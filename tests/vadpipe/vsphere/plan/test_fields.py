@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from pyVmomi import vim
 
-from tests.vadpipe.vsphere.restore.plan_kit import SITE, config, plan, saved, written
+from tests.vadpipe.vsphere.plan.plan_kit import SITE, config, plan, saved, written
 from vadpipe.vmdk.vmx import REDACTED
-from vadpipe.vsphere.restore.plan import Wanted
+from vadpipe.vsphere.plan.values import Wanted
 
 
 def _decided(made, subject="VM"):

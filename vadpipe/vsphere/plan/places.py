@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from ..inventory.lookup import nearest
-from .plan_values import Decision, Net, Place, PlannedDisk, Problem, Site, Store, Wanted
 from .saved import SavedNetwork, SavedVm
+from .values import Decision, Net, Place, PlannedDisk, Problem, Site, Store, Wanted
 
 
 class _Named(Protocol):

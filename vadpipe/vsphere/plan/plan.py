@@ -1,7 +1,7 @@
 """The plan of a restore: what becomes of every field, setting and device of the saved VM, and what forbids it.
 
-A kernel: everything that it knows of the target is in `Site`. `policy` has the rules, `plan_devices` the devices,
-`plan_places` where the VM goes.
+A kernel: everything that it knows of the target is in `Site`. `policy` has the rules, `devices` the devices,
+`places` where the VM goes.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from collections.abc import Sequence
 
 from pyVmomi import vim
 
-from .plan_devices import boot_order, planned_devices, policy_id
-from .plan_fields import planned_fields
-from .plan_places import Findings, placed, require_room
-from .plan_values import After as After
-from .plan_values import BootEntry as BootEntry
-from .plan_values import Decision as Decision
-from .plan_values import Net as Net
-from .plan_values import Place as Place
-from .plan_values import PlannedDisk as PlannedDisk
-from .plan_values import PointDisk as PointDisk
-from .plan_values import Problem as Problem
-from .plan_values import RestorePlan as RestorePlan
-from .plan_values import Site as Site
-from .plan_values import Store as Store
-from .plan_values import StoredDiskFacts as StoredDiskFacts
-from .plan_values import Wanted as Wanted
+from .devices import boot_order, planned_devices, policy_id
+from .fields import planned_fields
+from .places import Findings, placed, require_room
 from .saved import SavedVm
+from .values import (
+    After,
+    BootEntry,
+    Decision,
+    Place,
+    Problem,
+    RestorePlan,
+    Site,
+    StoredDiskFacts,
+    Wanted,
+)
 
 # Source: vSphere Web Services API, ManagedEntity.name: at most 80 characters.
 _LONGEST_NAME = 80

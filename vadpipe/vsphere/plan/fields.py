@@ -12,10 +12,10 @@ from pyVmomi.VmomiSupport import DataObject, versionIdMap
 
 from vadpipe.vmdk.vmx import REDACTED, redacted
 
-from .plan_places import Findings
-from .plan_values import Decision, Outcome, Problem, Site, Wanted
+from .places import Findings
 from .policy import FIELDS, HARDWARE, RENAMED, TAKEN_OUT, rule_of_setting
 from .saved import SavedVm
+from .values import Decision, Outcome, Problem, Site, Wanted
 
 _SHOWN: Final = 80  # characters of a value in a decision
 _UNKNOWN_GUEST: Final = "otherGuest64"

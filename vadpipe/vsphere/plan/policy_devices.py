@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from .plan_values import Outcome
 from .policy import FIELDS, SETTINGS, Rule
+from .values import Outcome
 
 _API: Final = "vSphere Web Services API"
 _GUIDE: Final = "VDDK programming guide 8.0"

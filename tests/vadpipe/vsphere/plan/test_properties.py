@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyVmomi import vim
 
 from pipeline.units import GiB
-from tests.vadpipe.vsphere.restore.plan_kit import (
+from tests.vadpipe.vsphere.plan.plan_kit import (
     SETTINGS,
     SITE,
     config,
@@ -21,8 +21,8 @@ from tests.vadpipe.vsphere.restore.plan_kit import (
     server_made,
     written,
 )
-from vadpipe.vsphere.restore.plan import Wanted
-from vadpipe.vsphere.restore.policy import FIELDS, RENAMED, TAKEN_OUT, rule_of_setting
+from vadpipe.vsphere.plan.policy import FIELDS, RENAMED, TAKEN_OUT, rule_of_setting
+from vadpipe.vsphere.plan.values import Wanted
 
 MODES = st.sampled_from(["copy", "replace"])
 PREFIXES = (

@@ -6,7 +6,7 @@ import pytest
 from pyVmomi import vim
 
 from pipeline.units import GiB
-from tests.vadpipe.vsphere.restore.plan_kit import (
+from tests.vadpipe.vsphere.plan.plan_kit import (
     SITE,
     config,
     device,
@@ -18,7 +18,7 @@ from tests.vadpipe.vsphere.restore.plan_kit import (
     with_devices,
     written,
 )
-from vadpipe.vsphere.restore.plan import BootEntry, PointDisk, Wanted
+from vadpipe.vsphere.plan.values import BootEntry, PointDisk, Wanted
 
 
 def _made(plan_):
