@@ -33,9 +33,8 @@ from vadpipe.vss.sheet import README, PointFacts, restore_sheet
 from vadpipe.vss.verdict import Level, Verdict
 
 from .commands import json_option
-from .findings import rule_document, rule_line
+from .findings import rule_document, rule_line, verdict_lines, verdict_table
 from .output import report, show
-from .verdict import verdict_lines, verdict_table
 
 MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
 _LINUX_NAME = "quiesce-manifest.xml"  # and what a Linux guest leaves instead

@@ -27,12 +27,11 @@ from vadpipe.repository.verify import Budget, Finding, VerifyReport
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
-from .findings import stored_preflight_lines
+from .findings import quiescing_lines, stored_preflight_lines
 from .manifest import MANIFEST_NAME, write_new, write_sheet
 from .output import report, show, table
 from .process import run_async
 from .progress import RunningVerification, show_progress
-from .verdict import quiescing_lines
 
 _NAMED = 5  # VMs or disks that a line names
 _DAMAGED = 20  # lines of damaged files

@@ -27,11 +27,11 @@ from vadpipe.vsphere.journal.intents import WHOLE
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
 from .config import Entry, read_config, resolve
+from .findings import quiescing_lines
 from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
 from .restore import restore_lines, restore_plan_lines
-from .verdict import quiescing_lines
 
 at_least_one = click.IntRange(min=1)
 

@@ -13,9 +13,9 @@ from pipeline import Evidence, KiB
 from pipeline.errors import SinkError
 from pipeline.testing.fakes import FakeCapture
 from tests.vadpipe.repository.repository_kit import MACHINE, MemoryDisk, full_path, random_bytes
+from vadpipe.cli.findings import stored_verdict_lines
 from vadpipe.cli.manifest import write_new
 from vadpipe.cli.repository import show_point
-from vadpipe.cli.verdict import stored_verdict_lines
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip
 from vadpipe.vss.classify import classify_manifest

@@ -15,8 +15,8 @@ from pipeline.job import JobReceipt
 from pipeline.testing import FakeMachine, FakeTarget
 from sinks import NullSink
 from stages import AllocatedExtents, ReadSpans
+from vadpipe.cli.findings import quiescing_lines
 from vadpipe.cli.run import code_of_all, receipt_lines, run, summary
-from vadpipe.cli.verdict import quiescing_lines
 
 at_work: Counter = Counter()
 most: Counter = Counter()

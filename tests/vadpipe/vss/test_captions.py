@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.vadpipe.vss.documents_kit import EXCHANGE, SQL, backup, metadata, offered, part
-from vadpipe.cli.verdict import verdict_lines
+from vadpipe.cli.findings import verdict_lines
 from vadpipe.vss.classify import classify_documents
 from vadpipe.vss.documents import WriterMetadata
 from vadpipe.vss.parse import MAX_NAME, parse_document

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from pipeline.errors import SourceError
+from vadpipe.cli.findings import verdict_lines, verdict_table
 from vadpipe.cli.manifest import LEVELS, manifest
-from vadpipe.cli.verdict import verdict_lines, verdict_table
 from vadpipe.lab.vss.draft import Request
 from vadpipe.lab.vss.recipe import OUTCOMES, ManifestRecipe, manifest_zip, zipped
 from vadpipe.vss.classify import DECISIONS, classify_manifest
