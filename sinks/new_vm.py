@@ -209,6 +209,8 @@ class NewVm:
 class _OpenVm:
     """A new VM that takes its disks. `attention`: sentences on what is not as planned."""
 
+    needs_all = True
+
     settings: NewVm
     contents: Contents
     vm: VmBeingRestored
@@ -241,7 +243,9 @@ class _OpenVm:
                 self._note(planned.key, planned.provisioning, planned.data, proof)
         await self.vm.complete(self.nvram)
         await self.vm.switch_on(self.settings.heartbeat_within_s)
-        return [f"{self.vm.plan.name}: disks restored and proven.", *self.vm.remarks]
+        sampled = any(proof.seed is not None for proof in self.proofs.values())
+        done = "restored; a sample of each was proven" if sampled else "restored and proven"
+        return [f"{self.vm.plan.name}: disks {done}.", *self.vm.remarks]
 
     def _note(self, key: str, provisioning: str, data: int, proof: DiskProof) -> None:
         taken = f"{format_size(proof.allocated)} allocated, {format_size(data)} in the point"

@@ -47,7 +47,10 @@ class Contents:
 
 
 class OpenTarget(Protocol):
-    """A place that is ready to take the disks."""
+    """A place that is ready to take the disks.
+
+    One that takes all disks or none has `needs_all` true: the first failure then ends the restore.
+    """
 
     def place(self, disk: StoredDisk) -> str | None:
         """Where the disk goes, for people; None when nothing is written."""
@@ -174,7 +177,7 @@ async def restore(
     restored: dict[str, RestoredDisk] = {}
     failures: list[TransferFailed | MoverError] = []
 
-    async def restore_disk(target: OpenTarget, disk: StoredDisk) -> None:
+    async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
         observe = None if watch is None else partial(watch, disk)
         async with limiter:
             try:
@@ -182,6 +185,8 @@ async def restore(
                     report = await pipeline.measure(observe)
             except (TransferFailed, MoverError) as failed:
                 failures.append(failed)
+                if all_or_none:
+                    nursery.cancel_scope.cancel()
                 return
         restored[disk.key] = RestoredDisk(
             key=disk.key,
@@ -194,11 +199,13 @@ async def restore(
 
     remarks: Sequence[str] = ()
     attention: Sequence[str] = ()
+    all_or_none = False
     try:
         async with target.open(Contents(reader, point, wanted, force)) as opened:
+            all_or_none = getattr(opened, "needs_all", False)
             async with trio.open_nursery() as nursery:
                 for disk in wanted:
-                    nursery.start_soon(restore_disk, opened, disk)
+                    nursery.start_soon(restore_disk, nursery, opened, disk)
             if not failures:
                 remarks = await opened.finish()
                 attention = getattr(opened, "attention", ())
@@ -206,5 +213,7 @@ async def restore(
         if not failures:
             raise
         failures.append(left)  # what the target could not take away, after a disk had failed
+    if failures and all_or_none:
+        restored.clear()
     done = [restored[disk.key] for disk in wanted if disk.key in restored]
     return RestoreReceipt(point, done, failures, remarks, attention)
