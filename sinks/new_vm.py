@@ -209,6 +209,8 @@ class NewVm:
 class _OpenVm:
     """A new VM that takes its disks. `attention`: sentences on what is not as planned."""
 
+    needs_all = True
+
     settings: NewVm
     contents: Contents
     vm: VmBeingRestored

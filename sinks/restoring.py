@@ -6,6 +6,7 @@ decides what becomes of a part: images of whole disks stay, a VM that lacks a di
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import trio
 
 from pipeline import BufferPool, ConfigError, MoverError, Pipeline, TransferFailed
 from pipeline.contracts import Flow
+from pipeline.errors import leaves
 from pipeline.job import DiskWatch
 from pipeline.values import Span, Zeros
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
@@ -23,7 +25,11 @@ from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 from .null import NullSink
 
+log = logging.getLogger("vadpipe." + __name__)
+
 DISKS_AT_ONCE = 2
+# Of a disk whose failure may pass by itself, e.g. because a host was away for longer than its reader waits.
+ATTEMPTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +53,10 @@ class Contents:
 
 
 class OpenTarget(Protocol):
-    """A place that is ready to take the disks."""
+    """A place that is ready to take the disks.
+
+    One that takes all disks or none has `needs_all` true: the first failure then ends the restore.
+    """
 
     def place(self, disk: StoredDisk) -> str | None:
         """Where the disk goes, for people; None when nothing is written."""
@@ -174,15 +183,24 @@ async def restore(
     restored: dict[str, RestoredDisk] = {}
     failures: list[TransferFailed | MoverError] = []
 
-    async def restore_disk(target: OpenTarget, disk: StoredDisk) -> None:
+    async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
         observe = None if watch is None else partial(watch, disk)
         async with limiter:
-            try:
-                async with target.pipeline(disk, pool) as pipeline:
-                    report = await pipeline.measure(observe)
-            except (TransferFailed, MoverError) as failed:
-                failures.append(failed)
-                return
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    async with target.pipeline(disk, pool) as pipeline:
+                        report = await pipeline.measure(observe)
+                    break
+                except (TransferFailed, MoverError) as failed:
+                    if attempt < ATTEMPTS and all(
+                        getattr(leaf, "transient", False) for leaf in leaves(failed)
+                    ):
+                        log.info("Disk %s is restored again from its beginning: %s", disk.key, failed)
+                        continue
+                    failures.append(failed)
+                    if all_or_none:
+                        nursery.cancel_scope.cancel()
+                    return
         restored[disk.key] = RestoredDisk(
             key=disk.key,
             place=target.place(disk),
@@ -194,11 +212,13 @@ async def restore(
 
     remarks: Sequence[str] = ()
     attention: Sequence[str] = ()
+    all_or_none = False
     try:
         async with target.open(Contents(reader, point, wanted, force)) as opened:
+            all_or_none = getattr(opened, "needs_all", False)
             async with trio.open_nursery() as nursery:
                 for disk in wanted:
-                    nursery.start_soon(restore_disk, opened, disk)
+                    nursery.start_soon(restore_disk, nursery, opened, disk)
             if not failures:
                 remarks = await opened.finish()
                 attention = getattr(opened, "attention", ())
@@ -206,5 +226,7 @@ async def restore(
         if not failures:
             raise
         failures.append(left)  # what the target could not take away, after a disk had failed
+    if failures and all_or_none:
+        restored.clear()
     done = [restored[disk.key] for disk in wanted if disk.key in restored]
     return RestoreReceipt(point, done, failures, remarks, attention)

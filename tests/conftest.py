@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pipeline import MiB, secrets
 from vadpipe.lab.guest import Guest, build_windows_guest
@@ -20,6 +21,10 @@ from vadpipe.repository.store import Repository
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NIGHTLY = Path(__file__).parent.parent / "vadpipe" / "lab" / "nightly.py"  # the example, on the lab
+
+# A timing never decides a test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

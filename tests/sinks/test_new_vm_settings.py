@@ -246,6 +246,7 @@ async def test_data_where_the_point_has_none_is_found(backed):
 
 async def test_a_sample_says_what_it_is(backed):
     receipt = await backed.restore(prove="30%")
+    assert "web01-restored: disks restored; a sample of each was proven." in receipt.remarks
     [told, _] = [remark for remark in receipt.remarks if remark.startswith("Disk ")]
     assert "a sample of" in told
     assert "of 4.1 MiB read back and proved (seed " in told

@@ -53,6 +53,11 @@ _PLACES = ("folder", "pool", "host", "datastore")
     metavar="FILE",
     help="vsphere: more of them, in TOML or JSON.",
 )
+@click.option(
+    "--via",
+    type=click.Choice(["vddk", "lease"]),
+    help="vsphere: how a new VM gets its disks: written through VDDK, or sent over HTTPS without it.",
+)
 @click.option("--power-on", is_flag=True, help="vsphere: switch the new VM on at the end.")
 @click.option("--prove", metavar="all|SHARE|SIZE", help="vsphere: how much of each disk is read back.")
 @click.option(
@@ -72,6 +77,7 @@ def restore(
     name: str | None,
     mapped: tuple[str, ...],
     mapping: Path | None,
+    via: str | None,
     power_on: bool,
     prove: str | None,
     in_place: bool,
@@ -98,7 +104,7 @@ def restore(
 
     Exit code 3: everything is restored, but something is not as planned.
     """
-    options = {"name": name, "mapping": mapping, "power_on": power_on or None, "prove": prove}
+    options = {"name": name, "mapping": mapping, "via": via, "power_on": power_on or None, "prove": prove}
     changes = {**mappings(mapped), **{key: value for key, value in options.items() if value}}
     place = target_of(target, changes, in_place=in_place)
     if plan_only:

@@ -84,6 +84,11 @@ class Nbd:
             raise ConfigError(f"request={self.request} is not a multiple of {CLUSTER} of at most {SPAN}.")
         if not self.host or not 1 <= self.port <= 65535:
             raise ConfigError(f"{self.host!r} and port {self.port} do not name an NBD server.")
+        if self.host.startswith("/") and self.tls is not None and self.tls.check_hostname:
+            raise ConfigError(
+                f"The Unix socket {self.host} has no name that a certificate could be compared with.",
+                remedy="Set check_hostname = False of the TLS settings; their authority is checked all the same.",
+            )
 
     @property
     def server(self) -> str:

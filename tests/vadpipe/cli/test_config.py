@@ -51,7 +51,7 @@ def test_several_jobs_are_loaded_and_one_may_be_picked(tmp_path):
             r"line 3: NameError: name 'undefined' is not defined\. The line is: job = un",
         ),
         ("x = 1", "defines neither `job` nor `jobs`"),
-        ("jobs = [3]", r"config\.py has 3 where a pipeline.Job or JobSource is expected\."),
+        ("jobs = [3]", r"config\.py has 3 where a pipeline.Job, JobSource or sinks.Restore is expected\."),
         (GOOD + "jobs = [job, job]", "two jobs are called nightly"),
         ("import no_such_module", "line 1: ModuleNotFoundError"),
         ("from stages import Zstd\nZstd(99)", r"line 2: Zstd has no level 99\. Choose one"),

@@ -74,6 +74,23 @@ def test_a_name_that_is_taken_is_one_message_before_anything_is_made(backed_up):
     assert "CreateVM_Task" not in backed_up.vcenter.calls
 
 
+def test_a_point_is_restored_without_vddk_for_its_disks(backed_up):
+    done = backed_up(
+        "restore",
+        backed_up.repository,
+        "latest",
+        f"vsphere:{EXAMPLE}",
+        "--via",
+        "lease",
+        "--name",
+        "web01-sent",
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "web01-sent: disks restored and proven." in done.stdout
+    assert "ImportVApp" in backed_up.vcenter.calls
+    assert digests_of(backed_up, "web01-sent") == backed_up.digests[-1]
+
+
 def test_a_signal_takes_the_new_vm_away(backed_up, tmp_path):
     backed_up.vcenter.inject("ReconfigVM_Task", Delay(), 2, in_task=True)
     with Running(backed_up, tmp_path, config=EXAMPLE) as running:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import Extents
+from pipeline import ConfigError, Extents
 from pipeline.units import SPAN, KiB
 from tests.vadpipe.nbd.nbd_kit import keeps_the_rules_of_disks
 from tests.vadpipe.reading_kit import whole_disk
@@ -94,7 +94,10 @@ async def test_a_unix_socket_can_have_tls_and_can_demand_it(serve, raw, pool, cr
     words = ["nbdkit", "-f", "-r", "-U", "SOCKET", "--tls=require", f"--tls-certificates={credentials}"]
     place = serve(*words, "file", raw)
     context = trusting(credentials)
-    context.check_hostname = False  # a Unix socket has no name
+    with pytest.raises(ConfigError, match="has no name") as caught:
+        Nbd(str(place), tls=context)
+    assert "check_hostname = False" in caught.value.remedy
+    context.check_hostname = False
     async with Nbd(str(place), tls=context).open(pool=pool) as disk:
         assert np.array_equal(await whole_disk(disk, pool), np.fromfile(raw, np.uint8))
     with pytest.raises(NbdError, match="requires TLS"):

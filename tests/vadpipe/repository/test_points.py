@@ -15,6 +15,7 @@ from pipeline import (
     Job,
     KiB,
     MachineId,
+    observed,
 )
 from pipeline.testing.fakes import FakeCapture, FakeMachine
 from tests.vadpipe.repository.repository_kit import (
@@ -131,10 +132,15 @@ async def test_a_clock_that_went_back_is_reported(repository):
     clock = Clock()
     await backup(clock.repository(repository.path), [disk_of(4096)])
     clock.hour = 3
+    events = []
     async with clock.repository(repository.path).open() as store, store.begin(MACHINE) as point:
-        await point.publish(FakeCapture(MACHINE, []), [], None)
+        with observed(events.append):
+            await point.publish(FakeCapture(MACHINE, []), [], None)
     (remark,) = point.remarks
     assert "The clock of this machine (2025-01-01T03:00" in remark
+    [behind] = [event for event in events if event.kind == "clock behind"]
+    assert behind.facts["now"].startswith("2025-01-01T03:00")
+    assert behind.facts["previous"].startswith("2025-01-01T12:00")
     receipt = await Job(FakeMachine([disk_of(4096)]), full_path, clock.repository(repository.path)).run()
     assert [remark[:25] for remark in receipt.remarks] == ["The clock of this machine"]
 

@@ -154,6 +154,8 @@ async def test_an_incomplete_point_is_not_published(point):
     capture = FakeCapture(MACHINE, [disk])
     with pytest.raises(ContractError, match="other was not written"):
         await point.publish(capture, [receipt, replace(receipt, key="other")], None)
+    with pytest.raises(ContractError, match="was not written to this point"):
+        await point.publish(capture, [replace(receipt, zero_read=1)], None)
     with pytest.raises(ContractError, match="same key"):
         await point.publish(capture, [receipt, receipt], None)
     framed(point, 0, random_bytes(1, MiB))

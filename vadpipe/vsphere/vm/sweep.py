@@ -145,7 +145,7 @@ async def look_ahead(
         return []
     identities: dict[type[ManagedObject], list[str]] = {vim.VirtualMachine: ["config.instanceUuid"]}
     rows = await session.call("RetrieveProperties", lambda: read_all(session.content, identities))
-    uuids = {intent.vm_uuid for intent in intents}
+    uuids = {intent.vm_uuid for intent in intents if intent.kind is not IntentKind.NEW_VM}
     morefs = {uuid: row.moref for row in rows if (uuid := row.get("config.instanceUuid")) in uuids}
     subjects = [vim.VirtualMachine(moref, session.stub) for moref in morefs.values()]
     seen = await session.call("RetrieveProperties", lambda: read_each(session.content, subjects, _SEEN))

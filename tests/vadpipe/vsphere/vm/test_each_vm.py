@@ -264,7 +264,10 @@ def test_cleanup_needs_no_vm_to_be_selected_any_more(lab, add_vm, write):
             'jobs = EachVm(vcenter, SelectVms("*", exclude=[SelectVms(tag="backup/no")]), job_of)',
             r"line \d+: Tags of 127\.0\.0\.1 cannot be read with the cookie",
         ),
-        ("jobs = [SelectVms('*')]", r"has SelectVms.*where a pipeline\.Job or JobSource is expected"),
+        (
+            "jobs = [SelectVms('*')]",
+            r"has SelectVms.*where a pipeline\.Job, JobSource or sinks\.Restore is expected",
+        ),
     ],
 )
 def test_a_wrong_job_function_is_a_config_error(add_vm, write, lines, message):

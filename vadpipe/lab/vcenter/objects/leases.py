@@ -96,7 +96,7 @@ class HttpNfcLease(Managed):
 
     @vim_property
     def info(self) -> vim.HttpNfcLease.Info | None:
-        if self._state != "ready" or self.vm is None:
+        if self._state != "ready" or self.vm is None or self.vm.moref not in self.service.inventory.vms:
             return None
         guests, disks = self.service.guests, self.service.inventory.disks_of(self.vm)
         return vim.HttpNfcLease.Info(
