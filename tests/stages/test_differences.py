@@ -1,6 +1,7 @@
 """A disk against a point: exactly the clusters that differ, whatever the point was made from."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,24 @@ from pipeline import (
     SPAN,
     BufferPool,
     ConfigError,
+    ContractError,
     Extents,
     IntegrityError,
     MiB,
+    Span,
     TransferFailed,
+    Unchanged,
+    Zeros,
 )
 from pipeline.errors import leaves
+from pipeline.testing.checks import check_sink, check_source
+from pipeline.testing.fakes import Items
+from sinks.in_place import OverDisk
+from stages.differences import Differences
 from tests.stages.differences_kit import WritableMemoryDisk, clusters_that_differ, rolled_back
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
 from vadpipe.repository.frames import decode
+from vadpipe.repository.reader import open_repository
 from vadpipe.repository.store import Repository
 
 CAPACITY = 9 * MiB + 3 * 512  # two spans and a part, and a tail that is no whole cluster
@@ -203,3 +213,52 @@ def test_one_buffer_is_enough(repository):
     disk = WritableMemoryDisk(random_bytes(5, CAPACITY), pool=BufferPool(SPAN))
     rolled_back(repository, disk)
     assert np.array_equal(disk.content, content)
+
+
+async def test_differences_and_their_sink_keep_the_contracts(repository):
+    content = sample()
+    await backup(repository, [MemoryDisk(content.copy(), pool=BufferPool(16 << 20))])
+    now = WritableMemoryDisk(
+        altered(content, [(10, 3, "random"), (9000, 40, "zero"), (3000, 9, "random")], 4)
+    )
+    async with open_repository(repository.path) as reader:
+        point = reader.points[-1]
+        views = await check_source(lambda: Differences(reader, point, "scsi0:0", now), least=2)
+        assert len(views) == 3  # two spans and the tail
+
+        def items():
+            """Spans of their own: each run releases them."""
+            data = Extents.of([(CLUSTER, CLUSTER)])
+            zeros = Extents.of([(5 * CLUSTER, CLUSTER)])
+            span = Span.of(random_bytes(3, SPAN).tobytes())
+            first = replace(span, data=data, zeros=zeros)
+            return [first, Unchanged(SPAN, CAPACITY - SPAN)]
+
+        target = WritableMemoryDisk(np.ones(CAPACITY, np.uint8))
+        await check_sink(lambda: OverDisk(target), items)
+        assert target.written_extents == Extents.of([(CLUSTER, CLUSTER), (5 * CLUSTER, CLUSTER)])
+        assert not target.content[5 * CLUSTER : 6 * CLUSTER].any()
+
+
+@pytest.mark.parametrize("items", [[Unchanged(0, SPAN)], [Unchanged(SPAN, SPAN)], [Zeros(0, CAPACITY)]])
+async def test_the_sink_refuses_what_is_no_whole_disk_of_differences(items):
+    disk = WritableMemoryDisk(np.ones(CAPACITY, np.uint8))
+    with pytest.raises(TransferFailed) as failed:
+        await (Items(items) | OverDisk(disk)).run()
+    assert any(isinstance(error, ContractError | ConfigError) for error in leaves(failed.value))
+    assert disk.done == []
+
+
+async def test_nothing_counts_as_written_before_it_is_flushed():
+    disk = WritableMemoryDisk(np.ones(2 * SPAN, np.uint8))
+    told = []
+
+    async def begin():
+        told.append(("begin", disk.written_bytes, disk.flushes))
+
+    async def reached(position):
+        told.append((position, disk.written_bytes, disk.flushes))
+
+    spans = [replace(Span.of(bytes(SPAN), at), data=Extents.whole(CLUSTER, at)) for at in (0, SPAN)]
+    await (Items(spans) | OverDisk(disk, begin, reached)).run()
+    assert told == [("begin", 0, 0), (2 * SPAN, 2 * CLUSTER, 1)]

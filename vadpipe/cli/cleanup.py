@@ -41,7 +41,8 @@ def cleanup(config: Path, dry_run: bool, consolidate: Consolidate | None, as_jso
 
     It detaches hot-added disks, removes snapshots, ends locks against Storage vMotion, powers on VMs that were shut
     down, and destroys new VMs whose restore did not finish. It consolidates disks as far as any job of their server
-    allows. Disks that no VM refers to are listed and never touched. Exit code 3: something could not be undone.
+    allows. A restore over a VM that did not end is named; only the next one completes it. Disks that no VM refers
+    to are listed and never touched. Exit code 3: something could not be undone.
     """
     places = _places(read_jobs_and_target(config))
     found = [

@@ -28,7 +28,7 @@ from ..inventory.hardware import vm_disks
 from ..inventory.lookup import Vm, find_vm
 from ..inventory.origin import origin_of
 from ..journal.access import vm_access
-from ..journal.intents import Journal
+from ..journal.intents import IntentKind, Journal
 from ..journal.journaled import new_run
 from ..journal.relocation_lock import relocation_locked
 from ..manifest.fetch import ManifestFetcher, fetch_manifest
@@ -208,6 +208,7 @@ async def _look_before(
     nodes = await snapshots_of(session, vm.moref)
     told.remarks += [_not_removed(vm, node) for node in nodes]
     _require_none_kept(vm, nodes, swept)
+    _require_not_mixed(vm, swept)
     checked = Checked({})
     if settings.preflight is not None:
         checked = await settings.preflight.check(session, vm, settings)
@@ -246,6 +247,18 @@ def _require_none_kept(vm: Vm, nodes: Sequence[SnapshotNode], swept: Sequence[Sw
                 vm=vm.name,
                 snapshot=here[one.intent.token].moref,
                 age_s=round(one.intent.age_s),
+            )
+
+
+def _require_not_mixed(vm: Vm, swept: Sequence[Swept]) -> None:
+    """Raises SourceError while a restore over this VM is at work or did not end: a backup would hold a mixture."""
+    for one in swept:
+        mine = one.intent.kind is IntentKind.ROLLBACK and one.intent.vm_uuid == vm.uuid
+        if mine and one.outcome in (Outcome.KEPT, Outcome.IN_USE):
+            raise SourceError(
+                f"{vm.name} is not backed up: {one}.",
+                remedy="Complete the restore first: run it again.",
+                vm=vm.name,
             )
 
 

@@ -149,6 +149,19 @@ async def test_a_restore_that_fails_half_way_is_told_marked_and_resumed(original
     assert SETTING not in original.state.extra_config
 
 
+async def test_a_vm_that_is_mixed_is_not_backed_up(original, monkeypatch):
+    await original.back_up()
+    change(original)
+    with failing_after(monkeypatch, 0):
+        assert (await original.restore()).failures
+    with pytest.raises(SourceError, match=r"web01 is not backed up: restore in place of web01: kept"):
+        await original.back_up()
+    assert len(await original.points()) == 1
+    await original.restore()
+    await original.back_up()
+    assert len(await original.points()) == 2
+
+
 async def test_a_restore_to_another_point_takes_over_from_one_that_failed(original, monkeypatch):
     await original.back_up()
     original.write((0, 1024 * KiB, random_bytes(5, 64 * KiB).tobytes()))
