@@ -172,7 +172,7 @@ class _OpenOverVm:
         contents = self.contents
         async with self.writer.open(self.original.access(disk.key), pool) as opened:
             self.original.adds.opened.append(opened)
-            return await prove_disk(contents.reader, contents.point, disk, opened, pool)
+            return await prove_disk(contents.reader, contents.point, disk, opened)
 
 
 async def _nothing() -> None:

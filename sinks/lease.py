@@ -169,7 +169,7 @@ class OpenLease:
             vm = VmBeingRestored(made, leased.plan, leased.session, writer, adds)
             for disk in contents.disks:
                 async with vm.readable(disk.key, pool) as opened:
-                    proof: DiskProof = await prove_disk(contents.reader, contents.point, disk, opened, pool)
+                    proof: DiskProof = await prove_disk(contents.reader, contents.point, disk, opened)
                 self.remarks.append(f"Disk {disk.key}: {proof}.")
 
     def _planned(self, key: str) -> PlannedDisk:

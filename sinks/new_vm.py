@@ -233,7 +233,7 @@ class _OpenVm:
         self.vm.step(f"proving disk {disk.key}")
         async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
-                contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()
+                contents.reader, contents.point, disk, opened, budget=self.settings.budget()
             )
 
     async def finish(self) -> Sequence[str]:
