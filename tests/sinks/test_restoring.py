@@ -1,5 +1,7 @@
 """Restoring to raw images: one file for each disk, nothing replaced unless asked, nothing mixed."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -163,6 +165,62 @@ async def test_a_second_restore_into_one_directory_is_refused(repository, tmp_pa
             assert list((tmp_path / "out").rglob("*.*")) == []
         await restore(reader, point, target)
     assert np.array_equal(np.fromfile(opened.place(point.disks[0]), np.uint8), disk.content)
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_what_a_killed_restore_left_is_removed_and_nothing_else(repository, tmp_path, monkeypatch, is_locked):
+    """Without a lock another restore may be writing it."""
+    stored(repository, "scsi0:0")
+    directory = images_of(repository, tmp_path / "out")
+    directory.mkdir(parents=True)
+    left, link = ".0123456789abcdef.partial", ".fedcba9876543210.partial"
+    others = [".web01.partial", ".0123456789ABCDEF.partial", "0123456789abcdef.partial"]
+    for name in (left, *others):
+        (directory / name).write_bytes(b"dear")
+    (directory / link).symlink_to(others[0])
+    if not is_locked:
+        monkeypatch.setattr(fcntl, "flock", mock_error(errno.ENOLCK))
+    restored(repository, tmp_path / "out")
+    remaining = {link, *others, "scsi0-0.raw"} | (set() if is_locked else {left})
+    assert set(os.listdir(directory)) == remaining
+
+
+def test_a_restore_that_is_refused_removes_nothing(repository, tmp_path):
+    stored(repository, "scsi0:0")
+    directory = images_of(repository, tmp_path / "out")
+    directory.mkdir(parents=True)
+    for name in (".0123456789abcdef.partial", "scsi0-0.raw"):
+        (directory / name).write_bytes(b"dear")
+    with pytest.raises(SinkError, match="exists already"):
+        restored(repository, tmp_path / "out")
+    assert len(os.listdir(directory)) == 2
+
+
+def mock_error(code):
+    """A function that fails with this error of the system."""
+
+    def fail(*_arguments, **_options):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("form", ["raw", "vmdk"])
+def test_disks_that_cannot_be_written_leave_the_buffers_to_the_others(
+    repository, tmp_path, monkeypatch, form
+):
+    """Ten disks, six buffers: each failure is kept until the end, and must not keep a buffer."""
+    stored(repository, *(f"scsi0:{unit}" for unit in range(10)))
+    monkeypatch.setattr(os, "pwrite", mock_error(errno.ENOSPC))
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            with trio.fail_after(20):
+                return await restore(reader, reader.points[-1], parse_target(f"{form}:{tmp_path / 'out'}"))
+
+    receipt = trio.run(work)
+    assert len(receipt.failures) == 10
+    assert all("No space left on device" in str(failure.exceptions[0]) for failure in receipt.failures)
 
 
 async def test_an_image_that_appears_meanwhile_is_not_replaced(repository, tmp_path):
