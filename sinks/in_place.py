@@ -229,10 +229,14 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
                 position += item.length
                 passed += item.length
                 if isinstance(item, Span):
-                    if not begun:
-                        await self.begin()
-                        begun = True
-                    await work.turns.acquire()
+                    try:
+                        if not begun:
+                            await self.begin()
+                            begun = True
+                        await work.turns.acquire()
+                    except BaseException:
+                        item.release()
+                        raise
                     nursery.start_soon(work.write, item)
                     del item
                 if work.unflushed >= FLUSH_WRITTEN or passed >= FLUSH_PASSED:
