@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline import ConfigError, MiB, SinkError
 from sinks.images import image_name, point_directory
 from sinks.raw import RawDirectory, StandardOutput
-from sinks.restoring import Contents, restore
+from sinks.restoring import Contents, disks_of, restore
 from sinks.targets import parse_target
 from sinks.vmdk import VmdkDirectory
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
@@ -282,6 +282,9 @@ def test_options_stand_behind_a_question_mark():
         ("vmdk:a?format=vhd", "'vhd' is no format of a VMDK. Write one of monolithicSparse"),
         ("vmdk:a?level=10", "level=10 is not between 1 and 9"),
         ("vmdk:a?level=x", "level='x' is no number"),
+        ("nbd://[::1/disk", "'//[::1/disk' names no NBD server"),
+        ("nbds://host:x/disk", "'//host:x/disk' names no NBD server"),
+        ("nbd+unix://[/disk?socket=/run/nbd", "'//[/disk' names no NBD server"),
         ("vmdk:a?size=1", "A target vmdk: has no option 'size'. It has format, level."),
     ],
 )
@@ -301,6 +304,17 @@ def test_a_disk_that_the_point_does_not_have_is_refused(repository, tmp_path):
     stored(repository, "scsi0:0")
     with pytest.raises(ConfigError, match=r"has no disk 'scsi0:9'.*It has: scsi0:0"):
         restored(repository, tmp_path / "restored", keys=["scsi0:9"])
+
+
+def test_a_plan_refuses_a_disk_that_the_point_does_not_have(repository, tmp_path):
+    stored(repository, "scsi0:0")
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            return disks_of(reader.points[-1], ["scsi0:0", "scsi9:9"])
+
+    with pytest.raises(ConfigError, match=r"has no disk 'scsi9:9'\. It has: scsi0:0"):
+        trio.run(work)
 
 
 def test_two_points_and_two_vms_have_directories_of_their_own(repository, tmp_path):
