@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
@@ -31,6 +31,8 @@ from pipeline.composition import at_least, expect_disk
 from pipeline.errors import leaves
 from stages.differences import Differences
 from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.vddk.errors import VddkError
+from vadpipe.vsphere.api.retry import backoff
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.journal.rollback import Phase
@@ -45,6 +47,9 @@ log = logging.getLogger("vadpipe." + __name__)
 # How much may be written or looked at again after a kill.
 FLUSH_WRITTEN = 256 * MiB
 FLUSH_PASSED = 8 * GiB
+
+_ALREADY_LOCKED = 15  # VIX_E_FILE_ALREADY_LOCKED
+_LOCKED_WITHIN_S = 60.0  # processes of VDDK outlive their mover by half a minute
 
 
 @dataclass(frozen=True)
@@ -155,11 +160,25 @@ class _OpenOverVm:
         original, key = self.original, disk.key
         await original.advance(key, position=begin)
         within = Extents.whole(disk.capacity - begin, begin) if begin else None
-        async with self.writer.open(original.access(key), pool, write=True) as opened:
+        async with AsyncExitStack() as stack:
+            opened = await self._open(stack, key, pool)
             original.adds.opened.append(opened)
             differences = Differences(self.contents.reader, self.contents.point, key, opened, within=within)
             yield differences | OverDisk(opened, partial(self._begin, key), partial(self._reached, key))
         await original.advance(key, phase=Phase.WRITTEN, position=disk.capacity)
+
+    async def _open(self, stack: AsyncExitStack, key: str, pool: BufferPool) -> WritableDisk:
+        """The disk, open for writing. What a killed restore had open is closed only some time after it."""
+        waits = backoff(_LOCKED_WITHIN_S)
+        while True:
+            try:
+                opening = self.writer.open(self.original.access(key), pool, write=True)
+                return await stack.enter_async_context(opening)
+            except VddkError as exc:
+                if exc.facts.get("code") != _ALREADY_LOCKED or (pause_s := next(waits, None)) is None:
+                    raise
+                log.info("%s is open elsewhere, again in %.1f s: %s", key, pause_s, exc.problem)
+            await trio.sleep(pause_s)
 
     async def _begin(self, key: str) -> None:
         await self.original.advance(key, phase=Phase.BEGUN)

@@ -138,6 +138,7 @@ class OpenLease:
     nvram: bytes | None
     remarks: list[str] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
+    needs_all = True
 
     def place(self, disk: StoredDisk) -> str:
         return f"{self.leased.plan.name} {self._planned(disk.key).controller}:{self._planned(disk.key).unit}"

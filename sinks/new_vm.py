@@ -210,6 +210,7 @@ class _OpenVm:
     """A new VM that takes its disks. `attention`: sentences on what is not as planned."""
 
     needs_all = True
+    attempts = 2  # a host may be away for longer than its writer waits
 
     settings: NewVm
     contents: Contents

@@ -19,6 +19,7 @@ from pipeline import BufferPool, ConfigError, MoverError, Pipeline, TransferFail
 from pipeline.contracts import Flow
 from pipeline.errors import leaves
 from pipeline.job import DiskWatch
+from pipeline.meters import PipelineReport
 from pipeline.values import Span, Zeros
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
@@ -28,8 +29,6 @@ from .null import NullSink
 log = logging.getLogger("vadpipe." + __name__)
 
 DISKS_AT_ONCE = 2
-# Of a disk whose failure may pass by itself, e.g. because a host was away for longer than its reader waits.
-ATTEMPTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,8 @@ class Contents:
 class OpenTarget(Protocol):
     """A place that is ready to take the disks.
 
-    One that takes all disks or none has `needs_all` true: the first failure then ends the restore.
+    One that takes all disks or none has `needs_all` true: the first failure then ends the restore. `attempts`: how
+    often it takes a disk whose failure may pass by itself; 1 where it has none.
     """
 
     def place(self, disk: StoredDisk) -> str | None:
@@ -188,24 +188,38 @@ async def restore(
     restored: dict[str, RestoredDisk] = {}
     failures: list[TransferFailed | MoverError] = []
 
-    async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
+    async def written(target: OpenTarget, disk: StoredDisk) -> PipelineReport[object]:
         observe = None if watch is None else partial(watch, disk)
+        for _ in range(getattr(target, "attempts", 1) - 1):
+            try:
+                async with target.pipeline(disk, pool) as pipeline:
+                    return await pipeline.measure(observe)
+            except (TransferFailed, MoverError) as failed:
+                if not all(getattr(leaf, "transient", False) for leaf in leaves(failed)):
+                    raise
+                log.info("Disk %s is restored again from its beginning: %s", disk.key, failed)
+        async with target.pipeline(disk, pool) as pipeline:
+            return await pipeline.measure(observe)
+
+    async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
         async with limiter:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    async with target.pipeline(disk, pool) as pipeline:
-                        report = await pipeline.measure(observe)
-                    break
-                except (TransferFailed, MoverError) as failed:
-                    if attempt < ATTEMPTS and all(
-                        getattr(leaf, "transient", False) for leaf in leaves(failed)
-                    ):
-                        log.info("Disk %s is restored again from its beginning: %s", disk.key, failed)
-                        continue
-                    failures.append(failed)
-                    if all_or_none:
-                        nursery.cancel_scope.cancel()
-                    return
+            try:
+                report = await written(target, disk)
+            except (TransferFailed, MoverError) as failed:
+                failures.append(failed)
+                if all_or_none:
+                    nursery.cancel_scope.cancel()
+                return
+            except BaseExceptionGroup as group:  # it failed while it was cancelled
+                failed_too, others = group.split((TransferFailed, MoverError))
+                if failed_too is None:
+                    raise
+                failures.extend(
+                    one for one in failed_too.exceptions if isinstance(one, TransferFailed | MoverError)
+                )
+                if others is not None:
+                    raise others from None
+                return
         restored[disk.key] = RestoredDisk(
             key=disk.key,
             place=target.place(disk),

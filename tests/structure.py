@@ -39,6 +39,7 @@ FLOORS = [
         "tools",
         "vadpipe/bench",
         "vadpipe/lab",
+        "vadpipe/lab/campaigns",
         "vadpipe/lab/faults",
         "vadpipe/lab/tools",
         "vadpipe/lab/vcenter",

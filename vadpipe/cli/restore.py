@@ -231,6 +231,6 @@ def restore_plan_lines(plan: RestorePlan) -> list[str]:
     ]
     header = ("SUBJECT", "FIELD", "OUTCOME", "OLD", "NEW", "WHY")
     lines += table(header, [tuple(map(str, row)) for row in plan.table()])
-    lines += [f"ATTENTION: {sentence}" for sentence in plan.warnings]
+    lines += [f"REMARK: {sentence}" for sentence in plan.warnings]
     lines += [f"PROBLEM: {one.sentence} {one.remedy}".rstrip() for one in plan.problems]
     return lines

@@ -10,7 +10,7 @@ from pipeline.errors import EXIT_FAILED
 from stages.preflight import NotReady, Preflight
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.preflight.test_lab import VOLUMES
-from vadpipe.lab.campaign_kit import LabReader
+from vadpipe.lab.campaigns.disks import LabReader
 from vadpipe.lab.vcenter.faults.injection import Drop
 from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, VmTraits
 from vadpipe.vddk.disk import Vddk

@@ -10,7 +10,7 @@ import trio
 from pipeline.buffers import BufferPool
 from pipeline.units import MiB
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
-from vadpipe.lab.campaign_kit import LabOpenDisk, open_disk
+from vadpipe.lab.campaigns.disks import LabOpenDisk, open_disk
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vddk.access import DiskAccess

@@ -11,6 +11,7 @@ from pipeline import CLUSTER, ConfigError, IntegrityError, KiB, SourceError
 from pipeline.errors import leaves
 from sinks import in_place
 from tests.vadpipe.repository.repository_kit import random_bytes
+from vadpipe.vddk.errors import VddkError
 from vadpipe.vsphere.journal import rollback as rollbacks
 from vadpipe.vsphere.journal.intents import IntentKind
 from vadpipe.vsphere.journal.rollback import Phase, read_rollback
@@ -245,6 +246,24 @@ async def test_a_second_restore_at_the_same_time_is_refused(original):
         with pytest.raises(NotInPlace, match=r"is being restored in place by run .*Wait until it has ended"):
             await original.restore()
     assert original.holds(0) == [True, True]
+
+
+async def test_a_disk_that_a_killed_restore_still_has_open_is_waited_for(original):
+    await original.back_up()
+    change(original)
+    tried = []
+
+    class Locked:
+        def open(self, access, pool, **options):
+            tried.append(access.path)
+            if options and len(tried) < 4:
+                raise VddkError("Injected: the file is locked.", code=15)
+            return original.vddk.open(access, pool, **options)
+
+    receipt = await original.restore(target=replace(original.target, writer=Locked()), keys=["scsi0:0"])
+    assert list(receipt.failures) == []
+    assert len(tried) == 5  # the last to prove it
+    assert original.holds(0)[0]
 
 
 async def test_a_configuration_has_to_permit_it(original):

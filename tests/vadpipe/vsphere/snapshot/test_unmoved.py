@@ -10,7 +10,7 @@ from pipeline.units import KiB
 from stages import VssManifest
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.vsphere.conftest import LabReader
-from vadpipe.lab.campaign_kit import DirectoryPoint, DirectoryTarget, path
+from vadpipe.lab.campaigns.points import DirectoryPoint, DirectoryTarget, path
 from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import HostTraits

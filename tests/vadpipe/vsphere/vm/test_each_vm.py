@@ -26,7 +26,7 @@ Write = Callable[[str], Path]
 CONFIG = """
 from pathlib import Path
 
-from vadpipe.lab.campaign_kit import LabReader
+from vadpipe.lab.campaigns.disks import LabReader
 from pipeline import Job, Secret
 from pipeline.testing import FakeTarget
 from sinks import NullSink

@@ -9,7 +9,7 @@ import pytest
 from pipeline import Job, QuiescingShort
 from pipeline.errors import leaves
 from stages import Journal, Quiesce, VcenterVm, VssManifest
-from vadpipe.lab.campaign_kit import DirectoryTarget, path
+from vadpipe.lab.campaigns.points import DirectoryTarget, path
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.quiescing import QuiesceRequest
 from vadpipe.lab.vss.recipe import ManifestRecipe, manifest_zip

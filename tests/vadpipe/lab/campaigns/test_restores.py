@@ -5,8 +5,9 @@ from collections import defaultdict
 import pytest
 from click.testing import CliRunner
 
-from vadpipe.lab.restore_campaign import main, restore_campaign
-from vadpipe.lab.restore_scenario import CALLS, DISK_ACTIONS, DISK_CALLS, MEDDLING, TASKS, RestoreScenario
+from vadpipe.lab.campaigns.__main__ import main
+from vadpipe.lab.campaigns.restores import restores
+from vadpipe.lab.campaigns.restores_scenario import CALLS, DISK_ACTIONS, DISK_CALLS, MEDDLING, RestoreScenario
 from vadpipe.lab.vcenter.faults.kinds import FAULT_KINDS
 
 SEED = 7
@@ -30,9 +31,9 @@ def test_every_call_meets_faults_and_kills_and_somebody_meddles():
         for one in scenario.troubles:
             if one.name in FAULT_KINDS:
                 kinds[one.method, one.in_task].add(one.name)
-    for place in [*((call, False) for call in CALLS), *((task, True) for task in TASKS)]:
+    for place in [*((call, False) for call in CALLS.counts), *((task, True) for task in CALLS.tasks)]:
         assert len(kinds[place]) >= 40, place
-    assert {call for call, _ in killed - {None}} == {*CALLS, *DISK_CALLS}
+    assert {call for call, _ in killed - {None}} == {*CALLS.counts, *DISK_CALLS}
     assert meddling == {None, *MEDDLING}
     assert {action for action, _ in disk} == set(DISK_ACTIONS)
     assert {call for action, call in disk if action == "fails"} == set(DISK_CALLS)
@@ -40,7 +41,7 @@ def test_every_call_meets_faults_and_kills_and_somebody_meddles():
 
 @pytest.mark.slow
 def test_restores_leave_a_whole_vm_or_nothing():
-    tally = restore_campaign(range(SHORT), seed=SEED)
+    tally = restores(range(SHORT), seed=SEED)
     assert tally.failures == []
     assert tally.runs == sum(tally.outcomes.values()) == SHORT
     assert {"done", "failed", "killed"} <= set(tally.outcomes)
@@ -48,14 +49,14 @@ def test_restores_leave_a_whole_vm_or_nothing():
 
 @pytest.mark.slow
 def test_one_run_can_be_played_again():
-    done = CliRunner().invoke(main, ["--seed", "7", "--only", "1"])
+    done = CliRunner().invoke(main, ["restores", "--seed", "7", "--only", "1"])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("1 restores")
+    assert done.output.startswith("1 runs")
 
 
 @pytest.mark.campaign
 def test_two_thousand_restores():
-    tally = restore_campaign(range(LONG), seed=SEED)
+    tally = restores(range(LONG), seed=SEED)
     print(dict(tally.outcomes))
     assert tally.failures == []
     assert tally.runs == LONG

@@ -26,7 +26,7 @@ from vadpipe.vddk.codes import CODES
 from vadpipe.vddk.disk import Vddk, VddkDisk
 from vadpipe.vsphere.journal import relocation_lock as relocation
 
-from .vcenter.state.outside import hot_added, relocation_lock
+from ..vcenter.state.outside import hot_added, relocation_lock
 
 SHARE = 0.1
 # Every counted call of a process that reads a disk or makes a call about the VM, and about how often it is made.
@@ -44,7 +44,7 @@ VDDK_MOMENTS = (
 )
 # How long a call may hang: a process of the library starts in tenths of a second, on a busy machine too.
 _HANGS_S = 2.0
-_PATIENT_S = 20.0  # a call that hangs is repeated once; both must fit into campaign_run._HANGS_AFTER_S
+_PATIENT_S = 20.0  # a call that hangs is repeated once; both must fit into ending.HANGS_AFTER_S
 _LOCK_WITHIN_S = 0.3
 
 

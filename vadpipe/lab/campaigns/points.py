@@ -1,4 +1,4 @@
-"""What the campaign backs up with: a reader of the lab's own disks, and a target whose points can be checked."""
+"""A target of backups whose points can be checked: one file of digests for each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,86 +15,19 @@ import numpy as np
 from trio.abc import ReceiveChannel
 
 from pipeline import (
-    Buffer,
-    BufferPool,
     Capture,
     Disk,
     DiskReceipt,
     Evidence,
-    Extents,
     MachineId,
     Pipeline,
     PreviousDisk,
     Sink,
-    SourceError,
     Span,
     Unchanged,
     Zeros,
 )
-from stages import AllocatedExtents, DiskAccess, ReadSpans
-
-from .vmdk_chain import Chain, open_link, opened_chain
-from .vmdk_descriptor import field
-
-
-@dataclass(frozen=True)
-class LabReader:
-    """Opens the VMDK chains below a lab directory's datastores; a `vadpipe.vsphere.DiskReader`.
-
-    `before_read`: called before each read, for what has to happen just then.
-    """
-
-    root: Path
-    before_read: Callable[[], None] | None = None
-
-    @asynccontextmanager
-    async def open(self, access: DiskAccess, pool: BufferPool) -> AsyncIterator[LabOpenDisk]:
-        datastore, _, path = access.path.removeprefix("[").partition("] ")
-        with open_disk(self.root / "datastores" / datastore / path, self.before_read) as disk:
-            yield disk
-
-
-@contextmanager
-def open_disk(leaf: Path, before_read: Callable[[], None] | None = None) -> Iterator[LabOpenDisk]:
-    """The chain of a leaf, open until the end, wherever its files go meanwhile. Raises SourceError."""
-    files = [leaf]
-    with ExitStack() as stack:
-        try:
-            while (parent := _parent(files[-1])) is not None:
-                files.append(parent)
-            chain = stack.enter_context(opened_chain(files))
-        except OSError as exc:
-            raise SourceError(f"{files[-1]} cannot be opened: {exc.strerror}.") from exc
-        yield LabOpenDisk(chain, before_read)
-
-
-class LabOpenDisk:
-    """One open chain."""
-
-    def __init__(self, chain: Chain, before_read: Callable[[], None] | None) -> None:
-        self._chain = chain
-        self._before_read = before_read
-        self.capacity = chain.links[0].capacity
-
-    async def allocated(self, offset: int, length: int) -> Extents:
-        return self._chain.allocated(offset, length)
-
-    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        if self._before_read is not None:
-            self._before_read()
-        for start, length in wanted:
-            content = np.frombuffer(self._chain.read(start, length), dtype=np.uint8)
-            buffer.array[start - offset : start - offset + length] = content
-
-
-def _parent(path: Path) -> Path | None:
-    link = open_link(path)
-    try:
-        if field(link.descriptor, "parentCID") == "ffffffff":
-            return None
-        return Path(os.path.normpath(path.parent / field(link.descriptor, "parentFileNameHint")))
-    finally:
-        link.close()
+from stages import AllocatedExtents, ReadSpans
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vadpipe.lab.campaign import campaign, main
-from vadpipe.lab.campaign_scenario import CALLS, EVENTS, MOVES, READ, TASKS, Scenario
-from vadpipe.lab.campaign_vddk import (
+from vadpipe.lab.campaigns.__main__ import main
+from vadpipe.lab.campaigns.backups import backups
+from vadpipe.lab.campaigns.backups_scenario import CALLS, BackupScenario
+from vadpipe.lab.campaigns.troubles import EVENTS, MOVES, READ
+from vadpipe.lab.campaigns.vddk import (
     ACTIONS,
     VDDK_MOMENTS,
     VddkScenario,
@@ -24,7 +26,7 @@ SHORT, LONG = 300, 5000
 
 
 def facts(seed, number):
-    drawn = Scenario.drawn(seed, number)
+    drawn = BackupScenario.drawn(seed, number)
     troubles = [(one.name, one.method, one.nth, one.in_task, one.after) for one in drawn.troubles]
     return drawn.disks, drawn.foreign, drawn.quiesce, drawn.killed, troubles, drawn.vddk
 
@@ -39,7 +41,7 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
     kinds, nths, events = defaultdict(set), defaultdict(set), defaultdict(set)
     killed = set()
     for number in range(LONG):
-        scenario = Scenario.drawn(SEED, number)
+        scenario = BackupScenario.drawn(SEED, number)
         killed |= {scenario.killed}
         for one in scenario.troubles:
             if one.name in FAULT_KINDS:
@@ -47,11 +49,11 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
                 nths[one.method].add(one.nth)
             elif one.name in EVENTS + MOVES:
                 events[one.name].add((one.method, one.nth))
-    for place in [*((call, False) for call in CALLS), *((task, True) for task in TASKS)]:
+    for place in [*((call, False) for call in CALLS.counts), *((task, True) for task in CALLS.tasks)]:
         assert len(kinds[place]) >= 40, place
-    for call, count in CALLS.items():
+    for call, count in CALLS.counts.items():
         assert nths[call] == set(range(1, count + 1)), call
-    sites = {(call, nth) for call, count in CALLS.items() for nth in range(1, count + 1)}
+    sites = set(CALLS.moments)
     assert killed - {None} == sites
     assert all(len(met) > len(sites) / 2 for met in events.values())
     assert set(events) == {*EVENTS, *MOVES}
@@ -60,7 +62,7 @@ def test_every_call_meets_forty_kinds_of_fault_and_more():
 
 @pytest.mark.slow
 def test_one_run_in_ten_reads_through_vddk_which_fails_in_every_way_at_every_call():
-    through = [drawn.vddk for number in range(LONG) if (drawn := Scenario.drawn(SEED, number)).vddk]
+    through = [drawn.vddk for number in range(LONG) if (drawn := BackupScenario.drawn(SEED, number)).vddk]
     assert LONG / 12 < len(through) < LONG / 8
     met = {(trouble.action, trouble.moment) for vddk in through for trouble in vddk.troubles}
     assert met == {(action, moment) for action in ACTIONS for moment in VDDK_MOMENTS}
@@ -86,25 +88,25 @@ def test_what_happens_in_vddk_holds_for_one_run_only(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_campaign_leaves_nothing_behind():
-    tally = campaign(range(SHORT), seed=SEED)
+def test_backups_leave_nothing_behind():
+    tally = backups(range(SHORT), seed=SEED)
     assert tally.failures == []
-    wanted = sum(Scenario.drawn(SEED, number).vddk is not None for number in range(SHORT))
-    assert tally.through_vddk == wanted or "compiler" in str(tally.through_vddk)
+    wanted = sum(BackupScenario.drawn(SEED, number).vddk is not None for number in range(SHORT))
+    assert tally.facts["through VDDK"] == wanted or "compiler" in str(tally.facts["through VDDK"])
     assert tally.runs == sum(tally.outcomes.values()) == SHORT
     assert {"done", "failed", "killed"} <= set(tally.outcomes)
 
 
 @pytest.mark.slow
 def test_one_run_can_be_played_again():
-    done = CliRunner().invoke(main, ["--seed", "3", "--only", "1"])
+    done = CliRunner().invoke(main, ["backups", "--seed", "3", "--only", "1"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("1 runs")
 
 
 @pytest.mark.campaign
 def test_five_thousand_runs():
-    tally = campaign(range(LONG), seed=SEED)
+    tally = backups(range(LONG), seed=SEED)
     print(dict(tally.outcomes))
     assert tally.failures == []
     assert tally.runs == LONG
