@@ -29,7 +29,7 @@ from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimi
 from .images import image_name
 from .raw import NewFile, new_file, translated
 from .restoring import Contents, OpenTarget
-from .vmdk import disk_facts
+from .vmdk import STREAM, check_format, disk_facts
 
 NVRAM: Final = "vm.nvram"  # the document of a point
 
@@ -58,9 +58,11 @@ class Ova:
 
     @asynccontextmanager
     async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
-        """Raises SinkError, IntegrityError."""
+        """Raises ConfigError for a disk that no VMDK can hold, SinkError, IntegrityError."""
         if not self.path.name:
             raise ConfigError("ova: needs the name of a file.", remedy="Write ova:/restore/web01.ova.")
+        for disk in contents.disks:
+            check_format(STREAM, disk.capacity)
         nvram = await contents.document(NVRAM)
         if self.path.is_dir():
             raise SinkError(f"{self.path} is a directory.", remedy="Give the name of a file in it.")

@@ -222,6 +222,8 @@ class RawStream(Sink[Span | Zeros, int]):
                         before = offset + length
                     await _write_zeros(write, descriptor, reached - before)
             check_end(reached, self.capacity)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                await trio.to_thread.run_sync(os.fsync, descriptor)
         return reached
 
 
@@ -234,8 +236,6 @@ def _open_stream(descriptor: int) -> Iterator[tuple[int, bool]]:
             # Opened anew: whether it blocks is a fact of the open file, which others have too.
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         yield (descriptor if own < 0 else own), own >= 0
-        if own < 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.fsync(descriptor)
     except OSError as exc:
         if exc.errno == errno.EPIPE:
             raise SinkError(

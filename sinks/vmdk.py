@@ -24,6 +24,7 @@ from vadpipe.files import create, flush_directory, publish, temporary_beside, wr
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.vmdk.build import GRAIN, LAST_PLACE, Bytes, GrainCutter, SparseExtent, Write, held_grains
 from vadpipe.vmdk.describe import ADAPTERS, DiskFacts, WrittenExtent, adapter_of, describe, disk_uuid
+from vadpipe.vmdk.descriptor import SECTOR
 from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimized
 
 from .images import image_name, open_images
@@ -63,6 +64,11 @@ def check_format(form: str, capacity: int) -> None:
     """Raises ConfigError for what is no format, and for a disk that it cannot hold."""
     if form not in FORMATS:
         raise ConfigError(f"{form!r} is no format of a VMDK.", remedy=f"Write one of {', '.join(FORMATS)}.")
+    if capacity <= 0 or capacity % SECTOR:
+        raise ConfigError(
+            f"A VMDK has whole sectors of {SECTOR} bytes; the disk has {capacity} bytes.",
+            remedy="Take raw: or qcow2:.",
+        )
     if form == SPARSE and SparseExtent(capacity, b"").overhead + capacity > LAST_PLACE:
         raise ConfigError(
             f"A {SPARSE} VMDK has at most 2 TiB with its tables; the disk has {capacity} bytes.",

@@ -293,6 +293,21 @@ def test_an_option_that_is_wrong_is_named(text, message):
         parse_target(text)
 
 
+@pytest.mark.parametrize("target", ["vmdk:{}", "vmdk:{}?format=monolithicFlat", "ova:{}"])
+def test_a_disk_that_no_vmdk_can_hold_is_refused_before_anything_is_written(repository, tmp_path, target):
+    trio.run(
+        backup, repository, [MemoryDisk(random_bytes(1, MiB)), MemoryDisk(random_bytes(1, 1000), key="b")]
+    )
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            await restore(reader, reader.points[-1], parse_target(target.format(tmp_path / "out")))
+
+    with pytest.raises(ConfigError, match="whole sectors of 512 bytes; the disk has 1000 bytes"):
+        trio.run(work)
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_the_disks_that_are_named_are_restored(repository, tmp_path):
     stored(repository, "scsi0:0", "scsi0:1", "scsi0:2")
     receipt = restored(repository, tmp_path / "restored", keys=["scsi0:1"])
