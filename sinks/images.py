@@ -12,15 +12,19 @@ import fcntl
 import logging
 import os
 import re
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
+import trio
+
 from pipeline import BufferPool, ConfigError, Pipeline, SinkError
+from vadpipe.files import TEMPORARY
 from vadpipe.repository.restore_point import StoredDisk
 
 from .restoring import Contents, OpenTarget
@@ -50,7 +54,8 @@ async def open_images(
         SinkError: A file is there already, two disks have one name, or the directory cannot be used.
     """
     opened = _OpenImages(point_directory(directory, contents), contents, files, write)
-    with opened.prepared():
+    with ExitStack() as stack:
+        await trio.to_thread.run_sync(opened.prepare, stack)
         yield opened
 
 
@@ -79,8 +84,8 @@ class _OpenImages:
     async def finish(self) -> Sequence[str]:
         return ()
 
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepare(self, stack: ExitStack) -> None:
+        """Make and lock the directory until the stack is closed. Raises SinkError."""
         force = self.contents.force
         places = [self.directory / name for disk in self.contents.disks for name in self.files(disk)]
         if len({place.name.casefold() for place in places}) < len(places):
@@ -90,24 +95,34 @@ class _OpenImages:
                 remedy="Restore them one by one into different directories, with --disk.",
             )
         try:
-            with _made(self.directory), locked(self.directory):
-                there = [
-                    place
-                    for place in places
-                    if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
-                ]
-                if there:
-                    raise SinkError(
-                        f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
-                        remedy="Choose another directory, or replace images with --force; nothing was written.",
-                    )
-                yield
+            stack.enter_context(_made(self.directory))
+            is_locked = stack.enter_context(locked(self.directory))
+            there = [
+                place
+                for place in places
+                if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
+            ]
+            if there:
+                raise SinkError(
+                    f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
+                    remedy="Choose another directory, or replace images with --force; nothing was written.",
+                )
+            if is_locked:
+                _remove_unfinished(self.directory)
         except OSError as exc:
             raise SinkError(
                 f"{self.directory} cannot be used: {exc.strerror}.",
                 remedy="Name a directory that this user may write.",
                 path=str(self.directory),
             ) from exc
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Remove what killed restores left behind. The lock of the directory is held. Raises OSError."""
+    for path in directory.iterdir():
+        if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            log.info("%s is removed: a restore that was killed left it behind.", path)
+            path.unlink()
 
 
 @contextmanager
@@ -124,24 +139,25 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory. Raises SinkError when another restore has it, OSError."""
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold the lock of a directory; false where the file system has none.
+
+    Raises SinkError when another restore has it, OSError.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            removed = not os.path.samestat(os.fstat(descriptor), os.stat(directory))
-        except FileNotFoundError:
-            removed = True
-        except BlockingIOError:
-            removed = False
+            if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):  # in use, or just removed by the restore that had it
             raise _in_use(directory) from None
         except OSError as exc:  # NFS: the images still replace nothing, and are whole
             log.info("%s cannot be locked: %s", directory, exc.strerror)
-            removed = False
-        if removed:  # the restore that had it just ended, and removed it
-            raise _in_use(directory)
-        yield
+            is_locked = False
+        else:
+            is_locked = True
+        yield is_locked
     finally:
         os.close(descriptor)
 

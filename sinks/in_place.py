@@ -191,7 +191,7 @@ class _OpenOverVm:
         contents = self.contents
         async with self.writer.open(self.original.access(disk.key), pool) as opened:
             self.original.adds.opened.append(opened)
-            return await prove_disk(contents.reader, contents.point, disk, opened, pool)
+            return await prove_disk(contents.reader, contents.point, disk, opened)
 
 
 async def _nothing() -> None:
@@ -248,10 +248,14 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
                 position += item.length
                 passed += item.length
                 if isinstance(item, Span):
-                    if not begun:
-                        await self.begin()
-                        begun = True
-                    await work.turns.acquire()
+                    try:
+                        if not begun:
+                            await self.begin()
+                            begun = True
+                        await work.turns.acquire()
+                    except BaseException:
+                        item.release()
+                        raise
                     nursery.start_soon(work.write, item)
                     del item
                 if work.unflushed >= FLUSH_WRITTEN or passed >= FLUSH_PASSED:

@@ -14,6 +14,7 @@ from trio.abc import ReceiveChannel
 from pipeline import BufferPool, Pipeline, Sink
 from vadpipe.repository.reader import ReadPoint
 from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.verify import Budget
 from vadpipe.vmdk.describe import DiskFacts
 from vadpipe.vmdk.stream import StreamPiece, stream_optimized
 from vadpipe.vsphere.api.session import Vcenter
@@ -92,6 +93,10 @@ class LeaseSettings(Protocol):
     @property
     def heartbeat_within_s(self) -> float: ...
 
+    def budget(self) -> Budget | None:
+        """How much of each disk is read back; None: all."""
+        ...
+
 
 @asynccontextmanager
 async def open_lease(
@@ -159,7 +164,10 @@ class OpenLease:
         await vm.complete(self.nvram)
         await vm.switch_on(self.settings.heartbeat_within_s)
         self.attention += vm.attention
-        done = "restored and proven" if writer is not None else "restored, not read back"
+        done = "restored, not read back"
+        if writer is not None:
+            is_sample = self.settings.budget() is not None
+            done = "restored; a sample of each was proven" if is_sample else "restored and proven"
         return [f"{name}: disks {done}.", *self.remarks, *vm.remarks]
 
     async def _prove(self, writer: DiskWriter) -> None:
@@ -170,7 +178,9 @@ class OpenLease:
             vm = VmBeingRestored(made, leased.plan, leased.session, writer, adds)
             for disk in contents.disks:
                 async with vm.readable(disk.key, pool) as opened:
-                    proof: DiskProof = await prove_disk(contents.reader, contents.point, disk, opened, pool)
+                    proof: DiskProof = await prove_disk(
+                        contents.reader, contents.point, disk, opened, budget=self.settings.budget()
+                    )
                 self.remarks.append(f"Disk {disk.key}: {proof}.")
 
     def _planned(self, key: str) -> PlannedDisk:

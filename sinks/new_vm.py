@@ -234,7 +234,7 @@ class _OpenVm:
         self.vm.step(f"proving disk {disk.key}")
         async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
-                contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()
+                contents.reader, contents.point, disk, opened, budget=self.settings.budget()
             )
 
     async def finish(self) -> Sequence[str]:
@@ -275,7 +275,42 @@ def read_mapping(path: Path) -> dict[str, Any]:
             f"The mapping file {path} has unknown settings: {', '.join(unknown)}.",
             remedy=f"Known are {', '.join(sorted(_WANTED - {'connect_nics'}))}.",
         )
+    for name, value in read.items():
+        if not _SHAPES.get(name, _is_text)(value):
+            raise ConfigError(
+                f"The mapping file {path} has a value of the wrong kind: {name} = {value!r}.",
+                remedy="The documentation of NewVm says what each setting takes.",
+            )
     return read
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_SHAPES: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("datastores", "networks"), _is_table),
+    **dict.fromkeys(("keep", "drop"), _is_list),
+    **dict.fromkeys(
+        (
+            "attributes", "change_tracking", "connect", "connect_nics", "drop_encryption", "empty_disks",
+            "lower_hardware", "power_on", "reservations", "tags",
+        ),
+        _is_switch,
+    ),
+}  # fmt: skip
 
 
 def _default_path(source: Flow[Span | Zeros], disk: WritableDisk) -> Pipeline[Any]:

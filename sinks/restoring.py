@@ -155,6 +155,15 @@ class RestoreReceipt:
         }
 
 
+def disks_of(point: RestorePoint, keys: Sequence[str]) -> list[StoredDisk]:
+    """The disks of a point that have these keys; without keys all. Raises ConfigError for one that it lacks."""
+    for key in keys:
+        if point.disk(key) is None:
+            known = ", ".join(disk.key for disk in point.disks)
+            raise ConfigError(f"Point {point.id} has no disk {key!r}.", remedy=f"It has: {known}.")
+    return [disk for disk in point.disks if not keys or disk.key in keys]
+
+
 async def restore(
     reader: RepositoryReader,
     point: RestorePoint,
@@ -173,11 +182,7 @@ async def restore(
         ConfigError: the point has no such disk.
         MoverError: the target cannot take the disks, e.g. because one is there already; then nothing was written.
     """
-    for key in keys:
-        if point.disk(key) is None:
-            known = ", ".join(disk.key for disk in point.disks)
-            raise ConfigError(f"Point {point.id} has no disk {key!r}.", remedy=f"It has: {known}.")
-    wanted = [disk for disk in point.disks if not keys or disk.key in keys]
+    wanted = disks_of(point, keys)
     pool = BufferPool()
     limiter = trio.CapacityLimiter(DISKS_AT_ONCE)
     restored: dict[str, RestoredDisk] = {}

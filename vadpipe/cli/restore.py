@@ -13,7 +13,7 @@ from pipeline.composition import has_methods
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.units import MiB, format_size
 from sinks.in_place import OverVm
-from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget
+from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget, disks_of
 from sinks.restoring import restore as restore_point
 from sinks.targets import parse_target
 from vadpipe.repository.reader import open_repository
@@ -192,8 +192,7 @@ def _show_plan(
     async def work() -> RestorePlan:
         async with open_repository(repository) as reader:
             found = named_point(reader, point, vm)
-            disks = [disk for disk in found.disks if not keys or disk.key in keys]
-            plan: RestorePlan = await planning.plan(Contents(reader, found, disks))
+            plan: RestorePlan = await planning.plan(Contents(reader, found, disks_of(found, keys)))
             return plan
 
     plan = run_async(work)
