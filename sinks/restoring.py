@@ -252,6 +252,16 @@ async def restore(
                 if all_or_none:
                     nursery.cancel_scope.cancel()
                 return
+            except BaseExceptionGroup as group:  # it failed while it was cancelled
+                failed_too, others = group.split((TransferFailed, MoverError))
+                if failed_too is None:
+                    raise
+                failures.extend(
+                    one for one in failed_too.exceptions if isinstance(one, TransferFailed | MoverError)
+                )
+                if others is not None:
+                    raise others from None
+                return
         restored[disk.key] = RestoredDisk(
             key=disk.key,
             place=target.place(disk),
