@@ -12,10 +12,19 @@ import fcntl
 import logging
 import os
 import re
+<<<<<<< HEAD
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+=======
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+>>>>>>> sheets
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
@@ -23,8 +32,13 @@ from urllib.parse import quote
 
 import trio
 
+<<<<<<< HEAD
 from pipeline import BufferPool, ConfigError, Pipeline, SinkError
 from vadpipe.files import TEMPORARY
+=======
+from pipeline import BufferPool, ConfigError, MoverError, Pipeline, SinkError
+from vadpipe.files import flush_directory, write_durably
+>>>>>>> sheets
 from vadpipe.repository.restore_point import StoredDisk
 
 from .restoring import Contents, OpenTarget
@@ -32,6 +46,7 @@ from .restoring import Contents, OpenTarget
 log = logging.getLogger("vadpipe." + __name__)
 
 _SIMPLE = re.compile(r"[a-z]+[0-9]+:[0-9]+")
+SHEET = "restore-sheet"  # the directory with what the applications need; no image has this name
 _LONGEST = 200  # bytes of a file name; file systems take 255, and the suffix needs some
 
 # The pipeline that writes a disk's image to a path.
@@ -71,6 +86,7 @@ class _OpenImages:
     contents: Contents
     files: Callable[[StoredDisk], Sequence[str]]
     write: WriteImage
+    attention: list[str] = field(default_factory=list)
 
     def path(self, disk: StoredDisk) -> Path:
         return self.directory / self.files(disk)[0]
@@ -82,7 +98,18 @@ class _OpenImages:
         return self.write(disk, self.path(disk), pool)
 
     async def finish(self) -> Sequence[str]:
-        return ()
+        """Lay the restore sheet beside the images; one that is there stays, as it is of the same point."""
+        if not self.contents.has_sheet:
+            return ()
+        place = self.directory / SHEET
+        try:
+            files = await self.contents.sheet()
+            publish = partial(publish_directory, place, files, replace=self.contents.force)
+            written = await trio.to_thread.run_sync(publish)
+        except (MoverError, OSError) as exc:
+            self.attention.append(f"What its applications need was not written to {place}: {exc}")
+            return ()
+        return [f"What its applications need is in {place}{'' if written else ', which was there already'}."]
 
     def prepare(self, stack: ExitStack) -> None:
         """Make and lock the directory until the stack is closed. Raises SinkError."""
@@ -117,12 +144,49 @@ class _OpenImages:
             ) from exc
 
 
+<<<<<<< HEAD
 def _remove_unfinished(directory: Path) -> None:
     """Remove what killed restores left behind. The lock of the directory is held. Raises OSError."""
     for path in directory.iterdir():
         if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
             log.info("%s is removed: a restore that was killed left it behind.", path)
             path.unlink()
+=======
+def publish_directory(place: Path, files: Mapping[str, bytes], *, replace: bool) -> bool:
+    """Write a directory of small files, whole or not at all, while the directory above is locked. Blocks.
+
+    Args:
+        replace: Whether what is there already may be replaced, as a whole.
+
+    Returns:
+        False when something is there already, and stays.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if os.path.lexists(place) and not replace:
+        return False
+    for left in place.parent.glob(f".{place.name}.*"):  # by a killed restore
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        for name, content in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(new / name, content)
+        if os.path.lexists(place):
+            os.rename(place, old)
+        try:
+            os.rename(new, place)
+        except OSError:
+            if os.path.lexists(old):
+                os.rename(old, place)
+            raise
+        flush_directory(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+>>>>>>> sheets
 
 
 @contextmanager

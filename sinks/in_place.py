@@ -146,7 +146,11 @@ class _OpenOverVm:
     async def finish(self) -> Sequence[str]:
         """Complete the VM: every disk is proven."""
         remarks = await self.original.finish()
-        return [f"{self.original.vm.name}: disks restored and proven.", *remarks]
+        done = f"{self.original.vm.name}: disks restored and proven."
+        if not self.contents.has_sheet:
+            return [done, *remarks]
+        show = f"vadpipe show {self.contents.reader.layout.root} {self.contents.point.id} --restore-sheet DIR"
+        return [done, *remarks, f"What its applications need is written by `{show}`."]
 
     @property
     def attention(self) -> Sequence[str]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import trio
 from trio.abc import ReceiveChannel
@@ -25,6 +25,7 @@ from vadpipe.vsphere.plan.values import PlannedDisk, StoredDiskFacts, Wanted
 from vadpipe.vsphere.restore.lease import LeasedVm, leased_vm
 from vadpipe.vsphere.restore.lease_upload import Upload
 from vadpipe.vsphere.restore.planning import planned
+from vadpipe.vsphere.restore.sheet import Sheet
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored
 from vadpipe.vsphere.snapshot.hot_add import HotAdds, hot_added
 from vadpipe.vsphere.vm.sweep import TELLING, sweep
@@ -33,6 +34,8 @@ from .proving import DiskProof, prove_disk
 from .restoring import Contents
 
 log = logging.getLogger("vadpipe." + __name__)
+
+SheetPlace: TypeAlias = Literal["folder", "drive", "none"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,21 @@ class LeaseSettings(Protocol):
     def journal(self) -> Journal | None: ...
 
     @property
+    def sheet(self) -> SheetPlace: ...
+
+    @property
     def heartbeat_within_s(self) -> float: ...
 
     def budget(self) -> Budget | None:
         """How much of each disk is read back; None: all."""
         ...
+
+
+def wanted_sheet(place: SheetPlace, contents: Contents) -> Sheet | None:
+    """What is laid beside a new VM for its applications; None for a point that says nothing of them."""
+    if place == "none" or not contents.has_sheet:
+        return None
+    return Sheet(contents.sheet_image, connect=place == "drive")
 
 
 @asynccontextmanager
@@ -161,7 +174,7 @@ class OpenLease:
         else:
             await self._prove(writer)
         vm = VmBeingRestored(leased.made, leased.plan, leased.session, writer, HotAdds())  # type: ignore[arg-type]
-        await vm.complete(self.nvram)
+        await vm.complete(self.nvram, wanted_sheet(self.settings.sheet, self.contents))
         await vm.switch_on(self.settings.heartbeat_within_s)
         self.attention += vm.attention
         done = "restored, not read back"

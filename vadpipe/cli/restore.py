@@ -58,6 +58,12 @@ _PLACES = ("folder", "pool", "host", "datastore")
     type=click.Choice(["vddk", "lease"]),
     help="vsphere: how a new VM gets its disks: written through VDDK, or sent over HTTPS without it.",
 )
+@click.option(
+    "--sheet",
+    type=click.Choice(["folder", "drive", "none"]),
+    help="vsphere: a CD image with what the applications of a new VM need: beside its configuration file (the "
+    "default), in a CD drive as well, or nowhere.",
+)
 @click.option("--power-on", is_flag=True, help="vsphere: switch the new VM on at the end.")
 @click.option("--prove", metavar="all|SHARE|SIZE", help="vsphere: how much of each disk is read back.")
 @click.option(
@@ -78,6 +84,7 @@ def restore(
     mapped: tuple[str, ...],
     mapping: Path | None,
     via: str | None,
+    sheet: str | None,
     power_on: bool,
     prove: str | None,
     in_place: bool,
@@ -104,7 +111,14 @@ def restore(
 
     Exit code 3: everything is restored, but something is not as planned.
     """
-    options = {"name": name, "mapping": mapping, "via": via, "power_on": power_on or None, "prove": prove}
+    options = {
+        "name": name,
+        "mapping": mapping,
+        "via": via,
+        "sheet": sheet,
+        "power_on": power_on or None,
+        "prove": prove,
+    }
     changes = {**mappings(mapped), **{key: value for key, value in options.items() if value}}
     place = target_of(target, changes, in_place=in_place)
     if plan_only:
