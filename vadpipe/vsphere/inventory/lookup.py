@@ -277,5 +277,10 @@ def name_of(row: Row) -> str:
     return unquote(str(row.get("name") or row.moref))
 
 
+def escaped(name: str) -> str:
+    """A name as the inventory keeps it; `name_of` is the way back."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+
+
 def _joined(upwards: Iterable[Row]) -> str:
     return "/".join(reversed([name_of(place) for place in upwards]))

@@ -13,7 +13,7 @@ from pyVmomi.VmomiSupport import DataObject, versionIdMap
 from vadpipe.vmdk.vmx import REDACTED, redacted
 
 from .places import Findings
-from .policy import FIELDS, HARDWARE, RENAMED, TAKEN_OUT, rule_of_setting
+from .policy import FIELDS, HARDWARE, RENAMED, TAKEN_OUT, UNKNOWN_FIELD, rule_of_setting
 from .saved import SavedVm
 from .values import Decision, Outcome, Problem, Site, Wanted
 
@@ -29,7 +29,7 @@ def planned_fields(saved: SavedVm, wanted: Wanted, site: Site, found: Findings) 
         value = getattr(saved.config, one.name)
         if value is None or value == [] or value == "":
             continue
-        outcome = FIELDS[one.name].outcome(wanted.mode)
+        outcome = FIELDS.get(one.name, UNKNOWN_FIELD).outcome(wanted.mode)
         handler = work.handlers.get(one.name)
         if handler is not None:
             handler(one.name)
@@ -64,6 +64,7 @@ class _Fields:
             "memoryAllocation": self._reservation,
             "memoryReservationLockedToMax": self._reservation,
             "latencySensitivity": self._latency,
+            "sgxInfo": self._enclave,
             "keyId": self._key,
         }
 
@@ -83,8 +84,8 @@ class _Fields:
         self.decide(name, outcome, value, kept if new is None else new)
 
     def decide(self, name: str, outcome: Outcome, old: object, new: object, reason: str = "") -> None:
-        row = FIELDS.get(name)
-        why = reason or (row.reason if row else "")
+        top = name.partition(".")[0]
+        why = reason or FIELDS.get(top, UNKNOWN_FIELD).reason
         self.found.decisions.append(Decision("VM", name, outcome, shown(old), shown(new), why))
 
     def _without(self, name: str, value: object) -> object:
@@ -107,7 +108,7 @@ class _Fields:
 
     def _name(self, name: str) -> None:
         new = self.wanted.name or self.saved.name
-        self.decide(name, "carried" if new == self.config.name else "changed", self.config.name, new)
+        self.decide(name, "carried" if new == self.saved.name else "changed", self.saved.name, new)
 
     def _identity(self, name: str) -> None:
         value = str(getattr(self.config, name))
@@ -270,6 +271,13 @@ class _Fields:
             self.decide(name, "left out", self.config.latencySensitivity, None)
         else:
             self.carry(name)
+
+    def _enclave(self, name: str) -> None:
+        info = self.config.sgxInfo
+        if info is not None and info.epcSize:
+            self.carry(name)
+        else:
+            self.decide(name, "left out", info, None, "The VM has no enclave memory.")
 
     def _key(self, name: str) -> None:
         provider = f"encrypted, key provider {self.saved.key_provider or 'unknown'}"

@@ -135,6 +135,13 @@ def network_for(
     if len(matches) > 1 and (alike := [one for one in matches if _on_host(one.hosts, places, site)]):
         matches = alike
     net = _one(chosen, matches, "network", site, found, [one.name for one in site.networks], "", remedy)
+    if net is not None and net.kind == "distributed" and not net.ids.get("switch_uuid"):
+        _add(
+            found,
+            "unknown switch",
+            f"The account does not see the distributed switch of the network {net.name} for {label}.",
+            f"Let it read that switch. {remedy}",
+        )
     if net is not None and not _on_host(net.hosts, places, site):
         place = places.host.name if places.host else (places.pool.path if places.pool else "the pool")
         _add(

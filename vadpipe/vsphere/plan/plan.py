@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pyVmomi import vim
 
+from ..inventory.lookup import escaped
 from .devices import boot_order, planned_devices, policy_id
 from .fields import planned_fields
 from .places import Findings, placed, require_room
@@ -48,7 +49,7 @@ def plan_restore(saved: SavedVm, wanted: Wanted, site: Site, disks: Sequence[Sto
     _check_name(name, places.folder, found)
     _check_source(saved, wanted, site, found)
     spec = planned_fields(saved, wanted, site, found)
-    spec.name = name
+    spec.name = escaped(name)
     if places.datastore is not None:
         spec.files = vim.vm.FileInfo(vmPathName=f"[{places.datastore.name}]")
     devices = planned_devices(saved, wanted, site, disks, places, found)

@@ -238,6 +238,7 @@ FIELDS: Final[Mapping[str, Rule]] = {
         ),
     )
 }
+UNKNOWN_FIELD: Final = Rule("*", "left out", "left out", "This version does not know the field.", _OURS)
 
 # What is taken out of a field that is carried: facts of the old VM that a specification must not repeat.
 TAKEN_OUT: Final[Mapping[str, Sequence[str]]] = {
@@ -250,6 +251,8 @@ TAKEN_OUT: Final[Mapping[str, Sequence[str]]] = {
     ),
     "flags": ("snapshotLocked", "recordReplayEnabled", "faultToleranceType"),
     "latencySensitivity": ("sensitivity",),
+    "cpuAllocation": ("overheadLimit", "expandableReservation"),
+    "memoryAllocation": ("overheadLimit", "expandableReservation"),
 }
 
 # The field of VirtualMachineConfigSpec for a field of VirtualMachineConfigInfo that is called otherwise.
@@ -324,6 +327,13 @@ SETTINGS: Final[Sequence[Rule]] = (
         "config.readOnly",
         source=_OURS,
     ),
+    *_all(
+        "left out",
+        "Guests such as domain controllers see by a new generation ID that they were restored.",
+        "vm.genid*",
+        source=_OURS,
+    ),
+    *_all("left out", "It belongs to another restore.", "vadpipe.*", source=_OURS),
     *_all(
         "left out",
         "It opens a console with a port and a password of its own.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
+from urllib.parse import unquote
 
 from pyVmomi import vim
 
@@ -164,7 +165,7 @@ def saved_from(
     provider = key.providerId.id if key is not None and key.providerId is not None else ""
     policies = _mapping(origin.get("storage_policies"))
     return SavedVm(
-        name=config.name or name,
+        name=unquote(config.name) if source == "configuration" and config.name else config.name or name,
         config=config,
         source=source,
         server=_text(origin, "server"),

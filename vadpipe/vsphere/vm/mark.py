@@ -21,14 +21,14 @@ _BEGIN = "[vadpipe] This VM is being restored in place"
 async def mark(session: VcenterSession, vm_moref: str, point: str) -> None:
     """Say in the notes and the settings of the VM that it must not be powered on. May be repeated."""
     line = f"{_BEGIN} to point {point}. Its disks are mixed: do not power it on, run the restore again."
-    kept = _unmarked(await _annotation(session, vm_moref))
-    await _reconfigure(session, vm_moref, annotation="\n".join([line, *kept]), setting=f"to point {point}")
+    kept = unmarked(await _annotation(session, vm_moref))
+    await _reconfigure(session, vm_moref, annotation=f"{line}\n{kept}", setting=f"to point {point}")
 
 
 async def unmark(session: VcenterSession, vm_moref: str) -> None:
     """Remove the mark; other lines of the notes stay. May be repeated."""
-    kept = _unmarked(await _annotation(session, vm_moref))
-    await _reconfigure(session, vm_moref, annotation="\n".join(kept), setting="")
+    kept = unmarked(await _annotation(session, vm_moref))
+    await _reconfigure(session, vm_moref, annotation=kept, setting="")
 
 
 async def _annotation(session: VcenterSession, vm_moref: str) -> str:
@@ -36,8 +36,9 @@ async def _annotation(session: VcenterSession, vm_moref: str) -> str:
     return str(row.get("config.annotation") or "")
 
 
-def _unmarked(annotation: str) -> list[str]:
-    return [line for line in annotation.splitlines() if not line.startswith(_BEGIN)]
+def unmarked(annotation: str) -> str:
+    """The notes without our line; the rest is not ours, and stays to the byte."""
+    return "".join(line for line in annotation.splitlines(keepends=True) if not line.startswith(_BEGIN))
 
 
 async def set_tracking(session: VcenterSession, vm_moref: str, *, on: bool) -> None:

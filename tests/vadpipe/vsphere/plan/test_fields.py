@@ -8,6 +8,7 @@ from pyVmomi import vim
 
 from tests.vadpipe.vsphere.plan.plan_kit import SITE, config, plan, saved, written
 from vadpipe.vmdk.vmx import REDACTED
+from vadpipe.vsphere.plan.policy import FIELDS
 from vadpipe.vsphere.plan.values import Wanted
 
 
@@ -138,3 +139,41 @@ def test_latency_of_level_custom_is_left_out():
     assert plan(saved(config(latencySensitivity=custom))).spec.latencySensitivity is None
     high = vim.LatencySensitivity(level="high", sensitivity=0)
     assert str(plan(saved(config(latencySensitivity=high))).spec.latencySensitivity.level) == "high"
+
+
+def test_a_name_with_a_slash_is_told_as_people_write_it_and_sent_as_the_inventory_keeps_it():
+    vm = saved(config(name="web%2f01 100%25"))
+    made = plan(vm)
+    assert made.name == "web/01 100%"
+    assert made.spec.name == "web%2f01 100%25"
+    folders = [replace(one, taken=frozenset({"web/01 100%"})) for one in SITE.folders]
+    [problem] = plan(vm, site=replace(SITE, folders=folders)).problems
+    assert problem.what == "name taken"
+
+
+def test_a_reservation_is_carried_without_what_only_the_server_sets():
+    allocation = vim.ResourceAllocationInfo(
+        reservation=4096, limit=-1, overheadLimit=77, expandableReservation=False
+    )
+    made = plan(saved(config(memoryAllocation=allocation)), Wanted(mode="replace"))
+    kept = made.spec.memoryAllocation
+    assert (kept.reservation, kept.limit) == (4096, -1)
+    assert (kept.overheadLimit, kept.expandableReservation) == (None, None)
+    assert _decided(made)["memoryAllocation.overheadLimit"].outcome == "left out"
+
+
+def test_a_vm_without_an_enclave_asks_the_target_for_none():
+    none = vim.vm.SgxInfo(epcSize=0, flcMode="unlocked", requireAttestation=False)
+    made = plan(saved(config(sgxInfo=none)), Wanted(mode="replace"))
+    assert made.spec.sgxInfo is None
+    some = vim.vm.SgxInfo(epcSize=64, flcMode="unlocked")
+    assert plan(saved(config(sgxInfo=some)), Wanted(mode="replace")).spec.sgxInfo.epcSize == 64
+
+
+def test_a_field_of_a_newer_pyvmomi_is_left_out_by_name(monkeypatch):
+    older = {name: rule for name, rule in FIELDS.items() if name != "swapPlacement"}
+    monkeypatch.setattr("vadpipe.vsphere.plan.fields.FIELDS", older)
+    made = plan(saved(config(swapPlacement="inherit")))
+    assert made.spec.swapPlacement is None
+    assert _decided(made)["swapPlacement"].outcome == "left out"
+    assert "does not know" in _decided(made)["swapPlacement"].reason

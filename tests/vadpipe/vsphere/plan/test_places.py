@@ -176,3 +176,14 @@ def test_what_follows_the_data_is_what_the_target_has():
 def test_a_point_without_a_configuration_says_so():
     vm = replace(saved(), source="nothing", config=vim.vm.ConfigInfo(name="nbd"), disks=[], networks={})
     assert [one.what for one in plan(vm, disks=[PointDisk("disk0", GiB, 0)]).problems] == ["no configuration"]
+
+
+def test_a_distributed_network_whose_switch_cannot_be_seen_has_to_be_mapped():
+    networks = [
+        replace(net, ids={"portgroup_key": "dvportgroup-9"}) if net.kind == "distributed" else net
+        for net in SITE.networks
+    ]
+    [problem] = _problems(site=replace(SITE, networks=networks))
+    assert problem.what == "unknown switch"
+    assert "dv-web" in problem.sentence
+    assert "networks=" in problem.remedy

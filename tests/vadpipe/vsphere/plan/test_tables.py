@@ -73,6 +73,9 @@ def test_every_row_says_why_in_one_sentence_and_from_where():
         ("guestinfo.metadata", "left out", "carried"),
         ("ethernet1.filter4.name", "left out", "left out"),
         ("pciPassthru0.id", "left out", "left out"),
+        ("vm.genid", "left out", "left out"),
+        ("vm.genidX", "left out", "left out"),
+        ("vadpipe.restore", "left out", "left out"),
         ("somebody.else", "left out", "carried"),
     ],
 )
