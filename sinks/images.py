@@ -12,19 +12,13 @@ import fcntl
 import logging
 import os
 import re
-<<<<<<< HEAD
-import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-=======
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
->>>>>>> sheets
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
@@ -32,13 +26,8 @@ from urllib.parse import quote
 
 import trio
 
-<<<<<<< HEAD
-from pipeline import BufferPool, ConfigError, Pipeline, SinkError
-from vadpipe.files import TEMPORARY
-=======
 from pipeline import BufferPool, ConfigError, MoverError, Pipeline, SinkError
-from vadpipe.files import flush_directory, write_durably
->>>>>>> sheets
+from vadpipe.files import TEMPORARY, flush_directory, write_durably
 from vadpipe.repository.restore_point import StoredDisk
 
 from .restoring import Contents, OpenTarget
@@ -144,14 +133,14 @@ class _OpenImages:
             ) from exc
 
 
-<<<<<<< HEAD
 def _remove_unfinished(directory: Path) -> None:
     """Remove what killed restores left behind. The lock of the directory is held. Raises OSError."""
     for path in directory.iterdir():
         if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
             log.info("%s is removed: a restore that was killed left it behind.", path)
             path.unlink()
-=======
+
+
 def publish_directory(place: Path, files: Mapping[str, bytes], *, replace: bool) -> bool:
     """Write a directory of small files, whole or not at all, while the directory above is locked. Blocks.
 
@@ -186,7 +175,6 @@ def publish_directory(place: Path, files: Mapping[str, bytes], *, replace: bool)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
->>>>>>> sheets
 
 
 @contextmanager
