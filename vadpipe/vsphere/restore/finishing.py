@@ -25,7 +25,7 @@ from ..inventory.datastore import DatastorePath, folder_url
 from ..inventory.tags import attach_tags, known_tags
 from ..plan.values import After, BootEntry
 from ..vm.power import came_true, power_on
-from .making import MadeVm, step
+from .made import MadeVm, step
 from .site import attribute_keys
 
 log = logging.getLogger(__name__)
