@@ -12,6 +12,7 @@ from pyVmomi import vim, vmodl
 
 from pipeline import ConfigError, IntegrityError, MoverError, Secret, SourceError
 from pipeline.errors import leaves
+from sinks.lease import OpenLease
 from sinks.new_vm import NewVm
 from tests.sinks.new_vm_kit import Backed, filled
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
@@ -22,6 +23,7 @@ from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.restore import lease as leases
 from vadpipe.vsphere.restore.lease_upload import Upload
+from vadpipe.vsphere.snapshot.hot_add import DisksStillAttached
 from vadpipe.vsphere.vm.sweep import sweep
 
 pytestmark = pytest.mark.slow
@@ -137,6 +139,19 @@ async def test_a_lease_whose_end_is_refused_takes_the_vm_along(backed):
     with pytest.raises(MoverError):
         await backed.restore(via="lease", writer=None)
     await nothing_left(backed)
+
+
+async def test_a_vm_whose_disk_is_still_attached_to_a_proxy_is_not_destroyed(backed, monkeypatch):
+    async def prove(self, writer) -> None:
+        raise DisksStillAttached("Disks may still be hot-added to this machine.")
+
+    monkeypatch.setattr(OpenLease, "_prove", prove)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await backed.restore(via="lease")
+    assert "a disk of it is still attached to a VM" in " ".join(str(leaf) for leaf in leaves(caught.value))
+    assert "web01-restored" in backed.names
+    [intent] = backed.journal.intents()
+    assert intent.abandoned
 
 
 async def test_progress_keeps_a_lease_that_lasts_longer_than_its_time(backed, monkeypatch):

@@ -1,4 +1,4 @@
-"""The names of the storage policies of a VM and of its disks, from the policy service (PBM) of a vCenter.
+"""The storage policies of a VM, of its disks and of a whole vCenter, from the policy service (PBM).
 
 Source: VMware Storage Policy SDK programming guide, `QueryAssociatedProfiles`; the session is that of the vSphere
 API, named in a header of each call.
@@ -36,28 +36,36 @@ async def storage_policies(session: VcenterSession, vm: str, disks: Mapping[str,
     )
 
 
-def _policies(session: VcenterSession, vm: str, disks: Mapping[str, int]) -> dict[str, object]:
-    from pyVmomi import pbm  # it loads thousands of types
+async def known_policies(session: VcenterSession) -> dict[str, str]:
+    """The ids of the server's storage policies by name. Raises as `storage_policies`."""
+    return await session.call("PbmQueryProfile", lambda: _known(session), repeat=False, patience_s=0)
 
-    stub: SoapStubAdapter = SoapStub(session.endpoint, _VERSION, path=_PATH)
+
+def _known(session: VcenterSession) -> dict[str, str]:
+    from pyVmomi import pbm
+
+    with _profiles(session) as profiles:
+        ids = profiles.PbmQueryProfile(pbm.profile.ResourceType(resourceType="STORAGE"), "REQUIREMENT")
+        known = profiles.PbmRetrieveContent(list(ids)) if ids else []
+    return {str(one.name): str(one.profileId.uniqueId) for one in known}
+
+
+def _policies(session: VcenterSession, vm: str, disks: Mapping[str, int]) -> dict[str, object]:
+    from pyVmomi import pbm
+
     kinds = {**{f"{vm}:{key}": name for name, key in disks.items()}, vm: ""}
-    with _named_session(session_id(session.cookie)):
-        try:
-            service: Any = pbm.ServiceInstance("ServiceInstance", stub)
-            profiles = service.RetrieveContent().profileManager
-            entities = [
-                pbm.ServerObjectRef(
-                    objectType="virtualDiskId" if name else "virtualMachine",
-                    key=one,
-                    serverUuid=session.content.about.instanceUuid,
-                )
-                for one, name in kinds.items()
-            ]
-            results = profiles.PbmQueryAssociatedProfiles(entities)
-            wanted = {one.uniqueId: one for result in results for one in result.profileId or ()}
-            known = profiles.PbmRetrieveContent(list(wanted.values())) if wanted else []
-        finally:
-            stub.DropConnections()
+    entities = [
+        pbm.ServerObjectRef(
+            objectType="virtualDiskId" if name else "virtualMachine",
+            key=one,
+            serverUuid=session.content.about.instanceUuid,
+        )
+        for one, name in kinds.items()
+    ]
+    with _profiles(session) as profiles:
+        results = profiles.PbmQueryAssociatedProfiles(entities)
+        wanted = {one.uniqueId: one for result in results for one in result.profileId or ()}
+        known = profiles.PbmRetrieveContent(list(wanted.values())) if wanted else []
     names = {one.profileId.uniqueId: str(one.name) for one in known}
     found: dict[str, str] = {}
     of_vm = ""
@@ -69,6 +77,20 @@ def _policies(session: VcenterSession, vm: str, disks: Mapping[str, int]) -> dic
         elif name:
             of_vm = name
     return {"vm": of_vm, "disks": found}
+
+
+@contextmanager
+def _profiles(session: VcenterSession) -> Iterator[Any]:
+    """The service's manager of profiles, for calls of this thread."""
+    from pyVmomi import pbm  # it loads thousands of types
+
+    stub: SoapStubAdapter = SoapStub(session.endpoint, _VERSION, path=_PATH)
+    with _named_session(session_id(session.cookie)):
+        try:
+            service: Any = pbm.ServiceInstance("ServiceInstance", stub)
+            yield service.RetrieveContent().profileManager
+        finally:
+            stub.DropConnections()
 
 
 @contextmanager

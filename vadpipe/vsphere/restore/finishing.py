@@ -22,7 +22,7 @@ from ..inventory.datastore import DatastorePath, put_file
 from ..inventory.tags import attach_tags, known_tags
 from ..plan.values import After, BootEntry
 from ..vm.power import came_true, power_on
-from .making import MadeVm, step
+from .made import MadeVm, step
 from .site import attribute_keys
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,21 +27,16 @@ from pipeline.errors import IntegrityError, MoverError, SourceError
 from ..api.faults import ObjectGone, translate
 from ..api.session import VcenterSession
 from ..inventory.hardware import vm_controllers, vm_disks
-from ..inventory.lookup import Vm
-from ..journal.intents import WHOLE, IntentKind, Journal
-from ..journal.journaled import Entry, journaled
+from ..journal.intents import Journal
 from ..plan.values import PlannedDisk, RestorePlan
-from ..vm.new import TOKEN, destroy_new_vm
 from .lease_upload import Upload, upload_to
-from .making import UNDO_WITHIN_S, MadeVm, NewVmLeft, disk_key, step
+from .made import DEVICES, MadeVm, Making, disk_key, making, step
 
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 1.0  # the documents want it every two seconds at least
 READY_WITHIN_S = 1800.0  # disks that are zeroed when they are made take long
 _ABORTED_WITHIN_S = 60.0
-_DEVICES = "config.hardware.device"
-_MADE_PATHS = (_DEVICES, "config.instanceUuid", "config.files.vmPathName")
 _PLACE = re.compile(r"(?P<kind>[A-Za-z]+?)(?P<bus>[0-9]+):(?P<unit>[0-9]+)")
 _FIRST_DISK = -9000  # temporary keys below those of the plan
 _IDE = 200  # the server's own IDE controllers are 200 and 201
@@ -97,8 +91,8 @@ class LeasedVm:
         self.completed = True
         with suppress(ObjectGone):  # a server may forget a lease that is done
             await _until(self.session, self.lease, "done", READY_WITHIN_S)
-        row = await self.session.properties(self.made.reference, [_DEVICES])
-        found = {disk.key: disk for disk in vm_disks(row.get(_DEVICES) or ())}
+        row = await self.session.properties(self.made.reference, [DEVICES])
+        found = {disk.key: disk for disk in vm_disks(row.get(DEVICES) or ())}
         self.made.disks = {
             planned.key: found[disk_key(planned)] for planned in self.plan.disks if disk_key(planned) in found
         }
@@ -148,20 +142,8 @@ async def leased_vm(
         SourceError: The VM cannot be imported.
         NewVmLeft: It is not whole and could not be destroyed; in a group with the error of the body.
     """
-    plan.require_possible()
-    assert plan.folder is not None
-    vm = Vm(
-        moref="",
-        name=plan.name,
-        path=f"{plan.folder.path}/{plan.name}",
-        datacenter=plan.folder.datacenter,
-        uuid=plan.spec.instanceUuid or str(uuid.uuid4()),
-    )
-    async with journaled(session, vm, journal, IntentKind.NEW_VM, run=run) as entry:
-        importing = _Importing(session, plan, vm, entry)
-        entry.undo_with(importing.undo, within_s=UNDO_WITHIN_S, or_else=importing.left)
-        sizes = {disk_key(disk): disk.capacity for disk in plan.disks}
-        await entry.write(point=point, phase="importing", disks=sizes)
+    begun = making(_Importing, session, plan, journal, run=run, point=point, phase="importing")
+    async with begun as importing:
         leased = await importing.start()
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -176,16 +158,9 @@ async def leased_vm(
 
 
 @dataclass
-class _Importing:
-    """`in_doubt`: the import may have happened, or still happen, unseen."""
-
-    session: VcenterSession
-    plan: RestorePlan
-    vm: Vm
-    entry: Entry
+class _Importing(Making):
     lease: vim.HttpNfcLease | None = None
     leased: LeasedVm | None = None
-    in_doubt: bool = False
 
     async def start(self) -> LeasedVm:
         """Import, and wait until the server is ready for the disks."""
@@ -196,7 +171,7 @@ class _Importing:
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         folder = vim.Folder(plan.folder.moref, session.stub)
         host = vim.HostSystem(plan.host.moref, session.stub) if plan.host else None
-        spec = vim.vm.VmImportSpec(configSpec=self._spec())
+        spec = vim.vm.VmImportSpec(configSpec=self.spec())
         self.in_doubt = True
         try:
             lease = await session.call(
@@ -209,21 +184,14 @@ class _Importing:
         await _until(session, lease, "ready", READY_WITHIN_S)
         row = await session.properties(lease, ["info"])
         info: vim.HttpNfcLease.Info = row.get("info")
-        moref = str(info.entity._moId)
-        subject = vim.VirtualMachine(moref, session.stub)
-        made = await session.properties(subject, _MADE_PATHS)
-        uuid_now = str(made.get("config.instanceUuid") or self.vm.uuid)
-        self.vm = Vm(moref, plan.name, self.vm.path, self.vm.datacenter, uuid_now)
-        await self.entry.write(vm_moref=moref, vm_uuid=uuid_now, phase="sending disks")
-        vmx = str(made.get("config.files.vmPathName"))
+        made = await self.exists(str(info.entity._moId), "sending disks")
         targets = matched(plan, [device for device in info.deviceUrl if device.disk is not False])
-        whole = MadeVm(session, self.vm, vmx, {}, self.entry)
-        self.leased = LeasedVm(whole, plan, session, lease, targets)
+        self.leased = LeasedVm(made, plan, session, lease, targets)
         return self.leased
 
-    def _spec(self) -> vim.vm.ConfigSpec:
-        """The planned specification with all disks, and with what finds the VM again."""
-        spec = self.plan.spec
+    def spec(self) -> vim.vm.ConfigSpec:
+        """The planned specification with all disks."""
+        spec = super().spec()
         changes = [
             one for one in spec.deviceChange or () if not isinstance(one.device, vim.vm.device.VirtualDisk)
         ]
@@ -237,35 +205,17 @@ class _Importing:
             for number, planned in enumerate(self.plan.disks)
         ]
         spec.deviceChange = [*changes, *disks]
-        spec.instanceUuid = self.entry.intent.vm_uuid
-        settings = [one for one in spec.extraConfig or () if one.key != TOKEN]
-        token = vim.option.OptionValue(key=TOKEN, value=self.entry.intent.token)
-        spec.extraConfig = [*settings, token]
         return spec
 
-    async def undo(self, _failure: BaseException | None) -> None:
-        """Abort the lease and destroy the VM, unless it is whole."""
-        intent = self.entry.intent
-        if intent.phase == WHOLE:
-            return
-        if self.lease is not None and not (self.leased is not None and self.leased.completed):
-            with suppress(MoverError):  # a lease that ended, or that a restarted server forgot
-                lease = self.lease
-                await self.session.call("HttpNfcLeaseAbort", lambda: lease.Abort(None), changes=True)
-                await _until(self.session, lease, "error", _ABORTED_WITHIN_S)
-        there = await destroy_new_vm(self.session, intent)
-        self.entry.in_doubt = self.in_doubt and not there
-        if there or self.lease is not None:
-            step(intent.vm_name, "destroyed again")
-
-    def left(self, reason: str) -> NewVmLeft:
-        return NewVmLeft(
-            f"The new VM {self.vm.name} ({self.vm.moref or 'unconfirmed'}) is not complete and could not be "
-            f"destroyed: {reason.rstrip('.')}.",
-            remedy="Do not use it. The next run or 'vadpipe cleanup' tries again; or delete it by hand.",
-            vm=self.vm.name,
-            moref=self.vm.moref,
-        )
+    async def settle(self) -> bool:
+        """Abort the lease: the server then destroys the VM itself."""
+        lease = self.lease
+        if lease is None or (self.leased is not None and self.leased.completed):
+            return False
+        with suppress(MoverError):  # a lease that ended, or that a restarted server forgot
+            await self.session.call("HttpNfcLeaseAbort", lambda: lease.Abort(None), changes=True)
+            await _until(self.session, lease, "error", _ABORTED_WITHIN_S)
+        return True
 
 
 def matched(

@@ -144,19 +144,17 @@ def _networks_of(plan: RestorePlan, site: Site) -> list[tuple[str, str]]:
     by_key: Mapping[str, str] = {
         net.ids["portgroup_key"]: net.moref for net in site.networks if "portgroup_key" in net.ids
     }
-    by_name = {net.name: net.moref for net in site.networks}
     names = {net.moref: net.name for net in site.networks}
     found = []
     for change in plan.spec.deviceChange or ():
         backing = getattr(change.device, "backing", None)
+        moref: str | None = None
         port = getattr(backing, "port", None)
         if port is not None:
             moref = by_key.get(str(port.portgroupKey))
         elif isinstance(backing, vim.vm.device.VirtualEthernetCard.NetworkBackingInfo):
-            moref = by_name.get(str(backing.deviceName))
-        else:
-            moref = None
-        if moref is not None:
+            moref = str(backing.network._moId) if backing.network is not None else None
+        if moref is not None and moref in names:
             found.append(moref)
     return [(moref, names[moref]) for moref in dict.fromkeys(found)]
 

@@ -1,8 +1,8 @@
 """What the target of a restore has, read from its server: the `Site` that a plan is made for.
 
-What only some restores need is asked only for them: the MAC addresses of all VMs, tags, custom attributes and key
-providers. What the server does not tell, for want of a privilege or because it is an ESXi host, is unknown in the
-plan; it never makes a restore fail by itself.
+What only some restores need is asked only for them: the MAC addresses of all VMs, tags, custom attributes, storage
+policies and key providers. What the server does not tell, for want of a privilege or because it is an ESXi host, is
+unknown in the plan; it never makes a restore fail by itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from pyVmomi.VmomiSupport import ManagedObject
 
 from pipeline.errors import MoverError
 
+from ..api.faults import ConnectionLost
 from ..api.properties import Row, read, read_all, read_each
 from ..api.session import VcenterSession
 from ..inventory.lookup import TREE_OF_HOSTS, Inventory, name_of
+from ..inventory.policies import known_policies
 from ..inventory.tags import known_tags
 from ..plan.saved import SavedVm
 from ..plan.values import LARGEST_DISK, Net, NetworkKind, Place, Site, Store, Wanted
@@ -65,13 +67,18 @@ async def site_of(session: VcenterSession, saved: SavedVm, wanted: Wanted) -> Si
             if (uuid := row.get(path))
         },
     )
-    if wanted.mode == "replace":
+    hardware = saved.config.hardware
+    if wanted.mode == "replace" and any(
+        getattr(one, "macAddress", None) for one in (hardware.device if hardware else ())
+    ):
         site = replace(site, macs=await _macs(session, inventory))
     if saved.attributes:
         site = replace(site, attributes=frozenset(await attribute_keys(session)))
     if saved.tags:
         tags = await _unless_refused("tags", partial(known_tags, session))
         site = replace(site, tags=None if tags is None else frozenset(tags))
+    if session.is_vcenter and (saved.policy or any(disk.policy for disk in saved.disks)):
+        site = replace(site, storage_policies=await _storage_policies(session))
     if saved.key_provider:
         site = replace(site, key_providers=await _key_providers(session))
     return site
@@ -221,9 +228,15 @@ def _store(row: Row, inventory: Inventory) -> Store:
         accessible=bool(
             summary is None or (summary.accessible and summary.maintenanceMode in (None, "normal"))
         ),
-        hosts=None if mounts is None else frozenset(str(mount.key._moId) for mount in mounts),
+        hosts=None if mounts is None else frozenset(str(one.key._moId) for one in mounts if writable(one)),
         largest_disk=min(LARGEST_DISK, largest or LARGEST_DISK),
     )
+
+
+def writable(mount: vim.Datastore.HostMount) -> bool:
+    """Whether the host of this mount can make files there."""
+    info = mount.mountInfo
+    return info is None or (info.accessMode != "readOnly" and info.accessible is not False)
 
 
 def _networks(session: VcenterSession, inventory: Inventory) -> list[Net]:
@@ -284,6 +297,14 @@ async def _macs(session: VcenterSession, inventory: Inventory) -> dict[str, str]
         for device in row.get("config.hardware.device") or ()
         if getattr(device, "macAddress", None)
     }
+
+
+async def _storage_policies(session: VcenterSession) -> dict[str, str] | None:
+    try:
+        return await _unless_refused("storage policies", partial(known_policies, session))
+    except ConnectionLost as exc:  # also the answer of a server without this service
+        log.info("%s does not tell its storage policies: %s", session.server, exc.problem)
+        return None
 
 
 async def _key_providers(session: VcenterSession) -> frozenset[str] | None:

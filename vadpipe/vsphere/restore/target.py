@@ -21,7 +21,8 @@ from ..plan.values import RestorePlan, StoredDiskFacts, Wanted
 from ..snapshot.hot_add import HotAdds, hot_added
 from ..vm.sweep import TELLING, sweep
 from .finishing import Finished, finish, switch_on
-from .making import MadeVm, new_vm, step
+from .made import MadeVm, step
+from .making import new_vm
 from .planning import planned
 from .sheet import Sheet, put_sheet
 

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.units import GiB
 from tests.vadpipe.vsphere.plan.plan_kit import SITE, config, plan, saved
 from vadpipe.vsphere.plan.values import LARGEST_DISK, Net, Place, PointDisk, Site, Store, Wanted
+from vadpipe.vsphere.restore.site import writable
 
 
 def test_the_vm_goes_where_it_was():
@@ -187,3 +188,17 @@ def test_a_distributed_network_whose_switch_cannot_be_seen_has_to_be_mapped():
     assert problem.what == "unknown switch"
     assert "dv-web" in problem.sentence
     assert "networks=" in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("mode", "accessible", "usable"),
+    [
+        ("readWrite", True, True),
+        ("readWrite", None, True),
+        ("readOnly", True, False),
+        ("readWrite", False, False),
+    ],
+)
+def test_a_datastore_is_for_hosts_that_can_write_to_it(mode, accessible, usable):
+    info = vim.host.MountInfo(path="/vmfs/volumes/1", accessMode=mode, accessible=accessible)
+    assert writable(vim.Datastore.HostMount(key=vim.HostSystem("host-8"), mountInfo=info)) is usable
