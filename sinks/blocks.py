@@ -10,8 +10,8 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ from vadpipe.nbd.writer import NbdWriter, open_for_writing
 from vadpipe.repository.restore_point import StoredDisk
 
 from .images import only_disk
-from .raw import check_end, translated, whole_disk, write_span
+from .raw import check_end, released, translated, whole_disk, write_span
 from .restoring import Contents, OpenTarget
 
 _BLKZEROOUT: Final = 0x127F  # linux/fs.h: zero a range, without sending zeros where the device can
@@ -201,14 +201,11 @@ class IntoDevice(Sink[Span | Zeros, int]):
         reached = written = 0
         with translated(self.path):
             async for item in inbox:
-                before, reached = reached, whole_disk(item, reached)
-                zeros = [(before, reached - before)]
-                if isinstance(item, Span):
-                    written += await trio.to_thread.run_sync(write_span, self.descriptor, item)
-                    zeros = list(item.data.inverted(item.offset, item.length))
-                    item.release()
-                del item
-                for offset, length in zeros:
+                with released(item):
+                    reached = whole_disk(item, reached)
+                    if isinstance(item, Span):
+                        written += await trio.to_thread.run_sync(write_span, self.descriptor, item)
+                for offset, length in _zeros(item):
                     for place in range(offset, offset + length, _ZEROING):
                         size = min(_ZEROING, offset + length - place)
                         await trio.to_thread.run_sync(_write_zeros, self.descriptor, place, size)
@@ -239,21 +236,21 @@ class DeviceTarget:
         """Raises ConfigError, SinkError."""
         disk = only_disk(contents, "device:")
         needs_force(str(self.path), contents)
-        with _opened(self.path) as descriptor:
+        async with _opened(self.path) as descriptor:
             size = os.lseek(descriptor, 0, os.SEEK_END)
             check_size(str(self.path), size, disk)
             yield _OpenDevice(contents, self.path, descriptor, size)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
+@asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[int]:
     """The device, for us alone: what is mounted, or part of a volume, cannot be opened. Raises SinkError."""
     try:
-        if not stat.S_ISBLK(path.stat().st_mode):
+        if not stat.S_ISBLK((await trio.to_thread.run_sync(path.stat)).st_mode):
             raise SinkError(
                 f"{path} is no block device.", remedy="Name one, or take raw:DIR for an image in a file."
             )
-        descriptor = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        descriptor = await trio.to_thread.run_sync(os.open, path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     except OSError as exc:
         if exc.errno == errno.EBUSY:
             raise SinkError(
@@ -266,7 +263,8 @@ def _opened(path: Path) -> Iterator[int]:
     try:
         yield descriptor
     finally:
-        os.close(descriptor)
+        with trio.CancelScope(shield=True):  # the last one to close a device waits until everything is on it
+            await trio.to_thread.run_sync(os.close, descriptor)
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,22 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+import shutil
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
-from pipeline import BufferPool, ConfigError, Pipeline, SinkError
+import trio
+
+from pipeline import BufferPool, ConfigError, MoverError, Pipeline, SinkError
+from vadpipe.files import TEMPORARY, flush_directory, write_durably
 from vadpipe.repository.restore_point import StoredDisk
 
 from .restoring import Contents, OpenTarget
@@ -28,6 +35,7 @@ from .restoring import Contents, OpenTarget
 log = logging.getLogger("vadpipe." + __name__)
 
 _SIMPLE = re.compile(r"[a-z]+[0-9]+:[0-9]+")
+SHEET = "restore-sheet"  # the directory with what the applications need; no image has this name
 _LONGEST = 200  # bytes of a file name; file systems take 255, and the suffix needs some
 
 # The pipeline that writes a disk's image to a path.
@@ -50,7 +58,8 @@ async def open_images(
         SinkError: A file is there already, two disks have one name, or the directory cannot be used.
     """
     opened = _OpenImages(point_directory(directory, contents), contents, files, write)
-    with opened.prepared():
+    with ExitStack() as stack:
+        await trio.to_thread.run_sync(opened.prepare, stack)
         yield opened
 
 
@@ -66,6 +75,7 @@ class _OpenImages:
     contents: Contents
     files: Callable[[StoredDisk], Sequence[str]]
     write: WriteImage
+    attention: list[str] = field(default_factory=list)
 
     def path(self, disk: StoredDisk) -> Path:
         return self.directory / self.files(disk)[0]
@@ -77,10 +87,21 @@ class _OpenImages:
         return self.write(disk, self.path(disk), pool)
 
     async def finish(self) -> Sequence[str]:
-        return ()
+        """Lay the restore sheet beside the images; one that is there stays, as it is of the same point."""
+        if not self.contents.has_sheet:
+            return ()
+        place = self.directory / SHEET
+        try:
+            files = await self.contents.sheet()
+            publish = partial(publish_directory, place, files, replace=self.contents.force)
+            written = await trio.to_thread.run_sync(publish)
+        except (MoverError, OSError) as exc:
+            self.attention.append(f"What its applications need was not written to {place}: {exc}")
+            return ()
+        return [f"What its applications need is in {place}{'' if written else ', which was there already'}."]
 
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
+    def prepare(self, stack: ExitStack) -> None:
+        """Make and lock the directory until the stack is closed. Raises SinkError."""
         force = self.contents.force
         places = [self.directory / name for disk in self.contents.disks for name in self.files(disk)]
         if len({place.name.casefold() for place in places}) < len(places):
@@ -90,24 +111,70 @@ class _OpenImages:
                 remedy="Restore them one by one into different directories, with --disk.",
             )
         try:
-            with _made(self.directory), locked(self.directory):
-                there = [
-                    place
-                    for place in places
-                    if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
-                ]
-                if there:
-                    raise SinkError(
-                        f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
-                        remedy="Choose another directory, or replace images with --force; nothing was written.",
-                    )
-                yield
+            stack.enter_context(_made(self.directory))
+            is_locked = stack.enter_context(locked(self.directory))
+            there = [
+                place
+                for place in places
+                if os.path.lexists(place) and not (force and (place.is_file() or place.is_symlink()))
+            ]
+            if there:
+                raise SinkError(
+                    f"{', '.join(map(str, there))} {'exists' if len(there) == 1 else 'exist'} already.",
+                    remedy="Choose another directory, or replace images with --force; nothing was written.",
+                )
+            if is_locked:
+                _remove_unfinished(self.directory)
         except OSError as exc:
             raise SinkError(
                 f"{self.directory} cannot be used: {exc.strerror}.",
                 remedy="Name a directory that this user may write.",
                 path=str(self.directory),
             ) from exc
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Remove what killed restores left behind. The lock of the directory is held. Raises OSError."""
+    for path in directory.iterdir():
+        if TEMPORARY.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            log.info("%s is removed: a restore that was killed left it behind.", path)
+            path.unlink()
+
+
+def publish_directory(place: Path, files: Mapping[str, bytes], *, replace: bool) -> bool:
+    """Write a directory of small files, whole or not at all, while the directory above is locked. Blocks.
+
+    Args:
+        replace: Whether what is there already may be replaced, as a whole.
+
+    Returns:
+        False when something is there already, and stays.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if os.path.lexists(place) and not replace:
+        return False
+    for left in place.parent.glob(f".{place.name}.*"):  # by a killed restore
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    new, old = temporary / "new", temporary / "old"
+    try:
+        for name, content in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(new / name, content)
+        if os.path.lexists(place):
+            os.rename(place, old)
+        try:
+            os.rename(new, place)
+        except OSError:
+            if os.path.lexists(old):
+                os.rename(old, place)
+            raise
+        flush_directory(place.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
 
 
 @contextmanager
@@ -124,24 +191,25 @@ def _made(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory. Raises SinkError when another restore has it, OSError."""
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold the lock of a directory; false where the file system has none.
+
+    Raises SinkError when another restore has it, OSError.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            removed = not os.path.samestat(os.fstat(descriptor), os.stat(directory))
-        except FileNotFoundError:
-            removed = True
-        except BlockingIOError:
-            removed = False
+            if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):  # in use, or just removed by the restore that had it
             raise _in_use(directory) from None
         except OSError as exc:  # NFS: the images still replace nothing, and are whole
             log.info("%s cannot be locked: %s", directory, exc.strerror)
-            removed = False
-        if removed:  # the restore that had it just ended, and removed it
-            raise _in_use(directory)
-        yield
+            is_locked = False
+        else:
+            is_locked = True
+        yield is_locked
     finally:
         os.close(descriptor)
 

@@ -146,7 +146,11 @@ class _OpenOverVm:
     async def finish(self) -> Sequence[str]:
         """Complete the VM: every disk is proven."""
         remarks = await self.original.finish()
-        return [f"{self.original.vm.name}: disks restored and proven.", *remarks]
+        done = f"{self.original.vm.name}: disks restored and proven."
+        if not self.contents.has_sheet:
+            return [done, *remarks]
+        show = f"vadpipe show {self.contents.reader.layout.root} {self.contents.point.id} --restore-sheet DIR"
+        return [done, *remarks, f"What its applications need is written by `{show}`."]
 
     @property
     def attention(self) -> Sequence[str]:
@@ -191,7 +195,7 @@ class _OpenOverVm:
         contents = self.contents
         async with self.writer.open(self.original.access(disk.key), pool) as opened:
             self.original.adds.opened.append(opened)
-            return await prove_disk(contents.reader, contents.point, disk, opened, pool)
+            return await prove_disk(contents.reader, contents.point, disk, opened)
 
 
 async def _nothing() -> None:
@@ -248,10 +252,14 @@ class OverDisk(Sink[Span | Unchanged, OverDiskReceipt]):
                 position += item.length
                 passed += item.length
                 if isinstance(item, Span):
-                    if not begun:
-                        await self.begin()
-                        begun = True
-                    await work.turns.acquire()
+                    try:
+                        if not begun:
+                            await self.begin()
+                            begun = True
+                        await work.turns.acquire()
+                    except BaseException:
+                        item.release()
+                        raise
                     nursery.start_soon(work.write, item)
                     del item
                 if work.unflushed >= FLUSH_WRITTEN or passed >= FLUSH_PASSED:

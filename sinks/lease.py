@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import trio
 from trio.abc import ReceiveChannel
@@ -14,6 +14,7 @@ from trio.abc import ReceiveChannel
 from pipeline import BufferPool, Pipeline, Sink
 from vadpipe.repository.reader import ReadPoint
 from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.verify import Budget
 from vadpipe.vmdk.describe import DiskFacts
 from vadpipe.vmdk.stream import StreamPiece, stream_optimized
 from vadpipe.vsphere.api.session import Vcenter
@@ -24,6 +25,7 @@ from vadpipe.vsphere.plan.values import PlannedDisk, StoredDiskFacts, Wanted
 from vadpipe.vsphere.restore.lease import LeasedVm, leased_vm
 from vadpipe.vsphere.restore.lease_upload import Upload
 from vadpipe.vsphere.restore.planning import planned
+from vadpipe.vsphere.restore.sheet import Sheet
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored
 from vadpipe.vsphere.snapshot.hot_add import HotAdds, hot_added
 from vadpipe.vsphere.vm.sweep import TELLING, sweep
@@ -32,6 +34,8 @@ from .proving import DiskProof, prove_disk
 from .restoring import Contents
 
 log = logging.getLogger("vadpipe." + __name__)
+
+SheetPlace: TypeAlias = Literal["folder", "drive", "none"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,21 @@ class LeaseSettings(Protocol):
     def journal(self) -> Journal | None: ...
 
     @property
+    def sheet(self) -> SheetPlace: ...
+
+    @property
     def heartbeat_within_s(self) -> float: ...
+
+    def budget(self) -> Budget | None:
+        """How much of each disk is read back; None: all."""
+        ...
+
+
+def wanted_sheet(place: SheetPlace, contents: Contents) -> Sheet | None:
+    """What is laid beside a new VM for its applications; None for a point that says nothing of them."""
+    if place == "none" or not contents.has_sheet:
+        return None
+    return Sheet(contents.sheet_image, connect=place == "drive")
 
 
 @asynccontextmanager
@@ -133,6 +151,7 @@ class OpenLease:
     nvram: bytes | None
     remarks: list[str] = field(default_factory=list)
     attention: list[str] = field(default_factory=list)
+    needs_all = True
 
     def place(self, disk: StoredDisk) -> str:
         return f"{self.leased.plan.name} {self._planned(disk.key).controller}:{self._planned(disk.key).unit}"
@@ -155,10 +174,13 @@ class OpenLease:
         else:
             await self._prove(writer)
         vm = VmBeingRestored(leased.made, leased.plan, leased.session, writer, HotAdds())  # type: ignore[arg-type]
-        await vm.complete(self.nvram)
+        await vm.complete(self.nvram, wanted_sheet(self.settings.sheet, self.contents))
         await vm.switch_on(self.settings.heartbeat_within_s)
         self.attention += vm.attention
-        done = "restored and proven" if writer is not None else "restored, not read back"
+        done = "restored, not read back"
+        if writer is not None:
+            is_sample = self.settings.budget() is not None
+            done = "restored; a sample of each was proven" if is_sample else "restored and proven"
         return [f"{name}: disks {done}.", *self.remarks, *vm.remarks]
 
     async def _prove(self, writer: DiskWriter) -> None:
@@ -169,7 +191,9 @@ class OpenLease:
             vm = VmBeingRestored(made, leased.plan, leased.session, writer, adds)
             for disk in contents.disks:
                 async with vm.readable(disk.key, pool) as opened:
-                    proof: DiskProof = await prove_disk(contents.reader, contents.point, disk, opened, pool)
+                    proof: DiskProof = await prove_disk(
+                        contents.reader, contents.point, disk, opened, budget=self.settings.budget()
+                    )
                 self.remarks.append(f"Disk {disk.key}: {proof}.")
 
     def _planned(self, key: str) -> PlannedDisk:

@@ -36,7 +36,7 @@ from vadpipe.vsphere.plan.values import Mode, PointDisk, Provisioning, RestorePl
 from vadpipe.vsphere.restore.finishing import HEARTBEAT_WITHIN_S
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored, plan_on, restored_vm
 
-from .lease import open_lease
+from .lease import SheetPlace, open_lease, wanted_sheet
 from .proving import DiskProof, prove_disk
 from .restoring import Contents, OpenTarget
 from .vddk_disk import IntoVddkDisk
@@ -86,6 +86,9 @@ class NewVm:
         change_tracking: Switch it on at the end; None: as it was.
         tags: Attach the saved tags.
         attributes: Set the saved custom attributes.
+        sheet: Where the VSS documents go, with a sheet for each writer, on a CD image: 'folder' lays it beside the
+            configuration file, 'drive' also puts it into a CD drive of the VM, 'none' leaves it out. A point that
+            says nothing of applications has none.
         prove: 'all' reads every disk back; a share or a size ('10%', '5GiB') a sample of each.
         heartbeat_within_s: Seconds to wait for the heartbeat.
         journal: Where intents are kept; None for the user's state directory.
@@ -121,6 +124,7 @@ class NewVm:
     change_tracking: bool | None = None
     tags: bool = True
     attributes: bool = True
+    sheet: SheetPlace = "folder"
     prove: str = "all"
     heartbeat_within_s: float = HEARTBEAT_WITHIN_S
     journal: Journal | None = None
@@ -130,6 +134,7 @@ class NewVm:
             ("mode", get_args(Mode)),
             ("nvram", ("restore", "fresh")),
             ("via", ("vddk", "lease")),
+            ("sheet", get_args(SheetPlace)),
             ("provisioning", (None, *get_args(Provisioning))),
         ):
             if getattr(self, setting) not in known:
@@ -234,7 +239,7 @@ class _OpenVm:
         self.vm.step(f"proving disk {disk.key}")
         async with self.vm.readable(disk.key, pool) as opened:
             self.proofs[disk.key] = await prove_disk(
-                contents.reader, contents.point, disk, opened, pool, budget=self.settings.budget()
+                contents.reader, contents.point, disk, opened, budget=self.settings.budget()
             )
 
     async def finish(self) -> Sequence[str]:
@@ -242,7 +247,7 @@ class _OpenVm:
         for planned in self.vm.plan.disks:
             if (proof := self.proofs.get(planned.key)) is not None:
                 self._note(planned.key, planned.provisioning, planned.data, proof)
-        await self.vm.complete(self.nvram)
+        await self.vm.complete(self.nvram, wanted_sheet(self.settings.sheet, self.contents))
         await self.vm.switch_on(self.settings.heartbeat_within_s)
         sampled = any(proof.seed is not None for proof in self.proofs.values())
         done = "restored; a sample of each was proven" if sampled else "restored and proven"
@@ -275,7 +280,42 @@ def read_mapping(path: Path) -> dict[str, Any]:
             f"The mapping file {path} has unknown settings: {', '.join(unknown)}.",
             remedy=f"Known are {', '.join(sorted(_WANTED - {'connect_nics'}))}.",
         )
+    for name, value in read.items():
+        if not _SHAPES.get(name, _is_text)(value):
+            raise ConfigError(
+                f"The mapping file {path} has a value of the wrong kind: {name} = {value!r}.",
+                remedy="The documentation of NewVm says what each setting takes.",
+            )
     return read
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_SHAPES: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("datastores", "networks"), _is_table),
+    **dict.fromkeys(("keep", "drop"), _is_list),
+    **dict.fromkeys(
+        (
+            "attributes", "change_tracking", "connect", "connect_nics", "drop_encryption", "empty_disks",
+            "lower_hardware", "power_on", "reservations", "tags",
+        ),
+        _is_switch,
+    ),
+}  # fmt: skip
 
 
 def _default_path(source: Flow[Span | Zeros], disk: WritableDisk) -> Pipeline[Any]:

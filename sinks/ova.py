@@ -8,14 +8,12 @@ from the beginning, and are written last; no disk is written twice.
 
 from __future__ import annotations
 
-import errno
 import os
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -23,16 +21,15 @@ from typing import Final
 import trio
 from trio.abc import ReceiveChannel
 
-from pipeline import BufferPool, ConfigError, Pipeline, Sink
-from vadpipe.files import publish, temporary_beside
+from pipeline import BufferPool, ConfigError, Pipeline, Sink, SinkError
 from vadpipe.ovf import DiskImage, Hardware, PackedFile, descriptor, hardware
 from vadpipe.repository.restore_point import StoredDisk
 from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimized
 
 from .images import image_name
-from .raw import create_unless, removed_unless_renamed, translated
+from .raw import NewFile, new_file, translated
 from .restoring import Contents, OpenTarget
-from .vmdk import disk_facts
+from .vmdk import STREAM, check_format, disk_facts
 
 NVRAM: Final = "vm.nvram"  # the document of a point
 
@@ -61,21 +58,16 @@ class Ova:
 
     @asynccontextmanager
     async def open(self, contents: Contents) -> AsyncIterator[OpenTarget]:
-        """Raises SinkError, IntegrityError."""
+        """Raises ConfigError for a disk that no VMDK can hold, SinkError, IntegrityError."""
         if not self.path.name:
             raise ConfigError("ova: needs the name of a file.", remedy="Write ova:/restore/web01.ova.")
+        for disk in contents.disks:
+            check_format(STREAM, disk.capacity)
         nvram = await contents.document(NVRAM)
-        unfinished = temporary_beside(self.path)
-        with translated(self.path), removed_unless_renamed(unfinished):
-            if self.path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            unless = None if contents.force else self.path
-            file = await trio.to_thread.run_sync(create_unless, unfinished, unless)
-            try:
-                package = _Package(file, contents, nvram)
-                yield _OpenOva(self, contents, package, unfinished)
-            finally:
-                os.close(file)
+        if self.path.is_dir():
+            raise SinkError(f"{self.path} is a directory.", remedy="Give the name of a file in it.")
+        async with new_file(self.path, force=contents.force) as file:
+            yield _OpenOva(self, contents, _Package(file.descriptor, contents, nvram), file)
 
 
 class _Package:
@@ -112,7 +104,7 @@ class _Package:
         self.end += _BLOCK + _up(size)
 
     def complete(self) -> None:
-        """The NVRAM, the end of the tar, then the descriptor and the manifest; durable. Raises OSError."""
+        """The NVRAM, the end of the tar, then the descriptor and the manifest. Raises OSError."""
         if self.nvram is not None:
             self.write(self.nvram, self.end + _BLOCK)
             self.add(f"{self.base}.nvram", len(self.nvram), sha256(self.nvram).hexdigest())
@@ -123,7 +115,6 @@ class _Package:
         place = _BLOCK + _up(len(text))
         self.write(_header(f"{self.base}.mf", len(manifest)) + manifest, place)
         os.truncate(self.file, -(-(self.end + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE)
-        os.fsync(self.file)
 
     def _descriptor(self, files: Sequence[PackedFile]) -> bytes:
         nvram = f"{self.base}.nvram" if self.nvram is not None else ""
@@ -173,7 +164,7 @@ class _OpenOva:
     settings: Ova
     contents: Contents
     package: _Package
-    unfinished: Path
+    file: NewFile
     turn: trio.Lock = field(default_factory=trio.Lock)  # a tar has one disk behind the other
 
     def place(self, disk: StoredDisk) -> str:
@@ -193,10 +184,9 @@ class _OpenOva:
             yield stream | _IntoPackage(self.package, name, self.settings.path)
 
     async def finish(self) -> Sequence[str]:
-        path, force = self.settings.path, self.contents.force
-        with translated(path):
+        with translated(self.settings.path):
             await trio.to_thread.run_sync(self.package.complete)
-            await trio.to_thread.run_sync(partial(publish, replace=force), self.unfinished, path)
+        await self.file.publish()
         remarks = list(self.package.machine.assumed)
         if self.package.machine.nics:
             remarks.append("An OVA holds no MAC addresses: the import makes new ones.")

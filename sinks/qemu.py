@@ -11,14 +11,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
 import trio
 
 from pipeline import BufferPool, ConfigError, Pipeline, SinkError
-from vadpipe.files import publish, temporary_beside
 from vadpipe.nbd import Nbd
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
@@ -26,7 +24,7 @@ from vadpipe.repository.restore_point import StoredDisk
 
 from .blocks import IntoNbd
 from .images import image_name, open_images
-from .raw import create_unless, removed_unless_renamed, translated
+from .raw import new_file
 from .restoring import Contents, OpenTarget
 
 log = logging.getLogger("vadpipe." + __name__)
@@ -135,18 +133,11 @@ class Qcow2Directory:
 
         @asynccontextmanager
         async def write(disk: StoredDisk, path: Path, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
-            force = contents.force
-            unfinished = temporary_beside(path)
-            with translated(path), removed_unless_renamed(unfinished):
-                descriptor = await trio.to_thread.run_sync(create_unless, unfinished, None if force else path)
-                try:
-                    place = f"file:{unfinished}"  # whatever its name, it is a file
-                    await run_tool("qemu-img", "create", "-q", "-f", "qcow2", place, str(disk.capacity))
-                    async with served(place, "qcow2", pool, name=str(path)) as writer:
-                        yield contents.read(disk, pool) | IntoNbd(writer, disk.capacity, fresh=True)
-                    await trio.to_thread.run_sync(os.fsync, descriptor)
-                finally:
-                    os.close(descriptor)
-                await trio.to_thread.run_sync(partial(publish, replace=force), unfinished, path)
+            async with new_file(path, force=contents.force) as file:
+                place = f"file:{file.unfinished}"  # whatever its name, it is a file
+                await run_tool("qemu-img", "create", "-q", "-f", "qcow2", place, str(disk.capacity))
+                async with served(place, "qcow2", pool, name=str(path)) as writer:
+                    yield contents.read(disk, pool) | IntoNbd(writer, disk.capacity, fresh=True)
+                await file.publish()
 
         return open_images(self.directory, contents, lambda disk: [f"{image_name(disk.key)}.qcow2"], write)

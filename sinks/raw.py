@@ -63,24 +63,27 @@ class RawFile(Sink[Span | Zeros, RawReceipt]):
     force: bool = False
 
     async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> RawReceipt:
-        unfinished = temporary_beside(self.path)
         reached = written = 0
-        with translated(self.path), removed_unless_renamed(unfinished):
-            final = None if self.force else self.path
-            descriptor = await trio.to_thread.run_sync(_create, unfinished, self.capacity, final)
-            try:
-                async for item in inbox:
+        async with new_file(self.path, force=self.force) as file:
+            await trio.to_thread.run_sync(os.truncate, file.descriptor, self.capacity)
+            async for item in inbox:
+                with released(item):
                     reached = whole_disk(item, reached)
                     if isinstance(item, Span):
-                        written += await trio.to_thread.run_sync(write_span, descriptor, item)
-                        item.release()
-                    del item
-                check_end(reached, self.capacity)
-                await trio.to_thread.run_sync(os.fsync, descriptor)
-            finally:
-                os.close(descriptor)
-            await trio.to_thread.run_sync(partial(publish, replace=self.force), unfinished, self.path)
+                        written += await trio.to_thread.run_sync(write_span, file.descriptor, item)
+            check_end(reached, self.capacity)
+            await file.publish()
         return RawReceipt(self.path, self.capacity, written)
+
+
+@contextmanager
+def released(item: object) -> Iterator[None]:
+    """The buffer of a span is given back after the block. An error would keep it, and other disks wait for it."""
+    try:
+        yield
+    finally:
+        if isinstance(item, Span):
+            item.release()
 
 
 def whole_disk(item: Span | Zeros | Unchanged, reached: int) -> int:
@@ -96,22 +99,49 @@ def check_end(reached: int, capacity: int) -> None:
         raise ContractError(f"The disk has {capacity} bytes; {reached} arrived.")
 
 
-def create_unless(path: Path, unless: Path | None) -> int:
-    """The file that will become an image; nothing is made while there is a file `unless`. Raises OSError."""
+@dataclass(frozen=True)
+class NewFile:
+    """A file in the making: open for writing under a name of its own, `unfinished`."""
+
+    final: Path
+    unfinished: Path
+    descriptor: int
+    replace: bool
+
+    async def publish(self) -> None:
+        """Make it durable and give it its name. Raises SinkError."""
+        with translated(self.final):
+            await trio.to_thread.run_sync(os.fsync, self.descriptor)
+            await trio.to_thread.run_sync(partial(publish, self.unfinished, self.final, replace=self.replace))
+
+
+@asynccontextmanager
+async def new_file(final: Path, *, force: bool) -> AsyncIterator[NewFile]:
+    """A new file, which gets its name by `publish`; without that, nothing remains behind the block.
+
+    Raises SinkError when it cannot be written, or exists and `force` is false.
+    """
+    unfinished = temporary_beside(final)
+    with translated(final):
+        descriptor = await trio.to_thread.run_sync(_create, unfinished, None if force else final)
+        try:
+            yield NewFile(final, unfinished, descriptor, force)
+        finally:
+            with trio.CancelScope(shield=True):  # short, or as long as the disk takes to close a large file
+                await trio.to_thread.run_sync(_discard, descriptor, unfinished)
+
+
+def _create(path: Path, unless: Path | None) -> int:
+    """Makes nothing while there is a file `unless`. Raises OSError."""
     if unless is not None and os.path.lexists(unless):
         raise FileExistsError
     path.parent.mkdir(parents=True, exist_ok=True)
     return create(path)
 
 
-def _create(path: Path, capacity: int, unless: Path | None) -> int:
-    descriptor = create_unless(path, unless)
-    try:
-        os.truncate(descriptor, capacity)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _discard(descriptor: int, unfinished: Path) -> None:
+    os.close(descriptor)
+    unfinished.unlink(missing_ok=True)
 
 
 def write_span(descriptor: int, span: Span) -> int:
@@ -183,17 +213,17 @@ class RawStream(Sink[Span | Zeros, int]):
             write = _write_pipe if is_pipe else _write_file
             async for item in inbox:
                 before, reached = reached, whole_disk(item, reached)
-                held = item.data if isinstance(item, Span) else ()
-                for offset, length in held:
-                    await _write_zeros(write, descriptor, offset - before)
-                    assert isinstance(item, Span)
-                    await write(descriptor, item.bytes_of(offset, length).data)
-                    before = offset + length
-                await _write_zeros(write, descriptor, reached - before)
-                if isinstance(item, Span):
-                    item.release()
-                del item
+                with released(item):
+                    held = item.data if isinstance(item, Span) else ()
+                    for offset, length in held:
+                        await _write_zeros(write, descriptor, offset - before)
+                        assert isinstance(item, Span)
+                        await write(descriptor, item.bytes_of(offset, length).data)
+                        before = offset + length
+                    await _write_zeros(write, descriptor, reached - before)
             check_end(reached, self.capacity)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                await trio.to_thread.run_sync(os.fsync, descriptor)
         return reached
 
 
@@ -206,8 +236,6 @@ def _open_stream(descriptor: int) -> Iterator[tuple[int, bool]]:
             # Opened anew: whether it blocks is a fact of the open file, which others have too.
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         yield (descriptor if own < 0 else own), own >= 0
-        if own < 0 and stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.fsync(descriptor)
     except OSError as exc:
         if exc.errno == errno.EPIPE:
             raise SinkError(

@@ -18,7 +18,7 @@ from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
-from .restoring import Contents, RestoreReceipt, RestoreTarget, restore
+from .restoring import Contents, RestoreReceipt, RestoreTarget, disks_of, restore
 
 if TYPE_CHECKING:
     from vadpipe.vsphere.plan.values import RestorePlan
@@ -127,7 +127,7 @@ class Restore:
             return None
         async with open_repository(self.directory) as reader:
             found = resolve_point(reader, self.point, self.vm)
-            disks = [disk for disk in found.disks if not self.disks or disk.key in self.disks]
+            disks = disks_of(found, self.disks)
             plan: RestorePlan = await target.plan(Contents(reader, found, disks, self.force))
             return plan
 

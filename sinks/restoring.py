@@ -7,9 +7,10 @@ decides what becomes of a part: images of whole disks stay, a VM that lacks a di
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
@@ -21,14 +22,18 @@ from pipeline.errors import leaves
 from pipeline.job import DiskWatch
 from pipeline.meters import PipelineReport
 from pipeline.values import Span, Zeros
+from vadpipe.iso import FIXED_DATE, iso_image
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
+from vadpipe.vss.sheet import PointFacts, restore_sheet
 
 from .null import NullSink
 
 log = logging.getLogger("vadpipe." + __name__)
 
 DISKS_AT_ONCE = 2
+MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
+_LINUX_NAME = "quiesce-manifest.xml"  # and what a Linux guest leaves instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,48 @@ class Contents:
         if name not in self.point.documents:
             return None
         return await self.reader.document(self.point, name)
+
+    @property
+    def has_sheet(self) -> bool:
+        """Whether the point says anything of applications: it has their documents, or a verdict on them."""
+        documents = self.point.documents
+        return MANIFEST_NAME in documents or _LINUX_NAME in documents or bool(self.point.quiescing.verdict)
+
+    async def sheet(self) -> dict[str, bytes]:
+        """As `sheet_of`."""
+        return await trio.to_thread.run_sync(sheet_of, self.reader, self.point)
+
+    async def sheet_image(self) -> bytes:
+        """The same as a CD image. Raises IntegrityError, ConfigError."""
+        return await trio.to_thread.run_sync(sheet_image, await self.sheet(), self.point)
+
+
+def sheet_of(reader: RepositoryReader, point: RestorePoint) -> dict[str, bytes]:
+    """What goes beside the restored machine for its applications: files by relative path. Blocks.
+
+    Raises:
+        IntegrityError: A document of the point is damaged.
+    """
+    name = next((name for name in (MANIFEST_NAME, _LINUX_NAME) if name in point.documents), None)
+    quiescing = point.quiescing
+    facts = PointFacts(
+        machine=point.machine.name,
+        point=point.id,
+        created=point.created,
+        asked=quiescing.asked,
+        reached=quiescing.reached,
+        reasons=quiescing.reasons,
+    )
+    return restore_sheet(facts, reader.read_document(point, name) if name else None, quiescing.verdict)
+
+
+def sheet_image(files: Mapping[str, bytes], point: RestorePoint) -> bytes:
+    """The same as a CD image, dated as the point. Raises ConfigError where they do not fit on one."""
+    try:
+        date = datetime.fromisoformat(point.created).astimezone(UTC)
+    except ValueError:
+        date = FIXED_DATE
+    return iso_image(files, label="RESTORE_SHEET", date=date)
 
 
 class OpenTarget(Protocol):
@@ -155,6 +202,15 @@ class RestoreReceipt:
         }
 
 
+def disks_of(point: RestorePoint, keys: Sequence[str]) -> list[StoredDisk]:
+    """The disks of a point that have these keys; without keys all. Raises ConfigError for one that it lacks."""
+    for key in keys:
+        if point.disk(key) is None:
+            known = ", ".join(disk.key for disk in point.disks)
+            raise ConfigError(f"Point {point.id} has no disk {key!r}.", remedy=f"It has: {known}.")
+    return [disk for disk in point.disks if not keys or disk.key in keys]
+
+
 async def restore(
     reader: RepositoryReader,
     point: RestorePoint,
@@ -173,11 +229,7 @@ async def restore(
         ConfigError: the point has no such disk.
         MoverError: the target cannot take the disks, e.g. because one is there already; then nothing was written.
     """
-    for key in keys:
-        if point.disk(key) is None:
-            known = ", ".join(disk.key for disk in point.disks)
-            raise ConfigError(f"Point {point.id} has no disk {key!r}.", remedy=f"It has: {known}.")
-    wanted = [disk for disk in point.disks if not keys or disk.key in keys]
+    wanted = disks_of(point, keys)
     pool = BufferPool()
     limiter = trio.CapacityLimiter(DISKS_AT_ONCE)
     restored: dict[str, RestoredDisk] = {}
@@ -204,6 +256,16 @@ async def restore(
                 failures.append(failed)
                 if all_or_none:
                     nursery.cancel_scope.cancel()
+                return
+            except BaseExceptionGroup as group:  # it failed while it was cancelled
+                failed_too, others = group.split((TransferFailed, MoverError))
+                if failed_too is None:
+                    raise
+                failures.extend(
+                    one for one in failed_too.exceptions if isinstance(one, TransferFailed | MoverError)
+                )
+                if others is not None:
+                    raise others from None
                 return
         restored[disk.key] = RestoredDisk(
             key=disk.key,

@@ -56,13 +56,20 @@ def _ova(place: str, options: Mapping[str, str]) -> RestoreTarget:
 
 
 def _nbd(place: str, options: Mapping[str, str], *, tls: bool = False) -> RestoreTarget:
-    url = urlsplit(f"nbd:{place}")
-    try:
-        port = url.port or DEFAULT_PORT
-    except ValueError as exc:
-        raise ConfigError(f"{url.netloc!r} names no NBD server: {exc}.") from exc
+    host, port, export = _server(place)
     secured = ssl.create_default_context() if tls else None
-    return NbdTarget(Nbd(url.hostname or "", port, export=unquote(url.path[1:]), tls=secured))
+    return NbdTarget(Nbd(host, port, export=export, tls=secured))
+
+
+def _server(place: str) -> tuple[str, int, str]:
+    """Host, port and export. Raises ConfigError."""
+    try:
+        url = urlsplit(f"nbd:{place}")
+        return url.hostname or "", url.port or DEFAULT_PORT, unquote(url.path[1:])
+    except ValueError as exc:
+        raise ConfigError(
+            f"{place!r} names no NBD server: {exc}.", remedy="Write nbd://HOST:PORT/EXPORT."
+        ) from exc
 
 
 def _nbd_unix(place: str, options: Mapping[str, str]) -> RestoreTarget:
@@ -71,7 +78,7 @@ def _nbd_unix(place: str, options: Mapping[str, str]) -> RestoreTarget:
         raise ConfigError(
             "nbd+unix: needs the path of a socket.", remedy="Write nbd+unix:///?socket=/run/nbd.sock."
         )
-    return NbdTarget(Nbd(socket, export=unquote(urlsplit(f"nbd:{place}").path[1:])))
+    return NbdTarget(Nbd(socket, export=_server(place)[2]))
 
 
 _KINDS: Final[Mapping[str, _Kind]] = {

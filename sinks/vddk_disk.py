@@ -81,8 +81,12 @@ class IntoVddkDisk(Sink[Span | Zeros, VddkReceipt]):
                     )
                 reached += item.length
                 if isinstance(item, Span):
-                    zeros = Extents.empty() if self.fresh else await writer.needed(item.zeros)
-                    await places.acquire()
+                    try:
+                        zeros = Extents.empty() if self.fresh else await writer.needed(item.zeros)
+                        await places.acquire()
+                    except BaseException:
+                        item.release()
+                        raise
                     nursery.start_soon(write, item, zeros)
                 elif not self.fresh:
                     await writer.write_zeros(await writer.needed(Extents.whole(item.length, item.offset)))

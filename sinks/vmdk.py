@@ -24,10 +24,11 @@ from vadpipe.files import create, flush_directory, publish, temporary_beside, wr
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.vmdk.build import GRAIN, LAST_PLACE, Bytes, GrainCutter, SparseExtent, Write, held_grains
 from vadpipe.vmdk.describe import ADAPTERS, DiskFacts, WrittenExtent, adapter_of, describe, disk_uuid
+from vadpipe.vmdk.descriptor import SECTOR
 from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimized
 
 from .images import image_name, open_images
-from .raw import check_end, create_unless, removed_unless_renamed, translated, whole_disk, write_span
+from .raw import check_end, new_file, released, translated, whole_disk, write_span
 from .restoring import Contents, OpenTarget
 
 SPARSE: Final = "monolithicSparse"
@@ -63,6 +64,11 @@ def check_format(form: str, capacity: int) -> None:
     """Raises ConfigError for what is no format, and for a disk that it cannot hold."""
     if form not in FORMATS:
         raise ConfigError(f"{form!r} is no format of a VMDK.", remedy=f"Write one of {', '.join(FORMATS)}.")
+    if capacity <= 0 or capacity % SECTOR:
+        raise ConfigError(
+            f"A VMDK has whole sectors of {SECTOR} bytes; the disk has {capacity} bytes.",
+            remedy="Take raw: or qcow2:.",
+        )
     if form == SPARSE and SparseExtent(capacity, b"").overhead + capacity > LAST_PLACE:
         raise ConfigError(
             f"A {SPARSE} VMDK has at most 2 TiB with its tables; the disk has {capacity} bytes.",
@@ -99,17 +105,23 @@ class VmdkFile(Sink[Span | Zeros, VmdkReceipt]):
 
     async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> VmdkReceipt:
         reached = written = 0
-        with translated(self.path), ExitStack() as stack:
-            image = await trio.to_thread.run_sync(_Image, self, stack)
-            async for item in inbox:
-                reached = whole_disk(item, reached)
-                if isinstance(item, Span):
-                    written += await trio.to_thread.run_sync(image.write, item)
-                    item.release()
-                del item
-            check_end(reached, self.capacity)
-            written += await trio.to_thread.run_sync(image.finish)
-            await trio.to_thread.run_sync(image.publish)
+        with translated(self.path):
+            stack = ExitStack()
+            try:
+                image = await trio.to_thread.run_sync(_Image, self, stack)
+                async for item in inbox:
+                    with released(item):
+                        reached = whole_disk(item, reached)
+                        if isinstance(item, Span):
+                            written += await trio.to_thread.run_sync(image.write, item)
+                check_end(reached, self.capacity)
+                written += await trio.to_thread.run_sync(image.finish)
+                await trio.to_thread.run_sync(image.publish)
+            finally:
+                with trio.CancelScope(
+                    shield=True
+                ):  # short, or as long as the disk takes to close a large file
+                    await trio.to_thread.run_sync(stack.close)
         return VmdkReceipt(self.path, self.capacity, written)
 
 
@@ -176,7 +188,6 @@ class _Image:
         self._cutter = GrainCutter(settings.capacity)
         self._unfinished: list[Path] = []
         self._part = self._opened()
-        stack.callback(self._close)
 
     def write(self, span: Span) -> int:
         """Returns bytes of data that were written."""
@@ -232,9 +243,6 @@ class _Image:
                     content, first = content[size:], first + size // GRAIN
         return written
 
-    def _close(self) -> None:
-        self._part.close()
-
     def _next(self) -> None:
         self._part = self._opened()
 
@@ -247,12 +255,13 @@ class _Image:
             extent = SparseExtent(length, self._text if settings.form == SPARSE else None)
         part = _Part(start, length, extent)
         self._unfinished.append(self._temporary())
+        self._stack.callback(part.close)
         part.open(self._unfinished[-1])
         return part
 
     def _temporary(self) -> Path:
         unfinished = temporary_beside(self._final)
-        self._stack.enter_context(removed_unless_renamed(unfinished))
+        self._stack.callback(partial(unfinished.unlink, missing_ok=True))
         return unfinished
 
 
@@ -270,19 +279,11 @@ class StreamFile(Sink[StreamPiece, VmdkReceipt]):
 
     async def run(self, inbox: ReceiveChannel[StreamPiece]) -> VmdkReceipt:
         written = 0
-        unfinished = temporary_beside(self.path)
-        with translated(self.path), removed_unless_renamed(unfinished):
-            descriptor = await trio.to_thread.run_sync(
-                create_unless, unfinished, None if self.force else self.path
-            )
-            try:
-                async for piece in inbox:
-                    await trio.to_thread.run_sync(write_all, descriptor, [piece.content])
-                    written += len(piece.content)
-                await trio.to_thread.run_sync(os.fsync, descriptor)
-            finally:
-                os.close(descriptor)
-            await trio.to_thread.run_sync(partial(publish, replace=self.force), unfinished, self.path)
+        async with new_file(self.path, force=self.force) as file:
+            async for piece in inbox:
+                await trio.to_thread.run_sync(write_all, file.descriptor, [piece.content])
+                written += len(piece.content)
+            await file.publish()
         return VmdkReceipt(self.path, self.capacity, written)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,20 @@ from vadpipe.repository.reader import ContentPage, DiskContent, HandingOver, Rep
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 _WINDOW = 32 << 30  # as much as one QueryAllocatedBlocks call covers; a whole number of pages
+
+
+@dataclass(frozen=True)
+class DifferencesReceipt:
+    """What was compared. Bytes: `read` from the disk, and `allocated` on it as far as its reader can tell."""
+
+    read: int
+    allocated: int
+
+
+@dataclass
+class _Counts:
+    read: int = 0
+    allocated: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,11 +75,12 @@ class Differences(Source[Span | Unchanged]):
     def __repr__(self) -> str:
         return f"Differences({self.point.id!r}, {self.key!r})"
 
-    async def run(self, outbox: SendChannel[Span | Unchanged]) -> None:
+    async def run(self, outbox: SendChannel[Span | Unchanged]) -> DifferencesReceipt:
         stored = self._stored()
         threads = trio.CapacityLimiter(self.workers)
         comparing = _Comparing(self.reader, self.point, stored)
         held: dict[int, Span] = {}
+        counts = _Counts()
 
         async def compare(piece: _Piece | Unchanged) -> Span | Unchanged:
             if isinstance(piece, Unchanged):
@@ -72,6 +88,7 @@ class Differences(Source[Span | Unchanged]):
             span = piece.span
             if len(span.data):
                 await self.disk.read(span.buffer, span.offset, span.data)
+                counts.read += span.data.total
             differing = await trio.to_thread.run_sync(comparing.compare, piece, limiter=threads)
             if isinstance(differing, Unchanged):
                 held.pop(span.offset).release()
@@ -80,31 +97,20 @@ class Differences(Source[Span | Unchanged]):
         async def plan(send: trio.MemorySendChannel[_Piece | Unchanged]) -> None:
             async with send:
                 reached = 0
-                allocated = Extents.empty()
-                pages = dict(await trio.to_thread.run_sync(comparing.content.pages, limiter=threads))
-                for offset in range(0, stored.capacity, PAGE):
-                    if offset % _WINDOW == 0:
-                        window = min(_WINDOW, stored.capacity - offset)
-                        allocated = await self.disk.allocated(offset, window)
-                        allocated = allocated.aligned(CLUSTER, stored.capacity)
-                    page = None
-                    if offset in pages:
-                        page = await trio.to_thread.run_sync(
-                            comparing.content.page, offset, pages[offset], limiter=threads
-                        )
-                    for start, length, rows in _spans(page, offset, stored.capacity, allocated, self.within):
-                        if start > reached:
-                            await send.send(Unchanged(reached, start - reached))
-                        reached = start + length
+                async with aclosing(self._parts(comparing.content, threads, counts)) as parts:
+                    async for part in parts:
+                        if part.offset > reached:
+                            await send.send(Unchanged(reached, part.offset - reached))
+                        reached = part.offset + part.length
                         span = Span(
-                            offset=start,
-                            length=length,
-                            data=allocated.within(start, length),
+                            offset=part.offset,
+                            length=part.length,
+                            data=part.allocated,
                             zeros=Extents.empty(),
                             buffer=await self.disk.pool.acquire(),
                         )
-                        held[start] = span
-                        await send.send(_Piece(span, rows, page))
+                        held[part.offset] = span
+                        await send.send(_Piece(span, part.rows, part.page))
                 if reached < stored.capacity:
                     await send.send(Unchanged(reached, stored.capacity - reached))
 
@@ -116,6 +122,42 @@ class Differences(Source[Span | Unchanged]):
         finally:
             for span in held.values():
                 span.release()
+        return DifferencesReceipt(counts.read, counts.allocated)
+
+    async def bytes_to_compare(self) -> NDArray[np.int64]:
+        """The bytes of each span that the disk allocates or the point has data for, by the number of the span.
+
+        Raises: as `run`.
+        """
+        stored = self._stored()
+        content = DiskContent(self.reader, self.point, stored)
+        sizes = np.zeros(-(-stored.capacity // SPAN), dtype=np.int64)
+        async with aclosing(self._parts(content, trio.CapacityLimiter(1), _Counts())) as parts:
+            async for part in parts:
+                page = part.offset // PAGE * PAGE
+                data = Extents.from_columns(part.rows.offset * CLUSTER + page, part.rows.count * CLUSTER)
+                sizes[part.offset // SPAN] = (part.allocated | data.within(part.offset, part.length)).total
+        return sizes
+
+    async def _parts(
+        self, content: DiskContent, threads: trio.CapacityLimiter, counts: _Counts
+    ) -> AsyncGenerator[_Part, None]:
+        """The spans that may differ, ascending."""
+        capacity = self.disk.capacity
+        allocated = Extents.empty()
+        pages = dict(await trio.to_thread.run_sync(content.pages, limiter=threads))
+        for offset in range(0, capacity, PAGE):
+            if offset % _WINDOW == 0:
+                allocated = await self.disk.allocated(offset, min(_WINDOW, capacity - offset))
+                counts.allocated += allocated.total
+                allocated = allocated.aligned(CLUSTER, capacity)
+            page = None
+            if offset in pages:
+                page = await trio.to_thread.run_sync(content.page, offset, pages[offset], limiter=threads)
+            elif not len(allocated.within(offset, PAGE)):
+                continue
+            for part in _parts(page, offset, capacity, allocated, self.within):
+                yield part
 
     def _stored(self) -> StoredDisk:
         stored = self.point.disk(self.key)
@@ -142,10 +184,21 @@ class _Piece:
     page: ContentPage | None
 
 
-def _spans(
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A span of the disk that may differ: what is allocated of it, and its rows of the map."""
+
+    offset: int
+    length: int
+    allocated: Extents
+    rows: PageMap
+    page: ContentPage | None
+
+
+def _parts(
     page: ContentPage | None, offset: int, capacity: int, allocated: Extents, within: Extents | None
-) -> Iterator[tuple[int, int, PageMap]]:
-    """The spans of a page that may differ: offset, length, rows of the map in clusters of the page."""
+) -> Iterator[_Part]:
+    """The spans of a page that may differ; their rows count clusters from the begin of the page."""
     per_span = SPAN // CLUSTER
     for number in range(-(-min(PAGE, capacity - offset) // SPAN)):
         start = offset + number * SPAN
@@ -154,8 +207,9 @@ def _spans(
             continue
         border = np.array([number * per_span, (number + 1) * per_span])
         rows = PageMap.empty() if page is None else page.rows.within(border[:1], border[1:])
-        if len(rows) or len(allocated.within(start, length)):
-            yield start, length, rows
+        taken = allocated.within(start, length)
+        if len(rows) or len(taken):
+            yield _Part(start, length, taken, rows, page)
 
 
 class _Comparing:
@@ -173,20 +227,24 @@ class _Comparing:
             now[low - span.offset : low - span.offset + length] = 0
         found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         if page is not None:
+            tables: dict[int, ChunkTable] = {}
             columns = rows.offset * CLUSTER - span.offset % PAGE, rows.count, rows.frame, rows.place
             for low, count, frame, place in zip(*(column.tolist() for column in columns), strict=True):
                 length = min(count * CLUSTER, span.length - low)  # the tail of a disk is no whole cluster
                 wanted = span.offset + low, length, page.rows.frame_ids[frame].tobytes()
                 address = page.addresses[frame]
-                chunks = self.content.chunks(address, *wanted)
-                table = ChunkTable.of(chunks["length"], chunks["digest"])
+                table = tables.get(frame)
+                if table is None:
+                    chunks = self.content.chunks(address, *wanted)
+                    table = tables[frame] = ChunkTable.of(chunks["length"], chunks["digest"])
                 for at, size in differing_parts(now, low, length, place * CLUSTER, table, self._name):
                     frame_bytes = np.frombuffer(self.content.frame(address, *wanted), np.uint8)
                     begin = place * CLUSTER + at - low
                     if begin + size > len(frame_bytes):
                         raise self.content.damaged(*wanted[:2], "the map reads beyond its frame")
                     start, end = take_differing(now[at : at + size], frame_bytes[begin : begin + size])
-                    found.append((start + at, end + at))
+                    if len(start):
+                        found.append((start + at, end + at))
         data = _joined(found, span.offset)
         held = Extents.from_columns(rows.offset * CLUSTER, rows.count * CLUSTER)
         nonzero = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
 
 def _write(descriptor: int, parts: Sequence[memoryview]) -> int:
     return os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
+
+
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.partial")  # the names that `temporary_beside` gives
 
 
 def temporary_beside(final: Path) -> Path:

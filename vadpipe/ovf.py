@@ -61,6 +61,7 @@ _NICS: Final = {
     "vlance": "PCNet32",
 }
 _KEY = re.compile(r"(?P<bus>(?P<kind>ide|scsi|sata|nvme)(?P<number>\d+)):(?P<unit>\d+)")
+_BUS = re.compile(r"(ide|scsi|sata|nvme)\d+")
 _LINUX = re.compile(
     r"linux|ubuntu|debian|rhel|centos|sles|oracle|fedora|photon|rocky|alma|suse", re.IGNORECASE
 )
@@ -124,20 +125,28 @@ def hardware(name: str, configuration: Mapping[str, Any]) -> Hardware:
         for what, key, value in (("memory", "memory", "1 GiB"), ("number of processors", "cpus", "1"))
         if not found.get(key)
     ]
+
+    def text(key: str, default: str = "") -> str:
+        return _text(str(found.get(key) or default))
+
     return Hardware(
         name=name,
         cpus=int(found.get("cpus") or 1),
         cores_per_socket=int(found.get("cores_per_socket") or 1),
         memory=int(found.get("memory") or GiB),
-        guest_id=str(found.get("guest_id") or ""),
-        guest_name=str(found.get("guest_name") or ""),
-        version=str(found.get("hardware_version") or "vmx-13"),
-        firmware=str(found.get("firmware") or "bios"),
+        guest_id=text("guest_id"),
+        guest_name=text("guest_name"),
+        version=text("hardware_version", "vmx-13"),
+        firmware=text("firmware", "bios"),
         secure_boot=bool(found.get("secure_boot")),
-        annotation=str(found.get("annotation") or ""),
-        controllers={str(one["key"]): str(one["type"]) for one in found.get("controllers") or ()},
+        annotation=text("annotation"),
+        controllers={
+            str(one["key"]): str(one["type"])
+            for one in found.get("controllers") or ()
+            if _BUS.fullmatch(str(one["key"]))
+        },
         nics=[
-            Nic(_NICS.get(str(one.get("type")), "VmxNet3"), str(one.get("network") or "VM Network"))
+            Nic(_NICS.get(str(one.get("type")), "VmxNet3"), _text(str(one.get("network") or "VM Network")))
             for one in found.get("nics") or ()
         ],
         assumed=assumed,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import Event, Job, MiB
+from pipeline import Event, Finisher, Job, MiB
 from sinks import IntoRepository, Repository, open_repository
 from sinks.new_vm import NewVm
 from sinks.restoring import RestoreReceipt, restore
@@ -55,7 +55,7 @@ class Backed:
         settings = {"name": "web01-restored", "journal": self.journal, "writer": self.writer} | settings
         return NewVm(self.vcenter, **settings)
 
-    async def back_up(self) -> None:
+    async def back_up(self, *finish: Finisher[Any]) -> None:
         self.digests = [chain_digest(disk.chain, disk.capacity) for disk in self.lab.disks(self.moref)]
         machine = VcenterVm(
             self.vcenter,
@@ -79,7 +79,7 @@ class Backed:
                 | IntoRepository(point, disk)
             )
 
-        await Job(machine, path, into=self.repository).run()
+        await Job(machine, path, into=self.repository, finish=finish).run()
 
     async def restore(self, target: NewVm | None = None, **settings: Any) -> RestoreReceipt:
         async with open_repository(self.repository.path) as reader:

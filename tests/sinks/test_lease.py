@@ -71,6 +71,15 @@ async def test_the_disks_are_read_back_where_there_is_a_reader(backed):
     assert told.count("read back and proved") == 2
 
 
+@pytest.mark.slow
+async def test_a_sample_is_read_back_where_one_was_asked_for(backed):
+    receipt = await backed.restore(via="lease", prove="1B")
+    assert errors_of(receipt) == ""
+    told = " ".join(receipt.remarks)
+    assert "web01-restored: disks restored; a sample of each was proven." in told
+    assert told.count("a sample of") == 3
+
+
 async def nothing_left(backed, receipt=None) -> None:
     """No VM of ours, no files, no intent."""
     assert backed.names == ["web01"]

@@ -209,6 +209,16 @@ def vcenter_settings():
     return Vcenter("vc01.example.com", "backup", Secret.from_text("x"))
 
 
+@pytest.mark.parametrize(
+    "text", ['networks = "lan"', "folder = 3", 'power_on = "yes"', 'keep = "a.*"', "datastores = {a = 1}"]
+)
+def test_a_mapping_file_with_a_value_of_the_wrong_kind_is_named(backed_settings, tmp_path, text):
+    path = tmp_path / "mapping.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"a value of the wrong kind: {text.partition(' ')[0]} = "):
+        backed_settings(mapping=path).wanted()
+
+
 def test_a_mapping_file_with_an_unknown_setting_is_named(backed_settings, tmp_path):
     path = tmp_path / "mapping.toml"
     path.write_text('datastor = "fast"\n')

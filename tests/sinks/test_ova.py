@@ -151,6 +151,18 @@ def test_a_local_vm_is_described_by_its_vmx():
     assert (items(root, 10)[0]["ResourceSubType"], items(root, 10)[0]["Connection"]) == ("VmxNet3", "lan")
 
 
+def test_a_controller_without_disks_of_another_kind_is_left_out():
+    root = described({"controllers": [{"key": "usb0", "type": "VirtualUSBController"}]}, "scsi0:0")
+    assert [one["ElementName"] for one in items(root, 6)] == ["Controller scsi0"]
+
+
+def test_letters_that_xml_does_not_have_are_left_out_everywhere():
+    nics = [{"type": "VirtualE1000", "network": "lan\x07"}]
+    root = described({"guest_id": "other\x00Guest", "firmware": "efi\x01", "nics": nics}, "scsi0:0")
+    [network] = root.iter(f"{OVF}Network")
+    assert network.attrib[f"{OVF}name"] == items(root, 10)[0]["Connection"] == "lan"
+
+
 def test_disks_without_a_place_get_free_units_and_never_unit_7():
     keys = ["web", "scsi0:1", *(f"other {number}" for number in range(8))]
     root = described({}, *keys)
@@ -178,7 +190,7 @@ def test_a_package_is_replaced_by_force_only(repository, disks, tmp_path):
     assert len(receipt.disks) == 2
     assert tarfile.is_tarfile(path)
     assert receipt.remarks == ["An OVA holds no MAC addresses: the import makes new ones."]
-    with pytest.raises(SinkError, match="Is a directory"):
+    with pytest.raises(SinkError, match="is a directory"):
         restored(repository, Ova(tmp_path), force=True)
 
 

@@ -21,7 +21,7 @@ async def proven(repository, content, *, budget=None, holes=None, pool=None):
     disk = MemoryDisk(content, pool=pool, holes=holes or Extents.empty())
     async with open_repository(repository.path) as reader:
         point = reader.points[-1]
-        return await prove_disk(reader, point, point.disks[0], disk, pool, budget=budget)
+        return await prove_disk(reader, point, point.disks[0], disk, budget=budget)
 
 
 async def made(repository, *writes):
@@ -77,6 +77,19 @@ async def test_a_sample_reads_its_share_and_says_so(repository):
     assert "a sample of" in str(proof)
     again = await proven(repository, content, budget=Budget("20%", 7))
     assert again == proof
+
+
+async def test_a_sample_draws_spans_that_the_disk_does_not_allocate_although_the_point_has_data(repository):
+    content = await made(repository)
+    with pytest.raises(IntegrityError, match="the point has other bytes"):
+        await proven(repository, content, budget=Budget("1B", 7), holes=Extents.whole(CAPACITY))
+
+
+async def test_a_sample_of_a_disk_without_data_reads_nothing(repository):
+    empty = np.zeros(CAPACITY, np.uint8)
+    await backup(repository, [MemoryDisk(empty)])
+    proof = await proven(repository, empty, budget=Budget("10%", 7), holes=Extents.whole(CAPACITY))
+    assert (proof.read, proof.of, proof.allocated) == (0, 0, 0)
 
 
 async def test_a_disk_of_another_size_is_refused(repository):

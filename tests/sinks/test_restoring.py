@@ -1,5 +1,7 @@
 """Restoring to raw images: one file for each disk, nothing replaced unless asked, nothing mixed."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline import ConfigError, MiB, SinkError
 from sinks.images import image_name, point_directory
 from sinks.raw import RawDirectory, StandardOutput
-from sinks.restoring import Contents, restore
+from sinks.restoring import Contents, disks_of, restore
 from sinks.targets import parse_target
 from sinks.vmdk import VmdkDirectory
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
@@ -165,6 +167,62 @@ async def test_a_second_restore_into_one_directory_is_refused(repository, tmp_pa
     assert np.array_equal(np.fromfile(opened.place(point.disks[0]), np.uint8), disk.content)
 
 
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_what_a_killed_restore_left_is_removed_and_nothing_else(repository, tmp_path, monkeypatch, is_locked):
+    """Without a lock another restore may be writing it."""
+    stored(repository, "scsi0:0")
+    directory = images_of(repository, tmp_path / "out")
+    directory.mkdir(parents=True)
+    left, link = ".0123456789abcdef.partial", ".fedcba9876543210.partial"
+    others = [".web01.partial", ".0123456789ABCDEF.partial", "0123456789abcdef.partial"]
+    for name in (left, *others):
+        (directory / name).write_bytes(b"dear")
+    (directory / link).symlink_to(others[0])
+    if not is_locked:
+        monkeypatch.setattr(fcntl, "flock", mock_error(errno.ENOLCK))
+    restored(repository, tmp_path / "out")
+    remaining = {link, *others, "scsi0-0.raw"} | (set() if is_locked else {left})
+    assert set(os.listdir(directory)) == remaining
+
+
+def test_a_restore_that_is_refused_removes_nothing(repository, tmp_path):
+    stored(repository, "scsi0:0")
+    directory = images_of(repository, tmp_path / "out")
+    directory.mkdir(parents=True)
+    for name in (".0123456789abcdef.partial", "scsi0-0.raw"):
+        (directory / name).write_bytes(b"dear")
+    with pytest.raises(SinkError, match="exists already"):
+        restored(repository, tmp_path / "out")
+    assert len(os.listdir(directory)) == 2
+
+
+def mock_error(code):
+    """A function that fails with this error of the system."""
+
+    def fail(*_arguments, **_options):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("form", ["raw", "vmdk"])
+def test_disks_that_cannot_be_written_leave_the_buffers_to_the_others(
+    repository, tmp_path, monkeypatch, form
+):
+    """Ten disks, six buffers: each failure is kept until the end, and must not keep a buffer."""
+    stored(repository, *(f"scsi0:{unit}" for unit in range(10)))
+    monkeypatch.setattr(os, "pwrite", mock_error(errno.ENOSPC))
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            with trio.fail_after(20):
+                return await restore(reader, reader.points[-1], parse_target(f"{form}:{tmp_path / 'out'}"))
+
+    receipt = trio.run(work)
+    assert len(receipt.failures) == 10
+    assert all("No space left on device" in str(failure.exceptions[0]) for failure in receipt.failures)
+
+
 async def test_an_image_that_appears_meanwhile_is_not_replaced(repository, tmp_path):
     """Where directories cannot be locked, the name decides: the second image fails, and nothing is mixed."""
     await backup(repository, [MemoryDisk(random_bytes(1, MiB))])
@@ -224,12 +282,30 @@ def test_options_stand_behind_a_question_mark():
         ("vmdk:a?format=vhd", "'vhd' is no format of a VMDK. Write one of monolithicSparse"),
         ("vmdk:a?level=10", "level=10 is not between 1 and 9"),
         ("vmdk:a?level=x", "level='x' is no number"),
+        ("nbd://[::1/disk", "'//[::1/disk' names no NBD server"),
+        ("nbds://host:x/disk", "'//host:x/disk' names no NBD server"),
+        ("nbd+unix://[/disk?socket=/run/nbd", "'//[/disk' names no NBD server"),
         ("vmdk:a?size=1", "A target vmdk: has no option 'size'. It has format, level."),
     ],
 )
 def test_an_option_that_is_wrong_is_named(text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse_target(text)
+
+
+@pytest.mark.parametrize("target", ["vmdk:{}", "vmdk:{}?format=monolithicFlat", "ova:{}"])
+def test_a_disk_that_no_vmdk_can_hold_is_refused_before_anything_is_written(repository, tmp_path, target):
+    trio.run(
+        backup, repository, [MemoryDisk(random_bytes(1, MiB)), MemoryDisk(random_bytes(1, 1000), key="b")]
+    )
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            await restore(reader, reader.points[-1], parse_target(target.format(tmp_path / "out")))
+
+    with pytest.raises(ConfigError, match="whole sectors of 512 bytes; the disk has 1000 bytes"):
+        trio.run(work)
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_the_disks_that_are_named_are_restored(repository, tmp_path):
@@ -243,6 +319,17 @@ def test_a_disk_that_the_point_does_not_have_is_refused(repository, tmp_path):
     stored(repository, "scsi0:0")
     with pytest.raises(ConfigError, match=r"has no disk 'scsi0:9'.*It has: scsi0:0"):
         restored(repository, tmp_path / "restored", keys=["scsi0:9"])
+
+
+def test_a_plan_refuses_a_disk_that_the_point_does_not_have(repository, tmp_path):
+    stored(repository, "scsi0:0")
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            return disks_of(reader.points[-1], ["scsi0:0", "scsi9:9"])
+
+    with pytest.raises(ConfigError, match=r"has no disk 'scsi9:9'\. It has: scsi0:0"):
+        trio.run(work)
 
 
 def test_two_points_and_two_vms_have_directories_of_their_own(repository, tmp_path):

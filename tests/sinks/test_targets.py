@@ -175,3 +175,4 @@ def test_a_killed_restore_leaves_no_image_under_its_name(target: ImageTarget, re
     assert finished or not [name for name in files(out) if ".partial" not in name]
     receipt = restored(repository, target.make(out), force=finished)
     assert len(receipt.disks) == 1
+    assert not list(out.rglob(".*"))  # what the killed one left is gone

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import trio
 
 from pipeline import (
     SPAN,
@@ -141,3 +142,18 @@ async def test_each_failing_call_is_one_error_and_leaves_no_buffer(source, metho
 async def test_the_disk_in_memory_passes_the_check_for_writers():
     disk = WritableMemoryDisk(SIZE)
     await check_writer(disk, lambda offset, length: disk.content[offset : offset + length].tobytes())
+
+
+class Unwritable(WritableMemoryDisk):
+    async def write(self, buffer, offset, wanted):
+        await trio.lowlevel.checkpoint()
+        raise SourceError("Injected: the disk is gone.")
+
+
+async def test_a_disk_that_cannot_be_written_gives_its_buffers_back(source):
+    disk = Unwritable(SIZE, pool=source.pool)
+    with pytest.raises(TransferFailed) as failed:
+        await (whole(source) | IntoVddkDisk(disk, at_once=1)).run()
+    counted = source.pool.statistics()  # while the error is held
+    assert counted.free == counted.buffers
+    assert failed.group_contains(SourceError)

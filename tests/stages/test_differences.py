@@ -207,6 +207,29 @@ def test_a_damaged_frame_is_named_and_gives_its_buffers_back(repository):
     gc.collect()
 
 
+@pytest.mark.parametrize("fails", ["write", "begin"])
+def test_a_disk_that_cannot_be_written_gives_its_buffers_back(repository, fails):
+    content = sample()
+    stored(repository, content)
+    disk = WritableMemoryDisk(random_bytes(5, CAPACITY), fail_after=0)
+
+    async def begin():
+        await trio.lowlevel.checkpoint()
+        if fails == "begin":
+            raise OSError("Injected: nothing can be noted.")
+
+    async def work():
+        async with open_repository(repository.path) as reader:
+            differences = Differences(reader, reader.points[-1], "scsi0:0", disk)
+            await (differences | OverDisk(disk, begin, ahead=1)).run()
+
+    with pytest.raises(TransferFailed) as failed:
+        trio.run(work)
+    counted = disk.pool.statistics()  # while the error is held
+    assert counted.free == counted.buffers
+    assert "Injected" in str(leaves(failed.value)[0])
+
+
 def test_one_buffer_is_enough(repository):
     content = sample()
     stored(repository, content)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
+from sinks.restoring import sheet_image, sheet_of
 from vadpipe.files import write_durably
-from vadpipe.iso import FIXED_DATE, iso_image
 from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.vss.archive import (
@@ -29,15 +28,13 @@ from vadpipe.vss.classify import DECISIONS, classify_documents
 from vadpipe.vss.documents import Document, Unreadable
 from vadpipe.vss.parse import read_documents, read_manifest
 from vadpipe.vss.rules import ALL_RULES
-from vadpipe.vss.sheet import README, PointFacts, restore_sheet
+from vadpipe.vss.sheet import README
 from vadpipe.vss.verdict import Level, Verdict
 
 from .commands import json_option
 from .findings import rule_document, rule_line, verdict_lines, verdict_table
 from .output import report, show
 
-MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
-_LINUX_NAME = "quiesce-manifest.xml"  # and what a Linux guest leaves instead
 LEVELS = [level.value for level in Level if level is not Level.UNKNOWN]
 
 
@@ -180,30 +177,6 @@ def write_new(path: Path, content: bytes, *, replace: bool = False) -> None:
         raise SinkError(f"{path} exists.", remedy=remedy) from exc
     except OSError as exc:
         raise SinkError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
-
-
-def sheet_of(reader: RepositoryReader, point: RestorePoint) -> dict[str, bytes]:
-    """What goes beside the restored machine for its applications: files by relative path. Raises IntegrityError."""
-    name = next((name for name in (MANIFEST_NAME, _LINUX_NAME) if name in point.documents), None)
-    quiescing = point.quiescing
-    facts = PointFacts(
-        machine=point.machine.name,
-        point=point.id,
-        created=point.created,
-        asked=quiescing.asked,
-        reached=quiescing.reached,
-        reasons=quiescing.reasons,
-    )
-    return restore_sheet(facts, reader.read_document(point, name) if name else None, quiescing.verdict)
-
-
-def sheet_image(files: Mapping[str, bytes], point: RestorePoint) -> bytes:
-    """The same as a CD image, dated as the point."""
-    try:
-        date = datetime.fromisoformat(point.created).astimezone(UTC)
-    except ValueError:
-        date = FIXED_DATE
-    return iso_image(files, label="RESTORE_SHEET", date=date)
 
 
 def write_sheet(reader: RepositoryReader, point: RestorePoint, place: Path, *, force: bool) -> None:

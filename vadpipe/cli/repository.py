@@ -19,6 +19,7 @@ from pipeline.errors import (
 )
 from pipeline.units import format_size
 from sinks.restore_job import resolve_point
+from sinks.restoring import MANIFEST_NAME
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
@@ -28,7 +29,7 @@ from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import quiescing_lines, stored_preflight_lines
-from .manifest import MANIFEST_NAME, write_new, write_sheet
+from .manifest import write_new, write_sheet
 from .output import report, show, table
 from .process import run_async
 from .progress import RunningVerification, show_progress

@@ -13,7 +13,7 @@ from pipeline.composition import has_methods
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.units import MiB, format_size
 from sinks.in_place import OverVm
-from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget
+from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget, disks_of
 from sinks.restoring import restore as restore_point
 from sinks.targets import parse_target
 from vadpipe.repository.reader import open_repository
@@ -58,6 +58,12 @@ _PLACES = ("folder", "pool", "host", "datastore")
     type=click.Choice(["vddk", "lease"]),
     help="vsphere: how a new VM gets its disks: written through VDDK, or sent over HTTPS without it.",
 )
+@click.option(
+    "--sheet",
+    type=click.Choice(["folder", "drive", "none"]),
+    help="vsphere: a CD image with what the applications of a new VM need: beside its configuration file (the "
+    "default), in a CD drive as well, or nowhere.",
+)
 @click.option("--power-on", is_flag=True, help="vsphere: switch the new VM on at the end.")
 @click.option("--prove", metavar="all|SHARE|SIZE", help="vsphere: how much of each disk is read back.")
 @click.option(
@@ -78,6 +84,7 @@ def restore(
     mapped: tuple[str, ...],
     mapping: Path | None,
     via: str | None,
+    sheet: str | None,
     power_on: bool,
     prove: str | None,
     in_place: bool,
@@ -104,7 +111,14 @@ def restore(
 
     Exit code 3: everything is restored, but something is not as planned.
     """
-    options = {"name": name, "mapping": mapping, "via": via, "power_on": power_on or None, "prove": prove}
+    options = {
+        "name": name,
+        "mapping": mapping,
+        "via": via,
+        "sheet": sheet,
+        "power_on": power_on or None,
+        "prove": prove,
+    }
     changes = {**mappings(mapped), **{key: value for key, value in options.items() if value}}
     place = target_of(target, changes, in_place=in_place)
     if plan_only:
@@ -192,8 +206,7 @@ def _show_plan(
     async def work() -> RestorePlan:
         async with open_repository(repository) as reader:
             found = named_point(reader, point, vm)
-            disks = [disk for disk in found.disks if not keys or disk.key in keys]
-            plan: RestorePlan = await planning.plan(Contents(reader, found, disks))
+            plan: RestorePlan = await planning.plan(Contents(reader, found, disks_of(found, keys)))
             return plan
 
     plan = run_async(work)

@@ -4,7 +4,7 @@ vcenter   a vCenter over SOAP and TLS, driven by unmodified pyVmomi       certif
 vddk      libvixDiskLib in C, the ABI over VMDK chains; vddk_build        disks         virtual disks with redo logs
 vss       VSS manifests as quiescing leaves them                          guest         a VM with real files
 witness   digests of disks by an independent reader                       demo          the main job on all of it
-campaigns backups and restores where everything fails
+campaigns backups and restores where everything fails                      faults        of repositories
 """
 
 from pathlib import Path

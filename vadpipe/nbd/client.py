@@ -286,9 +286,8 @@ class NbdDisk:
         """Wait before another connection. Raises NbdError after too many failures in a row."""
         self._failures += 1
         if self._failures > self._settings.restarts:
-            raise self._unreachable(
-                f"{reason.rstrip('.')}; {self._failures - 1} new connections did not help"
-            )
+            tried = f"; {self._failures - 1} new connections did not help" if self._failures > 1 else ""
+            raise self._unreachable(f"{reason.rstrip('.')}{tried}")
         pause_s = self._settings.restart_pause_s * 2 ** (self._failures - 1)
         log.info(
             "The NBD connection to %s is made anew in %.1f s: %s", self._settings.server, pause_s, reason

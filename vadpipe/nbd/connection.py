@@ -67,7 +67,7 @@ class Connection:
                     await self._link.send_all(protocol.request(command, cookie, asked.offset, asked.length))
                     if asked.content is not None:
                         await self._link.send_all(asked.content)
-        except LinkLost:
+        except BaseException:  # nothing was sent, or the link is lost: no reply will come
             self._requests.pop(cookie, None)
             raise
         try:

@@ -49,7 +49,8 @@ def test_the_vm_itself_is_restored_with_the_flag(backed_up, config):
     assert done.returncode == 0, done.stderr + done.stdout
     assert digests_of(backed_up) == backed_up.digests[-1]
     assert "web01: disks restored and proven." in done.stdout
-    assert "application" not in done.stdout
+    assert "--restore-sheet DIR`" in done.stdout
+    assert "application restored" not in done.stdout
 
 
 def test_a_target_that_writes_over_vms_needs_the_flag(backed_up, config):

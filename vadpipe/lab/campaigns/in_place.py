@@ -110,8 +110,8 @@ def back_up(directory: Path) -> Backed:
     with backed_up(directory, change_tracking=True) as source:
         for disk in source.disks:
             disk.write(64 * 1024, bytes(range(250)) * 400)
-            disk.write(2 * MiB, bytes(range(250)) * 400)  # where the point has zeros
-            disk.write(5 * MiB, bytes(20_000))
+            disk.write(1 * MiB, bytes(range(250)) * 400)  # where the point has zeros
+            disk.write(2 * MiB + 64 * 1024, bytes(20_000))
             disk.write(CAPACITY - 512, b"later".ljust(512))
         source.lab.vcenter.change(source.moref, power="poweredOff")
         tracking = [(disk.change_id or "").partition("/")[0] for disk in source.disks]

@@ -41,6 +41,7 @@ class CampaignLab:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.vcenter = LabVcenter(root, task_s=0.01)
+        self.vcenter.set_guest_ids("otherGuest64", "windows2019srv_64Guest")  # the VMs' own
         self._threads: list[threading.Thread] = []
         self._child: BaseProcess | None = None
         self._child_started = threading.Event()

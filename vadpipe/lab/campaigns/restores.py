@@ -11,7 +11,6 @@ switched on by vadpipe, and one that somebody uses is kept and named. Then one m
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,8 +105,7 @@ class RestoreLab(CampaignLab):
         elif not ours:
             return
         elif what == "deletes it":
-            self.vcenter.unregister_vm(ours[0].moref)
-            shutil.rmtree(self.vcenter.datastore(ours[0].datastore) / ours[0].directory)
+            self.vcenter.delete_vm(ours[0].moref)
         elif what == "switches it on":
             self.vcenter.change(ours[0].moref, power="poweredOn")
         elif what == "renames it":

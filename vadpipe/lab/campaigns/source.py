@@ -30,7 +30,8 @@ from .disks import LabReader
 from .lab import CampaignLab, digest_of, new_root
 
 VM = "web01"
-CAPACITY = 6 * MiB + 512
+CAPACITY = 3 * MiB + 512
+_CONTENT = 256 * 1024  # at each place: it is read, sent and hashed many times in a run
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def backed_up(directory: Path, *, change_tracking: bool = False) -> Iterator[Sou
         chance = np.random.default_rng(0)
         disks = [LabDisk.create(place, f"{VM}_{number}", CAPACITY) for number in range(2)]
         for disk in disks:
-            disk.write(0, chance.bytes(1 * MiB))
-            disk.write(4 * MiB + 4096, chance.bytes(1 * MiB))
+            disk.write(0, chance.bytes(_CONTENT))
+            disk.write(2 * MiB + 4096, chance.bytes(_CONTENT))
             disk.write(CAPACITY - 512, b"the very end".ljust(512, b"."))
         moref = lab.vcenter.register_vm(place, VM, disks, change_tracking=change_tracking)
         machine = VcenterVm(

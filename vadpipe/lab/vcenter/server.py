@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 import uuid
@@ -256,6 +257,13 @@ class LabVcenter:
         """Take a VM from the inventory; its files stay."""
         self._service.remove_vm(self._inventory.vms[moref])
 
+    def delete_vm(self, moref: str) -> None:
+        """Take a VM from the inventory with all its files, as somebody else may at any moment."""
+        with self._service.changes.lock:
+            if vm := self._inventory.vms.get(moref):
+                self._service.remove_vm(vm)
+                shutil.rmtree(self._inventory.directory_of(vm))
+
     @property
     def tags(self) -> Tagging:
         """Categories, tags, and what carries them."""
@@ -309,6 +317,10 @@ class LabVcenter:
     def check_specs(self, how: Checks) -> None:
         """Whether the server has the checkers of specs and of power-on, and whether they answer."""
         self._service.checks = how
+
+    def set_guest_ids(self, *guest_ids: str) -> None:
+        """The guests that hosts know: all of the schema by default, whose description is a long answer."""
+        self._service.guest_ids = guest_ids
 
     @property
     def leases(self) -> LeaseTraits:

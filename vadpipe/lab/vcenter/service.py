@@ -38,7 +38,7 @@ from .objects.managers import (
 )
 from .objects.networks import KINDS, Switch
 from .objects.vm import VirtualMachine, VirtualMachineSnapshot
-from .state import vm_devices
+from .state import configuration, vm_devices
 from .state.backings import networks_of
 from .state.boot import Boots
 from .state.changes import Changes
@@ -128,6 +128,7 @@ class Service:
         self.denied_privileges: set[str] = set()
         self.key_providers: list[str] = []
         self.checks: Checks = "judging"
+        self.guest_ids: tuple[str, ...] = configuration.GUEST_IDS
         self.edition = "esx.enterprisePlus.cpuPackage"
         self.folder = FolderTraits()
         self.manifests = ManifestTraits()
@@ -361,6 +362,10 @@ class Service:
                 obj=reference, msg=f"The object '{reference}' has already been deleted or was never created."
             )
         return found
+
+    def need_vm(self, vm: VmState) -> None:
+        """Raises ManagedObjectNotFound when the VM is gone, which a task may learn only when it gets to work."""
+        self.find(vim.VirtualMachine(vm.moref), None)
 
     def _find_snapshot(self, moref: str) -> Managed | None:
         for vm in self.inventory.vms.values():

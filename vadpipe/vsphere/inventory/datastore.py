@@ -1,16 +1,18 @@
-"""Datastore paths, `[datastore] directory/file`, their address under `/folder`, and the search of a directory."""
+"""Datastore paths, `[datastore] directory/file`, files under `/folder`, and the search of a directory."""
 
 from __future__ import annotations
 
+import http.client
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from urllib.parse import quote, unquote, urlencode
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from pyVmomi import vim
 
-from ..api.faults import ObjectGone, VsphereError
+from ..api.faults import NotOffered, ObjectGone, SessionExpired, VsphereError
+from ..api.http import HttpClient, Refusal
 from ..api.properties import read_each
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_tasks
@@ -18,6 +20,14 @@ from ..api.tasks import wait_for_tasks
 Browser = vim.host.DatastoreBrowser
 _SEARCH = "SearchDatastore_Task"
 _SEARCHES = 32  # at once: few enough that a host answers other calls too
+_ANSWER = 1 << 20  # bytes of the answer to a PUT or a DELETE, which says nothing
+_REFUSALS = {
+    http.client.UNAUTHORIZED: Refusal("it requires a login", error=SessionExpired),
+    http.client.FORBIDDEN: Refusal(
+        "the account may not write files there (privilege Datastore.FileManagement)",
+        "Give the account this privilege on the datastore.",
+    ),
+}
 _SHAPE = re.compile(r"\[(?P<datastore>.+?)\](?: (?P<path>.*))?", re.DOTALL)
 
 
@@ -80,6 +90,63 @@ def folder_url(server: str, path: DatastorePath | str, datacenter_path: str | No
     if datacenter_path is not None:
         query = {"dcPath": datacenter_path.strip("/"), **query}
     return f"https://{server}/folder/{segments}?{urlencode(query, quote_via=quote, safe='')}"
+
+
+async def put_file(session: VcenterSession, place: DatastorePath, datacenter: str, content: bytes) -> None:
+    """Write a whole file, and read it back; whatever has this name is replaced. May be repeated.
+
+    Args:
+        session: The session.
+        place: The file; its directory is there.
+        datacenter: The inventory path of the datacenter; without meaning on an ESXi host.
+        content: All of it.
+
+    Raises:
+        VsphereError: The server refuses.
+        NotOffered: The file does not read back as it was written.
+    """
+    put = partial(_request, session, "PUT", place, datacenter, content, _ANSWER)
+    await session.call(f"PUT {place}", put)
+    get = partial(_request, session, "GET", place, datacenter, None, len(content) + _ANSWER)
+    if await session.call(f"GET {place}", get) != content:
+        raise NotOffered(f"{place} does not read back as it was written.", server=session.server)
+
+
+async def delete_file(session: VcenterSession, place: DatastorePath, datacenter: str) -> bool:
+    """Delete a file; returns whether it was there. Raises VsphereError when the server refuses."""
+    try:
+        await session.call(
+            f"DELETE {place}", partial(_request, session, "DELETE", place, datacenter, None, _ANSWER)
+        )
+    except VsphereError as exc:
+        if exc.facts.get("status") != http.client.NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+def _request(
+    session: VcenterSession,
+    method: str,
+    place: DatastorePath,
+    datacenter: str,
+    body: bytes | None,
+    limit: int,
+) -> bytes:
+    url = urlsplit(folder_url("server", place, datacenter if session.is_vcenter else None))
+    headers = {"Cookie": session.cookie}
+    if body is not None:
+        headers["Content-Type"] = "application/octet-stream"
+    with HttpClient(session.endpoint) as client:
+        answer = client.request(
+            method,
+            f"{url.path}?{url.query}",
+            call=f"{method} {place}",
+            limit=limit,
+            headers=headers,
+            body=body,
+        )
+    return answer.require_success(_REFUSALS)
 
 
 async def search_directories(

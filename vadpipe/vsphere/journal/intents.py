@@ -41,6 +41,8 @@ class IntentKind(StrEnum):
 
 # The phase of a new VM from which on it is complete and proved; before, it is taken away again.
 WHOLE = "whole"
+# The phase before: a restore sheet may lie beside its configuration file. It is deleted with the VM.
+SHEET = "restore sheet"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,22 +6,19 @@ whose disks are complete and proved: it is a sentence for the report, and the VM
 
 from __future__ import annotations
 
-import http.client
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from urllib.parse import urlsplit
 
 from pyVmomi import vim
 
 from pipeline.errors import MoverError
 
-from ..api.faults import NotOffered, SessionExpired
-from ..api.http import HttpClient, Refusal
+from ..api.faults import NotOffered
 from ..api.retry import retry
 from ..api.tasks import wait_for_task
-from ..inventory.datastore import DatastorePath, folder_url
+from ..inventory.datastore import DatastorePath, put_file
 from ..inventory.tags import attach_tags, known_tags
 from ..plan.values import After, BootEntry
 from ..vm.power import came_true, power_on
@@ -31,18 +28,8 @@ from .site import attribute_keys
 log = logging.getLogger(__name__)
 
 HEARTBEAT_WITHIN_S = 600.0
-_ANSWER = 1 << 20  # of a PUT, which says nothing
-_LARGEST_NVRAM = 64 << 20
 _DEVICES = "config.hardware.device"
 _GUEST = ("guestHeartbeatStatus", "guest.toolsRunningStatus", "runtime.powerState", "runtime.question")
-
-_REFUSALS = {
-    http.client.UNAUTHORIZED: Refusal("it requires a login", error=SessionExpired),
-    http.client.FORBIDDEN: Refusal(
-        "the account may not write files there (privilege Datastore.FileManagement)",
-        "Give the account this privilege on the datastore.",
-    ),
-}
 
 
 @dataclass
@@ -66,19 +53,19 @@ async def finish(made: MadeVm, after: After, nvram: bytes | None) -> Finished:
     """
     done = Finished()
     if after.nvram and nvram is not None:
-        await _tried(
+        await tried(
             made, done, "The firmware variables (NVRAM) were not restored", partial(_upload, made, nvram)
         )
     if after.boot_order or after.change_tracking:
-        await _tried(
+        await tried(
             made, done, "Boot order and change tracking were not set", partial(_reconfigure, made, after)
         )
     if after.attributes:
-        await _tried(
+        await tried(
             made, done, "Custom attributes were not set", partial(_set_attributes, made, after.attributes)
         )
     if after.tags:
-        await _tried(made, done, "Tags were not attached", partial(_attach, made, after.tags))
+        await tried(made, done, "Tags were not attached", partial(_attach, made, after.tags))
     return done
 
 
@@ -118,7 +105,8 @@ async def switch_on(made: MadeVm, *, heartbeat_within_s: float = HEARTBEAT_WITHI
     return done
 
 
-async def _tried(made: MadeVm, done: Finished, failure: str, work: Callable[[], Awaitable[str]]) -> None:
+async def tried(made: MadeVm, done: Finished, failure: str, work: Callable[[], Awaitable[str]]) -> None:
+    """Do a step, again where its failure may pass. A refusal is a sentence in `attention`."""
     try:
         sentence = await retry(work, made.session.settings.patience_s)
     except MoverError as exc:
@@ -138,24 +126,7 @@ async def _upload(made: MadeVm, nvram: bytes) -> str:
     row = await session.properties(made.reference, ["config.extraConfig"])
     named = [str(one.value) for one in row.get("config.extraConfig") or () if one.key == "nvram"]
     place = vmx.parent.join(named[0] if named and named[0] else f"{vmx.name.removesuffix('.vmx')}.nvram")
-    datacenter = made.vm.datacenter if session.is_vcenter else None
-    url = urlsplit(folder_url("server", place, datacenter))
-    target = f"{url.path}?{url.query}"
-
-    def request(method: str, body: bytes | None, limit: int) -> bytes:
-        headers = {"Cookie": session.cookie}
-        if body is not None:
-            headers["Content-Type"] = "application/octet-stream"
-        with HttpClient(session.endpoint) as client:
-            answer = client.request(
-                method, target, call=f"{method} {place}", limit=limit, headers=headers, body=body
-            )
-        return answer.require_success(_REFUSALS)
-
-    # A whole file is written, so that writing it again changes nothing.
-    await session.call(f"PUT {place}", partial(request, "PUT", nvram, _ANSWER))
-    if await session.call(f"GET {place}", partial(request, "GET", None, _LARGEST_NVRAM)) != nvram:
-        raise NotOffered(f"{place} does not read back as it was written.", server=session.server)
+    await put_file(session, place, made.vm.datacenter, nvram)
     return f"Its firmware variables (NVRAM, {len(nvram)} bytes) are restored."
 
 

@@ -14,7 +14,7 @@ from vadpipe.vddk.access import DiskAccess
 
 from ..api.session import Vcenter, VcenterSession
 from ..journal.access import vm_access
-from ..journal.intents import Journal
+from ..journal.intents import SHEET, Journal
 from ..journal.journaled import new_run
 from ..plan.saved import SavedVm
 from ..plan.values import RestorePlan, StoredDiskFacts, Wanted
@@ -24,6 +24,7 @@ from .finishing import Finished, finish, switch_on
 from .made import MadeVm, step
 from .making import new_vm
 from .planning import planned
+from .sheet import Sheet, put_sheet
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,13 @@ class VmBeingRestored:
         """Report a step of the restore."""
         step(self.plan.name, doing)
 
-    async def complete(self, nvram: bytes | None) -> None:
-        """Everything after the data; from then on the VM stays. Raises MoverError."""
+    async def complete(self, nvram: bytes | None, sheet: Sheet | None = None) -> None:
+        """Everything after the data, the restore sheet last; from then on the VM stays. Raises MoverError."""
         await self.made.reached("finishing")
         self._add(await finish(self.made, self.plan.after, nvram))
+        if sheet is not None:
+            await self.made.reached(SHEET)
+            self._add(await put_sheet(self.made, sheet))
         await self.made.whole()
 
     async def switch_on(self, heartbeat_within_s: float) -> None:

@@ -20,9 +20,10 @@ from ..api.properties import Row, read_all, read_each
 from ..api.retry import retry
 from ..api.session import VcenterSession
 from ..api.tasks import wait_for_task
+from ..inventory.datastore import DatastorePath, delete_file
 from ..inventory.hardware import vm_disks
-from ..inventory.lookup import find_vm_by_uuid, name_of
-from ..journal.intents import WHOLE, Intent
+from ..inventory.lookup import find_vm, find_vm_by_uuid, name_of
+from ..journal.intents import SHEET, WHOLE, Intent
 from .power import POWER_STATE
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 TOKEN = "vadpipe.restore"  # the setting of the new VM that holds the token of its intent
 _SETTINGS = "config.extraConfig"
 _DEVICES = "config.hardware.device"
-NEW_VM_PATHS = ("name", _SETTINGS, _DEVICES, POWER_STATE, "snapshot")
+_VMX = "config.files.vmPathName"
+NEW_VM_PATHS = ("name", _SETTINGS, _DEVICES, POWER_STATE, "snapshot", _VMX)
 
 
 def token_in(row: Row) -> str:
@@ -110,6 +112,8 @@ async def destroy_new_vm(session: VcenterSession, intent: Intent) -> bool:
         was_there = True
         if reason := reason_to_keep(row, intent):
             raise NewVmKept(f"The new VM {intent.vm_name} is kept: {reason}.", vm=intent.vm_name)
+        if intent.phase == SHEET:
+            await _delete_sheet(session, row)
         subject = vim.VirtualMachine(row.moref, session.stub)
         log.info("%s: destroying the new VM %s (%s)", session.server, intent.vm_name, row.moref)
         try:
@@ -121,6 +125,23 @@ async def destroy_new_vm(session: VcenterSession, intent: Intent) -> bool:
 
     await retry(destroy, session.settings.patience_s)
     return was_there
+
+
+def sheet_beside(vmx: str) -> DatastorePath:
+    """Where the restore sheet of a VM is, by its configuration file. Raises ValueError for no datastore path."""
+    place = DatastorePath.parse(vmx)
+    return place.parent.join(f"{place.name.removesuffix('.vmx')}-restore-sheet.iso")
+
+
+async def _delete_sheet(session: VcenterSession, row: Row) -> None:
+    """Delete the sheet that may lie beside the VM: its destruction takes away its own files alone."""
+    try:
+        place = sheet_beside(str(row.get(_VMX)))
+        await delete_file(session, place, (await find_vm(session, row.moref)).datacenter)
+    except (MoverError, ValueError) as exc:
+        if isinstance(exc, MoverError) and exc.transient:
+            raise
+        log.warning("%s: the restore sheet of %s may be left: %s", session.server, name_of(row), exc)
 
 
 class NewVmKept(MoverError):

@@ -23,8 +23,8 @@ async def test_a_killed_restore_is_found_and_the_next_one_completes_it(original,
         try:
             assert await trio.to_thread.run_sync(process.stdout.readline) == b"now\n"
             assert SETTING in original.state.extra_config
-            if moment in ("marked", "writing"):
-                assert original.holds(0) != [True, True]
+            if moment == "marked":  # at 'writing' the only span of each disk may be there already
+                assert original.holds(0) == [False, False]
         finally:
             process.send_signal(signal.SIGKILL)
     async with original.vcenter.connect() as session:

@@ -156,7 +156,7 @@ class EnvironmentBrowser(Managed):
             )
         known = [
             guest_id
-            for guest_id in configuration.GUEST_IDS
+            for guest_id in self.service.guest_ids
             if version >= _GUESTS_SINCE.get(guest_id, 0) and guest_id in (guest_ids or [guest_id])
         ]
         option = filled(

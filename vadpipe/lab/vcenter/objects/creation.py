@@ -197,6 +197,7 @@ def _need_off(vm: VmState) -> None:
 def destroy(service: Service, vm: VmState) -> None:
     """Take a VM from the inventory, with its files; what others put into its directory stays."""
     with service.changes.lock:
+        service.need_vm(vm)
         _need_off(vm)
         disks = list(service.inventory.disks_of(vm).values())
         for disk in disks:

@@ -51,6 +51,7 @@ class Powered(Entity):
 
     def _power(self, wanted: str) -> None:
         with self.service.changes.lock:
+            self.service.need_vm(self.state)
             if self.state.power == wanted:
                 raise self._power_fault(wanted)
             if wanted == "poweredOn":

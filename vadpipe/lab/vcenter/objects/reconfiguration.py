@@ -48,6 +48,7 @@ class Reconfigurable(Entity):
 
         def work() -> None:
             with self.service.changes.lock:
+                self.service.need_vm(self.state)
                 configure(self.service, self.state, spec)
 
         return self.service.tasks.start(call, self, work, exclusive=True)

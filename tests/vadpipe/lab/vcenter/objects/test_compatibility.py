@@ -86,3 +86,9 @@ def test_a_hardware_version_tells_its_guests(site):
     with pytest.raises(vmodl.fault.InvalidArgument):
         browser.QueryConfigOption("vmx-22", None)
     assert site.create(config()).environmentBrowser == browser
+
+
+def test_hosts_may_know_few_guests(site, vcenter):
+    vcenter.set_guest_ids("otherGuest64")
+    known = site.pool.owner.environmentBrowser.QueryConfigOption(None, None).guestOSDescriptor
+    assert [one.id for one in known] == ["otherGuest64"]

@@ -4,6 +4,7 @@ import pytest
 from pyVmomi import vim, vmodl
 
 from tests.vadpipe.lab.vcenter.restoring import KINDS, card, config, controller, devices, disk
+from vadpipe.lab.vcenter.faults.injection import Event
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import DatastoreTraits, HostTraits
 
@@ -222,6 +223,16 @@ def test_destroying_deletes_the_files_of_the_vm_alone(site, vcenter):
     assert site.folder.childEntity == []
     with pytest.raises(vmodl.fault.ManagedObjectNotFound):
         vm.config  # noqa: B018
+
+
+@pytest.mark.parametrize("method", ["ReconfigVM_Task", "PowerOnVM_Task", "Destroy_Task"])
+def test_a_task_makes_nothing_where_somebody_deleted_the_vm_before_it_worked(site, vcenter, method):
+    vm = site.create(config("web", controller()))
+    vcenter.inject(method, Event(lambda: vcenter.delete_vm(vm._moId)), in_task=True)
+    spec = [vim.vm.ConfigSpec(deviceChange=[disk(at=1000, unit=1)])] if method == "ReconfigVM_Task" else []
+    with pytest.raises(vmodl.fault.ManagedObjectNotFound):
+        site.finish(getattr(vm, method)(*spec))
+    assert not (vcenter.datastore("datastore1") / "web").exists()
 
 
 def test_unregistering_keeps_the_files(site, vcenter):
