@@ -12,7 +12,7 @@ from ..api.tasks import wait_for_task
 from ..inventory.datastore import put_file
 from ..vm.new import sheet_beside
 from .finishing import Finished, tried
-from .making import MadeVm
+from .made import MadeVm
 
 _device = vim.vm.device
 _Cdrom = _device.VirtualCdrom
