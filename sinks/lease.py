@@ -24,7 +24,7 @@ from vadpipe.vsphere.plan.saved import SavedVm
 from vadpipe.vsphere.plan.values import PlannedDisk, StoredDiskFacts, Wanted
 from vadpipe.vsphere.restore.lease import LeasedVm, leased_vm
 from vadpipe.vsphere.restore.lease_upload import Upload
-from vadpipe.vsphere.restore.planning import planned
+from vadpipe.vsphere.restore.planning import IMPORTING, READING, planned
 from vadpipe.vsphere.restore.sheet import Sheet
 from vadpipe.vsphere.restore.target import DiskWriter, VmBeingRestored
 from vadpipe.vsphere.snapshot.hot_add import HotAdds, hot_added
@@ -130,7 +130,8 @@ async def open_lease(
     journal, run = settings.journal or Journal(), new_run()
     async with settings.vcenter.connect() as session:
         swept = await sweep(session, journal)
-        plan = await planned(session, saved, wanted, disks)
+        privileges = [*IMPORTING, *(READING if settings.writer is not None else ())]
+        plan = await planned(session, saved, wanted, disks, privileges=privileges)
         plan.require_possible()
         async with leased_vm(session, plan, journal, run=run, point=contents.point.id) as leased:
             opened = OpenLease(settings, contents, leased, journal, run, nvram)

@@ -101,6 +101,11 @@ class _Devices:
         self.new_keys: dict[int, int] = {key: key for key in _MADE_BY_SERVER}
         self.planned.buses |= {"ide0": 200, "ide1": 201}
 
+    def _bus_sharing(self, one: vim.vm.device.VirtualSCSIController) -> str:
+        """A copy shares its disks with nobody: the VMs that the original shares with know other disks."""
+        none = _device.VirtualSCSIController.Sharing.noSharing
+        return none if self.wanted.mode == "copy" else one.sharedBus or none
+
     def controllers(self) -> None:
         """Those that disks hang on first, in ascending order of their numbers."""
         every = [one for one in self.devices if isinstance(one, _device.VirtualController)]
@@ -111,7 +116,7 @@ class _Devices:
                 continue
             made: vim.vm.device.VirtualController = type(one)(busNumber=one.busNumber or 0)
             if isinstance(one, _device.VirtualSCSIController):
-                made.sharedBus = one.sharedBus or _device.VirtualSCSIController.Sharing.noSharing
+                made.sharedBus = self._bus_sharing(one)
                 made.hotAddRemove = one.hotAddRemove
             elif isinstance(one, _device.VirtualNVMEController) and one.sharedBus is not None:
                 made.sharedBus = one.sharedBus

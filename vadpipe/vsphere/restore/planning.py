@@ -33,15 +33,29 @@ _ON_FOLDER = (
     "VirtualMachine.Config.AddRemoveDevice",
     "VirtualMachine.Config.AdvancedConfig",
     "VirtualMachine.Config.Settings",
-    "VirtualMachine.Provisioning.DiskRandomAccess",
-    "VirtualMachine.Provisioning.DiskRandomRead",
 )
+# What the ways of writing and of reading a disk need besides.
+READING = ("VirtualMachine.Provisioning.DiskRandomRead",)
+WRITING = ("VirtualMachine.Provisioning.DiskRandomAccess", *READING)
+IMPORTING = ("VApp.Import",)
 
 
 async def planned(
-    session: VcenterSession, saved: SavedVm, wanted: Wanted, disks: Sequence[StoredDiskFacts]
+    session: VcenterSession,
+    saved: SavedVm,
+    wanted: Wanted,
+    disks: Sequence[StoredDiskFacts],
+    *,
+    privileges: Sequence[str] = WRITING,
 ) -> RestorePlan:
     """The plan of a restore for this server, with what the server has against it among its problems.
+
+    Args:
+        session: The server.
+        saved: The VM as its point knows it.
+        wanted: What the user asks for.
+        disks: The disks that are restored.
+        privileges: What the way of writing the disks needs: WRITING, or IMPORTING and perhaps READING.
 
     Raises:
         MoverError: The server cannot tell what it has.
@@ -56,7 +70,7 @@ async def planned(
         plan = replace(plan, problems=[*plan.problems, problem])
     if plan.problems:
         return plan
-    problems = await _lacking_privileges(session, plan, site)
+    problems = await _lacking_privileges(session, plan, site, privileges)
     if not problems:
         problems = await _refused_by_server(session, plan)
     return replace(plan, problems=problems)
@@ -75,11 +89,13 @@ def _original_is_there(saved: SavedVm, wanted: Wanted, site: Site) -> Problem | 
     )
 
 
-async def _lacking_privileges(session: VcenterSession, plan: RestorePlan, site: Site) -> list[Problem]:
+async def _lacking_privileges(
+    session: VcenterSession, plan: RestorePlan, site: Site, for_disks: Sequence[str]
+) -> list[Problem]:
     manager, sessions = session.content.authorizationManager, session.content.sessionManager
     if manager is None or sessions is None:
         return []
-    needed = list(_needed(session, plan, site))
+    needed = list(_needed(session, plan, site, for_disks))
 
     def ask() -> list[tuple[str, list[str]]]:
         login = sessions.currentSession
@@ -111,7 +127,7 @@ async def _lacking_privileges(session: VcenterSession, plan: RestorePlan, site: 
 
 
 def _needed(
-    session: VcenterSession, plan: RestorePlan, site: Site
+    session: VcenterSession, plan: RestorePlan, site: Site, for_disks: Sequence[str]
 ) -> Iterator[tuple[str, vim.ManagedEntity, Sequence[str]]]:
     """What is changed: its name, the object, and the privileges for it. On the folder those for the new VM too."""
     after = plan.after
@@ -123,7 +139,7 @@ def _needed(
             *(["InventoryService.Tagging.AttachTag"] if after.tags else []),
         ]
         folder = vim.Folder(plan.folder.moref, session.stub)
-        yield f"the folder {plan.folder.path}", folder, [*_ON_FOLDER, *more]
+        yield f"the folder {plan.folder.path}", folder, [*_ON_FOLDER, *for_disks, *more]
     if plan.pool is not None:
         pool = vim.ResourcePool(plan.pool.moref, session.stub)
         yield f"the resource pool {plan.pool.path}", pool, ["Resource.AssignVMToPool"]

@@ -257,3 +257,17 @@ def test_storage_policies_are_found_by_name_or_asked_for():
     assert plan(vm).spec.vmProfile == []
     assert "'gold'" in plan(vm).warnings[0]
     assert plan(saved(config())).warnings == ()
+
+
+@pytest.mark.parametrize(("mode", "sharing"), [("copy", "noSharing"), ("replace", "physicalSharing")])
+def test_a_copy_shares_its_controllers_with_no_other_vm(mode, sharing):
+    vm = saved(
+        with_devices(
+            device.ParaVirtualSCSIController(key=1003, busNumber=3, sharedBus="physicalSharing"),
+            disk(2048, 1003, 0),
+        )
+    )
+    [controller] = [
+        one for one in _of(plan(vm, Wanted(mode=mode)), device.VirtualSCSIController) if one.busNumber == 3
+    ]
+    assert controller.sharedBus == sharing
