@@ -5,7 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_SIZE ?= 12
 SEED ?= 1
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Half as many again as there are cores, at most 8: tests wait a third of their time.
+WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); workers=$$((cores * 3 / 2)); echo $$((workers < 8 ? workers : 8)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
 .PHONY: demo test test-fast cases test-minimum coverage check docs dist bench campaign mutants tools clean
@@ -26,7 +28,7 @@ cases: .venv/installed tools
 
 # The fast tests with the lowest versions of the libraries that pyproject.toml allows.
 test-minimum: build/minimum/installed tools
-	build/minimum/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(FAST)
+	build/minimum/bin/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
 # Branch coverage of the product by the fast tests; `build/coverage` has it line by line.
 coverage: .venv/installed tools

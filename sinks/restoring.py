@@ -57,9 +57,8 @@ class Contents:
 
     @property
     def has_sheet(self) -> bool:
-        """Whether the point says anything of applications: it has their documents, or a verdict on them."""
-        documents = self.point.documents
-        return MANIFEST_NAME in documents or _LINUX_NAME in documents or bool(self.point.quiescing.verdict)
+        """Whether the point has documents of its applications."""
+        return MANIFEST_NAME in self.point.documents or _LINUX_NAME in self.point.documents
 
     async def sheet(self) -> dict[str, bytes]:
         """As `sheet_of`."""
