@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from vadpipe.repository.restore_point import StoredDisk
 from .restoring import Contents, OpenTarget
 
 log = logging.getLogger("vadpipe." + __name__)
+
+_LOCK_ATTEMPTS, _LOCK_PAUSE_S = 10, 0.1
 
 _SIMPLE = re.compile(r"[a-z]+[0-9]+:[0-9]+")
 SHEET = "restore-sheet"  # the directory with what the applications need; no image has this name
@@ -190,6 +193,17 @@ def _made(directory: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+def _lock(descriptor: int) -> None:
+    """Raises BlockingIOError when another restore has it; a tool of a killed one may hold it for a moment."""
+    for _ in range(_LOCK_ATTEMPTS - 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[bool]:
     """Hold the lock of a directory; false where the file system has none.
@@ -199,7 +213,7 @@ def locked(directory: Path) -> Iterator[bool]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             if not os.path.samestat(os.fstat(descriptor), os.stat(directory)):
                 raise FileNotFoundError
         except (BlockingIOError, FileNotFoundError):  # in use, or just removed by the restore that had it

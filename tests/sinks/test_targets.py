@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -165,11 +166,15 @@ restored(Repository(Path(sys.argv[2])), target.make(Path(sys.argv[3])))
 def test_a_killed_restore_leaves_no_image_under_its_name(target: ImageTarget, repository, tmp_path):
     trio.run(backup, repository, [disk_of(8, size=40 * MiB)])
     out = tmp_path / "out"
-    program = subprocess.Popen([sys.executable, "-c", KILLED, target.name, repository.path, out])
+    command = [sys.executable, "-c", KILLED, target.name, repository.path, out]
+    program = subprocess.Popen(
+        command, start_new_session=True
+    )  # its tools end with it, as in a unit of systemd
     deadline = time.monotonic() + 30
     while not list(out.rglob(".*.partial")) and time.monotonic() < deadline and program.poll() is None:
         time.sleep(0.002)
-    program.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGKILL)
     program.wait()
     finished = program.returncode == 0
     assert finished or not [name for name in files(out) if ".partial" not in name]

@@ -18,7 +18,7 @@ from . import EXIT_INTERRUPTED, ending_signals
 
 EXIT_USAGE = 2  # as in pipeline.errors, which takes long to load
 
-_ADDRESS_SPACE = 256 << 20  # loading the libraries takes 200 MiB on a machine with two processors
+_ADDRESS_SPACE = 384 << 20  # loading takes 200 MiB on two processors, and the threads of a run need theirs
 
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD = -1
