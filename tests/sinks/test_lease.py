@@ -288,3 +288,11 @@ def test_one_disk_is_found_whatever_its_key_is_like():
 def test_disks_that_cannot_be_told_apart_are_refused(keys):
     with pytest.raises(SourceError, match="its import keys are /"):
         leases.matched(planned("scsi0:0", "scsi0:1"), [device(key) for key in keys])
+
+
+async def test_a_lease_that_ends_before_its_addresses_are_read_is_one_message(backed):
+    backed.lab.leave_unset("info")
+    with pytest.raises(SourceError, match="ended before its disks could be sent"):
+        await backed.restore(via="lease", writer=None)
+    backed.lab.leave_unset()
+    await nothing_left(backed)

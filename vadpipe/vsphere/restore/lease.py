@@ -183,7 +183,13 @@ class _Importing(Making):
         self.lease, self.in_doubt = lease, False
         await _until(session, lease, "ready", READY_WITHIN_S)
         row = await session.properties(lease, ["info"])
-        info: vim.HttpNfcLease.Info = row.get("info")
+        info: vim.HttpNfcLease.Info | None = row.get("info")
+        if info is None:  # it ended just now, e.g. because somebody deleted the VM
+            raise SourceError(
+                f"The lease of {plan.name} ended before its disks could be sent.",
+                remedy="Look at the recent tasks: somebody may have deleted the VM.",
+                vm=plan.name,
+            )
         made = await self.exists(str(info.entity._moId), "sending disks")
         targets = matched(plan, [device for device in info.deviceUrl if device.disk is not False])
         self.leased = LeasedVm(made, plan, session, lease, targets)
