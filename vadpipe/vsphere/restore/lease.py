@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 1.0  # the documents want it every two seconds at least
 READY_WITHIN_S = 1800.0  # disks that are zeroed when they are made take long
-_ABORTED_WITHIN_S = 60.0
+_ABORTED_WITHIN_S = 20.0  # then the VM is destroyed all the same
 _PLACE = re.compile(r"(?P<kind>[A-Za-z]+?)(?P<bus>[0-9]+):(?P<unit>[0-9]+)")
 _FIRST_DISK = -9000  # temporary keys below those of the plan
 _IDE = 200  # the server's own IDE controllers are 200 and 201
