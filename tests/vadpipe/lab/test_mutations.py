@@ -3,12 +3,15 @@
 import pytest
 
 from vadpipe.lab.faults.mutations import campaign
+from vadpipe.repository import packs
 
 
 @pytest.mark.slow
 def test_300_mutations_are_noticed_or_harmless():
+    size = packs.PACK_SIZE
     counts, wrong = campaign(300, seed=1, workers=2)
     assert wrong == []
+    assert size == packs.PACK_SIZE, "the campaign's small packs are its workers' alone"
     assert counts.total() == 300
 
 

@@ -257,9 +257,9 @@ def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tu
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(dir=scratch()) as directory:
         original = Path(directory, "original")
-        build(original, seed)
         jobs = [(original, seed, number) for number in (range(count) if only is None else [only])]
         with get_context("spawn").Pool(workers) as pool:
+            pool.apply(build, (original, seed))  # there, as it makes the files of its process small
             for number, mutation, word, found in pool.imap_unordered(_check, jobs, chunksize=8):
                 counts[f"{mutation.name}: {word}"] += 1
                 if found or (word == "points missing" and not mutation.removes_newest):
