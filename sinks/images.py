@@ -195,13 +195,14 @@ def _made(directory: Path) -> Iterator[None]:
 
 def _lock(descriptor: int) -> None:
     """Raises BlockingIOError when another restore has it; a tool of a killed one may hold it for a moment."""
-    for _ in range(_LOCK_ATTEMPTS - 1):
+    for left in reversed(range(_LOCK_ATTEMPTS)):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            if not left:
+                raise
             time.sleep(_LOCK_PAUSE_S)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -12,10 +12,9 @@ import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import BufferPool, Pipeline, Sink
-from vadpipe.repository.reader import ReadPoint
 from vadpipe.repository.restore_point import StoredDisk
 from vadpipe.repository.verify import Budget
-from vadpipe.vmdk.describe import DiskFacts
+from vadpipe.vmdk.describe import DiskFacts, adapter_of
 from vadpipe.vmdk.stream import StreamPiece, stream_optimized
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
@@ -160,9 +159,8 @@ class OpenLease:
     @asynccontextmanager
     async def pipeline(self, disk: StoredDisk, pool: BufferPool) -> AsyncIterator[Pipeline[object]]:
         contents = self.contents
-        adapter = "ide" if self._planned(disk.key).controller.startswith("ide") else "lsilogic"
-        source = ReadPoint(contents.reader, contents.point, disk.key, pool=pool)
-        stream = stream_optimized(source, disk.capacity, facts=DiskFacts(adapter=adapter))
+        adapter = adapter_of(self._planned(disk.key).controller)
+        stream = stream_optimized(contents.read(disk, pool), disk.capacity, facts=DiskFacts(adapter=adapter))
         yield stream | IntoLease(self.leased, disk.key)
 
     async def finish(self) -> Sequence[str]:

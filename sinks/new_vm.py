@@ -29,6 +29,7 @@ from pipeline import (
 from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.verify import Budget
+from vadpipe.vmdk.vmx import NVRAM_DOCUMENT
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal
 from vadpipe.vsphere.plan.saved import DOCUMENTS, SavedVm, saved_vm
@@ -43,7 +44,6 @@ from .vddk_disk import IntoVddkDisk
 
 log = logging.getLogger("vadpipe." + __name__)
 
-NVRAM = "vm.nvram"
 # What a thin disk may take beyond the data of its point before the report says so: it is allocated in blocks.
 _THIN_SHARE, _THIN_SLACK = 0.02, 64 << 20
 
@@ -180,7 +180,7 @@ class NewVm:
         """See `restoring.RestoreTarget`. Until every disk is proved there is no VM that stays."""
         wanted = self.wanted()
         saved, disks = await _saved(contents)
-        nvram = await contents.document(NVRAM) if wanted.nvram == "restore" else None
+        nvram = await contents.document(NVRAM_DOCUMENT) if wanted.nvram == "restore" else None
         if self.via == "lease":
             async with open_lease(self, contents, saved, wanted, disks, nvram) as leased:
                 yield leased

@@ -22,16 +22,16 @@ import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import BufferPool, ConfigError, Pipeline, Sink, SinkError
+from vadpipe.files import write_at
 from vadpipe.ovf import DiskImage, Hardware, PackedFile, descriptor, hardware
 from vadpipe.repository.restore_point import StoredDisk
 from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimized
+from vadpipe.vmdk.vmx import NVRAM_DOCUMENT
 
 from .images import image_name
 from .raw import NewFile, new_file, translated
 from .restoring import Contents, OpenTarget
 from .vmdk import STREAM, check_format, disk_facts
-
-NVRAM: Final = "vm.nvram"  # the document of a point
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _LARGEST: Final = 1 << 60  # a size that has as many digits as any other
@@ -63,7 +63,7 @@ class Ova:
             raise ConfigError("ova: needs the name of a file.", remedy="Write ova:/restore/web01.ova.")
         for disk in contents.disks:
             check_format(STREAM, disk.capacity)
-        nvram = await contents.document(NVRAM)
+        nvram = await contents.document(NVRAM_DOCUMENT)
         if self.path.is_dir():
             raise SinkError(f"{self.path} is a directory.", remedy="Give the name of a file in it.")
         async with new_file(self.path, force=contents.force) as file:
@@ -92,10 +92,7 @@ class _Package:
         self.end = 2 * _BLOCK + _up(self._descriptor_room) + _up(self._manifest_room)
 
     def write(self, content: bytes | memoryview, place: int) -> None:
-        view = memoryview(content)
-        while view:
-            count = os.pwrite(self.file, view, place)
-            view, place = view[count:], place + count
+        write_at(self.file, content, place)
 
     def add(self, name: str, size: int, digest: str) -> None:
         """The header of a member whose content is there already, behind the room for the header."""

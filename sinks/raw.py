@@ -27,7 +27,7 @@ from pipeline import (
     Unchanged,
     Zeros,
 )
-from vadpipe.files import create, publish, temporary_beside
+from vadpipe.files import create, publish, temporary_beside, write_at
 from vadpipe.repository.restore_point import StoredDisk
 
 from .images import image_name, only_disk, open_images
@@ -148,20 +148,8 @@ def write_span(descriptor: int, span: Span) -> int:
     """Write the data of a span where it lies on the disk. Returns its bytes; raises OSError."""
     memory = span.buffer.memory
     for offset, length in span.data:
-        part = memory[offset - span.offset : offset - span.offset + length]
-        while part:
-            count = os.pwrite(descriptor, part, offset)
-            part, offset = part[count:], offset + count
+        write_at(descriptor, memory[offset - span.offset : offset - span.offset + length], offset)
     return span.data.total
-
-
-@contextmanager
-def removed_unless_renamed(unfinished: Path) -> Iterator[None]:
-    """No file of this name remains behind the block."""
-    try:
-        yield
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

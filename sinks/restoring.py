@@ -25,6 +25,7 @@ from pipeline.values import Span, Zeros
 from vadpipe.iso import FIXED_DATE, iso_image
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
+from vadpipe.vss.fetched import DOCUMENT_NAMES
 from vadpipe.vss.sheet import PointFacts, restore_sheet
 
 from .null import NullSink
@@ -32,8 +33,6 @@ from .null import NullSink
 log = logging.getLogger("vadpipe." + __name__)
 
 DISKS_AT_ONCE = 2
-MANIFEST_NAME = "vss-manifest.zip"  # under which a restore point keeps it
-_LINUX_NAME = "quiesce-manifest.xml"  # and what a Linux guest leaves instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +57,7 @@ class Contents:
     @property
     def has_sheet(self) -> bool:
         """Whether the point has documents of its applications."""
-        return MANIFEST_NAME in self.point.documents or _LINUX_NAME in self.point.documents
+        return manifest_of(self.point) is not None
 
     async def sheet(self) -> dict[str, bytes]:
         """As `sheet_of`."""
@@ -69,13 +68,18 @@ class Contents:
         return await trio.to_thread.run_sync(sheet_image, await self.sheet(), self.point)
 
 
+def manifest_of(point: RestorePoint) -> str | None:
+    """The name of the document that the guest left in a point; None when there is none."""
+    return next((name for name in DOCUMENT_NAMES.values() if name in point.documents), None)
+
+
 def sheet_of(reader: RepositoryReader, point: RestorePoint) -> dict[str, bytes]:
     """What goes beside the restored machine for its applications: files by relative path. Blocks.
 
     Raises:
         IntegrityError: A document of the point is damaged.
     """
-    name = next((name for name in (MANIFEST_NAME, _LINUX_NAME) if name in point.documents), None)
+    name = manifest_of(point)
     quiescing = point.quiescing
     facts = PointFacts(
         machine=point.machine.name,
@@ -236,16 +240,16 @@ async def restore(
 
     async def written(target: OpenTarget, disk: StoredDisk) -> PipelineReport[object]:
         observe = None if watch is None else partial(watch, disk)
-        for _ in range(getattr(target, "attempts", 1) - 1):
+        left = getattr(target, "attempts", 1)
+        while True:
+            left -= 1
             try:
                 async with target.pipeline(disk, pool) as pipeline:
                     return await pipeline.measure(observe)
             except (TransferFailed, MoverError) as failed:
-                if not all(getattr(leaf, "transient", False) for leaf in leaves(failed)):
+                if not left or not all(getattr(leaf, "transient", False) for leaf in leaves(failed)):
                     raise
                 log.info("Disk %s is restored again from its beginning: %s", disk.key, failed)
-        async with target.pipeline(disk, pool) as pipeline:
-            return await pipeline.measure(observe)
 
     async def restore_disk(nursery: trio.Nursery, target: OpenTarget, disk: StoredDisk) -> None:
         async with limiter:

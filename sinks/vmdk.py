@@ -20,7 +20,15 @@ import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import BufferPool, ConfigError, MiB, Pipeline, Sink, Span, Zeros
-from vadpipe.files import create, flush_directory, publish, temporary_beside, write_all, write_durably
+from vadpipe.files import (
+    create,
+    flush_directory,
+    publish,
+    temporary_beside,
+    write_all,
+    write_at,
+    write_durably,
+)
 from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.vmdk.build import GRAIN, LAST_PLACE, Bytes, GrainCutter, SparseExtent, Write, held_grains
 from vadpipe.vmdk.describe import ADAPTERS, DiskFacts, WrittenExtent, adapter_of, describe, disk_uuid
@@ -158,10 +166,7 @@ class _Part:
 
     def _put(self, writes: Iterable[Write]) -> None:
         for each in writes:
-            content, place = memoryview(each.content), each.place
-            while content:
-                count = os.pwrite(self._descriptor, content, place)
-                content, place = content[count:], place + count
+            write_at(self._descriptor, each.content, each.place)
 
 
 class _Image:

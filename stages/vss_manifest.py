@@ -17,16 +17,13 @@ import trio
 from pipeline import Capture, ConfigError, Evidence, QuiescingShort, emit
 from vadpipe.jsonable import jsonable
 from vadpipe.vss.classify import classify_manifest, classify_unfetched
-from vadpipe.vss.fetched import FetchedManifest, ManifestKind
+from vadpipe.vss.fetched import DOCUMENT_NAMES, FetchedManifest
 from vadpipe.vss.requested import RequestedQuiescing
 from vadpipe.vss.require import LevelName, MissingWriter, Require
 from vadpipe.vss.verdict import Verdict
 
 # What Microsoft advises between attempts when writers could not hold still (reference of DoSnapshotSet).
 _RETRY_AFTER_S = 600.0
-
-# Under which name a manifest lies with the point.
-DOCUMENT_NAMES = {ManifestKind.VSS_ZIP: "vss-manifest.zip", ManifestKind.LINUX_XML: "quiesce-manifest.xml"}
 
 
 class ManifestCapture(Capture, Protocol):

@@ -35,6 +35,14 @@ def write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][written:]
 
 
+def write_at(descriptor: int, content: bytes | memoryview, offset: int) -> None:
+    """Write all bytes of the content at an offset of the file. Raises OSError."""
+    left = memoryview(content).cast("B")
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
 def _write(descriptor: int, parts: Sequence[memoryview]) -> int:
     return os.writev(descriptor, parts) if hasattr(os, "writev") else os.write(descriptor, parts[0])
 

@@ -19,12 +19,12 @@ from pipeline.errors import (
 )
 from pipeline.units import format_size
 from sinks.restore_job import resolve_point
-from sinks.restoring import MANIFEST_NAME
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Budget, Finding, VerifyReport
+from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
@@ -116,10 +116,11 @@ def show_point(
 
 
 def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path, force: bool) -> None:
-    if MANIFEST_NAME not in point.documents:
+    name = DOCUMENT_NAMES[ManifestKind.VSS_ZIP]
+    if name not in point.documents:
         raise SinkError(f"Point {point.id} holds no VSS manifest.", remedy="`vadpipe show` tells why.")
-    target = place / f"{point.id}-{MANIFEST_NAME}" if place.is_dir() else place
-    write_new(target, reader.read_document(point, MANIFEST_NAME), replace=force)
+    target = place / f"{point.id}-{name}" if place.is_dir() else place
+    write_new(target, reader.read_document(point, name), replace=force)
 
 
 @click.command(cls=OnRepository)

@@ -14,6 +14,10 @@ class ManifestKind(Enum):
     LINUX_XML = "linux quiesce manifest"
 
 
+# Under which a restore point keeps each kind.
+DOCUMENT_NAMES = {ManifestKind.VSS_ZIP: "vss-manifest.zip", ManifestKind.LINUX_XML: "quiesce-manifest.xml"}
+
+
 @dataclass(frozen=True, slots=True)
 class FetchAttempt:
     """One way of fetching that was tried.

@@ -15,6 +15,7 @@ from vadpipe.words import counted, printable
 from .archive import DamagedMember, ManifestUnreadable, Member, looks_like_zip, read_members
 from .documents import ComponentKey, QuiesceManifest
 from .evidence import ManifestEvidence
+from .fetched import DOCUMENT_NAMES, ManifestKind
 from .parse import read_documents, read_manifest
 from .xml import Attributes, Malformed, read_elements
 
@@ -64,13 +65,14 @@ def read_material(manifest: bytes | None) -> Material:
         return Material()
     if not looks_like_zip(manifest):
         return _no_zip(manifest)
-    whole = {f"{DOCUMENTS}/vss-manifest.zip": manifest}
+    zip_name = DOCUMENT_NAMES[ManifestKind.VSS_ZIP]
+    whole = {f"{DOCUMENTS}/{zip_name}": manifest}
     try:
         members = list(read_members(manifest))
         evidence = ManifestEvidence(read_documents(members))
     except ManifestUnreadable as exc:
         return Material(files=whole, problem=printable(exc.reason))
-    names = FileNames({"vss-manifest.zip"})
+    names = FileNames({zip_name})
     contents = {one.name: one.data for one in members if isinstance(one, Member)}
     places = {name: f"{DOCUMENTS}/{names.of(name)}" for name in contents}
     files = {places[name]: data for name, data in contents.items()}
@@ -87,7 +89,7 @@ def _no_zip(content: bytes) -> Material:
         linux = any(isinstance(one, QuiesceManifest) for one in read_manifest(content))
     except ManifestUnreadable as exc:
         return Material(files={f"{DOCUMENTS}/vss-manifest.bin": content}, problem=printable(exc.reason))
-    return Material(files={f"{DOCUMENTS}/quiesce-manifest.xml": content}, linux=linux)
+    return Material(files={f"{DOCUMENTS}/{DOCUMENT_NAMES[ManifestKind.LINUX_XML]}": content}, linux=linux)
 
 
 class FileNames:
