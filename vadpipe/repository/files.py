@@ -20,6 +20,8 @@ from pipeline import SinkError
 from vadpipe import files
 from vadpipe.files import flush_directory
 
+from .backends.contract import Damage as Damage
+
 RUN_ID_SIZE = 8
 PACK_ID_SIZE = RUN_ID_SIZE + 4
 
@@ -113,11 +115,6 @@ _REMEDIES = {
         (errno.EMFILE, errno.ENFILE), "Raise the limit of open files (`ulimit -n`) and run again."
     ),
 }
-
-
-class Damage(Exception):
-    """A phrase like 'its checksum is wrong'. Whoever knows the file, the position and the disk that is hit makes an
-    IntegrityError of it; this one never leaves the package."""
 
 
 @contextmanager
