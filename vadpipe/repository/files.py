@@ -13,6 +13,7 @@ from urllib.parse import quote
 from pipeline import KiB, MiB
 
 from .backends.contract import Backend, ObjectMissing, Stored
+from .backends.contract import Damage as Damage
 
 RUN_ID_SIZE = 8
 PACK_ID_SIZE = RUN_ID_SIZE + 4
@@ -35,11 +36,6 @@ LARGEST_LIST: Final = 64 * MiB  # removals, forgotten points
 LARGEST_SMALL: Final = 64 * KiB  # every other JSON document
 
 _RUN_ID = re.compile(r"[0-9a-f]{16}")
-
-
-class Damage(Exception):
-    """A phrase like 'its checksum is wrong'. Whoever knows the object, the position and the disk that is hit makes an
-    IntegrityError of it; this one never leaves the package."""
 
 
 class Missing(Damage):
