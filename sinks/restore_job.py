@@ -14,7 +14,7 @@ from pipeline.contracts import expect_trio
 from pipeline.errors import failures
 from pipeline.events import place, within
 from pipeline.job import DiskWatch
-from vadpipe.repository.reader import RepositoryReader, open_repository
+from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
