@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import trio
 
 from pipeline import (
-    BufferPool,
     Buffer,
+    BufferPool,
     ChangedAreas,
     ChangeTrackingInvalid,
+    ContractError,
     DiskReceipt,
     Extents,
     Pipeline,
@@ -72,7 +73,7 @@ class _StoredDisk:
         raise ChangeTrackingInvalid("A point has no change tracking.")
 
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        raise NotImplementedError
+        raise ContractError("The bytes of a point are read by ReadPoint or ReadChanges.")
 
 
 async def copy_points(
