@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -83,6 +83,16 @@ class Repository:
         config = await trio.to_thread.run_sync(_open, backend, self.unlock, self.origin)
         try:
             yield RepositoryStore(Objects(backend, config.version), config, self.origin, self.tags)
+        finally:
+            backend.close()
+
+    @contextmanager
+    def open_for_maintenance(self) -> Iterator[tuple[Objects, Config]]:
+        """For `prune` and the like, which work on its objects. For a worker thread. Raises as `open`."""
+        backend = self.backend()
+        config = _open(backend, self.unlock, self.origin)
+        try:
+            yield Objects(backend, config.version), config
         finally:
             backend.close()
 
