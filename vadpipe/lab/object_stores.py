@@ -79,10 +79,8 @@ def moto_server(directory: Path) -> Iterator[ObjectStore]:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:
-        running = _wait_for(
-            lambda: re.search(r"Running on (http://127\.0\.0\.1:\d+)", log.read_text()), process, log
-        )
-        yield ObjectStore(running.group(1))
+        running = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
+        yield ObjectStore(_wait_for(lambda: running.findall(log.read_text()), process, log)[0])
     finally:
         process.terminate()
         process.wait()

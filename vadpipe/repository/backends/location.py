@@ -10,6 +10,7 @@ from pipeline import ConfigError
 from .contract import Backend
 from .local import LocalBackend
 from .s3_location import S3Location
+from .wrappers import Retrying
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -52,4 +53,4 @@ def _s3(url: str) -> Backend:
             "A repository in S3 needs the library obstore, and it is not installed.",
             remedy="Install it with: pip install 'vadpipe[s3]'",
         ) from exc
-    return S3Backend(location)
+    return Retrying(S3Backend(location))

@@ -1,9 +1,9 @@
 """A bucket of an S3 server as a backend, by obstore.
 
 An object is created by one `PUT` with `If-None-Match: *`, never in several parts: radosgw ignores the condition
-when parts are completed. `If-Match` is not used: radosgw 16 refuses it with the right value. obstore sends a request
-once, because it would take its own first attempt for another writer; `wrappers.Retrying` repeats requests. After an
-answer that was lost, the object is read back and compared.
+when parts are completed. `If-Match` is not used: radosgw 16 refuses it with the right value. obstore sends each
+request once, because it would take its own first attempt for another writer; `wrappers.Retrying` repeats requests.
+After an answer that was lost, the object is read back and compared.
 
 Credentials come from where obstore looks: the environment (`AWS_ACCESS_KEY_ID`, ...), a container, an instance.
 """
