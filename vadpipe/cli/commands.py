@@ -48,6 +48,7 @@ BUILT_IN = {
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
     ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
+    "key": BuiltIn("vadpipe.cli.keys:key", "List, add, change and remove the keys of a sealed repository."),
     "lab": BuiltIn(
         "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
     ),
