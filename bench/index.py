@@ -2,11 +2,11 @@
 
     python bench/index.py --chunks 20000000 --seed 1 [--sealed] [--directory DIR]
 
-An index of so many random chunks (16 to a frame) is written: one large segment, merged from segments of a million
-chunks, and some smaller ones. Then a process of its own opens it as a run does, and looks up chunks of each kind, in
-batches as the stages ask for them: 64 is a span of 4 MiB. `missing`: in no segment. `random`: known, in no order.
-`sequential`: known, in the order in which they were stored. Rates are per second and per CPU-second of that process.
-Its memory is the largest resident set, with a draft of the run that is nearly full.
+An index of so many random chunks (16 to a frame) is written: one large segment, merged from segments of a
+million chunks, and some smaller ones. Then a process of its own opens it as a run does, and looks up chunks of
+each kind, in batches as the stages ask for them: 64 is a span of 4 MiB. `missing`: in no segment. `random`: known,
+in no order. `sequential`: known, in the order in which they were stored. Rates are per second and per CPU-second of
+that process. Its memory is the largest resident set, at the end with a draft of the run that is nearly full.
 """
 
 from __future__ import annotations
@@ -106,7 +106,14 @@ def build(place: Path, chunks: int, seed: int, sealed: bool) -> dict[str, float]
     merged = sum(sizes[: len(large)])
     spent = time.process_time()
     for low in range(0, len(large), 256):
-        merge(objects, REPOSITORY, large[low : low + 256], segment_name("ff" * 8, low), sealing=sealing, directory=place)
+        merge(
+            objects,
+            REPOSITORY,
+            large[low : low + 256],
+            segment_name("ff" * 8, low),
+            sealing=sealing,
+            directory=place,
+        )
     merging = time.process_time() - spent
     objects.backend.delete(large)
     return {
@@ -138,7 +145,9 @@ def measure(place: Path, chunks: int, seed: int, sealed: bool, lookups: int) -> 
                 wall += time.perf_counter() - started
                 asked += len(wanted)
                 found += int((numbers != NO_FRAME).sum())
-            assert found == (0 if kind == "missing" else asked), f"{found} of {asked} {kind} chunks were found"
+            assert found == (0 if kind == "missing" else asked), (
+                f"{found} of {asked} {kind} chunks were found"
+            )
             result[f"{kind}_{batch}_per_s"] = asked / wall
             result[f"{kind}_{batch}_per_cpu_s"] = asked / max(cpu, 1e-9)
             result[f"{kind}_{batch}_rss_mib"] = rss_mib()
@@ -184,7 +193,9 @@ def queries(
 
 def rss_mib() -> float:
     """The largest resident set of this process so far. What getrusage says may be that of the process it came from."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
@@ -194,13 +205,22 @@ def main() -> None:
     )
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--lookups", type=int, default=1_000_000, help="sequential ones; a fifth as many missing, a fiftieth random")
+    parser.add_argument(
+        "--lookups",
+        type=int,
+        default=1_000_000,
+        help="sequential ones; a fifth as many missing, a fiftieth random",
+    )
     parser.add_argument("--sealed", action="store_true")
     parser.add_argument("--directory", type=Path, help="where the index is written; by default the system's")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure, options.chunks, options.seed, options.sealed, options.lookups)))
+        print(
+            json.dumps(
+                measure(options.measure, options.chunks, options.seed, options.sealed, options.lookups)
+            )
+        )
         return
     needed = 60 * options.chunks * 2
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
