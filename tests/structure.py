@@ -24,6 +24,7 @@ Graph = Mapping[str, set[str]]
 FLOORS = [
     ["pipeline", "pipeline/testing"],
     ["vadpipe", "vadpipe/kernels"],
+    ["vadpipe/repository/backends"],
     ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
     [
         f"vadpipe/vsphere{room}"

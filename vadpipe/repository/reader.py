@@ -32,7 +32,9 @@ from pipeline import (
     run_ordered,
 )
 
-from .config import Config, read_config
+from .backends.contract import Backend
+from .backends.location import backend_at
+from .config import Config, Unlock, read_config
 from .disk_map import (
     PAGE,
     PageMap,
@@ -40,9 +42,10 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .files import Damage, Layout
+from .files import Damage, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
+from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
@@ -54,37 +57,58 @@ A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 
 @asynccontextmanager
-async def open_repository(path: str | Path) -> AsyncIterator[RepositoryReader]:
-    """Read what is published now. Takes no lock: nothing that is published is ever changed.
+async def open_repository(
+    place: str | Path | Backend, *, unlock: Unlock | None = None
+) -> AsyncIterator[RepositoryReader]:
+    """Read what is published now. Nothing that is published is ever changed; what is removed meanwhile is missing.
 
-    Raises SinkError for what is no repository, IntegrityError for an altered config.
+    Args:
+        place: A path, `s3://bucket/prefix`, or a backend.
+        unlock: Gives the secrets of a sealed repository.
+
+    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed and
+    nothing opens it.
     """
-    reader = await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    backend = backend_at(str(place)) if isinstance(place, str | Path) else place
+    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
     try:
         yield reader
     finally:
-        reader.index.cells.close()  # what is read after this opens files again
+        reader.close()  # what is read after this opens files again
 
 
 class RepositoryReader:
-    """The published points, oldest first, and `damaged`: what is wrong with other point files and index segments.
+    """The published points, oldest first, and `damaged`: what is wrong with other points and index segments.
 
     The methods that are not async read files and are for worker threads, several at once.
     """
 
-    def __init__(self, layout: Layout, config: Config | None = None) -> None:
-        self.layout = layout
-        self.config = config or read_config(layout)
-        points, damaged = read_points(layout.points.glob("*/*.json"), self.config.keys)
+    def __init__(self, objects: Objects, config: Config) -> None:
+        self.objects = objects
+        self.config = config
+        points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(layout, self.config.id)
+        self.index = Index(
+            objects, config.id, sealing=config.sealing, removed=read_removed(objects, config)
+        )
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
-        self.frames = FrameCache(layout, self.config.keys, DECODED)
-        self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, layout, keys=self.config.keys))
+        self.frames = FrameCache(objects, config, DECODED)
+        self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
+
+    @classmethod
+    def of(cls, backend: Backend, unlock: Unlock | None = None) -> RepositoryReader:
+        """Open the repository that is there. Raises: see `open_repository`."""
+        config = read_config(backend, unlock)
+        return cls(Objects(backend, config.version), config)
 
     def __repr__(self) -> str:
-        return f"RepositoryReader({str(self.layout.root)!r})"
+        return f"RepositoryReader({self.objects.place()!r})"
+
+    def close(self) -> None:
+        """Let go of files and connections; they are opened again when they are needed."""
+        self.index.close()
+        self.objects.backend.close()
 
     def resolve(self, name: str, *, machine: str | None = None) -> RestorePoint:
         """The point called `name`: an id, a unique prefix of one, or 'latest'; among all or of one VM.
@@ -95,7 +119,7 @@ class RepositoryReader:
         of = f" of VM {machine!r}" if machine is not None else ""
         if not points:
             raise ConfigError(
-                f"The repository {self.layout.root} has no restore points{of}.",
+                f"The repository {self.objects.place()} has no restore points{of}.",
                 remedy="Run a job into it first, or name another repository.",
             )
         if name == "latest":
@@ -104,7 +128,7 @@ class RepositoryReader:
         if not found:
             raise ConfigError(
                 f"No restore point{of} begins with {name!r}.",
-                remedy=f"`vadpipe points {self.layout.root}` lists all; the newest is {points[-1].id}.",
+                remedy=f"`vadpipe points {self.objects.place()}` lists all; the newest is {points[-1].id}.",
             )
         if len(found) > 1:
             shown = ", ".join(f"{point.id} ({point.machine.name}, {point.created})" for point in found[:8])
@@ -163,7 +187,7 @@ class RepositoryReader:
                 **facts,
             )
         (address,) = self.index.addresses(number)
-        return read_object(self.layout, address, digest, self.config.keys, purpose, **facts)
+        return read_object(self.objects, self.config, address, digest, purpose, **facts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -340,7 +364,7 @@ class DiskContent:
         except Damage as damage:
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
-            raise damaged_frame(self._reader.layout, address, damage, purpose, **facts) from damage
+            raise damaged_frame(self._reader.objects, address, damage, purpose, **facts) from damage
 
     def damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
         """The error for a range of the disk that cannot be had."""

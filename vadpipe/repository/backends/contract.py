@@ -1,29 +1,39 @@
-"""What a repository needs of the place where it is stored. Every backend passes `tests/vadpipe/repository/backends`.
+"""What a repository needs of the place where it is stored. Every backend passes the suite of its tests.
 
-A backend keeps *objects*: bytes with a name like `packs/3f/3f0c...00.pack`. An object is written once, whole, under its
-final name, and never changed; only hints and signs of life are replaced. The name is taken by whoever writes it first:
-that is what writers and removals agree by, so they need no locks.
+A backend keeps *objects*: bytes with a name like `packs/3f/3f0c...00.pack`. An object is written once, whole, under
+its final name, and never changed; only hints and signs of life are replaced. The name is taken by whoever writes it
+first: that is what writers and removals agree by, so they need no locks.
 
 Methods are synchronous and for worker threads, several at once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 Parts = Sequence[bytes | memoryview]
+
+NAME_LIMIT: Final = 900  # an S3 key has at most 1024 bytes; the rest is for the prefix of the repository
+
+_PART = re.compile(r"[A-Za-z0-9_.~%-]+")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as a listing shows it: its name, its size in bytes, and when it was written by the clock of the store
-    (seconds since 1970)."""
+    """An object as a listing shows it: its name, its size in bytes, and when it was written (seconds since 1970, by
+    the clock of the store)."""
 
     name: str
     size: int
     modified: float
+
+
+class Damage(Exception):
+    """A phrase like 'its checksum is wrong'. Whoever knows the object, the position and the disk that is hit makes
+    an IntegrityError of it; this one never leaves the repository."""
 
 
 class ObjectMissing(Exception):
@@ -34,6 +44,30 @@ class ObjectExists(Exception):
     """Somebody wrote an object of this name before."""
 
 
+def checked_name(name: str) -> str:
+    """The name, when an object may have it. `tmp/` belongs to the directory backend, so no name begins with it.
+
+    Raises:
+        ValueError: It is none, and no backend touches anything.
+    """
+    parts = name.split("/")
+    if len(name) > NAME_LIMIT or parts[0] == "tmp" or not all(_is_part(part) for part in parts):
+        raise ValueError(f"{name!r} is no name of an object")
+    return name
+
+
+def checked_prefix(prefix: str) -> str:
+    """The prefix, when names may begin with it; its last part may be empty or `.`. Raises ValueError."""
+    *parts, last = prefix.split("/")
+    if not all(_is_part(part) for part in parts) or (last and not _PART.fullmatch(last)):
+        raise ValueError(f"{prefix!r} is no prefix of names")
+    return prefix
+
+
+def _is_part(part: str) -> bool:
+    return _PART.fullmatch(part) is not None and part not in (".", "..")
+
+
 class Upload(Protocol):
     """An object in the making. Nobody sees it before `finish`; left without it, nothing stays."""
 
@@ -41,7 +75,10 @@ class Upload(Protocol):
         """Append. Raises SinkError."""
 
     def finish(self) -> None:
-        """Make it durable, and visible under its name. Raises ObjectExists, SinkError."""
+        """Make it durable, and visible under its name. After a transient error it may be called again.
+
+        Raises ObjectExists, SinkError.
+        """
 
     def abort(self) -> None:
         """Drop it, unless it is finished. May be called more than once."""
@@ -50,11 +87,13 @@ class Upload(Protocol):
 class Backend(Protocol):
     """A store of objects.
 
-    A name consists of parts of letters, digits and `_.-~%`, joined by `/`; no part is empty, `.` or `..`. What was
-    written, replaced or deleted is durable and seen by every reader when the call returns.
+    A name consists of parts of letters, digits and `_.-~%`, joined by `/`; no part is empty, `.` or `..`, and the
+    first is not `tmp`. Any other name is a ValueError (`checked_name`). No name continues another one with `/`: a
+    directory has no place for both. What was written, replaced or deleted is durable and seen by every reader when
+    the call returns.
 
-    Raises SinkError with a remedy for what the store refuses or cannot do; `transient` is true where another attempt can
-    help. Raises Damage (vadpipe.repository.files) for what has the place of an object and is none: a link, a directory.
+    Raises SinkError with a remedy for what the store refuses or cannot do; `transient` is true where another
+    attempt can help. Raises Damage for what has the place of an object and is none: a link, a directory.
     """
 
     def put(self, name: str, parts: Parts) -> None:
