@@ -236,19 +236,19 @@ def _jobs(ctx: click.Context) -> Iterable[str]:
     """The jobs of the configuration on the command line; those of a source are not looked up."""
     from .config import read_config
 
-    return [entry.title for entry in read_config(_first_argument(ctx, "config"))]
+    return [entry.title for entry in read_config(Path(_first_argument(ctx, "config")))]
 
 
-def _first_argument(ctx: click.Context, name: str) -> Path:
+def _first_argument(ctx: click.Context, name: str) -> str:
     """It is among the arguments that are left over where the line ends in an option without its value."""
-    return Path(ctx.params.get(name) or next(iter(ctx.args), "") or os.environ[REPOSITORY])
+    return str(ctx.params.get(name) or next(iter(ctx.args), "") or os.environ[REPOSITORY])
 
 
 def _repository_points(ctx: click.Context) -> Sequence[RestorePoint]:
-    from vadpipe.repository.files import Layout
+    from vadpipe.repository.backends.location import backend_at
     from vadpipe.repository.reader import RepositoryReader
 
-    return RepositoryReader(Layout(_first_argument(ctx, "repository"))).points
+    return RepositoryReader.of(backend_at(_first_argument(ctx, "repository"))).points
 
 
 def _points(ctx: click.Context) -> Iterable[str]:
@@ -292,9 +292,8 @@ job_option = click.option(
     help="Only this job of the configuration.",
     shell_complete=_quietly(_jobs),
 )
-repository_argument = click.argument(
-    "repository", type=click.Path(path_type=Path), shell_complete=_repositories
-)
+# A path, or s3://bucket/prefix.
+repository_argument = click.argument("repository", shell_complete=_repositories)
 point_argument = click.argument("point", shell_complete=_quietly(_points))
 vm_option = click.option(
     "--vm", metavar="NAME", help="Only points of this VM (name or UUID).", shell_complete=_quietly(_vms)

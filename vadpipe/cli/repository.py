@@ -42,7 +42,7 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ex
 @click.command(cls=OnRepository)
 @repository_argument
 @json_option
-def init(repository: Path, as_json: bool) -> None:
+def init(repository: str, as_json: bool) -> None:
     """Make a repository in an empty or new directory."""
     Repository(repository).init()
     show({"repository": str(repository)}, [f"{repository} is a repository now."], as_json)
@@ -52,7 +52,7 @@ def init(repository: Path, as_json: bool) -> None:
 @repository_argument
 @vm_option
 @json_option
-def points(repository: Path, vm: str | None, as_json: bool) -> int:
+def points(repository: str, vm: str | None, as_json: bool) -> int:
     """List restore points, oldest first, in local time; --json has UTC."""
     reader = run_async(_opened, repository)
     found = _points_of(reader, vm)
@@ -90,7 +90,7 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
 @force_option
 @json_option
 def show_point(
-    repository: Path,
+    repository: str,
     point: str,
     vm: str | None,
     extract: Path | None,
@@ -131,7 +131,7 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
 @click.option("--seed", type=int, help="Draw the packs of --budget again as the run with this seed did.")
 @json_option
 def verify(
-    repository: Path, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
+    repository: str, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
 ) -> int:
     """Read everything in a repository back, and prove that it can be restored.
 
@@ -181,7 +181,7 @@ def _damage_lines(report: VerifyReport) -> list[str]:
     return lines
 
 
-async def _opened(repository: Path) -> RepositoryReader:
+async def _opened(repository: str) -> RepositoryReader:
     async with open_repository(repository) as reader:
         return reader
 
@@ -193,7 +193,7 @@ def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
         names = sorted({point.machine.name for point in reader.points})
         near = difflib.get_close_matches(vm, names, n=3) or names[:_NAMED]
         raise ConfigError(
-            f"The repository {reader.layout.root} has no restore points of VM {vm!r}.",
+            f"The repository {reader.objects.place()} has no restore points of VM {vm!r}.",
             remedy=f"It has points of {', '.join(near)}." if near else "It has none of any VM.",
         )
     return found

@@ -1,8 +1,8 @@
-"""Encryption of a repository: documents, frames and cells of index segments. Kernel; the bytes are in docs/repository.md.
+"""Encryption of a repository: documents, frames, cells of index segments. Kernel; bytes: docs/repository.md.
 
 One object, one key. The key of an object is derived from the key of an epoch and a random salt that stands in the
-object, so nonces are small numbers and never repeat under a key, however many machines write at the same time. What an
-object is and where it belongs (repository, kind, name or frame id) is associated data: one that was moved does not open.
+object. So nonces are small numbers and never repeat under a key, however many machines write at the same time. What
+an object is and where it belongs (repository, kind, name or frame id) is associated data: moved ones do not open.
 
 The package `cryptography` is loaded with the first key. A repository that is not sealed never needs it.
 """
@@ -55,16 +55,25 @@ _ALTERED: Final = "its encryption does not fit: it was altered, or it belongs to
 
 @dataclass(frozen=True)
 class Secrets:
-    """What opens a sealed repository: the naming key, and the key of each epoch. Its repr shows the epochs only."""
+    """What opens a sealed repository. Its repr shows the numbers of the epochs only.
+
+    Args:
+        naming: The naming key, 32 bytes.
+        epochs: The key of each epoch that can be read, 32 bytes, by number.
+        current: The epoch of new objects; 0: the last one.
+    """
 
     naming: bytes = field(repr=False)
     epochs: Mapping[int, bytes] = field(repr=False)
+    current: int = 0
 
     def __post_init__(self) -> None:
         if len(self.naming) != KEY_SIZE or any(len(key) != KEY_SIZE for key in self.epochs.values()):
             raise ContractError(f"A key of a repository has {KEY_SIZE} bytes.")
         if not self.epochs or min(self.epochs) < 1 or max(self.epochs) > LAST_EPOCH:
             raise ContractError(f"The epochs of a repository are numbered from 1 to {LAST_EPOCH}.")
+        if self.current and self.current not in self.epochs:
+            raise ContractError(f"The key of epoch {self.current} is missing.")
         object.__setattr__(self, "epochs", MappingProxyType(dict(self.epochs)))
 
     @classmethod
@@ -75,7 +84,7 @@ class Secrets:
     @property
     def newest(self) -> int:
         """The epoch of new objects."""
-        return max(self.epochs)
+        return self.current or max(self.epochs)
 
     def __repr__(self) -> str:
         return f"Secrets(epochs {', '.join(map(str, sorted(self.epochs)))})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from .files import Objects
 from .index import RunIndex
 from .packs import PackWriter
 from .point import OpenRun, Point
+from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
 from .restore_point import PointsOf
 from .runs import Run, end_dead_runs, unended_runs
@@ -84,6 +85,23 @@ class Repository:
             yield RepositoryStore(Objects(backend, config.version), config, self.origin, self.tags)
         finally:
             backend.close()
+
+    def read(self) -> AbstractAsyncContextManager[RepositoryReader]:
+        """For reading; see `open_repository`."""
+        return open_repository(self.backend(), unlock=self.unlock)
+
+    @property
+    def path(self) -> Path:
+        """Of a repository in a directory."""
+        return Path(self.name)
+
+    def unreadable(self) -> Sequence[str]:
+        """What a restore would fail for now, a sentence each; for `plan`."""
+        try:
+            read_config(self.backend(), self.unlock)
+        except (ConfigError, SinkError, IntegrityError) as error:
+            return [str(error)]
+        return []
 
     def planned(self) -> Point:
         return Point(self.name)
