@@ -39,6 +39,10 @@ BUILT_IN = {
     "cleanup": BuiltIn(
         "vadpipe.cli.cleanup:cleanup", "Undo what killed runs left on the servers of a configuration."
     ),
+    "copy": BuiltIn(
+        "vadpipe.cli.maintenance:copy_command",
+        "Copy restore points into another repository: those that it does not have.",
+    ),
     "guest-config": BuiltIn(
         "vadpipe.cli.guest_config:guest_config",
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
@@ -68,6 +72,9 @@ BUILT_IN = {
     ),
     "proxy": BuiltIn(
         "vadpipe.cli.proxy:proxy", "Check whether this machine is fit to be a backup proxy, and make it so."
+    ),
+    "prune": BuiltIn(
+        "vadpipe.cli.maintenance:prune_command", "Give back the space of what no restore point needs."
     ),
     "restore": BuiltIn(
         "vadpipe.cli.restore:restore",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import secrets
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.errors import (
 )
 from pipeline.units import format_size
 from sinks.restore_job import resolve_point
+from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
@@ -127,8 +129,12 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
 @repository_argument
 @click.option("--point", metavar="POINT", help="Only what this restore point needs.")
 @vm_option
-@click.option("--budget", metavar="SHARE|SIZE", help="Read packs at random up to e.g. 10% or 5GiB.")
-@click.option("--seed", type=int, help="Draw the packs of --budget again as the run with this seed did.")
+@click.option(
+    "--budget",
+    metavar="SHARE|SIZE",
+    help="Read up to e.g. 10% or 5GiB of the packs, from where the last --budget on this machine stopped.",
+)
+@click.option("--seed", type=int, help="Draw the packs of --budget at random, by this seed.")
 @json_option
 def verify(
     repository: str, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
@@ -141,9 +147,7 @@ def verify(
         raise ConfigError(
             "--seed means nothing without --budget.", remedy="Add --budget, or leave --seed out."
         )
-    drawn = None
-    if budget is not None:
-        drawn = Budget(budget, secrets.randbelow(1 << 32) if seed is None else seed)
+    limit = None if budget is None else Budget(budget, seed or 0)
 
     async def work() -> VerifyReport:
         async with open_repository(repository) as reader, show_progress(as_json) as progress:
@@ -154,11 +158,41 @@ def verify(
                 points = _points_of(reader, vm)
             running = RunningVerification()
             progress.running.append(running)
-            return await verify_repository(reader, points=points, budget=drawn, progress=running.reached)
+            after = None
+            if limit is not None and seed is None and points is None:
+                after = last_verified(reader.config.id)
+            found = await verify_repository(
+                reader, points=points, budget=limit, after=after, progress=running.reached
+            )
+            if after is not None:
+                note_verified(reader.config.id, "" if found.covered >= 1 else found.reached)
+            return found
 
     report = run_async(work)
     show(report, [report.summary(), *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
+
+
+def last_verified(repository_id: bytes) -> str:
+    """The pack that the last `--budget` on this machine came to; empty at the begin of a round."""
+    try:
+        fields = json.loads(_verified(repository_id).read_text())
+    except (OSError, ValueError):
+        return ""
+    reached = fields.get("reached") if isinstance(fields, dict) else None
+    return reached if isinstance(reached, str) else ""
+
+
+def note_verified(repository_id: bytes, reached: str) -> None:
+    """Remember it. Without a place for that, the next one begins anew."""
+    path = _verified(repository_id)
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(path, json.dumps({"reached": reached}).encode(), replace=True)
+
+
+def _verified(repository_id: bytes) -> Path:
+    return state_directory() / "verified" / f"{repository_id.hex()}.json"
 
 
 def _damage_lines(report: VerifyReport) -> list[str]:

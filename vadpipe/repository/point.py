@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -180,21 +180,42 @@ class Point:
         """
         run = self._opened
         await trio.to_thread.run_sync(self._check_promises, run, disks)
-        documents = await self._store_documents(_documents(capture, evidence))
-        point = RestorePoint(
-            id=run.run.id,
-            machine=capture.machine,
-            created=self._created(run),
-            previous=run.parent.id if run.parent else None,
-            disks=tuple(run.disks[receipt.key] for receipt in disks),
-            quiescing=_quiescing(capture, evidence),
-            configuration=dict(capture.configuration),
-            documents=documents,
-            preflight=None if capture.preflight is None else dict(capture.preflight),
-            number=run.parent.number + 1 if run.parent else 1,
-            previous_seal=run.parent.seal if run.parent else None,
-            tags=run.tags,
+        return await self._publish_as(
+            RestorePoint(
+                id=run.run.id,
+                machine=capture.machine,
+                created=self._created(run),
+                previous=run.parent.id if run.parent else None,
+                disks=tuple(run.disks[receipt.key] for receipt in disks),
+                quiescing=_quiescing(capture, evidence),
+                configuration=dict(capture.configuration),
+                documents=await self._store_documents(_documents(capture, evidence)),
+                preflight=None if capture.preflight is None else dict(capture.preflight),
+                number=run.parent.number + 1 if run.parent else 1,
+                previous_seal=run.parent.seal if run.parent else None,
+                tags=run.tags,
+            )
         )
+
+    async def publish_copy(
+        self, original: RestorePoint, disks: Sequence[DiskReceipt], documents: Mapping[str, bytes]
+    ) -> str:
+        """Publish a point that says the same of the VM as another repository's. Otherwise as `publish`."""
+        run = self._opened
+        await trio.to_thread.run_sync(self._check_promises, run, disks)
+        return await self._publish_as(
+            replace(
+                original,
+                previous=run.parent.id if run.parent else None,
+                disks=tuple(run.disks[receipt.key] for receipt in disks),
+                documents=await self._store_documents(documents),
+                number=original.number or (run.parent.number + 1 if run.parent else 1),
+                previous_seal=run.parent.seal if run.parent else None,
+            )
+        )
+
+    async def _publish_as(self, point: RestorePoint) -> str:
+        run = self._opened
         try:
             content = run.config.encode(name_of(point, run.config), point.as_dict())
         except (TypeError, ValueError) as exc:

@@ -243,6 +243,12 @@ class PointsOf:
         points, _ = read_points(self._objects, self._config, self._directory)
         return newest_of(points)
 
+    def of_id(self, point_id: str | None) -> RestorePoint | None:
+        """The point with this id, where there is one."""
+        if point_id is None:
+            return None
+        return read_point(self._objects, self._config, point_name(self._directory, point_id))
+
     def note_newest(self, point: RestorePoint) -> None:
         """After `point` was published. Raises SinkError."""
         now = self._ids()

@@ -55,11 +55,19 @@ class Run:
 
     Args:
         machine: Directory of the machine that it backs up; None: it maintains the repository.
+        run_id: That of the point that it copies; by default a new one.
     """
 
-    def __init__(self, objects: Objects, config: Config, origin: Origin, machine: str | None) -> None:
-        """Begin it. Raises SinkError."""
-        self.id = origin.random(RUN_ID_SIZE).hex()
+    def __init__(
+        self,
+        objects: Objects,
+        config: Config,
+        origin: Origin,
+        machine: str | None,
+        run_id: str | None = None,
+    ) -> None:
+        """Begin it. Raises ObjectExists when `run_id` is that of a run that has not ended, SinkError."""
+        self.id = run_id or origin.random(RUN_ID_SIZE).hex()
         self.segments = 0  # how many it has published: the number of the next one
         self.removals = 0  # likewise
         self._objects = objects
@@ -67,12 +75,8 @@ class Run:
         self._machine = machine
         self._beat, self._beaten = 0, time.monotonic()
         self._turn = threading.Lock()
+        objects.backend.put(run_name(self.id), [self._content()])
         _alive.add(self.id)
-        try:
-            objects.backend.put(run_name(self.id), [self._content()])
-        except BaseException:
-            _alive.discard(self.id)
-            raise
 
     def beat(self) -> None:
         """Say that the run lives; at most once in BEAT_S. For any thread. Raises SinkError."""
@@ -151,6 +155,9 @@ def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
     Raises:
         SinkError
     """
+    sweep = getattr(objects.backend, "sweep", None)
+    if sweep is not None:
+        sweep()
     ended: list[str] = []
     runs = list(_seen(objects, objects.backend.list(RUNS)))
     now = next((seen.stored.modified for seen in runs if seen.id == own.id), None)

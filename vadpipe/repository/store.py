@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ import trio
 
 from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
 
-from .backends.contract import Backend
+from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at
 from .config import READ_ONLY, Config, MakeSlots, Origin, Unlock, create_repository, read_config
 from .files import Objects
@@ -22,7 +22,7 @@ from .packs import PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
-from .restore_point import PointsOf
+from .restore_point import PointsOf, RestorePoint, read_points
 from .runs import Run, end_dead_runs, unended_runs
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,16 @@ class Repository:
         finally:
             backend.close()
 
+    @contextmanager
+    def open_for_maintenance(self) -> Iterator[tuple[Objects, Config]]:
+        """For `prune` and the like, which work on its objects. For a worker thread. Raises as `open`."""
+        backend = self.backend()
+        config = _open(backend, self.unlock, self.origin)
+        try:
+            yield Objects(backend, config.version), config
+        finally:
+            backend.close()
+
     def read(self) -> AbstractAsyncContextManager[RepositoryReader]:
         """For reading; see `open_repository`."""
         return open_repository(self.backend(), unlock=self.unlock)
@@ -136,13 +146,27 @@ class RepositoryStore:
 
         Raises SinkError, IntegrityError for a damaged index.
         """
-        run = await trio.to_thread.run_sync(self._begin, machine)
+        async with self._begun(machine, None) as point:
+            yield point
+
+    @asynccontextmanager
+    async def copy_of(self, original: RestorePoint) -> AsyncIterator[Point]:
+        """Start a copy of a point of another repository, with its id. Otherwise as `begin`.
+
+        Raises SinkError also where another run copies it.
+        """
+        async with self._begun(original.machine, original) as point:
+            yield point
+
+    @asynccontextmanager
+    async def _begun(self, machine: MachineId, original: RestorePoint | None) -> AsyncIterator[Point]:
+        run = await trio.to_thread.run_sync(self._begin, machine, original)
         opened: OpenRun | None = None
         try:
             ended = await trio.to_thread.run_sync(end_dead_runs, self._objects, self._config, run)
             if ended:
                 emit("swept", repository=self._objects.place(), runs=ended)
-            opened = await trio.to_thread.run_sync(self._start, run, machine)
+            opened = await trio.to_thread.run_sync(self._start, run, machine, original)
             yield Point(self._objects.place(), opened)
         except BaseException as error:
             try:
@@ -154,8 +178,21 @@ class RepositoryStore:
             raise
         await self._end(run, opened)
 
-    def _begin(self, machine: MachineId) -> Run:
-        run = Run(self._objects, self._config, self._origin, self._config.directory(machine.uuid))
+    def point_ids(self) -> set[str]:
+        """The ids of the points that are there. For a worker thread."""
+        points, _ = read_points(self._objects, self._config)
+        return {point.id for point in points}
+
+    def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
+        directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        try:
+            run = Run(self._objects, self._config, self._origin, directory, run_id)
+        except ObjectExists as exc:
+            raise SinkError(
+                f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
+                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                path=self._objects.place(),
+            ) from exc
         if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
             run.end()
             raise SinkError(
@@ -166,12 +203,13 @@ class RepositoryStore:
             )
         return run
 
-    def _start(self, run: Run, machine: MachineId) -> OpenRun:
+    def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
         objects, config = self._objects, self._config
         finish_merges(objects, config, run)
         merge_segments(objects, config, run, self._origin)
         points = PointsOf(objects, config, machine)
-        parent = points.newest()  # before the index, so that the index has all of it
+        # Before the index, so that the index has all of it.
+        parent = points.newest() if original is None else points.of_id(original.previous)
         return OpenRun(
             objects=objects,
             config=config,

@@ -83,7 +83,8 @@ class Budget:
 class VerifyReport:
     """What was read: `bytes` of decoded frames. `damages` is empty when all of that is as it was written.
 
-    `unread_packs` and `unread_bytes` were left out by the budget, whose packs were drawn with `seed`.
+    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were taken in
+    the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
     """
 
     points: int
@@ -94,6 +95,8 @@ class VerifyReport:
     unread_packs: int = 0
     unread_bytes: int = 0
     seed: int | None = None
+    reached: str = ""
+    covered: float = 1.0
 
     def summary(self) -> str:
         """One line for people."""
@@ -107,6 +110,8 @@ class VerifyReport:
         drawn = "" if self.seed is None else f" (seed {self.seed})"
         left = f"{counted(self.unread_packs, 'pack')} with {format_size(self.unread_bytes)}"
         unread = f" Not read: {left}{drawn}." if self.unread_packs else ""
+        if self.reached:
+            unread += f" Covered so far: {self.covered:.1%} of the stored bytes."
         return f"{', '.join(words)}: {found}.{unread}"
 
     def lines(self) -> list[str]:
@@ -126,6 +131,7 @@ async def verify(
     *,
     points: Sequence[RestorePoint] | None = None,
     budget: Budget | None = None,
+    after: str | None = None,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
@@ -134,11 +140,13 @@ async def verify(
     Args:
         points: only the frames that these points need; None: everything.
         budget: how much of the packs to read; None: all.
+        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None: they
+            are drawn by the budget's seed.
         progress: is told the stored bytes that were read so far, and all that will be read.
     """
     work = _Verification(reader)
     await trio.to_thread.run_sync(work.check_index)
-    chosen = await trio.to_thread.run_sync(work.choose, points, budget)
+    chosen = await trio.to_thread.run_sync(work.choose, points, budget, after)
     total, done = sum(pack.size for pack in chosen), 0
     packs = iter(chosen)
 
@@ -296,6 +304,7 @@ class _Verification:
         self._of_frame: dict[bytes, _Wound] = {}
         self._rows: dict[Segment, tuple[int, int]] = {}
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._reached, self._covered = "", 1.0
 
     def check_index(self) -> None:
         """Every segment; a damaged one counts as missing from here on."""
@@ -306,7 +315,9 @@ class _Verification:
         for error in self._reader.index.damaged[held:]:
             self._wound_of(error)
 
-    def choose(self, points: Sequence[RestorePoint] | None, budget: Budget | None) -> list[_Pack]:
+    def choose(
+        self, points: Sequence[RestorePoint] | None, budget: Budget | None, after: str | None
+    ) -> list[_Pack]:
         """The packs to read, of those that the index names. The budget leaves no missing pack out."""
         packs: dict[str, _Pack] = {}
         for segment in self._reader.index.segments:
@@ -322,15 +333,25 @@ class _Verification:
         chosen = [pack for _, pack in sorted(packs.items())]
         if budget is None:
             return chosen
-        random.Random(budget.seed).shuffle(chosen)
-        left = budget.of(sum(pack.size for pack in chosen))
+        total = sum(pack.size for pack in chosen)
+        if after is None:
+            order = list(chosen)
+            random.Random(budget.seed).shuffle(order)
+        else:
+            order = [pack for pack in chosen if pack.name > after]
+            for pack in chosen[: len(chosen) - len(order)]:
+                self._leave_out(pack)
+        left = budget.of(total)
         read: list[_Pack] = []
-        for pack in chosen:
+        for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
                 left -= pack.size
             else:
                 self._leave_out(pack)
+        if after is not None:
+            self._reached = read[-1].name if read else after
+            self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
     def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, _Pack]) -> None:
@@ -436,7 +457,9 @@ class _Verification:
             damages=tuple(damages),
             unread_packs=self._unread_packs,
             unread_bytes=self._unread_bytes,
-            seed=budget.seed if budget else None,
+            seed=budget.seed if budget and not self._reached else None,
+            reached=self._reached,
+            covered=self._covered,
         )
 
     def _check_disk(self, point: RestorePoint, disk: StoredDisk) -> None:
