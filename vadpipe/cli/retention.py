@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,26 @@ from vadpipe.repository.forgetting import (
     Heads,
     compare_heads,
     dated,
-    forget as forget_points,
-    heads as heads_of,
-    hold as hold_point,
     holds,
     read_heads,
+)
+from vadpipe.repository.forgetting import (
+    forget as forget_points,
+)
+from vadpipe.repository.forgetting import (
+    heads as heads_of,
+)
+from vadpipe.repository.forgetting import (
+    hold as hold_point,
+)
+from vadpipe.repository.forgetting import (
     release as release_point,
 )
-from vadpipe.repository.reader import RepositoryReader, open_repository
+from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.retention import Age, Decision, Keep, decide
 from vadpipe.repository.statistics import PointStatistics, RepositoryStatistics, VmStatistics, statistics
+from vadpipe.repository.store import Repository
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
@@ -73,7 +82,10 @@ def _keep_options(command: Callable[..., T]) -> Callable[..., T]:
 )
 @click.option("--keep-tag", "tags", multiple=True, metavar="TAG", help="Keep all points with this tag.")
 @click.option(
-    "--timezone", "zone_name", metavar="NAME", help="Hours and days are those of this zone, not of this machine."
+    "--timezone",
+    "zone_name",
+    metavar="NAME",
+    help="Hours and days are those of this zone, not of this machine.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would stay and go, and remove nothing.")
 @json_option
@@ -104,7 +116,7 @@ def forget(
         keep = Keep(**rules, within=Age.parse(within) if within else None, tags=tags)
 
     async def work() -> tuple[RepositoryReader, list[list[Decision]], list[RestorePoint], str | None]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             decided, going = await _reading(_choose, reader, points, vm, keep, zone)
             record = None
             if going and not dry_run:
@@ -187,13 +199,17 @@ def decision_lines(group: Sequence[Decision]) -> list[str]:
         )
         for each in group
     ]
-    title = f"VM {group[0].point.vm}: {counted(kept, 'point')} stay{'s' * (kept == 1)}, {len(group) - kept} go"
+    title = (
+        f"VM {group[0].point.vm}: {counted(kept, 'point')} stay{'s' * (kept == 1)}, {len(group) - kept} go"
+    )
     if len(group) - kept == 1:
         title += "es"
     return [title, *(f"  {line}" for line in table(("POINT", "CREATED", "", "WHY"), rows)), ""]
 
 
-def _summary(reader: RepositoryReader, going: Sequence[RestorePoint], dry_run: bool, keep: Keep | None) -> str:
+def _summary(
+    reader: RepositoryReader, going: Sequence[RestorePoint], dry_run: bool, keep: Keep | None
+) -> str:
     rules = f" by the rules {keep}" if keep else ""
     if not going:
         return f"Nothing goes{rules}."
@@ -226,7 +242,7 @@ def hold(repository: str, point: str, vm: str | None, reason: str, as_json: bool
     """Keep a restore point from being removed, until it is released."""
 
     async def work() -> tuple[RestorePoint, str | None]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             found = named_point(reader, point, vm)
             place = reader.objects, reader.config, Origin()
             return found, await trio.to_thread.run_sync(hold_point, *place, found, reason)
@@ -248,7 +264,7 @@ def release(repository: str, point: str, vm: str | None, as_json: bool) -> None:
     """End the hold of a restore point."""
 
     async def work() -> tuple[RestorePoint, str]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             found = named_point(reader, point, vm)
             return found, await trio.to_thread.run_sync(release_point, reader.objects, reader.config, found)
 
@@ -276,7 +292,7 @@ def head(repository: str, vm: str | None, remembered: Path | None, as_json: bool
     before = read_heads(remembered) if remembered else None
 
     async def work() -> tuple[RepositoryReader, Heads, list[str]]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             found = heads_of(reader.config, points_of(reader, vm))
             if before is None:
                 return reader, found, []
@@ -289,7 +305,9 @@ def head(repository: str, vm: str | None, remembered: Path | None, as_json: bool
     ]
     lines = table(("VM", "NUMBER", "POINT", "CREATED", "SEAL"), rows, right=("NUMBER",))
     if before is not None:
-        lines += problems or [f"{counted(len(before.heads), 'remembered head')} compared: nothing is missing."]
+        lines += problems or [
+            f"{counted(len(before.heads), 'remembered head')} compared: nothing is missing."
+        ]
     document = found.as_dict() if before is None else {**found.as_dict(), "problems": problems}
     show(document, lines or ["The repository has no restore points."], as_json)
     damaged = _report_damaged(reader)
@@ -305,7 +323,7 @@ def stats(repository: str, vm: str | None, each_point: bool, as_json: bool) -> i
     """Show what the points of a repository take, per VM, and what only one of them holds."""
 
     async def work() -> tuple[RepositoryReader, RepositoryStatistics]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             points_of(reader, vm)  # an unknown VM is named with its likes
             return reader, await _reading(statistics, reader)
 
@@ -338,21 +356,22 @@ def _statistics_lines(
     if found.deduplication is not None and found.compression is not None:
         ratios = f" (deduplication {found.deduplication:.1f}, compression {found.compression:.1f})"
     lines += [
-        f"{counted(len(found.points), 'point')} of {counted(len(found.vms), 'VM')} hold {format_size(found.allocated)} "
-        f"in disks of {format_size(found.logical)}; {format_size(found.stored)} are stored{ratios}.",
-        f"Of these, maps are {format_size(found.maps)} and documents {format_size(found.documents)}. The index has "
-        f"{format_size(found.index)}.",
+        f"{counted(len(found.points), 'point')} of {counted(len(found.vms), 'VM')} hold "
+        f"{format_size(found.allocated)} in disks of {format_size(found.logical)}; "
+        f"{format_size(found.stored)} are stored{ratios}.",
+        f"Of these, maps are {format_size(found.maps)} and documents {format_size(found.documents)}. "
+        f"The index has {format_size(found.index)}.",
         f"The packs have {format_size(found.packs)}; no point needs {format_size(found.unneeded)} of that.",
     ]
     if found.missing:
-        lines.append(f"Not in the index: {counted(found.missing, 'frame')} that points need. Run vadpipe verify.")
+        lines.append(
+            f"Not in the index: {counted(found.missing, 'frame')} that points need. Run vadpipe verify."
+        )
     return lines
 
 
 def _sizes(each: VmStatistics | PointStatistics) -> list[str]:
-    return [
-        format_size(size) for size in (each.logical, each.allocated, each.unique, each.stored, each.only)
-    ]
+    return [format_size(size) for size in (each.logical, each.allocated, each.unique, each.stored, each.only)]
 
 
 @click.command(cls=OnRepository)
@@ -369,7 +388,7 @@ def diff(repository: str, before: str, after: str, vm: str | None, ranges: bool,
     """
 
     async def work() -> tuple[RestorePoint, RestorePoint, PointChanges]:
-        async with open_repository(repository) as reader:
+        async with Repository(repository).read() as reader:
             one, other = named_point(reader, before, vm), named_point(reader, after, vm)
             return one, other, await _reading(changes_between, reader, one, other)
 

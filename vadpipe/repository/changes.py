@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pipeline import CLUSTER, DIGEST_SIZE, Digests, Extents
 from vadpipe.kernels.differences import ChunkTable
 from vadpipe.kernels.digest_table import Rows
+from vadpipe.kernels.zeros import run_borders
 
 from .disk_map import EMPTY_PAGE, PAGE, PAGE_CLUSTERS, PageMap, page_count
 from .reader import ContentPage, DiskContent, RepositoryReader
 from .restore_point import RestorePoint, StoredDisk
 
-_VOID = np.dtype(f"V{DIGEST_SIZE}")
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 
 ChunksOf: TypeAlias = Callable[[int], ChunkTable]
@@ -119,8 +119,8 @@ def _disk_changes(
             one, other = (side.page(number) for side in sides)
             chunks = [partial(side.chunks, page) for side, page in zip(sides, (one, other), strict=True)]
             differs, doubtful = differing_clusters(one.rows, other.rows, *chunks)
-            low = number * PAGE + np.flatnonzero(differs) * CLUSTER
-            ranges.append((low, np.minimum(low + CLUSTER, capacity) - low))
+            first, last = (number * PAGE + border * CLUSTER for border in run_borders(differs))
+            ranges.append((first, np.minimum(last, capacity) - first))
             unknown += int(doubtful.sum()) * CLUSTER
     changed = Extents.from_columns(
         np.concatenate([_NO_ROWS, *(low for low, _ in ranges)]),
@@ -175,16 +175,9 @@ def differing_clusters(
     Returns:
         For each cluster whether it counts as changed, and whether it may be equal nevertheless.
     """
-    names = np.ascontiguousarray(np.concatenate((one.frame_ids, other.frame_ids))).view(_VOID).ravel()
-    _, known = np.unique(names, return_inverse=True)
+    differs, doubtful = one.differing(other), np.zeros(PAGE_CLUSTERS, dtype=np.bool_)
     mine, theirs = _Clusters.of(one), _Clusters.of(other)
-    common = known[: len(one.frame_ids)], known[len(one.frame_ids) :]
-    both = np.flatnonzero((mine.frame >= 0) & (theirs.frame >= 0))
-    differs = (mine.frame >= 0) != (theirs.frame >= 0)
-    differs[both] = common[0][mine.frame[both]] != common[1][theirs.frame[both]]
-    differs[both] |= mine.place[both] != theirs.place[both]
-    open_ = both[differs[both]]
-    doubtful = np.zeros(PAGE_CLUSTERS, dtype=np.bool_)
+    open_ = np.flatnonzero(differs & (mine.frame >= 0) & (theirs.frame >= 0))
     if len(open_):
         digest, within, length = mine.chunks(open_, chunks_of_one)
         other_digest, other_within, other_length = theirs.chunks(open_, chunks_of_other)

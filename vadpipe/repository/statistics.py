@@ -19,6 +19,7 @@ from pipeline import CLUSTER, DIGEST_SIZE, NO_FRAME, ContractError, Digests, MiB
 from vadpipe.kernels.digest_table import Rows
 
 from .disk_map import PageMap, page_count
+from .files import INDEX, PACKS
 from .frame_use import FrameUse, Totals, Use
 from .reader import RepositoryReader
 from .restore_point import RestorePoint, StoredDisk
@@ -217,11 +218,9 @@ def _of_vm(newest: RestorePoint, points: Sequence[PointStatistics], total: Total
 
 def _sizes(reader: RepositoryReader) -> tuple[int, int]:
     """Bytes of all packs, and of all index segments."""
-    layout = reader.layout
-    return (
-        sum(path.stat().st_size for path in layout.packs.glob("??/*.pack")),
-        sum(path.stat().st_size for path in layout.index.glob("*.idx")),
-    )
+    backend = reader.objects.backend
+    packs = sum(stored.size for stored in backend.list(PACKS) if stored.name.endswith(".pack"))
+    return packs, sum(stored.size for stored in backend.list(INDEX) if stored.name.endswith(".idx"))
 
 
 class _Reading:
