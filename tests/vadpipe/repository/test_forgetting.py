@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from pipeline import ConfigError, IntegrityError, SinkError
-from tests.vadpipe.repository.forgetting_kit import BEGIN, DB, WEB, PointsInMemory
+from tests.vadpipe.repository.forgetting_kit import BEGIN, DB, WEB, PointsAlone
 from vadpipe.repository.config import READ_ONLY
 from vadpipe.repository.files import hold_name
 from vadpipe.repository.forgetting import (
@@ -26,7 +26,7 @@ from vadpipe.repository.restore_point import name_of
 
 @pytest.fixture
 def made():
-    return PointsInMemory()
+    return PointsAlone()
 
 
 def forget_in(made, *points):
@@ -357,7 +357,8 @@ def test_a_forged_record_of_another_seal_is_no_excuse(made):
 
 
 def test_heads_of_another_repository_are_refused(made):
-    other = PointsInMemory()
+    other = PointsAlone()
+    other.config = replace(other.config, id=bytes(16))
     other.add()
     with pytest.raises(ConfigError, match="of the repository with the id"):
         problems(made, remembered(other))
