@@ -324,7 +324,7 @@ def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
         run.index.replace(draft, run.index.write(draft))
     _check_packs(run)
     try:
-        run.run.segments += run.index.publish(run.run.segments)
+        run.run.segments += len(run.index.publish(run.run.segments))
         run.objects.backend.put(name_of(point, run.config), [content])
     except ObjectExists as exc:
         raise run.run.was_ended() from exc
