@@ -143,7 +143,12 @@ def _path(
     earlier = before.disk(stored.key) if before is not None else None
     known = point.parent_of(disk)
     source: ReadChanges | ReadPoint
-    if before is not None and known is not None and earlier is not None and earlier.capacity == stored.capacity:
+    if (
+        before is not None
+        and known is not None
+        and earlier is not None
+        and earlier.capacity == stored.capacity
+    ):
         source = ReadChanges(reader, original, stored.key, before, pool=disk.pool)
     else:
         source = ReadPoint(reader, original, stored.key, pool=disk.pool)

@@ -19,7 +19,18 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from pipeline import CLUSTER, ConfigError, Digests, GiB, IntegrityError, KiB, MiB, MoverError, TiB, format_size
+from pipeline import (
+    CLUSTER,
+    ConfigError,
+    Digests,
+    GiB,
+    IntegrityError,
+    KiB,
+    MiB,
+    MoverError,
+    TiB,
+    format_size,
+)
 from vadpipe.words import counted
 
 from .config import Config
@@ -173,7 +184,7 @@ async def verify(
 
 
 @dataclass
-class _Pack:
+class PackToRead:
     """A pack to be read: what the index lists in it, and its size in bytes.
 
     `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
@@ -208,7 +219,7 @@ class _PackReport:
 _READ_AT_ONCE = 8 * MiB
 
 
-def check_pack(objects: Objects, config: Config, pack: _Pack) -> _PackReport:
+def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
     """Read the frames of a pack: those of its own table, and those that the index expects in it.
 
     Every frame is compared with the rows that the index has of its chunks.
@@ -228,9 +239,7 @@ def check_pack(objects: Objects, config: Config, pack: _Pack) -> _PackReport:
     except Damage as damage:
         report.problem = str(damage)
     wanted = [
-        address
-        for offset, address in sorted(frames.items())
-        if pack.needed is None or offset in pack.needed
+        address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
     found: dict[Segment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
     for address, content in _contents(objects, wanted):
@@ -317,12 +326,12 @@ class _Verification:
 
     def choose(
         self, points: Sequence[RestorePoint] | None, budget: Budget | None, after: str | None
-    ) -> list[_Pack]:
+    ) -> list[PackToRead]:
         """The packs to read, of those that the index names. The budget leaves no missing pack out."""
-        packs: dict[str, _Pack] = {}
+        packs: dict[str, PackToRead] = {}
         for segment in self._reader.index.segments:
             for name, frames in segment.frames_by_pack().items():
-                packs.setdefault(name, _Pack(name)).listed.append((segment, frames))
+                packs.setdefault(name, PackToRead(name)).listed.append((segment, frames))
         if points is not None:
             self._need(points, packs)
             packs = {name: pack for name, pack in packs.items() if pack.needed}
@@ -342,7 +351,7 @@ class _Verification:
             for pack in chosen[: len(chosen) - len(order)]:
                 self._leave_out(pack)
         left = budget.of(total)
-        read: list[_Pack] = []
+        read: list[PackToRead] = []
         for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
@@ -354,7 +363,7 @@ class _Verification:
             self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
-    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, _Pack]) -> None:
+    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, PackToRead]) -> None:
         """Note which frames the points need. What keeps a map from being read is found by `check_point`."""
         for point in points:
             for disk in point.disks:
@@ -373,7 +382,7 @@ class _Verification:
                 page = self._reader.page(point, disk, number, digests[number].tobytes())
                 yield from filter(None, self._reader.addresses(page))
 
-    def _leave_out(self, pack: _Pack) -> None:
+    def _leave_out(self, pack: PackToRead) -> None:
         self._unread_packs += 1
         self._unread_bytes += pack.size
         for segment, frames in pack.listed:
@@ -420,7 +429,9 @@ class _Verification:
         for name in unknown:
             if stem(name) not in named and objects.exists(name):
                 self._wound(
-                    objects.place(name), 0, "no run is writing it and no index segment names it; `vadpipe prune` removes it"
+                    objects.place(name),
+                    0,
+                    "no run is writing it and no index segment names it; `vadpipe prune` removes it",
                 )
 
     def check_chains(self) -> None:
