@@ -146,7 +146,7 @@ class RepositoryStatistics:
 def statistics(reader: RepositoryReader) -> RepositoryStatistics:
     """What the points of a repository take. For a worker thread.
 
-    Memory: some 80 bytes per distinct frame, 64 MiB of the frames of pages, and the page digests of two points.
+    Memory: 80 to 160 bytes per distinct frame, 64 MiB of the frames of pages, and the page digests of two points.
 
     Raises:
         IntegrityError: A map cannot be read.
