@@ -443,6 +443,19 @@ def test_a_number_of_an_epoch_is_not_used_twice():
     assert new_epoch(backend, REPOSITORY, secrets).newest == 8
 
 
+def test_an_epoch_that_was_deleted_or_interrupted_is_warned_of(caplog):
+    backend, secrets = made()
+    new = new_epoch(backend, REPOSITORY, secrets)
+    backend.delete(["keys/epochs/00000002.json"])
+    known = opened(backend, passphrase())
+    assert (known.newest, known.epochs) == (1, new.epochs)
+    assert "has secrets of epoch 2, which is not in use" in caplog.text
+    new_epoch(backend, REPOSITORY, known)
+    caplog.clear()
+    assert opened(backend, passphrase()).newest == 3
+    assert caplog.text == ""
+
+
 def test_two_new_epochs_at_the_same_time_leave_one(tmp_path):
     backend, secrets = made()
     add(backend, secrets, key_file(tmp_path))
@@ -774,6 +787,19 @@ def test_impossible_parameters_of_argon2_are_refused_before_any_memory_is_taken(
     monkeypatch.setattr(Argon2, "derive", lambda *_: pytest.fail("Argon2id was begun"))
     with pytest.raises(ConfigError, match=rf"does not open .* keys/{slot.id}.json: .+"):
         opened(backend, passphrase())
+
+
+def test_a_costly_forged_slot_is_not_reached_with_the_right_passphrase():
+    backend, secrets = made()
+    content = json.loads(backend.read(slot_name(only_slot(backend).id)))
+    for slot_id in ("0" * 16, "f" * 16):
+        costly = content | {
+            "id": slot_id,
+            "kdf": content["kdf"] | {"passes": 16, "memory_kib": 4 * 1024 * 1024},
+        }
+        backend.put(slot_name(slot_id), [json.dumps(costly).encode()])
+    assert len(SlotTable.read(backend).slots) == 3
+    assert opened(backend, passphrase()) == secrets
 
 
 @pytest.mark.parametrize("value", [None, 5, True, [], {}, "", "x" * 5000, "\x1b[2J", -1, 1e400])
