@@ -30,12 +30,13 @@ ddb.adapterType = "lsilogic"
 """
 
 
-def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
+def ext4_image(directory: Path, size: int, fill: int, seed: int, *, layout: int = 0) -> Path:
     """A sparse raw image of `size` bytes with about `fill` bytes of files, chosen by seed; made once.
 
+    Another `layout` has the same files in other places: their directories are dealt to 16 new ones.
     Beside it lies a VMDK descriptor, so that LocalVm(image.parent) reads it. Raises ConfigError without mke2fs.
     """
-    place = directory / f"ext4-{size // GiB}g-{fill >> 20}m-{seed}"
+    place = directory / f"ext4-{size // GiB}g-{fill >> 20}m-{seed}{f'-{layout}' if layout else ''}"
     image = place / "disk.raw"
     if image.exists():
         return image
@@ -54,7 +55,8 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
         tree, raw = Path(scratch, "tree"), Path(scratch, "disk.raw")
         tree.mkdir()
         for path, _ in chosen:
-            _take(path, tree)
+            dealt = random.Random(f"{layout} {path.parent}").randrange(16)
+            _take(path, tree / str(dealt) if layout else tree)
         with raw.open("wb") as file:
             file.truncate(size)
         subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
