@@ -279,13 +279,14 @@ def steps(
 
 def compare(given: argparse.Namespace) -> None:
     directory = given.directory.resolve()
-    base = ext4_image(directory, given.size * GiB, given.fill * MiB, given.seed)
-    sibling = ext4_image(directory, given.size * GiB, given.fill * MiB, given.seed, layout=1)
+    size = int(given.size * GiB)
+    base = ext4_image(directory, size, given.fill * MiB, given.seed)
+    sibling = ext4_image(directory, size, given.fill * MiB, given.seed, layout=1)
     chosen = {name: command for name, command in tools(given.level).items() if name in given.tools}
     print(machine_line())
     print(
-        f"ext4 image of {given.size} GiB with {given.fill} MiB of files, seed {given.seed}; {given.blocks} blocks "
-        f"of 64 KiB, {given.writes} writes of 4 KiB; our zstd level {given.level}"
+        f"ext4 image of {given.size:g} GiB with {given.fill} MiB of files, seed {given.seed}; "
+        f"{given.blocks} blocks of 64 KiB, {given.writes} writes of 4 KiB; our zstd level {given.level}"
     )
     print(f"{'step':8} {'tool':10} {'CPU-s':>8} {'wall s':>8} {'growth MiB':>11} {'of the floor':>13}")
     with tempfile.TemporaryDirectory(dir=directory) as made:
@@ -312,7 +313,7 @@ def compare(given: argparse.Namespace) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--size", type=int, default=12, metavar="GIB", help="of the image (12)")
+    arguments.add_argument("--size", type=float, default=12, metavar="GIB", help="of the image (12)")
     arguments.add_argument("--fill", type=int, metavar="MIB", help="of files in it (308 for each GiB)")
     arguments.add_argument("--blocks", type=int, help="of 64 KiB that are rewritten (100 for each GiB)")
     arguments.add_argument("--writes", type=int, help="of 4 KiB (1,667 for each GiB)")
@@ -336,9 +337,9 @@ def main() -> None:
             written = Extents.from_columns(blocks, np.full(len(blocks), BLOCK))
         back_up(store, image, given.level, not given.unrefined, written)
         return
-    given.fill = given.fill or given.size * 3700 // 12
-    given.blocks = given.blocks or given.size * 1200 // 12
-    given.writes = given.writes or given.size * 20_000 // 12
+    given.fill = given.fill or round(given.size * 3700 / 12)
+    given.blocks = given.blocks or round(given.size * 1200 / 12)
+    given.writes = given.writes or round(given.size * 20_000 / 12)
     if unknown := set(given.tools) - set(tools(1)):
         arguments.error(f"unknown tools: {', '.join(sorted(unknown))}; there are {', '.join(tools(1))}")
     for program in ("restic", "borg"):

@@ -30,7 +30,7 @@ class Refine(KernelStage[DigestedSpan | Gap, DigestedSpan | Gap]):
     of their own; the others stay as they are, and so do chunks that are stored already. Gaps pass, and everything
     does where there is no previous point with a disk of this capacity.
 
-    Memory: the spans in hand, 4 MiB to compare in, 16 MiB of decoded frames of the repository, one page of its map.
+    Memory: the spans in hand, 4 MiB to compare in, 4 MiB of decoded frames of the repository, one page of its map.
     Cancel: leaves nothing behind.
     Raises: ConfigError when `index` is no point, IntegrityError for a damaged index. Damage in the previous point
     is a warning: what changed there is stored whole.
