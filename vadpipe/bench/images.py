@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.units import GiB, format_size
+from pipeline.units import CLUSTER, GiB, format_size
 
 # What an operating system and its programs consist of; caches of compressed archives would tell nothing.
 ROOTS = ("/usr", sys.base_prefix)
@@ -70,6 +70,8 @@ def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:
     directories = sorted({Path(found) for root in ROOTS for found, _, _ in os.walk(root)})
     random.Random(seed).shuffle(directories)
     for directory in directories:
+        if fill < CLUSTER:
+            return
         for entry in sorted(_entries(directory), key=lambda entry: entry.name):
             length = entry.stat(follow_symlinks=False).st_size
             if entry.is_file(follow_symlinks=False) and length <= fill:

@@ -34,7 +34,7 @@ class PreviousContent:
     What is damaged cannot be compared with: it counts as not filled, one warning names the first damage, and what
     changed there is stored whole. All bytes are proved, since the new map will refer to them.
 
-    Memory: 4 MiB of decoded frames (one frame at least), a map page (at most 5 MiB), 32 bytes per 256 MiB of the disk.
+    Memory: 4 MiB of decoded frames (one frame at least), a map page (at most 5 MiB), 32 bytes per 256 MiB of disk.
     """
 
     def __init__(
