@@ -192,7 +192,7 @@ def queries(
 
 
 def rss_mib() -> float:
-    """The largest resident set of this process so far. What getrusage says may be that of the process it came from."""
+    """The largest resident set of this process so far; getrusage may tell that of the process it came from."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
