@@ -461,8 +461,9 @@ def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    result: NDArray[np.uint64] = np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
-    return result
+    head: NDArray[np.uint64] = digest[:, :8].copy().view("<u8").ravel()
+    head.byteswap(inplace=True)
+    return head
 
 
 def same(one: Digests, other: Digests) -> NDArray[np.bool_]:

@@ -47,6 +47,7 @@ sealed_or_not = pytest.mark.parametrize("sealing", [None, SEALING], ids=["plain"
 def small(monkeypatch):
     """Several windows of frames, ranges of digests and blocks in a small merge."""
     monkeypatch.setattr(merging, "FRAMES_AT_ONCE", 30)
+    monkeypatch.setattr(merging, "ROWS_AT_ONCE", 90)
     monkeypatch.setattr(merging, "SORTED_AT_ONCE", 50)
     monkeypatch.setattr(merging, "_BLOCK", 100)
 
