@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -124,7 +125,7 @@ async def _copy(
         receipts: list[DiskReceipt] = []
         for stored in original.disks:
             path = _path(reader, original, before, stored, point, codec)
-            report = await path.measure(None if watch is None else lambda now, disk=stored: watch(disk, now))
+            report = await path.measure(None if watch is None else partial(watch, stored))
             receipts.append(report.receipt)
         documents = {name: await reader.document(original, name) for name in original.documents}
         await point.publish_copy(original, receipts, documents)

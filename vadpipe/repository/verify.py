@@ -33,19 +33,19 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
+from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
 from .files import INDEX, PACKS, Damage, Objects, point_name, run_of, stem
 from .frames import decode
-from .index import Index
+from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
 from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
-from .segments import Rows, Segment
 
-_Listing = tuple[Segment, Rows]  # some frames of a segment
+_Listing = tuple[AnySegment, Rows]  # some frames of a segment
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,9 @@ class _PackReport:
     bytes: int = 0
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
-    rows: dict[Segment, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
 
-    def count(self, segment: Segment, right: int, unknown: int) -> None:
+    def count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self.rows.get(segment, (0, 0))
         self.rows[segment] = before[0] + right, before[1] + unknown
 
@@ -226,14 +226,14 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     """
     name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)))
     frames: dict[int, FrameAddress] = {}
-    listed: dict[int, list[tuple[Segment, int]]] = {}
+    listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
         for segment, rows in pack.listed:
             for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
                 listed.setdefault(address.offset, []).append((segment, row))
                 if frames.setdefault(address.offset, address) != address:
                     report.problem = f"the index has two frames at byte {address.offset}"
-        for address in addresses(read_table(objects, config, name), name):
+        for address in addresses(read_table(objects, config.id, name), name):
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:
@@ -241,7 +241,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[Segment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
@@ -311,7 +311,7 @@ class _Verification:
         self._unread_packs = self._unread_bytes = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
-        self._rows: dict[Segment, tuple[int, int]] = {}
+        self._rows: dict[AnySegment, tuple[int, int]] = {}
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
         self._reached, self._covered = "", 1.0
 
@@ -399,7 +399,7 @@ class _Verification:
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
 
-    def _count(self, segment: Segment, right: int, unknown: int) -> None:
+    def _count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self._rows.get(segment, (0, 0))
         self._rows[segment] = before[0] + right, before[1] + unknown
 
