@@ -135,8 +135,9 @@ class Point:
         run, stored = self._run, self.parent_of(disk)
         if run is None or stored is None or stored.capacity != disk.capacity:
             return None
-        keys = run.config.keys
-        return PreviousContent(run.layout, keys, run.index, self._load_object, stored, self.remarks.append)
+        return PreviousContent(
+            run.objects, run.config, run.index, self._load_object, stored, self.remarks.append
+        )
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         """See pipeline.ChunkIndex. Waits for other threads, and reads files: not for the event loop.

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline import CLUSTER, DIGEST_SIZE, NO_FRAME, Digests, Extents, IntegrityError, MiB
 
-from .config import Keys
+from .config import Config
 from .disk_map import PAGE, PageMap, clusters, parse_page, root_of
-from .files import Damage, Layout
+from .files import Damage, Objects
 from .index import RunIndex
 from .packs import FrameAddress, FrameCache, damaged_frame
 from .restore_point import StoredDisk
@@ -39,21 +39,21 @@ class PreviousContent:
 
     def __init__(
         self,
-        layout: Layout,
-        keys: Keys,
+        objects: Objects,
+        config: Config,
         index: RunIndex,
         load_object: LoadObject,
         disk: StoredDisk,
         remark: Callable[[str], None],
     ) -> None:
-        self._layout = layout
-        self._keys = keys
+        self._objects = objects
+        self._config = config
         self._index = index
         self._load_object = load_object
         self._disk = disk
         self._remark = remark
         self._purpose = f"Disk {disk.key} of the previous point"
-        self._frames = FrameCache(layout, keys, DECODED)
+        self._frames = FrameCache(objects, config, DECODED)
         self._listed: Digests | None = None
         self._page: tuple[int, PageMap, list[FrameAddress | None]] | None = None
         self._warned = False
@@ -109,7 +109,7 @@ class PreviousContent:
             if place + length > len(frame):
                 raise Damage("the map reads beyond it")
         except Damage as damage:
-            self._damaged(damaged_frame(self._layout, address, damage, purpose))
+            self._damaged(damaged_frame(self._objects, address, damage, purpose))
             return False
         into[:length] = np.frombuffer(frame[place : place + length], np.uint8)
         return True
@@ -129,7 +129,7 @@ class PreviousContent:
         """The page list, proved by the disk's root. Raises IntegrityError."""
         if self._listed is None:
             listed = self._load_object(bytes.fromhex(self._disk.pages), self._purpose)
-            if root_of(self._disk.capacity, listed, self._keys).hex() != self._disk.receipt.root:
+            if root_of(self._disk.capacity, listed, self._config.keys).hex() != self._disk.receipt.root:
                 raise IntegrityError(f"{self._purpose}: its page list does not have its root.")
             self._listed = np.frombuffer(listed, np.uint8).reshape(-1, DIGEST_SIZE)
         return self._listed
