@@ -25,11 +25,13 @@ class PointsAlone:
     `objects` and `config` are what the functions take.
     """
 
-    def __init__(self, backend: Backend | None = None) -> None:
+    def __init__(self, backend: Backend | None = None, *, sealed: bool = False) -> None:
         drawn = count()
         self.origin = Origin(random=lambda size: blake3(b"%d" % next(drawn)).digest(size))
         self.objects = Objects(backend or MemoryBackend())
-        self.config: Config = create_repository(self.objects.backend, self.origin)
+        self.config: Config = create_repository(
+            self.objects.backend, self.origin, (lambda *_: None) if sealed else None
+        )
         self._last: dict[str, RestorePoint] = {}
 
     @property
