@@ -25,6 +25,7 @@ from vadpipe.repository.forgetting import (
     release,
 )
 from vadpipe.repository.restore_point import name_of
+from vadpipe.repository.wrapping import KeyFile, make_key_file
 
 
 @pytest.fixture
@@ -226,8 +227,9 @@ def test_a_damaged_hold_still_holds_and_can_be_released(made):
     assert made.names("holds/") == []
 
 
-def test_a_sealed_repository_tells_nothing_of_what_is_held_and_forgotten():
-    made = PointsAlone(sealed=True)
+def test_a_sealed_repository_tells_nothing_of_what_is_held_and_forgotten(tmp_path):
+    make_key_file(tmp_path / "key")
+    made = PointsAlone(seal_for=KeyFile(tmp_path / "key"))
     first, second, third = made.add(), made.add(), made.add()
     then = remembered(made)
     hold_in(made, second, "case 7")
