@@ -15,6 +15,8 @@ import pytest
 
 from pipeline import MiB, SinkError
 from tests.vadpipe.repository.backends.suite import content_of, is_clear, race
+from vadpipe import files
+from vadpipe.files import flush_directory
 from vadpipe.repository.backends import local as local_module
 from vadpipe.repository.backends.contract import Damage, ObjectExists, ObjectMissing
 from vadpipe.repository.backends.local import FOREIGN_AGE_S, LocalBackend, local_locks
@@ -95,8 +97,9 @@ def test_an_object_is_flushed_before_it_has_its_name_and_the_name_before_it_is_t
 def test_a_directory_that_another_writer_made_is_flushed_too(backend, monkeypatch):
     (backend.root / "packs" / "3f").mkdir(parents=True)
     flushed = []
-    real = local_module.flush_directory
-    monkeypatch.setattr(local_module, "flush_directory", lambda path: (flushed.append(path.name), real(path)))
+    monkeypatch.setattr(
+        local_module, "flush_directory", lambda path: (flushed.append(path.name), flush_directory(path))
+    )
     backend.put("packs/3f/x.pack", [b"x"])
     assert "packs" in flushed
     assert backend.root.name in flushed
@@ -478,10 +481,9 @@ upload.finish()
 def test_a_writer_whose_file_was_swept_before_it_was_locked_makes_another(backend, monkeypatch):
     backend.put("first", [b"x"])
     swept = []
-    real = local_module.create
 
     def create(path):
-        descriptor = real(path)
+        descriptor = files.create(path)
         if len(swept) < 3:
             swept.extend(LocalBackend(backend.root).sweep())
         return descriptor
@@ -537,7 +539,7 @@ def test_where_there_are_no_locks_objects_are_written_and_nothing_is_swept(backe
     def flock(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(local_module.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     backend.put("a", [b"x"])
     (backend.root / "tmp" / "left").write_bytes(b"left")
     with caplog.at_level("WARNING"):
