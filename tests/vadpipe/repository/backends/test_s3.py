@@ -33,6 +33,7 @@ def backend_of(store, **options):
     return S3Backend(S3Location("bucket", "repository", store.endpoint, **options))
 
 
+@pytest.mark.slow
 class TestPlannedStore(BackendSuite):
     """The server of these tests passes the suite, so what fails below fails because it was planned."""
 
@@ -177,6 +178,7 @@ def test_an_object_that_appears_after_it_was_looked_for_is_our_own(whole):
         assert store.objects == {"repository/a": b"content"}
 
 
+@pytest.mark.slow
 def test_a_time_out_is_read_back(monkeypatch):
     monkeypatch.setattr(s3_module, "REQUEST_S", 0.5)
     with planned_store(plan={("PUT", 1): Trouble(done=True, hang_s=1.5)}) as store:
@@ -219,6 +221,7 @@ def test_a_storm_of_503_ends_when_it_ends():
         assert store.objects == {}
 
 
+@pytest.mark.slow
 def test_a_storm_that_does_not_end_is_told(caplog):
     with planned_store(always=Trouble(503, "SlowDown")) as store, caplog.at_level("INFO"):
         backend = Retrying(backend_of(store), 4, sleep=lambda seconds: None)
@@ -390,6 +393,7 @@ def test_many_threads_share_one_backend():
         assert len(store.objects) == 40
 
 
+@pytest.mark.slow
 def test_obstore_is_loaded_when_it_is_used():
     script = """
 import sys
