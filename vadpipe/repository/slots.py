@@ -7,10 +7,13 @@ adds and removes slots. Synchronous, for worker threads.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from pipeline import ConfigError, IntegrityError, MoverError
@@ -20,7 +23,7 @@ from .backends.contract import Backend
 from .config import Keys, unseal
 from .files import LARGEST_SMALL, Damage, Missing, Objects
 from .sealing import Secrets
-from .ways import Way
+from .ways import AgeIdentity, KeyFile, Passphrase, Way
 from .wrapping import KINDS, AgeHolder, Slot, WrongKey, X25519Holder, check_epoch, unwrap
 
 log = logging.getLogger(__name__)
@@ -145,6 +148,24 @@ class Opened:
 
     secrets: Secrets
     slot: Slot
+
+
+def ways_of_environment() -> Sequence[Way]:
+    """What VADPIPE_KEY_FILE, VADPIPE_PASSPHRASE_FILE and VADPIPE_AGE_IDENTITY name."""
+    found: list[Way] = []
+    if place := os.environ.get("VADPIPE_KEY_FILE"):
+        found.append(KeyFile(Path(place)))
+    if place := os.environ.get("VADPIPE_AGE_IDENTITY"):
+        found.append(AgeIdentity(Path(place)))
+    if place := os.environ.get("VADPIPE_PASSPHRASE_FILE"):
+        found.append(Passphrase.from_file(Path(place)))
+    return found
+
+
+# What opens a repository where nobody says it.
+default_ways: Final[ContextVar[Callable[[], Sequence[Way]]]] = ContextVar(
+    "default_ways", default=ways_of_environment
+)
 
 
 def unlock(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Secrets:
