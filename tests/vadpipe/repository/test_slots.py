@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import ConfigError, IntegrityError, MoverError, SinkError
 from pipeline.secrets import Secret
@@ -149,6 +151,23 @@ def test_an_ssh_key_opens_the_slot_of_its_public_key(tmp_path):
 def test_a_passphrase_is_the_same_however_its_accents_are_composed():
     backend, secrets = made(passphrase("Zürich café und Kaffee"))
     assert opened(backend, passphrase(unicodedata.normalize("NFD", "Zürich café und Kaffee"))) == secrets
+
+
+@pytest.mark.slow
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.text())
+def test_a_passphrase_opens_its_slot_and_no_other_text_does(text, other):
+    backend, secrets = made(passphrase(text))
+    assert opened(backend, passphrase(text)) == secrets
+    if unicodedata.normalize("NFC", text) != unicodedata.normalize("NFC", other):
+        with pytest.raises(ConfigError):
+            opened(backend, passphrase(other))
+
+
+def test_a_passphrase_that_utf_8_cannot_hold_is_refused_without_showing_it():
+    with pytest.raises(ConfigError, match="no text that UTF-8 can hold") as caught:
+        made(passphrase("some words \ud800"))
+    assert caught.value.__cause__ is None
+    assert "some words" not in str(caught.value)
 
 
 def test_the_passphrase_is_the_first_line_of_a_file(tmp_path):
