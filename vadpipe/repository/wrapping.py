@@ -81,12 +81,7 @@ class Argon2:
     def derive(self, passphrase: str) -> bytes:
         """The X25519 private key of a passphrase. Raises Damage, ConfigError."""
         self.check()
-        try:
-            text = unicodedata.normalize("NFC", passphrase).encode("utf-8", errors="surrogateescape")
-        except UnicodeEncodeError:  # the cause is left out: it holds the passphrase
-            raise ConfigError(
-                "The passphrase is no text that UTF-8 can hold.", remedy="Use letters."
-            ) from None
+        text = unicodedata.normalize("NFC", passphrase).encode()
         try:
             from cryptography.exceptions import UnsupportedAlgorithm
             from cryptography.hazmat.primitives.kdf.argon2 import Argon2id

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import struct
 import unicodedata
 from datetime import UTC, datetime
@@ -163,11 +164,18 @@ def test_a_passphrase_opens_its_slot_and_no_other_text_does(text, other):
             opened(backend, passphrase(other))
 
 
-def test_a_passphrase_that_utf_8_cannot_hold_is_refused_without_showing_it():
-    with pytest.raises(ConfigError, match="no text that UTF-8 can hold") as caught:
-        made(passphrase("some words \ud800"))
-    assert caught.value.__cause__ is None
-    assert "some words" not in str(caught.value)
+def test_a_passphrase_that_is_not_utf_8_is_refused_without_showing_it(tmp_path, monkeypatch):
+    (tmp_path / "latin-1").write_bytes(b"some words \xfc")
+    monkeypatch.setenv("LATIN_1", os.fsdecode(b"some words \xfc"))
+    for way in (
+        lambda: passphrase("some words \ud800"),
+        lambda: Passphrase(Secret.from_env("LATIN_1")),
+        lambda: Passphrase.from_file(tmp_path / "latin-1"),
+    ):
+        with pytest.raises(ConfigError, match="is not UTF-8 text") as caught:
+            made(way())
+        assert caught.value.__cause__ is None
+        assert "some words" not in str(caught.value)
 
 
 def test_the_passphrase_is_the_first_line_of_a_file(tmp_path):
