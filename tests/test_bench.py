@@ -98,18 +98,3 @@ def test_the_restore_cost_bench_compares_both_targets():
     rows = {line.split()[0]: line.split() for line in lines[3:]}
     assert rows["raw"][1] == rows["vddk"][1] != "0"
     assert float(rows["CPU"][2]) > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--sealed",)], ids=["plain", "sealed"])
-def test_the_index_bench_finds_what_is_there_and_nothing_else(tmp_path, options):
-    sizes = ("--chunks", 20_000, "--lookups", 5_000, "--seed", 2, "--directory", tmp_path)
-    lines = program("index", *sizes, *options)
-    assert "20000 chunks" in lines[1]
-    assert "seed 2" in lines[1]
-    figures = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in lines[2:]}
-    assert figures["segments"] > 4
-    assert 50 < figures["index_bytes_per_chunk"] < 60
-    assert all(figures[f"{kind}_64_per_cpu_s"] > 0 for kind in ("missing", "random", "sequential"))
-    assert figures["merge_rss_mib"] > 10
-    assert list(tmp_path.iterdir()) == []
