@@ -29,7 +29,7 @@ from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Budget, Finding, VerifyReport
-from vadpipe.repository.wrapping import NewWay
+from vadpipe.repository.ways import NewWay
 from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 

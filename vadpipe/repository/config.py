@@ -25,7 +25,7 @@ from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_dire
 from .sealing import Sealing, Secrets
 
 if TYPE_CHECKING:
-    from .wrapping import NewWay, Way
+    from .ways import NewWay, Way
 
 KEY_SIZE = 32
 
@@ -170,7 +170,7 @@ def create_repository(
     if seal_for is None:
         fields["key"] = naming.hex()
     else:
-        from .slots import create_keys, remove_foreign
+        from .slot_changes import create_keys, remove_foreign
 
         drawn = Secrets(naming, {1: origin.random(KEY_SIZE)})
         create_keys(backend, identity, drawn, seal_for, label, origin=origin)
@@ -187,7 +187,13 @@ def create_repository(
     return Config(identity, str(fields["created"]), VERSION, conditional, keys, sealing)
 
 
-def read_config(backend: Backend, unlock: Sequence[Way] = (), origin: Origin | None = None) -> Config:
+# Gives the secrets of a sealed repository, from its backend and its id. Raises ConfigError where nothing opens it.
+Unlock = Callable[[Backend, bytes], Secrets]
+
+
+def read_config(
+    backend: Backend, unlock: Sequence[Way] | Unlock = (), origin: Origin | None = None
+) -> Config:
     """What a repository is.
 
     Args:
@@ -242,7 +248,7 @@ def _unreadable(backend: Backend, damage: Damage) -> SinkError:
 
 
 def _parse(
-    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way], origin: Origin
+    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way] | Unlock, origin: Origin
 ) -> Config:
     version, sealing = cast("int", fields["version"]), fields.get("sealing", "none")
     try:
@@ -256,9 +262,12 @@ def _parse(
         raise Damage(f"it is sealed by {sealing!r}, which this version does not know")
     found = None
     if naming is None:
-        from . import slots
+        if callable(unlock):
+            found = unlock(backend, identity)
+        else:
+            from . import slots
 
-        found = slots.unlock(backend, identity, unlock or slots.default_ways.get()())
+            found = slots.unlock(backend, identity, unlock or slots.default_ways.get()())
         naming = found.naming
     keys = Keys.derive(naming)
     unseal(content, keys.seal)
