@@ -266,7 +266,6 @@ class RunIndex(Index):
         self._base = 1 + int(run_id[:7], 16)
         self._first = len(self._table)
         self._keys = keys
-        self.used_packs: set[str] = set()  # of frames that were found in published segments
         self._published = [segment for segment in self._table if isinstance(segment, Segment)]
         self._proofs = [Proofs(segment, keys) for segment in self._published]
         self.filters = Filters(self._published)
@@ -384,7 +383,7 @@ class RunIndex(Index):
         if chunk is None:
             chunk = segment.take(ROWS, row)
         frame = chunk["frame"].astype(np.int64)
-        self.used_packs.update(self._proofs[table].prove(row, frame))
+        self._proofs[table].prove(row, frame)
         number[at] = self._numbers(table, frame)
         place[at] = chunk["place"]
 
@@ -471,6 +470,12 @@ class RunIndex(Index):
     def replace(self, draft: Draft, segment: Segment) -> None:
         """Give the memory of a draft back."""
         self._own[draft.serial] = segment
+
+    @property
+    def used_packs(self) -> set[str]:
+        """The packs of frames that were found in published segments, and of some beside them."""
+        with self.lock:
+            return {pack for proofs in self._proofs for pack in proofs.used_packs()}
 
     @_locked
     def written(self) -> Sequence[Segment]:

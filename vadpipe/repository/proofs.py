@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .cells import Rows
 from .config import Keys
 from .frames import chunk_table, frame_id
-from .segments import FRAMES, ROWS, Segment
+from .segments import FRAMES, PACKS, ROWS, Segment
 
 # Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
 _MOST: Final = 2048
@@ -30,36 +30,34 @@ class Proofs:
         self._keys = keys
         self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
         self._proofs = 0
+        self._used = np.zeros(segment.count(PACKS), np.bool_)
         self._next = -1  # the frame after the last ones that were proved
-        self._ahead = 1
+        self._ahead = 0
 
-    def prove(self, row: Rows, frame: Rows) -> set[str]:
-        """Prove the frames that rows belong to. Returns the packs of what was proved now.
+    def used_packs(self) -> list[str]:
+        """The packs of the frames that were proved, but for those that are going to be removed."""
+        return self._segment.staying_packs(np.flatnonzero(self._used))
 
-        Raises IntegrityError.
-        """
-        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
-        if proved.all():
-            return set()
-        packs: set[str] = set()
-        wanted = np.unique(frame[proved == 0])
-        borders = np.flatnonzero(np.diff(wanted) != 1) + 1
+    def prove(self, row: Rows, frame: Rows) -> None:
+        """Prove the frames that rows belong to. Raises IntegrityError."""
+        if self._are_proved(row).all():
+            return
         if self._proofs > _MOST:
-            self._proved, self._proofs = np.zeros_like(self._proved), 0
-            wanted = np.unique(frame)
-            borders = np.flatnonzero(np.diff(wanted) != 1) + 1
-        for frames in np.split(wanted, borders):
+            self._proved, self._proofs = np.zeros(len(self._proved), np.uint8), 0
+        wanted = np.unique(frame[~self._are_proved(row)])
+        for frames in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
             first, last = int(frames[0]), int(frames[-1]) + 1
-            self._ahead = min(2 * self._ahead, _AHEAD) if first == self._next else 1
-            ahead = min(last + self._ahead, self._segment.frames)
-            packs |= self._prove(first, max(last, ahead))
-            self._next = max(last, ahead)
-        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
-        if not proved.all():
+            self._ahead = min(max(1, 2 * self._ahead), _AHEAD) if first == self._next else 0
+            self._next = min(last + self._ahead, self._segment.frames)
+            self._prove(first, max(last, self._next))
+        if not self._are_proved(row).all():
             raise self._segment.damaged("it says that a chunk lies where another one is stored")
-        return packs
 
-    def _prove(self, first: int, ahead: int) -> set[str]:
+    def _are_proved(self, row: Rows) -> NDArray[np.bool_]:
+        proved: NDArray[np.bool_] = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1 == 1
+        return proved
+
+    def _prove(self, first: int, ahead: int) -> None:
         segment = self._segment
         frames = segment.column(FRAMES, first, ahead)
         if len(frames) != ahead - first:
@@ -88,7 +86,10 @@ class Proofs:
             whole = np.ones(len(frames), np.bool_)
             whole[many > 0] = np.logical_and.reduceat(right, starts[:-1][many > 0])
             self._mark(base, np.repeat(whole, many))
-        return segment.staying_packs(frames["pack"])
+        pack = np.unique(frames["pack"]).astype(np.int64)
+        if len(pack) and int(pack[-1]) >= len(self._used):
+            raise segment.damaged("a frame of it is in a pack that it does not name")
+        self._used[pack] = True
 
     def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
         self._proofs += 1

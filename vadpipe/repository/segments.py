@@ -125,7 +125,6 @@ class Segment(Columns):
         super().__init__(objects, name, cells or Cells(4 * MiB), DTYPES)
         self._tables: dict[int, _Table] = {}
         self._removed: NDArray[np.bool_] | None = None
-        self._packs: list[str] | None = None
         try:
             self.size = objects.size(name) if size is None else size
             self._open(repository_id, sealing)
@@ -171,17 +170,14 @@ class Segment(Columns):
 
     def packs(self) -> list[str]:
         """The ids of the packs that hold its frames."""
-        if self._packs is None:
-            packs = self.column(PACKS, 0, self.count(PACKS))
-            self._packs = [pack.tobytes().hex() for pack in packs]
-        return self._packs
+        return _pack_ids(self.column(PACKS, 0, self.count(PACKS)))
 
     def leave_out(self, packs: frozenset[str]) -> None:
         """Name the packs that are going to be removed: what lies in them is found only when it is asked for."""
-        named = (
-            np.array([pack in packs for pack in self.packs()], np.bool_) if packs else np.zeros(0, np.bool_)
-        )
-        self._removed = named if named.any() else None
+        self._removed = None
+        if packs:
+            named = np.array([pack in packs for pack in self.packs()], np.bool_)
+            self._removed = named if named.any() else None
 
     @property
     def has_removed(self) -> bool:
@@ -198,14 +194,9 @@ class Segment(Columns):
         stays: NDArray[np.bool_] = ~self._removed[pack]
         return stays
 
-    def staying_packs(self, pack: NDArray[np.uint32]) -> set[str]:
+    def staying_packs(self, pack: Rows) -> list[str]:
         """The ids of packs, by their rows, but for those that are going to be removed."""
-        rows, names = np.unique(pack), self.packs()
-        if len(rows) and int(rows[-1]) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        if self._removed is not None:
-            rows = rows[~self._removed[rows]]
-        return {names[row] for row in rows.tolist()}
+        return _pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
 
     def find(self, digest: Digests, *, removed: bool = True) -> Rows:
         """The row of each chunk, -1 where there is none.
@@ -256,12 +247,11 @@ class Segment(Columns):
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""
-        rows, packs = self.take(FRAMES, frame), self.packs()
-        if len(rows) and int(rows["pack"].max()) >= len(packs):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        for row in rows:
+        rows = self.take(FRAMES, frame)
+        packs = _pack_ids(self.take(PACKS, rows["pack"].astype(np.int64)))
+        for row, pack in zip(rows, packs, strict=True):
             yield FrameAddress(
-                packs[row["pack"]],
+                pack,
                 int(row["offset"]),
                 int(row["size"]),
                 int(row["length"]),
@@ -489,6 +479,11 @@ def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
 def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
     """What a sealed cell is bound to, besides its number."""
     return b"index" + repository_id + header[BOUND] + name.encode("ascii")
+
+
+def _pack_ids(packs: NDArray[np.void]) -> list[str]:
+    text, size = packs.tobytes().hex(), 2 * PACK_ID_SIZE
+    return [text[low : low + size] for low in range(0, len(text), size)]
 
 
 def bucket_bits(count: int) -> int:
