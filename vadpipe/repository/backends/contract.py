@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 Parts = Sequence[bytes | memoryview]
@@ -44,6 +45,7 @@ class ObjectExists(Exception):
     """Somebody wrote an object of this name before."""
 
 
+@lru_cache(4096)  # a reader asks for ranges of the same few objects
 def checked_name(name: str) -> str:
     """The name, when an object may have it. `tmp/` belongs to the directory backend, so no name begins with it.
 
