@@ -103,6 +103,7 @@ class Backend(Protocol):
 
     def begin(self, name: str) -> Upload:
         """Write a large object piece by piece. Raises SinkError."""
+        ...
 
     def replace(self, name: str, parts: Parts) -> None:
         """Write an object, whatever was there: for hints and signs of life. The last one wins. Raises SinkError."""
@@ -112,18 +113,22 @@ class Backend(Protocol):
 
         Raises ObjectMissing, Damage, SinkError.
         """
+        ...
 
     def size(self, name: str) -> int:
         """Bytes of an object. Raises ObjectMissing, Damage, SinkError."""
+        ...
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """The objects whose names begin with `prefix`, ascending by name. Raises SinkError."""
+        ...
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; missing ones count as removed. Raises SinkError."""
 
     def place(self, name: str = "") -> str:
         """What a person calls the object, or the store: a path or a URL, without secrets."""
+        ...
 
     def close(self) -> None:
         """Let go of connections and descriptors; they are made again when they are needed."""
