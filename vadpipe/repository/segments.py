@@ -25,7 +25,8 @@ from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
 from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
-from .packs import FRAME_ROW, FrameAddress
+from .frames import LARGEST_FRAME
+from .packs import FRAME_ROW, LARGEST_PACK, FrameAddress
 from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
 
 # `place` is bytes in the decoded frame.
@@ -313,6 +314,8 @@ class Segment(Columns):
                 raise self.damaged("its frames have impossible chunks")
             if int(frames["pack"].max()) >= self.count(PACKS):
                 raise self.damaged("a row of it names what it does not have")
+            if (frames["offset"] > LARGEST_PACK).any() or (frames["size"] > 2 * LARGEST_FRAME).any():
+                raise self.damaged("a frame of it lies where no frame can be")
             ids.add(heads(frames["id"]), np.arange(low, low + len(frames)))
             before = int(bounds[-1])
         if before != self.chunks:
