@@ -103,6 +103,7 @@ class Index:
         # A segment keeps its place here, and so frames their numbers, when it goes out of use.
         self._table: list[AnySegment] = []
         self._used: list[int] = []
+        self._dropped: dict[str, IntegrityError] = {}
         self.reload()
 
     @property
@@ -122,6 +123,9 @@ class Index:
         for stored in self._objects.backend.list(INDEX):
             name = stored.name
             if not name.endswith(".idx") or name.count("/") > 1 or stem(name) in self._removed.segments:
+                continue
+            if name in self._dropped:
+                self.damaged.append(self._dropped[name])
                 continue
             if name not in known:
                 segment = self._opened(name, stored.size)
@@ -156,6 +160,7 @@ class Index:
                 self._table[number].prove()
             except IntegrityError as error:
                 self._used.remove(number)
+                self._dropped[self._table[number].name] = error
                 self.damaged.append(error)
 
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
@@ -28,6 +29,9 @@ from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
 from .frames import LARGEST_FRAME
 from .packs import FRAME_ROW, LARGEST_PACK, FrameAddress
 from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # `place` is bytes in the decoded frame.
 CHUNK_ROW: Final = np.dtype([("digest", "u1", (DIGEST_SIZE,)), ("frame", "<u4"), ("place", "<u4")])
@@ -153,12 +157,8 @@ class Segment(Columns):
         opener = None
         if sealing is not None and fields.epoch:
             cipher = sealing.cipher(fields.epoch, "index", fields.salt)
-            place, tags = place_of_cells(repository_id, self.name, header), listed[8 * cells :]
-
-            def opener(number: int, stored: bytes) -> bytes:
-                tag = tags[number * TAG_SIZE : (number + 1) * TAG_SIZE]
-                return open_cell(cipher, number, stored + tag, place)
-
+            place = place_of_cells(repository_id, self.name, header)
+            opener = partial(_open_cell, cipher, place, listed[8 * cells :])
         self.lay_out(fields.counts.rows(), starts, np.frombuffer(listed, "<u8", cells), opener)
 
     @property
@@ -452,6 +452,10 @@ class _Multiset:
         mixed *= three
         mixed ^= mixed >> SHIFT_32
         return int((mixed * one).sum(dtype=np.uint64))
+
+
+def _open_cell(cipher: AESGCM, place: bytes, tags: bytes, number: int, stored: bytes) -> bytes:
+    return open_cell(cipher, number, stored + tags[number * TAG_SIZE : (number + 1) * TAG_SIZE], place)
 
 
 class _Header(NamedTuple):
