@@ -52,11 +52,11 @@ from .segments import ROWS, Ended, Segment, heads, same
 
 log = logging.getLogger(__name__)
 
-# 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
-DRAFT_ROWS: Final = 512 * KiB
+# 384 Ki chunks are 24 GiB of new data. A draft of that size takes 20 MiB.
+DRAFT_ROWS: Final = 384 * KiB
 
 # For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
-_CELLS: Final = 16 * MiB
+_CELLS: Final = 8 * MiB
 
 # Searches that found nothing, before the filters are loaded. Until then a run with little new does not read them.
 _MISSES: Final = 512

@@ -13,7 +13,7 @@ from .frames import chunk_table, frame_id
 from .segments import FRAMES, PACKS, ROWS, Segment
 
 # Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
-_MOST: Final = 2048
+_MOST: Final = 1024
 
 # Frames whose chunk tables are proved together, when the frames before them were just met.
 _AHEAD: Final = 64
@@ -22,7 +22,7 @@ _AHEAD: Final = 64
 class Proofs:
     """Which rows of a segment were proved.
 
-    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 8 MiB.
+    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 4 MiB.
     """
 
     def __init__(self, segment: Segment, keys: Keys) -> None:
