@@ -149,7 +149,7 @@ class _OpenOverVm:
         done = f"{self.original.vm.name}: disks restored and proven."
         if not self.contents.has_sheet:
             return [done, *remarks]
-        show = f"vadpipe show {self.contents.reader.layout.root} {self.contents.point.id} --restore-sheet DIR"
+        show = f"vadpipe show {self.contents.reader.objects.place()} {self.contents.point.id} --restore-sheet DIR"
         return [done, *remarks, f"What its applications need is written by `{show}`."]
 
     @property

@@ -14,7 +14,7 @@ from pipeline.contracts import expect_trio
 from pipeline.errors import failures
 from pipeline.events import place, within
 from pipeline.job import DiskWatch
-from vadpipe.repository.reader import RepositoryReader, open_repository
+from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
@@ -31,7 +31,7 @@ class Restore:
     """Restores one point. Settings only, no I/O.
 
     Args:
-        repository: The repository, or its directory.
+        repository: The repository, or its place: a directory or `s3://bucket/prefix`.
         point: An id of a point, a unique prefix of one, or 'latest'.
         into: Where it goes: `NewVm(...)`, `RawDirectory(directory)`, or `Proof()` for a proof alone.
         path: How each disk travels into a VM: a function of the source and the open disk; None: as `into` says.
@@ -78,20 +78,19 @@ class Restore:
         return self.into if self.path is None else replace(self.into, path=self.path)  # type: ignore[type-var]
 
     @property
-    def directory(self) -> Path:
-        """Of the repository."""
-        return Path(self.repository.path if isinstance(self.repository, Repository) else self.repository)
+    def source(self) -> Repository:
+        """Where the point is."""
+        return self.repository if isinstance(self.repository, Repository) else Repository(self.repository)
 
     @property
     def missing(self) -> Sequence[str]:
         """What a run would fail for now: a sentence when there is no repository."""
-        there = self.directory.is_dir()
-        return [] if there else [f"There is no repository {self.directory}."]
+        return self.source.unreadable()
 
     def effects(self) -> Sequence[str]:
         """What a run would change outside, one sentence each."""
         told: Sequence[str] = getattr(self.into, "effects", tuple)()
-        return [f"Reads point {self.point} of {self.directory}.", *told]
+        return [f"Reads point {self.point} of {self.source.name}.", *told]
 
     async def run(self, watch: DiskWatch | None = None) -> RestoreReceipt:
         """Restore the point.
@@ -107,7 +106,7 @@ class Restore:
         with within(run=place().get("run") or uuid4().hex[:12], job=self.title):
             emit("job started", machine=self.title)
             try:
-                async with open_repository(self.directory) as reader:
+                async with self.source.read() as reader:
                     found = resolve_point(reader, self.point, self.vm)
                     receipt = await restore(
                         reader, found, self.target, keys=self.disks, force=self.force, watch=watch
@@ -125,7 +124,7 @@ class Restore:
         target: Any = self.target
         if not has_methods(target, "plan"):
             return None
-        async with open_repository(self.directory) as reader:
+        async with self.source.read() as reader:
             found = resolve_point(reader, self.point, self.vm)
             disks = disks_of(found, self.disks)
             plan: RestorePlan = await target.plan(Contents(reader, found, disks, self.force))

@@ -39,11 +39,30 @@ BUILT_IN = {
     "cleanup": BuiltIn(
         "vadpipe.cli.cleanup:cleanup", "Undo what killed runs left on the servers of a configuration."
     ),
+    "copy": BuiltIn(
+        "vadpipe.cli.maintenance:copy_command",
+        "Copy restore points into another repository: those that it does not have.",
+    ),
+    "diff": BuiltIn(
+        "vadpipe.cli.retention:diff",
+        "Show what changed on the disks from restore point A to restore point B.",
+    ),
+    "forget": BuiltIn(
+        "vadpipe.cli.retention:forget", "Remove restore points by rules, per VM, or by their ids."
+    ),
     "guest-config": BuiltIn(
         "vadpipe.cli.guest_config:guest_config",
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
     ),
+    "head": BuiltIn(
+        "vadpipe.cli.retention:head",
+        "Print the newest point of each VM with its seal, for keeping elsewhere.",
+    ),
+    "hold": BuiltIn(
+        "vadpipe.cli.retention:hold", "Keep a restore point from being removed, until it is released."
+    ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
+    "key": BuiltIn("vadpipe.cli.keys:key", "List, add, change and remove the keys of a sealed repository."),
     "lab": BuiltIn(
         "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
     ),
@@ -69,6 +88,14 @@ BUILT_IN = {
     "proxy": BuiltIn(
         "vadpipe.cli.proxy:proxy", "Check whether this machine is fit to be a backup proxy, and make it so."
     ),
+    "prune": BuiltIn(
+        "vadpipe.cli.maintenance:prune_command", "Give back the space of what no restore point needs."
+    ),
+    "release": BuiltIn("vadpipe.cli.retention:release", "End the hold of a restore point."),
+    "repair": BuiltIn(
+        "vadpipe.cli.maintenance:repair_command",
+        "Take damaged packs, index segments and points out of use, and keep what is sound of them.",
+    ),
     "restore": BuiltIn(
         "vadpipe.cli.restore:restore",
         "Restore a restore point into files or into a new VM, or prove that it can be restored.",
@@ -77,6 +104,10 @@ BUILT_IN = {
     "show": BuiltIn(
         "vadpipe.cli.repository:show_point",
         "Show a restore point: its disks, its consistency and the reasons, and what preflight found.",
+    ),
+    "stats": BuiltIn(
+        "vadpipe.cli.retention:stats",
+        "Show what the points of a repository take, per VM, and what only one of them holds.",
     ),
     "verify": BuiltIn(
         "vadpipe.cli.repository:verify",
@@ -236,19 +267,19 @@ def _jobs(ctx: click.Context) -> Iterable[str]:
     """The jobs of the configuration on the command line; those of a source are not looked up."""
     from .config import read_config
 
-    return [entry.title for entry in read_config(_first_argument(ctx, "config"))]
+    return [entry.title for entry in read_config(Path(_first_argument(ctx, "config")))]
 
 
-def _first_argument(ctx: click.Context, name: str) -> Path:
+def _first_argument(ctx: click.Context, name: str) -> str:
     """It is among the arguments that are left over where the line ends in an option without its value."""
-    return Path(ctx.params.get(name) or next(iter(ctx.args), "") or os.environ[REPOSITORY])
+    return str(ctx.params.get(name) or next(iter(ctx.args), "") or os.environ[REPOSITORY])
 
 
 def _repository_points(ctx: click.Context) -> Sequence[RestorePoint]:
-    from vadpipe.repository.files import Layout
+    from vadpipe.repository.backends.location import backend_at
     from vadpipe.repository.reader import RepositoryReader
 
-    return RepositoryReader(Layout(_first_argument(ctx, "repository"))).points
+    return RepositoryReader.of(backend_at(_first_argument(ctx, "repository"))).points
 
 
 def _points(ctx: click.Context) -> Iterable[str]:
@@ -270,8 +301,59 @@ def _repositories(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [*found, CompletionItem(incomplete, type="file")]
 
 
+def key_options() -> list[click.Option]:
+    """What opens a sealed repository. A passphrase is never an argument."""
+    kind = click.Path(path_type=Path)
+    return [
+        click.Option(
+            ["--key-file"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_KEY_FILE",
+            help="Open a sealed repository with this key file.",
+        ),
+        click.Option(
+            ["--passphrase-file"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_PASSPHRASE_FILE",
+            help="Open it with the passphrase in the first line.",
+        ),
+        click.Option(
+            ["--passphrase-env"],
+            metavar="NAME",
+            help="Open it with the passphrase in this environment variable.",
+        ),
+        click.Option(
+            ["--age-identity"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_AGE_IDENTITY",
+            help="Open it with this age identity or ssh private key.",
+        ),
+    ]
+
+
 class OnRepository(click.Command):
-    """A command whose first argument is a repository; without it, it is that of the environment."""
+    """A command whose first argument is a repository; without it, it is that of the environment.
+
+    It takes the options that open a sealed repository, unless it has such options of its own.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = {param.name for param in self.params}
+        self._keys = [option for option in key_options() if option.name not in names]
+        self.params += self._keys
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if not self._keys:
+            return super().invoke(ctx)
+        given = {option.name: ctx.params.pop(str(option.name)) for option in self._keys}
+        from .keys import opening
+
+        with opening(ctx.params["repository"], **given):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         place = os.environ.get(REPOSITORY)
@@ -292,9 +374,8 @@ job_option = click.option(
     help="Only this job of the configuration.",
     shell_complete=_quietly(_jobs),
 )
-repository_argument = click.argument(
-    "repository", type=click.Path(path_type=Path), shell_complete=_repositories
-)
+# A path, or s3://bucket/prefix.
+repository_argument = click.argument("repository", shell_complete=_repositories)
 point_argument = click.argument("point", shell_complete=_quietly(_points))
 vm_option = click.option(
     "--vm", metavar="NAME", help="Only points of this VM (name or UUID).", shell_complete=_quietly(_vms)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import secrets
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 import click
+import trio
 
 from pipeline.errors import (
     EXIT_DONE,
@@ -19,16 +21,21 @@ from pipeline.errors import (
 )
 from pipeline.units import format_size
 from sinks.restore_job import resolve_point
+from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
+from vadpipe.repository.backends.location import backend_at
+from vadpipe.repository.checksums import ChecksumReport, check_without_key
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Budget, Finding, VerifyReport
+from vadpipe.repository.ways import NewWay
 from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import quiescing_lines, stored_preflight_lines
+from .keys import asked, new_way_options
 from .manifest import write_new, write_sheet
 from .output import report, show, table
 from .process import run_async
@@ -41,21 +48,31 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ex
 
 @click.command(cls=OnRepository)
 @repository_argument
+@click.option("--seal", is_flag=True, help="Encrypt it. Without a key option, a passphrase is asked for.")
+@click.option("--label", default="first", show_default=True, help="What the first key slot is called.")
+@new_way_options
 @json_option
-def init(repository: Path, as_json: bool) -> None:
-    """Make a repository in an empty or new directory."""
-    Repository(repository).init()
-    show({"repository": str(repository)}, [f"{repository} is a repository now."], as_json)
+def init(repository: str, seal: bool, label: str, new_way: NewWay | None, as_json: bool) -> None:
+    """Make a repository in an empty or new directory, or below a prefix of a bucket.
+
+    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key elsewhere: nothing
+    else opens the repository.
+    """
+    opens = asked(new_way) if seal or new_way is not None else None
+    Repository(repository).init(opens, label)
+    sealed = " It is sealed: without its keys nobody reads it." if opens is not None else ""
+    document = {"repository": repository, "sealed": opens is not None}
+    show(document, [f"{repository} is a repository now.{sealed}"], as_json)
 
 
 @click.command(cls=OnRepository)
 @repository_argument
 @vm_option
 @json_option
-def points(repository: Path, vm: str | None, as_json: bool) -> int:
+def points(repository: str, vm: str | None, as_json: bool) -> int:
     """List restore points, oldest first, in local time; --json has UTC."""
     reader = run_async(_opened, repository)
-    found = _points_of(reader, vm)
+    found = points_of(reader, vm)
     document = {
         "points": [_summary(point) for point in found],
         "damaged": [str(error) for error in reader.damaged],
@@ -90,7 +107,7 @@ def points(repository: Path, vm: str | None, as_json: bool) -> int:
 @force_option
 @json_option
 def show_point(
-    repository: Path,
+    repository: str,
     point: str,
     vm: str | None,
     extract: Path | None,
@@ -127,23 +144,38 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
 @repository_argument
 @click.option("--point", metavar="POINT", help="Only what this restore point needs.")
 @vm_option
-@click.option("--budget", metavar="SHARE|SIZE", help="Read packs at random up to e.g. 10% or 5GiB.")
-@click.option("--seed", type=int, help="Draw the packs of --budget again as the run with this seed did.")
+@click.option(
+    "--budget",
+    metavar="SHARE|SIZE",
+    help="Read up to e.g. 10% or 5GiB of the packs, from where the last --budget on this machine stopped.",
+)
+@click.option("--seed", type=int, help="Draw the packs of --budget at random, by this seed.")
+@click.option("--without-key", is_flag=True, help="Check checksums only; needs no key of a sealed repository.")
 @json_option
 def verify(
-    repository: Path, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
+    repository: str,
+    point: str | None,
+    vm: str | None,
+    budget: str | None,
+    seed: int | None,
+    without_key: bool,
+    as_json: bool,
 ) -> int:
     """Read everything in a repository back, and prove that it can be restored.
 
     --point and --budget read less of the packs. The index and the maps are read in any case.
     """
+    if without_key:
+        if point is not None or vm is not None or budget is not None:
+            raise ConfigError(
+                "--without-key checks everything.", remedy="Leave --point, --vm and --budget out."
+            )
+        return _check_without_key(repository, as_json)
     if seed is not None and budget is None:
         raise ConfigError(
             "--seed means nothing without --budget.", remedy="Add --budget, or leave --seed out."
         )
-    drawn = None
-    if budget is not None:
-        drawn = Budget(budget, secrets.randbelow(1 << 32) if seed is None else seed)
+    limit = None if budget is None else Budget(budget, seed or 0)
 
     async def work() -> VerifyReport:
         async with open_repository(repository) as reader, show_progress(as_json) as progress:
@@ -151,14 +183,60 @@ def verify(
             if point is not None:
                 points = [named_point(reader, point, vm)]
             elif vm is not None:
-                points = _points_of(reader, vm)
+                points = points_of(reader, vm)
             running = RunningVerification()
             progress.running.append(running)
-            return await verify_repository(reader, points=points, budget=drawn, progress=running.reached)
+            after = None
+            if limit is not None and seed is None and points is None:
+                after = last_verified(reader.config.id)
+            found = await verify_repository(
+                reader, points=points, budget=limit, after=after, progress=running.reached
+            )
+            if after is not None:
+                note_verified(reader.config.id, "" if found.covered >= 1 else found.reached)
+            return found
 
     report = run_async(work)
     show(report, [report.summary(), *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
+
+
+def _check_without_key(repository: str, as_json: bool) -> int:
+    async def work() -> ChecksumReport:
+        async with show_progress(as_json) as progress:
+            running = RunningVerification()
+            progress.running.append(running)
+            backend = backend_at(repository)
+            try:
+                return await trio.to_thread.run_sync(check_without_key, backend, running.reached)
+            finally:
+                backend.close()
+
+    found = run_async(work)
+    show(found, found.lines(), as_json)
+    return EXIT_FAILED if found.damages else EXIT_DONE
+
+
+def last_verified(repository_id: bytes) -> str:
+    """The pack that the last `--budget` on this machine came to; empty at the begin of a round."""
+    try:
+        fields = json.loads(_verified(repository_id).read_text())
+    except (OSError, ValueError):
+        return ""
+    reached = fields.get("reached") if isinstance(fields, dict) else None
+    return reached if isinstance(reached, str) else ""
+
+
+def note_verified(repository_id: bytes, reached: str) -> None:
+    """Remember it. Without a place for that, the next one begins anew."""
+    path = _verified(repository_id)
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(path, json.dumps({"reached": reached}).encode(), replace=True)
+
+
+def _verified(repository_id: bytes) -> Path:
+    return state_directory() / "verified" / f"{repository_id.hex()}.json"
 
 
 def _damage_lines(report: VerifyReport) -> list[str]:
@@ -181,19 +259,19 @@ def _damage_lines(report: VerifyReport) -> list[str]:
     return lines
 
 
-async def _opened(repository: Path) -> RepositoryReader:
+async def _opened(repository: str) -> RepositoryReader:
     async with open_repository(repository) as reader:
         return reader
 
 
-def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
+def points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
     """The points, or those of one VM. Raises ConfigError when the repository has none of that VM."""
     found = [point for point in reader.points if vm in (None, point.machine.name, point.machine.uuid)]
     if vm is not None and not found:
         names = sorted({point.machine.name for point in reader.points})
         near = difflib.get_close_matches(vm, names, n=3) or names[:_NAMED]
         raise ConfigError(
-            f"The repository {reader.layout.root} has no restore points of VM {vm!r}.",
+            f"The repository {reader.objects.place()} has no restore points of VM {vm!r}.",
             remedy=f"It has points of {', '.join(near)}." if near else "It has none of any VM.",
         )
     return found
@@ -201,7 +279,7 @@ def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
 
 def named_point(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
     """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
-    _points_of(reader, vm)  # an unknown VM is named with its likes
+    points_of(reader, vm)  # an unknown VM is named with its likes
     return resolve_point(reader, name, vm)
 
 
@@ -231,7 +309,7 @@ def _point_table(points: Sequence[RestorePoint]) -> list[str]:
     rows = [
         (
             point.id,
-            _local(point.created),
+            local_time(point.created),
             point.machine.name,
             str(len(point.disks)),
             format_size(_capacity(point)),
@@ -243,7 +321,7 @@ def _point_table(points: Sequence[RestorePoint]) -> list[str]:
     return table(header, rows, right=("DISKS", "SIZE", "STORED"))
 
 
-def _local(created: str) -> str:
+def local_time(created: str) -> str:
     """A stored time, which is UTC, in local time to the second."""
     try:
         return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -253,7 +331,7 @@ def _local(created: str) -> str:
 
 def _point_line(point: RestorePoint) -> str:
     return (
-        f"{point.id}  {_local(point.created)}  {point.machine.name}  {counted(len(point.disks), 'disk')}, "
+        f"{point.id}  {local_time(point.created)}  {point.machine.name}  {counted(len(point.disks), 'disk')}, "
         f"{format_size(_capacity(point))}, {format_size(_stored(point))} stored, "
         f"{point.quiescing.reached or 'not verified'}"
     )

@@ -74,7 +74,7 @@ _PLACES = ("folder", "pool", "host", "datastore")
 )
 @json_option
 def restore(
-    repository: Path,
+    repository: str,
     point: str,
     target: str,
     vm: str | None,
@@ -197,7 +197,7 @@ def mappings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _show_plan(
-    repository: Path, point: str, vm: str | None, keys: Sequence[str], place: RestoreTarget, as_json: bool
+    repository: str, point: str, vm: str | None, keys: Sequence[str], place: RestoreTarget, as_json: bool
 ) -> int:
     if not has_methods(place, "plan"):
         raise ConfigError("--plan is for vsphere:CONFIG.py alone.", remedy="Leave it out.")

@@ -86,6 +86,26 @@ class PageMap:
         place = self.place[row] + start - self.offset[row]
         return PageMap(start, end - start, self.frame[row], place, self.frame_ids)
 
+    def differing(self, other: PageMap) -> NDArray[np.bool_]:
+        """For each cluster of the page, whether the two maps name other bytes; zeros are bytes, too."""
+        _, number = _unique_rows(np.concatenate((self.frame_ids, other.frame_ids)))
+        mine, theirs = (
+            page._named(number[first : first + len(page.frame_ids)])
+            for page, first in ((self, 0), (other, len(self.frame_ids)))
+        )
+        differs: NDArray[np.bool_] = mine != theirs
+        return differs
+
+    def _named(self, number: Column) -> Column:
+        """What each cluster of the page holds: frames by these numbers, and the place in them; -1 for zeros."""
+        named = np.full(PAGE_CLUSTERS, -1, dtype=np.int64)
+        inside = np.arange(int(self.count.sum())) - np.repeat(np.cumsum(self.count) - self.count, self.count)
+        at = np.repeat(self.offset, self.count) + inside
+        named[at] = (np.repeat(number[self.frame], self.count) << 16) | (
+            np.repeat(self.place, self.count) + inside
+        )
+        return named
+
     def canonical(self) -> PageMap:
         """The same map in its one encoding."""
         order, rank = _sorted_rows(self.frame_ids)

@@ -1,7 +1,8 @@
 """Frames: the records that packs consist of. Kernel; the byte layout is in docs/repository.md.
 
 A frame is a header, a table of its chunks and the payload. Its id is the keyed digest of the chunk table, so the id
-proves which chunks it holds, and each chunk's digest proves its bytes. The checksum finds rot without decoding.
+proves which chunks it holds, and each chunk's digest proves its bytes. The checksum finds rot without decoding, and
+without a key where the repository is sealed: then table and payload are encrypted.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ from pipeline import (
 )
 from vadpipe.kernels.codecs import codec_named
 
-from .config import Keys
+from .config import Config, Keys
 from .files import Damage
+from .sealing import SALT_SIZE, TAG_SIZE, open_frame_payload, open_frame_table, seal_frame_parts
 
 # Far above the frames of a disk (1 MiB, stages/dedupe.py). The page list of a disk is one frame: 128 TiB of disk
 # fit, twice the largest virtual disk of vSphere (62 TiB). A reader never allocates more for one frame.
 LARGEST_FRAME: Final = 16 * MiB
 
 MAGIC: Final = b"VFRM"
+SEALED: Final = b"VFRS"
 HEADER: Final = struct.Struct("<4sBBHIIII32s")
 CHECKSUM: Final = struct.Struct("<Q")
 HEADER_SIZE: Final = HEADER.size + CHECKSUM.size
 
 CHUNK: Final = np.dtype([("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
+_SEALED_HEAD: Final = HEADER_SIZE + SALT_SIZE
 assert HEADER_SIZE == 64
 assert CHUNK.itemsize == 36
 
@@ -114,7 +118,13 @@ def checked_table(length: NDArray[np.int64], digest: Digests) -> bytes:
 
 
 def record(
-    kind: Kind, codec: str, length: int, table: bytes, identity: bytes, payload: bytes | memoryview
+    kind: Kind,
+    codec: str,
+    length: int,
+    table: bytes,
+    identity: bytes,
+    payload: bytes | memoryview,
+    config: Config,
 ) -> Record:
     """A new frame. Raises ContractError for a codec that nothing could decode."""
     number = CODECS.get(codec, _NAMED)
@@ -128,50 +138,85 @@ def record(
             ) from exc
         name = codec.encode()
         payload = b"".join((bytes([len(name)]), name, payload))
-    chunks = len(table) // CHUNK.itemsize
-    header = HEADER.pack(MAGIC, kind, number, 0, length, len(payload), chunks, 0, identity)
-    checksum = _checksum(header, table, payload)
-    return Record(identity, length, chunks, b"".join((header, CHECKSUM.pack(checksum), table)), payload)
+    chunks, sealing = len(table) // CHUNK.itemsize, config.sealing
+    if sealing.sealed:
+        salt = sealing.salt()
+        header = HEADER.pack(SEALED, kind, number, 0, length, len(payload), chunks, sealing.epoch, identity)
+        table, payload = seal_frame_parts(sealing, header, table, payload, salt)
+    else:
+        salt = b""
+        header = HEADER.pack(MAGIC, kind, number, 0, length, len(payload), chunks, 0, identity)
+    checksum = CHECKSUM.pack(_checksum(header, salt, table, payload))
+    return Record(identity, length, chunks, b"".join((header, checksum, salt, table)), payload)
 
 
-def object_record(kind: Kind, data: bytes, keys: Keys) -> tuple[bytes, Record]:
+def object_record(kind: Kind, data: bytes, config: Config) -> tuple[bytes, Record]:
     """A frame with one chunk, for a map page or a document. Returns the chunk's digest and the frame."""
-    digest = blake3(data, key=kind.key(keys)).digest()
+    digest = blake3(data, key=kind.key(config.keys)).digest()
     table = chunk_table(np.array([len(data)]), np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
     # Ids of frames do not compress; a list of mostly empty pages does. What saves little is not worth decoding.
     packed = zstandard.ZstdCompressor(level=1).compress(data)
     codec, payload = ("zstd", packed) if len(packed) < len(data) * 7 // 8 else ("raw", data)
-    return digest, record(kind, codec, len(data), table, frame_id(table, keys), payload)
+    return digest, record(kind, codec, len(data), table, frame_id(table, config.keys), payload, config)
 
 
 def size_at(header: bytes | memoryview) -> int:
     """The size of the record that begins with these HEADER_SIZE bytes. Raises Damage."""
     magic, _, _, _, length, stored, chunks, _, _ = HEADER.unpack_from(header)
-    if magic != MAGIC:
+    if magic not in (MAGIC, SEALED):
         raise Damage("no frame begins here")
-    size: int = HEADER_SIZE + chunks * CHUNK.itemsize + stored
+    size: int = _table_end(magic, chunks) + stored + (TAG_SIZE if magic == SEALED else 0)
     if length > LARGEST_FRAME or size > 2 * LARGEST_FRAME:
         raise Damage("its header is impossible")
     return size
 
 
-def parse(content: bytes | memoryview, keys: Keys) -> Frame:
-    """The frame of a whole record. Raises Damage."""
+def _table_end(magic: bytes, chunks: int) -> int:
+    """Where the chunk table ends, and the payload begins."""
+    size: int = chunks * CHUNK.itemsize
+    return _SEALED_HEAD + size + TAG_SIZE if magic == SEALED else HEADER_SIZE + size
+
+
+def length_and_id(header: bytes | memoryview) -> tuple[int, bytes]:
+    """The length of the decoded payload, and the id, of the record that begins with these bytes."""
+    fields = HEADER.unpack_from(header)
+    return fields[4], fields[8]
+
+
+def check(content: bytes | memoryview) -> None:
+    """Prove the checksum of a whole record; needs no key. Raises Damage."""
     view = memoryview(content)
     if len(view) < HEADER_SIZE or size_at(view) != len(view):
         raise Damage("its size is wrong")
-    _, kind, codec, _, length, _, chunks, _, identity = HEADER.unpack_from(view)
-    end = HEADER_SIZE + chunks * CHUNK.itemsize
-    table, payload = view[HEADER_SIZE:end], view[end:]
-    if CHECKSUM.unpack_from(view, HEADER.size)[0] != _checksum(view[: HEADER.size], table, payload):
+    if CHECKSUM.unpack_from(view, HEADER.size)[0] != _checksum(view[: HEADER.size], view[HEADER_SIZE:]):
         raise Damage("its checksum is wrong")
-    if frame_id(bytes(table), keys) != identity:
+
+
+def parse(content: bytes | memoryview, config: Config) -> Frame:
+    """The frame of a whole record. Raises Damage."""
+    view = memoryview(content)
+    check(view)
+    magic, kind, codec, _, length, _, chunks, _, identity = HEADER.unpack_from(view)
+    end = _table_end(magic, chunks)
+    table, payload = _table_of(view[:end], config), view[end:]
+    if frame_id(table, config.keys) != identity:
         raise Damage("its id is not that of its chunks")
+    if magic == SEALED:
+        header, salt = bytes(view[: HEADER.size]), bytes(view[HEADER_SIZE:_SEALED_HEAD])
+        payload = memoryview(open_frame_payload(config.sealing, header, salt, payload))
     chunk = np.frombuffer(table, dtype=CHUNK)
     name, payload = _codec_of(codec, payload)
     if kind not in Kind.__members__.values() or int(chunk["length"].sum(dtype=np.int64)) != length:
         raise Damage("its header is impossible")
     return Frame(Kind(kind), name, length, identity, chunk, payload)
+
+
+def _table_of(head: memoryview, config: Config) -> bytes:
+    """The chunk table of a record that is given up to the end of its table."""
+    if bytes(head[:4]) == MAGIC:
+        return bytes(head[HEADER_SIZE:])
+    header, salt = bytes(head[: HEADER.size]), bytes(head[HEADER_SIZE:_SEALED_HEAD])
+    return open_frame_table(config.sealing, header, salt, head[_SEALED_HEAD:])
 
 
 def _codec_of(number: int, payload: memoryview) -> tuple[str, memoryview]:
@@ -184,16 +229,22 @@ def _codec_of(number: int, payload: memoryview) -> tuple[str, memoryview]:
     return bytes(payload[1:end]).decode(errors="replace"), payload[end:]
 
 
-def parse_chunks(head: bytes, identity: bytes, keys: Keys) -> NDArray[np.void]:
+def head_size(head: bytes) -> int:
+    """How many bytes of a record `parse_chunks` needs, from its first HEADER_SIZE bytes."""
+    fields = HEADER.unpack_from(head)
+    return _table_end(fields[0], fields[6])
+
+
+def parse_chunks(head: bytes, identity: bytes, config: Config) -> NDArray[np.void]:
     """The chunk table at the begin of a record, proved by the frame's id. Raises Damage."""
     if len(head) < HEADER_SIZE:
         raise Damage("its size is wrong")
     size_at(head)
-    chunks, named = HEADER.unpack_from(head)[6], HEADER.unpack_from(head)[8]
-    table = head[HEADER_SIZE : HEADER_SIZE + chunks * CHUNK.itemsize]
+    end, named = head_size(head), HEADER.unpack_from(head)[8]
     if named != identity:
         raise Damage("another frame is stored in its place")
-    if frame_id(table, keys) != identity:
+    table = _table_of(memoryview(head)[:end], config)
+    if frame_id(table, config.keys) != identity:
         raise Damage("its id is not that of its chunks")
     return np.frombuffer(table, dtype=CHUNK)
 
@@ -219,8 +270,9 @@ def decode(frame: Frame, keys: Keys) -> memoryview:
     return view
 
 
-def _checksum(header: bytes | memoryview, table: bytes | memoryview, payload: bytes | memoryview) -> int:
-    state = xxhash.xxh3_64(header)
-    state.update(table)
-    state.update(payload)
+def _checksum(*parts: bytes | memoryview) -> int:
+    """Of the header and of all that comes after the checksum."""
+    state = xxhash.xxh3_64()
+    for part in parts:
+        state.update(part)
     return state.intdigest()

@@ -1,15 +1,22 @@
 """The index of a repository as a reader or a run sees it: all published segments, and the run's own chunks.
 
-A frame has a number: the number of its table (a segment, or a draft of the run) in the upper 32 bits, its row there
-in the lower. A run collects its chunks in a `Draft` in memory. A full draft becomes a segment of the run, on disk
-but not published, so that memory stays bounded however much is new.
+A frame has a number: the number of its table (a segment, or a draft of the run) in the upper 32 bits, its row
+there in the lower. A run collects its chunks in a `Draft` in memory. A full draft becomes a segment in a
+temporary file, so that memory stays bounded however much is new. `publish` gives these segments their names.
+
+A chunk that is known stands in a segment beside those that were stored with it. So a search first looks where
+the last chunk was found: chunks that were stored in the order of the disk cost no search at all. What is not
+found there is searched by digest. When many searches find nothing, the filters of the segments are loaded, and
+tell most unknown chunks at once.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import numpy as np
@@ -22,66 +29,170 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
+    MiB,
 )
 from vadpipe.kernels.digest_table import DigestTable
 
+from .cells import Cells, Rows
 from .config import Keys
-from .files import Damage, Layout, pack_id, sink_errors
-from .packs import FRAME_ROW, FrameAddress, damaged_frame, read_chunks
-from .segments import Cells, Rows, Segment, write_segment
+from .files import INDEX, Missing, Objects, pack_id, segment_name, stem
+from .filters import Filters
+from .format1_segments import Segment1
+from .frames import chunk_table, frame_id
+from .packs import FRAME_ROW, FrameAddress
+from .sealing import Sealing
+from .segment_writer import (
+    TemporarySegment,
+    copy_segment,
+    publish,
+    temporary_errors,
+    write_segment,
+)
+from .segments import FRAMES, ROWS, Ended, Segment, heads, same
+
+log = logging.getLogger(__name__)
 
 # 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
 DRAFT_ROWS: Final = 512 * KiB
 
-# Chunk tables of frames that were met; one has some 16 chunks of 44 bytes.
-TABLES_AT_MOST: Final = 4096
+# For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
+_CELLS: Final = 16 * MiB
+
+# Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
+_PROOFS: Final = 2048
+
+# Frames whose chunk tables are proved together, when the frames before them were just met.
+_AHEAD: Final = 64
+
+# Searches that found nothing, before the filters are loaded. Until then a run with little new does not read them.
+_MISSES: Final = 512
 
 Numbers = NDArray[np.uint64]
+AnySegment = Segment | Segment1
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What removals take out of use: ids of packs and of segments, 24 hexadecimal digits each."""
+
+    packs: frozenset[str] = frozenset()
+    segments: frozenset[str] = frozenset()
 
 
 class Index:
     """The published segments; `damaged` tells of those that could not be opened and count as missing.
 
     Searches raise IntegrityError for damage that is found on the way. Several threads may search at once.
+
+    Args:
+        removed: Segments that it names are not opened. What lies in packs that it names is found only when it lies
+            nowhere else.
     """
 
-    def __init__(self, layout: Layout, repository_id: bytes) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        repository_id: bytes,
+        sealing: Sealing | None = None,
+        removed: Removed | None = None,
+        cells: Cells | None = None,
+    ) -> None:
+        self._objects = objects
         self._repository_id = repository_id
+        self._sealing = sealing
+        self._removed = removed or Removed()
         self._base = 0
-        self.cells = Cells()
-        self.segments: list[Segment] = []
+        self.cells = cells or Cells()
         self.damaged: list[IntegrityError] = []
-        for path in sorted(layout.index.glob("*.idx")):
-            try:
-                self.segments.append(Segment(path, repository_id, self.cells))
-            except IntegrityError as error:
+        # A segment keeps its place here, and so frames their numbers, when it goes out of use.
+        self._table: list[AnySegment] = []
+        self._used: list[int] = []
+        self.reload()
+
+    @property
+    def segments(self) -> list[AnySegment]:
+        """Those in use."""
+        return [self._table[number] for number in self._used]
+
+    def reload(self, removed: Removed | None = None) -> None:
+        """List the segments anew: some were merged or written since. Numbers of frames stay what they are.
+
+        Raises SinkError.
+        """
+        if removed is not None:
+            self._removed = removed
+        known = {segment.name: number for number, segment in enumerate(self._table)}
+        self.damaged, used = [], []
+        for stored in self._objects.backend.list(INDEX):
+            name = stored.name
+            if not name.endswith(".idx") or name.count("/") > 1 or stem(name) in self._removed.segments:
+                continue
+            if name not in known:
+                segment = self._opened(name, stored.size)
+                if segment is None:
+                    continue
+                known[name] = len(self._table)
+                self._table.append(segment)
+            self._table[known[name]].leave_out(self._removed.packs)
+            used.append(known[name])
+        self._used = used
+
+    def _opened(self, name: str, size: int) -> AnySegment | None:
+        """A segment, unless it is none, gone or damaged."""
+        kind = Segment if self._objects.version > 1 else Segment1
+        try:
+            return kind(self._objects, name, self._repository_id, self._sealing, self.cells, size)
+        except Ended:
+            return None
+        except IntegrityError as error:
+            if not isinstance(error.__cause__, Missing):  # merged since it was listed
                 self.damaged.append(error)
+            return None
+
+    def close(self) -> None:
+        """Give memory back. What is needed after this is read again."""
+        self.cells.clear()
 
     def drop_damaged(self) -> None:
         """Read every segment, and move those that are damaged to `damaged`."""
-        for segment in tuple(self.segments):
+        for number in tuple(self._used):
             try:
-                segment.prove()
+                self._table[number].prove()
             except IntegrityError as error:
-                self.segments.remove(segment)
+                self._used.remove(number)
                 self.damaged.append(error)
 
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
         """Frame number and byte place of each chunk; NO_FRAME where it is unknown."""
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
-        self._search(digest, number, place)
+        for removed in (False, True):
+            for table in reversed(self._used):  # what is new is most likely to be met again
+                missing = np.flatnonzero(number == NO_FRAME)
+                if not len(missing):
+                    return number, place
+                frame, at = self._table[table].lookup(digest[missing], removed=removed)
+                found = frame >= 0
+                number[missing[found]] = self._numbers(table, frame[found])
+                place[missing[found]] = at[found]
+            if not self._removed.packs:
+                break
         return number, place
 
     def find_frames(self, identity: Digests) -> Numbers:
         """The number of each frame id, NO_FRAME where there is none."""
         number = np.full(len(identity), NO_FRAME, dtype=np.uint64)
-        for table, segment in enumerate(self.segments):
-            missing = np.flatnonzero(number == NO_FRAME)
-            row = segment.find_frames(identity[missing])
-            number[missing[row >= 0]] = self._numbers(table, row[row >= 0])
+        for removed in (False, True):
+            for table in self._used:
+                missing = np.flatnonzero(number == NO_FRAME)
+                if not len(missing):
+                    return number
+                row = self._table[table].find_frames(identity[missing], removed=removed)
+                number[missing[row >= 0]] = self._numbers(table, row[row >= 0])
+            if not self._removed.packs:
+                break
         return number
 
     def frame_ids(self, number: Numbers) -> Digests:
@@ -95,7 +206,7 @@ class Index:
         """Where published frames are stored."""
         result: list[FrameAddress | None] = [None] * len(number)
         for table, at, row in self._by_table(number):
-            for place, address in zip(at.tolist(), self.segments[table].addresses(row), strict=True):
+            for place, address in zip(at.tolist(), self._table[table].addresses(row), strict=True):
                 result[place] = address
         return [address for address in result if address is not None]
 
@@ -110,18 +221,7 @@ class Index:
             yield table, at, (number[at] & np.uint64(0xFFFF_FFFF)).astype(np.int64)
 
     def _ids(self, table: int, row: Rows) -> Digests:
-        return self.segments[table].ids(row)
-
-    def _search(self, digest: Digests, number: Numbers, place: Rows) -> None:
-        """Fill in what the segments know of the rows that are still NO_FRAME."""
-        for table in reversed(range(len(self.segments))):  # what is new is most likely to be met again
-            missing = np.flatnonzero(number == NO_FRAME)
-            if not len(missing):
-                break
-            frame, at = self.segments[table].lookup(digest[missing])
-            found = frame >= 0
-            number[missing[found]] = self._numbers(table, frame[found])
-            place[missing[found]] = at[found]
+        return self._table[table].ids(row)
 
 
 class Draft:
@@ -176,11 +276,10 @@ class Draft:
         found = self._chunk[row].astype(np.int64)
         return np.where(row >= 0, found[:, 0], -1), found[:, 1]
 
-    def chunks(self) -> tuple[Digests, Rows, Rows]:
-        """The columns digest, frame and place."""
+    def chunks(self) -> tuple[Digests, NDArray[np.uint32]]:
+        """The columns digest and place, frame after frame."""
         self._insert()
-        chunk = self._chunk[: len(self._table)]
-        return self._table.digest, chunk[:, 0].astype(np.int64), chunk[:, 1].astype(np.int64)
+        return self._table.digest, self._chunk[: len(self._table), 1]
 
     def _insert(self) -> None:
         if self._waiting:
@@ -202,74 +301,178 @@ class RunIndex(Index):
     """The published segments and what one run adds. Every method may be called from any thread; who needs several
     calls to see the same state holds `lock` around them.
 
-    Raises IntegrityError when a segment is damaged.
+    A chunk or a frame that lies only in packs that `removed` names is unknown to a run: it stores it anew.
+
+    Args:
+        keys: Frame ids are proved with them.
+        directory: For temporary files; None: the system's.
+        first: How many segments the run has published already: the number of the next one.
+
+    Raises:
+        IntegrityError: A segment is damaged; also from the methods.
+        SinkError: The store failed; also from the methods.
     """
 
-    def __init__(self, layout: Layout, repository_id: bytes, run_id: str, keys: Keys) -> None:
-        super().__init__(layout, repository_id)
+    def __init__(
+        self,
+        objects: Objects,
+        repository_id: bytes,
+        run_id: str,
+        keys: Keys,
+        sealing: Sealing | None = None,
+        removed: Removed | None = None,
+        directory: Path | str | None = None,
+        first: int = 0,
+    ) -> None:
+        super().__init__(objects, repository_id, sealing, removed, Cells(_CELLS))
         if self.damaged:  # what it does not find would be stored again, and nobody would look for the reason
             raise self.damaged[0]
         self.lock = threading.RLock()
-        self._layout = layout
         self._run_id = run_id
+        self._directory = directory
+        self._number = first
+        self._packs: dict[str, int] = {}  # of the drafts' frames, and their numbers there
         # Numbers begin elsewhere in every run: those of another run or index are not found here.
         self._base = 1 + int(run_id[:7], 16)
-        self._first = len(self.segments)
+        self._first = len(self._table)
         self._keys = keys
         self.used_packs: set[str] = set()  # of frames that were found in published segments
-        self._tables: OrderedDict[int, tuple[NDArray[np.void], Rows]] = OrderedDict()
+        self._published = [segment for segment in self._table if isinstance(segment, Segment)]
+        self._proofs = [_Proofs(segment, keys) for segment in self._published]
+        self.filters = Filters(self._published)
+        self._misses = 0
+        self._cursor: tuple[int, int] | None = None  # table and row where the next chunk is expected
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
+        self._temporary: list[TemporarySegment] = []
+
+    def reload(self, removed: Removed | None = None) -> None:
+        """A run keeps to the segments that it found at its begin."""
+        if not self._table:
+            super().reload(removed)
 
     @_locked
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
-        for serial in reversed(range(len(self._own))):
-            missing = np.flatnonzero(number == NO_FRAME)
-            frame, at = self._own[serial].lookup(digest[missing])
-            found = frame >= 0
-            number[missing[found]] = self._numbers(self._first + serial, frame[found])
-            place[missing[found]] = at[found]
-        unknown = number == NO_FRAME
-        self._search(digest, number, place)
-        self._check_hits(np.flatnonzero(unknown & (number != NO_FRAME)), digest, number, place)
+        if self._follow(0, digest, number, place) < len(digest):
+            for serial in reversed(range(len(self._own))):
+                missing = np.flatnonzero(number == NO_FRAME)
+                frame, at = self._own[serial].lookup(digest[missing])
+                found = frame >= 0
+                number[missing[found]] = self._numbers(self._first + serial, frame[found])
+                place[missing[found]] = at[found]
+            self._search_published(digest, number, place)
         return number, place
 
-    def _check_hits(self, hits: Rows, digest: Digests, number: Numbers, place: Rows) -> None:
-        """A wrong row of a segment must not become a wrong map: the frame itself says which chunks it holds."""
-        for frame in np.unique(number[hits]).tolist():
-            at = hits[number[hits] == frame]
-            chunk, start = self._chunks_of(frame)
-            row = np.minimum(np.searchsorted(start, place[at]), len(start) - 1)
-            if ((start[row] != place[at]) | (chunk["digest"][row] != digest[at]).any(axis=1)).any():
-                segment = self.segments[(frame >> 32) - self._base].path
-                raise IntegrityError(
-                    f"Index segment {segment} is damaged: it says that a chunk lies where another one is stored.",
-                    remedy="Put this file back from a copy of the repository; `vadpipe verify` counts such rows.",
-                    segment=str(segment),
-                )
+    def _search_published(self, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what the published segments know of the rows that are still NO_FRAME."""
+        missing = np.flatnonzero(number == NO_FRAME)
+        if not len(missing) or not self._published:
+            return
+        maybe = self.filters.maybe(heads(digest[missing]))
+        missing, maybe = missing[maybe.any(axis=0)], maybe[:, maybe.any(axis=0)]
+        # One search, then what stands beside what was found; as long as that answers for many.
+        while len(missing) > 1:
+            first, tables = missing[:1], np.flatnonzero(maybe[:, 0])
+            at, table, row = self._find(digest[first], maybe[:, :1], tables)
+            if not len(at):
+                missing, maybe = missing[1:], maybe[:, 1:]
+                self._misses += 1
+                break
+            self._cursor = int(table[0]), int(row[0])
+            before = len(missing)
+            self._follow(int(first[0]), digest, number, place)
+            left = number[missing] == NO_FRAME
+            missing, maybe = missing[left], maybe[:, left]
+            if before - len(missing) < 4:
+                break
+        if not len(missing):
+            return
+        at, table, row = self._find(digest[missing], maybe, np.flatnonzero(maybe.any(axis=1)))
+        for each in np.unique(table).tolist():
+            of = table == each
+            self._accept(each, row[of], missing[at[of]], number, place)
+        self._misses += len(missing) - len(at)
+        if self._misses > _MISSES:
+            self.filters.load()
 
-    def _chunks_of(self, frame: int) -> tuple[NDArray[np.void], Rows]:
-        """The chunk table of a stored frame, and where its chunks begin; cached."""
-        if frame in self._tables:
-            self._tables.move_to_end(frame)
-            return self._tables[frame]
-        (address,) = self.addresses(np.array([frame], dtype=np.uint64))
-        try:
-            chunk = read_chunks(self._layout, address, self._keys)
-        except Damage as damage:
-            purpose = "A chunk that is stored already"
-            raise damaged_frame(self._layout, address, damage, purpose) from damage
-        start = np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
-        self.used_packs.add(address.pack)
-        self._tables[frame] = chunk, start
-        if len(self._tables) > TABLES_AT_MOST:
-            self._tables.popitem(last=False)
-        return chunk, start
+    def _find(
+        self, digest: Digests, maybe: NDArray[np.bool_], tables: NDArray[np.intp]
+    ) -> tuple[Rows, Rows, Rows]:
+        """Positions in `digest`, tables and rows of what is found in packs that stay."""
+        table = np.full(len(digest), -1, np.int64)
+        row = np.zeros(len(digest), np.int64)
+        for each in tables[::-1].tolist():  # what is new is most likely to be met again
+            wanted = np.flatnonzero(maybe[each] & (table < 0))
+            if not len(wanted):
+                continue
+            found = self._published[each].find(digest[wanted], removed=False)
+            table[wanted[found >= 0]] = each
+            row[wanted[found >= 0]] = found[found >= 0]
+        at = np.flatnonzero(table >= 0)
+        return at, table[at], row[at]
+
+    def _follow(self, first: int, digest: Digests, number: Numbers, place: Rows) -> int:
+        """Compare chunks from number `first` on with the rows from the cursor on. Returns how many agree."""
+        if self._cursor is None:
+            return 0
+        table, low = self._cursor
+        segment = self._published[table]
+        row = segment.column(ROWS, low, low + len(digest) - first)
+        if not len(row):
+            return 0
+        at = np.flatnonzero(row["digest"][:, 0] == digest[first : first + len(row), 0])
+        if len(at) < len(row):
+            row = row[at]
+        right = same(row["digest"], digest[first + at])
+        right &= number[first + at] == NO_FRAME
+        if not right.all():
+            at, row = at[right], row[right]
+        if len(at) and segment.has_removed:
+            stays = segment.stays(row["frame"].astype(np.int64))
+            at, row = at[stays], row[stays]
+        if not len(at):
+            return 0
+        self._accept(table, low + at, first + at, number, place, row)
+        self._cursor = table, low + len(digest) - first
+        return len(at)
+
+    def _accept(
+        self,
+        table: int,
+        row: Rows,
+        at: Rows,
+        number: Numbers,
+        place: Rows,
+        chunk: NDArray[np.void] | None = None,
+    ) -> None:
+        """Chunks `at` of a search are these rows of a segment.
+
+        A wrong row must not become a wrong map: the frame's id, which is a keyed digest, proves what it holds.
+        """
+        segment = self._published[table]
+        if chunk is None:
+            chunk = segment.take(ROWS, row)
+        frame = chunk["frame"].astype(np.int64)
+        self.used_packs.update(self._proofs[table].prove(row, frame))
+        number[at] = self._numbers(table, frame)
+        place[at] = chunk["place"]
+
+    @_locked
+    def published(self, identity: Digests) -> list[FrameAddress | None]:
+        """Where frames of earlier points are stored, by id; None for one that the index does not know."""
+        number = self.find_frames(identity)
+        known = iter(self.addresses(number[number != NO_FRAME]))
+        return [next(known) if at != NO_FRAME else None for at in number]
 
     @_locked
     def frame_ids(self, number: Numbers) -> Digests:
         return super().frame_ids(number)
+
+    @_locked
+    def readable(self, digest: Digests) -> tuple[Numbers, Rows]:
+        """Like `lookup`, among all published chunks, also in packs that are going to be removed: to read them."""
+        return super().lookup(digest)
 
     @_locked
     def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
@@ -288,8 +491,17 @@ class RunIndex(Index):
     @_locked
     def stored(self, number: int, pack: int, offset: int, size: int) -> None:
         """Frame `number` lies at `offset` of the run's pack number `pack`. Raises ContractError."""
+        self._place(number, pack_id(self._run_id, pack), offset, size)
+
+    @_locked
+    def found(self, number: int, address: FrameAddress) -> None:
+        """Frame `number` lies in a pack that is there already. Raises ContractError."""
+        self._place(number, address.pack, address.offset, address.size)
+
+    def _place(self, number: int, pack: str, offset: int, size: int) -> None:
         draft, row = self._waiting(number)
-        row["pack"], row["offset"], row["size"] = pack, offset, size
+        row["pack"] = self._packs.setdefault(pack, len(self._packs))
+        row["offset"], row["size"] = offset, size
         draft.missing -= 1
 
     @_locked
@@ -308,16 +520,22 @@ class RunIndex(Index):
         return [table for table in self._own if isinstance(table, Draft) and len(table)]
 
     def write(self, draft: Draft) -> Segment:
-        """Write a draft as a segment under a temporary name. For a worker thread. Raises SinkError."""
-        path = self._layout.tmp / self._layout.segment(self._run_id, draft.serial).name
+        """Write a draft as a segment into a temporary file. For a worker thread. Raises SinkError."""
+        name = segment_name(self._run_id, self._number + draft.serial)
         frames = draft.frame_rows.copy()
         packs, frames["pack"] = np.unique(frames["pack"], return_inverse=True)
-        names = [pack_id(self._run_id, serial) for serial in packs.tolist()]
         with self.lock:
-            chunks = draft.chunks()
-        with sink_errors(path, "write"):
-            write_segment(path, self._repository_id, self._run_id, draft.serial, chunks, frames, names)
-        return Segment(path, self._repository_id, self.cells)
+            known = list(self._packs)
+            digest, place = draft.chunks()
+        names = [known[number] for number in packs.tolist()]
+        temporary = TemporarySegment(name, self._directory)
+        with temporary_errors(self._directory):
+            write_segment(
+                temporary.file, name, self._repository_id, digest, frames, place, names, self._sealing
+            )
+        with self.lock:
+            self._temporary.append(temporary)
+        return Segment(temporary, name, self._repository_id, self._sealing, self.cells)
 
     @_locked
     def replace(self, draft: Draft, segment: Segment) -> None:
@@ -326,8 +544,54 @@ class RunIndex(Index):
 
     @_locked
     def written(self) -> Sequence[Segment]:
-        """The run's segments, which still have their temporary names."""
+        """The run's segments, which are not published."""
         return [table for table in self._own if isinstance(table, Segment)]
+
+    def packs(self) -> set[str]:
+        """The packs that the run's segments name."""
+        return {pack for segment in self.written() for pack in segment.packs()}
+
+    def publish(self, first: int | None = None) -> list[str]:
+        """Write what is left, and give the run's segments their names, in their order. For a worker thread.
+
+        Args:
+            first: The number of the first one, where it is not the one that was told at the begin.
+
+        Returns:
+            The names.
+
+        Raises:
+            ObjectExists: Somebody ended this run; then nothing more may be published.
+            SinkError
+        """
+        for draft in self.last():
+            self.replace(draft, self.write(draft))
+        names: list[str] = []
+        for segment in self.written():
+            temporary = segment.objects
+            assert isinstance(temporary, TemporarySegment)
+            if first is not None and first != self._number:  # a cell is bound to the name
+                name = segment_name(self._run_id, first + len(names))
+                temporary = self._renamed(segment, name)
+            publish(self._objects, temporary)
+            names.append(temporary.name)
+        return names
+
+    def _renamed(self, segment: Segment, name: str) -> TemporarySegment:
+        temporary = TemporarySegment(name, self._directory)
+        with self.lock:
+            self._temporary.append(temporary)
+        with temporary_errors(self._directory):
+            copy_segment(segment, temporary.file, name, self._repository_id, self._sealing)
+        return temporary
+
+    def close(self) -> None:
+        """Let go of temporary files and memory."""
+        super().close()
+        with self.lock:
+            for temporary in self._temporary:
+                temporary.close()
+            self._temporary = []
 
     def _waiting(self, number: int) -> tuple[Draft, np.void]:
         """The draft and the row of a frame that is not stored yet."""
@@ -339,9 +603,88 @@ class RunIndex(Index):
         return draft, found
 
     def _ids(self, table: int, row: Rows) -> Digests:
-        tables: list[Draft | Segment] = [*self.segments, *self._own]
+        tables: list[Draft | AnySegment] = [*self._table, *self._own]
         if not 0 <= table < len(tables) or int(row.max()) >= tables[table].frames:
             raise ContractError(
                 f"There is no frame with the number {(self._base + table) << 32 | int(row.max())}."
             )
         return tables[table].ids(row)
+
+
+class _Proofs:
+    """Which rows of a segment were proved: the id of a frame is the keyed digest of its chunk table.
+
+    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 8 MiB.
+    """
+
+    def __init__(self, segment: Segment, keys: Keys) -> None:
+        self._segment = segment
+        self._keys = keys
+        self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
+        self._proofs = 0
+        self._next = -1  # the frame after the last ones that were proved
+        self._ahead = 1
+
+    def prove(self, row: Rows, frame: Rows) -> set[str]:
+        """Prove the frames that rows belong to. Returns the packs of what was proved now.
+
+        Raises IntegrityError.
+        """
+        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
+        if proved.all():
+            return set()
+        packs: set[str] = set()
+        wanted = np.unique(frame[proved == 0])
+        borders = np.flatnonzero(np.diff(wanted) != 1) + 1
+        if self._proofs > _PROOFS:
+            self._proved, self._proofs = np.zeros_like(self._proved), 0
+            wanted = np.unique(frame)
+            borders = np.flatnonzero(np.diff(wanted) != 1) + 1
+        for frames in np.split(wanted, borders):
+            first, last = int(frames[0]), int(frames[-1]) + 1
+            self._ahead = min(2 * self._ahead, _AHEAD) if first == self._next else 1
+            ahead = min(last + self._ahead, self._segment.frames)
+            packs |= self._prove(first, max(last, ahead))
+            self._next = max(last, ahead)
+        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
+        if not proved.all():
+            raise self._segment.damaged("it says that a chunk lies where another one is stored")
+        return packs
+
+    def _prove(self, first: int, ahead: int) -> set[str]:
+        segment = self._segment
+        frames = segment.column(FRAMES, first, ahead)
+        if len(frames) != ahead - first:
+            raise segment.damaged("a chunk of it is in a frame that it does not have")
+        bounds = segment.bounds(first, ahead)
+        base = int(bounds[0])
+        chunk = segment.column(ROWS, base, int(bounds[-1]))
+        many = np.diff(bounds)
+        place = chunk["place"].astype(np.int64)
+        end = np.empty(len(chunk), np.int64)
+        end[:-1] = place[1:]
+        end[bounds[1:][many > 0] - base - 1] = frames["length"][many > 0]
+        table = chunk_table(end - place, chunk["digest"])
+        stride = len(table) // max(1, len(chunk))
+        right = chunk["frame"] == np.repeat(np.arange(first, ahead), many)
+        right &= (end > place) & (end - place < 1 << 32)
+        starts = bounds - base
+        zero = place[starts[:-1][many > 0]] == 0
+        for each, (low, high) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+            identity = frames[each]["id"].tobytes()
+            if frame_id(table[low * stride : high * stride], self._keys) != identity:
+                right[low:high] = False
+        right[starts[:-1][many > 0][~zero]] = False
+        # All rows of a frame or none.
+        if len(right):
+            whole = np.ones(len(frames), np.bool_)
+            whole[many > 0] = np.logical_and.reduceat(right, starts[:-1][many > 0])
+            self._mark(base, np.repeat(whole, many))
+        return segment.staying_packs(frames["pack"])
+
+    def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
+        self._proofs += 1
+        low, high = first >> 3, (first + len(proved) + 7) >> 3
+        bits = np.unpackbits(self._proved[low:high], bitorder="little")
+        bits[first - 8 * low : first - 8 * low + len(proved)] |= proved
+        self._proved[low:high] = np.packbits(bits, bitorder="little")

@@ -1,224 +1,352 @@
 """Merging index segments, so that their number stays small however many runs there were.
 
-Every run adds a segment, and every search looks into all of them. When there are more than MOST, a new run first
-merges the smallest ones: at least FEWEST, and more as long as the next one is no larger than all before together.
-So a row is written anew about once for every doubling of the index, and a run with little to store pays little.
+Every run adds a segment, and every search looks into all of them. When there are more than MOST, a run first
+merges the smallest ones: at least FEWEST, and more as long as the next one is no larger than all before
+together. So a row is written anew about once for every doubling of the index, and a run with little to store
+pays little.
 
-The segments are sorted alike, so one range of digests after the other is merged, in memory that does not depend on
-their size. The merged segment is published like any other. Then the old ones are moved to `index/merged/`, where
-runs and readers that listed them before find them (segments.open_segment), and are removed a week later. A merge
-that is killed leaves a temporary file, which a sweep removes, or segments beside the one that holds all they have.
-
-Only segments of ended runs are merged: a sweep asks the segments of a dead run which of its packs are in use.
+Rows are copied in their order. What is sorted by digest is made anew from temporary files, one range of digests
+after the other. So memory does not grow with the segments, but for a byte for each frame. Whoever merges names
+the old segments in a removal when the new one is published: until then both are there, and both are right.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import secrets
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, Digests, IntegrityError, KiB, MiB, SinkError
-from vadpipe.files import flush_directory
+from pipeline import KiB, MiB
 
-from .files import Layout, make_directory, publish, run_of, sink_errors
-from .segments import (
-    CHUNKS,
-    FRAMES,
-    HEADS,
-    ID_FRAMES,
-    ID_HEADS,
-    MERGED,
-    Cells,
-    Segment,
-    sorted_rows,
-    write_columns,
-)
+from .cells import Cells
+from .files import Objects, run_of
+from .index import Removed
+from .sealing import Sealing, aes_gcm, open_cell, seal_cell
+from .segment_writer import SegmentWriter, SortedEntries, TemporarySegment, publish, temporary_errors
+from .segments import ENDED_SIZE, FRAMES, MOST_CHUNKS, ROWS, Counts, Segment, heads
+
+if TYPE_CHECKING:
+    from .backends.contract import Stored
 
 log = logging.getLogger(__name__)
 
 MOST: Final = 16
 FEWEST: Final = 8
 AT_ONCE: Final = 256  # segments in one merge
-ROWS: Final = 256 * KiB  # rows in memory at a time, on average: 12 MiB
-MERGED_AGE_S: Final = 7 * 24 * 3600
+FRAMES_AT_ONCE: Final = 16 * KiB
+ROWS_AT_ONCE: Final = 128 * KiB  # 5 MiB; a frame has at most 4096 chunks
+SORTED_AT_ONCE: Final = 128 * KiB  # entries in a range of digests, on average
 
-_SERIAL: Final = 0x8000_0000  # numbers of merged segments in their run; a run's own begin at 0
-_PIECE: Final = 1 * MiB
+_BLOCK: Final = 16 * KiB  # of a temporary file, at most
+_WAITING: Final = 16 * MiB  # what waits in memory until it is a block
+_ENTRY: Final = np.dtype([("head", "<u8"), ("row", "<u4")])
+
+# Frame rows, whose column `pack` numbers the ids that come with them; which of the frames stay.
+KeepFrame = Callable[[NDArray[np.void], Sequence[str]], NDArray[np.bool_]]
 
 
-def merge_segments(layout: Layout, repository_id: bytes, run_id: str, now: float) -> int:
-    """Merge segments until there are at most MOST, if that can be done. Returns how many were merged.
+def smallest(stored: Iterable[Stored], running: Collection[str]) -> list[str]:
+    """The names of the segments to merge next; none when they are few enough.
 
-    Only what the run needs is worth failing for: what keeps a merge from being made is logged.
+    Args:
+        stored: The segments that are in use.
+        running: The runs that have not ended: theirs are left alone.
     """
-    merged = 0
-    try:
-        while group := _smallest(layout):
-            serial = _SERIAL + merged
-            log.info("merging %d index segments of %s", len(group), layout.root)
-            merge(layout, repository_id, layout.segment(run_id, serial), group)
-            merged += len(group)
-        if merged:
-            _remove_old(layout, now)
-    except (SinkError, IntegrityError) as exc:
-        log.warning("index segments could not be merged: %s", exc)
-    return merged
-
-
-def merge(layout: Layout, repository_id: bytes, final: Path, paths: Sequence[Path]) -> None:
-    """Replace segments by one. Raises SinkError, IntegrityError; then they are as they were."""
-    cells = Cells(8 * MiB)
-    temporary = layout.tmp / final.name
-    try:
-        with sink_errors(temporary, "write"):
-            segments = [Segment(path, repository_id, cells) for path in paths]
-            _write(temporary, repository_id, final, segments)
-            publish(temporary, final)
-        aside = layout.index / MERGED
-        with sink_errors(aside, "move merged segments to"):
-            make_directory(aside)
-            for path in paths:
-                with suppress(FileNotFoundError):  # another run merged it, too
-                    path.rename(aside / path.name)
-            flush_directory(aside)
-            flush_directory(layout.index)
-    except (SinkError, IntegrityError):
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        cells.close()
-
-
-def _smallest(layout: Layout) -> list[Path]:
-    """The segments to merge next; none when they are few enough."""
-    paths = list(layout.index.glob("*.idx"))
-    if len(paths) <= MOST:
+    listed = [each for each in stored if each.size != ENDED_SIZE]
+    if len(listed) <= MOST:
         return []
-    sized: list[tuple[int, Path]] = []
-    for path in paths:
-        run_id = run_of(path)
-        try:
-            if run_id is not None and not layout.lock(run_id).exists():
-                sized.append((path.stat().st_size, path))
-        except FileNotFoundError:  # another run merged it
-            continue
-    group: list[Path] = []
+    sized = sorted((each.size, each.name) for each in listed if run_of(each.name) not in running)
+    group: list[str] = []
     total = 0
-    for size, path in sorted(sized)[:AT_ONCE]:
+    for size, name in sized[:AT_ONCE]:
         if len(group) >= FEWEST and size > total:
             break
-        group.append(path)
+        group.append(name)
         total += size
     return group if len(group) >= FEWEST else []
 
 
-def _write(path: Path, repository_id: bytes, final: Path, segments: Sequence[Segment]) -> None:
+def merge(
+    objects: Objects,
+    repository_id: bytes,
+    names: Sequence[str],
+    final: str,
+    *,
+    sealing: Sealing | None = None,
+    removed: Removed | None = None,
+    keep_frame: KeepFrame | None = None,
+    directory: Path | str | None = None,
+) -> bool:
+    """Publish one segment that has what some have together. The old ones stay.
+
+    Args:
+        names: Of the old segments.
+        final: The name of the new one.
+        removed: Frames in packs that it names are left out.
+        keep_frame: Says which of the others stay; None: all.
+        directory: For temporary files; None: the system's.
+
+    Returns:
+        Whether there is a new segment; there is none when no frame stays.
+
+    Raises:
+        ObjectExists: `final` is taken.
+        SinkError, IntegrityError: Nothing was published.
+    """
+    cells = Cells(8 * MiB)
+    segments = [Segment(objects, name, repository_id, sealing, cells) for name in names]
+    temporary = TemporarySegment(final, directory)
+    try:
+        with temporary_errors(directory):
+            written = _write(
+                temporary, repository_id, sealing, segments, (removed or Removed()).packs, keep_frame
+            )
+        if written:
+            publish(objects, temporary)
+        return written
+    finally:
+        temporary.close()
+
+
+def _write(
+    temporary: TemporarySegment,
+    repository_id: bytes,
+    sealing: Sealing | None,
+    segments: Sequence[Segment],
+    removed: frozenset[str],
+    keep_frame: KeepFrame | None,
+) -> bool:
+    kept = _kept(segments, removed, keep_frame)
+    frames = sum(int(each.sum()) for each in kept)
+    if not frames:
+        return False
+    chunks = sum(
+        int(segment.column(FRAMES, low, high)["chunks"][keep[low:high]].sum(dtype=np.int64))
+        for segment, keep in zip(segments, kept, strict=True)
+        for low, high in _windows(segment)
+    )
+    packs, numbers = _packs(segments, kept)
+    if chunks > MOST_CHUNKS:
+        raise ValueError("the segments have too many chunks for one")
+    counts = Counts(frames, chunks, len(packs))
+    writer = SegmentWriter(temporary.file, temporary.name, repository_id, counts, sealing)
+    sealed = sealing is not None and sealing.sealed
+    entries = _Ranges(chunks, temporary.directory, sealed)
+    ids = _Ranges(frames, temporary.directory, sealed)
+    bounds = _Blocks(temporary.directory, sealed)
+    frame_rows = _Blocks(temporary.directory, sealed)
+    try:
+        frame = row = 0
+        for rows, chunk_rows in _frames(segments, kept, numbers):
+            many = rows["chunks"].astype(np.int64)
+            bounds.append((row + np.cumsum(many) - many).astype("<u4"))
+            frame_rows.append(rows)
+            ids.add(heads(rows["id"]), frame)
+            chunk_rows["frame"] = frame + np.repeat(np.arange(len(rows)), many)
+            entries.add(heads(chunk_rows["digest"]), row)
+            writer.write(chunk_rows)
+            frame, row = frame + len(rows), row + len(chunk_rows)
+        writer.end_column()
+        for part in (*frame_rows.pieces(), None, *bounds.pieces(), None):
+            writer.end_column() if part is None else writer.write(np.frombuffer(part, np.uint8))
+        writer.write(np.frombuffer(b"".join(bytes.fromhex(name) for name in packs), np.uint8))
+        writer.end_column()
+        entries.write(writer, with_filter=True)
+        ids.write(writer, with_filter=False)
+        writer.finish()
+    finally:
+        for each in (entries, ids, bounds, frame_rows):
+            each.close()
+    return True
+
+
+def _windows(segment: Segment) -> Iterator[tuple[int, int]]:
+    """Ranges of frames that are in memory together, with at most ROWS_AT_ONCE chunks, or one frame."""
+    low = 0
+    while low < segment.frames:
+        high = min(low + FRAMES_AT_ONCE, segment.frames)
+        bounds = segment.bounds(low, high)
+        fitting = int(np.searchsorted(bounds, int(bounds[0]) + ROWS_AT_ONCE, side="right")) - 1
+        high = low + max(1, min(fitting, high - low))
+        yield low, high
+        low = high
+
+
+def _kept(
+    segments: Sequence[Segment], removed: frozenset[str], keep_frame: KeepFrame | None
+) -> list[NDArray[np.bool_]]:
+    """For each segment which of its frames stay: a byte each.
+
+    Two segments have the same frame of the same pack where a merge was cut off, or a segment was made of packs.
+    """
+    names = [segment.packs() for segment in segments]
+    seen: set[str] = set()
+    shared: dict[str, int] = {}
+    for packs in names:
+        for pack in set(packs) & seen:
+            shared.setdefault(pack, len(shared))
+        seen.update(packs)
+    stored: NDArray[np.uint64] = np.zeros(0, np.uint64)  # frames of shared packs: pack and offset
+    kept: list[NDArray[np.bool_]] = []
+    for segment, packs in zip(segments, names, strict=True):
+        stays = np.array([pack not in removed for pack in packs], np.bool_)
+        is_shared = np.array([shared.get(pack, -1) for pack in packs], np.int64)
+        keep = np.zeros(segment.frames, np.bool_)
+        here: list[NDArray[np.uint64]] = []
+        for low, high in _windows(segment):
+            rows = segment.column(FRAMES, low, high)
+            if int(rows["pack"].max()) >= len(packs):
+                raise segment.damaged("a frame of it is in a pack that it does not name")
+            each = stays[rows["pack"]]
+            if keep_frame is not None:
+                each &= keep_frame(rows, packs)
+            if shared:
+                number = is_shared[rows["pack"]]
+                key = number.astype(np.uint64) << np.uint64(32) | rows["offset"]
+                each &= (number < 0) | ~np.isin(key, stored)
+                here.append(key[each & (number >= 0)])
+            keep[low:high] = each
+        if here:
+            stored = np.unique(np.concatenate((stored, *here)))
+        kept.append(keep)
+    return kept
+
+
+def _packs(
+    segments: Sequence[Segment], kept: Sequence[NDArray[np.bool_]]
+) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """The packs that are still named, and for each segment the new numbers of its packs."""
     packs: dict[str, int] = {}
-    numbers = [
-        np.array([packs.setdefault(name, len(packs)) for name in segment.packs()], dtype=np.uint32)
-        for segment in segments
-    ]
-    frames = sum(segment.frames for segment in segments)
-    base = np.cumsum([0, *(segment.frames for segment in segments)]).tolist()
-    with tempfile.TemporaryFile(dir=path.parent) as heads, tempfile.TemporaryFile(dir=path.parent) as rows:
-        chunks = 0
-        for digest, row in _chunks(segments, base):
-            heads.write(np.ascontiguousarray(digest[:, :8]).view(">u8").astype("<u8").tobytes())
-            rows.write(row.tobytes())
-            chunks += len(row)
-
-        def id_frames() -> Iterator[NDArray[np.generic]]:
-            return (frame for _, frame in _ids(segments, base))
-
-        columns = (
-            _pieces(heads),
-            _pieces(rows),
-            _views(head for head, _ in _ids(segments, base)),
-            _views(id_frames()),
-            _views(_frames(segments, numbers)),
-            [memoryview(b"".join(bytes.fromhex(name) for name in packs))],
-        )
-        run_id, serial = final.name[:16], int(final.name[16:24], 16)
-        write_columns(path, (repository_id, run_id, serial), (chunks, frames, len(packs)), columns)
-
-
-def _ranges(
-    segments: Sequence[Segment], section: int, rows: Sequence[int]
-) -> Iterator[list[tuple[int, int]]]:
-    """The rows of each segment, one range of digests after the other."""
-    parts = max(1, -(-sum(rows) // ROWS))
-    borders = np.array([part * (1 << 64) // parts for part in range(1, parts)], dtype=np.uint64)
-    bounds = [
-        [0, *segment.lower_bound(section, borders).tolist(), count] if count else [0] * (parts + 1)
-        for segment, count in zip(segments, rows, strict=True)
-    ]
-    for part in range(parts):
-        yield [(bound[part], bound[part + 1]) for bound in bounds]
-
-
-def _chunks(segments: Sequence[Segment], base: Sequence[int]) -> Iterator[tuple[Digests, NDArray[np.void]]]:
-    """The chunks of all segments, ascending, each once."""
-    for ranges in _ranges(segments, HEADS, [segment.chunks for segment in segments]):
-        digests: list[Digests] = [np.empty((0, DIGEST_SIZE), np.uint8)]
-        rows: list[NDArray[np.void]] = []
-        for segment, low, (first, last) in zip(segments, base, ranges, strict=False):
-            row = segment.column(CHUNKS, first, last).copy()
-            row["frame"] += low
-            head = segment.column(HEADS, first, last).astype(">u8").view(np.uint8).reshape(-1, 8)
-            digests.append(np.concatenate((head, row["rest"]), axis=1))
-            rows.append(row)
-        digest, row = np.concatenate(digests), np.concatenate(rows)
-        order = sorted_rows(digest)
-        digest, row = digest[order], row[order]
-        first_of_equals = np.ones(len(row), dtype=np.bool_)
-        first_of_equals[1:] = (digest[1:] != digest[:-1]).any(axis=1)
-        yield digest[first_of_equals], row[first_of_equals]
-
-
-def _ids(
-    segments: Sequence[Segment], base: Sequence[int]
-) -> Iterator[tuple[NDArray[np.generic], NDArray[np.generic]]]:
-    """The heads of the frames' ids, ascending, and the frames."""
-    for ranges in _ranges(segments, ID_HEADS, [segment.frames for segment in segments]):
-        parts = list(zip(segments, base, ranges, strict=False))
-        head = np.concatenate([segment.column(ID_HEADS, *rows) for segment, _, rows in parts])
-        frame = np.concatenate([segment.column(ID_FRAMES, *rows) + low for segment, low, rows in parts])
-        order = np.argsort(head, kind="stable")
-        yield head[order], frame[order].astype("<u4")
+    numbers: list[NDArray[np.int64]] = []
+    for segment, keep in zip(segments, kept, strict=True):
+        names = segment.packs()
+        used = np.zeros(len(names), np.bool_)
+        for low, high in _windows(segment):
+            used[segment.column(FRAMES, low, high)["pack"][keep[low:high]]] = True
+        number = np.full(len(names), -1, np.int64)
+        for place in np.flatnonzero(used).tolist():
+            number[place] = packs.setdefault(names[place], len(packs))
+        numbers.append(number)
+    return list(packs), numbers
 
 
 def _frames(
-    segments: Sequence[Segment], numbers: Sequence[NDArray[np.uint32]]
-) -> Iterator[NDArray[np.generic]]:
-    for segment, number in zip(segments, numbers, strict=True):
-        for low in range(0, segment.frames, ROWS):
-            rows = segment.column(FRAMES, low, low + ROWS).copy()
+    segments: Sequence[Segment], kept: Sequence[NDArray[np.bool_]], numbers: Sequence[NDArray[np.int64]]
+) -> Iterator[tuple[NDArray[np.void], NDArray[np.void]]]:
+    """The frames that stay, and their chunk rows, in their order; the chunk rows have old frame numbers."""
+    for segment, keep, number in zip(segments, kept, numbers, strict=True):
+        for low, high in _windows(segment):
+            stays = keep[low:high]
+            if not stays.any():
+                continue
+            bounds = segment.bounds(low, high)
+            rows = segment.column(FRAMES, low, high)
+            many = np.diff(bounds)
+            if (many != rows["chunks"]).any():
+                raise segment.damaged("its frames have impossible chunks")
+            chunks = segment.column(ROWS, int(bounds[0]), int(bounds[-1]))
+            if (chunks["frame"] != np.repeat(np.arange(low, high), many)).any():
+                raise segment.damaged("a chunk of it is in another frame than its row says")
+            rows = rows[stays].copy()
             rows["pack"] = number[rows["pack"]]
-            yield rows
+            yield rows, chunks[np.repeat(stays, many)].copy()
 
 
-def _pieces(file: BinaryIO) -> Iterator[memoryview]:
-    file.seek(0)
-    while piece := file.read(_PIECE):
-        yield memoryview(piece)
+class _Blocks:
+    """Blocks of bytes in a temporary file, encrypted under a key that only this process knows where `sealed`."""
+
+    def __init__(self, directory: Path | str | None, sealed: bool) -> None:
+        self._file = TemporarySegment("blocks", directory)
+        self._offset = array("q", [0])  # of each block, and the end of the last one
+        self._cipher = aes_gcm(secrets.token_bytes(32)) if sealed else None
+
+    def append(self, rows: NDArray[np.generic]) -> int:
+        """The number of the new block."""
+        content = np.ascontiguousarray(rows).tobytes()
+        number = len(self._offset) - 1
+        if self._cipher is not None:
+            content = seal_cell(self._cipher, number, content, b"")
+        self._file.file.write(content)
+        self._offset.append(self._offset[-1] + len(content))
+        return number
+
+    def read(self, number: int) -> bytes:
+        self._file.file.flush()
+        offset, end = self._offset[number : number + 2]
+        content = self._file.read("", offset, end - offset)
+        return content if self._cipher is None else open_cell(self._cipher, number, content, b"")
+
+    def pieces(self) -> Iterator[bytes]:
+        """All blocks."""
+        return map(self.read, range(len(self._offset) - 1))
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _views(arrays: Iterator[NDArray[np.generic]]) -> Iterator[memoryview]:
-    for array in arrays:
-        yield np.ascontiguousarray(array).view(np.uint8).data
+class _Ranges:
+    """Digests and their rows, one range of digests after the other: they come in any order and leave sorted."""
 
+    def __init__(self, count: int, directory: Path | str | None, sealed: bool) -> None:
+        self._count = count
+        self._parts = max(1, -(-count // SORTED_AT_ONCE))
+        self._blocks = _Blocks(directory, sealed)
+        self._directory = directory
+        self._sealed = sealed
+        # All in one array: many small ones among large ones would keep freed memory from being used again.
+        room = max(16, min(_BLOCK, _WAITING // self._parts) // _ENTRY.itemsize)
+        self._waiting = np.empty((self._parts, room), _ENTRY)
+        self._rows = [0] * self._parts
+        self._block = [array("q") for _ in range(self._parts)]
 
-def _remove_old(layout: Layout, now: float) -> None:
-    """Segments that were merged long ago: nothing that began before that still runs."""
-    with sink_errors(layout.index / MERGED, "clean up"):
-        for path in (layout.index / MERGED).glob("*.idx"):
-            if now - os.stat(path).st_ctime > MERGED_AGE_S:
-                path.unlink(missing_ok=True)
+    def add(self, head: NDArray[np.uint64], first: int) -> None:
+        """Digests of the rows from number `first` on."""
+        entry = np.empty(len(head), _ENTRY)
+        entry["head"], entry["row"] = head, np.arange(first, first + len(head))
+        part = ((head >> np.uint64(32)) * np.uint64(self._parts)) >> np.uint64(32)
+        order = np.argsort(part, kind="stable")
+        borders = np.searchsorted(part[order], np.arange(self._parts + 1)).tolist()
+        entry = entry[order]
+        for number, (low, high) in enumerate(pairwise(borders)):
+            while low < high:
+                rows = self._rows[number]
+                fitting = min(high - low, self._waiting.shape[1] - rows)
+                self._waiting[number, rows : rows + fitting] = entry[low : low + fitting]
+                self._rows[number] += fitting
+                low += fitting
+                if self._rows[number] == self._waiting.shape[1]:
+                    self._block[number].append(self._blocks.append(self._waiting[number]))
+                    self._rows[number] = 0
+
+    def write(self, writer: SegmentWriter, *, with_filter: bool) -> None:
+        """The columns of entries and of buckets, and that of the filter."""
+        made = SortedEntries(self._count, with_filter=with_filter)
+        words = _Blocks(self._directory, self._sealed)
+        try:
+            for waiting, rows, blocks in zip(self._waiting, self._rows, self._block, strict=True):
+                parts = [np.frombuffer(self._blocks.read(number), _ENTRY) for number in blocks]
+                entry = np.concatenate([*parts, waiting[:rows]])
+                for piece in made.add(entry["head"].copy(), entry["row"]):
+                    writer.write(piece)
+                if with_filter:
+                    words.append(made.filter(last=False))
+            writer.end_column()
+            writer.write(made.starts())
+            writer.end_column()
+            if with_filter:
+                for part in words.pieces():
+                    writer.write(np.frombuffer(part, np.uint8))
+                writer.write(made.filter(last=True))
+                writer.end_column()
+        finally:
+            words.close()
+
+    def close(self) -> None:
+        self._blocks.close()

@@ -1,41 +1,33 @@
 """Packs: files of about 64 MiB that consist of frames. The byte layout is in docs/repository.md.
 
-A pack is written under a temporary name, ends with a table of its frames, is flushed and then gets its name. It is
-never changed. The table makes it self-describing: the index can be made again from the packs alone.
+A pack ends with a table of its frames. It gets its name when it is whole and durable, and is never changed. The table
+makes it self-describing: the index can be made again from the packs alone.
 """
 
 from __future__ import annotations
 
-import os
+import logging
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, IntegrityError, MiB
-from vadpipe.files import create, write_all
+from pipeline import DIGEST_SIZE, IntegrityError, MiB, SinkError
 
 from . import frames
-from .config import Keys
-from .files import (
-    PACK_ID_SIZE,
-    Damage,
-    Layout,
-    opened,
-    pack_id,
-    publish,
-    read_exactly,
-    sink_errors,
-)
+from .backends.contract import ObjectExists
+from .config import Config
+from .files import PACK_ID_SIZE, Damage, Objects, pack_id
 from .frames import Record
+
+log = logging.getLogger(__name__)
 
 # Large enough that a file system sees few files (16384 in 1 TiB) and a flush is long, small enough to be
 # rewritten when most of it is no longer needed.
@@ -65,8 +57,8 @@ assert (HEADER_SIZE, FOOTER_SIZE) == (48, 32)
 
 
 # A pack is ended with the first write after PACK_SIZE, and a write is at most the frames of a span.
-_LARGEST_PACK: Final = 8 * PACK_SIZE
-_MOST_FRAMES: Final = _LARGEST_PACK // frames.HEADER_SIZE
+LARGEST_PACK: Final = 8 * PACK_SIZE
+_MOST_FRAMES: Final = LARGEST_PACK // frames.HEADER_SIZE
 
 _USUAL_HEAD: Final = frames.HEADER_SIZE + 64 * frames.CHUNK.itemsize  # 1 MiB in chunks of 16 KiB
 
@@ -89,9 +81,9 @@ class PackWriter:
     needs for 64 MiB, and the stages before would stand still.
     """
 
-    def __init__(self, layout: Layout, repository_id: bytes, run_id: str) -> None:
-        self._layout = layout
-        self._repository_id = repository_id
+    def __init__(self, objects: Objects, config: Config, run_id: str) -> None:
+        self._objects = objects
+        self._config = config
         self._run_id = run_id
         self._serial = 0
         self._pack: _OpenPack | None = None
@@ -103,8 +95,7 @@ class PackWriter:
         if self._pack is not None and self._pack.end >= PACK_SIZE:
             self._flush(self._pack)
         if self._pack is None:
-            name = pack_id(self._run_id, self._serial)
-            self._pack = _OpenPack(self._layout, name, pack_header(self._repository_id, name))
+            self._pack = _OpenPack(self._objects, self._config, pack_id(self._run_id, self._serial))
             self._serial += 1
         return self._serial - 1, self._pack.append(records)
 
@@ -119,7 +110,7 @@ class PackWriter:
         """Leave the pack that is being written, if there is one, unfinished."""
         self._thread.shutdown()
         if self._pack is not None:
-            self._pack.close()
+            self._pack.abort()
             self._pack = None
 
     def _flush(self, pack: _OpenPack) -> None:
@@ -135,17 +126,16 @@ class PackWriter:
 class _OpenPack:
     """A pack in the making; `end` is its length so far."""
 
-    def __init__(self, layout: Layout, name: str, header: bytes) -> None:
-        self._temporary = layout.tmp / f"{name}.pack"
-        self._final = layout.pack(name)
+    def __init__(self, objects: Objects, config: Config, name: str) -> None:
+        self._place = objects.place(objects.pack(name))
         self._rows: list[tuple[bytes, int, int, int, int, int]] = []
+        self._upload = objects.backend.begin(objects.pack(name))
+        header = pack_header(config.id, name)
         self.end = len(header)
-        with sink_errors(self._temporary, "create"):
-            self._file = create(self._temporary)
-        self._write([header])
+        self._upload.write([header])
 
     def append(self, records: Sequence[Record]) -> list[int]:
-        self._write([part for record in records for part in (record.head, record.payload)])
+        self._upload.write([part for record in records for part in (record.head, record.payload)])
         offsets: list[int] = []
         for record in records:
             offsets.append(self.end)
@@ -154,23 +144,23 @@ class _OpenPack:
         return offsets
 
     def finish(self) -> None:
-        """Table, flush, final name."""
+        """Table, and the name."""
         table = _table(self._rows).tobytes()
         footer = _FOOTER.pack(_END, len(self._rows), 0, self.end)
         try:
-            self._write([table, footer, _CHECKSUM.pack(xxhash.xxh3_64_intdigest(table + footer))])
-            with sink_errors(self._temporary, "flush"):
-                os.fsync(self._file)
-                publish(self._temporary, self._final)
+            self._upload.write([table, footer, _CHECKSUM.pack(xxhash.xxh3_64_intdigest(table + footer))])
+            self._upload.finish()
+        except ObjectExists as exc:
+            raise SinkError(
+                f"{self._place} is there already, and no other run has its id; nothing was published.",
+                remedy="Run again. If it comes again, the source of random numbers of this machine is broken.",
+                path=self._place,
+            ) from exc
         finally:
-            self.close()
+            self._upload.abort()
 
-    def close(self) -> None:
-        os.close(self._file)
-
-    def _write(self, parts: Sequence[bytes | memoryview]) -> None:
-        with sink_errors(self._temporary, "write"):
-            write_all(self._file, parts)
+    def abort(self) -> None:
+        self._upload.abort()
 
 
 def pack_header(repository_id: bytes, name: str) -> bytes:
@@ -178,46 +168,53 @@ def pack_header(repository_id: bytes, name: str) -> bytes:
     return header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header))
 
 
-def read_frame(layout: Layout, address: FrameAddress, keys: Keys) -> frames.Frame:
+def read_frame(objects: Objects, config: Config, address: FrameAddress) -> frames.Frame:
     """A frame of a pack, its checksum and id proved. Raises Damage."""
-    frame = frames.parse(_read(layout, address, address.size), keys)
+    return frame_of(read_stored(objects, address), address, config)
+
+
+def frame_of(content: bytes | memoryview, address: FrameAddress, config: Config) -> frames.Frame:
+    """The frame that is stored at an address, from its stored bytes. Raises Damage."""
+    frame = frames.parse(content, config)
     if frame.id != address.id or frame.length != address.length:
         raise Damage("another frame is stored in its place")
     return frame
 
 
-def read_chunks(layout: Layout, address: FrameAddress, keys: Keys) -> NDArray[np.void]:
+def read_stored(objects: Objects, address: FrameAddress) -> bytes:
+    """A frame of a pack as it is stored; nothing is proved. Raises Damage."""
+    return _read(objects, address, address.size)
+
+
+def read_chunks(objects: Objects, config: Config, address: FrameAddress) -> NDArray[np.void]:
     """The chunk table of a frame, proved by its id; the payload is not read. Raises Damage."""
-    head = _read(layout, address, min(address.size, _USUAL_HEAD))
-    count = frames.HEADER.unpack_from(head)[6] if len(head) >= frames.HEADER_SIZE else 0
-    wanted = frames.HEADER_SIZE + count * frames.CHUNK.itemsize
-    if wanted > len(head):
-        head = _read(layout, address, min(wanted, address.size))
-    return frames.parse_chunks(head, address.id, keys)
+    head = _read(objects, address, min(address.size, _USUAL_HEAD))
+    if len(head) >= frames.HEADER_SIZE and frames.head_size(head) > len(head):
+        head = _read(objects, address, min(frames.head_size(head), address.size))
+    return frames.parse_chunks(head, address.id, config)
 
 
-def _read(layout: Layout, address: FrameAddress, size: int) -> bytes:
-    if address.size > 2 * frames.LARGEST_FRAME or address.offset > _LARGEST_PACK:
+def _read(objects: Objects, address: FrameAddress, size: int) -> bytes:
+    if address.size > 2 * frames.LARGEST_FRAME or address.offset > LARGEST_PACK:
         raise Damage("the index says that it lies where no frame can be")
-    with opened(layout.pack(address.pack)) as file:
-        return read_exactly(file, size, address.offset)
+    return objects.read(objects.pack(address.pack), address.offset, size)
 
 
-def read_table(path: Path, repository_id: bytes) -> NDArray[np.void]:
+def read_table(objects: Objects, repository_id: bytes, name: str) -> NDArray[np.void]:
     """The frames of a pack as its own table lists them. Proves header, table and footer. Raises Damage."""
-    with opened(path) as file:
-        end = os.fstat(file).st_size
-        if end < HEADER_SIZE + FOOTER_SIZE:
-            raise Damage("the pack is cut off")
-        head = read_exactly(file, HEADER_SIZE, 0)
-        footer = read_exactly(file, FOOTER_SIZE, end - FOOTER_SIZE)
-        magic, count, zero, start = _FOOTER.unpack_from(footer)
-        if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
-            raise Damage("the pack is cut off or its end is damaged")
-        if start > _LARGEST_PACK or count > _MOST_FRAMES:
-            raise Damage("the pack is larger than any that was written")
-        table = read_exactly(file, count * FRAME_ROW.itemsize, start)
-    if head != pack_header(repository_id, path.stem):
+    path = objects.pack(name)
+    end = objects.size(path)
+    if end < HEADER_SIZE + FOOTER_SIZE:
+        raise Damage("the pack is cut off")
+    head = objects.read(path, 0, HEADER_SIZE)
+    footer = objects.read(path, end - FOOTER_SIZE, FOOTER_SIZE)
+    magic, count, zero, start = _FOOTER.unpack_from(footer)
+    if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
+        raise Damage("the pack is cut off or its end is damaged")
+    if start > LARGEST_PACK or count > _MOST_FRAMES:
+        raise Damage("the pack is larger than any that was written")
+    table = objects.read(path, start, count * FRAME_ROW.itemsize)
+    if head != pack_header(repository_id, name):
         raise Damage("the pack's header is wrong")
     if (
         xxhash.xxh3_64_intdigest(table + footer[: _FOOTER.size])
@@ -229,6 +226,34 @@ def read_table(path: Path, repository_id: bytes) -> NDArray[np.void]:
     if not np.array_equal(np.append(rows["offset"], start), ends):
         raise Damage("the frames of the pack's table do not lie side by side")
     return rows
+
+
+def sound_frames(objects: Objects, pack: str) -> Iterator[tuple[FrameAddress, memoryview]]:
+    """The frames of a pack whose checksum is right, wherever they lie, with their stored bytes; needs no key.
+
+    Raises SinkError.
+    """
+    try:
+        content = memoryview(objects.read_whole(objects.pack(pack), LARGEST_PACK))
+    except Damage as damage:
+        log.info("pack %s cannot be read: %s", pack, damage)
+        return
+    whole = bytes(content)
+    place = 0
+    while True:
+        found = [at for magic in (frames.MAGIC, frames.SEALED) if (at := whole.find(magic, place)) >= 0]
+        if not found or len(whole) - min(found) < frames.HEADER_SIZE:
+            return
+        place = min(found)
+        try:
+            size = frames.size_at(content[place:])
+            frames.check(content[place : place + size])
+        except Damage:
+            place += 1
+            continue
+        length, identity = frames.length_and_id(content[place:])
+        yield FrameAddress(pack, place, size, length, identity), content[place : place + size]
+        place += size
 
 
 def addresses(rows: NDArray[np.void], name: str) -> Iterator[FrameAddress]:
@@ -248,28 +273,28 @@ def _table(rows: Sequence[tuple[bytes, int, int, int, int, int]]) -> NDArray[np.
 
 
 def read_object(
-    layout: Layout, address: FrameAddress, digest: bytes, keys: Keys, purpose: str, **facts: object
+    objects: Objects, config: Config, address: FrameAddress, digest: bytes, purpose: str, **facts: object
 ) -> memoryview:
     """A map page or a document, proved by its digest. Raises IntegrityError that begins with `purpose`."""
     try:
-        frame = read_frame(layout, address, keys)
+        frame = read_frame(objects, config, address)
         if len(frame.chunk) != 1 or frame.chunk["digest"].tobytes() != digest:
             raise Damage("it holds something else")
-        return frames.decode(frame, keys)
+        return frames.decode(frame, config.keys)
     except Damage as damage:
-        raise damaged_frame(layout, address, damage, purpose, **facts) from damage
+        raise damaged_frame(objects, address, damage, purpose, **facts) from damage
 
 
 def damaged_frame(
-    layout: Layout, address: FrameAddress, damage: Damage, purpose: str, **facts: object
+    objects: Objects, address: FrameAddress, damage: Damage, purpose: str, **facts: object
 ) -> IntegrityError:
     """What is wrong with a frame, and what it was wanted for."""
-    path = layout.pack(address.pack)
+    path = objects.place(objects.pack(address.pack))
     return IntegrityError(
         f"{purpose}: the frame at bytes {address.offset} to {address.offset + address.size} of pack {path}"
         f" is damaged: {damage}.",
         remedy="Put this pack back from a copy of the repository; `vadpipe verify` lists all that is hit.",
-        pack=str(path),
+        pack=path,
         position=address.offset,
         **facts,
     )
@@ -278,9 +303,9 @@ def damaged_frame(
 class FrameCache:
     """The last decoded frames, up to `size` bytes. For several threads at once."""
 
-    def __init__(self, layout: Layout, keys: Keys, size: int) -> None:
-        self._layout = layout
-        self._keys = keys
+    def __init__(self, objects: Objects, config: Config, size: int) -> None:
+        self._objects = objects
+        self._config = config
         self._size = size
         self._held = 0
         self._frame: OrderedDict[bytes, memoryview] = OrderedDict()
@@ -292,7 +317,7 @@ class FrameCache:
             if address.id in self._frame:
                 self._frame.move_to_end(address.id)
                 return self._frame[address.id]
-        data = frames.decode(read_frame(self._layout, address, self._keys), self._keys)
+        data = frames.decode(read_frame(self._objects, self._config, address), self._config.keys)
         with self._turn:
             if address.id not in self._frame:
                 self._frame[address.id] = data

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -34,8 +34,9 @@ from pipeline import (
 from vadpipe.kernels import Blake3, assign
 from vadpipe.words import counted
 
+from .backends.contract import ObjectExists
 from .config import Config, Keys, Origin
-from .files import Layout, publish, sink_errors, write_durably
+from .files import PACKS, Objects, stem
 from .frames import (
     Kind,
     Record,
@@ -47,15 +48,16 @@ from .frames import (
 )
 from .index import RunIndex
 from .packs import PackWriter, read_object
+from .previous import PreviousContent
 from .restore_point import (
     Document,
     PointsOf,
     Quiescing,
     RestorePoint,
     StoredDisk,
-    encode,
+    name_of,
 )
-from .runs import RunLock
+from .runs import Run
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +69,15 @@ DOCUMENT_PART: Final = 8 * MiB
 class OpenRun:
     """What a point writes with. One task at a time appends to the packs: who holds `turn`."""
 
-    layout: Layout
+    objects: Objects
     config: Config
     origin: Origin
-    id: str
-    lock: RunLock
+    run: Run
     index: RunIndex
     packs: PackWriter
     points: PointsOf
     parent: RestorePoint | None
+    tags: tuple[str, ...] = ()
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
     published: bool = False
@@ -124,6 +126,18 @@ class Point:
         """The same with its map; what `Unchanged` refers to."""
         parent = self._run.parent if self._run else None
         return parent.disk(disk.key) if parent else None
+
+    def previous_content(self, disk: Disk) -> PreviousContent | None:
+        """What the previous point holds of the disk, for Refine; None where it has none of this capacity.
+
+        Reads nothing yet. What it gives is for worker threads.
+        """
+        run, stored = self._run, self.parent_of(disk)
+        if run is None or stored is None or stored.capacity != disk.capacity:
+            return None
+        return PreviousContent(
+            run.objects, run.config, run.index, self._load_object, stored, self.remarks.append
+        )
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         """See pipeline.ChunkIndex. Waits for other threads, and reads files: not for the event loop.
@@ -179,25 +193,49 @@ class Point:
         """
         run = self._opened
         await trio.to_thread.run_sync(self._check_promises, run, disks)
-        documents = await self._store_documents(_documents(capture, evidence))
-        point = RestorePoint(
-            id=run.id,
-            machine=capture.machine,
-            created=self._created(run),
-            previous=run.parent.id if run.parent else None,
-            disks=tuple(run.disks[receipt.key] for receipt in disks),
-            quiescing=_quiescing(capture, evidence),
-            configuration=dict(capture.configuration),
-            documents=documents,
-            preflight=None if capture.preflight is None else dict(capture.preflight),
+        return await self._publish_as(
+            RestorePoint(
+                id=run.run.id,
+                machine=capture.machine,
+                created=self._created(run),
+                previous=run.parent.id if run.parent else None,
+                disks=tuple(run.disks[receipt.key] for receipt in disks),
+                quiescing=_quiescing(capture, evidence),
+                configuration=dict(capture.configuration),
+                documents=await self._store_documents(_documents(capture, evidence)),
+                preflight=None if capture.preflight is None else dict(capture.preflight),
+                number=run.parent.number + 1 if run.parent else 1,
+                previous_seal=run.parent.seal if run.parent else None,
+                tags=run.tags,
+            )
         )
+
+    async def publish_copy(
+        self, original: RestorePoint, disks: Sequence[DiskReceipt], documents: Mapping[str, bytes]
+    ) -> str:
+        """Publish a point that says the same of the VM as another repository's. Otherwise as `publish`."""
+        run = self._opened
+        await trio.to_thread.run_sync(self._check_promises, run, disks)
+        return await self._publish_as(
+            replace(
+                original,
+                previous=run.parent.id if run.parent else None,
+                disks=tuple(run.disks[receipt.key] for receipt in disks),
+                documents=await self._store_documents(documents),
+                number=original.number or (run.parent.number + 1 if run.parent else 1),
+                previous_seal=run.parent.seal if run.parent else None,
+            )
+        )
+
+    async def _publish_as(self, point: RestorePoint) -> str:
+        run = self._opened
         try:
-            content = encode(point, run.config.keys)
+            content = run.config.encode(name_of(point, run.config), point.as_dict())
         except (TypeError, ValueError) as exc:
             raise ContractError(f"The VM's configuration or the verdict is not JSON: {exc}.") from exc
         async with run.turn:
-            await trio.to_thread.run_sync(_publish_files, run, point, content)
-        return run.id
+            await trio.to_thread.run_sync(_publish, run, point, content)
+        return point.id
 
     @property
     def _opened(self) -> OpenRun:
@@ -223,21 +261,23 @@ class Point:
     def _store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """On a worker thread: make the records and append them."""
         run = self._opened
-        run.lock.touch()
+        run.run.beat()
         records: list[Record] = []
         for frame in frames:
             table = checked_table(frame.chunk_length, frame.digest)
             identity = run.index.promised(frame.number)
             if frame_id(table, run.config.keys) != identity or frame.length != int(frame.chunk_length.sum()):
                 raise ContractError(f"Frame {frame.number} holds other chunks than were promised.")
-            records.append(record(Kind.DATA, frame.codec, frame.length, table, identity, frame.payload))
+            records.append(
+                record(Kind.DATA, frame.codec, frame.length, table, identity, frame.payload, run.config)
+            )
         return self._append([frame.number for frame in frames], records)
 
     def _promise_object(self, kind: Kind, content: bytes) -> tuple[bytes, int, Record | None]:
         """On a worker thread: an object's digest, and what has to be written; None when it is stored already."""
         run = self._opened
-        run.lock.touch()
-        digest, new = object_record(kind, content, run.config.keys)
+        run.run.beat()
+        digest, new = object_record(kind, content, run.config)
         row = _one_row(digest)
         with run.index.lock:
             if run.index.lookup(row)[0][0] != NO_FRAME:
@@ -263,7 +303,7 @@ class Point:
                 remedy="Run `vadpipe verify`; a full backup does not need the page.",
             )
         (address,) = run.index.addresses(number)
-        return read_object(run.layout, address, digest, run.config.keys, purpose)
+        return read_object(run.objects, run.config, address, digest, purpose)
 
     def _check_promises(self, run: OpenRun, disks: Sequence[DiskReceipt]) -> None:
         if run.index.missing():
@@ -290,40 +330,54 @@ class Point:
         return stored
 
 
-def _publish_files(run: OpenRun, point: RestorePoint, content: bytes) -> None:
+def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
     """On a worker thread: the last steps, after which the point exists."""
     run.packs.finish()
     for draft in run.index.last():
         run.index.replace(draft, run.index.write(draft))
     _check_packs(run)
-    for segment in run.index.written():
-        final = run.layout.index / segment.path.name
-        with sink_errors(segment.path, "publish"):
-            publish(segment.path, final)
-        segment.moved(final)
-    path = run.layout.point(point.machine.uuid, point.id)
-    run.lock.check()
-    with sink_errors(path, "write"):
-        write_durably(path, run.layout.tmp / f"{run.id}.json", content)
+    try:
+        run.run.segments += len(run.index.publish(run.run.segments))
+        run.objects.backend.put(name_of(point, run.config), [content])
+    except ObjectExists as exc:
+        raise run.run.was_ended() from exc
     run.published = True
     try:
-        run.points.note_newest(point, run.layout.tmp / f"{run.id}.newest")
-    except OSError as exc:  # it only saves time
+        run.points.note_newest(point)
+    except SinkError as exc:  # it only saves time
         log.info("the newest point of VM %s was not noted: %s", point.machine.name, exc)
 
 
 def _check_packs(run: OpenRun) -> None:
-    """Before anything is visible: no sweep took this run for dead, and all that its maps may lead to is there."""
-    run.lock.check()
-    needed = {pack for segment in run.index.written() for pack in segment.packs()} | run.index.used_packs
-    missing = sorted(pack for pack in needed if not run.layout.pack(pack).is_file())
+    """Before anything is visible: all that the maps of this point may lead to is there."""
+    needed = run.index.used_packs
+    missing = sorted(needed - _present(run.objects, needed))
     if missing:
         raise SinkError(
             f"Missing, though this point needs them: {counted(len(missing), 'pack')}, "
-            f"{run.layout.pack(missing[0])} among them; nothing was published.",
+            f"{run.objects.place(run.objects.pack(missing[0]))} among them; nothing was published.",
             remedy="Something removed them while the run was writing. Run `vadpipe verify`, then run again.",
-            path=str(run.layout.pack(missing[0])),
+            path=run.objects.place(run.objects.pack(missing[0])),
         )
+
+
+# Asking for one object costs about as much as a page of a listing, which has up to 1,000 names.
+_ASKED_ONE_BY_ONE: Final = 4
+
+
+def _present(objects: Objects, packs: Collection[str]) -> set[str]:
+    """Those of the packs that are there."""
+    present: set[str] = set()
+    by_prefix: dict[str, list[str]] = {}
+    for pack in packs:
+        by_prefix.setdefault(pack[:2], []).append(pack)
+    for prefix, wanted in by_prefix.items():
+        if len(wanted) <= _ASKED_ONE_BY_ONE:
+            present.update(pack for pack in wanted if objects.exists(objects.pack(pack)))
+        else:
+            listed = {stem(found.name) for found in objects.backend.list(f"{PACKS}{prefix}/")}
+            present.update(listed.intersection(wanted))
+    return present
 
 
 def _documents(capture: Capture, evidence: Evidence | None) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import trio
@@ -31,19 +31,27 @@ from pipeline import (
     Zeros,
     run_ordered,
 )
+from vadpipe.kernels.zeros import run_borders
 
+from .backends.contract import Backend
+from .backends.location import backend_at
 from .config import Config, read_config
 from .disk_map import (
+    EMPTY_PAGE,
     PAGE,
     PageMap,
     page_count,
     parse_page,
     root_of,
 )
-from .files import Damage, Layout
+from .files import Damage, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
+from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
+
+if TYPE_CHECKING:
+    from .ways import Way
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
@@ -54,37 +62,56 @@ A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 
 @asynccontextmanager
-async def open_repository(path: str | Path) -> AsyncIterator[RepositoryReader]:
-    """Read what is published now. Takes no lock: nothing that is published is ever changed.
+async def open_repository(
+    place: str | Path | Backend, *, unlock: Sequence[Way] = ()
+) -> AsyncIterator[RepositoryReader]:
+    """Read what is published now. Nothing that is published is ever changed; what is removed meanwhile is missing.
 
-    Raises SinkError for what is no repository, IntegrityError for an altered config.
+    Args:
+        place: A path, `s3://bucket/prefix`, or a backend.
+        unlock: What may open a sealed repository; by default what the environment names.
+
+    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed and
+    nothing opens it.
     """
-    reader = await trio.to_thread.run_sync(RepositoryReader, Layout(Path(path)))
+    backend = backend_at(str(place)) if isinstance(place, str | Path) else place
+    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
     try:
         yield reader
     finally:
-        reader.index.cells.close()  # what is read after this opens files again
+        reader.close()  # what is read after this opens files again
 
 
 class RepositoryReader:
-    """The published points, oldest first, and `damaged`: what is wrong with other point files and index segments.
+    """The published points, oldest first, and `damaged`: what is wrong with other points and index segments.
 
     The methods that are not async read files and are for worker threads, several at once.
     """
 
-    def __init__(self, layout: Layout, config: Config | None = None) -> None:
-        self.layout = layout
-        self.config = config or read_config(layout)
-        points, damaged = read_points(layout.points.glob("*/*.json"), self.config.keys)
+    def __init__(self, objects: Objects, config: Config) -> None:
+        self.objects = objects
+        self.config = config
+        points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(layout, self.config.id)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
-        self.frames = FrameCache(layout, self.config.keys, DECODED)
-        self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, layout, keys=self.config.keys))
+        self.frames = FrameCache(objects, config, DECODED)
+        self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
+
+    @classmethod
+    def of(cls, backend: Backend, unlock: Sequence[Way] = ()) -> RepositoryReader:
+        """Open the repository that is there. Raises: see `open_repository`."""
+        config = read_config(backend, unlock)
+        return cls(Objects(backend, config.version), config)
 
     def __repr__(self) -> str:
-        return f"RepositoryReader({str(self.layout.root)!r})"
+        return f"RepositoryReader({self.objects.place()!r})"
+
+    def close(self) -> None:
+        """Let go of files and connections; they are opened again when they are needed."""
+        self.index.close()
+        self.objects.backend.close()
 
     def resolve(self, name: str, *, machine: str | None = None) -> RestorePoint:
         """The point called `name`: an id, a unique prefix of one, or 'latest'; among all or of one VM.
@@ -95,7 +122,7 @@ class RepositoryReader:
         of = f" of VM {machine!r}" if machine is not None else ""
         if not points:
             raise ConfigError(
-                f"The repository {self.layout.root} has no restore points{of}.",
+                f"The repository {self.objects.place()} has no restore points{of}.",
                 remedy="Run a job into it first, or name another repository.",
             )
         if name == "latest":
@@ -104,7 +131,7 @@ class RepositoryReader:
         if not found:
             raise ConfigError(
                 f"No restore point{of} begins with {name!r}.",
-                remedy=f"`vadpipe points {self.layout.root}` lists all; the newest is {points[-1].id}.",
+                remedy=f"`vadpipe points {self.objects.place()}` lists all; the newest is {points[-1].id}.",
             )
         if len(found) > 1:
             shown = ", ".join(f"{point.id} ({point.machine.name}, {point.created})" for point in found[:8])
@@ -163,7 +190,7 @@ class RepositoryReader:
                 **facts,
             )
         (address,) = self.index.addresses(number)
-        return read_object(self.layout, address, digest, self.config.keys, purpose, **facts)
+        return read_object(self.objects, self.config, address, digest, purpose, **facts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,49 +214,120 @@ class ReadPoint(Source[Span | Zeros]):
         return f"ReadPoint({self.point.id!r}, {self.disk!r})"
 
     async def run(self, outbox: SendChannel[Span | Zeros]) -> None:
-        disk = self.point.disk(self.disk)
-        if disk is None:
+        content = DiskContent(self.reader, self.point, disk_of(self.point, self.disk))
+        pages = await trio.to_thread.run_sync(content.pages)
+        await _send(outbox, content, pages, content.parts, Zeros, self.pool, self.workers)
+
+
+@dataclass(frozen=True, repr=False)
+class ReadChanges(Source[Span | Zeros | Unchanged]):
+    """A disk of a restore point as it differs from the same disk of another point, proved, out.
+
+    Out: spans and unchanged ranges in ascending order, covering [0, capacity). A range counts as changed where the maps
+    of the points name other places of other frames, so equal bytes that were stored twice count as changed.
+    Only frames of changed ranges are read. Memory, Cancel, Raises: as ReadPoint; ConfigError where `since` has no such
+    disk of this capacity.
+    """
+
+    reader: RepositoryReader
+    point: RestorePoint
+    disk: str
+    since: RestorePoint
+    workers: int = 2
+    pool: BufferPool = field(default_factory=BufferPool)
+
+    def __repr__(self) -> str:
+        return f"ReadChanges({self.point.id!r}, {self.disk!r}, since={self.since.id!r})"
+
+    async def run(self, outbox: SendChannel[Span | Zeros | Unchanged]) -> None:
+        now, then = disk_of(self.point, self.disk), disk_of(self.since, self.disk)
+        if now.capacity != then.capacity:
             raise ConfigError(
-                f"Point {self.point.id} has no disk {self.disk!r}.",
-                remedy=f"It has: {', '.join(disk.key for disk in self.point.disks)}.",
+                f"Disk {self.disk} has {now.capacity} bytes in point {self.point.id} and {then.capacity} in "
+                f"{self.since.id}.",
+                remedy="Read the whole disk: ReadPoint.",
             )
-        threads = trio.CapacityLimiter(self.workers)
-        work = DiskContent(self.reader, self.point, disk)
-        held: dict[int, Span] = {}
+        content = DiskContent(self.reader, self.point, now)
+        before = DiskContent(self.reader, self.since, then)
+        pages, others = await trio.to_thread.run_sync(_differing_pages, content, before)
 
-        async def fill(piece: _Piece | Zeros) -> Span | Zeros:
-            if isinstance(piece, _Piece):
-                await trio.to_thread.run_sync(work.fill, piece, limiter=threads)
-                return piece.span
-            return piece
+        def parts(offset: int, digest: bytes) -> list[_Part]:
+            return content.changed_parts(offset, digest, before.rows(offset, others.get(offset, EMPTY_PAGE)))
 
-        async def plan(send: trio.MemorySendChannel[_Piece | Zeros]) -> None:
-            async with send:
-                reached = 0
-                for offset, digest in await trio.to_thread.run_sync(work.pages, limiter=threads):
-                    page = await trio.to_thread.run_sync(work.page, offset, digest, limiter=threads)
-                    for start, data, rows in page.spans(disk.capacity):
-                        if start > reached:
-                            await send.send(Zeros(reached, start - reached))
-                        reached = min(start + SPAN, disk.capacity)
-                        zeros = data.inverted(start, reached - start)
-                        buffer = await self.pool.acquire()
-                        span = Span(
-                            offset=start, length=reached - start, data=data, zeros=zeros, buffer=buffer
-                        )
-                        held[start] = span
-                        await send.send(_Piece(span, rows, page.addresses))
-                if reached < disk.capacity:
-                    await send.send(Zeros(reached, disk.capacity - reached))
+        await _send(outbox, content, pages, parts, Unchanged, self.pool, self.workers)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                send, receive = trio.open_memory_channel[_Piece | Zeros](0)
-                nursery.start_soon(plan, send)
-                await run_ordered(receive, HandingOver(outbox, held), fill, concurrency=self.workers)
-        finally:
-            for span in held.values():
-                span.release()
+
+def _differing_pages(
+    content: DiskContent, before: DiskContent
+) -> tuple[list[tuple[int, bytes]], dict[int, bytes]]:
+    """Offset and digest of the pages that are not as before, and the pages before by offset."""
+    now, then = dict(content.pages()), dict(before.pages())
+    offsets = sorted(now.keys() | then.keys())
+    differing = [
+        (offset, now.get(offset, EMPTY_PAGE)) for offset in offsets if now.get(offset) != then.get(offset)
+    ]
+    return differing, then
+
+
+async def _send(
+    outbox: SendChannel[Any],
+    content: DiskContent,
+    pages: Sequence[tuple[int, bytes]],
+    parts_of: Callable[[int, bytes], Sequence[_Part]],
+    gap: Callable[[int, int], Zeros | Unchanged],
+    pool: BufferPool,
+    workers: int,
+) -> None:
+    """Send the parts of some pages as spans, and gaps between them."""
+    capacity = content.capacity
+    threads = trio.CapacityLimiter(workers)
+    held: dict[int, Span] = {}
+
+    async def fill(piece: _Piece | Zeros | Unchanged) -> Span | Zeros | Unchanged:
+        if isinstance(piece, _Piece):
+            await trio.to_thread.run_sync(content.fill, piece, limiter=threads)
+            return piece.span
+        return piece
+
+    async def plan(send: trio.MemorySendChannel[_Piece | Zeros | Unchanged]) -> None:
+        async with send:
+            reached = 0
+            for offset, digest in pages:
+                for part in await trio.to_thread.run_sync(parts_of, offset, digest, limiter=threads):
+                    if part.offset > reached:
+                        await send.send(gap(reached, part.offset - reached))
+                    reached = part.offset + part.length
+                    span = Span(
+                        offset=part.offset,
+                        length=part.length,
+                        data=part.data,
+                        zeros=part.zeros,
+                        buffer=await pool.acquire(),
+                    )
+                    held[part.offset] = span
+                    await send.send(_Piece(span, part.rows, part.addresses))
+            if reached < capacity:
+                await send.send(gap(reached, capacity - reached))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel[_Piece | Zeros | Unchanged](0)
+            nursery.start_soon(plan, send)
+            await run_ordered(receive, HandingOver(outbox, held), fill, concurrency=workers)
+    finally:
+        for span in held.values():
+            span.release()
+
+
+def disk_of(point: RestorePoint, key: str) -> StoredDisk:
+    """The disk of a point with this key. Raises ConfigError."""
+    disk = point.disk(key)
+    if disk is None:
+        raise ConfigError(
+            f"Point {point.id} has no disk {key!r}.",
+            remedy=f"It has: {', '.join(disk.key for disk in point.disks)}.",
+        )
+    return disk
 
 
 class HandingOver(SendChannel[A]):
@@ -253,6 +351,18 @@ class _Piece:
     """A span to be filled, and the rows of the map that say from where."""
 
     span: Span
+    rows: PageMap
+    addresses: Sequence[FrameAddress | None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A span that is going to be read: what of it is data and zero, and the rows of the map for the data."""
+
+    offset: int
+    length: int
+    data: Extents
+    zeros: Extents
     rows: PageMap
     addresses: Sequence[FrameAddress | None]
 
@@ -285,6 +395,10 @@ class DiskContent:
         self._point = point
         self._disk = disk
 
+    @property
+    def capacity(self) -> int:
+        return self._disk.capacity
+
     def pages(self) -> list[tuple[int, bytes]]:
         """Offset and digest of the pages that are not empty."""
         digests = self._reader.page_digests(self._point, self._disk)
@@ -294,6 +408,39 @@ class DiskContent:
     def page(self, offset: int, digest: bytes) -> ContentPage:
         rows = self._reader.page(self._point, self._disk, offset // PAGE, digest)
         return ContentPage(offset, rows, self._reader.addresses(rows))
+
+    def rows(self, offset: int, digest: bytes) -> PageMap:
+        """A map page alone; that of an empty one has no rows."""
+        if digest == EMPTY_PAGE:
+            return PageMap.empty()
+        return self._reader.page(self._point, self._disk, offset // PAGE, digest)
+
+    def parts(self, offset: int, digest: bytes) -> list[_Part]:
+        """The spans of a page that hold data."""
+        page = self.page(offset, digest)
+        found: list[_Part] = []
+        for start, data, rows in page.spans(self.capacity):
+            length = min(SPAN, self.capacity - start)
+            found.append(_Part(start, length, data, data.inverted(start, length), rows, page.addresses))
+        return found
+
+    def changed_parts(self, offset: int, digest: bytes, before: PageMap) -> list[_Part]:
+        """The spans of a page that differ from an earlier page."""
+        rows = self.rows(offset, digest)
+        first, last = run_borders(rows.differing(before))
+        page = ContentPage(offset, rows.within(first, last), self._reader.addresses(rows))
+        start = first * CLUSTER + offset
+        changed = Extents.from_columns(start, last * CLUSTER + offset - start).within(
+            offset, min(PAGE, self.capacity - offset)
+        )
+        data = {start: (extents, part) for start, extents, part in page.spans(self.capacity)}
+        found: list[_Part] = []
+        for low in range(offset, min(offset + PAGE, self.capacity), SPAN):
+            length = min(SPAN, self.capacity - low)
+            if len(inside := changed.within(low, length)):
+                extents, part = data.get(low, (Extents.empty(), PageMap.empty()))
+                found.append(_Part(low, length, extents, inside - extents, part, page.addresses))
+        return found
 
     def fill(self, piece: _Piece) -> None:
         """Decode what the span needs, and copy it to its places."""
@@ -340,7 +487,7 @@ class DiskContent:
         except Damage as damage:
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
-            raise damaged_frame(self._reader.layout, address, damage, purpose, **facts) from damage
+            raise damaged_frame(self._reader.objects, address, damage, purpose, **facts) from damage
 
     def damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
         """The error for a range of the disk that cannot be had."""

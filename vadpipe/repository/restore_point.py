@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
-from pathlib import Path
 from typing import Final, cast
 
-from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, KiB, MachineId, MiB
-from vadpipe.files import write_durably
+from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, MachineId
 
-from .config import Keys, seal, unseal
-from .files import Damage, Layout, machine_directory, read_whole
-
-VERSION: Final = 1
-
-# A point with the full verdict of a guest with hundreds of databases has some 100 KiB.
-LARGEST: Final = 64 * MiB
+from .config import READ_ONLY, VERSION, Config
+from .files import (
+    ENDED,
+    LARGEST_POINT,
+    LARGEST_SMALL,
+    POINTS,
+    Damage,
+    Missing,
+    Objects,
+    hold_name,
+    point_name,
+    stem,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class RestorePoint:
     """One VM at one time. `created` is ISO 8601 in UTC; `previous` is the point it was made from, if any.
 
     `preflight`: what was found out of the VM before its snapshot; None: nobody looked.
+    `number`: one more than that of `previous`; 0 in format 1, which has none. `seal` proves the point, and
+    `previous_seal` is that of `previous`; empty where it is not known.
     """
 
     id: str
@@ -73,6 +78,10 @@ class RestorePoint:
     configuration: Mapping[str, object] = field(repr=False)
     documents: Mapping[str, Document]
     preflight: Mapping[str, object] | None = field(default=None, repr=False)
+    number: int = 0
+    previous_seal: str | None = None
+    tags: tuple[str, ...] = ()
+    seal: str = field(default="", repr=False)
 
     def disk(self, key: str) -> StoredDisk | None:
         return next((disk for disk in self.disks if disk.key == key), None)
@@ -80,7 +89,7 @@ class RestorePoint:
     def as_dict(self) -> dict[str, object]:
         """The point as it is stored, without its seal."""
         return {
-            "version": VERSION,
+            "version": VERSION if self.number else READ_ONLY,
             "id": self.id,
             "machine": {"uuid": self.machine.uuid, "name": self.machine.name},
             "created": self.created,
@@ -102,49 +111,81 @@ class RestorePoint:
                 for name, document in self.documents.items()
             },
             **({} if self.preflight is None else {"preflight": dict(self.preflight)}),
+            **(
+                {"number": self.number, "previous_seal": self.previous_seal, "tags": list(self.tags)}
+                if self.number
+                else {}
+            ),
         }
 
 
 # Reading a point takes 0.2 ms and more.
 NOTED_FROM: Final = 32
-_LARGEST_NOTE: Final = 4 * KiB
 
 _MOST_BYTES: Final = 1 << 63
+_NEWEST: Final = "newest"
 
 
-def encode(point: RestorePoint, keys: Keys) -> bytes:
-    return seal(point.as_dict(), keys.seal)
+def name_of(point: RestorePoint, config: Config) -> str:
+    """What the object of a point is called."""
+    return point_name(config.directory(point.machine.uuid), point.id)
 
 
-def read_point(path: Path, keys: Keys) -> RestorePoint:
-    """Raises IntegrityError."""
+def read_point(objects: Objects, config: Config, name: str) -> RestorePoint | None:
+    """A point; None where a run was ended before it had one, or the point was removed. Raises IntegrityError."""
+    path = objects.place(name)
     try:
-        point = _decode(unseal(read_whole(path, LARGEST), keys.seal))
-        if (path.stem, path.parent.name) != (point.id, machine_directory(point.machine.uuid)):
+        content = objects.read_whole(name, LARGEST_POINT)
+        if content.startswith(ENDED):
+            return None
+        point = _decode(config.decode(name, content))
+        if name != name_of(point, config):
             raise Damage(f"it is point {point.id} of VM {point.machine.name}, under another's name")
         return point
+    except Missing:
+        return None
     except Damage as problem:
         raise IntegrityError(
             f"Restore point {path} is damaged: {problem}.",
             remedy="Put this file back from a copy of the repository; other points are not hit.",
-            point=str(path),
+            point=path,
         ) from problem
 
 
-def read_points(paths: Iterator[Path], keys: Keys) -> tuple[list[RestorePoint], list[IntegrityError]]:
-    """The points of the files, oldest first, and what is wrong with the others."""
+def read_points(
+    objects: Objects, config: Config, directory: str = ""
+) -> tuple[list[RestorePoint], list[IntegrityError]]:
+    """The points, oldest first, and what is wrong with others; of all machines, or of that with the directory."""
     points: list[RestorePoint] = []
     damaged: list[IntegrityError] = []
-    for path in sorted(paths):
+    for name in point_names(objects, directory):
         try:
-            points.append(read_point(path, keys))
+            if (point := read_point(objects, config, name)) is not None:
+                points.append(point)
         except IntegrityError as error:
             damaged.append(error)
     return in_order(points), damaged
 
 
+def point_names(objects: Objects, directory: str = "") -> Iterator[str]:
+    """The names of points, those of ended runs among them."""
+    prefix = f"{POINTS}{directory}/" if directory else POINTS
+    return (found.name for found in objects.backend.list(prefix) if found.name.endswith(".json"))
+
+
+def read_hold(objects: Objects, config: Config, point: RestorePoint) -> str | None:
+    """Why retention must not remove a point; None where nothing holds it. Raises Damage."""
+    name = hold_name(config.directory(point.machine.uuid), point.id)
+    try:
+        return str(config.decode(name, objects.read_whole(name, LARGEST_SMALL)).get("reason", ""))
+    except Missing:
+        return None
+
+
 def in_order(points: Sequence[RestorePoint]) -> list[RestorePoint]:
     """Oldest first. A point comes after the one that it was made from, whatever the clock said."""
+    if all(point.number for point in points):
+        return _by_number(points)
     known = {point.id: point for point in points}
     place: dict[str, tuple[str, int]] = {}
     for point in points:
@@ -160,48 +201,67 @@ def in_order(points: Sequence[RestorePoint]) -> list[RestorePoint]:
     return sorted(points, key=lambda point: (*place[point.id], point.id))
 
 
+def newest_of(points: Sequence[RestorePoint]) -> RestorePoint | None:
+    """The newest of the points of one VM."""
+    return max(points, key=lambda point: (point.number, point.created, point.id), default=None)
+
+
+def _by_number(points: Sequence[RestorePoint]) -> list[RestorePoint]:
+    """Those of one VM by number, and no point of it before an earlier one; so much of the order as clocks say."""
+    reached: dict[str, str] = {}
+    placed: list[tuple[str, int, str, RestorePoint]] = []
+    for point in sorted(points, key=lambda point: (point.number, point.created, point.id)):
+        now = max(point.created, reached.get(point.machine.uuid, ""))
+        reached[point.machine.uuid] = now
+        placed.append((now, point.number, point.id, point))
+    return [point for *_, point in sorted(placed, key=lambda each: each[:3])]
+
+
 class PointsOf:
     """The points of one VM. Which one is the newest is noted where reading all of them would take long.
 
-    The note names a point and proves which files it was chosen from; with other files there it counts for nothing.
+    The note names a point and proves which objects it was chosen from; with other objects there it counts for nothing.
     """
 
-    def __init__(self, layout: Layout, machine: MachineId, keys: Keys) -> None:
-        self._directory = layout.points / machine_directory(machine.uuid)
-        self._keys = keys
-        self._before = self._names()
+    def __init__(self, objects: Objects, config: Config, machine: MachineId) -> None:
+        self._objects = objects
+        self._config = config
+        self._directory = config.directory(machine.uuid)
+        self._note = f"{POINTS}{self._directory}/{_NEWEST}"
+        self._before = self._ids()
 
     def newest(self) -> RestorePoint | None:
         """The newest readable point."""
         if len(self._before) >= NOTED_FROM:
             try:
-                note = unseal(read_whole(self._note, _LARGEST_NOTE), self._keys.seal)
+                note = self._config.decode(self._note, self._objects.read_whole(self._note, LARGEST_SMALL))
                 if note.get("of") == _together(self._before):
-                    return read_point(self._directory / f"{note['newest']}.json", self._keys)
+                    name = point_name(self._directory, str(note["newest"]))
+                    return read_point(self._objects, self._config, name)
             except (Damage, IntegrityError, KeyError):
                 pass
-        points, _ = read_points(self._directory.glob("*.json"), self._keys)
-        return points[-1] if points else None
+        points, _ = read_points(self._objects, self._config, self._directory)
+        return newest_of(points)
 
-    def note_newest(self, point: RestorePoint, temporary: Path) -> None:
-        """After `point` was published. Raises OSError."""
-        now = self._names()
+    def of_id(self, point_id: str | None) -> RestorePoint | None:
+        """The point with this id, where there is one."""
+        if point_id is None:
+            return None
+        return read_point(self._objects, self._config, point_name(self._directory, point_id))
+
+    def note_newest(self, point: RestorePoint) -> None:
+        """After `point` was published. Raises SinkError."""
+        now = self._ids()
         if len(now) < NOTED_FROM:
             return
         if now == sorted([*self._before, point.id]):
             fields = {"newest": point.id, "of": _together(now)}
-            write_durably(self._note, seal(fields, self._keys.seal), temporary=temporary, replace=True)
+            self._objects.backend.replace(self._note, [self._config.encode(self._note, fields)])
         else:  # another run published meanwhile, or one was removed: the next run reads all
-            self._note.unlink(missing_ok=True)
+            self._objects.backend.delete([self._note])
 
-    @property
-    def _note(self) -> Path:
-        return self._directory / "newest"
-
-    def _names(self) -> list[str]:
-        if not self._directory.is_dir():
-            return []
-        return sorted(name[:-5] for name in os.listdir(self._directory) if name.endswith(".json"))
+    def _ids(self) -> list[str]:
+        return [stem(name) for name in point_names(self._objects, self._directory)]
 
 
 def _together(names: Sequence[str]) -> str:
@@ -209,9 +269,10 @@ def _together(names: Sequence[str]) -> str:
 
 
 def _decode(document: dict[str, object]) -> RestorePoint:
-    """From the fields of a proved file. Raises Damage."""
-    if document.get("version") != VERSION:
-        raise Damage(f"it has format version {document.get('version')}, known is {VERSION}")
+    """From the fields of a proved object. Raises Damage."""
+    version = document.get("version")
+    if version not in (READ_ONLY, VERSION):
+        raise Damage(f"it has format version {version}, known are {READ_ONLY} and {VERSION}")
     try:
         machine = cast("Mapping[str, str]", document["machine"])
         quiescing = cast("Mapping[str, object]", document["quiescing"])
@@ -237,6 +298,10 @@ def _decode(document: dict[str, object]) -> RestorePoint:
                 for name, entry in documents.items()
             },
             preflight=cast("Mapping[str, object] | None", document.get("preflight")),
+            number=_number(document["number"]) if version == VERSION else 0,
+            previous_seal=cast("str | None", document.get("previous_seal")),
+            tags=tuple(map(str, cast("Sequence[str]", document.get("tags", ())))),
+            seal=str(document["seal"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise Damage("a field is missing or of another type") from exc

@@ -1,248 +1,288 @@
-"""Runs: who is writing, and sweeping up after those that died.
+"""Runs: who is writing, and ending those that died.
 
-A run holds a lock on its file in `runs/` as long as it lives; the kernel lets go of it when the process dies. A
-lock file that nobody holds is a dead run's. Its temporary files are removed, and its packs that no published
-segment names. What a published segment names stays, even without a point: another run may refer to it already.
-
-The lock file says which host wrote it, and since which boot. Locks always work among the processes of one host.
-Where they are not shared between hosts, a lock that can be taken proves nothing about another host's run. So such a
-run counts as dead only when its lock file was not touched for FOREIGN_AGE_S; a living run touches it.
+A run says in `runs/` that it has not ended. What a dead run left is found by its id: packs that no index knows. They
+are removed by whoever begins next. No lock is needed: a run that was given up wrongly finds that the name of its
+segment or of its point is taken, and publishes nothing (docs/repository.md, "Runs that died").
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 from pipeline import SinkError
-from vadpipe.files import create, flush_directory, write_all
 
-from .files import Damage, Layout, read_whole, run_of, sink_errors
+from .backends.contract import ObjectExists, ObjectMissing, Stored
+from .config import VERSION, Config, Origin, parse
+from .files import (
+    ENDED,
+    INDEX,
+    LARGEST_SMALL,
+    RUN_ID_SIZE,
+    RUNS,
+    Damage,
+    Objects,
+    point_name,
+    run_name,
+    segment_name,
+    stem,
+)
 from .segments import Segment
 
 log = logging.getLogger(__name__)
 
-FOREIGN_AGE_S: Final = 7 * 24 * 3600
-TOUCH_S: Final = 60.0
+SILENT_S: Final = 7 * 24 * 3600.0  # a run that cannot be looked at is given up after this
+BEAT_S: Final = 60.0
 
-_LOCK_SIZE: Final = 4096  # what is longer is no lock file of ours
-
-
-class RunLock:
-    """The lock of a living run."""
-
-    def __init__(self, layout: Layout, run_id: str) -> None:
-        """Take it. Raises SinkError, also where locks do not work."""
-        self._layout = layout
-        self.run_id = run_id
-        self._touched = time.monotonic()
-        self._path, temporary = layout.lock(run_id), layout.tmp / f"{run_id}.lock"
-        with sink_errors(self._path, "create and lock"):
-            while True:
-                self._file = create(temporary)
-                try:
-                    fcntl.flock(self._file, fcntl.LOCK_EX)
-                    write_all(self._file, [json.dumps(_this_host()).encode()])
-                    _test_lock(temporary)
-                    os.rename(temporary, self._path)  # only now it counts, and it was never there unlocked
-                    break
-                except FileNotFoundError:  # swept before it was locked
-                    os.close(self._file)
-                except BaseException:
-                    os.close(self._file)
-                    temporary.unlink(missing_ok=True)
-                    raise
-            flush_directory(layout.runs)
-
-    def touch(self) -> None:
-        """Say that the run lives; at most once in TOUCH_S. For any thread."""
-        if time.monotonic() - self._touched > TOUCH_S:
-            self._touched = time.monotonic()
-            with sink_errors(self._path, "touch"):
-                os.utime(self._file)
-
-    def time(self) -> float:
-        """When it was touched last, by the clock of the file system."""
-        return os.fstat(self._file).st_mtime
-
-    def check(self) -> None:
-        """Before publishing: nobody took this run for dead. Raises SinkError."""
-        if not _is_at(self._file, self._path):
-            raise SinkError(
-                f"The lock {self._path} of this run was removed while it was writing; nothing was published.",
-                remedy="Another host swept this repository. Write to it from one host, or from hosts whose locks "
-                "are shared (NFS without `nolock` or `local_lock`).",
-                path=str(self._path),
-            )
-
-    def release(self) -> None:
-        """End a run that published everything. Raises SinkError."""
-        with sink_errors(self._path, "remove"):
-            self._path.unlink(missing_ok=True)
-        self.abandon()
-
-    def roll_back(self, repository_id: bytes) -> None:
-        """Remove what the run did not publish, and end it. Raises SinkError."""
-        with sink_errors(self._layout.tmp, "clean up"):
-            _remove_leftovers(self._layout, repository_id, self.run_id)
-        self.release()
-
-    def abandon(self) -> None:
-        """Let go of the lock and leave the rest to the next run's sweep."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+_alive: set[str] = set()  # the runs of this process that have not ended
 
 
-def sweep(layout: Layout, repository_id: bytes, now: float | None = None) -> list[str]:
-    """Remove what dead runs left. Returns their ids.
+class Run:
+    """A run of this process that has not ended.
 
     Args:
-        now: the time of the file system, e.g. of a file that was just made; None: no run of another host is swept.
+        machine: Directory of the machine that it backs up; None: it maintains the repository.
+        run_id: That of the point that it copies; by default a new one.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        config: Config,
+        origin: Origin,
+        machine: str | None,
+        run_id: str | None = None,
+    ) -> None:
+        """Begin it. Raises ObjectExists when `run_id` is that of a run that has not ended, SinkError."""
+        self.id = run_id or origin.random(RUN_ID_SIZE).hex()
+        self.segments = 0  # how many it has published: the number of the next one
+        self.removals = 0  # likewise
+        self._objects = objects
+        self._config = config
+        self._machine = machine
+        self._beat, self._beaten = 0, time.monotonic()
+        self._turn = threading.Lock()
+        objects.backend.put(run_name(self.id), [self._content()])
+        _alive.add(self.id)
+
+    def beat(self) -> None:
+        """Say that the run lives; at most once in BEAT_S. For any thread. Raises SinkError."""
+        with self._turn:
+            if time.monotonic() - self._beaten <= BEAT_S:
+                return
+            self._beaten = time.monotonic()
+            self._beat += 1
+        if self._objects.exists(run_name(self.id)):  # what was given up stays given up
+            self._objects.backend.replace(run_name(self.id), [self._content()])
+
+    def end(self) -> None:
+        """It has published everything, or wrote nothing. Raises SinkError."""
+        self._objects.backend.delete([run_name(self.id)])
+        self.abandon()
+
+    def roll_back(self) -> None:
+        """Remove what the run wrote and no index knows, and end it. Raises SinkError."""
+        _remove_unknown_packs(self._objects, self._config, self.id)
+        self.end()
+
+    def abandon(self) -> None:
+        """Leave the rest to the run that begins next."""
+        _alive.discard(self.id)
+
+    def was_ended(self) -> SinkError:
+        """What a run says that finds a name of its own taken."""
+        return SinkError(
+            f"The run {self.id} was given up by another one, and ended; nothing was published.",
+            remedy="It was silent for too long: it was stopped, or it lost the connection to the repository. Run again.",
+            path=self._objects.place(run_name(self.id)),
+        )
+
+    def _content(self) -> bytes:
+        fields = {
+            "version": VERSION,
+            "kind": "maintenance" if self._machine is None else "backup",
+            "machine": self._machine,
+            **_this_process(),
+            "beat": self._beat,
+        }
+        return (json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode(
+            errors="surrogatepass"
+        )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A run as its object shows it; `fields` is None for one that says nothing."""
+
+    id: str
+    stored: Stored
+    fields: Mapping[str, object] | None
+
+
+def unended_runs(objects: Objects) -> list[str]:
+    """The ids of the runs that have not ended, as far as `runs/` says."""
+    return [stem(found.name) for found in objects.backend.list(RUNS) if found.name.endswith(".json")]
+
+
+def has_ended(objects: Objects, run_id: str) -> bool:
+    """Whether a run publishes no point any more: it ended, or it was ended."""
+    seen = next(_seen(objects, objects.backend.list(run_name(run_id))), None)
+    if seen is None:
+        return True
+    machine = _machine_of(seen)
+    return machine is not None and objects.exists(point_name(machine, run_id))
+
+
+def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
+    """End the runs that died, and remove what they left. Returns their ids.
+
+    Args:
+        own: A run that has just begun: the time of its object is now, by the clock of the store.
 
     Raises:
         SinkError
     """
-    dead: list[str] = []
-    with sink_errors(layout.runs, "sweep"):
-        left_by_init = layout.tmp / layout.config.name  # a crash after config.json got its name
-        if left_by_init.exists():
-            left_by_init.unlink(missing_ok=True)
-            flush_directory(layout.tmp)
-        # A run that died before its lock got its name left nothing but that file.
-        for path in [*layout.runs.glob("*.lock"), *layout.tmp.glob("*.lock")]:
-            run_id = run_of(path)
-            if run_id is not None and _sweep_run(layout, repository_id, run_id, path, now):
-                dead.append(run_id)
-    if dead:
-        log.info("removed what the runs %s left in %s", ", ".join(dead), layout.root)
-    return dead
+    sweep = getattr(objects.backend, "sweep", None)
+    if sweep is not None:
+        sweep()
+    ended: list[str] = []
+    runs = list(_seen(objects, objects.backend.list(RUNS)))
+    now = next((seen.stored.modified for seen in runs if seen.id == own.id), None)
+    for seen in runs:
+        if seen.id == own.id or seen.id in _alive:
+            continue
+        if not _died(seen.fields):
+            if now is None or now - seen.stored.modified <= SILENT_S:
+                log.info("the run %s of host %s has not ended", seen.id, (seen.fields or {}).get("name"))
+                continue
+            log.warning("the run %s was silent for %d days: it is given up", seen.id, SILENT_S // 86400)
+            _take_names(objects, seen, own.id)
+        _remove_unknown_packs(objects, config, seen.id)
+        objects.backend.delete([seen.stored.name])
+        ended.append(seen.id)
+    return ended
 
 
-def local_locks(root: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The mount option because of which locks on `root` are not shared between hosts, if there is one."""
+def _take_names(objects: Objects, seen: _Seen, by: str) -> None:
+    """Take the names that a run needs next: that of its next segment, and that of its point."""
+    content = ENDED + bytes.fromhex(by)
+    for number in count():
+        name = segment_name(seen.id, number)
+        try:
+            objects.backend.put(name, [content])
+            break
+        except ObjectExists:
+            if _is_ended(objects, name):
+                break
+    if (machine := _machine_of(seen)) is not None:
+        with suppress(ObjectExists):
+            objects.backend.put(point_name(machine, seen.id), [content])
+
+
+def _remove_unknown_packs(objects: Objects, config: Config, run_id: str) -> None:
+    """Remove the packs of a run that publishes no segment any more, but for those that its segments name."""
+    named: set[str] = set()
+    for found in objects.backend.list(f"{INDEX}{run_id}"):
+        if not _is_ended(objects, found.name):
+            named.update(Segment(objects, found.name, config.id, config.sealing).packs())
+    packs = [found.name for found in objects.packs_of(run_id)]
+    objects.backend.delete([name for name in packs if stem(name) not in named])
+
+
+def _is_ended(objects: Objects, name: str) -> bool:
+    """Whether the name of a segment or a point was taken to end its run."""
     try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
-        place = root.resolve()
-    except OSError:
-        return None
-    over = [line for line in lines if len(line) > 3 and place.is_relative_to(_unescaped(line[1]))]
-    if not over:
-        return None
-    _, _, kind, options, *_ = max(over, key=lambda line: len(line[1]))
-    private = {"nolock", "local_lock=all", "local_lock=flock", "nobrl"}
-    found = private.intersection(options.split(",")) if kind.startswith(("nfs", "cifs", "smb")) else set()
-    return min(found, default=None)
-
-
-def _sweep_run(layout: Layout, repository_id: bytes, run_id: str, lock: Path, now: float | None) -> bool:
-    """Sweep one run, if it is dead."""
-    try:
-        file = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False  # it ended, or another sweep was faster
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Another sweep may have removed this file, and the run made it anew: then this lock means nothing.
-        if not _is_at(file, lock) or not _may_be_swept(lock, file, now):
-            return False
-        _remove_leftovers(layout, repository_id, run_id)
-        lock.unlink(missing_ok=True)
-        flush_directory(lock.parent)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(file)
-    return True
-
-
-def _may_be_swept(path: Path, file: int, now: float | None) -> bool:
-    """Whether a lock that could be taken proves that its run is dead."""
-    here, there = _this_host(), _host_of(path)
-    if there is None or all(there.get(name) == here[name] for name in ("host", "name")):
-        return True
-    age = None if now is None else now - os.fstat(file).st_mtime
-    if age is not None and age > FOREIGN_AGE_S:
-        return True
-    log.warning(
-        "the run of %s belongs to host %s; it is left alone until it has been silent for %d days",
-        path,
-        there.get("name"),
-        FOREIGN_AGE_S // 86400,
-    )
-    return False
-
-
-def _remove_leftovers(layout: Layout, repository_id: bytes, run_id: str) -> None:
-    """Temporary files, and packs that no published segment of the run names; gone for good when this returns."""
-    named = {pack for path in layout.segments_of(run_id) for pack in Segment(path, repository_id).packs()}
-    packs = [path for path in layout.packs_of(run_id) if path.stem not in named]
-    temporary = [path for path in layout.temporary_of(run_id) if path != layout.tmp / f"{run_id}.lock"]
-    for path in (*packs, *temporary):
-        path.unlink(missing_ok=True)
-    for directory in {path.parent for path in (*packs, *temporary)}:
-        flush_directory(directory)
-    (layout.tmp / f"{run_id}.lock").unlink(missing_ok=True)
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one with this name."""
-    try:
-        return os.path.samestat(os.fstat(file), os.lstat(path))
-    except FileNotFoundError:
+        return objects.backend.read(name, 0, len(ENDED)) == ENDED
+    except (ObjectMissing, Damage):
         return False
 
 
-def _test_lock(path: Path) -> None:
-    """Whoever else opens a locked file must be refused. Raises SinkError."""
-    other = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(other)
-    raise SinkError(
-        f"Locks have no effect on the file system of {path.parent}.",
-        remedy="Put the repository on a file system with flock: a local one, or NFS 4 with its lock service.",
-        path=str(path),
-    )
+def _machine_of(seen: _Seen) -> str | None:
+    machine = (seen.fields or {}).get("machine")
+    return machine if isinstance(machine, str) else None
 
 
-def _this_host() -> dict[str, object]:
+def _seen(objects: Objects, found: Iterator[Stored]) -> Iterator[_Seen]:
+    for each in found:
+        if not each.name.endswith(".json"):
+            continue
+        try:
+            fields = parse(objects.read_whole(each.name, LARGEST_SMALL))
+        except Damage:
+            fields = None
+        yield _Seen(stem(each.name), each, fields)
+
+
+def _died(fields: Mapping[str, object] | None) -> bool:
+    """Whether a run is dead for certain: it is one of this host, and its process is not there any more."""
+    here = _this_process()
+    if fields is None or any(fields.get(name) != here[name] for name in ("host", "name")):
+        return False
+    if fields.get("boot") != here["boot"]:
+        return bool(here["boot"])
+    if fields.get("pid_namespace") != here["pid_namespace"]:
+        return False
+    pid = fields.get("pid")
+    if pid == here["pid"] and fields.get("started") == here["started"]:
+        return True  # of this process, and not among those that are alive
+    return isinstance(pid, int) and (not _exists(pid) or _started(pid) != fields.get("started"))
+
+
+def _this_process() -> dict[str, object]:
+    return {**_this_host(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+@cache
+def _this_host() -> Mapping[str, object]:
     """Which machine this is, and since which boot. Copies of a machine may have one id, so the name counts too."""
     name = socket.gethostname()
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
     return {
         "host": _first_line("/etc/machine-id") or name,
         "name": name,
         "boot": _first_line("/proc/sys/kernel/random/boot_id"),
-        "pid": os.getpid(),
+        "pid_namespace": namespace,
     }
 
 
-def _host_of(path: Path) -> Mapping[str, object] | None:
-    """Who wrote a lock file; None for one that says nothing, as those of earlier versions."""
+def _exists(pid: int) -> bool:
     try:
-        fields = json.loads(read_whole(path, _LOCK_SIZE) or b"null")
-    except (Damage, ValueError):
-        return None
-    return fields if isinstance(fields, dict) else None
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since boot; empty where the system does not say.
+
+    Source: proc(5), /proc/pid/stat, field 22; the second one is a name in parentheses that may hold anything.
+    """
+    fields = _first_line(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""
 
 
 def _first_line(path: str) -> str:
+    if not sys.platform.startswith("linux"):
+        return ""
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text(errors="replace").strip()
     except OSError:
         return ""
-
-
-def _unescaped(name: str) -> str:
-    """A path as /proc/mounts writes it."""
-    return name.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")

@@ -1,229 +1,267 @@
 """Index segments: which chunk lies in which frame, and which frame in which pack. Byte layout: docs/repository.md.
 
-A segment is immutable and sorted. It is read in cells of 64 KiB, each proved by its xxh3 when it is read: a damaged
-row could name a wrong frame. All segments of an index share one bounded cache of cells and a few descriptors, so
-neither memory nor descriptors grow with the repository, and a file that is cut off under a reader is damage and no
-SIGBUS, as it would be if it were mapped.
+A segment is immutable. Its chunk rows stand in the order of the disk, frame after frame, so chunks that were
+stored together are found together: one cell of rows answers for some 1,600 chunks of a disk. And the whole
+chunk table of a frame is there, so its id, which is the keyed digest of that table, proves the rows without a
+look into the pack.
 
-Digests are uniform, so the cell where one must stand follows from its first eight bytes; those are a column of
-their own. A cell beside it is looked at where the guess was wrong.
+Beside the rows, `entries` are sorted by digest: 32 bits of the digest and the number of the row. Digests are
+uniform; their first bits name a bucket of about a thousand entries, and `starts` says where each bucket begins.
+A filter of 16 bits for each chunk tells most unknown chunks without reading any of that.
 """
 
 from __future__ import annotations
 
-import errno
-import os
+import secrets
 import struct
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import (
-    DIGEST_SIZE,
-    Digests,
-    IntegrityError,
-    KiB,
-    MiB,
-)
-from vadpipe.files import create, write_all
+from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
-from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, open_regular, read_exactly
+from .cells import CELL, Cells, Columns, Readable, Rows, aligned
+from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
 from .packs import FRAME_ROW, FrameAddress
+from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
 
-CHECKED: Final = 64 * KiB
+# `place` is bytes in the decoded frame.
+CHUNK_ROW: Final = np.dtype([("digest", "u1", (DIGEST_SIZE,)), ("frame", "<u4"), ("place", "<u4")])
+assert CHUNK_ROW.itemsize == 40
 
-# What of a chunk's row is not its digest's first eight bytes. `place` is bytes in the decoded frame.
-CHUNK_ROW: Final = np.dtype([("rest", "u1", (DIGEST_SIZE - 8,)), ("frame", "<u4"), ("place", "<u4")])
-assert CHUNK_ROW.itemsize == 32
-
-# magic, repository, run, number in the run, frames, chunks, packs, zero, xxh3 of the checks
-_HEADER: Final = struct.Struct(f"<8s16s{RUN_ID_SIZE}sIIQIIQ")
-_CHECKSUM: Final = struct.Struct("<Q")
-_MAGIC: Final = b"VADINDX1"
+# magic, repository, run, number in the run, frames, chunks, packs, epoch, xxh3 of the checks and tags, salt
+HEADER: Final = struct.Struct(f"<8s16s{RUN_ID_SIZE}sIIQIIQ{SALT_SIZE}s")
+CHECKSUM: Final = struct.Struct("<Q")
+MAGIC: Final = b"VADINDX2"
 HEADER_SIZE: Final = 128
+BOUND: Final = slice(
+    24, 56
+)  # of the header: run, number, counts, epoch; part of what a sealed cell is bound to
 
-# Bounds of what a header may claim: beyond them a file would have to be larger than any file system allows.
-_MOST_CHUNKS: Final = 1 << 40
+ENDED_MAGIC: Final = (
+    b"VADENDED"  # not a segment: a run whose segment 0 has this content was ended by another one
+)
+ENDED_SIZE: Final = len(ENDED_MAGIC) + RUN_ID_SIZE
 
-HEADS, CHUNKS, ID_HEADS, ID_FRAMES, FRAMES, PACKS = range(6)
-_DTYPES: Final[Sequence[np.dtype[Any]]] = (
-    np.dtype("<u8"),
+ROWS, FRAMES, FIRSTS, PACKS, ENTRIES, STARTS, FILTER, ID_ENTRIES, ID_STARTS = range(9)
+DTYPES: Final[Sequence[np.dtype[Any]]] = (
     CHUNK_ROW,
-    np.dtype("<u8"),
-    np.dtype("<u4"),
     FRAME_ROW,
+    np.dtype("<u4"),
     np.dtype(f"V{PACK_ID_SIZE}"),
+    *(np.dtype("<u8"), np.dtype("<u4"), np.dtype("<u8")),
+    *(np.dtype("<u8"), np.dtype("<u4")),
 )
 
-MERGED: Final = (
-    "merged"  # beside segments in use: those that were merged into others, for who still reads them
+BUCKET_BITS: Final = (
+    10  # a bucket has at most 2**10 entries on average, 8 KiB: a cell has eight or more of them
 )
+MOST_CHUNKS: Final = (1 << 32) - 1
 
-Rows = NDArray[np.int64]
+# A word of 64 bits for every four chunks, three bits of it set for each: 0.8 % of unknown chunks seem known.
+# The number of words is a multiple of 60, so that a reader with little memory can join 2, 3, 4, 5, 6, ... of
+# them into one.
+CHUNKS_PER_WORD: Final = 4
+WORDS_MULTIPLE: Final = 60
+
+_PIECE: Final = 64 * KiB  # rows looked at together where a whole segment is read
+
+SHIFT_32: Final = np.uint64(32)
+HIGH_BITS: Final = np.uint64(0xFFFF_FFFF_0000_0000)
+_LOW: Final = np.uint64(0xFFFF_FFFF)
 
 
-class Cells:
-    """The last proved cells of segments, up to `size` bytes, and a few open files. For several threads at once.
+class Ended(Exception):
+    """The object is no segment: it says that a run was ended by another one."""
 
-    A segment that was merged into a larger one while it was in use is found in `merged/` beside it.
+
+class Counts(NamedTuple):
+    """How many rows a segment has."""
+
+    frames: int
+    chunks: int
+    packs: int
+
+    def rows(self) -> tuple[int, ...]:
+        """Of each column."""
+        frames, chunks, packs = self
+        starts, id_starts = (1 << bucket_bits(chunks)) + 1, (1 << bucket_bits(frames)) + 1
+        return chunks, frames, frames, packs, chunks, starts, filter_words(chunks), frames, id_starts
+
+    def starts(self) -> list[int]:
+        """Where each column begins, and where the last one ends."""
+        result = [HEADER_SIZE]
+        for dtype, rows in zip(DTYPES, self.rows(), strict=True):
+            result.append(aligned(result[-1] + dtype.itemsize * rows))
+        return result
+
+
+class Segment(Columns):
+    """One segment of format 2. Numbers of frames are rows of its frame table.
+
+    Args:
+        objects: What it is read from.
+        name: Of the object; the header has to agree with it.
+        size: In bytes, where a listing said it.
+
+    Raises:
+        IntegrityError: It is damaged; also from every method.
+        Ended: It only says that a run was ended.
+        SinkError: The store failed; also from every method.
     """
 
-    OPEN_FILES: Final = 16
-
-    def __init__(self, size: int = 64 * MiB) -> None:
-        self._most = max(1, size // CHECKED)
-        self._resident = size // 4
-        self._cell: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._file: OrderedDict[str, int] = OrderedDict()
-        self._turn = threading.Lock()
-        weakref.finalize(self, _close_all, self._file)
-
-    def get(self, segment: Segment, number: int) -> bytes:
-        """Raises Damage."""
-        key = segment.path.name, number
-        with self._turn:
-            if key in self._cell:
-                self._cell.move_to_end(key)
-                return self._cell[key]
-            content = segment.read_cell(self._opened(segment.path), number)
-            self._cell[key] = content
-            if len(self._cell) > self._most:
-                self._cell.popitem(last=False)
-            return content
-
-    def reserve(self, size: int) -> bool:
-        """Whether a column of `size` bytes may stay in memory as a whole."""
-        with self._turn:
-            if size > min(self._resident, 1 * MiB):
-                return False
-            self._resident -= size
-            return True
-
-    def close(self) -> None:
-        """Close the files. They are opened again when they are needed."""
-        with self._turn:
-            _close_all(self._file)
-
-    def _opened(self, path: Path) -> int:
-        if path.name in self._file:
-            self._file.move_to_end(path.name)
-            return self._file[path.name]
-        descriptor = open_segment(path)
-        self._file[path.name] = descriptor
-        if len(self._file) > self.OPEN_FILES:
-            os.close(self._file.popitem(last=False)[1])
-        return descriptor
-
-
-def _close_all(files: OrderedDict[str, int]) -> None:
-    while files:
-        os.close(files.popitem()[1])
-
-
-def open_segment(path: Path) -> int:
-    """A descriptor of a segment, which may have been merged into another one. Raises Damage, SinkError."""
-    try:
-        return open_regular(path)
-    except Damage as damage:
-        if getattr(damage.__cause__, "errno", None) != errno.ENOENT:
-            raise
+    def __init__(
+        self,
+        objects: Readable,
+        name: str,
+        repository_id: bytes,
+        sealing: Sealing | None = None,
+        cells: Cells | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(objects, name, cells or Cells(4 * MiB), DTYPES)
+        self._tables: dict[int, _Table] = {}
+        self._removed: NDArray[np.bool_] | None = None
+        self._packs: list[str] | None = None
         try:
-            return open_regular(path.parent / MERGED / path.name)
-        except Damage:
-            raise damage from damage.__cause__
-
-
-class Segment:
-    """One segment. Numbers of frames are rows of its frame table.
-
-    Every method raises IntegrityError for what is damaged, and SinkError when too many files are open.
-    """
-
-    def __init__(self, path: Path, repository_id: bytes, cells: Cells | None = None) -> None:
-        self.path = path
-        self._cells = cells or Cells(4 * MiB)
-        self._whole: dict[int, NDArray[np.uint64]] = {}
-        descriptor = -1
-        try:
-            descriptor = open_segment(path)
-            self._open(descriptor, repository_id)
-        except OSError as exc:
-            raise self._damaged(f"reading it failed ({exc.strerror})") from exc
+            self.size = objects.size(name) if size is None else size
+            self._open(repository_id, sealing)
         except Damage as damage:
-            raise self._damaged(str(damage)) from damage
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+            raise self.damaged(str(damage)) from damage
 
-    def _open(self, descriptor: int, repository_id: bytes) -> None:
-        self.size = os.fstat(descriptor).st_size
-        header = read_exactly(descriptor, HEADER_SIZE, 0)
-        frames, chunks, packs, checks = _parse_header(header, repository_id)
-        self._count = (chunks, chunks, frames, frames, frames, packs)
-        self._start = sections = _sections(chunks, frames, packs)
-        cells = -(-(sections[-1] - HEADER_SIZE) // CHECKED)
-        if sections[-1] + 8 * cells != self.size:
+    def _open(self, repository_id: bytes, sealing: Sealing | None) -> None:
+        header = self.objects.read(self.name, 0, min(self.size, HEADER_SIZE))
+        if header.startswith(ENDED_MAGIC) and self.size == ENDED_SIZE:
+            raise Ended
+        fields = _parse_header(header, repository_id, self.name)
+        starts = fields.counts.starts()
+        cells = -(-(starts[-1] - HEADER_SIZE) // CELL)
+        if starts[-1] + cells * (8 + bool(fields.epoch) * TAG_SIZE) != self.size:
             raise Damage("its size is wrong")
-        listed = read_exactly(descriptor, 8 * cells, sections[-1])
-        if xxhash.xxh3_64_intdigest(listed) != checks:
+        listed = self.objects.read(self.name, starts[-1], self.size - starts[-1])
+        if xxhash.xxh3_64_intdigest(listed) != fields.checks:
             raise Damage("the checksum of its checksums is wrong")
-        self._checks = np.frombuffer(listed, "<u8")
+        if bool(fields.epoch) != (sealing is not None and sealing.sealed):
+            raise Damage(
+                "it is encrypted, but the repository is not sealed"
+                if fields.epoch
+                else "it is not encrypted, but the repository is sealed"
+            )
+        opener = None
+        if sealing is not None and fields.epoch:
+            cipher = sealing.cipher(fields.epoch, "index", fields.salt)
+            place, tags = place_of_cells(repository_id, self.name, header), listed[8 * cells :]
+
+            def opener(number: int, stored: bytes) -> bytes:
+                tag = tags[number * TAG_SIZE : (number + 1) * TAG_SIZE]
+                return open_cell(cipher, number, stored + tag, place)
+
+        self.lay_out(fields.counts.rows(), starts, np.frombuffer(listed, "<u8", cells), opener)
 
     @property
     def chunks(self) -> int:
-        return self._count[CHUNKS]
+        return self.count(ROWS)
 
     @property
     def frames(self) -> int:
-        return self._count[FRAMES]
+        return self.count(FRAMES)
 
     def packs(self) -> list[str]:
         """The ids of the packs that hold its frames."""
-        return [pack.tobytes().hex() for pack in self.column(PACKS, 0, self._count[PACKS])]
+        if self._packs is None:
+            packs = self.column(PACKS, 0, self.count(PACKS))
+            self._packs = [pack.tobytes().hex() for pack in packs]
+        return self._packs
 
-    def lookup(self, digest: Digests) -> tuple[Rows, Rows]:
+    def leave_out(self, packs: frozenset[str]) -> None:
+        """Name the packs that are going to be removed: what lies in them is found only when it is asked for."""
+        named = (
+            np.array([pack in packs for pack in self.packs()], np.bool_) if packs else np.zeros(0, np.bool_)
+        )
+        self._removed = named if named.any() else None
+
+    @property
+    def has_removed(self) -> bool:
+        """Whether some frames of it lie in packs that are going to be removed."""
+        return self._removed is not None
+
+    def stays(self, frame: Rows) -> NDArray[np.bool_]:
+        """For each frame whether its pack stays."""
+        if self._removed is None:
+            return np.ones(len(frame), np.bool_)
+        pack = self.take(FRAMES, frame)["pack"]
+        if len(pack) and int(pack.max()) >= len(self._removed):
+            raise self.damaged("a frame of it is in a pack that it does not name")
+        stays: NDArray[np.bool_] = ~self._removed[pack]
+        return stays
+
+    def staying_packs(self, pack: NDArray[np.uint32]) -> set[str]:
+        """The ids of packs, by their rows, but for those that are going to be removed."""
+        rows, names = np.unique(pack), self.packs()
+        if len(rows) and int(rows[-1]) >= len(names):
+            raise self.damaged("a frame of it is in a pack that it does not name")
+        if self._removed is not None:
+            rows = rows[~self._removed[rows]]
+        return {names[row] for row in rows.tolist()}
+
+    def find(self, digest: Digests, *, removed: bool = True) -> Rows:
+        """The row of each chunk, -1 where there is none.
+
+        Args:
+            removed: Whether a chunk counts that lies only in packs that are going to be removed.
+        """
+        found = np.full(len(digest), -1, np.int64)
+        at, row = self._candidates(ENTRIES, heads(digest))
+        if len(at):
+            chunk = self.take(ROWS, row)
+            right = same(chunk["digest"], digest[at])
+            if self._removed is not None and not removed:
+                right[right] &= self.stays(self._frames_of(chunk[right]))
+            at, row = at[right], row[right]
+            found[at[::-1]] = row[::-1]  # of several the first
+        return found
+
+    def lookup(self, digest: Digests, *, removed: bool = True) -> tuple[Rows, Rows]:
         """The frame (-1 where there is none) and the place in it, bytes, of each chunk."""
+        row = self.find(digest, removed=removed)
         frame, place = np.full(len(digest), -1, np.int64), np.zeros(len(digest), np.int64)
-        for at, row in self._matches(HEADS, heads(digest)):
-            chunk = self._take(CHUNKS, row)
-            same = (chunk["rest"] == digest[at, 8:]).all(axis=1) & (frame[at] < 0)
-            frame[at[same]], place[at[same]] = chunk["frame"][same], chunk["place"][same]
-        if len(frame) and int(frame.max()) >= self.frames:
-            raise self._damaged("a chunk of it is in a frame that it does not have")
+        found = np.flatnonzero(row >= 0)
+        chunk = self.take(ROWS, row[found])
+        frame[found], place[found] = self._frames_of(chunk), chunk["place"]
         return frame, place
 
-    def find_frames(self, identity: Digests) -> Rows:
+    def find_frames(self, identity: Digests, *, removed: bool = True) -> Rows:
         """The frame of each id, -1 where there is none."""
         found = np.full(len(identity), -1, np.int64)
-        for at, row in self._matches(ID_HEADS, heads(identity)):
-            frame = self._take(ID_FRAMES, row).astype(np.int64)
-            same = (self._take(FRAMES, frame)["id"] == identity[at]).all(axis=1) & (found[at] < 0)
-            found[at[same]] = frame[same]
+        at, row = self._candidates(ID_ENTRIES, heads(identity))
+        if len(at):
+            right = same(self.take(FRAMES, row)["id"], identity[at])
+            if self._removed is not None and not removed:
+                right[right] &= self.stays(row[right])
+            at, row = at[right], row[right]
+            found[at[::-1]] = row[::-1]
         return found
 
     def ids(self, frame: Rows) -> Digests:
         """The ids of frames."""
-        ids: Digests = self._take(FRAMES, frame)["id"]
+        ids: Digests = self.take(FRAMES, frame)["id"]
         return ids
 
     def chunks_of(self, frame: Rows) -> int:
         """How many chunks these frames have together."""
-        return int(self._take(FRAMES, frame)["chunks"].sum(dtype=np.int64))
+        return int(self.take(FRAMES, frame)["chunks"].sum(dtype=np.int64))
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""
-        rows = self._take(FRAMES, frame)
-        packs = self._take(PACKS, rows["pack"].astype(np.int64))
-        for row, pack in zip(rows, packs, strict=True):
+        rows, packs = self.take(FRAMES, frame), self.packs()
+        if len(rows) and int(rows["pack"].max()) >= len(packs):
+            raise self.damaged("a frame of it is in a pack that it does not name")
+        for row in rows:
             yield FrameAddress(
-                pack.tobytes().hex(),
+                packs[row["pack"]],
                 int(row["offset"]),
                 int(row["size"]),
                 int(row["length"]),
@@ -232,12 +270,12 @@ class Segment:
 
     def frames_by_pack(self) -> dict[str, Rows]:
         """For each pack the frames in it, in the order in which they lie there."""
-        pieces = [self.column(FRAMES, low, low + 64 * KiB) for low in range(0, self.frames, 64 * KiB)]
+        pieces = [self.column(FRAMES, low, low + _PIECE) for low in range(0, self.frames, _PIECE)]
         pack = np.concatenate([np.zeros(0, "<u4"), *(piece["pack"] for piece in pieces)])
         offset = np.concatenate([np.zeros(0, "<u8"), *(piece["offset"] for piece in pieces)])
         names = self.packs()
         if len(pack) and int(pack.max()) >= len(names):
-            raise self._damaged("a frame of it is in a pack that it does not name")
+            raise self.damaged("a frame of it is in a pack that it does not name")
         order = np.lexsort((offset, pack))
         borders = np.searchsorted(pack[order], np.arange(len(names) + 1))
         return {
@@ -245,248 +283,246 @@ class Segment:
             for name, low, high in zip(names, borders[:-1].tolist(), borders[1:].tolist(), strict=True)
         }
 
+    def bounds(self, first: int, last: int) -> Rows:
+        """Where the chunk rows of frames [first, last) begin, and where those of the last one end."""
+        bounds = np.empty(last - first + 1, np.int64)
+        known = self.column(FIRSTS, first, last + 1)
+        bounds[: len(known)] = known
+        if len(known) <= last - first:
+            bounds[-1] = self.chunks
+        if (bounds[1:] < bounds[:-1]).any() or int(bounds[-1]) > self.chunks:
+            raise self.damaged("its frames have impossible chunks")
+        return bounds
+
+    def agreeing(self, frame: Rows, many: Rows, digest: Digests, place: Rows) -> int:
+        """How many of its chunk rows say what some frames really hold.
+
+        Args:
+            frame: The frames, each once.
+            many: How many chunks each of them has.
+            digest: Of their chunks, frame after frame.
+            place: Of each chunk in its frame, bytes.
+        """
+        first = self.take(FIRSTS, frame).astype(np.int64)
+        row = np.arange(len(digest)) + np.repeat(first - (np.cumsum(many) - many), many)
+        inside = row < self.chunks
+        chunk = self.take(ROWS, row[inside])
+        right = same(chunk["digest"], digest[inside]) & (chunk["place"] == place[inside])
+        right &= chunk["frame"] == np.repeat(frame, many)[inside]
+        return int(right.sum())
+
     def prove(self) -> None:
-        """Check every byte, and that no row names what is not there."""
-        for number in range(len(self._checks)):
-            self._cell(number)
-        for section, name, below in (
-            (CHUNKS, "frame", self.frames),
-            (ID_FRAMES, "", self.frames),
-            (FRAMES, "pack", self._count[PACKS]),
-        ):
-            for low in range(0, self._count[section], 64 * KiB):
-                piece = self.column(section, low, low + 64 * KiB)
-                if int((piece[name] if name else piece).max()) >= below:
-                    raise self._damaged("a row of it names what it does not have")
+        """Check every byte, and that the columns fit each other: each row is found by its digest."""
+        self.prove_cells()
+        before = 0
+        ids, chunks = _Multiset(self.frames), _Multiset(self.chunks)
+        for low in range(0, self.frames, _PIECE):
+            bounds = self.bounds(low, min(low + _PIECE, self.frames))
+            frames = self.column(FRAMES, low, low + _PIECE)
+            if int(bounds[0]) != before or (np.diff(bounds) != frames["chunks"]).any():
+                raise self.damaged("its frames have impossible chunks")
+            if int(frames["pack"].max()) >= self.count(PACKS):
+                raise self.damaged("a row of it names what it does not have")
+            ids.add(heads(frames["id"]), np.arange(low, low + len(frames)))
+            before = int(bounds[-1])
+        if before != self.chunks:
+            raise self.damaged("its frames have impossible chunks")
+        frame = 0
+        for low in range(0, self.chunks, _PIECE):
+            rows = self.column(ROWS, low, low + _PIECE)
+            named = self._frames_of(rows)
+            bounds = self.bounds(frame, min(int(named.max()) + 1, self.frames))
+            number = np.arange(low, low + len(rows))
+            if (np.searchsorted(bounds, number, side="right") - 1 + frame != named).any():
+                raise self.damaged("a chunk of it is in another frame than its row says")
+            chunks.add(heads(rows["digest"]), number)
+            frame = int(named[-1])
+        for section, expected in ((ENTRIES, chunks), (ID_ENTRIES, ids)):
+            if not self._table(section).is_made_of(expected):
+                raise self.damaged("a row of it is not found by its digest")
 
-    def column(self, section: int, first: int, last: int) -> NDArray[Any]:
-        """Rows [first, last) of a section."""
-        size = _DTYPES[section].itemsize
-        last = min(last, self._count[section])
-        low = self._start[section] - HEADER_SIZE + first * size
-        high = low + (last - first) * size
-        numbers = range(low // CHECKED, -(-high // CHECKED)) if high > low else ()
-        content = b"".join([self._cell(number) for number in numbers])
-        skipped = low - low // CHECKED * CHECKED
-        return np.frombuffer(content, _DTYPES[section], last - first, skipped if content else 0)
+    def _frames_of(self, chunk: NDArray[np.void]) -> Rows:
+        frame = chunk["frame"].astype(np.int64)
+        if len(frame) and int(frame.max()) >= self.frames:
+            raise self.damaged("a chunk of it is in a frame that it does not have")
+        return frame
 
-    def lower_bound(self, section: int, wanted: NDArray[np.uint64]) -> Rows:
-        """For each number the first row of a column of heads that is not below it."""
-        count = self._count[section]
-        if section not in self._whole and self._cells.reserve(8 * count):
-            self._whole[section] = self.column(section, 0, count).astype(np.uint64)
-        if section in self._whole:
-            return np.searchsorted(self._whole[section], wanted).astype(np.int64)
-        base = self._start[section] - HEADER_SIZE
-        lowest, highest = base // CHECKED, (base + 8 * count - 8) // CHECKED
-        guess = (wanted.astype(np.float64) * (count / 2.0**64)).astype(np.int64)
-        cell = np.clip((base + 8 * guess) // CHECKED, lowest, highest)
-        row = np.zeros(len(wanted), dtype=np.int64)
-        from_left = np.zeros(len(wanted), dtype=np.bool_)
-        open_ = np.arange(len(wanted))
-        while len(open_):
-            going: list[NDArray[np.intp]] = []
-            for number in np.unique(cell[open_]).tolist():
-                at = open_[cell[open_] == number]
-                first = max(0, (number * CHECKED - base) // 8)
-                column = self.column(section, first, ((number + 1) * CHECKED - base) // 8)
-                right = wanted[at] > column[-1]
-                left = (wanted[at] <= column[0]) & ~from_left[at]
-                right &= number < highest
-                left &= number > lowest
-                row[at] = first + np.searchsorted(column, wanted[at])
-                cell[at[right]] += 1
-                from_left[at[right]] = True
-                cell[at[left]] -= 1
-                going.append(at[right | left])
-            open_ = np.concatenate(going)
-        return row
+    def _candidates(self, section: int, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
+        """Positions in `head`, ascending, and rows whose digests may be meant: 32 bits and the bucket agree."""
+        return self._table(section).candidates(head) if self.count(section) else (_NO_ROWS, _NO_ROWS)
 
-    def moved(self, path: Path) -> None:
-        """It has its final name now."""
-        self._cells.close()
-        self.path = path
-
-    def read_cell(self, descriptor: int, number: int) -> bytes:
-        """A cell from the file, proved. Raises Damage, OSError."""
-        low = HEADER_SIZE + number * CHECKED
-        content = read_exactly(descriptor, min(CHECKED, self._start[-1] - low), low)
-        if xxhash.xxh3_64_intdigest(content) != self._checks[number]:
-            raise Damage(f"the checksum of bytes {low} to {low + len(content)} is wrong")
-        return content
-
-    def _matches(self, section: int, wanted: NDArray[np.uint64]) -> Iterator[tuple[Rows, Rows]]:
-        """Positions in `wanted` and rows of the column with that number; more than once where numbers are equal."""
-        if not self._count[section]:
-            return
-        row, at = self.lower_bound(section, wanted), np.arange(len(wanted))
-        while len(at):
-            inside = row < self._count[section]
-            at, row = at[inside], row[inside]
-            equal = self._take(section, row) == wanted[at]
-            at, row = at[equal], row[equal]
-            if len(at):
-                yield at, row
-            row = row + 1
-
-    def _take(self, section: int, row: Rows) -> NDArray[Any]:
-        """Rows of a section, in the order of `row`."""
-        dtype = _DTYPES[section]
-        if len(row) and (int(row.max()) >= self._count[section] or int(row.min()) < 0):
-            raise self._damaged("a row of it names what it does not have")
-        if section in self._whole:
-            return self._whole[section][row]
-        size = dtype.itemsize
-        result = np.empty((len(row), size), dtype=np.uint8)
-        low = self._start[section] - HEADER_SIZE + row * size
-        cell = low // CHECKED
-        whole = cell == (low + size - 1) // CHECKED
-        steps = np.arange(size)
-        for number in np.unique(cell[whole]).tolist():
-            at = np.flatnonzero(whole & (cell == number))
-            content = np.frombuffer(self._cell(number), np.uint8)
-            result[at] = content[(low[at] - number * CHECKED)[:, None] + steps]
-        for astride in np.flatnonzero(~whole).tolist():
-            first = int(row[astride])
-            result[astride] = self.column(section, first, first + 1).view(np.uint8)
-        return result.reshape(-1).view(dtype)
-
-    def _cell(self, number: int) -> bytes:
-        try:
-            return self._cells.get(self, number)
-        except Damage as damage:
-            raise self._damaged(str(damage)) from damage
-        except OSError as exc:
-            raise self._damaged(f"reading it failed ({exc.strerror})") from exc
-
-    def _damaged(self, problem: str) -> IntegrityError:
-        return IntegrityError(
-            f"Index segment {self.path} is damaged: {problem}.",
-            remedy="Put this file back from a copy of the repository; the packs that it describes are not hit.",
-            segment=str(self.path),
-        )
+    def _table(self, section: int) -> _Table:
+        if section not in self._tables:
+            self._tables[section] = _Table(self, section, self._cells)
+        return self._tables[section]
 
 
-def write_segment(
-    path: Path,
-    repository_id: bytes,
-    run_id: str,
-    serial: int,
-    chunks: tuple[Digests, Rows, Rows],
-    frames: NDArray[np.void],
-    packs: list[str],
-) -> None:
-    """Write and flush a segment. `chunks` are the columns digest, frame and place, in any order. Raises OSError."""
-    digest, frame, place = chunks
-    order = sorted_rows(digest)
-    row = np.empty(len(digest), dtype=CHUNK_ROW)
-    row["rest"], row["frame"], row["place"] = digest[order, 8:], frame[order], place[order]
-    by_id = sorted_rows(frames["id"])
-    columns: tuple[NDArray[np.generic], ...] = (
-        heads(digest)[order],
-        row,
-        heads(frames["id"])[by_id],
-        by_id.astype("<u4"),
-        frames,
-        np.frombuffer(b"".join(bytes.fromhex(name) for name in packs), np.uint8),
-    )
-    counts = len(digest), len(frames), len(packs)
-    write_columns(
-        path, (repository_id, run_id, serial), counts, ([column.view(np.uint8).data] for column in columns)
-    )
+_NO_ROWS: Final = np.zeros(0, np.int64)
 
 
-def write_columns(
-    path: Path,
-    name: tuple[bytes, str, int],
-    counts: tuple[int, int, int],
-    columns: Iterable[Iterable[memoryview]],
-) -> None:
-    """Write and flush a segment from the pieces of its columns; they are never in memory together.
+class _Table:
+    """The sorted entries of a segment.
 
-    Args:
-        name: repository id, run id, number of the segment in the run.
-        counts: chunks, frames, packs.
-
-    Raises:
-        OSError
+    Memory: where its buckets begin, 8 bytes for 512 entries or more. A small table stays in memory as a whole.
     """
-    chunks, frames, packs = counts
-    starts = _sections(*counts)
-    checks: list[bytes] = []
-    state, room = xxhash.xxh3_64(), CHECKED
 
-    def write(part: memoryview) -> None:
-        nonlocal state, room
-        write_all(file, [part])
-        while len(part):
-            state.update(part[:room])
-            part, room = part[room:], room - len(part[:room])
-            if not room:
-                checks.append(_CHECKSUM.pack(state.intdigest()))
-                state, room = xxhash.xxh3_64(), CHECKED
+    def __init__(self, segment: Segment, section: int, cells: Cells) -> None:
+        self._segment = segment
+        self._section = section
+        count = segment.count(section)
+        self._bits = bucket_bits(count)
+        self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).astype(np.int64)
+        if self._starts[0] or self._starts[-1] != count or (np.diff(self._starts) < 0).any():
+            raise segment.damaged("its buckets are impossible")
+        self._mask = known_bits(self._bits)
+        self._key: NDArray[np.uint64] | None = None
+        self._row = _NO_ROWS
+        if cells.reserve(16 * count):
+            entry = segment.column(section, 0, count)
+            bucket = np.repeat(np.arange(1 << self._bits, dtype=np.uint64), np.diff(self._starts))
+            self._key = self._key_of(bucket, entry)
+            self._row = (entry & _LOW).astype(np.int64)
 
-    file = create(path)
-    try:
-        write_all(file, [bytes(HEADER_SIZE)])
-        for column, start, end in zip(columns, starts, starts[1:], strict=False):
-            size = 0
-            for part in column:
-                write(part)
-                size += len(part)
-            write(memoryview(bytes(end - start - size)))
-        if room < CHECKED:
-            checks.append(_CHECKSUM.pack(state.intdigest()))
-        joined = b"".join(checks)
-        write_all(file, [joined])
-        repository_id, run_id, serial = name
-        guard = xxhash.xxh3_64_intdigest(joined)
-        fields = _MAGIC, repository_id, bytes.fromhex(run_id), serial, frames, chunks, packs, 0, guard
-        header = _HEADER.pack(*fields).ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
-        os.pwrite(file, header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)), 0)
-        os.fsync(file)
-    finally:
-        os.close(file)
+    def is_made_of(self, expected: _Multiset) -> bool:
+        """Whether its entries are these, and ascending."""
+        found = 0
+        last = np.uint64(0), np.uint64(0)
+        for low in range(0, self._segment.count(self._section), _PIECE):
+            entry = self._segment.column(self._section, low, low + _PIECE)
+            number = np.arange(low, low + len(entry))
+            bucket = (np.searchsorted(self._starts, number, side="right") - 1).astype(np.uint64)
+            buckets, entries = np.append(last[0], bucket), np.append(last[1], entry)
+            if ((entries[1:] < entries[:-1]) & (buckets[1:] == buckets[:-1])).any():
+                return False
+            found += expected.of(self._key_of(bucket, entry), entry & _LOW)
+            last = bucket[-1], entry[-1]
+        return found % (1 << 64) == expected.sum
+
+    def _key_of(self, bucket: NDArray[np.uint64], entry: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The bits of the digests that bucket and entry know."""
+        tail: NDArray[np.uint64] = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
+        return tail | (bucket << np.uint64(64 - self._bits)) if self._bits else tail
+
+    def candidates(self, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
+        """See Segment._candidates."""
+        if self._key is not None:
+            key = head & self._mask
+            low = np.searchsorted(self._key, key)
+            near = np.minimum(low, len(self._key) - 1)
+            if not (self._key[near] == key).any():
+                return _NO_ROWS, _NO_ROWS
+            many = np.searchsorted(self._key, key, side="right") - low
+            at = np.repeat(np.arange(len(head)), many)
+            place = np.arange(len(at)) + np.repeat(low - (np.cumsum(many) - many), many)
+            return at, self._row[place]
+        bucket = (
+            (head >> np.uint64(64 - self._bits)).astype(np.int64) if self._bits else head.astype(np.int64) * 0
+        )
+        low, high = self._starts[bucket].tolist(), self._starts[bucket + 1].tolist()
+        least = (head << np.uint64(self._bits)) & HIGH_BITS
+        ats: list[int] = []
+        rows: list[int] = []
+        order: list[int] = np.argsort(bucket).tolist()  # what is in one cell, one after the other
+        for number in order:
+            entry = self._segment.column(self._section, low[number], high[number])
+            wanted = least[number]
+            place = int(entry.searchsorted(wanted))
+            while place < len(entry) and entry[place] & HIGH_BITS == wanted:
+                ats.append(number)
+                rows.append(int(entry[place] & _LOW))
+                place += 1
+        at, row = np.array(ats, np.int64), np.array(rows, np.int64)
+        ascending = np.argsort(at, kind="stable")
+        return at[ascending], row[ascending]
+
+
+class _Multiset:
+    """Whether two tables have the same entries, in whatever order, without having them in memory.
+
+    It is the sum of a random function of each entry. Tables that differ have equal sums once in 2**64 tries.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.mask = known_bits(bucket_bits(count))
+        self.sum = 0
+        one, two, three = (np.uint64(secrets.randbits(64) | 1) for _ in range(3))
+        self._factors = one, two, three
+
+    def add(self, head: NDArray[np.uint64], row: Rows) -> None:
+        self.sum = (self.sum + self.of(head & self.mask, row.astype(np.uint64))) % (1 << 64)
+
+    def of(self, key: NDArray[np.uint64], row: NDArray[np.uint64]) -> int:
+        """Of some entries: the bits of the digest that are known, and the row."""
+        one, two, three = self._factors
+        mixed = key * one + row * two
+        mixed ^= mixed >> SHIFT_32
+        mixed *= three
+        mixed ^= mixed >> SHIFT_32
+        return int((mixed * one).sum(dtype=np.uint64))
+
+
+class _Header(NamedTuple):
+    counts: Counts
+    epoch: int
+    checks: int
+    salt: bytes
+
+
+def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
+    if len(header) < HEADER_SIZE:
+        raise Damage("it is cut off")
+    end = HEADER_SIZE - CHECKSUM.size
+    if xxhash.xxh3_64_intdigest(header[:end]) != CHECKSUM.unpack_from(header, end)[0]:
+        raise Damage("the checksum of its header is wrong")
+    magic, repository, run, number, frames, chunks, packs, epoch, checks, salt = HEADER.unpack_from(header)
+    if magic != MAGIC:
+        raise Damage("it is not an index segment of format 2")
+    if repository != repository_id:
+        raise Damage("it belongs to another repository")
+    if segment_name(run.hex(), number) != name:
+        raise Damage("it has the content of another segment")
+    if chunks > MOST_CHUNKS or (not epoch and any(salt)):
+        raise Damage("its header is impossible")
+    return _Header(Counts(frames, chunks, packs), epoch, checks, salt)
+
+
+def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
+    """What a sealed cell is bound to, besides its number."""
+    return b"index" + repository_id + header[BOUND] + name.encode("ascii")
+
+
+def bucket_bits(count: int) -> int:
+    """How many bits of a digest name its bucket in a table with so many entries."""
+    return max(0, (count - 1).bit_length() - BUCKET_BITS) if count else 0
+
+
+def known_bits(bits: int) -> np.uint64:
+    """The bits of a head that decide in a table whose buckets have so many bits: those, and the next 32."""
+    return np.uint64(((1 << (bits + 32)) - 1) << (32 - bits))
+
+
+def filter_words(chunks: int) -> int:
+    """How many words the filter of so many chunks has."""
+    return -(-chunks // (CHUNKS_PER_WORD * WORDS_MULTIPLE)) * WORDS_MULTIPLE
+
+
+def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The bits that a digest sets in its word of the filter. Its last bits choose them, the first ones the word."""
+    one, low = np.uint64(1), np.uint64(63)
+    bits: NDArray[np.uint64] = one << (head & low)
+    bits |= one << ((head >> np.uint64(6)) & low)
+    bits |= one << ((head >> np.uint64(12)) & low)
+    return bits
 
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    return np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
+    head: NDArray[np.uint64] = digest[:, :8].copy().view("<u8").ravel()
+    head.byteswap(inplace=True)
+    return head
 
 
-def sorted_rows(digest: Digests) -> NDArray[np.intp]:
-    """The order that sorts digests."""
-    head = heads(digest)
-    order = np.argsort(head, kind="stable")
-    if (head[order][1:] == head[order][:-1]).any():  # eight bytes decide, but for one case in many years
-        words = np.ascontiguousarray(digest).view(">u8").astype(np.uint64).reshape(len(digest), -1)
-        order = np.lexsort(words.T[::-1])
-    return order
-
-
-def _sections(chunks: int, frames: int, packs: int) -> list[int]:
-    """Where the sections of a segment begin, each at a multiple of 64 bytes, and where the last one ends."""
-    starts = [HEADER_SIZE]
-    for size in (
-        8 * chunks,
-        CHUNK_ROW.itemsize * chunks,
-        8 * frames,
-        4 * frames,
-        FRAME_ROW.itemsize * frames,
-    ):
-        starts.append(-(-(starts[-1] + size) // 64) * 64)
-    return [*starts, -(-(starts[-1] + PACK_ID_SIZE * packs) // 64) * 64]
-
-
-def _parse_header(header: bytes, repository_id: bytes) -> tuple[int, int, int, int]:
-    end = HEADER_SIZE - _CHECKSUM.size
-    if xxhash.xxh3_64_intdigest(header[:end]) != _CHECKSUM.unpack_from(header, end)[0]:
-        raise Damage("the checksum of its header is wrong")
-    magic, repository, _, _, frames, chunks, packs, _, checks = _HEADER.unpack_from(header)
-    if magic != _MAGIC:
-        raise Damage("it is not an index segment")
-    if repository != repository_id:
-        raise Damage("it belongs to another repository")
-    if chunks > _MOST_CHUNKS:
-        raise Damage("its header is impossible")
-    return frames, chunks, packs, checks
+def same(one: Digests, other: Digests) -> NDArray[np.bool_]:
+    """Row by row, whether digests are equal."""
+    equal: NDArray[np.bool_] = (one == other).all(axis=1)
+    return equal

@@ -3,87 +3,150 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pipeline import IntegrityError, MachineId, SinkError, emit
+from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
 
-from .config import (
-    Config,
-    Origin,
-    create_repository,
-    read_config,
-)
-from .files import RUN_ID_SIZE, Layout
+from .backends.contract import Backend, ObjectExists
+from .backends.location import backend_at
+from .config import READ_ONLY, Config, Origin, create_repository, read_config
+from .files import Objects
 from .index import RunIndex
-from .merging import merge_segments
 from .packs import PackWriter
 from .point import OpenRun, Point
-from .restore_point import PointsOf
-from .runs import RunLock, local_locks, sweep
+from .reader import RepositoryReader, open_repository
+from .removal import finish_merges, merge_segments, read_removed
+from .restore_point import PointsOf, RestorePoint, read_points
+from .runs import Run, end_dead_runs, unended_runs
+
+if TYPE_CHECKING:
+    from .ways import NewWay, Way
 
 log = logging.getLogger(__name__)
 
-# Removing a few files; what a dead file system does not let us remove, the next run sweeps.
+# Removing a few objects; what a dead store does not let us remove, the next run does.
 CLEANUP_S: Final = 60.0
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class Repository:
-    """A repository in a local directory. Settings only: nothing is read before `open`."""
+    """A repository in a directory or a bucket. Settings only: nothing is read before `open`.
 
-    path: Path
+    Args:
+        place: A path, `s3://bucket/prefix`, or a backend.
+        unlock: What may open it, if it is sealed: `[KeyFile(path)]`; by default what the environment names.
+        tags: Texts that each new point gets; retention can keep points by them.
+    """
+
+    place: str | Backend
     origin: Origin = field(compare=False)
+    unlock: Sequence[Way] = field(compare=False)
+    tags: tuple[str, ...]
 
-    def __init__(self, path: str | Path, *, origin: Origin | None = None) -> None:
-        object.__setattr__(self, "path", Path(path))
+    def __init__(
+        self,
+        place: str | Path | Backend,
+        *,
+        unlock: Sequence[Way] = (),
+        tags: Sequence[str] = (),
+        origin: Origin | None = None,
+    ) -> None:
+        object.__setattr__(self, "place", str(place) if isinstance(place, Path) else place)
         object.__setattr__(self, "origin", origin or Origin())
+        object.__setattr__(self, "unlock", tuple(unlock))
+        object.__setattr__(self, "tags", _checked(tags))
 
     def __repr__(self) -> str:
-        return f"Repository({str(self.path)!r})"
+        return f"Repository({self.name!r})"
 
-    def init(self) -> None:
-        """Make it, with a new key, in a directory that is empty or missing. Raises SinkError."""
-        create_repository(Layout(self.path), self.origin)
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.place if isinstance(self.place, str) else self.place.place()
+
+    def backend(self) -> Backend:
+        """Where it is. Raises ConfigError for a place that no backend knows."""
+        return backend_at(self.place) if isinstance(self.place, str) else self.place
+
+    def init(self, seal_for: NewWay | None = None, label: str = "first") -> None:
+        """Make it, with a new key, where there is nothing yet. Raises SinkError, ConfigError.
+
+        Args:
+            seal_for: What opens it: it is sealed then.
+            label: What that key slot is called.
+        """
+        create_repository(self.backend(), self.origin, seal_for, label)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[RepositoryStore]:
-        """For writing. Raises SinkError for what is no repository or cannot be written."""
-        layout = Layout(self.path)
-        config = await trio.to_thread.run_sync(_open, layout)
-        yield RepositoryStore(layout, config, self.origin)
+        """For writing. Raises SinkError for what is no repository or cannot be written, ConfigError where it is sealed
+        and nothing opens it."""
+        backend = self.backend()
+        config = await trio.to_thread.run_sync(_open, backend, self.unlock, self.origin)
+        try:
+            yield RepositoryStore(Objects(backend, config.version), config, self.origin, self.tags)
+        finally:
+            backend.close()
+
+    @contextmanager
+    def open_for_maintenance(self) -> Iterator[tuple[Objects, Config]]:
+        """For `prune` and the like, which work on its objects. For a worker thread. Raises as `open`."""
+        backend = self.backend()
+        config = _open(backend, self.unlock, self.origin)
+        try:
+            yield Objects(backend, config.version), config
+        finally:
+            backend.close()
+
+    def read(self) -> AbstractAsyncContextManager[RepositoryReader]:
+        """For reading; see `open_repository`."""
+        return open_repository(self.backend(), unlock=self.unlock)
+
+    @property
+    def path(self) -> Path:
+        """Of a repository in a directory."""
+        return Path(self.name)
+
+    def unreadable(self) -> Sequence[str]:
+        """What a restore would fail for now, a sentence each; for `plan`."""
+        try:
+            read_config(self.backend(), self.unlock)
+        except (ConfigError, SinkError, IntegrityError) as error:
+            return [str(error)]
+        return []
 
     def planned(self) -> Point:
-        return Point(str(self.path))
+        return Point(self.name)
 
     def missing(self) -> Sequence[str]:
         """What a run would fail for now, a sentence each; for `plan`. Nothing is changed."""
         try:
-            _open(Layout(self.path))
-        except (SinkError, IntegrityError) as error:
+            _open(self.backend(), self.unlock, self.origin)
+        except (ConfigError, SinkError, IntegrityError) as error:
             return [str(error)]
         return []
 
     def effects(self) -> Sequence[str]:
         return [
-            f"Adds packs, index segments and a restore point to the repository {self.path}.",
-            f"Removes from {self.path} what killed runs left there unpublished.",
+            f"Adds packs, index segments and a restore point to the repository {self.name}.",
+            f"Removes from {self.name} what killed runs left there unpublished.",
         ]
 
 
 class RepositoryStore:
     """An open repository."""
 
-    def __init__(self, layout: Layout, config: Config, origin: Origin) -> None:
-        self._layout = layout
+    def __init__(self, objects: Objects, config: Config, origin: Origin, tags: tuple[str, ...] = ()) -> None:
+        self._objects = objects
         self._config = config
         self._origin = origin
+        self._tags = tags
 
     @asynccontextmanager
     async def begin(self, machine: MachineId) -> AsyncIterator[Point]:
@@ -91,80 +154,127 @@ class RepositoryStore:
 
         Raises SinkError, IntegrityError for a damaged index.
         """
-        lock = await trio.to_thread.run_sync(self._lock)
-        run: OpenRun | None = None
+        async with self._begun(machine, None) as point:
+            yield point
+
+    @asynccontextmanager
+    async def copy_of(self, original: RestorePoint) -> AsyncIterator[Point]:
+        """Start a copy of a point of another repository, with its id. Otherwise as `begin`.
+
+        Raises SinkError also where another run copies it.
+        """
+        async with self._begun(original.machine, original) as point:
+            yield point
+
+    @asynccontextmanager
+    async def _begun(self, machine: MachineId, original: RestorePoint | None) -> AsyncIterator[Point]:
+        run = await trio.to_thread.run_sync(self._begin, machine, original)
+        opened: OpenRun | None = None
         try:
-            swept = await trio.to_thread.run_sync(self._sweep, lock)
-            if swept:
-                emit("swept", repository=str(self._layout.root), runs=swept)
-            run = await trio.to_thread.run_sync(self._start, lock, machine)
-            yield Point(str(self._layout.root), run)
+            ended = await trio.to_thread.run_sync(end_dead_runs, self._objects, self._config, run)
+            if ended:
+                emit("swept", repository=self._objects.place(), runs=ended)
+            opened = await trio.to_thread.run_sync(self._start, run, machine, original)
+            yield Point(self._objects.place(), opened)
         except BaseException as error:
             try:
-                await self._end(lock, run)
+                await self._end(run, opened)
             except SinkError as failure:
                 raise BaseExceptionGroup(
                     "The run failed, and so did its clean-up.", [error, failure]
                 ) from None
             raise
-        await self._end(lock, run)
+        await self._end(run, opened)
 
-    def _lock(self) -> RunLock:
-        return RunLock(self._layout, self._origin.random(RUN_ID_SIZE).hex())
+    def point_ids(self) -> set[str]:
+        """The ids of the points that are there. For a worker thread."""
+        points, _ = read_points(self._objects, self._config)
+        return {point.id for point in points}
 
-    def _sweep(self, lock: RunLock) -> list[str]:
-        return sweep(self._layout, self._config.id, lock.time())
+    def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
+        directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        try:
+            run = Run(self._objects, self._config, self._origin, directory, run_id)
+        except ObjectExists as exc:
+            raise SinkError(
+                f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
+                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                path=self._objects.place(),
+            ) from exc
+        if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
+            run.end()
+            raise SinkError(
+                f"The store of {self._objects.place()} does not keep two writers apart, and the run "
+                f"{min(others)} has not ended.",
+                remedy="Wait until it ends. A store with conditional writes takes any number of writers.",
+                path=self._objects.place(),
+            )
+        return run
 
-    def _start(self, lock: RunLock, machine: MachineId) -> OpenRun:
-        layout, config = self._layout, self._config
-        merge_segments(layout, config.id, lock.run_id, lock.time())
-        points = PointsOf(layout, machine, config.keys)
-        parent = points.newest()  # before the index, so that the index has all of it
+    def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
+        objects, config = self._objects, self._config
+        finish_merges(objects, config, run)
+        merge_segments(objects, config, run, self._origin)
+        points = PointsOf(objects, config, machine)
+        # Before the index, so that the index has all of it.
+        parent = points.newest() if original is None else points.of_id(original.previous)
         return OpenRun(
-            layout=layout,
+            objects=objects,
             config=config,
             origin=self._origin,
-            id=lock.run_id,
-            lock=lock,
-            index=RunIndex(layout, config.id, lock.run_id, config.keys),
-            packs=PackWriter(layout, config.id, lock.run_id),
+            run=run,
+            index=RunIndex(
+                objects,
+                config.id,
+                run.id,
+                config.keys,
+                sealing=config.sealing,
+                removed=read_removed(objects, config),
+            ),
+            packs=PackWriter(objects, config, run.id),
             points=points,
             parent=parent,
+            tags=self._tags,
         )
 
-    async def _end(self, lock: RunLock, run: OpenRun | None) -> None:
+    async def _end(self, run: Run, opened: OpenRun | None) -> None:
         with trio.move_on_after(CLEANUP_S, shield=True):
-            await trio.to_thread.run_sync(self._clean_up, lock, run, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self._clean_up, run, opened, abandon_on_cancel=True)
 
-    def _clean_up(self, lock: RunLock, run: OpenRun | None) -> None:
+    def _clean_up(self, run: Run, opened: OpenRun | None) -> None:
         try:
-            if run is not None and run.published:
-                with suppress(SinkError):  # the point exists, and the next run sweeps the lock file
-                    lock.release()
+            if opened is not None and opened.published:
+                try:
+                    run.end()
+                except SinkError as exc:  # the point exists; whoever runs next removes the rest
+                    log.info("the run %s ended, and its sign of life stays: %s", run.id, exc)
             else:
-                if run is not None:
-                    run.packs.close()
-                lock.roll_back(self._config.id)
+                if opened is not None:
+                    opened.packs.close()
+                run.roll_back()
         finally:
-            if run is not None:
-                run.index.cells.close()
-            lock.abandon()
+            if opened is not None:
+                opened.index.close()
+            run.abandon()
 
 
-def _open(layout: Layout) -> Config:
-    config = read_config(layout)
-    for directory in (layout.root, *layout.directories):
-        if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-            raise SinkError(
-                f"{directory} is missing or cannot be written.",
-                remedy="Give this user the right to write the repository.",
-                path=str(directory),
-            )
-    option = local_locks(layout.root)
-    if option is not None:
-        log.warning(
-            "%s is mounted with %s: locks are not shared between hosts, so write to it from this host only",
-            layout.root,
-            option,
+def _open(backend: Backend, unlock: Sequence[Way], origin: Origin) -> Config:
+    config = read_config(backend, unlock, origin)
+    if config.version == READ_ONLY:
+        raise SinkError(
+            f"The repository {backend.place()} has format version {READ_ONLY}, which is only read.",
+            remedy=f"Make a new one of it: vadpipe copy {backend.place()} NEW",
+            path=backend.place(),
         )
+    check = getattr(backend, "check_writable", None)
+    if check is not None:
+        check()
     return config
+
+
+def _checked(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
+        raise ConfigError(
+            f"Tags are texts that are not empty, not {tags!r}.", remedy='Write tags=["monthly"].'
+        )
+    return tuple(sorted({tag.strip() for tag in tags}))

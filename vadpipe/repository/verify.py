@@ -14,30 +14,38 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
-from pipeline import CLUSTER, ConfigError, GiB, IntegrityError, KiB, MiB, MoverError, TiB, format_size
+from pipeline import (
+    CLUSTER,
+    ConfigError,
+    Digests,
+    GiB,
+    IntegrityError,
+    KiB,
+    MiB,
+    MoverError,
+    TiB,
+    format_size,
+)
 from vadpipe.words import counted
 
+from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
-from .files import Damage, Layout, run_of
+from .files import INDEX, PACKS, Damage, Objects, point_name, run_of, stem
 from .frames import decode
-from .index import Index
-from .packs import (
-    FrameAddress,
-    addresses,
-    read_frame,
-    read_table,
-)
+from .index import AnySegment, Index
+from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .restore_point import RestorePoint, StoredDisk
-from .segments import Rows, Segment
+from .removal import read_removed
+from .restore_point import RestorePoint, StoredDisk, name_of
+from .runs import unended_runs
 
-_Listing = tuple[Segment, Rows]  # some frames of a segment
+_Listing = tuple[AnySegment, Rows]  # some frames of a segment
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,8 @@ class Budget:
 class VerifyReport:
     """What was read: `bytes` of decoded frames. `damages` is empty when all of that is as it was written.
 
-    `unread_packs` and `unread_bytes` were left out by the budget, whose packs were drawn with `seed`.
+    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were taken in
+    the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
     """
 
     points: int
@@ -97,6 +106,8 @@ class VerifyReport:
     unread_packs: int = 0
     unread_bytes: int = 0
     seed: int | None = None
+    reached: str = ""
+    covered: float = 1.0
 
     def summary(self) -> str:
         """One line for people."""
@@ -110,6 +121,8 @@ class VerifyReport:
         drawn = "" if self.seed is None else f" (seed {self.seed})"
         left = f"{counted(self.unread_packs, 'pack')} with {format_size(self.unread_bytes)}"
         unread = f" Not read: {left}{drawn}." if self.unread_packs else ""
+        if self.reached:
+            unread += f" Covered so far: {self.covered:.1%} of the stored bytes."
         return f"{', '.join(words)}: {found}.{unread}"
 
     def lines(self) -> list[str]:
@@ -129,6 +142,7 @@ async def verify(
     *,
     points: Sequence[RestorePoint] | None = None,
     budget: Budget | None = None,
+    after: str | None = None,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
@@ -137,18 +151,20 @@ async def verify(
     Args:
         points: only the frames that these points need; None: everything.
         budget: how much of the packs to read; None: all.
+        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None: they
+            are drawn by the budget's seed.
         progress: is told the stored bytes that were read so far, and all that will be read.
     """
     work = _Verification(reader)
     await trio.to_thread.run_sync(work.check_index)
-    chosen = await trio.to_thread.run_sync(work.choose, points, budget)
+    chosen = await trio.to_thread.run_sync(work.choose, points, budget, after)
     total, done = sum(pack.size for pack in chosen), 0
     packs = iter(chosen)
 
     async def check_packs() -> None:
         nonlocal done
         for pack in packs:
-            work.add(await trio.to_thread.run_sync(check_pack, reader.layout, reader.config, pack))
+            work.add(await trio.to_thread.run_sync(check_pack, reader.objects, reader.config, pack))
             done += pack.size
             if progress is not None:
                 progress(done, total)
@@ -168,7 +184,7 @@ async def verify(
 
 
 @dataclass
-class _Pack:
+class PackToRead:
     """A pack to be read: what the index lists in it, and its size in bytes.
 
     `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
@@ -187,54 +203,93 @@ class _PackReport:
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
     """
 
-    path: Path
+    path: str
     frames: int = 0
     bytes: int = 0
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
-    rows: dict[Segment, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
 
-    def count(self, segment: Segment, right: int, unknown: int) -> None:
+    def count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self.rows.get(segment, (0, 0))
         self.rows[segment] = before[0] + right, before[1] + unknown
 
 
-def check_pack(layout: Layout, config: Config, pack: _Pack) -> _PackReport:
+# Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
+_READ_AT_ONCE = 8 * MiB
+
+
+def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
     """Read the frames of a pack: those of its own table, and those that the index expects in it.
 
     Every frame is compared with the rows that the index has of its chunks.
     """
-    name, report = pack.name, _PackReport(layout.pack(pack.name))
+    name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)))
     frames: dict[int, FrameAddress] = {}
-    listed: dict[int, list[tuple[Segment, int]]] = {}
+    listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
         for segment, rows in pack.listed:
             for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
                 listed.setdefault(address.offset, []).append((segment, row))
                 if frames.setdefault(address.offset, address) != address:
                     report.problem = f"the index has two frames at byte {address.offset}"
-        for address in addresses(read_table(report.path, config.id), name):
+        for address in addresses(read_table(objects, config.id, name), name):
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:
         report.problem = str(damage)
-    for offset, address in sorted(frames.items()):
-        if pack.needed is not None and offset not in pack.needed:
-            continue
+    wanted = [
+        address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
+    ]
+    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    for address, content in _contents(objects, wanted):
         try:
-            frame = read_frame(layout, address, config.keys)
+            if isinstance(content, Damage):
+                raise content
+            frame = frame_of(content, address, config)
             report.bytes += len(decode(frame, config.keys))
             report.frames += 1
         except Damage as damage:
             report.damaged.append((address, str(damage)))
-            for segment, row in listed.get(offset, ()):
+            for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
         place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
-        for segment, row in listed.get(offset, ()):
-            found, at = segment.lookup(frame.chunk["digest"])
-            report.count(segment, int(((found == row) & (at == place)).sum()), 0)
+        for segment, row in listed.get(address.offset, ()):
+            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
+    for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
+        at, places = segment.lookup(np.concatenate([digest for _, digest, _ in tables]))
+        row = np.repeat([row for row, _, _ in tables], [len(place) for _, _, place in tables])
+        right = (at == row) & (places == np.concatenate([place for _, _, place in tables]))
+        report.count(segment, int(right.sum()), 0)
     return report
+
+
+def _contents(
+    objects: Objects, wanted: Sequence[FrameAddress]
+) -> Iterator[tuple[FrameAddress, memoryview | Damage]]:
+    """The stored bytes of frames, which ascend; what lies side by side is read together."""
+    low = 0
+    while low < len(wanted):
+        high, begin = low + 1, wanted[low].offset
+        while (
+            high < len(wanted)
+            and wanted[high].offset == wanted[high - 1].offset + wanted[high - 1].size
+            and wanted[high].offset + wanted[high].size - begin <= _READ_AT_ONCE
+        ):
+            high += 1
+        together = wanted[low:high]
+        try:
+            end = together[-1].offset + together[-1].size
+            content = memoryview(objects.read(objects.pack(together[0].pack), begin, end - begin))
+            yield from ((each, content[each.offset - begin :][: each.size]) for each in together)
+        except Damage as damage:
+            if len(together) == 1:
+                yield together[0], damage
+            else:  # one of them alone may be whole
+                for each in together:
+                    yield from _contents(objects, [each])
+        low = high
 
 
 @dataclass
@@ -256,8 +311,9 @@ class _Verification:
         self._unread_packs = self._unread_bytes = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
-        self._rows: dict[Segment, tuple[int, int]] = {}
+        self._rows: dict[AnySegment, tuple[int, int]] = {}
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._reached, self._covered = "", 1.0
 
     def check_index(self) -> None:
         """Every segment; a damaged one counts as missing from here on."""
@@ -268,34 +324,46 @@ class _Verification:
         for error in self._reader.index.damaged[held:]:
             self._wound_of(error)
 
-    def choose(self, points: Sequence[RestorePoint] | None, budget: Budget | None) -> list[_Pack]:
+    def choose(
+        self, points: Sequence[RestorePoint] | None, budget: Budget | None, after: str | None
+    ) -> list[PackToRead]:
         """The packs to read, of those that the index names. The budget leaves no missing pack out."""
-        packs: dict[str, _Pack] = {}
+        packs: dict[str, PackToRead] = {}
         for segment in self._reader.index.segments:
             for name, frames in segment.frames_by_pack().items():
-                packs.setdefault(name, _Pack(name)).listed.append((segment, frames))
+                packs.setdefault(name, PackToRead(name)).listed.append((segment, frames))
         if points is not None:
             self._need(points, packs)
             packs = {name: pack for name, pack in packs.items() if pack.needed}
         else:
             for pack in packs.values():
-                with suppress(OSError):
-                    pack.size = self._reader.layout.pack(pack.name).stat().st_size
+                with suppress(Damage):
+                    pack.size = self._reader.objects.size(self._reader.objects.pack(pack.name))
         chosen = [pack for _, pack in sorted(packs.items())]
         if budget is None:
             return chosen
-        random.Random(budget.seed).shuffle(chosen)
-        left = budget.of(sum(pack.size for pack in chosen))
-        read: list[_Pack] = []
-        for pack in chosen:
+        total = sum(pack.size for pack in chosen)
+        if after is None:
+            order = list(chosen)
+            random.Random(budget.seed).shuffle(order)
+        else:
+            order = [pack for pack in chosen if pack.name > after]
+            for pack in chosen[: len(chosen) - len(order)]:
+                self._leave_out(pack)
+        left = budget.of(total)
+        read: list[PackToRead] = []
+        for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
                 left -= pack.size
             else:
                 self._leave_out(pack)
+        if after is not None:
+            self._reached = read[-1].name if read else after
+            self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
-    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, _Pack]) -> None:
+    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, PackToRead]) -> None:
         """Note which frames the points need. What keeps a map from being read is found by `check_point`."""
         for point in points:
             for disk in point.disks:
@@ -314,7 +382,7 @@ class _Verification:
                 page = self._reader.page(point, disk, number, digests[number].tobytes())
                 yield from filter(None, self._reader.addresses(page))
 
-    def _leave_out(self, pack: _Pack) -> None:
+    def _leave_out(self, pack: PackToRead) -> None:
         self._unread_packs += 1
         self._unread_bytes += pack.size
         for segment, frames in pack.listed:
@@ -325,13 +393,13 @@ class _Verification:
         self._frames += report.frames
         self._bytes += report.bytes
         if report.problem:
-            self._wound(str(report.path), 0, report.problem)
+            self._wound(report.path, 0, report.problem)
         for segment, (right, unknown) in report.rows.items():
             self._count(segment, right, unknown)
         for address, problem in report.damaged:
-            self._of_frame[address.id] = self._wound(str(report.path), address.offset, problem)
+            self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
 
-    def _count(self, segment: Segment, right: int, unknown: int) -> None:
+    def _count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self._rows.get(segment, (0, 0))
         self._rows[segment] = before[0] + right, before[1] + unknown
 
@@ -342,36 +410,37 @@ class _Verification:
             wrong = segment.chunks - right - unknown
             if wrong > 0:
                 problem = f"{wrong} of its rows name a frame or a place where their chunk is not stored"
-                self._wound(str(segment.path), 0, problem)
+                self._wound(segment.place, 0, problem)
 
     def check_leftovers(self) -> None:
-        """Packs and temporary files that belong to no run. No sweep finds them, as it goes by lock files."""
-        layout = self._reader.layout
+        """Packs that belong to no run. Nobody looks for them, as dead runs are found by their objects."""
+        objects, config = self._reader.objects, self._reader.config
         if self._reader.index.damaged:
             return  # a segment that cannot be read may name any pack
-        packs = [*layout.packs.glob("??/*.pack")]
-        # A run that ended since then has no lock any more, and its segments are in the index by now.
-        unlocked = [path for path in (*packs, *layout.tmp.glob("*")) if not self._is_running(path)]
-        index = Index(layout, self._reader.config.id)
+        packs = [found.name for found in objects.backend.list(PACKS)]
+        # A run that ended since then has no object any more, and its segments are in the index by now.
+        running = set(unended_runs(objects))
+        unknown = [name for name in packs if run_of(name) not in running]
+        removed = read_removed(objects, config)
+        index = Index(objects, config.id, sealing=config.sealing)
         if index.damaged:
             return
-        named = {name for segment in index.segments for name in segment.packs()}
-        for path in unlocked:
-            if path.exists() and not (path.parent != layout.tmp and path.stem in named):
+        named = {name for segment in index.segments for name in segment.packs()} | removed.packs
+        for name in unknown:
+            if stem(name) not in named and objects.exists(name):
                 self._wound(
-                    str(path), 0, "no run is writing it and no index segment names it; it may be removed"
+                    objects.place(name),
+                    0,
+                    "no run is writing it and no index segment names it; `vadpipe prune` removes it",
                 )
-
-    def _is_running(self, path: Path) -> bool:
-        run_id = run_of(path)
-        return run_id is not None and self._reader.layout.lock(run_id).exists()
 
     def check_chains(self) -> None:
         """The points that others were made from."""
         known = {point.id for point in self._reader.points}
         for point in self._reader.points:
             if point.previous is not None and point.previous not in known:
-                file = str(self._reader.layout.point(point.machine.uuid, point.previous))
+                directory = self._reader.config.directory(point.machine.uuid)
+                file = self._reader.objects.place(point_name(directory, point.previous))
                 problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
                 self._wound(file, 0, problem)
 
@@ -399,7 +468,9 @@ class _Verification:
             damages=tuple(damages),
             unread_packs=self._unread_packs,
             unread_bytes=self._unread_bytes,
-            seed=budget.seed if budget else None,
+            seed=budget.seed if budget and not self._reached else None,
+            reached=self._reached,
+            covered=self._covered,
         )
 
     def _check_disk(self, point: RestorePoint, disk: StoredDisk) -> None:
@@ -428,7 +499,7 @@ class _Verification:
             identity = page.frame_ids[number].tobytes()
             if address is None:
                 problem = f"frame {identity.hex()[:16]} is in no segment of the index"
-                wounds[number] = self._wound(str(self._reader.layout.index), 0, problem)
+                wounds[number] = self._wound(self._reader.objects.place(INDEX), 0, problem)
             elif identity in self._of_frame:
                 wounds[number] = self._of_frame[identity]
             longest[number] = address.length if address else 0
@@ -437,7 +508,7 @@ class _Verification:
         hit = np.isin(page.frame, list(wounds)) | beyond
         for row in np.flatnonzero(hit).tolist():
             problem = f"the map of disk {disk.key} reads beyond a frame"
-            file = str(self._reader.layout.point(point.machine.uuid, point.id))
+            file = self._reader.objects.place(name_of(point, self._reader.config))
             wound = wounds.get(int(page.frame[row])) or self._wound(file, 0, problem)
             self._hit(wound, point, disk.key, low + int(page.offset[row]) * CLUSTER, int(needed[row]))
         return not hit.any()
@@ -448,7 +519,7 @@ class _Verification:
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
         named = (error.facts[name] for name in ("pack", "segment", "point") if name in error.facts)
-        file, position = str(next(named, self._reader.layout.index)), error.facts.get("position")
+        file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):
                 return wound

@@ -46,6 +46,7 @@ from stages import (
     Digest,
     MarkZeros,
     ReadSpans,
+    Refine,
     Zstd,
 )
 from vadpipe.repository import (
@@ -61,9 +62,10 @@ from vadpipe.repository import (
 from vadpipe.repository import index as _index
 from vadpipe.repository import merging as _merging
 from vadpipe.repository import packs as _packs
-from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Layout
-from vadpipe.repository.runs import sweep
+from vadpipe.repository.backends.local import LocalBackend
+from vadpipe.repository.config import Origin, read_config
+from vadpipe.repository.files import Objects
+from vadpipe.repository.runs import Run, end_dead_runs
 
 # The steps, in order. What the first killed run leaves is swept by two sweepers at once; what the second leaves, by
 # the next backup. The last two runs merge index segments.
@@ -113,6 +115,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(Blake3(point.key))
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=-1))
         | IntoRepository(point, disk)
@@ -149,7 +152,7 @@ class _Killed:
 async def back_up(repository: Repository, seed: int, step: int, how: str = "backup") -> str:
     """One backup; the id of its point."""
     system, data = disks(seed, step)
-    last = data if how == "backup" else _Killed(data, how, Layout(repository.path).packs)
+    last = data if how == "backup" else _Killed(data, how, repository.path / "packs")
     return (await Job(FakeMachine([system, last]), path, repository).run()).point
 
 
@@ -159,17 +162,21 @@ def _mark(root: Path, text: str) -> None:
 
 
 def _sweep_twice(root: Path) -> None:
-    """Two sweeps at once. Each lock file is one sweeper's, whichever comes first."""
-    layout, ready = Layout(root), threading.Barrier(2)
-    identity = read_config(layout).id
+    """Two runs end what is dead, at once."""
+    objects, ready = Objects(LocalBackend(root)), threading.Barrier(2)
+    config = read_config(objects.backend)
 
     def sweep_once() -> list[str]:
+        run = Run(objects, config, Origin(), None)
         ready.wait()
-        return sweep(layout, identity)
+        try:
+            return end_dead_runs(objects, config, run)
+        finally:
+            run.end()
 
     with ThreadPoolExecutor(2) as threads:
         sweeps = [threads.submit(sweep_once) for _ in range(2)]
-    swept = [run_id for each in sweeps for run_id in each.result()]
+    swept = {run_id for each in sweeps for run_id in each.result()}
     if len(swept) != 1:
         raise AssertionError(f"two sweeps removed {swept}: there was one dead run")
 
@@ -295,9 +302,7 @@ async def _digest(reader: RepositoryReader, point: RestorePoint, key: str) -> st
 async def _left(root: Path) -> list[str]:
     """What would stay for ever after a run that swept: files without an owner, and damage that `verify` finds."""
     wrong = [
-        f"left behind: {path.relative_to(root)}"
-        for room in ("tmp", "runs")
-        for path in (root / room).iterdir()
+        f"left behind: {path.relative_to(root)}" for room in ("tmp", "runs") for path in (root / room).glob("*")
     ]
     async with open_repository(root) as reader:
         report = await verify(reader)

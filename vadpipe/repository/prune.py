@@ -1,0 +1,530 @@
+"""Prune: the space of what no point needs comes back, in two phases (docs/repository.md, "Removal").
+
+A removal first names what goes. A later prune deletes it, when every run knows of the removal. Which frames are needed
+is read from the maps of all points, each map page once; it is kept as the first eight bytes of the frames' ids, so that
+a false agreement only keeps a frame.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import DIGEST_SIZE, NO_FRAME, Digests, IntegrityError, KiB
+from pipeline.units import format_size
+from vadpipe.words import counted
+
+from . import frames
+from .backends.contract import ObjectExists
+from .config import Config, Origin
+from .disk_map import EMPTY_PAGE
+from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
+from .index import Removed, RunIndex
+from .packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
+from .reader import RepositoryReader
+from .removal import (
+    Removal,
+    drop,
+    is_ready,
+    list_waiting,
+    live_segments,
+    read_removals,
+    read_removed,
+    replace_segments,
+)
+from .runs import Run, end_dead_runs, unended_runs
+from .segments import FRAMES, Segment, heads
+
+log = logging.getLogger(__name__)
+
+# A pack of which less than this share is needed is written anew. Rewriting gives back at least as much as it reads.
+REWRITE_BELOW = 0.5
+
+_ROWS = 64 * KiB  # frame rows in memory at a time
+
+Heads = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a prune did, in bytes and objects.
+
+    deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What was
+    needed of packs that were named. waiting: Ids of the runs that may not know of a removal. kept: Packs that a point
+    needs which was published after they were named.
+    """
+
+    deleted_packs: int
+    deleted_bytes: int
+    named_packs: int
+    named_bytes: int
+    copied_bytes: int
+    kept_packs: int
+    waiting: tuple[str, ...]
+    dry_run: bool = False
+
+    def lines(self) -> list[str]:
+        """For people."""
+        would = "would be " if self.dry_run else ""
+        lines = [
+            f"{counted(self.deleted_packs, 'pack')} {would}deleted, {format_size(self.deleted_bytes)}.",
+            f"{counted(self.named_packs, 'pack')} {would}named for removal, {format_size(self.named_bytes)}; "
+            f"{format_size(self.copied_bytes)} of them {would}copied, as points need it.",
+        ]
+        if self.kept_packs:
+            lines.append(f"{counted(self.kept_packs, 'pack')} kept: points need them that were made since.")
+        if self.waiting:
+            lines.append(
+                f"{counted(len(self.waiting), 'run')} may still use what was named: {', '.join(self.waiting[:3])}"
+                f"{', ...' * (len(self.waiting) > 3)}."
+            )
+        if self.named_packs and not self.dry_run:
+            lines.append("The next `vadpipe prune` deletes what was named, when these runs have ended.")
+        return lines
+
+
+def prune(
+    objects: Objects,
+    config: Config,
+    origin: Origin,
+    *,
+    rewrite_below: float = REWRITE_BELOW,
+    most_copied: int | None = None,
+    dry_run: bool = False,
+) -> PruneReport:
+    """Delete what earlier removals named, and name what no point needs now. For a worker thread.
+
+    Args:
+        rewrite_below: A pack of which less than this share is needed is written anew; 0: none.
+        most_copied: How many bytes may be copied out of such packs; None: all.
+        dry_run: Nothing is changed.
+
+    Raises:
+        IntegrityError: A point or a map cannot be read: what it needs is not known, so nothing is removed.
+        SinkError
+    """
+    if dry_run:
+        return _Prune(objects, config, origin, None).plan_only(rewrite_below, most_copied)
+    run = Run(objects, config, origin, None)
+    try:
+        end_dead_runs(objects, config, run)
+        work = _Prune(objects, config, origin, run)
+        report = work.do(rewrite_below, most_copied)
+    except ObjectExists as exc:
+        run.roll_back()
+        raise run.was_ended() from exc
+    except BaseException:
+        run.roll_back()
+        raise
+    run.end()
+    return report
+
+
+@dataclass
+class _Plan:
+    """What goes: `packs`, and the `segments` that name them. `copies`: what is needed of some, as heads of ids."""
+
+    sizes: Mapping[str, int]
+    packs: list[str] = field(default_factory=list)
+    segments: list[str] = field(default_factory=list)
+    copies: list[tuple[str, Heads]] = field(default_factory=list)
+    copied: int = 0
+    orphans: list[str] = field(default_factory=list)
+
+
+class _Prune:
+    def __init__(self, objects: Objects, config: Config, origin: Origin, run: Run | None) -> None:
+        self._objects = objects
+        self._config = config
+        self._origin = origin
+        self._run = run
+        self._pages: dict[bytes, Heads] = {}  # what each map page needs, once it was read
+        self._deleted = [0, 0]
+        self._kept = 0
+
+    def plan_only(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
+        ready, waiting = self._sort_removals()
+        packs = [pack for removal in ready for pack in removal.packs]
+        plan = self._plan(rewrite_below, most_copied)
+        return self._report(plan, waiting, deleted=(len(packs), self._size_of(packs)), dry_run=True)
+
+    def do(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
+        assert self._run is not None
+        ready, waiting = self._sort_removals()
+        for removal in waiting:
+            if removal.waiting is None:
+                list_waiting(self._objects, self._config, removal.id, self._run)
+        if ready:
+            self._finish(ready)
+        plan = self._plan(rewrite_below, most_copied)
+        self._name(plan)
+        _, waiting = self._sort_removals()
+        return self._report(plan, waiting, deleted=(self._deleted[0], self._deleted[1]))
+
+    def _sort_removals(self) -> tuple[list[Removal], list[Removal]]:
+        """Those that every run knows of, and the others."""
+        ready: list[Removal] = []
+        waiting: list[Removal] = []
+        for removal in read_removals(self._objects, self._config):
+            (ready if is_ready(self._objects, removal) else waiting).append(removal)
+        return ready, waiting
+
+    # Phase 2
+
+    def _finish(self, ready: Sequence[Removal]) -> None:
+        """Delete what removals name, but for packs that a point needs by now."""
+        assert self._run is not None
+        objects, config = self._objects, self._config
+        missing = self._needed() - self._available()
+        kept: list[str] = []
+        for removal in ready:
+            for pack in sorted(removal.packs):
+                held = self._wanted_of(pack, missing)
+                if len(held):
+                    kept.append(pack)
+                    missing = missing - _HeadSet.of([held])
+        if kept:
+            log.info("%d packs are kept: points need them that were made since", len(kept))
+            self._index_packs(kept)
+        self._kept = len(kept)
+        for removal in ready:
+            dying = sorted(removal.packs.difference(kept))
+            self._deleted[0] += len(dying)
+            self._deleted[1] += self._size_of(dying)
+            objects.backend.delete([objects.pack(pack) for pack in dying])
+            objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
+        removed = read_removed(objects, config)
+        naming = [
+            found.name
+            for found in live_segments(objects, removed)
+            if not all(
+                pack in kept or pack not in removed.packs for pack in self._segment(found.name).packs()
+            )
+        ]
+        if naming:  # a run that did not know merged segments that name dead packs
+            packs = removed.packs.difference(kept)
+            replace_segments(
+                objects, config, self._run, self._origin, naming, Removed(packs=frozenset(packs))
+            )
+        for removal in ready:
+            if not removal.packs or not naming:
+                drop(objects, removal.id)
+
+    def _available(self) -> _HeadSet:
+        """The frames that lie in packs which stay."""
+        removed = read_removed(self._objects, self._config)
+        found: list[Heads] = []
+        for segment in self._live(removed):
+            names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
+            for rows in _frame_rows(segment):
+                found.append(heads(rows["id"][names[rows["pack"]]]))
+        return _HeadSet.of(found)
+
+    def _index_packs(self, packs: Sequence[str]) -> None:
+        """Publish a segment of what is sound in some packs."""
+        assert self._run is not None
+        index = self._new_index()
+        try:
+            for pack in packs:
+                for address, content in sound_frames(self._objects, pack):
+                    _add(index, frames.parse_chunks(bytes(content), address.id, self._config), address)
+            self._publish(index)
+        finally:
+            index.close()
+
+    # Phase 1
+
+    def _plan(self, rewrite_below: float, most_copied: int | None) -> _Plan:
+        objects, config = self._objects, self._config
+        removed = read_removed(objects, config)
+        listed = {stem(found.name): found.size for found in objects.backend.list(PACKS)}
+        running = set(unended_runs(objects))  # after the packs: the run of a new one is listed
+        if self._run is not None:
+            running.discard(self._run.id)
+        segments = self._live(removed)  # after the runs: the segments of one that ended are listed
+        places = _places(segments, removed)
+        needed = self._needed().holds(places.head)
+        live = np.bincount(places.pack[needed], places.size[needed], len(places.packs)).astype(np.int64)
+        # A frame that lies in several packs is needed in one: in the fullest.
+        kept = _in_fullest(places, needed, live)
+        live = np.bincount(places.pack[kept], places.size[kept], len(places.packs)).astype(np.int64)
+        whole = np.bincount(places.pack, places.size, len(places.packs)).astype(np.int64)
+        plan = _Plan(sizes=listed)
+        order = np.argsort(live / np.maximum(whole, 1), kind="stable")
+        left = most_copied
+        for number in order.tolist():
+            name = places.packs[number]
+            if run_of(f"{name}.pack") in running:
+                continue
+            if live[number] == 0:
+                plan.packs.append(name)
+            elif live[number] < rewrite_below * whole[number] and (left is None or left >= live[number]):
+                left = None if left is None else left - int(live[number])
+                plan.packs.append(name)
+                plan.copies.append((name, places.head[kept & (places.pack == number)]))
+                plan.copied += int(live[number])
+        known = set(places.packs) | removed.packs
+        plan.orphans = [
+            name for name in listed if name not in known and run_of(f"{name}.pack") not in running
+        ]
+        going = set(plan.packs)
+        plan.segments = [segment.name for segment in segments if going.intersection(segment.packs())]
+        return plan
+
+    def _name(self, plan: _Plan) -> None:
+        """Copy what is needed, and publish the removal."""
+        assert self._run is not None
+        objects, config = self._objects, self._config
+        objects.backend.delete([objects.pack(name) for name in plan.orphans])  # no index ever knew them
+        self._deleted[0] += len(plan.orphans)
+        self._deleted[1] += sum(plan.sizes[name] for name in plan.orphans)
+        if not plan.packs:
+            return
+        if plan.copies:
+            self._copy(plan.copies)
+        packs = read_removed(objects, config).packs.union(plan.packs)
+        replace_segments(
+            objects,
+            config,
+            self._run,
+            self._origin,
+            plan.segments,
+            Removed(packs=packs),
+            packs=plan.packs,
+        )
+
+    def _copy(self, copies: Sequence[tuple[str, Heads]]) -> None:
+        """Write frames into packs of this run, as they are stored."""
+        assert self._run is not None
+        writer, index = PackWriter(self._objects, self._config, self._run.id), self._new_index()
+        try:
+            for pack, wanted in copies:
+                for address in addresses(read_table(self._objects, self._config.id, pack), pack):
+                    if heads(_row(address.id))[0] not in wanted:
+                        continue
+                    content = read_stored(self._objects, address)
+                    frames.check(content)
+                    chunk = frames.parse_chunks(content, address.id, self._config)
+                    record = frames.Record(address.id, address.length, len(chunk), content, b"")
+                    serial, (offset,) = writer.append([record])
+                    _add(index, chunk, address, at=(serial, offset))
+            writer.finish()
+            self._publish(index)
+        except Damage as damage:
+            raise IntegrityError(
+                f"A frame of pack {pack} that points need is damaged: {damage}.",
+                remedy="Run `vadpipe verify`, then `vadpipe repair`.",
+                pack=self._objects.place(self._objects.pack(pack)),
+            ) from damage
+        finally:
+            writer.close()
+            index.close()
+
+    # What both phases use
+
+    def _needed(self) -> _HeadSet:
+        """The frames that the points need. Raises IntegrityError where that cannot be told."""
+        reader = RepositoryReader(self._objects, self._config)
+        try:
+            points_damaged = [error for error in reader.damaged if "point" in error.facts]
+            for error in (*points_damaged, *reader.index.damaged):
+                raise IntegrityError(
+                    f"{error.problem}; nothing is removed, as it is not known what that point or index needs.",
+                    remedy=error.remedy,
+                    **error.facts,
+                )
+            found: list[Heads] = []
+            objects: list[bytes] = []
+            for point in reader.points:
+                for document in point.documents.values():
+                    objects += [bytes.fromhex(part) for part in document.parts]
+                for disk in point.disks:
+                    objects.append(bytes.fromhex(disk.pages))
+                    for number, digest in enumerate(reader.page_digests(point, disk)):
+                        key = digest.tobytes()
+                        if key == EMPTY_PAGE:
+                            continue
+                        if key not in self._pages:
+                            page = reader.page(point, disk, number, key)
+                            self._pages[key] = heads(page.frame_ids)
+                        objects.append(key)
+                        found.append(self._pages[key])
+                found = [_HeadSet.of(found).head]
+                objects = list(dict.fromkeys(objects))
+            found.append(self._frames_of_objects(reader, objects))
+            return _HeadSet.of(found)
+        finally:
+            reader.index.close()
+
+    def _frames_of_objects(self, reader: RepositoryReader, digests: Sequence[bytes]) -> Heads:
+        """The frames of map pages, page lists and documents: every frame that holds one."""
+        if not digests:
+            return np.zeros(0, np.uint64)
+        wanted = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_SIZE)
+        number, _ = reader.index.lookup(wanted)
+        if (number == NO_FRAME).any():
+            raise IntegrityError(
+                "A map page or a document of a point is not in the index; nothing is removed.",
+                remedy="Run `vadpipe verify`; it says which point is hit.",
+            )
+        return heads(reader.index.frame_ids(number))
+
+    def _new_index(self) -> RunIndex:
+        assert self._run is not None
+        return RunIndex(
+            self._objects,
+            self._config.id,
+            self._run.id,
+            self._config.keys,
+            sealing=self._config.sealing,
+            removed=read_removed(self._objects, self._config),
+        )
+
+    def _publish(self, index: RunIndex) -> None:
+        assert self._run is not None
+        for draft in index.last():
+            index.replace(draft, index.write(draft))
+        self._run.segments += len(index.publish(self._run.segments))
+
+    def _live(self, removed: Removed) -> list[Segment]:
+        return [self._segment(found.name) for found in live_segments(self._objects, removed)]
+
+    def _segment(self, name: str) -> Segment:
+        return Segment(self._objects, name, self._config.id, self._config.sealing)
+
+    def _wanted_of(self, pack: str, missing: _HeadSet) -> Heads:
+        """Those of the frames in `missing` that a pack holds, sound."""
+        try:
+            table = read_table(self._objects, self._config.id, pack)
+        except Missing:
+            return np.zeros(0, np.uint64)
+        except Damage:  # its frames may be sound all the same
+            found = [heads(_row(address.id)) for address, _ in sound_frames(self._objects, pack)]
+            held = _HeadSet.of(found).head
+            return held[missing.holds(held)]
+        wanted = missing.holds(heads(table["id"]))
+        sound: list[Heads] = []
+        for address in addresses(table[wanted], pack):
+            try:
+                frames.check(read_stored(self._objects, address))
+                sound.append(heads(_row(address.id)))
+            except Damage as damage:
+                log.warning("a frame of pack %s that points need is lost: %s", pack, damage)
+        return _HeadSet.of(sound).head
+
+    def _size_of(self, packs: Iterable[str]) -> int:
+        total = 0
+        for pack in packs:
+            try:
+                total += self._objects.size(self._objects.pack(pack))
+            except Damage:
+                continue
+        return total
+
+    def _report(
+        self, plan: _Plan, waiting: Sequence[Removal], *, deleted: tuple[int, int], dry_run: bool = False
+    ) -> PruneReport:
+        runs = sorted(frozenset().union(*(removal.waiting or () for removal in waiting)))
+        return PruneReport(
+            deleted_packs=deleted[0] + (len(plan.orphans) if dry_run else 0),
+            deleted_bytes=deleted[1] + (sum(plan.sizes[name] for name in plan.orphans) if dry_run else 0),
+            named_packs=len(plan.packs),
+            named_bytes=sum(plan.sizes.get(name, 0) for name in plan.packs),
+            copied_bytes=plan.copied,
+            kept_packs=self._kept,
+            waiting=tuple(runs),
+            dry_run=dry_run,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _HeadSet:
+    """A set of frames by the first eight bytes of their ids: ascending, each once."""
+
+    head: Heads
+
+    @classmethod
+    def of(cls, parts: Sequence[Heads]) -> _HeadSet:
+        return cls(np.unique(np.concatenate([np.zeros(0, np.uint64), *parts])))
+
+    def __sub__(self, other: _HeadSet) -> _HeadSet:
+        return _HeadSet(np.setdiff1d(self.head, other.head, assume_unique=True))
+
+    def holds(self, head: Heads) -> NDArray[np.bool_]:
+        """For each of `head`, whether it is in the set."""
+        if not len(self.head):
+            return np.zeros(len(head), dtype=np.bool_)
+        at = np.minimum(np.searchsorted(self.head, head), len(self.head) - 1)
+        found: NDArray[np.bool_] = self.head[at] == head
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where frames lie, in columns: head of the id, number of the pack in `packs`, size in bytes."""
+
+    packs: list[str]
+    head: Heads
+    pack: NDArray[np.int64]
+    size: NDArray[np.int64]
+
+
+def _places(segments: Sequence[Segment], removed: Removed) -> _Places:
+    """Every place of every frame once, but for packs that are named by a removal."""
+    number: dict[str, int] = {}
+    columns: list[tuple[Heads, NDArray[np.int64], NDArray[np.int64]]] = []
+    for segment in segments:
+        names = segment.packs()
+        numbers = np.array(
+            [-1 if name in removed.packs else number.setdefault(name, len(number)) for name in names],
+            dtype=np.int64,
+        )
+        for rows in _frame_rows(segment):
+            pack = numbers[rows["pack"]]
+            stays = pack >= 0
+            columns.append((heads(rows["id"])[stays], pack[stays], rows["size"][stays].astype(np.int64)))
+    if not columns:
+        return _Places([], np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    head, pack, size = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.lexsort((head, pack))
+    head, pack, size = head[order], pack[order], size[order]
+    first = np.ones(len(head), dtype=np.bool_)
+    first[1:] = (head[1:] != head[:-1]) | (pack[1:] != pack[:-1])
+    return _Places(list(number), head[first], pack[first], size[first])
+
+
+def _in_fullest(places: _Places, needed: NDArray[np.bool_], live: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Of the places of each needed frame, the one in the pack with the most bytes that are needed."""
+    kept = np.zeros(len(places.head), dtype=np.bool_)
+    at = np.flatnonzero(needed)
+    order = at[np.lexsort((places.pack[at], -live[places.pack[at]], places.head[at]))]
+    head = places.head[order]
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = head[1:] != head[:-1]
+    kept[order[first]] = True
+    return kept
+
+
+def _frame_rows(segment: Segment) -> Iterator[NDArray[np.void]]:
+    """The frame rows of a segment, some thousands at a time."""
+    for low in range(0, segment.frames, _ROWS):
+        yield segment.column(FRAMES, low, low + _ROWS)
+
+
+def _add(
+    index: RunIndex, chunk: NDArray[np.void], address: FrameAddress, at: tuple[int, int] | None = None
+) -> None:
+    """A frame that is stored becomes one of a run's index: where it is, or in a pack of the run, at (number, offset)."""
+    number = index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], address.id)
+    if at is None:
+        index.found(number, address)
+    else:
+        index.stored(number, *at, address.size)
+
+
+def _row(identity: bytes) -> Digests:
+    return np.frombuffer(identity, np.uint8).reshape(1, DIGEST_SIZE)
