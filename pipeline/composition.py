@@ -105,7 +105,7 @@ def check_agreement(parts: Sequence[object]) -> None:
     comparing = [part for part in parts if hasattr(part, "index") and hasattr(part, "disk")]
     for part in comparing[:-1]:
         last = comparing[-1]
-        if part.disk.key != last.disk.key:
+        if part.disk is not last.disk and part.disk.key != last.disk.key:
             first, second = type(part).__name__, type(last).__name__
             raise ConfigError(
                 f"{first} compares with disk {part.disk.key}, but {second} stores disk {last.disk.key}.",
