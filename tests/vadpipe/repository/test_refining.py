@@ -257,6 +257,7 @@ async def damaged(repository):
     return disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [incremental_path, full_path])
 async def test_damaged_frames_are_one_warning_and_chunks_are_stored_whole(repository, damaged, path, caplog):
     flip_frames(repository, Kind.DATA)
