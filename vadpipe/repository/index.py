@@ -393,13 +393,6 @@ class RunIndex(Index):
         place[at] = chunk["place"]
 
     @_locked
-    def published(self, identity: Digests) -> list[FrameAddress | None]:
-        """Where frames of earlier points are stored, by id; None for one that the index does not know."""
-        number = self.find_frames(identity)
-        known = iter(self.addresses(number[number != NO_FRAME]))
-        return [next(known) if at != NO_FRAME else None for at in number]
-
-    @_locked
     def frame_ids(self, number: Numbers) -> Digests:
         return super().frame_ids(number)
 
