@@ -38,7 +38,7 @@ class Totals:
 class FrameUse:
     """Which frames are in use while the points of one VM after the other are visited, oldest first. Kernel.
 
-    Memory: some 80 bytes per distinct frame.
+    Memory: 80 to 160 bytes per distinct frame; measured 167 MiB for 1,250,000 frames, which are 1.2 TiB of data.
     """
 
     def __init__(self, capacity: int = 4096) -> None:
@@ -68,7 +68,7 @@ class FrameUse:
         added = self._frame[first:last]
         added["use"], added["length"], added["size"], added["vm"] = use, length, size, -1
 
-    def begin(self, frame: Rows) -> None:
+    def begin(self, frame: NDArray[np.integer]) -> None:
         """The visited point has another page, list or document, with these frames; each once in a call."""
         count = self._frame["count"]
         fresh = frame[count[frame] == 0]
@@ -80,7 +80,7 @@ class FrameUse:
         self._frame["vms"][new_here] += 1
         self._of_vm += self._bytes(new_here)
 
-    def cease(self, frame: Rows) -> None:
+    def cease(self, frame: NDArray[np.integer]) -> None:
         """The visited point lacks a page that the one before it had. To be called after all calls of `begin`."""
         count = self._frame["count"]
         count[frame] -= 1
@@ -115,13 +115,13 @@ class FrameUse:
         frame = self._frame[: len(self)]
         return _sums(frame[frame["vms"] == 1], "vm", self._vm)
 
-    def _ended(self, frame: Rows) -> None:
+    def _ended(self, frame: NDArray[np.integer]) -> None:
         since = self._frame["since"][frame]
         self._frame["points"][frame] += self._point - since
         self._frame["last"][frame] = since  # the only point, where `points` is 1 in the end
         self._now -= self._bytes(frame)
 
-    def _bytes(self, frame: Rows) -> NDArray[np.int64]:
+    def _bytes(self, frame: NDArray[np.integer]) -> NDArray[np.int64]:
         rows, total = self._frame[frame], np.zeros_like(self._now)
         for use in Use:
             mine = rows[rows["use"] == use]

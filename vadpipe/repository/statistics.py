@@ -146,7 +146,7 @@ class RepositoryStatistics:
 def statistics(reader: RepositoryReader) -> RepositoryStatistics:
     """What the points of a repository take. For a worker thread.
 
-    Memory: some 80 bytes per distinct frame, 64 MiB of the frames of pages, and the page digests of two points.
+    Memory: 80 to 160 bytes per distinct frame, 64 MiB of the frames of pages, and the page digests of two points.
 
     Raises:
         IntegrityError: A map cannot be read.
@@ -230,7 +230,7 @@ class _Reading:
         self.use = FrameUse()
         self._missing: set[bytes] = set()
         self._reader = reader
-        self._kept: OrderedDict[bytes, tuple[Rows, int]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[NDArray[np.int32], int]] = OrderedDict()
         self._kept_bytes = 0
         self._before = _Pages.none()
         self._objects: dict[bytes, Use] = {}
@@ -247,7 +247,7 @@ class _Reading:
         objects = _objects_of(point)
         for digest in objects.keys() - self._objects.keys():
             self.use.begin(self._object(digest, objects[digest]))
-        gone: list[Rows] = []
+        gone: list[Rows | NDArray[np.int32]] = []
         for digest, step, came, ceased in _changes(before, now):
             source = before if ceased else now
             frames, allocated = self._page(source, digest)
@@ -259,8 +259,8 @@ class _Reading:
                 self._forget(digest)
         went = self._objects.keys() - objects.keys()
         gone += [self._object(digest, self._objects[digest]) for digest in went]
-        for frames in gone:
-            self.use.cease(frames)
+        for ended in gone:
+            self.use.cease(ended)
         self._before, self._objects = now, objects
         return self._allocated, self.use.end_point()
 
@@ -268,7 +268,7 @@ class _Reading:
         self._before, self._objects, self._allocated = _Pages.none(), {}, 0
         return self.use.end_vm()
 
-    def _page(self, pages: _Pages, digest: bytes) -> tuple[Rows, int]:
+    def _page(self, pages: _Pages, digest: bytes) -> tuple[NDArray[np.int32], int]:
         """The frames that a page needs, its own among them, and its allocated bytes."""
         if digest in self._kept:
             return self._kept[digest]

@@ -1,10 +1,14 @@
-"""Points that are documents alone, in memory: for tests of what reads no data."""
+"""Points that are documents alone: for tests of what reads no data."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import count
+
+from blake3 import blake3
 
 from pipeline import MachineId
+from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Config, Origin, create_repository
 from vadpipe.repository.files import Objects
@@ -15,12 +19,16 @@ DB = MachineId("00000000-0000-0000-0000-000000000002", "db01")
 BEGIN = datetime(2026, 11, 1, 20, tzinfo=UTC)
 
 
-class PointsInMemory:
-    """A repository of points without disks. `objects` and `config` are what the functions take."""
+class PointsAlone:
+    """A repository of points without disks, in memory or in `backend`, with ids that are the same in every run.
 
-    def __init__(self) -> None:
-        self.origin = Origin()
-        self.objects = Objects(MemoryBackend())
+    `objects` and `config` are what the functions take.
+    """
+
+    def __init__(self, backend: Backend | None = None) -> None:
+        drawn = count()
+        self.origin = Origin(random=lambda size: blake3(b"%d" % next(drawn)).digest(size))
+        self.objects = Objects(backend or MemoryBackend())
         self.config: Config = create_repository(self.objects.backend, self.origin)
         self._last: dict[str, RestorePoint] = {}
 

@@ -1,5 +1,7 @@
 """What changed between two points, against the bytes of the disks."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 import trio
@@ -147,8 +149,11 @@ async def test_a_point_and_itself_are_equal(repository):
     assert (found.total, found.disks[0].changed) == (0, Extents.empty())
 
 
+@dataclass
 class MeetingDisk(MemoryDisk):
-    """A disk that is read when `parties` runs have begun."""
+    """A disk that is read when all runs have begun."""
+
+    everybody: trio.Event = field(default_factory=trio.Event)
 
     async def read(self, buffer, offset, wanted):
         await self.everybody.wait()
@@ -162,9 +167,7 @@ async def test_the_same_bytes_in_other_frames_are_equal(repository):
     everybody = trio.Event()
     async with trio.open_nursery() as nursery:
         for each in (content, moved):
-            disk = MeetingDisk(each)
-            disk.everybody = everybody
-            nursery.start_soon(backup, repository, [disk])
+            nursery.start_soon(backup, repository, [MeetingDisk(each, everybody=everybody)])
         await trio.testing.wait_all_tasks_blocked(0.2)
         everybody.set()
     async with open_repository(repository.path) as reader:

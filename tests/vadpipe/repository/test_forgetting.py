@@ -1,13 +1,16 @@
 """Removing points, holding them, and noticing what somebody else removed."""
 
+import itertools
 import json
+import threading
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 
 from pipeline import ConfigError, IntegrityError, SinkError
-from tests.vadpipe.repository.forgetting_kit import BEGIN, DB, WEB, PointsInMemory
+from tests.vadpipe.repository.forgetting_kit import BEGIN, DB, WEB, PointsAlone
 from vadpipe.repository.config import READ_ONLY
 from vadpipe.repository.files import hold_name
 from vadpipe.repository.forgetting import (
@@ -26,7 +29,7 @@ from vadpipe.repository.restore_point import name_of
 
 @pytest.fixture
 def made():
-    return PointsInMemory()
+    return PointsAlone()
 
 
 def forget_in(made, *points):
@@ -223,6 +226,153 @@ def test_a_damaged_hold_still_holds_and_can_be_released(made):
     assert made.names("holds/") == []
 
 
+# --- what fails, and what happens at the same time ---
+
+
+class Failing:
+    """A backend whose n-th call that changes or reads something fails."""
+
+    def __init__(self, backend, left):
+        self._backend = backend
+        self.left = left
+
+    def __getattr__(self, name):
+        real = getattr(self._backend, name)
+        if name not in ("put", "delete", "replace", "read", "list", "size"):
+            return real
+
+        def called(*args):
+            self.left -= 1
+            if self.left < 0:
+                raise SinkError("The store is gone.")
+            return real(*args)
+
+        return called
+
+
+def calls_of(work):
+    """How many calls `work` makes on a backend."""
+    made = PointsAlone()
+    points = [made.add(), made.add(DB), made.add()]
+    made.objects.backend = Failing(made.objects.backend, 1000)
+    work(made, points)
+    return 1000 - made.objects.backend.left
+
+
+def test_whatever_call_fails_points_go_only_when_they_are_written_down():
+    def work(made, points):
+        forget_in(made, *points[:2])
+
+    for number in range(calls_of(work)):
+        made = PointsAlone()
+        points = [made.add(), made.add(DB), made.add()]
+        real = made.objects.backend
+        made.objects.backend = Failing(real, number)
+        with pytest.raises(SinkError, match="The store is gone"):
+            work(made, points)
+        made.objects.backend = real
+        written = {point.id for point in forgotten(made.objects, made.config).values()}
+        assert {point.id for point in points} - set(made.ids) <= written
+        forget_in(made, *(point for point in points[:2] if point.id in made.ids))
+        assert made.ids == [points[2].id]
+
+
+def test_whatever_call_fails_a_hold_is_there_or_not():
+    def work(made, points):
+        hold_in(made, points[0])
+
+    for number in range(calls_of(work)):
+        made = PointsAlone()
+        points = [made.add(), made.add(DB), made.add()]
+        real = made.objects.backend
+        made.objects.backend = Failing(real, number)
+        with pytest.raises(SinkError, match="The store is gone"):
+            work(made, points)
+        made.objects.backend = real
+        assert holds(made.objects, made.config, points) in ({}, {points[0].id: "audit"})
+        assert len(made.ids) == 3
+
+
+class Turns:
+    """A backend for several threads: each call waits until the schedule lets its thread go on."""
+
+    def __init__(self, backend):
+        self._backend = backend
+        self._turn = {}
+        self._done = threading.Semaphore(0)
+
+    def __getattr__(self, name):
+        real = getattr(self._backend, name)
+        if name not in ("put", "delete", "replace", "read", "list", "size"):
+            return real
+
+        def called(*args):
+            self._done.release()
+            self._turn[threading.get_ident()].acquire()
+            result = real(*args)
+            return list(result) if name == "list" else result
+
+        return called
+
+    def run(self, works, schedule):
+        """Run each function on a thread, one call at a time, in the order of the schedule; then in turn."""
+        results, threads = [None] * len(works), []
+
+        def body(number):
+            self._turn[threading.get_ident()] = turns[number]
+            try:
+                results[number] = works[number]()
+            except Exception as error:
+                results[number] = error
+            finished[number] = True
+            self._done.release()
+
+        turns = [threading.Semaphore(0) for _ in works]
+        finished = [False] * len(works)
+        for number in range(len(works)):
+            threads.append(threading.Thread(target=body, args=(number,)))
+            threads[-1].start()
+            self._done.acquire()
+        for number in itertools.chain(schedule, itertools.cycle(range(len(works)))):
+            if all(finished):
+                break
+            if not finished[number]:
+                turns[number].release()
+                self._done.acquire()
+        for thread in threads:
+            thread.join()
+        return results
+
+
+@pytest.mark.slow
+def test_in_every_order_of_calls_a_hold_that_says_so_holds():
+    """`forget` and `hold` of one point at the same time, in each order in which their calls can come."""
+    longest = calls_of(lambda made, points: forget_in(made, points[0]))
+    seen = set()
+    for places in itertools.combinations(range(longest + 4), 4):
+        made = PointsAlone()
+        first, _ = made.add(), made.add()
+        real = made.objects.backend
+        made.objects.backend = Turns(real)
+        schedule = [1 if place in places else 0 for place in range(longest + 4)]
+        forgot, held = made.objects.backend.run(
+            [partial(forget_in, made, first), partial(hold_in, made, first)], schedule
+        )
+        made.objects.backend = real
+        there = first.id in made.ids
+        if held is None:
+            assert there
+            assert isinstance(forgot, ConfigError)
+        if isinstance(forgot, str):
+            assert not there
+            assert isinstance(held, (str, ConfigError))
+        if isinstance(forgot, ConfigError):
+            assert there
+            assert made.names("forgotten/") == []
+        seen.add((type(forgot).__name__, type(held).__name__))
+    assert {("str", "ConfigError"), ("ConfigError", "NoneType"), ("str", "str")} <= seen
+
+
 # --- what retention sees ---
 
 
@@ -357,7 +507,8 @@ def test_a_forged_record_of_another_seal_is_no_excuse(made):
 
 
 def test_heads_of_another_repository_are_refused(made):
-    other = PointsInMemory()
+    other = PointsAlone()
+    other.config = replace(other.config, id=bytes(16))
     other.add()
     with pytest.raises(ConfigError, match="of the repository with the id"):
         problems(made, remembered(other))
