@@ -36,18 +36,20 @@ from vadpipe.words import counted
 
 from .backends.contract import ObjectExists
 from .config import Config, Keys, Origin
-from .files import PACKS, Objects, stem
+from .files import PACKS, Damage, Missing, Objects, stem
 from .frames import (
     Kind,
     Record,
+    check,
     checked_table,
     chunk_table,
     frame_id,
     object_record,
+    parse_chunks,
     record,
 )
 from .index import RunIndex
-from .packs import PackWriter, read_object
+from .packs import PackWriter, read_object, read_stored
 from .restore_point import (
     Document,
     PointsOf,
@@ -79,6 +81,7 @@ class OpenRun:
     tags: tuple[str, ...] = ()
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
+    rescued: set[bytes] = field(default_factory=set)  # ids of frames that were copied out of packs that go
     published: bool = False
 
 
@@ -168,6 +171,20 @@ class Point:
     async def load_object(self, digest: bytes, purpose: str) -> memoryview:
         """A map page of an older point. Raises IntegrityError; `purpose` says what it was wanted for."""
         return await trio.to_thread.run_sync(self._load_object, digest, purpose)
+
+    @property
+    def removal_waits(self) -> bool:
+        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run that
+        did not know of the removal may have published it."""
+        return bool(self._opened.index.removed.packs)
+
+    async def rescue(self, identity: Digests, purpose: str) -> int:
+        """Copy those of the frames that lie only in packs that are going to be removed. Returns the growth.
+
+        Raises IntegrityError where one is gone; `purpose` says what it was wanted for.
+        """
+        async with self._opened.turn:
+            return await trio.to_thread.run_sync(self._rescue, identity, purpose)
 
     def keep(self, disk: StoredDisk) -> None:
         """A disk is complete: its map will be part of the point."""
@@ -285,12 +302,38 @@ class Point:
         run = self._opened
         number, _ = run.index.lookup(_one_row(digest))
         if number[0] == NO_FRAME:
+            number, _ = run.index.readable(_one_row(digest))
+        if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
                 remedy="Run `vadpipe verify`; a full backup does not need the page.",
             )
         (address,) = run.index.addresses(number)
         return read_object(run.objects, run.config, address, digest, purpose)
+
+    def _rescue(self, identity: Digests, purpose: str) -> int:
+        """On a worker thread. A frame is copied as it is stored."""
+        run, grown = self._opened, 0
+        for frame in identity[run.index.find_frames(identity, staying=True) == NO_FRAME]:
+            if (name := frame.tobytes()) in run.rescued:
+                continue
+            number = run.index.find_frames(frame.reshape(1, DIGEST_SIZE))
+            try:
+                if number[0] == NO_FRAME:
+                    raise Missing
+                (address,) = run.index.addresses(number)
+                content = read_stored(run.objects, address)
+                check(content)
+                chunk = parse_chunks(content, name, run.config)
+            except Damage as damage:
+                raise IntegrityError(
+                    f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is going to be removed: {damage}.",
+                    remedy="Run again. If it comes again, run `vadpipe verify`; a full backup does not need the frame.",
+                ) from damage
+            new = run.index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], name)
+            grown += self._append([new], [Record(name, address.length, len(chunk), content, b"")])
+            run.rescued.add(name)
+        return grown
 
     def _check_promises(self, run: OpenRun, disks: Sequence[DiskReceipt]) -> None:
         if run.index.missing():

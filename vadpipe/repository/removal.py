@@ -35,6 +35,7 @@ from .files import (
 from .index import Removed
 from .merging import merge, smallest
 from .runs import Run, has_ended, unended_runs
+from .segments import Segment
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +112,14 @@ def list_waiting(objects: Objects, config: Config, removal_id: str, run: Run) ->
         log.info("%s is there", objects.place(name))
 
 
+def drop_lost_lists(objects: Objects) -> None:
+    """Delete waiting lists of removals that are finished: somebody listed the runs anew while it was dropped."""
+    names = [found.name for found in objects.backend.list(REMOVALS)]
+    ids = {stem(name) for name in names}
+    lost = [name for name in names if stem(name).removesuffix(_WAITING) not in ids]
+    objects.backend.delete(lost)
+
+
 def is_ready(objects: Objects, removal: Removal) -> bool:
     """Whether every run knows of it."""
     return removal.waiting is not None and all(has_ended(objects, run_id) for run_id in removal.waiting)
@@ -140,11 +149,9 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
     """
     merged = 0
     try:
-        removed = read_removed(objects, config)
-        while group := smallest(live_segments(objects, removed), unended_runs(objects)):
+        while group := smallest(_mergeable(objects, config), unended_runs(objects)):
             log.info("merging %d index segments of %s", len(group), objects.place())
-            replace_segments(objects, config, run, origin, group, removed)
-            removed = read_removed(objects, config)
+            replace_segments(objects, config, run, origin, group)
             merged += len(group)
     except ObjectExists as exc:
         raise run.was_ended() from exc
@@ -153,27 +160,43 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
     return merged
 
 
+def _mergeable(objects: Objects, config: Config) -> list[Stored]:
+    """The segments in use, but for those that name a pack of a removal: the prune that deletes the pack rewrites them,
+    and no other run carries their rows into a new segment."""
+    removed = read_removed(objects, config)
+    live = live_segments(objects, removed)
+    if not removed.packs:
+        return live
+    return [
+        found
+        for found in live
+        if removed.packs.isdisjoint(Segment(objects, found.name, config.id, config.sealing).packs())
+    ]
+
+
 def replace_segments(
     objects: Objects,
     config: Config,
     run: Run,
     origin: Origin,
     names: Sequence[str],
-    removed: Removed,
+    without: Collection[str] = (),
     *,
     packs: Collection[str] = (),
     more_segments: Collection[str] = (),
 ) -> None:
-    """Write one segment of several, without what `removed` names, and name the old ones, and packs, in a removal.
+    """Write one segment of several, and name the old ones, and packs, in a removal.
 
     Args:
         names: Of the segments that the new one is made of.
+        without: Ids of packs whose rows are left out: no point needs them.
         packs: Ids of packs that the removal names, too.
         more_segments: Ids of segments that it names, and that cannot be read.
 
     Raises ObjectExists where the run was ended, SinkError, IntegrityError.
     """
     final = segment_name(run.id, run.segments)
+    removed = Removed(packs=frozenset(without))
     if names and merge(objects, config.id, names, final, sealing=config.sealing, removed=removed):
         run.segments += 1
     segments = [*(stem(name) for name in names), *more_segments]
