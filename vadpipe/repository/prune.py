@@ -116,8 +116,10 @@ def prune(
         end_dead_runs(objects, config, run)
         work = _Prune(objects, config, origin, run)
         report = work.do(rewrite_below, most_copied)
-    except ObjectExists as exc:
+    except (ObjectExists, IntegrityError) as exc:
         run.roll_back()
+        if isinstance(exc, IntegrityError) and not run.was_given_up():  # what it misses, others removed by then
+            raise
         raise run.was_ended() from exc
     except BaseException:
         run.roll_back()

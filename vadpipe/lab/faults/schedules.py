@@ -324,6 +324,7 @@ class Schedule:
         self._beats = draw.random() < 0.2
         self._keep_trace = keep_trace
         self.trace: list[str] = []
+        self._cleaned = False
         works: list[tuple[str, Callable[[], None]]] = []
         for number in range(3):
             works.append((f"writer {number}", self._writer()))
@@ -499,16 +500,22 @@ class Schedule:
                 report = await verify(reader)
                 for found in report.damages:
                     forgotten = any(each in found.problem for each in oracle.forgetting)
-                    if not (forgotten and "was made from it" in found.problem):
+                    left = "no run is writing it" in found.problem and not self._cleaned
+                    # A run may write a pack after it was given up; the last prunes delete it.
+                    if not (forgotten and "was made from it" in found.problem) and not (
+                        left and self.counts["given up"]
+                    ):
                         wrong.append(f"verify: {found.file}: {found.problem}")
 
     def _clean(self) -> None:
         """Some prunes later nothing is left that nobody needs."""
-        self._backend.clock += 8 * DAY
+        # A store whose clock went back by years takes as long to give a run up; that is no part of what is checked.
+        self._backend.clock = max(time for _, time in self._backend.content().values()) + 8 * DAY
         origin = origin_of(self._draw_of())
         for _ in range(3):
             _prune.prune(self._objects, self._config, origin)
         self.wrong += self._left()
+        self._cleaned = True
         trio.run(self._check_points, True)
         if self.wrong:
             self.wrong = [f"after the last prunes: {sentence}" for sentence in self.wrong]
