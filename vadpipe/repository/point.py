@@ -383,6 +383,7 @@ def _check_packs(run: OpenRun) -> None:
     needed = run.index.used_packs
     missing = sorted(needed - _present(run.objects, needed))
     if missing:
+        run.run.require_alive()
         raise SinkError(
             f"Missing, though this point needs them: {counted(len(missing), 'pack')}, "
             f"{run.objects.place(run.objects.pack(missing[0]))} among them; nothing was published.",

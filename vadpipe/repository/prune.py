@@ -148,6 +148,7 @@ class _Prune:
         self._pages: dict[bytes, Heads] = {}  # what each map page needs, once it was read
         self._deleted = [0, 0]
         self._rescued = 0
+        self._packs = 0  # how many this run wrote
 
     def plan_only(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         ready, waiting = self._sort_removals()
@@ -199,7 +200,7 @@ class _Prune:
         self._run.require_alive()
         if copies:
             log.info("points need frames of %d packs that are removed: they are copied", len(copies))
-            self._copy(copies)
+            self._copy(copies, or_gone=True)
         self._rescued = len(copies)
         if naming:
             replace_segments(objects, config, self._run, self._origin, naming, going)
@@ -271,19 +272,29 @@ class _Prune:
             self._copy(plan.copies)
         publish_removal(objects, config, self._run, self._origin, packs=plan.packs)
 
-    def _copy(self, copies: Sequence[tuple[str, Heads]]) -> None:
-        """Write frames into packs of this run, as they are stored."""
+    def _copy(self, copies: Sequence[tuple[str, Heads]], *, or_gone: bool = False) -> None:
+        """Write frames into packs of this run, as they are stored.
+
+        Args:
+            or_gone: A pack that is gone was copied and deleted by another prune.
+        """
         assert self._run is not None
-        writer, index = PackWriter(self._objects, self._config, self._run.id), self._new_index()
+        writer = PackWriter(self._objects, self._config, self._run.id, self._packs)
+        index = self._new_index()
         try:
             for pack, wanted in copies:
-                for address, content in self._frames_of(pack, wanted):
-                    frames.check(content)
-                    chunk = frames.parse_chunks(content, address.id, self._config)
-                    record = frames.Record(address.id, address.length, len(chunk), content, b"")
-                    serial, (offset,) = writer.append([record])
-                    _add(index, chunk, address, at=(serial, offset))
+                try:
+                    for address, content in self._frames_of(pack, wanted):
+                        frames.check(content)
+                        chunk = frames.parse_chunks(content, address.id, self._config)
+                        record = frames.Record(address.id, address.length, len(chunk), content, b"")
+                        serial, (offset,) = writer.append([record])
+                        _add(index, chunk, address, at=(serial, offset))
+                except Missing:
+                    if not or_gone:
+                        raise
             writer.finish()
+            self._packs = writer.serial
             self._publish(index)
         except Damage as damage:
             raise IntegrityError(

@@ -56,18 +56,34 @@ def read_removals(objects: Objects, config: Config) -> list[Removal]:
     """All removals, finished ones excepted. Raises IntegrityError for a damaged one, SinkError."""
     if objects.version == 1:
         return []
-    names = {stem(found.name) for found in objects.backend.list(REMOVALS) if found.name.endswith(".json")}
+    names: set[str] = set()
+    while True:
+        # A listing comes in pages, and takes time. Meanwhile a removal may be dropped and the one that replaces it be
+        # written where the listing was before. Two listings that agree, and name what is there, miss neither.
+        while names != (names := _listed(objects)):
+            pass
+        found = _read_listed(objects, config, names)
+        if found is not None:
+            return found
+
+
+def _read_listed(objects: Objects, config: Config, names: set[str]) -> list[Removal] | None:
+    """The removals of these names; None where one was finished meanwhile."""
     found: list[Removal] = []
     for removal_id in sorted(name for name in names if not name.endswith(_WAITING)):
         fields = _read(objects, config, removal_name(removal_id))
-        if fields is None:  # finished meanwhile
-            continue
+        if fields is None:
+            return None
         waiting = None
         if removal_id + _WAITING in names:
             listed = _read(objects, config, waiting_name(removal_id))
             waiting = None if listed is None else _texts(listed, "runs")
         found.append(Removal(removal_id, _texts(fields, "packs"), _texts(fields, "segments"), waiting))
     return found
+
+
+def _listed(objects: Objects) -> set[str]:
+    return {stem(found.name) for found in objects.backend.list(REMOVALS) if found.name.endswith(".json")}
 
 
 def read_removed(objects: Objects, config: Config) -> Removed:
