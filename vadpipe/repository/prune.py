@@ -29,8 +29,8 @@ from .reader import RepositoryReader
 from .removal import (
     Removal,
     drop,
-    is_ready,
     drop_lost_lists,
+    is_ready,
     list_waiting,
     live_segments,
     publish_removal,
@@ -78,7 +78,9 @@ class PruneReport:
             f"{format_size(self.copied_bytes)} of them {would}copied, as points need it.",
         ]
         if self.rescued_packs:
-            lines.append(f"{counted(self.rescued_packs, 'pack')} held what points need that were made since; it was copied.")
+            lines.append(
+                f"{counted(self.rescued_packs, 'pack')} held what points need that were made since; it was copied."
+            )
         if self.waiting:
             lines.append(
                 f"{counted(len(self.waiting), 'run')} may still use what was named: {', '.join(self.waiting[:3])}"
@@ -118,7 +120,9 @@ def prune(
         report = work.do(rewrite_below, most_copied)
     except (ObjectExists, IntegrityError) as exc:
         run.roll_back()
-        if isinstance(exc, IntegrityError) and not run.was_given_up():  # what it misses, others removed by then
+        if (
+            isinstance(exc, IntegrityError) and not run.was_given_up()
+        ):  # what it misses, others removed by then
             raise
         raise run.was_ended() from exc
     except BaseException:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pipeline import (
     CLUSTER,
     ConfigError,
-    Digests,
     GiB,
     IntegrityError,
     KiB,

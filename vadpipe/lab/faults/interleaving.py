@@ -22,7 +22,7 @@ import trio
 from pipeline import SinkError
 from vadpipe.repository import packs as _packs
 from vadpipe.repository import runs as _runs
-from vadpipe.repository.backends.contract import Parts, Stored, Upload
+from vadpipe.repository.backends.contract import Parts, Stored
 from vadpipe.repository.backends.memory import MemoryBackend
 
 P = ParamSpec("P")

@@ -13,17 +13,16 @@ from __future__ import annotations
 import os
 import random
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from multiprocessing import get_context
-from typing import Any, Final, cast
+from typing import Final, cast
 from unittest.mock import patch
 
 import click
@@ -34,7 +33,6 @@ from trio.abc import ReceiveChannel
 from pipeline import (
     CLUSTER,
     NO_FRAME,
-    ConfigError,
     EncodedFrame,
     Extents,
     FramedSpan,
@@ -193,9 +191,7 @@ def _items(point: Point, content: Clusters, parent: Clusters | None, *, whole: b
                 yield (Zeros if at in zeros else Unchanged)(at * CLUSTER, CLUSTER)
 
 
-def _span(
-    point: Point, low: int, content: Clusters, data: Sequence[int], zeros: Sequence[int]
-) -> FramedSpan:
+def _span(point: Point, low: int, content: Clusters, data: Sequence[int], zeros: Sequence[int]) -> FramedSpan:
     identity = point.identity
     names = b"".join(identity.digest(_block(content[at])) for at in data)
     digest = np.frombuffer(names, np.uint8).reshape(-1, 32)
@@ -256,7 +252,7 @@ class Backup:
     async def run(self, store: RepositoryStore, oracle: Oracle) -> None:
         """Publish a point. Raises Failed, MoverError."""
         async with store.begin(self.machine) as point:
-            opened = point._opened  # noqa: SLF001 - which point it will be, and from which it is made
+            opened = point._opened
             stored = point.parent_of(DISK)
             parent = oracle.held[opened.parent.id] if opened.parent is not None and stored else None
             clusters = list(parent or (1, 2, 3, 4, 0, 0, 5, 6, 7, 7, 8, 9))
@@ -426,7 +422,10 @@ class Schedule:
         """Play it, and check what it left."""
         maintenance = Process(1, host="host c")
         self._table[1] = maintenance
-        with processes(self._table, maintenance), patch.object(_runs, "BEAT_S", -1.0 if self._beats else 60.0):
+        with (
+            processes(self._table, maintenance),
+            patch.object(_runs, "BEAT_S", -1.0 if self._beats else 60.0),
+        ):
             interleaving = Interleaving(self._actors, self._choice(), keep_trace=self._keep_trace)
             for _ in range(self._draw.choice([0, 0, 1, 2, 5])):
                 jump = self._draw.choice([1.0, 8 * DAY, 3 * YEAR, -3 * YEAR])
@@ -489,8 +488,12 @@ class Schedule:
         async with open_repository(self._backend, unlock=unlock) as reader:
             wrong += [f"damaged: {damage}" for damage in reader.damaged]
             there = {point.id for point in reader.points}
-            wrong += [f"point {each} is lost" for each in sorted(oracle.published - oracle.forgetting - there)]
-            wrong += [f"point {each} was forgotten, and is there" for each in sorted(oracle.forgotten & there)]
+            wrong += [
+                f"point {each} is lost" for each in sorted(oracle.published - oracle.forgetting - there)
+            ]
+            wrong += [
+                f"point {each} was forgotten, and is there" for each in sorted(oracle.forgotten & there)
+            ]
             for point in reader.points:
                 try:
                     wrong += wrong_bytes(reader, point, oracle)
