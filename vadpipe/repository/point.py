@@ -48,8 +48,9 @@ from .frames import (
     parse_chunks,
     record,
 )
-from .index import RunIndex
-from .packs import PackWriter, read_object, read_stored
+from .index import Index, RunIndex
+from .packs import FrameAddress, PackWriter, read_object, read_stored
+from .removal import read_removed
 from .restore_point import (
     Document,
     PointsOf,
@@ -83,6 +84,11 @@ class OpenRun:
     disks: dict[str, StoredDisk] = field(default_factory=dict)
     rescued: set[bytes] = field(default_factory=set)  # ids of frames that were copied out of packs that go
     published: bool = False
+
+    def index_now(self) -> Index:
+        """All that is published by now, to read it: a prune moves what points need before it deletes a pack."""
+        removed = read_removed(self.objects, self.config)
+        return Index(self.objects, self.config.id, self.config.sealing, removed)
 
 
 class Point:
@@ -299,17 +305,27 @@ class Point:
         return sum(new.size for new in records)
 
     def _load_object(self, digest: bytes, purpose: str) -> memoryview:
-        run = self._opened
-        number, _ = run.index.lookup(_one_row(digest))
+        run, row = self._opened, _one_row(digest)
+        number, _ = run.index.lookup(row)
         if number[0] == NO_FRAME:
-            number, _ = run.index.readable(_one_row(digest))
-        if number[0] == NO_FRAME:
-            raise IntegrityError(
-                f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
-                remedy="Run `vadpipe verify`; a full backup does not need the page.",
-            )
-        (address,) = run.index.addresses(number)
-        return read_object(run.objects, run.config, address, digest, purpose)
+            number, _ = run.index.readable(row)
+        try:
+            if number[0] == NO_FRAME:
+                raise IntegrityError(
+                    f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
+                    remedy="Run `vadpipe verify`; a full backup does not need the page.",
+                ) from Missing()
+            (address,) = run.index.addresses(number)
+            return read_object(run.objects, run.config, address, digest, purpose)
+        except IntegrityError as error:
+            if not isinstance(error.__cause__, Missing):
+                raise
+            now = run.index_now()
+            number, _ = now.lookup(row)
+            if number[0] == NO_FRAME:
+                raise
+            (address,) = now.addresses(number)
+            return read_object(run.objects, run.config, address, digest, purpose)
 
     def _rescue(self, identity: Digests, purpose: str) -> int:
         """On a worker thread. A frame is copied as it is stored."""
@@ -317,17 +333,16 @@ class Point:
         for frame in identity[run.index.find_frames(identity, staying=True) == NO_FRAME]:
             if (name := frame.tobytes()) in run.rescued:
                 continue
-            number = run.index.find_frames(frame.reshape(1, DIGEST_SIZE))
             try:
-                if number[0] == NO_FRAME:
-                    raise Missing
-                (address,) = run.index.addresses(number)
-                content = read_stored(run.objects, address)
+                try:
+                    address, content = _stored(run, run.index, frame)
+                except Missing:
+                    address, content = _stored(run, run.index_now(), frame)
                 check(content)
                 chunk = parse_chunks(content, name, run.config)
             except Damage as damage:
                 raise IntegrityError(
-                    f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is going to be removed: {damage}.",
+                    f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is removed: {damage}.",
                     remedy="Run again. If it comes again, run `vadpipe verify`; a full backup does not need the frame.",
                 ) from damage
             new = run.index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], name)
@@ -376,6 +391,15 @@ def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
         run.points.note_newest(point)
     except SinkError as exc:  # it only saves time
         log.info("the newest point of VM %s was not noted: %s", point.machine.name, exc)
+
+
+def _stored(run: OpenRun, index: Index, identity: NDArray[np.uint8]) -> tuple[FrameAddress, bytes]:
+    """A frame as it is stored, in whatever pack. Raises Damage."""
+    number = index.find_frames(identity.reshape(1, DIGEST_SIZE))
+    if number[0] == NO_FRAME:
+        raise Missing
+    (address,) = index.addresses(number)
+    return address, read_stored(run.objects, address)
 
 
 def _check_packs(run: OpenRun) -> None:
