@@ -1,11 +1,12 @@
-"""`python -m vadpipe.lab.faults.schedules --count N --seed S`: writers, removals and a reader, in every order.
+"""`python -m vadpipe.lab.faults.schedules --count N --seed S`: backups, removals and a restore, in every order.
 
-Each schedule takes a small repository and plays three backups, two removals (`forget`, then `prune`) and a restore, all
-real code, whose operations on the store are interleaved one by one. Runs fail, are killed, and are stopped and wake up
-after they were given up; clocks are wrong by years and jump. What each point has to hold is kept beside the repository.
+Each schedule takes a small repository and plays three backups, two removals (`forget`, then `prune`) and a restore,
+all real code, whose operations on the store are interleaved one by one. Runs fail, are killed, and are stopped and
+wake up after they were given up; clocks are wrong by years and jump. What each point has to hold is kept beside the
+repository.
 
-In the end every point that was published and not removed is there and holds its bytes, and after some more prunes nothing
-is left that nobody needs.
+In the end every point that was published and not removed is there and holds its bytes, and after some more prunes
+nothing is left that nobody needs.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ VALUES: Final = 14  # different clusters; 0 is zeros
 
 KEY: Final = "scsi0:0"
 BASES: Final = 64  # repositories that schedules of a seed begin with
+LAST_PRUNES: Final = 3  # after so many nothing is left
 DAY: Final = 86400.0
 YEAR: Final = 365 * DAY
 
@@ -327,11 +329,8 @@ class Schedule:
         self._keep_trace = keep_trace
         self.trace: list[str] = []
         self._cleaned = False
-        works: list[tuple[str, Callable[[], None]]] = []
-        for number in range(3):
-            works.append((f"writer {number}", self._writer()))
-        for number in range(2):
-            works.append((f"removal {number}", self._removal()))
+        works = [(f"writer {number}", self._writer()) for number in range(3)]
+        works += [(f"removal {number}", self._removal()) for number in range(2)]
         works.append(("reader", self._reader()))
         self._actors = [Actor(name, self._process(), work) for name, work in works]
         self._disturb()
@@ -521,8 +520,10 @@ class Schedule:
         # A store whose clock went back by years takes as long to give a run up; that is no part of what is checked.
         self._backend.clock = max(time for _, time in self._backend.content().values()) + 8 * DAY
         origin = origin_of(self._draw_of())
-        for _ in range(3):
-            _prune.prune(self._objects, self._config, origin)
+        for _ in range(LAST_PRUNES):
+            done = _prune.prune(self._objects, self._config, origin)
+            if not (done.deleted_packs or done.named_packs or done.waiting or self._backend.has(REMOVALS)):
+                break
         self.wrong += self._left()
         self._cleaned = True
         trio.run(self._check_points, True)
@@ -634,6 +635,13 @@ def small_files() -> Iterator[None]:
 @cache
 def _base(seed: int, number: int) -> Base:
     return made_base(f"{seed}/base {number}")
+
+
+def make_bases(seed: int) -> None:
+    """Make what the schedules of a seed begin with, once in a process."""
+    with small_files():
+        for number in range(BASES):
+            _base(seed, number)
 
 
 def play(seed: int, number: int, *, keep_trace: bool = False) -> Schedule:
