@@ -179,8 +179,6 @@ class Interleaving:
             actor.gate.acquire()
         actor.steps += 1
         self.step += 1
-        if self.trace is not None:
-            self.trace.append(f"{self.step:4} {actor.name:10} {operation:8} {name}")
         if self.step in self.at_step:
             self.at_step[self.step]()
         if actor.steps == actor.stopped_at:
@@ -190,6 +188,8 @@ class Interleaving:
         if actor.steps == actor.killed_at or self.step > MOST_STEPS:
             actor.dead = True
             raise Killed
+        if self.trace is not None:
+            self.trace.append(f"{self.step:4} {actor.name:10} {operation:8} {name}")
         if actor.steps == actor.fault_at:
             if not actor.fault_has_effect:
                 raise SinkError("The store does not answer.")
