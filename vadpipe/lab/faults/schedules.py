@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from multiprocessing import get_context
-from typing import Final, cast
+from typing import Final
 from unittest.mock import patch
 
 import click
@@ -196,7 +196,7 @@ def _items(point: Point, content: Clusters, parent: Clusters | None, *, whole: b
 
 def _span(point: Point, low: int, content: Clusters, data: Sequence[int], zeros: Sequence[int]) -> FramedSpan:
     identity = point.identity
-    names = b"".join(identity.digest(_block(content[at])) for at in data)
+    names = b"".join(identity.digest(memoryview(_block(content[at]))) for at in data)
     digest = np.frombuffer(names, np.uint8).reshape(-1, 32)
     offset = np.array(data, np.int64) * CLUSTER
     length = np.full(len(data), CLUSTER, np.int64)
@@ -488,8 +488,8 @@ class Schedule:
         trio.run(self._check_points, self._draw.random() < 0.2)
 
     async def _check_points(self, with_verify: bool) -> None:
-        oracle, wrong = self._oracle, self.wrong
-        unlock = None if self._secrets is None else (lambda *_: cast("Secrets", self._secrets))
+        oracle, wrong, secrets = self._oracle, self.wrong, self._secrets
+        unlock = None if secrets is None else (lambda *_: secrets)
         async with open_repository(self._backend, unlock=unlock) as reader:
             wrong += [f"damaged: {damage}" for damage in reader.damaged]
             there = {point.id for point in reader.points}
