@@ -99,8 +99,18 @@ def check_agreement(parts: Sequence[object]) -> None:
                 else f"{first} names chunks with {readable(own)}, but {second} takes only those of its own "
                 "identity: no others could be restored."
             )
+            written = f"{first}(point, disk)" if hasattr(part, "disk") else f"{first}(point)"
+            raise ConfigError(problem, remedy=f"Write {written} with the point that is given to {second}.")
+    # Unchanged is what the previous point has of one disk: who finds it and who stores it mean the same disk.
+    comparing = [(part, getattr(part, "disk", None)) for part in parts if hasattr(part, "index")]
+    disks = [(part, disk) for part, disk in comparing if disk is not None]
+    for part, disk in disks[:-1]:
+        last, stored = disks[-1]
+        if disk is not stored and disk.key != stored.key:
+            first, second = type(part).__name__, type(last).__name__
             raise ConfigError(
-                problem, remedy=f"Write {first}(point) with the point that is given to {second}."
+                f"{first} compares with disk {disk.key}, but {second} stores disk {stored.key}.",
+                remedy=f"Write {first}(point, disk) with the disk that is given to {second}.",
             )
 
 

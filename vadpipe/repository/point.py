@@ -50,6 +50,7 @@ from .frames import (
 )
 from .index import Index, RunIndex
 from .packs import FrameAddress, PackWriter, read_object, read_stored
+from .previous import PreviousContent
 from .removal import read_removed
 from .restore_point import (
     Document,
@@ -134,6 +135,18 @@ class Point:
         """The same with its map; what `Unchanged` refers to."""
         parent = self._run.parent if self._run else None
         return parent.disk(disk.key) if parent else None
+
+    def previous_content(self, disk: Disk) -> PreviousContent | None:
+        """What the previous point holds of the disk, for Refine; None where it has none of this capacity.
+
+        Reads nothing yet. What it gives is for worker threads.
+        """
+        run, stored = self._run, self.parent_of(disk)
+        if run is None or stored is None or stored.capacity != disk.capacity:
+            return None
+        return PreviousContent(
+            run.objects, run.config, run.index, self._load_object, stored, self.remarks.append
+        )
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         """See pipeline.ChunkIndex. Waits for other threads, and reads files: not for the event loop.
@@ -306,9 +319,8 @@ class Point:
 
     def _load_object(self, digest: bytes, purpose: str) -> memoryview:
         run, row = self._opened, _one_row(digest)
-        number, _ = run.index.lookup(row)
-        if number[0] == NO_FRAME:
-            number, _ = run.index.readable(row)
+        with run.index.lock:  # not as a hit of this run: it refers to the page only where it says so later
+            number, _ = Index.lookup(run.index, row)
         try:
             if number[0] == NO_FRAME:
                 raise IntegrityError(

@@ -169,6 +169,8 @@ class _Prune:
                 list_waiting(self._objects, self._config, removal.id, self._run)
         if ready:
             self._finish(ready)
+            if ready := self._sort_removals()[0]:  # what nobody waits for goes at once
+                self._finish(ready)
         plan = self._plan(rewrite_below, most_copied)
         self._name(plan)
         _, waiting = self._sort_removals()
@@ -189,9 +191,10 @@ class _Prune:
         assert self._run is not None
         objects, config = self._objects, self._config
         going = frozenset[str]().union(*(removal.packs for removal in ready))
-        missing = self._needed() - self._available()
+        there = [pack for pack in sorted(going) if objects.exists(objects.pack(pack))]
         copies: list[tuple[str, Heads]] = []
-        for pack in sorted(going):
+        missing = self._needed() - self._available() if there else _HeadSet.of([])
+        for pack in there:
             wanted = self._wanted_of(pack, missing)
             if len(wanted):
                 copies.append((pack, wanted))
@@ -205,15 +208,26 @@ class _Prune:
         if copies:
             log.info("points need frames of %d packs that are removed: they are copied", len(copies))
             self._copy(copies, or_gone=True)
-        self._rescued = len(copies)
+        self._rescued += len(copies)
         if naming:
             replace_segments(objects, config, self._run, self._origin, naming, going)
+        self._deleted[0] += len(there)
+        self._deleted[1] += self._size_of(there)
+        objects.backend.delete([objects.pack(pack) for pack in there])
         for removal in ready:
-            self._deleted[0] += len(removal.packs)
-            self._deleted[1] += self._size_of(removal.packs)
-            objects.backend.delete([objects.pack(pack) for pack in sorted(removal.packs)])
             objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
-            drop(objects, removal.id)
+        named = self._named() if going else frozenset()
+        for removal in ready:
+            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has them.
+            if named.isdisjoint(removal.packs):
+                drop(objects, removal.id)
+
+    def _named(self) -> frozenset[str]:
+        """The packs that any segment names, also those that were replaced and are not deleted yet."""
+        names: list[str] | None = None
+        while names != (names := [each.name for each in live_segments(self._objects, Removed())]):
+            pass
+        return frozenset[str]().union(*(self._segment(name).packs() for name in names))
 
     def _available(self) -> _HeadSet:
         """The frames that lie in packs which stay."""
@@ -313,7 +327,7 @@ class _Prune:
     def _frames_of(self, pack: str, wanted: Heads) -> Iterator[tuple[FrameAddress, bytes]]:
         """Some frames of a pack as they are stored. Raises Damage."""
         try:
-            table = read_table(self._objects, self._config, pack)
+            table = read_table(self._objects, self._config.id, pack)
         except Missing:
             raise
         except Damage:  # its frames may be sound all the same
@@ -399,7 +413,7 @@ class _Prune:
     def _wanted_of(self, pack: str, missing: _HeadSet) -> Heads:
         """Those of the frames in `missing` that a pack holds, sound."""
         try:
-            table = read_table(self._objects, self._config, pack)
+            table = read_table(self._objects, self._config.id, pack)
         except Missing:
             return np.zeros(0, np.uint64)
         except Damage:  # its frames may be sound all the same

@@ -12,9 +12,11 @@ A filter of 16 bits for each chunk tells most unknown chunks without reading any
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
@@ -24,8 +26,12 @@ from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
 from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
-from .packs import FRAME_ROW, FrameAddress
+from .frames import LARGEST_FRAME
+from .packs import FRAME_ROW, LARGEST_PACK, FrameAddress
 from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # `place` is bytes in the decoded frame.
 CHUNK_ROW: Final = np.dtype([("digest", "u1", (DIGEST_SIZE,)), ("frame", "<u4"), ("place", "<u4")])
@@ -124,7 +130,6 @@ class Segment(Columns):
         super().__init__(objects, name, cells or Cells(4 * MiB), DTYPES)
         self._tables: dict[int, _Table] = {}
         self._removed: NDArray[np.bool_] | None = None
-        self._packs: list[str] | None = None
         try:
             self.size = objects.size(name) if size is None else size
             self._open(repository_id, sealing)
@@ -152,12 +157,8 @@ class Segment(Columns):
         opener = None
         if sealing is not None and fields.epoch:
             cipher = sealing.cipher(fields.epoch, "index", fields.salt)
-            place, tags = place_of_cells(repository_id, self.name, header), listed[8 * cells :]
-
-            def opener(number: int, stored: bytes) -> bytes:
-                tag = tags[number * TAG_SIZE : (number + 1) * TAG_SIZE]
-                return open_cell(cipher, number, stored + tag, place)
-
+            place = place_of_cells(repository_id, self.name, header)
+            opener = partial(_open_cell, cipher, place, listed[8 * cells :])
         self.lay_out(fields.counts.rows(), starts, np.frombuffer(listed, "<u8", cells), opener)
 
     @property
@@ -170,17 +171,14 @@ class Segment(Columns):
 
     def packs(self) -> list[str]:
         """The ids of the packs that hold its frames."""
-        if self._packs is None:
-            packs = self.column(PACKS, 0, self.count(PACKS))
-            self._packs = [pack.tobytes().hex() for pack in packs]
-        return self._packs
+        return _pack_ids(self.column(PACKS, 0, self.count(PACKS)))
 
     def leave_out(self, packs: frozenset[str]) -> None:
         """Name the packs that are going to be removed: what lies in them is found only when it is asked for."""
-        named = (
-            np.array([pack in packs for pack in self.packs()], np.bool_) if packs else np.zeros(0, np.bool_)
-        )
-        self._removed = named if named.any() else None
+        self._removed = None
+        if packs:
+            named = np.array([pack in packs for pack in self.packs()], np.bool_)
+            self._removed = named if named.any() else None
 
     @property
     def has_removed(self) -> bool:
@@ -197,14 +195,9 @@ class Segment(Columns):
         stays: NDArray[np.bool_] = ~self._removed[pack]
         return stays
 
-    def staying_packs(self, pack: NDArray[np.uint32]) -> set[str]:
+    def staying_packs(self, pack: Rows) -> list[str]:
         """The ids of packs, by their rows, but for those that are going to be removed."""
-        rows, names = np.unique(pack), self.packs()
-        if len(rows) and int(rows[-1]) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        if self._removed is not None:
-            rows = rows[~self._removed[rows]]
-        return {names[row] for row in rows.tolist()}
+        return _pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
 
     def find(self, digest: Digests, *, removed: bool = True) -> Rows:
         """The row of each chunk, -1 where there is none.
@@ -255,12 +248,11 @@ class Segment(Columns):
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""
-        rows, packs = self.take(FRAMES, frame), self.packs()
-        if len(rows) and int(rows["pack"].max()) >= len(packs):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        for row in rows:
+        rows = self.take(FRAMES, frame)
+        packs = _pack_ids(self.take(PACKS, rows["pack"].astype(np.int64)))
+        for row, pack in zip(rows, packs, strict=True):
             yield FrameAddress(
-                packs[row["pack"]],
+                pack,
                 int(row["offset"]),
                 int(row["size"]),
                 int(row["length"]),
@@ -293,27 +285,28 @@ class Segment(Columns):
             raise self.damaged("its frames have impossible chunks")
         return bounds
 
-    def agreeing(self, frame: int, chunk: NDArray[np.void]) -> int:
-        """How many of its rows say what the frame holds: right digest and place, and found by the digest.
+    def agreeing(self, frame: Rows, many: Rows, digest: Digests, place: Rows) -> int:
+        """How many of its chunk rows say what some frames really hold.
 
         Args:
-            chunk: The chunk table of the frame, as the pack has it.
+            frame: The frames, each once.
+            many: How many chunks each of them has.
+            digest: Of their chunks, frame after frame.
+            place: Of each chunk in its frame, bytes.
         """
-        first, last = self.bounds(frame, frame + 1).tolist()
-        row = self.column(ROWS, first, last)
-        many = min(len(row), len(chunk))
-        row, chunk = row[:many], chunk[:many]
-        right = same(row["digest"], chunk["digest"]) & (row["frame"] == frame)
-        right &= row["place"] == np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
-        at, found = self._candidates(ENTRIES, heads(np.ascontiguousarray(row["digest"])))
-        listed = np.zeros(many, np.bool_)
-        listed[at[found == first + at]] = True
-        return int((right & listed).sum())
+        first = self.take(FIRSTS, frame).astype(np.int64)
+        row = np.arange(len(digest)) + np.repeat(first - (np.cumsum(many) - many), many)
+        inside = row < self.chunks
+        chunk = self.take(ROWS, row[inside])
+        right = same(chunk["digest"], digest[inside]) & (chunk["place"] == place[inside])
+        right &= chunk["frame"] == np.repeat(frame, many)[inside]
+        return int(right.sum())
 
     def prove(self) -> None:
-        """Check every byte, and that no row names what is not there."""
+        """Check every byte, and that the columns fit each other: each row is found by its digest."""
         self.prove_cells()
         before = 0
+        ids, chunks = _Multiset(self.frames), _Multiset(self.chunks)
         for low in range(0, self.frames, _PIECE):
             bounds = self.bounds(low, min(low + _PIECE, self.frames))
             frames = self.column(FRAMES, low, low + _PIECE)
@@ -321,17 +314,25 @@ class Segment(Columns):
                 raise self.damaged("its frames have impossible chunks")
             if int(frames["pack"].max()) >= self.count(PACKS):
                 raise self.damaged("a row of it names what it does not have")
+            if (frames["offset"] > LARGEST_PACK).any() or (frames["size"] > 2 * LARGEST_FRAME).any():
+                raise self.damaged("a frame of it lies where no frame can be")
+            ids.add(heads(frames["id"]), np.arange(low, low + len(frames)))
             before = int(bounds[-1])
         if before != self.chunks:
             raise self.damaged("its frames have impossible chunks")
-        for section, below in ((ROWS, self.frames), (ENTRIES, self.chunks), (ID_ENTRIES, self.frames)):
-            for low in range(0, self.count(section), _PIECE):
-                piece = self.column(section, low, low + _PIECE)
-                named = piece["frame"] if section == ROWS else piece & _LOW
-                if int(named.max()) >= below:
-                    raise self.damaged("a row of it names what it does not have")
-        for section in (ENTRIES, ID_ENTRIES):
-            self._table(section)
+        frame = 0
+        for low in range(0, self.chunks, _PIECE):
+            rows = self.column(ROWS, low, low + _PIECE)
+            named = self._frames_of(rows)
+            bounds = self.bounds(frame, min(int(named.max()) + 1, self.frames))
+            number = np.arange(low, low + len(rows))
+            if (np.searchsorted(bounds, number, side="right") - 1 + frame != named).any():
+                raise self.damaged("a chunk of it is in another frame than its row says")
+            chunks.add(heads(rows["digest"]), number)
+            frame = int(named[-1])
+        for section, expected in ((ENTRIES, chunks), (ID_ENTRIES, ids)):
+            if not self._table(section).is_made_of(expected):
+                raise self.damaged("a row of it is not found by its digest")
 
     def _frames_of(self, chunk: NDArray[np.void]) -> Rows:
         frame = chunk["frame"].astype(np.int64)
@@ -366,17 +367,34 @@ class _Table:
         self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).astype(np.int64)
         if self._starts[0] or self._starts[-1] != count or (np.diff(self._starts) < 0).any():
             raise segment.damaged("its buckets are impossible")
-        self._mask = HIGH_BITS >> np.uint64(self._bits) | ~(
-            np.uint64(0xFFFF_FFFF_FFFF_FFFF) >> np.uint64(self._bits)
-        )
+        self._mask = known_bits(self._bits)
         self._key: NDArray[np.uint64] | None = None
         self._row = _NO_ROWS
         if cells.reserve(16 * count):
             entry = segment.column(section, 0, count)
             bucket = np.repeat(np.arange(1 << self._bits, dtype=np.uint64), np.diff(self._starts))
-            tail = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
-            self._key = (bucket << np.uint64(64 - self._bits) if self._bits else bucket) | tail
+            self._key = self._key_of(bucket, entry)
             self._row = (entry & _LOW).astype(np.int64)
+
+    def is_made_of(self, expected: _Multiset) -> bool:
+        """Whether its entries are these, and ascending."""
+        found = 0
+        last = np.uint64(0), np.uint64(0)
+        for low in range(0, self._segment.count(self._section), _PIECE):
+            entry = self._segment.column(self._section, low, low + _PIECE)
+            number = np.arange(low, low + len(entry))
+            bucket = (np.searchsorted(self._starts, number, side="right") - 1).astype(np.uint64)
+            buckets, entries = np.append(last[0], bucket), np.append(last[1], entry)
+            if ((entries[1:] < entries[:-1]) & (buckets[1:] == buckets[:-1])).any():
+                return False
+            found += expected.of(self._key_of(bucket, entry), entry & _LOW)
+            last = bucket[-1], entry[-1]
+        return found % (1 << 64) == expected.sum
+
+    def _key_of(self, bucket: NDArray[np.uint64], entry: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The bits of the digests that bucket and entry know."""
+        tail: NDArray[np.uint64] = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
+        return tail | (bucket << np.uint64(64 - self._bits)) if self._bits else tail
 
     def candidates(self, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
         """See Segment._candidates."""
@@ -411,6 +429,35 @@ class _Table:
         return at[ascending], row[ascending]
 
 
+class _Multiset:
+    """Whether two tables have the same entries, in whatever order, without having them in memory.
+
+    It is the sum of a random function of each entry. Tables that differ have equal sums once in 2**64 tries.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.mask = known_bits(bucket_bits(count))
+        self.sum = 0
+        one, two, three = (np.uint64(secrets.randbits(64) | 1) for _ in range(3))
+        self._factors = one, two, three
+
+    def add(self, head: NDArray[np.uint64], row: Rows) -> None:
+        self.sum = (self.sum + self.of(head & self.mask, row.astype(np.uint64))) % (1 << 64)
+
+    def of(self, key: NDArray[np.uint64], row: NDArray[np.uint64]) -> int:
+        """Of some entries: the bits of the digest that are known, and the row."""
+        one, two, three = self._factors
+        mixed = key * one + row * two
+        mixed ^= mixed >> SHIFT_32
+        mixed *= three
+        mixed ^= mixed >> SHIFT_32
+        return int((mixed * one).sum(dtype=np.uint64))
+
+
+def _open_cell(cipher: AESGCM, place: bytes, tags: bytes, number: int, stored: bytes) -> bytes:
+    return open_cell(cipher, number, stored + tags[number * TAG_SIZE : (number + 1) * TAG_SIZE], place)
+
+
 class _Header(NamedTuple):
     counts: Counts
     epoch: int
@@ -441,9 +488,19 @@ def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
     return b"index" + repository_id + header[BOUND] + name.encode("ascii")
 
 
+def _pack_ids(packs: NDArray[np.void]) -> list[str]:
+    text, size = packs.tobytes().hex(), 2 * PACK_ID_SIZE
+    return [text[low : low + size] for low in range(0, len(text), size)]
+
+
 def bucket_bits(count: int) -> int:
     """How many bits of a digest name its bucket in a table with so many entries."""
     return max(0, (count - 1).bit_length() - BUCKET_BITS) if count else 0
+
+
+def known_bits(bits: int) -> np.uint64:
+    """The bits of a head that decide in a table whose buckets have so many bits: those, and the next 32."""
+    return np.uint64(((1 << (bits + 32)) - 1) << (32 - bits))
 
 
 def filter_words(chunks: int) -> int:
@@ -454,15 +511,17 @@ def filter_words(chunks: int) -> int:
 def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The bits that a digest sets in its word of the filter. Its last bits choose them, the first ones the word."""
     one, low = np.uint64(1), np.uint64(63)
-    return (
-        one << (head & low) | one << ((head >> np.uint64(6)) & low) | one << ((head >> np.uint64(12)) & low)
-    )
+    bits: NDArray[np.uint64] = one << (head & low)
+    bits |= one << ((head >> np.uint64(6)) & low)
+    bits |= one << ((head >> np.uint64(12)) & low)
+    return bits
 
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    result: NDArray[np.uint64] = np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
-    return result
+    head: NDArray[np.uint64] = digest[:, :8].copy().view("<u8").ravel()
+    head.byteswap(inplace=True)
+    return head
 
 
 def same(one: Digests, other: Digests) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
@@ -65,9 +67,9 @@ from vadpipe.repository.forgetting import forget
 from vadpipe.repository.into_repository import Items
 from vadpipe.repository.reader import DiskContent, disk_of
 from vadpipe.repository.restore_point import read_points
-from vadpipe.repository.sealing import Secrets
 from vadpipe.repository.segments import ENDED_SIZE, FRAMES, Segment
 from vadpipe.repository.store import RepositoryStore
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 from .interleaving import (
     Actor,
@@ -92,7 +94,7 @@ VALUES: Final = 14  # different clusters; 0 is zeros
 
 KEY: Final = "scsi0:0"
 BASES: Final = 64  # repositories that schedules of a seed begin with
-LAST_PRUNES: Final = 3  # after so many nothing is left
+LAST_PRUNES: Final = 4  # after so many nothing is left
 DAY: Final = 86400.0
 YEAR: Final = 365 * DAY
 
@@ -141,7 +143,7 @@ class Base:
 
     content: dict[str, tuple[bytes, float]]
     config: Config
-    secrets: Secrets | None
+    key: KeyFile | None
     oracle: Oracle
 
 
@@ -201,17 +203,11 @@ def _span(point: Point, low: int, content: Clusters, data: Sequence[int], zeros:
     offset = np.array(data, np.int64) * CLUSTER
     length = np.full(len(data), CLUSTER, np.int64)
     placed = point.assign(digest, offset, length)
-    frames = [
-        EncodedFrame(
-            frame.number,
-            "raw",
-            (frame.last - frame.first) * CLUSTER,
-            b"".join(_block(content[at]) for at in data[frame.first : frame.last]),
-            length[frame.first : frame.last],
-            digest[frame.first : frame.last],
-        )
-        for frame in placed.frames
-    ]
+    frames: list[EncodedFrame] = []
+    for frame in placed.frames:
+        rows = frame.first + np.flatnonzero(~placed.known[frame.first : frame.last])
+        payload = b"".join(_block(content[data[row]]) for row in rows.tolist())
+        frames.append(EncodedFrame(frame.number, "raw", len(payload), payload, length[rows], digest[rows]))
     return FramedSpan(
         offset=low * CLUSTER,
         length=PER_SPAN * CLUSTER,
@@ -318,7 +314,7 @@ class Schedule:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._config = base.config
-        self._secrets = base.secrets
+        self._key = base.key
         self._oracle = base.oracle.copy()
         self._backend = ScheduledBackend(base.content, draw.choice([1000, 1000, 1, 3]))
         self._backend.clock += draw.choice([0, 0, 8 * DAY, -3 * YEAR, 3 * YEAR])
@@ -488,9 +484,8 @@ class Schedule:
         trio.run(self._check_points, self._draw.random() < 0.2)
 
     async def _check_points(self, with_verify: bool) -> None:
-        oracle, wrong, secrets = self._oracle, self.wrong, self._secrets
-        unlock = None if secrets is None else (lambda *_: secrets)
-        async with open_repository(self._backend, unlock=unlock) as reader:
+        oracle, wrong = self._oracle, self.wrong
+        async with open_repository(self._backend, unlock=() if self._key is None else (self._key,)) as reader:
             wrong += [f"damaged: {damage}" for damage in reader.damaged]
             there = {point.id for point in reader.points}
             wrong += [
@@ -579,20 +574,22 @@ def _needed(reader: RepositoryReader) -> set[bytes]:
 # --- repositories to begin with ---
 
 
+@cache
+def _key_file() -> KeyFile:
+    """It is read once, with the first repository that is sealed for it."""
+    with tempfile.TemporaryDirectory() as directory:
+        make_key_file(Path(directory, "key"))
+        key = KeyFile(Path(directory, "key"))
+        create_repository(ScheduledBackend({}), Origin(), key)
+    return key
+
+
 def made_base(seed: str) -> Base:
     """Two VMs with some points, some of them forgotten; in some a removal waits, or a run died."""
     draw = random.Random(seed)
     backend, oracle, origin = ScheduledBackend({}), Oracle(), origin_of(draw)
-    found = None
-    if draw.random() < 0.25:
-
-        def keep(_: object, __: bytes, drawn: Secrets) -> None:
-            nonlocal found
-            found = drawn
-
-        config = create_repository(backend, origin, keep)
-    else:
-        config = create_repository(backend, origin)
+    key = _key_file() if draw.random() < 0.25 else None
+    config = create_repository(backend, origin, key)
     objects, process = Objects(backend), Process(1)
     store = RepositoryStore(objects, config, origin)
     with processes({1: process}, process):
@@ -608,7 +605,7 @@ def made_base(seed: str) -> Base:
                     _prune.prune(objects, config, origin)
         if draw.random() < 0.3:  # a prune that died, or a backup that is older than all
             _runs.Run(objects, config, origin, config.directory("00000000"))
-    return Base(backend.content(), config, found, oracle)
+    return Base(backend.content(), config, key, oracle)
 
 
 def _forget_some(

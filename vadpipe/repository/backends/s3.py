@@ -32,7 +32,7 @@ from pipeline import ConfigError, MiB, SinkError
 from pipeline.secrets import blot
 
 from .contract import ObjectExists, ObjectMissing, Parts, Stored, checked_name, checked_prefix
-from .s3_errors import first_line, trouble
+from .s3_errors import asks_for_checksum, first_line, trouble
 from .s3_location import S3Location
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ LARGEST_OBJECT: Final = 512 * MiB  # as the largest pack; an upload is kept in m
 CONNECT_S: Final = 10.0
 SILENCE_S: Final = 60.0  # of a server that is sending an answer
 REQUEST_S: Final = 900.0  # 512 MiB at 0.6 MiB/s
+SMALL_REQUEST_S: Final = 120.0  # at most 8 MiB: a server that hangs is left after two minutes
 
 _PAGE: Final = 1000  # what S3 lists and deletes with one request at most
 _COMPARED: Final = 8 * MiB
+_SMALL: Final = 8 * MiB
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
 
 
@@ -65,6 +67,7 @@ class S3Backend:
         self._stores: dict[str, S3Store] = {}
         self._bucket_seen = False
         self._bulk = True
+        self._writing = "write"
         self._endpoint = location.endpoint_url()
         for variable in _SECRETS:
             blot(os.environ.get(variable, ""))
@@ -212,8 +215,16 @@ class S3Backend:
 
     def _put(self, name: str, parts: Sequence[bytes | memoryview], *, create: bool) -> None:
         content = parts[0] if len(parts) == 1 else parts or b""
+        small = "small " if sum(map(len, parts)) <= _SMALL else ""
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
-        obstore.put(self._store("write"), name, content, mode=mode, use_multipart=False)
+        try:
+            obstore.put(self._store(small + self._writing), name, content, mode=mode, use_multipart=False)
+        except BaseError as exc:
+            if self._writing != "write" or not asks_for_checksum(exc):
+                raise
+            log.info("%s is written with checksums: its bucket has object lock", self.place())
+            self._writing = "write with checksum"
+            obstore.put(self._store(small + self._writing), name, content, mode=mode, use_multipart=False)
 
     @contextmanager
     def _request(self, doing: str, name: str) -> Iterator[None]:
@@ -245,7 +256,7 @@ class S3Backend:
         return error
 
     def _store(self, kind: str) -> S3Store:
-        """obstore's client for `read`, `write`, `bulk` and `single` deletions; made when it is needed first."""
+        """obstore's client for reading, one kind of writing or of deleting; made when it is needed first."""
         with self._turn:
             if kind not in self._stores:
                 self._stores[kind] = self._connect(kind)
@@ -254,11 +265,11 @@ class S3Backend:
     def _connect(self, kind: str) -> S3Store:
         client: ClientConfig = {
             "connect_timeout": timedelta(seconds=CONNECT_S),
-            "timeout": timedelta(seconds=REQUEST_S),
+            "timeout": timedelta(seconds=SMALL_REQUEST_S if "small" in kind else REQUEST_S),
             "allow_http": self._endpoint.startswith("http://"),
             "user_agent": "vadpipe",
         }
-        if kind != "write":  # an upload is silent for as long as it takes
+        if "write" not in kind:  # an upload is silent for as long as it takes
             client["read_timeout"] = timedelta(seconds=SILENCE_S)
         if self.location.ca is not None:
             client["root_certificate"] = _read_ca(self.location.ca)
@@ -266,6 +277,8 @@ class S3Backend:
             "unsigned_payload": True,  # every byte is proved by its digest when it is read
             "disable_bulk_delete": kind == "single",
         }
+        if "checksum" in kind:
+            config["checksum_algorithm"] = "SHA256"
         if self._endpoint:
             config["endpoint"] = self._endpoint
         if self.location.region:
@@ -342,7 +355,7 @@ class _Creation:
             if not error.facts.get("sent"):
                 raise
             self._uncertain = True
-            log.info("the answer to writing %s was lost; reading it back: %s", self.place, error.problem)
+            log.info("%s It may have been written, so it is read back", error.problem)
             try:
                 ours = self._is_ours()
             except ObjectMissing:
