@@ -506,9 +506,14 @@ class Schedule:
                     left = "no run is writing it" in found.problem and not self._cleaned
                     # A run may write a pack after it was given up; the last prunes delete it.
                     if not (forgotten and "was made from it" in found.problem) and not (
-                        left and self.counts["given up"]
+                        left and self._gave_up()
                     ):
                         wrong.append(f"verify: {found.file}: {found.problem}")
+
+    def _gave_up(self) -> bool:
+        """Whether a run was given up that may still have been alive."""
+        found = self._backend.list(INDEX)
+        return any(each.size == ENDED_SIZE for each in found)
 
     def _clean(self) -> None:
         """Some prunes later nothing is left that nobody needs."""
