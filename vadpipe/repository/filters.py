@@ -1,7 +1,7 @@
 """The filters of index segments in memory: which chunks are unknown for certain, whatever the number of segments.
 
-All filters lie in one array and are asked together. Where they are larger than the memory for them, as many words of a
-filter are joined into one as it takes; then more unknown chunks seem known, and cost a search each.
+All filters lie in one array and are asked together. Where they are larger than the memory for them, as many
+words of a filter are joined into one as it takes; then more unknown chunks seem known, and cost a search each.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Merging index segments, so that their number stays small however many runs there were.
 
-Every run adds a segment, and every search looks into all of them. When there are more than MOST, a run first merges the
-smallest ones: at least FEWEST, and more as long as the next one is no larger than all before together. So a row is
-written anew about once for every doubling of the index, and a run with little to store pays little.
+Every run adds a segment, and every search looks into all of them. When there are more than MOST, a run first
+merges the smallest ones: at least FEWEST, and more as long as the next one is no larger than all before
+together. So a row is written anew about once for every doubling of the index, and a run with little to store
+pays little.
 
-Rows are copied in their order. What is sorted by digest is made anew from temporary files, one range of digests after
-the other. So memory does not grow with the segments, but for a byte for each frame. Whoever merges names the old
-segments in a removal when the new one is published: until then both are there, and both are right.
+Rows are copied in their order. What is sorted by digest is made anew from temporary files, one range of digests
+after the other. So memory does not grow with the segments, but for a byte for each frame. Whoever merges names
+the old segments in a removal when the new one is published: until then both are there, and both are right.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,6 +232,7 @@ class TemporarySegment:
         self.directory = directory
         with temporary_errors(directory):
             self.file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115
+        weakref.finalize(self, self.file.close)
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         with temporary_errors(self.directory):

@@ -1,12 +1,13 @@
 """Index segments: which chunk lies in which frame, and which frame in which pack. Byte layout: docs/repository.md.
 
-A segment is immutable. Its chunk rows stand in the order of the disk, frame after frame, so chunks that were stored
-together are found together: one cell of rows answers for some 1,600 chunks of a disk. And the whole chunk table of a
-frame is there, so its id, which is the keyed digest of that table, proves the rows without a look into the pack.
+A segment is immutable. Its chunk rows stand in the order of the disk, frame after frame, so chunks that were
+stored together are found together: one cell of rows answers for some 1,600 chunks of a disk. And the whole
+chunk table of a frame is there, so its id, which is the keyed digest of that table, proves the rows without a
+look into the pack.
 
-Beside the rows, `entries` are sorted by digest: 32 bits of the digest and the number of the row. Digests are uniform;
-their first bits name a bucket of about a thousand entries, and `starts` says where each bucket begins. A filter of 16
-bits for each chunk tells most unknown chunks without reading any of that.
+Beside the rows, `entries` are sorted by digest: 32 bits of the digest and the number of the row. Digests are
+uniform; their first bits name a bucket of about a thousand entries, and `starts` says where each bucket begins.
+A filter of 16 bits for each chunk tells most unknown chunks without reading any of that.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ BUCKET_BITS: Final = (
 )
 MOST_CHUNKS: Final = (1 << 32) - 1
 
-# A word of 64 bits for every four chunks, three bits of it set for each: 0.8 % of unknown chunks seem known. The
-# number of words is a multiple of 60, so that a reader with little memory can join 2, 3, 4, 5, 6, ... of them into one.
+# A word of 64 bits for every four chunks, three bits of it set for each: 0.8 % of unknown chunks seem known.
+# The number of words is a multiple of 60, so that a reader with little memory can join 2, 3, 4, 5, 6, ... of
+# them into one.
 CHUNKS_PER_WORD: Final = 4
 WORDS_MULTIPLE: Final = 60
 
