@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,7 @@ from .removal import (
     is_ready,
     list_waiting,
     live_segments,
+    publish_removal,
     read_removals,
     read_removed,
     replace_segments,
@@ -126,11 +128,10 @@ def prune(
 
 @dataclass
 class _Plan:
-    """What goes: `packs`, and the `segments` that name them. `copies`: what is needed of some, as heads of ids."""
+    """What goes: `packs`. `copies`: what is needed of some, as heads of ids."""
 
     sizes: Mapping[str, int]
     packs: list[str] = field(default_factory=list)
-    segments: list[str] = field(default_factory=list)
     copies: list[tuple[str, Heads]] = field(default_factory=list)
     copied: int = 0
     orphans: list[str] = field(default_factory=list)
@@ -148,9 +149,9 @@ class _Prune:
 
     def plan_only(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         ready, waiting = self._sort_removals()
-        packs = [pack for removal in ready for pack in removal.packs]
+        sizes = self._sizes_of({pack for removal in ready for pack in removal.packs})
         plan = self._plan(rewrite_below, most_copied)
-        return self._report(plan, waiting, deleted=(len(packs), self._size_of(packs)), dry_run=True)
+        return self._report(plan, waiting, deleted=(len(sizes), sum(sizes)), dry_run=True)
 
     def do(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         assert self._run is not None
@@ -189,29 +190,38 @@ class _Prune:
                     missing = missing - _HeadSet.of([held])
         if kept:
             log.info("%d packs are kept: points need them that were made since", len(kept))
-            self._index_packs(kept)
+            named = {pack for segment in self._live(read_removed(objects, config)) for pack in segment.packs()}
+            if unknown := [pack for pack in kept if pack not in named]:
+                self._index_packs(unknown)
         self._kept = len(kept)
+        dead: set[str] = set()
         for removal in ready:
-            dying = sorted(removal.packs.difference(kept))
-            self._deleted[0] += len(dying)
-            self._deleted[1] += self._size_of(dying)
+            dying = sorted(removal.packs.difference(kept, dead))
+            dead.update(dying)
+            sizes = self._sizes_of(dying)
+            self._deleted[0] += len(sizes)
+            self._deleted[1] += sum(sizes)
             objects.backend.delete([objects.pack(pack) for pack in dying])
             objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
-        removed = read_removed(objects, config)
         naming = [
-            found.name
-            for found in live_segments(objects, removed)
-            if not all(
-                pack in kept or pack not in removed.packs for pack in self._segment(found.name).packs()
-            )
+            segment
+            for segment in self._live(read_removed(objects, config))
+            if not dead.isdisjoint(segment.packs())
         ]
-        if naming:  # a run that did not know merged segments that name dead packs
-            packs = removed.packs.difference(kept)
+        # A run that has not ended may merge segments that name dead packs, and publish that at any time.
+        finished = {removal.id for removal in ready}
+        replaced = any(each.segments and each.id not in finished for each in read_removals(objects, config))
+        if naming:
             replace_segments(
-                objects, config, self._run, self._origin, naming, Removed(packs=frozenset(packs))
+                objects,
+                config,
+                self._run,
+                self._origin,
+                [segment.name for segment in naming],
+                Removed(packs=frozenset(dead)),
             )
         for removal in ready:
-            if not removal.packs or not naming:
+            if not (naming or replaced) or dead.isdisjoint(removal.packs):
                 drop(objects, removal.id)
 
     def _available(self) -> _HeadSet:
@@ -271,8 +281,6 @@ class _Prune:
         plan.orphans = [
             name for name in listed if name not in known and run_of(f"{name}.pack") not in running
         ]
-        going = set(plan.packs)
-        plan.segments = [segment.name for segment in segments if going.intersection(segment.packs())]
         return plan
 
     def _name(self, plan: _Plan) -> None:
@@ -286,16 +294,8 @@ class _Prune:
             return
         if plan.copies:
             self._copy(plan.copies)
-        packs = read_removed(objects, config).packs.union(plan.packs)
-        replace_segments(
-            objects,
-            config,
-            self._run,
-            self._origin,
-            plan.segments,
-            Removed(packs=packs),
-            packs=plan.packs,
-        )
+        # The segments stay: a run that began before may publish a point that needs what is named.
+        publish_removal(objects, config, self._run, self._origin, packs=plan.packs)
 
     def _copy(self, copies: Sequence[tuple[str, Heads]]) -> None:
         """Write frames into packs of this run, as they are stored."""
@@ -416,14 +416,13 @@ class _Prune:
                 log.warning("a frame of pack %s that points need is lost: %s", pack, damage)
         return _HeadSet.of(sound).head
 
-    def _size_of(self, packs: Iterable[str]) -> int:
-        total = 0
+    def _sizes_of(self, packs: Iterable[str]) -> list[int]:
+        """Those of the packs that are there, in bytes."""
+        sizes: list[int] = []
         for pack in packs:
-            try:
-                total += self._objects.size(self._objects.pack(pack))
-            except Damage:
-                continue
-        return total
+            with suppress(Damage):
+                sizes.append(self._objects.size(self._objects.pack(pack)))
+        return sizes
 
     def _report(
         self, plan: _Plan, waiting: Sequence[Removal], *, deleted: tuple[int, int], dry_run: bool = False

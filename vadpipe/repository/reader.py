@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .files import Damage, Objects
+from .files import Damage, Missing, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
 from .removal import read_removed
@@ -93,6 +94,7 @@ class RepositoryReader:
         # After the points: what a point names was published before it.
         self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
@@ -172,13 +174,41 @@ class RepositoryReader:
         facts = {"disk": disk.key, "offset": low, "length": high - low}
         return parse_page(self._object(digest, purpose, **facts), purpose)
 
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
+        with self._turn:
+            self.index.reload(read_removed(self.objects, self.config))
+
+    def moved(self, address: FrameAddress) -> FrameAddress | None:
+        """Where a frame lies by now whose pack is gone; None where nothing says it."""
+        self.refresh()
+        number = self.index.find_frames(np.frombuffer(address.id, np.uint8).reshape(1, DIGEST_SIZE))
+        found = self.index.addresses(number[number != NO_FRAME])
+        return found[0] if found and found[0] != address else None
+
+    def _current(self, read: Callable[[], T]) -> T:
+        """What `read` gives; once more with the index of now, where a pack or a segment is gone."""
+        try:
+            return read()
+        except IntegrityError as error:
+            if not isinstance(error.__cause__, Missing):
+                raise
+        self.refresh()
+        return read()
+
     def addresses(self, page: PageMap) -> list[FrameAddress | None]:
         """Where the frames of a page lie; None for one that the index does not know."""
+        return self._current(partial(self._addresses, page))
+
+    def _addresses(self, page: PageMap) -> list[FrameAddress | None]:
         number = self.index.find_frames(page.frame_ids)
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        return self._current(partial(self._read_object, digest, purpose, **facts))
+
+    def _read_object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         number, _ = self.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
         if number[0] == NO_FRAME:
             raise IntegrityError(
@@ -482,6 +512,9 @@ class DiskContent:
         try:
             return read(address)
         except Damage as damage:
+            moved = self._reader.moved(address) if isinstance(damage, Missing) else None
+            if moved is not None:
+                return self._read(read, moved, offset, length, identity)
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
             raise damaged_frame(self._reader.objects, address, damage, purpose, **facts) from damage

@@ -143,7 +143,8 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
         removed = read_removed(objects, config)
         while group := smallest(live_segments(objects, removed), unended_runs(objects)):
             log.info("merging %d index segments of %s", len(group), objects.place())
-            replace_segments(objects, config, run, origin, group, removed)
+            # With the rows of packs that removals name: a point that was made since may need them.
+            replace_segments(objects, config, run, origin, group, Removed())
             removed = read_removed(objects, config)
             merged += len(group)
     except ObjectExists as exc:
