@@ -30,6 +30,7 @@ from .reader import RepositoryReader
 from .removal import (
     Removal,
     drop,
+    drop_waiting_lists,
     is_ready,
     list_waiting,
     live_segments,
@@ -161,6 +162,7 @@ class _Prune:
                 list_waiting(self._objects, self._config, removal.id, self._run)
         if ready:
             self._finish(ready)
+        drop_waiting_lists(self._objects)
         plan = self._plan(rewrite_below, most_copied)
         self._name(plan)
         _, waiting = self._sort_removals()

@@ -122,6 +122,13 @@ def drop(objects: Objects, removal_id: str) -> None:
     objects.backend.delete([removal_name(removal_id)])
 
 
+def drop_waiting_lists(objects: Objects) -> None:
+    """Delete waiting lists without a removal: it was finished while somebody listed the runs. Raises SinkError."""
+    names = {found.name for found in objects.backend.list(REMOVALS)}
+    lists = (name for name in names if name.endswith(f"{_WAITING}.json"))
+    objects.backend.delete(sorted(name for name in lists if name.replace(_WAITING, "") not in names))
+
+
 def live_segments(objects: Objects, removed: Removed) -> list[Stored]:
     """The segments in use. Raises SinkError."""
     return [

@@ -1,7 +1,10 @@
 """Prune: what no point needs is named, then deleted; what a point needs, or a run may use, never is."""
 
+from contextlib import AsyncExitStack
+
 import numpy as np
 import pytest
+import trio
 
 from pipeline import ConfigError, IntegrityError, KiB, MiB, SinkError
 from pipeline.testing.fakes import FakeCapture
@@ -549,11 +552,8 @@ async def test_a_run_that_begins_and_publishes_at_any_time_of_two_prunes_restore
 
 async def _prune_around(vm, path, begin, end):
     """Two prunes; a run begins before change `begin` of theirs, reads, and publishes before change `end`."""
-    from contextlib import AsyncExitStack
-
-    import trio
-
     calls, point, receipts, published = 0, None, [], None
+    token = trio.lowlevel.current_trio_token()
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(vm.repository.open())
 
@@ -569,7 +569,7 @@ async def _prune_around(vm, path, begin, end):
             nonlocal calls
             if changes(what):
                 calls += 1
-                trio.from_thread.run(reach)
+                trio.from_thread.run(reach, trio_token=token)
 
         for _ in range(2):
             await trio.to_thread.run_sync(lambda: attempt(lambda: pruned(over(vm.repository, watch))))
