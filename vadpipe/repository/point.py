@@ -77,6 +77,7 @@ class OpenRun:
     points: PointsOf
     parent: RestorePoint | None
     tags: tuple[str, ...] = ()
+    avoids: bool = False  # whether packs were named by a removal when the run began
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
     published: bool = False
@@ -343,6 +344,16 @@ def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
 
 def _check_packs(run: OpenRun) -> None:
     """Before anything is visible: all that the maps of this point may lead to is there."""
+    inherits = any(disk.receipt.unchanged for disk in run.disks.values())
+    if run.parent is not None and run.avoids and inherits:
+        # What is unchanged may lie in packs of a removal that does not wait for this run: the parent keeps them.
+        name = name_of(run.parent, run.config)
+        if not run.objects.exists(name):
+            raise SinkError(
+                f"The previous point {run.parent.id} was removed while this one was made from it; nothing was published.",
+                remedy="Run again.",
+                path=run.objects.place(name),
+            )
     needed = run.index.used_packs
     missing = sorted(needed - _present(run.objects, needed))
     if missing:

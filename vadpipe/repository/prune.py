@@ -20,7 +20,6 @@ from pipeline.units import format_size
 from vadpipe.words import counted
 
 from . import frames
-from .backends.contract import ObjectExists
 from .config import Config, Origin
 from .disk_map import EMPTY_PAGE
 from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
@@ -39,7 +38,7 @@ from .removal import (
     read_removed,
     replace_segments,
 )
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, maintenance, unended_runs
 from .segments import FRAMES, Segment, heads
 
 log = logging.getLogger(__name__)
@@ -108,23 +107,12 @@ def prune(
 
     Raises:
         IntegrityError: A point or a map cannot be read: what it needs is not known, so nothing is removed.
-        SinkError
+        SinkError: Another prune has not ended, or the store fails.
     """
     if dry_run:
         return _Prune(objects, config, origin, None).plan_only(rewrite_below, most_copied)
-    run = Run(objects, config, origin, None)
-    try:
-        end_dead_runs(objects, config, run)
-        work = _Prune(objects, config, origin, run)
-        report = work.do(rewrite_below, most_copied)
-    except ObjectExists as exc:
-        run.roll_back()
-        raise run.was_ended() from exc
-    except BaseException:
-        run.roll_back()
-        raise
-    run.end()
-    return report
+    with maintenance(objects, config, origin) as run:
+        return _Prune(objects, config, origin, run).do(rewrite_below, most_copied)
 
 
 @dataclass
@@ -182,7 +170,7 @@ class _Prune:
         """Delete what removals name, but for packs that a point needs by now."""
         assert self._run is not None
         objects, config = self._objects, self._config
-        missing = self._needed() - self._available()
+        missing = self._needed() - self._available(ready)
         kept: list[str] = []
         for removal in ready:
             for pack in sorted(removal.packs):
@@ -192,11 +180,14 @@ class _Prune:
                     missing = missing - _HeadSet.of([held])
         if kept:
             log.info("%d packs are kept: points need them that were made since", len(kept))
-            named = {pack for segment in self._live(read_removed(objects, config)) for pack in segment.packs()}
+            named = {
+                pack for segment in self._live(read_removed(objects, config)) for pack in segment.packs()
+            }
             if unknown := [pack for pack in kept if pack not in named]:
                 self._index_packs(unknown)
         self._kept = len(kept)
         dead: set[str] = set()
+        self._run.check()
         for removal in ready:
             dying = sorted(removal.packs.difference(kept, dead))
             dead.update(dying)
@@ -226,12 +217,13 @@ class _Prune:
             if not (naming or replaced) or dead.isdisjoint(removal.packs):
                 drop(objects, removal.id)
 
-    def _available(self) -> _HeadSet:
+    def _available(self, ready: Sequence[Removal]) -> _HeadSet:
         """The frames that lie in packs which stay."""
         removed = read_removed(self._objects, self._config)
+        packs = removed.packs.union(*(removal.packs for removal in ready))
         found: list[Heads] = []
         for segment in self._live(removed):
-            names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
+            names = np.array([pack not in packs for pack in segment.packs()], dtype=np.bool_)
             for rows in _frame_rows(segment):
                 found.append(heads(rows["id"][names[rows["pack"]]]))
         return _HeadSet.of(found)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -87,6 +87,11 @@ class Run:
         if self._objects.exists(run_name(self.id)):  # what was given up stays given up
             self._objects.backend.replace(run_name(self.id), [self._content()])
 
+    def check(self) -> None:
+        """Whether nobody gave the run up. Raises SinkError."""
+        if not self._objects.exists(run_name(self.id)):
+            raise self.was_ended()
+
     def end(self) -> None:
         """It has published everything, or wrote nothing. Raises SinkError."""
         self._objects.backend.delete([run_name(self.id)])
@@ -120,6 +125,45 @@ class Run:
         return (json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode(
             errors="surrogatepass"
         )
+
+
+@contextmanager
+def maintenance(objects: Objects, config: Config, origin: Origin) -> Iterator[Run]:
+    """A run that maintains the repository, while there is no other such run. Ends the runs that died first.
+
+    Two of them would decide by removals that the other one finishes meanwhile. Each one writes its object and then
+    looks for others, so at most one goes on.
+
+    Raises:
+        SinkError: Another one has not ended, or this one was given up.
+    """
+    run = Run(objects, config, origin, None)
+    try:
+        try:
+            end_dead_runs(objects, config, run)
+            _refuse_another(objects, run)
+            yield run
+        except ObjectExists as exc:
+            run.roll_back()
+            raise run.was_ended() from exc
+        except BaseException:
+            run.roll_back()
+            raise
+        run.end()
+    finally:
+        run.abandon()
+
+
+def _refuse_another(objects: Objects, own: Run) -> None:
+    for seen in _seen(objects, objects.backend.list(RUNS)):
+        fields = seen.fields or {}
+        if seen.id != own.id and fields.get("kind") != "backup":
+            raise SinkError(
+                f"The run {seen.id} of host {fields.get('name')} maintains {objects.place()}, and has not ended.",
+                remedy="Wait until it ends. One that died on another host is given up after seven days of silence; who "
+                f"knows that it died removes {objects.place(seen.stored.name)}.",
+                path=objects.place(seen.stored.name),
+            )
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ class RepositoryStore:
         points = PointsOf(objects, config, machine)
         # Before the index, so that the index has all of it.
         parent = points.newest() if original is None else points.of_id(original.previous)
+        removed = read_removed(objects, config)
         return OpenRun(
             objects=objects,
             config=config,
@@ -221,12 +222,13 @@ class RepositoryStore:
                 run.id,
                 config.keys,
                 sealing=config.sealing,
-                removed=read_removed(objects, config),
+                removed=removed,
             ),
             packs=PackWriter(objects, config, run.id),
             points=points,
             parent=parent,
             tags=self._tags,
+            avoids=bool(removed.packs),
         )
 
     async def _end(self, run: Run, opened: OpenRun | None) -> None:

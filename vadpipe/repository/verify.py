@@ -36,8 +36,8 @@ from vadpipe.words import counted
 from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
-from .forgetting import forgotten
 from .files import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from .forgetting import forgotten
 from .frames import decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table

@@ -46,7 +46,9 @@ def pruned(repository: Repository, **how):
 def forget(repository: Repository, *points: str) -> None:
     with repository.open_for_maintenance() as (objects, config):
         there, _ = read_points(objects, config)
-        forgetting.forget(objects, config, repository.origin, [point for point in there if point.id in points])
+        forgetting.forget(
+            objects, config, repository.origin, [point for point in there if point.id in points]
+        )
 
 
 def packs(repository: Repository) -> set[str]:
@@ -101,7 +103,9 @@ class Machine:
         async with self.repository.read() as reader:
             assert {point.id for point in reader.points} == set(points)
             # A pack of a prune that died is no damage: the next one removes it.
-            assert [found for found in (await verify(reader)).damages if "no run is writing" not in found.problem] == []
+            assert [
+                found for found in (await verify(reader)).damages if "no run is writing" not in found.problem
+            ] == []
 
 
 def finish(repository: Repository) -> None:

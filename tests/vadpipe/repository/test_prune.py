@@ -258,6 +258,81 @@ async def test_a_run_that_began_after_does_not_use_what_was_named(vm):
     await vm.check(second)
 
 
+async def test_a_run_takes_over_what_its_previous_point_needs_of_named_packs(vm):
+    """Its previous point was made by a run that did not know of the removal."""
+    first = await vm.back_up()
+    async with vm.repository.open() as store, store.begin(MACHINE) as point:
+        receipts = [await full_path(disk, point).run() for disk in vm.disks]
+        forget(vm.repository, first)
+        pruned(vm.repository)
+        second = vm.note(await point.publish(FakeCapture(MACHINE, vm.disks), receipts, None))
+    third = await vm.back_up()
+    async with vm.repository.read() as reader:
+        assert [disk.receipt.new for disk in reader.resolve(third).disks] == [0, 0]
+    await vm.check(second, third)
+    forget(vm.repository, second)
+    finish(vm.repository)
+    await vm.check(third)
+
+
+@pytest.mark.parametrize("path", [full_path, incremental_path])
+async def test_a_run_whose_previous_point_is_removed_takes_nothing_over_from_named_packs(vm, path):
+    """The removal does not wait for this run, and no point needs the packs any more."""
+    first = await vm.back_up()
+    async with vm.repository.open() as store:
+        async with store.begin(MACHINE) as point:
+            receipts = [await full_path(disk, point).run() for disk in vm.disks]
+            forget(vm.repository, first)
+            pruned(vm.repository)
+            second = await point.publish(FakeCapture(MACHINE, vm.disks), receipts, None)
+        async with store.begin(MACHINE) as point:
+            receipts = [await path(disk, point).run() for disk in vm.disks]
+            forget(vm.repository, second)
+            assert pruned(vm.repository).deleted_packs == 1
+            publish = point.publish(FakeCapture(MACHINE, vm.disks), receipts, None)
+            if path is full_path:
+                await vm.check(vm.note(await publish))
+            else:
+                with pytest.raises(SinkError, match=f"previous point {second} was removed.*Run again"):
+                    await publish
+    if path is incremental_path:
+        await vm.check()
+    finish(vm.repository)
+
+
+async def test_another_prune_is_refused_while_one_runs(vm):
+    first, second = await two_points(vm)
+    forget(vm.repository, first)
+    refused = []
+
+    def watch(what, name):
+        if what == "put" and name.startswith("removals/") and not refused:
+            with pytest.raises(SinkError, match="maintains .* and has not ended") as caught:
+                pruned(vm.repository)
+            refused.append(caught.value)
+
+    assert pruned(over(vm.repository, watch)).named_packs == 1
+    assert len(refused) == 1
+    await vm.check(second)
+    finish(vm.repository)
+
+
+async def test_a_prune_that_was_given_up_deletes_nothing(vm):
+    first, second = await two_points(vm)
+    forget(vm.repository, first)
+    pruned(vm.repository)
+    before = packs(vm.repository)
+
+    def give_up(what, name):
+        if what == "list" and name == "points/":
+            vm.repository.place.delete(names(vm.repository, "runs/"))
+
+    with pytest.raises(SinkError, match="was given up by another one"):
+        pruned(over(vm.repository, give_up))
+    assert packs(vm.repository) == before
+    await vm.check(second)
+
+
 async def test_packs_of_a_run_that_has_not_ended_are_never_named(vm):
     """No point needs them yet."""
     async with vm.repository.open() as store, store.begin(MACHINE) as point:
@@ -276,7 +351,9 @@ async def test_prune_waits_for_a_run_of_another_host(plain):
     first, second = await two_points(vm)
     forget(vm.repository, first)
     stranger = "ab" * 8
-    vm.repository.place.put(run_name(stranger), [b'{"machine": "x", "host": "another", "name": "other01"}'])
+    vm.repository.place.put(
+        run_name(stranger), [b'{"kind": "backup", "machine": "x", "host": "another", "name": "other01"}']
+    )
     assert pruned(vm.repository).waiting == (stranger,)
     for _ in range(3):
         report = pruned(vm.repository)
@@ -385,7 +462,9 @@ async def test_a_pack_that_no_index_ever_knew_is_deleted_at_once(vm):
 
 async def test_a_pack_of_a_run_that_has_not_ended_is_no_orphan(vm):
     stranger = "ab" * 8
-    vm.repository.place.put(run_name(stranger), [b'{"machine": "x", "host": "another", "name": "other01"}'])
+    vm.repository.place.put(
+        run_name(stranger), [b'{"kind": "backup", "machine": "x", "host": "another", "name": "other01"}']
+    )
     vm.repository.place.put(unknown_pack(stranger), [b"half"])
     assert pruned(vm.repository).deleted_packs == 0
     assert names(vm.repository, "packs/") == [unknown_pack(stranger)]
