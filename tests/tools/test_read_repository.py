@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import MiB
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
-from tests.vadpipe.repository.test_golden import GOLDEN, make_repository
+from tests.vadpipe.repository.test_golden import FORMAT_1, FORMAT_2, states
 from vadpipe.repository import open_repository
 
 PROGRAM = Path(__file__).parents[2] / "tools" / "read_repository.py"
@@ -44,10 +44,10 @@ def test_it_shares_no_code_with_the_product():
 
 
 @pytest.mark.slow
-async def test_the_golden_points_are_restored(tmp_path):
-    states = await make_repository(tmp_path / "made")
-    for number, (point, state) in enumerate(zip(("813e", "58d6"), states, strict=True)):
-        said, content = restored(GOLDEN, point, "scsi0:0", tmp_path / f"{number}.raw")
+@pytest.mark.parametrize("golden", [FORMAT_1, FORMAT_2])
+def test_the_golden_points_are_restored(tmp_path, golden):
+    for number, (point, state) in enumerate(zip(("813e", "58d6"), states(), strict=True)):
+        said, content = restored(golden, point, "scsi0:0", tmp_path / f"{number}.raw")
         assert np.array_equal(content, state)
         assert said.endswith(": proved\n")
 

@@ -32,6 +32,7 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
+from tests.vadpipe.repository.test_golden import FORMAT_1
 from vadpipe.repository import Repository, runs, verify
 from vadpipe.repository.files import removal_name, run_name, segment_name, stem, waiting_name
 from vadpipe.repository.prune import PruneReport
@@ -435,8 +436,6 @@ async def test_where_it_is_not_known_what_is_needed_nothing_is_removed(plain, da
 
 
 async def test_a_format_1_repository_is_not_pruned(tmp_path):
-    from tests.vadpipe.repository.test_golden import FORMAT_1
-
     with pytest.raises(SinkError, match=r"format version 1.*vadpipe copy"):
         pruned(Repository(FORMAT_1))
 
