@@ -113,7 +113,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("restore", "8", "scsi0:0", tmp_path / "there"), "File exists"),
         (("document", "8", "none.zip", tmp_path / "x"), "has no document 'none.zip'"),
     ):
-        done = run(GOLDEN, *arguments)
+        done = run(FORMAT_1, *arguments)
         assert done.returncode == 1
         assert said in done.stderr
         assert "Traceback" not in done.stderr
