@@ -11,39 +11,35 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError, MoverError
 from pipeline.secrets import Secret
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.slots import (
+from vadpipe.repository.config import read_config
+from vadpipe.repository.sealing import Secrets
+from vadpipe.repository.slot_changes import add_slot, change_passphrase, new_epoch, remove_slot
+from vadpipe.repository.slots import Opened, SlotTable, default_ways, open_slot
+from vadpipe.repository.ways import (
     AgeIdentity,
     AgeRecipient,
     KeyFile,
     NewWay,
-    Opened,
     Passphrase,
-    Slot,
-    SlotTable,
     Way,
-    add_slot,
-    change_passphrase,
     make_key_file,
-    new_epoch,
-    open_repository_keys,
-    remove_slot,
-    sealed_id,
 )
+from vadpipe.repository.wrapping import Slot
 from vadpipe.words import counted
 
 from . import ending_signals
-from .commands import OnRepository, json_option, repository_argument
+from .commands import OnRepository, json_option, key_options, repository_argument
 from .output import report, show, table
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,22 +107,6 @@ def _file_option(name: str, what: str, variable: str = "") -> Callable[[F], F]:
     )
 
 
-_UNLOCK = (
-    _file_option("--key-file", "Open the sealed repository with this key file.", "VADPIPE_KEY_FILE"),
-    _file_option(
-        "--passphrase-file",
-        "Open the sealed repository with the passphrase in the first line.",
-        "VADPIPE_PASSPHRASE_FILE",
-    ),
-    click.option(
-        "--passphrase-env", metavar="NAME", help="Open it with the passphrase in this environment variable."
-    ),
-    _file_option(
-        "--age-identity", "Open it with this age identity or ssh private key.", "VADPIPE_AGE_IDENTITY"
-    ),
-)
-
-
 def unlock_options(command: F) -> F:
     """Options that open a sealed repository; the command gets the ways as its argument `ways`.
 
@@ -143,20 +123,62 @@ def unlock_options(command: F) -> F:
         age_identity: Path | None,
         **kwargs: object,
     ) -> object:
-        ways: list[Way] = []
-        if key_file is not None:
-            ways.append(KeyFile(key_file))
-        if age_identity is not None:
-            ways.append(AgeIdentity(age_identity))
-        if passphrase_file is not None:
-            ways.append(Passphrase.from_file(passphrase_file))
-        if passphrase_env is not None:
-            ways.append(Passphrase(Secret.from_env(passphrase_env)))
+        ways = _ways(key_file, passphrase_file, passphrase_env, age_identity)
         if not ways and _can_ask():
-            ways.append(Passphrase(Prompted.new("Passphrase of the repository")))
+            ways = [Passphrase(Prompted.new("Passphrase of the repository"))]
         return command(*args, ways=tuple(ways), **kwargs)
 
-    return cast("F", _with_options(with_ways, _UNLOCK))
+    with_ways.__click_params__ = [*reversed(key_options()), *getattr(command, "__click_params__", [])]  # type: ignore[attr-defined]
+    return cast("F", with_ways)
+
+
+def _ways(
+    key_file: Path | None,
+    passphrase_file: Path | None,
+    passphrase_env: str | None,
+    age_identity: Path | None,
+) -> list[Way]:
+    ways: list[Way] = []
+    if key_file is not None:
+        ways.append(KeyFile(key_file))
+    if age_identity is not None:
+        ways.append(AgeIdentity(age_identity))
+    if passphrase_file is not None:
+        ways.append(Passphrase.from_file(passphrase_file))
+    if passphrase_env is not None:
+        ways.append(Passphrase(Secret.from_env(passphrase_env)))
+    return ways
+
+
+@contextmanager
+def opening(
+    repository: str,
+    *,
+    key_file: Path | None,
+    passphrase_file: Path | None,
+    passphrase_env: str | None,
+    age_identity: Path | None,
+) -> Iterator[None]:
+    """Inside, these options open sealed repositories. Without any, a passphrase is asked for, if there is a terminal and
+    the repository is sealed: here, in the main thread, so that Ctrl-C works at the question."""
+    ways = _ways(key_file, passphrase_file, passphrase_env, age_identity)
+    if not ways and _can_ask() and _is_sealed(repository):
+        question = Prompted.new("Passphrase of the repository")
+        question.reveal()
+        ways = [Passphrase(question)]
+    before = default_ways.set(lambda: ways)
+    try:
+        yield
+    finally:
+        default_ways.reset(before)
+
+
+def _is_sealed(repository: str) -> bool:
+    try:
+        _check_sealed(backend_at(repository))
+    except MoverError:
+        return False
+    return True
 
 
 def were_given(ways: Sequence[Way]) -> bool:
@@ -238,13 +260,13 @@ def key() -> None:
 @repository_argument
 @unlock_options
 @json_option
-def list_keys(repository: Path, ways: tuple[Way, ...], as_json: bool) -> int:
+def list_keys(repository: str, ways: tuple[Way, ...], as_json: bool) -> int:
     """List the key slots. With a key, their seals are checked, too."""
-    backend = backend_at(repository)
-    sealed_id(backend)
-    naming = None
+    backend, naming = backend_at(repository), None
     if were_given(ways):
-        naming = open_repository_keys(backend, ways)[1].secrets.naming
+        naming = _opened(repository, ways)[2].secrets.naming
+    else:
+        _check_sealed(backend)
     found = SlotTable.read(backend)
     rows = [_row(found, slot, naming) for slot in found.slots]
     if naming is not None:
@@ -286,7 +308,7 @@ def _row(found: SlotTable, slot: Slot, naming: bytes | None) -> dict[str, object
 @unlock_options
 @json_option
 def add_key(
-    repository: Path, label: str, new_way: NewWay | None, ways: tuple[Way, ...], as_json: bool
+    repository: str, label: str, new_way: NewWay | None, ways: tuple[Way, ...], as_json: bool
 ) -> None:
     """Let another passphrase, key file or age recipient open the repository."""
     new = asked(new_way)
@@ -300,7 +322,7 @@ def add_key(
 @click.argument("slot")
 @unlock_options
 @json_option
-def remove_key(repository: Path, slot: str, ways: tuple[Way, ...], as_json: bool) -> None:
+def remove_key(repository: str, slot: str, ways: tuple[Way, ...], as_json: bool) -> None:
     """Remove a key slot, by its id, the begin of it, or its label. The last one is never removed."""
     backend, identity, opened = _opened(repository, ways)
     slot_id = SlotTable.read(backend).named(slot)
@@ -319,7 +341,7 @@ def remove_key(repository: Path, slot: str, ways: tuple[Way, ...], as_json: bool
 @unlock_options
 @json_option
 def change_key(
-    repository: Path, slot: str | None, new_way: NewWay | None, ways: tuple[Way, ...], as_json: bool
+    repository: str, slot: str | None, new_way: NewWay | None, ways: tuple[Way, ...], as_json: bool
 ) -> None:
     """Change a passphrase: add a slot with the new one, then remove that with the old one."""
     backend, identity, opened = _opened(repository, ways)
@@ -339,7 +361,7 @@ def change_key(
 @repository_argument
 @unlock_options
 @json_option
-def make_epoch(repository: Path, ways: tuple[Way, ...], as_json: bool) -> None:
+def make_epoch(repository: str, ways: tuple[Way, ...], as_json: bool) -> None:
     """Draw a new key for what is written from now on, and give it to every slot."""
     backend, identity, opened = _opened(repository, ways)
     secrets = new_epoch(backend, identity, opened.secrets)
@@ -360,7 +382,38 @@ def key_file(file: Path, as_json: bool) -> None:
     show({"file": str(file)}, [f"{file} is a key file. Keep a copy where the repository is not."], as_json)
 
 
-def _opened(repository: Path, ways: Sequence[Way]) -> tuple[Backend, bytes, Opened]:
+def _opened(repository: str, ways: Sequence[Way]) -> tuple[Backend, bytes, Opened]:
+    """The store, the id of the repository and its secrets, all of them proved."""
     backend = backend_at(repository)
-    identity, opened = open_repository_keys(backend, ways)
-    return backend, identity, opened
+    found: list[Opened] = []
+
+    def opening(backend: Backend, identity: bytes) -> Secrets:
+        found.append(open_slot(backend, identity, ways))
+        return found[0].secrets
+
+    config = read_config(backend, opening)
+    if not found:
+        raise _not_sealed(backend)
+    return backend, config.id, found[0]
+
+
+class _Sealed(Exception):
+    """It is sealed; that is all that was asked."""
+
+
+def _check_sealed(backend: Backend) -> None:
+    """Raises ConfigError for a repository that is not sealed; what `read_config` raises."""
+
+    def opening(backend: Backend, identity: bytes) -> NoReturn:
+        raise _Sealed
+
+    with suppress(_Sealed):
+        read_config(backend, opening)
+        raise _not_sealed(backend)
+
+
+def _not_sealed(backend: Backend) -> ConfigError:
+    return ConfigError(
+        f"The repository {backend.place()} is not sealed, so it has no keys.",
+        remedy="Make a sealed one with `vadpipe init --seal`, and copy into it.",
+    )

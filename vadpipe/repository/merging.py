@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 MOST: Final = 16
 FEWEST: Final = 8
 AT_ONCE: Final = 256  # segments in one merge
-FRAMES_AT_ONCE: Final = 16 * KiB  # with some 16 chunks each: 10 MiB of rows
-SORTED_AT_ONCE: Final = 256 * KiB  # entries in a range of digests, on average
+FRAMES_AT_ONCE: Final = 16 * KiB
+ROWS_AT_ONCE: Final = 128 * KiB  # 5 MiB; a frame has at most 4096 chunks
+SORTED_AT_ONCE: Final = 128 * KiB  # entries in a range of digests, on average
 
 _BLOCK: Final = 16 * KiB  # bytes of a block in a temporary file, at least
 _ENTRY: Final = np.dtype([("head", "<u8"), ("row", "<u4")])
@@ -165,9 +166,15 @@ def _write(
 
 
 def _windows(segment: Segment) -> Iterator[tuple[int, int]]:
-    """Ranges of frames that are in memory together."""
-    for low in range(0, segment.frames, FRAMES_AT_ONCE):
-        yield low, min(low + FRAMES_AT_ONCE, segment.frames)
+    """Ranges of frames that are in memory together, with at most ROWS_AT_ONCE chunks, or one frame."""
+    low = 0
+    while low < segment.frames:
+        high = min(low + FRAMES_AT_ONCE, segment.frames)
+        bounds = segment.bounds(low, high)
+        fitting = int(np.searchsorted(bounds, int(bounds[0]) + ROWS_AT_ONCE, side="right")) - 1
+        high = low + max(1, min(fitting, high - low))
+        yield low, high
+        low = high
 
 
 def _kept(
@@ -318,21 +325,23 @@ class _Ranges:
 
     def write(self, writer: SegmentWriter, *, with_filter: bool) -> None:
         """The columns of entries and of buckets, and that of the filter."""
-        made = SortedEntries(self._count)
+        made = SortedEntries(self._count, with_filter=with_filter)
         words = _Blocks(self._directory, self._sealed)
         try:
             for waiting, blocks in zip(self._waiting, self._block, strict=True):
                 parts = [np.frombuffer(self._blocks.read(number), _ENTRY) for number in blocks]
                 entry = np.concatenate([np.zeros(0, _ENTRY), *parts, *waiting])
-                writer.write(made.add(entry["head"].copy(), entry["row"].astype(np.int64)))
-                words.append(made.filter(last=False))
+                for piece in made.add(entry["head"].copy(), entry["row"]):
+                    writer.write(piece)
+                if with_filter:
+                    words.append(made.filter(last=False))
             writer.end_column()
             writer.write(made.starts())
             writer.end_column()
             if with_filter:
                 for part in words.pieces():
                     writer.write(np.frombuffer(part, np.uint8))
-                writer.write(made.filter())
+                writer.write(made.filter(last=True))
                 writer.end_column()
         finally:
             words.close()

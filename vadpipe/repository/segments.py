@@ -454,15 +454,17 @@ def filter_words(chunks: int) -> int:
 def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The bits that a digest sets in its word of the filter. Its last bits choose them, the first ones the word."""
     one, low = np.uint64(1), np.uint64(63)
-    return (
-        one << (head & low) | one << ((head >> np.uint64(6)) & low) | one << ((head >> np.uint64(12)) & low)
-    )
+    bits: NDArray[np.uint64] = one << (head & low)
+    bits |= one << ((head >> np.uint64(6)) & low)
+    bits |= one << ((head >> np.uint64(12)) & low)
+    return bits
 
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    result: NDArray[np.uint64] = np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
-    return result
+    head: NDArray[np.uint64] = digest[:, :8].copy().view("<u8").ravel()
+    head.byteswap(inplace=True)
+    return head
 
 
 def same(one: Digests, other: Digests) -> NDArray[np.bool_]:

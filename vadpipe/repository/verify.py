@@ -237,7 +237,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
                 listed.setdefault(address.offset, []).append((segment, row))
                 if frames.setdefault(address.offset, address) != address:
                     report.problem = f"the index has two frames at byte {address.offset}"
-        for address in addresses(read_table(objects, config, name), name):
+        for address in addresses(read_table(objects, config.id, name), name):
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:

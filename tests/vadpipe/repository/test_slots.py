@@ -24,26 +24,18 @@ from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Keys, Origin, seal
 from vadpipe.repository.files import Damage
 from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.slots import (
-    AgeIdentity,
-    AgeRecipient,
-    Argon2,
-    KeyFile,
-    Passphrase,
-    SlotTable,
+from vadpipe.repository.slot_changes import (
     add_slot,
     change_passphrase,
     complete_slots,
     create_keys,
-    make_key_file,
     new_epoch,
-    open_slot,
     remove_foreign,
     remove_slot,
-    slot_name,
-    unlock,
-    wrap_name,
 )
+from vadpipe.repository.slots import SlotTable, open_slot, slot_name, unlock, wrap_name
+from vadpipe.repository.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase, make_key_file
+from vadpipe.repository.wrapping import Argon2
 
 GOLDEN = Path(__file__).parent / "golden" / "slots.json"
 REPOSITORY = bytes(range(16))

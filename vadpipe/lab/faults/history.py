@@ -46,6 +46,7 @@ from stages import (
     Digest,
     MarkZeros,
     ReadSpans,
+    Refine,
     Zstd,
 )
 from vadpipe.repository import (
@@ -114,6 +115,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(Blake3(point.key))
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=-1))
         | IntoRepository(point, disk)

@@ -67,6 +67,9 @@ class LocalBackend:
         self._identity: tuple[int, int] | None = None
         self._durable: set[Path] = set()
 
+    def __repr__(self) -> str:
+        return f"LocalBackend({str(self.root)!r})"
+
     def put(self, name: str, parts: Parts) -> None:
         self._write(name, parts, replace=False)
 

@@ -342,7 +342,7 @@ class _Creation:
             if not error.facts.get("sent"):
                 raise
             self._uncertain = True
-            log.info("the answer to writing %s was lost; reading it back: %s", self.place, error.problem)
+            log.info("%s It may have been written, so it is read back", error.problem)
             try:
                 ours = self._is_ours()
             except ObjectMissing:
