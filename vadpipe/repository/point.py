@@ -357,9 +357,8 @@ def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
 
 def _check_packs(run: OpenRun) -> None:
     """Before anything is visible: all that the maps of this point may lead to is there."""
-    inherits = any(disk.receipt.unchanged for disk in run.disks.values())
-    if run.parent is not None and run.avoids and inherits:
-        # What is unchanged may lie in packs of a removal that does not wait for this run: the parent keeps them.
+    if run.parent is not None and run.avoids:
+        # What was taken over may lie in packs of a removal that does not wait for this run: the parent keeps them.
         name = name_of(run.parent, run.config)
         if not run.objects.exists(name):
             raise SinkError(

@@ -16,20 +16,19 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
+from tests.vadpipe.repository.test_golden import KEY_FILE
 from vadpipe.repository import Repository, forgetting, runs, verify
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.files import pack_id
 from vadpipe.repository.prune import prune
 from vadpipe.repository.restore_point import read_points
-from vadpipe.repository.sealing import Secrets
+from vadpipe.repository.ways import KeyFile
 
 
 def empty_repository(*, sealed: bool = False) -> Repository:
-    """A repository in memory. The secrets of a sealed one are kept beside it, without a slot."""
-    kept: list[Secrets] = []
-    unlock = (lambda backend, identity: kept[0]) if sealed else None
-    made = Repository(MemoryBackend(), unlock=unlock)
-    made.init((lambda backend, identity, secrets: kept.append(secrets)) if sealed else None)
+    """A repository in memory."""
+    made = Repository(MemoryBackend(), unlock=[KeyFile(KEY_FILE)] if sealed else [])
+    made.init(KeyFile(KEY_FILE) if sealed else None)
     return made
 
 

@@ -25,11 +25,10 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import IntoRepository, Repository, open_repository, verify
-from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Damage, Layout
+from vadpipe.repository.files import Damage
 from vadpipe.repository.packs import addresses, read_frame, read_table
-from vadpipe.repository.restore_point import encode, read_point
-from vadpipe.repository.segments import CHUNKS, FRAMES, HEADS, Segment, write_segment
+from vadpipe.repository.restore_point import read_point
+from vadpipe.repository.segments import FRAMES, ROWS, Segment
 
 
 @pytest.fixture(scope="module")

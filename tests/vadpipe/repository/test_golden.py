@@ -27,10 +27,10 @@ from tests.vadpipe.repository.repository_kit import (
     stored_path,
 )
 from vadpipe.cli.repository import points
-from vadpipe.repository import Repository, open_repository, slots, verify, wrapping
+from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.config import Origin, create_repository
-from vadpipe.repository.sealing import Secrets
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT_1 = GOLDEN / "format1"
@@ -56,19 +56,15 @@ def states() -> list[np.ndarray]:
     return [first, disk.content]
 
 
-def unlocked():
-    return partial(slots.unlock, ways=[wrapping.KeyFile(KEY_FILE)])
+def ways(golden: Path) -> list[KeyFile]:
+    """What opens a golden repository."""
+    return [KeyFile(KEY_FILE)] if golden == SEALED else []
 
 
 async def make_repository(path: Path, *, sealed: bool) -> None:
     """Two points of the disk, the second one with a tag and a document."""
-    origin = fixed_origin()
-
-    def make_slot(backend, identity, secrets: Secrets) -> None:
-        slots.create_keys(backend, identity, secrets, wrapping.KeyFile(KEY_FILE), "golden", origin=origin)
-
-    create_repository(LocalBackend(path), origin, make_slot if sealed else None)
-    unlock = unlocked() if sealed else None
+    origin, unlock = fixed_origin(), [KeyFile(KEY_FILE)] if sealed else []
+    create_repository(LocalBackend(path), origin, KeyFile(KEY_FILE) if sealed else None, "golden")
     disk = the_disk()
     await backup(Repository(path, unlock=unlock, origin=origin), [disk], stored_path)
     disk.write(2 * CLUSTER, random_bytes(2, CLUSTER))
@@ -96,7 +92,7 @@ async def test_the_files_are_the_golden_ones(tmp_path, golden, sealed):
 @pytest.mark.parametrize("golden", [FORMAT_1, FORMAT_2, SEALED])
 async def test_the_golden_files_are_read(golden):
     before = files_of(golden)
-    async with open_repository(golden, unlock=unlocked() if golden == SEALED else None) as reader:
+    async with open_repository(golden, unlock=ways(golden)) as reader:
         assert [point.number for point in reader.points] == ([0, 0] if golden == FORMAT_1 else [1, 2])
         assert [point.previous for point in reader.points] == [None, reader.points[0].id]
         for point, state in zip(reader.points, states(), strict=True):
@@ -154,7 +150,7 @@ if __name__ == "__main__":
     for directory, is_sealed in ((FORMAT_2, False), (SEALED, True)):
         shutil.rmtree(directory, ignore_errors=True)
         if is_sealed and not KEY_FILE.exists():
-            wrapping.make_key_file(
+            make_key_file(
                 KEY_FILE, Origin(random=lambda size: blake3(b"the golden key").digest(size))
             )
         trio.run(partial(make_repository, directory, sealed=is_sealed))

@@ -21,6 +21,9 @@ def backend(tmp_path):
     return made
 
 
+DEAD = "ab" * 16  # a name as writers give
+
+
 def temporary(backend):
     return sorted(path.name for path in (backend.root / "tmp").iterdir())
 
@@ -36,9 +39,15 @@ def test_the_file_of_a_living_writer_stays(backend):
 
 
 def test_the_file_of_a_dead_writer_is_removed(backend):
-    (backend.root / "tmp" / "dead").write_bytes(b"half")
-    assert backend.sweep() == ["dead"]
+    (backend.root / "tmp" / DEAD).write_bytes(b"half")
+    assert backend.sweep() == [DEAD]
     assert temporary(backend) == []
+
+
+def test_a_file_that_no_writer_made_is_left_alone(backend):
+    (backend.root / "tmp" / "notes.txt").write_bytes(b"mine")
+    assert backend.sweep() == []
+    assert temporary(backend) == ["notes.txt"]
 
 
 @pytest.mark.slow
@@ -78,7 +87,7 @@ def test_a_file_that_was_swept_before_it_was_locked_is_made_again(backend, monke
 
 
 def test_a_sweep_that_locked_a_file_of_the_past_leaves_the_new_one_alone(backend, monkeypatch):
-    path = backend.root / "tmp" / "name"
+    path = backend.root / "tmp" / DEAD
     path.touch()
     flock = fcntl.flock
 
@@ -89,24 +98,24 @@ def test_a_sweep_that_locked_a_file_of_the_past_leaves_the_new_one_alone(backend
 
     monkeypatch.setattr(fcntl, "flock", swapped)
     assert backend.sweep() == []
-    assert temporary(backend) == ["name"]
+    assert temporary(backend) == [DEAD]
 
 
 def test_where_locks_are_private_only_old_files_are_removed(backend, monkeypatch):
     """Another host may write: its lock is not seen here."""
     monkeypatch.setattr(local, "local_locks", lambda root: "nolock")
-    path = backend.root / "tmp" / "foreign"
+    path = backend.root / "tmp" / DEAD
     path.touch()
     written = path.stat().st_mtime
     assert backend.sweep() == []
     os.utime(path, (written - FOREIGN_AGE_S + 60,) * 2)
     assert backend.sweep() == []
     os.utime(path, (written - FOREIGN_AGE_S - 60,) * 2)
-    assert backend.sweep() == ["foreign"]
+    assert backend.sweep() == [DEAD]
 
 
 def test_where_there_are_no_locks_files_stay_and_a_person_is_told(backend, monkeypatch, caplog):
-    (backend.root / "tmp" / "unknown").touch()
+    (backend.root / "tmp" / DEAD).touch()
 
     def refuse(file, operation):
         raise OSError(37, "no locks")
@@ -115,15 +124,15 @@ def test_where_there_are_no_locks_files_stay_and_a_person_is_told(backend, monke
     with caplog.at_level(logging.WARNING, "vadpipe.repository"):
         assert backend.sweep() == []
     assert (
-        f"{backend.root / 'tmp' / 'unknown'} was left in place: its file system has no locks" in caplog.text
+        f"{backend.root / 'tmp' / DEAD} was left in place: its file system has no locks" in caplog.text
     )
 
 
 def test_what_is_no_file_is_left_in_place_and_told(backend, caplog):
-    (backend.root / "tmp" / "directory").mkdir()
+    (backend.root / "tmp" / DEAD).mkdir()
     with caplog.at_level(logging.WARNING, "vadpipe.repository"):
         assert backend.sweep() == []
-    assert "directory was left in place" in caplog.text
+    assert f"{DEAD} was left in place" in caplog.text
 
 
 def test_a_sweep_that_cannot_list_is_an_error_that_names_the_place(backend):
