@@ -139,7 +139,8 @@ async def test_a_damaged_frame_is_named_with_disk_and_offset(damaged):
 
 def table_of(root, name):
     pack = (root / name).stem
-    return addresses(read_table(*opened(Repository(root)), pack), pack)
+    objects, config = opened(Repository(root))
+    return addresses(read_table(objects, config.id, pack), pack)
 
 
 async def test_a_missing_pack_is_named(damaged):
@@ -204,7 +205,7 @@ async def test_the_index_can_be_made_again_from_a_pack_alone(damaged):
     objects, config = opened(Repository(root))
     reader = RepositoryReader(objects, config)
     for path in root.glob("packs/*/*.pack"):
-        for address in addresses(read_table(objects, config, path.stem), path.stem):
+        for address in addresses(read_table(objects, config.id, path.stem), path.stem):
             content = path.read_bytes()[address.offset : address.offset + address.size]
             assert frame_format.size_at(content[:HEADER_SIZE]) == address.size
             frame = frame_format.parse(content, config)
