@@ -219,6 +219,8 @@ class _PackReport:
         self.rows[segment] = before[0] + right, before[1] + unknown
 
 
+_LOOKS = 3  # at the index, while others merge its segments
+
 # Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
 _READ_AT_ONCE = 8 * MiB
 
@@ -325,9 +327,15 @@ class _Verification:
         """Every segment; a damaged one counts as missing from here on."""
         for error in self._reader.damaged:
             self._wound_of(error)
-        held = len(self._reader.index.damaged)
-        self._reader.index.drop_damaged()
-        for error in self._reader.index.damaged[held:]:
+        index = self._reader.index
+        for _ in range(_LOOKS):
+            held = len(index.damaged)
+            index.drop_damaged()
+            dropped = index.damaged[held:]
+            if not any(isinstance(error.__cause__, Missing) for error in dropped):
+                break
+            self._reader.refresh()  # segments were merged meanwhile
+        for error in dropped:
             self._wound_of(error)
 
     def choose(
