@@ -103,7 +103,8 @@ class Machine:
             assert {point.id for point in reader.points} == set(points)
             # A pack of a prune that died is no damage: the next one removes it.
             problems = [(found.file, found.problem) for found in (await verify(reader)).damages]
-            assert [problem for problem in problems if "no run is writing" not in problem[1]] == []
+            problems = [problem for problem in problems if "no run is writing" not in problem[1]]
+            assert problems == [], problems
 
 
 def finish(repository: Repository) -> None:
