@@ -15,7 +15,7 @@ from tests.vadpipe.repository.repository_kit import (
     overwrite,
     random_bytes,
 )
-from vadpipe.repository import verify
+from vadpipe.repository import merging, verify
 from vadpipe.repository.files import LARGEST_LIST, pack_id, removal_name, run_name, segment_name, waiting_name
 from vadpipe.repository.removal import (
     drop,
@@ -154,6 +154,13 @@ async def test_a_removal_that_is_too_large_is_damage(vm, maintained):
 # --- merging ---
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """More than five segments are merged already."""
+    monkeypatch.setattr(merging, "MOST", 5)
+    monkeypatch.setattr(merging, "FEWEST", 3)
+
+
 async def many_points(vm, count):
     """Points of little new data each: one segment per point."""
     for seed in range(count):
@@ -161,16 +168,16 @@ async def many_points(vm, count):
         await vm.back_up()
 
 
-async def test_segments_are_merged_and_the_old_ones_are_deleted_by_a_later_run(vm):
-    await many_points(vm, 17)
+async def test_segments_are_merged_and_the_old_ones_are_deleted_by_a_later_run(vm, few):
+    await many_points(vm, 6)
     before = set(names(vm.repository, "index/"))
-    assert len(before) == 17
+    assert len(before) == 6
     await vm.back_up()  # merges; nothing is new, so it adds none of its own but its merged one
     objects, config = opened(vm.repository)
     [removal] = read_removals(objects, config)
     merged = {f"index/{segment}.idx" for segment in removal.segments}
     assert removal.packs == frozenset()
-    assert len(merged) >= 8
+    assert len(merged) >= 3
     assert merged <= before
     assert merged < set(names(vm.repository, "index/"))
     await vm.check(*vm.states)
@@ -180,8 +187,8 @@ async def test_segments_are_merged_and_the_old_ones_are_deleted_by_a_later_run(v
     await vm.check(*vm.states)
 
 
-async def test_a_run_that_listed_segments_before_they_were_merged_keeps_them(vm):
-    await many_points(vm, 17)
+async def test_a_run_that_listed_segments_before_they_were_merged_keeps_them(vm, few):
+    await many_points(vm, 6)
     async with vm.repository.open() as store, store.begin(MACHINE) as point:
         merged = set(names(vm.repository, "index/"))
         objects, config = opened(vm.repository)
@@ -195,8 +202,8 @@ async def test_a_run_that_listed_segments_before_they_were_merged_keeps_them(vm)
     await vm.check(*vm.states)
 
 
-async def test_a_reader_reads_on_while_segments_are_merged_and_deleted(vm):
-    await many_points(vm, 17)
+async def test_a_reader_reads_on_while_segments_are_merged_and_deleted(vm, few):
+    await many_points(vm, 6)
     async with vm.repository.read() as reader:
         await vm.back_up()
         await vm.back_up()
@@ -205,8 +212,8 @@ async def test_a_reader_reads_on_while_segments_are_merged_and_deleted(vm):
         assert [found for found in (await verify(reader)).damages if "no run is writing" not in found.problem] == []
 
 
-async def test_a_merge_that_fails_fails_no_run(vm, monkeypatch, caplog):
-    await many_points(vm, 17)
+async def test_a_merge_that_fails_fails_no_run(vm, few, monkeypatch, caplog):
+    await many_points(vm, 6)
 
     def fail(*arguments, **named):
         raise SinkError("The store is full.", remedy="Make room.")
@@ -217,9 +224,9 @@ async def test_a_merge_that_fails_fails_no_run(vm, monkeypatch, caplog):
     await vm.check(*vm.states)
 
 
-async def test_a_merge_keeps_what_lies_in_packs_that_a_removal_names(vm):
+async def test_a_merge_keeps_what_lies_in_packs_that_a_removal_names(vm, few):
     """A point of a run that did not know of the removal needs it."""
-    await many_points(vm, 15)
+    await many_points(vm, 4)
     async with vm.repository.open() as store, store.begin(MACHINE) as point:
         receipts = [await full_path(disk, point).run() for disk in vm.disks]
         gone = list(vm.states)
@@ -228,7 +235,7 @@ async def test_a_merge_keeps_what_lies_in_packs_that_a_removal_names(vm):
         last = vm.note(await point.publish(FakeCapture(MACHINE, vm.disks), receipts, None))
     for state in gone:
         del vm.states[state]
-    await many_points(vm, 6)
+    await many_points(vm, 4)
     await vm.check(*vm.states)
     finish(vm.repository)
     await vm.check(*vm.states)
