@@ -119,21 +119,6 @@ def test_the_growth_bench_compares_growth_with_what_changed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--sealed",)], ids=["plain", "sealed"])
-def test_the_index_bench_finds_what_is_there_and_nothing_else(tmp_path, options):
-    sizes = ("--chunks", 20_000, "--lookups", 5_000, "--seed", 2, "--directory", tmp_path)
-    lines = program("index", *sizes, *options)
-    assert "20000 chunks" in lines[1]
-    assert "seed 2" in lines[1]
-    figures = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in lines[2:]}
-    assert figures["segments"] > 4
-    assert 50 < figures["index_bytes_per_chunk"] < 60
-    assert all(figures[f"{kind}_64_per_cpu_s"] > 0 for kind in ("missing", "random", "sequential"))
-    assert figures["merge_rss_mib"] > 10
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
 def test_the_points_bench_costs_runs_with_nothing_new(tmp_path):
     lines = program("points", "--points", 12, "--machines", 3, "--directory", tmp_path)
     assert "12 points of the VM,     3 other VMs" in lines[-2]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from blake3 import blake3
 
-from pipeline import IntegrityError, SinkError
+from pipeline import ConfigError, IntegrityError, SinkError
 
 from .backends.contract import Backend, ObjectExists
 from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
@@ -233,6 +233,15 @@ def read_config(
         ) from damage
 
 
+def _refuse_plain(backend: Backend, unlock: Sequence[Way] | Unlock) -> None:
+    """Somebody who can write the store could put a plain config in the place of a sealed one, and wait for backups."""
+    if not callable(unlock) and unlock:
+        raise ConfigError(
+            f"The repository {backend.place()} is not sealed, but a key was given to open it.",
+            remedy="If it was sealed, somebody exchanged its config.json: do not use it. Otherwise leave the key out.",
+        )
+
+
 def _unreadable(backend: Backend, damage: Damage) -> SinkError:
     if isinstance(damage, Missing):
         return SinkError(
@@ -261,7 +270,9 @@ def _parse(
     if sealing not in ("none", SEALING):
         raise Damage(f"it is sealed by {sealing!r}, which this version does not know")
     found = None
-    if naming is None:
+    if naming is not None:
+        _refuse_plain(backend, unlock)
+    else:
         if callable(unlock):
             found = unlock(backend, identity)
         else:

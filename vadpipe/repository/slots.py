@@ -186,8 +186,10 @@ def open_slot(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Op
     """As `unlock`; says which slot it was, too."""
     table, problems = SlotTable.read(backend), list[str]()
     order = list(KINDS)
+    # The cheap ones first: a forged slot that takes all memory is not reached by who has the right passphrase.
+    cheap_first = sorted(table.slots, key=lambda slot: slot.kdf.cost if slot.kdf else 0)
     for way in sorted(ways, key=lambda way: order.index(way.kind)):
-        for slot in table.slots:
+        for slot in cheap_first:
             if slot.kind != way.kind:
                 continue
             started = time.monotonic()

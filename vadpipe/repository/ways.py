@@ -50,9 +50,20 @@ class Passphrase:
         """The first line of a file or a pipe. Raises ConfigError."""
         return cls(Secret.from_text(_first_line(path, "passphrase")))
 
+    def text(self) -> str:
+        """The passphrase itself. Raises ConfigError, also for what is not UTF-8."""
+        try:
+            text = self.secret.reveal()
+            text.encode()
+        except UnicodeEncodeError:  # the cause is left out: it holds the passphrase
+            raise ConfigError(
+                f"The passphrase ({self.secret.origin}) is not UTF-8 text.", remedy="Give it as UTF-8."
+            ) from None
+        return text
+
     def holder(self, slot: Slot) -> X25519Holder:
         """Raises WrongKey, ConfigError; Damage for an impossible slot."""
-        text = self.secret.reveal()
+        text = self.text()
         if not text:
             raise ConfigError("The passphrase is empty.", remedy="Give the one of a key slot.")
         assert slot.kdf is not None
@@ -176,7 +187,7 @@ def new_slot(
         recipient(way.text)
         return replace(slot, public=way.text)
     if isinstance(way, Passphrase):
-        _check_new_passphrase(way.secret.reveal())
+        _check_new_passphrase(way.text())
         slot = replace(slot, kdf=replace(strength, salt=origin.random(KDF_SALT_SIZE)))
     holder = way.holder(slot)
     return replace(slot, public=holder.public, proof=holder.proof(slot_id, naming, repository_id))
@@ -230,4 +241,7 @@ def _small_file(path: Path, what: str) -> str:
         raise ConfigError(f"{path} is no {what}: it is too large.", remedy="Name the right file.")
     if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
         log.warning("Others can read the %s %s; chmod 600 takes that from them.", what, path)
-    return content.decode("utf-8", errors="surrogateescape")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:  # the cause is left out: it holds the content
+        raise ConfigError(f"The {what} {path} is not UTF-8 text.", remedy="Name the right file.") from None

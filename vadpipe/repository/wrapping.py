@@ -73,10 +73,15 @@ class Argon2:
         if len(self.salt) != KDF_SALT_SIZE:
             raise Damage(f"the salt of its Argon2id has {len(self.salt)} bytes instead of {KDF_SALT_SIZE}")
 
+    @property
+    def cost(self) -> int:
+        """The KiB that are written, all passes together."""
+        return self.passes * self.memory_kib
+
     def derive(self, passphrase: str) -> bytes:
         """The X25519 private key of a passphrase. Raises Damage, ConfigError."""
         self.check()
-        text = unicodedata.normalize("NFC", passphrase).encode("utf-8", errors="surrogateescape")
+        text = unicodedata.normalize("NFC", passphrase).encode()
         try:
             from cryptography.exceptions import UnsupportedAlgorithm
             from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -160,7 +165,8 @@ class Slot:
             if not 0 < len(public) <= _LONGEST_RECIPIENT or proof:
                 raise Damage("its recipient is impossible")
         else:
-            _from_hex(public, KEY_SIZE), _from_hex(proof, KEY_SIZE)
+            _from_hex(public, KEY_SIZE)
+            _from_hex(proof, KEY_SIZE)
         if kind == "passphrase":
             kdf = _parse_kdf(fields)
         label, created = _typed(fields, "label", str), _typed(fields, "created", str)

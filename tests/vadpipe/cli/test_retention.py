@@ -16,7 +16,7 @@ from vadpipe.cli.commands import vadpipe
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.restore_point import name_of
 from vadpipe.repository.store import Repository
-from vadpipe.repository.wrapping import KeyFile, make_key_file
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Config, Origin, create_repository
 from vadpipe.repository.files import Objects
 from vadpipe.repository.restore_point import Quiescing, RestorePoint, name_of, read_points
-from vadpipe.repository.wrapping import NewWay
+from vadpipe.repository.ways import NewWay
 
 WEB = MachineId("00000000-0000-0000-0000-000000000001", "web01")
 DB = MachineId("00000000-0000-0000-0000-000000000002", "db01")

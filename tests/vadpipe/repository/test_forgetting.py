@@ -25,7 +25,7 @@ from vadpipe.repository.forgetting import (
     release,
 )
 from vadpipe.repository.restore_point import name_of
-from vadpipe.repository.wrapping import KeyFile, make_key_file
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the index costs does not grow with the repository: memory, calls to the store, and the work of a merge."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,7 @@ class Counting:
         return getattr(self.backend, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sealing", [None, SEALING], ids=["plain", "sealed"])
 def test_a_run_with_nothing_new_reads_the_same_at_the_hundredth_point(sealing):
     """One large first run, then many small ones, each of which stored a few chunks of the disk."""
@@ -237,3 +239,23 @@ def test_a_run_that_knows_of_removals_finds_the_rest_in_order():
     assert np.array_equal(known(index, disk), expected)
     assert np.array_equal(known(index, disk[::-1]), expected[::-1])
     assert index.used_packs.isdisjoint(going)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--sealed",)], ids=["plain", "sealed"])
+def test_the_index_bench_finds_what_is_there_and_nothing_else(tmp_path, options):
+    sizes = ("--chunks", 20_000, "--lookups", 5_000, "--seed", 2, "--directory", tmp_path)
+    command = [sys.executable, ROOT / "bench" / "index.py", *map(str, sizes), *options]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "20000 chunks" in lines[1]
+    assert "seed 2" in lines[1]
+    figures = {line.split()[0]: float(line.split()[1].replace(",", "")) for line in lines[2:]}
+    assert figures["segments"] > 4
+    assert 50 < figures["index_bytes_per_chunk"] < 60
+    assert all(figures[f"{kind}_64_per_cpu_s"] > 0 for kind in ("missing", "random", "sequential"))
+    assert figures["merge_rss_mib"] > 10
+    assert list(tmp_path.iterdir()) == []

@@ -49,7 +49,7 @@ def small(monkeypatch):
     monkeypatch.setattr(merging, "FRAMES_AT_ONCE", 30)
     monkeypatch.setattr(merging, "ROWS_AT_ONCE", 90)
     monkeypatch.setattr(merging, "SORTED_AT_ONCE", 50)
-    monkeypatch.setattr(merging, "_BLOCK", 100)
+    monkeypatch.setattr(merging, "_BLOCK", 250)
 
 
 # --- the kernel ---

@@ -104,6 +104,12 @@ def trouble(exc: Exception, doing: str) -> Trouble:
     return Trouble(first_line(exc), "Check the server and its log, then run again.", sent=True)
 
 
+def asks_for_checksum(exc: Exception) -> bool:
+    """Whether the server wants a checksum with each object, as where object lock has a default retention."""
+    text = str(exc)
+    return "status code: 400" in text and "<Code>" in text and ("Content-MD5" in text or "hecksum" in text)
+
+
 def _answered(status: int | None, code: str, doing: str) -> Trouble:
     """An answer of the server with an error."""
     said = " ".join(part for part in (f"HTTP {status}" if status else "", code) if part)

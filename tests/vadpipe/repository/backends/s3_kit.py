@@ -37,6 +37,7 @@ class PlannedStore:
     """The state of the server. `plan` maps a method and a number, from 1, to the trouble of this request."""
 
     conditions: str = "kept"  # or ignored, unknown, or late: the object appears after the answer was lost
+    checksums: bool = False  # whether it wants one with each object
     bulk: bool = True  # whether it knows deleting many objects with one request
     plan: dict[tuple[str, int], Trouble] = field(default_factory=dict)
     always: Trouble | None = None
@@ -121,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _put(self, key, query, body):
         store = self.store
+        if store.checksums and "x-amz-checksum-sha256" not in self.headers:
+            text = "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock"
+            return 400, f"<Error><Code>InvalidRequest</Code><Message>{text}</Message></Error>".encode()
         if "if-none-match" in self.headers:
             if store.conditions == "unknown":
                 return 501, b"<Error><Code>NotImplemented</Code></Error>"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import MiB, SinkError
-from tests.vadpipe.repository.backends.suite import content_of, is_clear, race
+from tests.vadpipe.repository.backends.suite import content_of, create, is_clear, race
 from vadpipe import files
 from vadpipe.files import flush_directory
 from vadpipe.repository.backends import local as local_module
@@ -223,15 +223,26 @@ def test_many_makers_of_one_directory_all_succeed(backend):
     assert len(list(backend.list("packs/"))) == 160
 
 
-def test_where_there_are_no_hard_links_a_name_is_still_taken_once(backend, monkeypatch):
-    def link(*arguments, **options):
-        raise OSError(errno.EPERM, "Operation not permitted")
+def no_link(*arguments, **options):
+    raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "link", link)
+
+@pytest.mark.parametrize("renames", [True, False])
+def test_where_there_are_no_hard_links_a_name_is_still_taken_once(backend, monkeypatch, renames):
+    monkeypatch.setattr(os, "link", no_link)
+    if not renames:
+
+        def refuse(source, target):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr("vadpipe.repository.backends.local_files._rename_without_replacing", refuse)
     backend.put("a", [b"first"])
     with pytest.raises(ObjectExists):
         backend.put("a", [b"second"])
     assert backend.read("a") == b"first"
+    won = race([lambda n=n: create(backend, "b", b"%d" % n) for n in range(8)])
+    assert won.count(True) == 1
+    assert backend.read("b") == b"%d" % won.index(True)
     assert temporary_files(backend) == []
 
 
@@ -367,7 +378,8 @@ def test_a_full_file_system_is_told_and_what_was_there_stays(tmp_path):
 # Writers that die at their first, second, ... call that changes files, before it or after it, each in a directory
 # of its own, until one comes to its end.
 DYING = """
-import fcntl, os, signal, sys
+import errno, fcntl, os, signal, sys
+from vadpipe.repository.backends import local_files
 from vadpipe.repository.backends.local import LocalBackend
 place, moment, kind = sys.argv[1:]
 calls = at = 0
@@ -389,7 +401,7 @@ def watch(module, name):
 
 def write(root):
     backend = LocalBackend(root)
-    if kind == "put":
+    if kind.startswith("put"):
         backend.put("packs/3f/x.pack", [b"whole ", b"content"])
     elif kind == "replace":
         backend.replace("packs/3f/x.pack", [b"whole content"])
@@ -398,6 +410,12 @@ def write(root):
         upload.write([b"whole "])
         upload.write([b"content"])
         upload.finish()
+
+def no_link(*arguments, **options):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+if kind == "put without links":
+    os.link = no_link
 
 ended = False
 while not ended:
@@ -410,6 +428,7 @@ while not ended:
         for name in ("open", "mkdir", "writev", "fsync", "link", "unlink", "replace", "rename", "close"):
             watch(os, name)
         watch(fcntl, "flock")
+        watch(local_files, "_rename_without_replacing")
         write(root)
         os._exit(0)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -418,7 +437,7 @@ print(at)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["put", "replace", "upload"])
+@pytest.mark.parametrize("kind", ["put", "put without links", "replace", "upload"])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_killed_writer_leaves_nothing_but_what_sweep_removes(tmp_path, kind, moment):
     name = "packs/3f/x.pack"

@@ -1,5 +1,7 @@
 """What is special about S3: conditions that a server does not keep, answers that are lost, errors that help."""
 
+import base64
+import hashlib
 import socket
 import ssl
 import subprocess
@@ -365,6 +367,21 @@ def test_a_server_that_cannot_delete_many_deletes_one_by_one(caplog):
         assert store.objects == {}
         assert store.count("POST") == 1
     assert "one object at a time" in caplog.text
+
+
+def test_a_server_that_wants_checksums_gets_them(caplog):
+    with planned_store(checksums=True) as store, caplog.at_level("INFO"):
+        backend = backend_of(store)
+        backend.put("a", [b"x"])
+        backend.put("b", [b"y"])
+        with pytest.raises(ObjectExists):
+            backend.put("b", [b"z"])
+        assert store.objects == {"repository/a": b"x", "repository/b": b"y"}
+        assert store.count("PUT") == 4  # it was asked for once
+        digest = base64.b64encode(hashlib.sha256(b"y").digest()).decode()
+        assert store.headers[2]["x-amz-checksum-sha256"] == digest
+        assert "x-amz-checksum-sha256" in store.headers[2]["authorization"]  # it is signed
+    assert "written with checksums" in caplog.text
 
 
 def test_keys_of_others_are_not_listed():
