@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import trio
+from numpy.typing import NDArray
 
 from pipeline import (
     CLUSTER,
     ConfigError,
+    Digests,
     GiB,
     IntegrityError,
     KiB,
@@ -245,6 +247,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
+    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
@@ -257,8 +260,14 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
             for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
+        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(address.offset, ()):
-            report.count(segment, segment.agreeing(row, frame.chunk), 0)
+            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
+    for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
+        rows, digests, places = zip(*tables, strict=True)
+        many = np.array([len(place) for place in places])
+        right = segment.agreeing(np.array(rows), many, np.concatenate(digests), np.concatenate(places))
+        report.count(segment, right, 0)
     return report
 
 
