@@ -296,6 +296,7 @@ class Point:
 
     def _load_object(self, digest: bytes, purpose: str) -> memoryview:
         run = self._opened
+        # Not as a hit of this run: it refers to the page only where it says so later.
         number, _ = run.index.readable(_one_row(digest))
         if number[0] == NO_FRAME:
             raise IntegrityError(
