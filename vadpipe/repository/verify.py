@@ -362,19 +362,23 @@ class _Verification:
             order = list(chosen)
             random.Random(budget.seed).shuffle(order)
         else:
-            order = [pack for pack in chosen if pack.name > after]
-            for pack in chosen[: len(chosen) - len(order)]:
-                self._leave_out(pack)
-        left = budget.of(total)
+            # A missing pack is told in every slice.
+            order = [pack for pack in chosen if pack.name > after or not pack.size]
+            for pack in chosen:
+                if pack.name <= after and pack.size:
+                    self._leave_out(pack)
+        left, reached = budget.of(total), after or ""
         read: list[PackToRead] = []
         for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
+                if left > 0:
+                    reached = max(reached, pack.name)
                 left -= pack.size
             else:
                 self._leave_out(pack)
         if after is not None:
-            self._reached = read[-1].name if read else after
+            self._reached = reached
             self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
