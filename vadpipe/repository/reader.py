@@ -187,7 +187,7 @@ class RepositoryReader:
 
     def address_now(self, identity: bytes) -> FrameAddress | None:
         """Where a frame lies after others were moved or removed: the index is read again."""
-        self._reload()
+        self.refresh()
         (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
         return address
 
@@ -204,10 +204,11 @@ class RepositoryReader:
             except IntegrityError as error:
                 if not isinstance(error.__cause__, Missing):
                     raise
-            self._reload()
+            self.refresh()
         return look()
 
-    def _reload(self) -> None:
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
         with self._turn:
             self.index.reload(read_removed(self.objects, self.config))
 

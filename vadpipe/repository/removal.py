@@ -128,7 +128,7 @@ def list_waiting(objects: Objects, config: Config, removal_id: str, run: Run) ->
         log.info("%s is there", objects.place(name))
 
 
-def drop_lost_lists(objects: Objects) -> None:
+def drop_waiting_lists(objects: Objects) -> None:
     """Delete waiting lists of removals that are finished: somebody listed the runs anew while it was dropped."""
     names = [found.name for found in objects.backend.list(REMOVALS)]
     ids = {stem(name) for name in names}
