@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline import (
     CLUSTER,
     ConfigError,
+    Digests,
     GiB,
     IntegrityError,
     KiB,
@@ -240,7 +241,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
+    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
@@ -253,19 +254,14 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
             for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
+        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk))
+            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
     for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        digests = [chunk["digest"] for _, chunk in tables]
-        at, places = segment.lookup(np.concatenate(digests))
-        low = 0
-        for row, chunk in tables:
-            many = slice(low, low + len(chunk))
-            low = many.stop
-            right = at[many] == row
-            right &= places[many] == np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
-            # A chunk that is in two frames of the segment is found in one of them.
-            report.count(segment, len(chunk) if right.all() else segment.agreeing(row, chunk), 0)
+        frame = np.array([row for row, _, _ in tables])
+        many = np.array([len(place) for _, _, place in tables])
+        digests, places = (np.concatenate(column) for column in list(zip(*tables, strict=True))[1:])
+        report.count(segment, segment.agreeing(frame, many, digests, places), 0)
     return report
 
 
