@@ -209,9 +209,16 @@ class _Prune:
     def _named(self) -> frozenset[str]:
         """The packs that any segment names, also those that were replaced and are not deleted yet."""
         names: list[str] | None = None
+        named: set[str] = set()
         while names != (names := [each.name for each in live_segments(self._objects, Removed())]):
-            pass
-        return frozenset[str]().union(*(self._segment(name).packs() for name in names))
+            named = set()
+            for name in names:
+                try:
+                    named.update(self._segment(name).packs())
+                except IntegrityError as error:
+                    if not isinstance(error.__cause__, Missing):
+                        raise
+        return frozenset(named)
 
     def _available(self) -> _HeadSet:
         """The frames that lie in packs which stay."""

@@ -183,6 +183,9 @@ class RepositoryStore:
                 raise BaseExceptionGroup(
                     "The run failed, and so did its clean-up.", [error, failure]
                 ) from None
+            # What a run that was given up misses, others removed.
+            if isinstance(error, IntegrityError) and await trio.to_thread.run_sync(run.was_given_up):
+                raise run.was_ended() from error
             raise
         await self._end(run, opened)
 
