@@ -60,31 +60,27 @@ class Secrets:
     Args:
         naming: The naming key, 32 bytes.
         epochs: The key of each epoch that can be read, 32 bytes, by number.
-        current: The epoch of new objects; 0: the last one.
+        newest: The epoch of new objects; when it is left out, the last one.
     """
 
     naming: bytes = field(repr=False)
     epochs: Mapping[int, bytes] = field(repr=False)
-    current: int = 0
+    newest: int = 0
 
     def __post_init__(self) -> None:
         if len(self.naming) != KEY_SIZE or any(len(key) != KEY_SIZE for key in self.epochs.values()):
             raise ContractError(f"A key of a repository has {KEY_SIZE} bytes.")
         if not self.epochs or min(self.epochs) < 1 or max(self.epochs) > LAST_EPOCH:
             raise ContractError(f"The epochs of a repository are numbered from 1 to {LAST_EPOCH}.")
-        if self.current and self.current not in self.epochs:
-            raise ContractError(f"The key of epoch {self.current} is missing.")
+        object.__setattr__(self, "newest", self.newest or max(self.epochs))
+        if self.newest not in self.epochs:
+            raise ContractError(f"The key of epoch {self.newest} is missing.")
         object.__setattr__(self, "epochs", MappingProxyType(dict(self.epochs)))
 
     @classmethod
     def draw(cls, random: Random = secrets.token_bytes) -> Secrets:
         """New secrets with one epoch."""
         return cls(random(KEY_SIZE), {1: random(KEY_SIZE)})
-
-    @property
-    def newest(self) -> int:
-        """The epoch of new objects."""
-        return self.current or max(self.epochs)
 
     def __repr__(self) -> str:
         return f"Secrets(epochs {', '.join(map(str, sorted(self.epochs)))})"

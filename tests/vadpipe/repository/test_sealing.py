@@ -101,6 +101,7 @@ def test_cells_have_the_golden_bytes():
     assert cell == AESGCM(key).encrypt(b"\x02\x01" + bytes(10), b"content", b"associated")
 
 
+@pytest.mark.slow
 @given(st.text(), st.binary(max_size=3000))
 def test_a_document_comes_back(name, text):
     sealing = Sealing(REPOSITORY, SECRETS)
