@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -124,7 +125,7 @@ async def _copy(
         receipts: list[DiskReceipt] = []
         for stored in original.disks:
             path = _path(reader, original, before, stored, point, codec)
-            report = await path.measure(None if watch is None else lambda now, disk=stored: watch(disk, now))
+            report = await path.measure(None if watch is None else partial(watch, stored))
             receipts.append(report.receipt)
         documents = {name: await reader.document(original, name) for name in original.documents}
         await point.publish_copy(original, receipts, documents)
@@ -143,7 +144,12 @@ def _path(
     earlier = before.disk(stored.key) if before is not None else None
     known = point.parent_of(disk)
     source: ReadChanges | ReadPoint
-    if before is not None and known is not None and earlier is not None and earlier.capacity == stored.capacity:
+    if (
+        before is not None
+        and known is not None
+        and earlier is not None
+        and earlier.capacity == stored.capacity
+    ):
         source = ReadChanges(reader, original, stored.key, before, pool=disk.pool)
     else:
         source = ReadPoint(reader, original, stored.key, pool=disk.pool)

@@ -43,9 +43,23 @@ BUILT_IN = {
         "vadpipe.cli.maintenance:copy_command",
         "Copy restore points into another repository: those that it does not have.",
     ),
+    "diff": BuiltIn(
+        "vadpipe.cli.retention:diff",
+        "Show what changed on the disks from restore point A to restore point B.",
+    ),
+    "forget": BuiltIn(
+        "vadpipe.cli.retention:forget", "Remove restore points by rules, per VM, or by their ids."
+    ),
     "guest-config": BuiltIn(
         "vadpipe.cli.guest_config:guest_config",
         "Show, apply or undo the settings for quiescing inside the guests of a configuration.",
+    ),
+    "head": BuiltIn(
+        "vadpipe.cli.retention:head",
+        "Print the newest point of each VM with its seal, for keeping elsewhere.",
+    ),
+    "hold": BuiltIn(
+        "vadpipe.cli.retention:hold", "Keep a restore point from being removed, until it is released."
     ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
     "lab": BuiltIn(
@@ -76,6 +90,7 @@ BUILT_IN = {
     "prune": BuiltIn(
         "vadpipe.cli.maintenance:prune_command", "Give back the space of what no restore point needs."
     ),
+    "release": BuiltIn("vadpipe.cli.retention:release", "End the hold of a restore point."),
     "restore": BuiltIn(
         "vadpipe.cli.restore:restore",
         "Restore a restore point into files or into a new VM, or prove that it can be restored.",
@@ -84,6 +99,10 @@ BUILT_IN = {
     "show": BuiltIn(
         "vadpipe.cli.repository:show_point",
         "Show a restore point: its disks, its consistency and the reasons, and what preflight found.",
+    ),
+    "stats": BuiltIn(
+        "vadpipe.cli.retention:stats",
+        "Show what the points of a repository take, per VM, and what only one of them holds.",
     ),
     "verify": BuiltIn(
         "vadpipe.cli.repository:verify",

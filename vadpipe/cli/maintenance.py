@@ -12,7 +12,6 @@ from pipeline.errors import EXIT_DONE, ConfigError
 from pipeline.units import format_size
 from sinks.copying import CopyReceipt, copy_points
 from vadpipe.kernels.codecs import Zstd
-from vadpipe.repository.files import Objects
 from vadpipe.repository.prune import REWRITE_BELOW, PruneReport, prune
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
@@ -71,8 +70,12 @@ def prune_command(
 @click.argument("target")
 @vm_option
 @click.option("--point", "points", multiple=True, metavar="POINT", help="Only this point; may be repeated.")
-@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Only points with this tag; may be repeated.")
-@click.option("--level", type=click.IntRange(-7, 22), default=1, show_default=True, help="zstd level of new frames.")
+@click.option(
+    "--tag", "tags", multiple=True, metavar="TAG", help="Only points with this tag; may be repeated."
+)
+@click.option(
+    "--level", type=click.IntRange(-7, 22), default=1, show_default=True, help="zstd level of new frames."
+)
 @json_option
 def copy_command(
     repository: str,

@@ -57,7 +57,7 @@ def init(repository: str, as_json: bool) -> None:
 def points(repository: str, vm: str | None, as_json: bool) -> int:
     """List restore points, oldest first, in local time; --json has UTC."""
     reader = run_async(_opened, repository)
-    found = _points_of(reader, vm)
+    found = points_of(reader, vm)
     document = {
         "points": [_summary(point) for point in found],
         "damaged": [str(error) for error in reader.damaged],
@@ -155,7 +155,7 @@ def verify(
             if point is not None:
                 points = [named_point(reader, point, vm)]
             elif vm is not None:
-                points = _points_of(reader, vm)
+                points = points_of(reader, vm)
             running = RunningVerification()
             progress.running.append(running)
             after = None
@@ -220,7 +220,7 @@ async def _opened(repository: str) -> RepositoryReader:
         return reader
 
 
-def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
+def points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
     """The points, or those of one VM. Raises ConfigError when the repository has none of that VM."""
     found = [point for point in reader.points if vm in (None, point.machine.name, point.machine.uuid)]
     if vm is not None and not found:
@@ -235,7 +235,7 @@ def _points_of(reader: RepositoryReader, vm: str | None) -> list[RestorePoint]:
 
 def named_point(reader: RepositoryReader, name: str, vm: str | None) -> RestorePoint:
     """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
-    _points_of(reader, vm)  # an unknown VM is named with its likes
+    points_of(reader, vm)  # an unknown VM is named with its likes
     return resolve_point(reader, name, vm)
 
 
@@ -265,7 +265,7 @@ def _point_table(points: Sequence[RestorePoint]) -> list[str]:
     rows = [
         (
             point.id,
-            _local(point.created),
+            local_time(point.created),
             point.machine.name,
             str(len(point.disks)),
             format_size(_capacity(point)),
@@ -277,7 +277,7 @@ def _point_table(points: Sequence[RestorePoint]) -> list[str]:
     return table(header, rows, right=("DISKS", "SIZE", "STORED"))
 
 
-def _local(created: str) -> str:
+def local_time(created: str) -> str:
     """A stored time, which is UTC, in local time to the second."""
     try:
         return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
@@ -287,7 +287,7 @@ def _local(created: str) -> str:
 
 def _point_line(point: RestorePoint) -> str:
     return (
-        f"{point.id}  {_local(point.created)}  {point.machine.name}  {counted(len(point.disks), 'disk')}, "
+        f"{point.id}  {local_time(point.created)}  {point.machine.name}  {counted(len(point.disks), 'disk')}, "
         f"{format_size(_capacity(point))}, {format_size(_stored(point))} stored, "
         f"{point.quiescing.reached or 'not verified'}"
     )

@@ -177,6 +177,12 @@ def _table_end(magic: bytes, chunks: int) -> int:
     return _SEALED_HEAD + size + TAG_SIZE if magic == SEALED else HEADER_SIZE + size
 
 
+def length_and_id(header: bytes | memoryview) -> tuple[int, bytes]:
+    """The length of the decoded payload, and the id, of the record that begins with these bytes."""
+    fields = HEADER.unpack_from(header)
+    return fields[4], fields[8]
+
+
 def check(content: bytes | memoryview) -> None:
     """Prove the checksum of a whole record; needs no key. Raises Damage."""
     view = memoryview(content)

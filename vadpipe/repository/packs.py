@@ -6,6 +6,7 @@ makes it self-describing: the index can be made again from the packs alone.
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 from collections import OrderedDict
@@ -25,6 +26,8 @@ from .backends.contract import ObjectExists
 from .config import Config
 from .files import PACK_ID_SIZE, Damage, Objects, pack_id
 from .frames import Record
+
+log = logging.getLogger(__name__)
 
 # Large enough that a file system sees few files (16384 in 1 TiB) and a flush is long, small enough to be
 # rewritten when most of it is no longer needed.
@@ -54,8 +57,8 @@ assert (HEADER_SIZE, FOOTER_SIZE) == (48, 32)
 
 
 # A pack is ended with the first write after PACK_SIZE, and a write is at most the frames of a span.
-_LARGEST_PACK: Final = 8 * PACK_SIZE
-_MOST_FRAMES: Final = _LARGEST_PACK // frames.HEADER_SIZE
+LARGEST_PACK: Final = 8 * PACK_SIZE
+_MOST_FRAMES: Final = LARGEST_PACK // frames.HEADER_SIZE
 
 _USUAL_HEAD: Final = frames.HEADER_SIZE + 64 * frames.CHUNK.itemsize  # 1 MiB in chunks of 16 KiB
 
@@ -192,7 +195,7 @@ def read_chunks(objects: Objects, config: Config, address: FrameAddress) -> NDAr
 
 
 def _read(objects: Objects, address: FrameAddress, size: int) -> bytes:
-    if address.size > 2 * frames.LARGEST_FRAME or address.offset > _LARGEST_PACK:
+    if address.size > 2 * frames.LARGEST_FRAME or address.offset > LARGEST_PACK:
         raise Damage("the index says that it lies where no frame can be")
     return objects.read(objects.pack(address.pack), address.offset, size)
 
@@ -208,7 +211,7 @@ def read_table(objects: Objects, config: Config, name: str) -> NDArray[np.void]:
     magic, count, zero, start = _FOOTER.unpack_from(footer)
     if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
         raise Damage("the pack is cut off or its end is damaged")
-    if start > _LARGEST_PACK or count > _MOST_FRAMES:
+    if start > LARGEST_PACK or count > _MOST_FRAMES:
         raise Damage("the pack is larger than any that was written")
     table = objects.read(path, start, count * FRAME_ROW.itemsize)
     if head != pack_header(config.id, name):
@@ -223,6 +226,34 @@ def read_table(objects: Objects, config: Config, name: str) -> NDArray[np.void]:
     if not np.array_equal(np.append(rows["offset"], start), ends):
         raise Damage("the frames of the pack's table do not lie side by side")
     return rows
+
+
+def sound_frames(objects: Objects, pack: str) -> Iterator[tuple[FrameAddress, memoryview]]:
+    """The frames of a pack whose checksum is right, wherever they lie, with their stored bytes; needs no key.
+
+    Raises SinkError.
+    """
+    try:
+        content = memoryview(objects.read_whole(objects.pack(pack), LARGEST_PACK))
+    except Damage as damage:
+        log.info("pack %s cannot be read: %s", pack, damage)
+        return
+    whole = bytes(content)
+    place = 0
+    while True:
+        found = [at for magic in (frames.MAGIC, frames.SEALED) if (at := whole.find(magic, place)) >= 0]
+        if not found or len(whole) - min(found) < frames.HEADER_SIZE:
+            return
+        place = min(found)
+        try:
+            size = frames.size_at(content[place:])
+            frames.check(content[place : place + size])
+        except Damage:
+            place += 1
+            continue
+        length, identity = frames.length_and_id(content[place:])
+        yield FrameAddress(pack, place, size, length, identity), content[place : place + size]
+        place += size
 
 
 def addresses(rows: NDArray[np.void], name: str) -> Iterator[FrameAddress]:

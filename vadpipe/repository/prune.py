@@ -24,7 +24,7 @@ from .config import Config, Origin
 from .disk_map import EMPTY_PAGE
 from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
 from .index import Removed, RunIndex
-from .packs import FrameAddress, PackWriter, addresses, read_stored, read_table
+from .packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
 from .reader import RepositoryReader
 from .removal import (
     Removal,
@@ -183,8 +183,8 @@ class _Prune:
         kept: list[str] = []
         for removal in ready:
             for pack in sorted(removal.packs):
-                held = self._heads_of_pack(pack)
-                if held is not None and missing.any_of(held):
+                held = self._wanted_of(pack, missing)
+                if len(held):
                     kept.append(pack)
                     missing = missing - _HeadSet.of([held])
         if kept:
@@ -201,7 +201,9 @@ class _Prune:
         naming = [
             found.name
             for found in live_segments(objects, removed)
-            if not all(pack in kept or pack not in removed.packs for pack in self._segment(found.name).packs())
+            if not all(
+                pack in kept or pack not in removed.packs for pack in self._segment(found.name).packs()
+            )
         ]
         if naming:  # a run that did not know merged segments that name dead packs
             packs = removed.packs.difference(kept)
@@ -223,21 +225,14 @@ class _Prune:
         return _HeadSet.of(found)
 
     def _index_packs(self, packs: Sequence[str]) -> None:
-        """Publish a segment of whole packs, from their own tables."""
+        """Publish a segment of what is sound in some packs."""
         assert self._run is not None
         index = self._new_index()
         try:
             for pack in packs:
-                for address in addresses(read_table(self._objects, self._config, pack), pack):
-                    chunk = frames.parse_chunks(
-                        read_stored(self._objects, address), address.id, self._config
-                    )
-                    _add(index, chunk, address)
+                for address, content in sound_frames(self._objects, pack):
+                    _add(index, frames.parse_chunks(bytes(content), address.id, self._config), address)
             self._publish(index)
-        except Damage as damage:
-            raise IntegrityError(
-                f"A pack that points need is damaged: {damage}.", remedy="Run `vadpipe verify`."
-            ) from damage
         finally:
             index.close()
 
@@ -401,18 +396,25 @@ class _Prune:
     def _segment(self, name: str) -> Segment:
         return Segment(self._objects, name, self._config.id, self._config.sealing)
 
-    def _heads_of_pack(self, pack: str) -> Heads | None:
-        """The frames of a pack by its own table; None where it is gone."""
+    def _wanted_of(self, pack: str, missing: _HeadSet) -> Heads:
+        """Those of the frames in `missing` that a pack holds, sound."""
         try:
-            return heads(read_table(self._objects, self._config, pack)["id"])
+            table = read_table(self._objects, self._config, pack)
         except Missing:
-            return None
-        except Damage as damage:
-            raise IntegrityError(
-                f"Pack {self._objects.place(self._objects.pack(pack))} is damaged: {damage}; it is not removed, "
-                "as it is not known what it holds.",
-                remedy="Run `vadpipe verify`, then `vadpipe repair`.",
-            ) from damage
+            return np.zeros(0, np.uint64)
+        except Damage:  # its frames may be sound all the same
+            found = [heads(_row(address.id)) for address, _ in sound_frames(self._objects, pack)]
+            held = _HeadSet.of(found).head
+            return held[missing.holds(held)]
+        wanted = missing.holds(heads(table["id"]))
+        sound: list[Heads] = []
+        for address in addresses(table[wanted], pack):
+            try:
+                frames.check(read_stored(self._objects, address))
+                sound.append(heads(_row(address.id)))
+            except Damage as damage:
+                log.warning("a frame of pack %s that points need is lost: %s", pack, damage)
+        return _HeadSet.of(sound).head
 
     def _size_of(self, packs: Iterable[str]) -> int:
         total = 0
@@ -460,9 +462,6 @@ class _HeadSet:
         found: NDArray[np.bool_] = self.head[at] == head
         return found
 
-    def any_of(self, head: Heads) -> bool:
-        return bool(self.holds(head).any())
-
 
 @dataclass(frozen=True, eq=False)
 class _Places:
@@ -498,9 +497,7 @@ def _places(segments: Sequence[Segment], removed: Removed) -> _Places:
     return _Places(list(number), head[first], pack[first], size[first])
 
 
-def _in_fullest(
-    places: _Places, needed: NDArray[np.bool_], live: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _in_fullest(places: _Places, needed: NDArray[np.bool_], live: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Of the places of each needed frame, the one in the pack with the most bytes that are needed."""
     kept = np.zeros(len(places.head), dtype=np.bool_)
     at = np.flatnonzero(needed)

@@ -31,7 +31,6 @@ from pipeline import (
     Zeros,
     run_ordered,
 )
-
 from vadpipe.kernels.zeros import run_borders
 
 from .backends.contract import Backend
@@ -92,9 +91,7 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(
-            objects, config.id, sealing=config.sealing, removed=read_removed(objects, config)
-        )
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))

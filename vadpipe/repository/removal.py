@@ -127,7 +127,9 @@ def live_segments(objects: Objects, removed: Removed) -> list[Stored]:
     return [
         found
         for found in objects.backend.list(INDEX)
-        if found.name.endswith(".idx") and stem(found.name) not in removed.segments and not _is_ended(found.size)
+        if found.name.endswith(".idx")
+        and stem(found.name) not in removed.segments
+        and not _is_ended(found.size)
     ]
 
 
@@ -160,15 +162,21 @@ def replace_segments(
     removed: Removed,
     *,
     packs: Collection[str] = (),
+    more_segments: Collection[str] = (),
 ) -> None:
     """Write one segment of several, without what `removed` names, and name the old ones, and packs, in a removal.
+
+    Args:
+        names: Of the segments that the new one is made of.
+        packs: Ids of packs that the removal names, too.
+        more_segments: Ids of segments that it names, and that cannot be read.
 
     Raises ObjectExists where the run was ended, SinkError, IntegrityError.
     """
     final = segment_name(run.id, run.segments)
     if names and merge(objects, config.id, names, final, sealing=config.sealing, removed=removed):
         run.segments += 1
-    segments = [stem(name) for name in names]
+    segments = [*(stem(name) for name in names), *more_segments]
     publish_removal(objects, config, run, origin, packs=packs, segments=segments)
 
 

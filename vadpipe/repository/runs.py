@@ -39,7 +39,6 @@ from .files import (
     segment_name,
     stem,
 )
-
 from .segments import Segment
 
 log = logging.getLogger(__name__)

@@ -266,5 +266,7 @@ def _open(backend: Backend, unlock: Unlock | None, origin: Origin) -> Config:
 
 def _checked(tags: Sequence[str]) -> tuple[str, ...]:
     if isinstance(tags, str) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
-        raise ConfigError(f"Tags are texts that are not empty, not {tags!r}.", remedy='Write tags=["monthly"].')
+        raise ConfigError(
+            f"Tags are texts that are not empty, not {tags!r}.", remedy='Write tags=["monthly"].'
+        )
     return tuple(sorted({tag.strip() for tag in tags}))

@@ -19,22 +19,33 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from pipeline import CLUSTER, ConfigError, Digests, GiB, IntegrityError, KiB, MiB, MoverError, TiB, format_size
+from pipeline import (
+    CLUSTER,
+    ConfigError,
+    Digests,
+    GiB,
+    IntegrityError,
+    KiB,
+    MiB,
+    MoverError,
+    TiB,
+    format_size,
+)
 from vadpipe.words import counted
 
+from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
 from .files import INDEX, PACKS, Damage, Objects, point_name, run_of, stem
 from .frames import decode
-from .index import Index
+from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
 from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
-from .segments import Rows, Segment
 
-_Listing = tuple[Segment, Rows]  # some frames of a segment
+_Listing = tuple[AnySegment, Rows]  # some frames of a segment
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ async def verify(
 
 
 @dataclass
-class _Pack:
+class PackToRead:
     """A pack to be read: what the index lists in it, and its size in bytes.
 
     `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
@@ -197,9 +208,9 @@ class _PackReport:
     bytes: int = 0
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
-    rows: dict[Segment, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
 
-    def count(self, segment: Segment, right: int, unknown: int) -> None:
+    def count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self.rows.get(segment, (0, 0))
         self.rows[segment] = before[0] + right, before[1] + unknown
 
@@ -208,14 +219,14 @@ class _PackReport:
 _READ_AT_ONCE = 8 * MiB
 
 
-def check_pack(objects: Objects, config: Config, pack: _Pack) -> _PackReport:
+def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
     """Read the frames of a pack: those of its own table, and those that the index expects in it.
 
     Every frame is compared with the rows that the index has of its chunks.
     """
     name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)))
     frames: dict[int, FrameAddress] = {}
-    listed: dict[int, list[tuple[Segment, int]]] = {}
+    listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
         for segment, rows in pack.listed:
             for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
@@ -228,11 +239,9 @@ def check_pack(objects: Objects, config: Config, pack: _Pack) -> _PackReport:
     except Damage as damage:
         report.problem = str(damage)
     wanted = [
-        address
-        for offset, address in sorted(frames.items())
-        if pack.needed is None or offset in pack.needed
+        address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[Segment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
@@ -302,7 +311,7 @@ class _Verification:
         self._unread_packs = self._unread_bytes = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
-        self._rows: dict[Segment, tuple[int, int]] = {}
+        self._rows: dict[AnySegment, tuple[int, int]] = {}
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
         self._reached, self._covered = "", 1.0
 
@@ -317,12 +326,12 @@ class _Verification:
 
     def choose(
         self, points: Sequence[RestorePoint] | None, budget: Budget | None, after: str | None
-    ) -> list[_Pack]:
+    ) -> list[PackToRead]:
         """The packs to read, of those that the index names. The budget leaves no missing pack out."""
-        packs: dict[str, _Pack] = {}
+        packs: dict[str, PackToRead] = {}
         for segment in self._reader.index.segments:
             for name, frames in segment.frames_by_pack().items():
-                packs.setdefault(name, _Pack(name)).listed.append((segment, frames))
+                packs.setdefault(name, PackToRead(name)).listed.append((segment, frames))
         if points is not None:
             self._need(points, packs)
             packs = {name: pack for name, pack in packs.items() if pack.needed}
@@ -342,7 +351,7 @@ class _Verification:
             for pack in chosen[: len(chosen) - len(order)]:
                 self._leave_out(pack)
         left = budget.of(total)
-        read: list[_Pack] = []
+        read: list[PackToRead] = []
         for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
@@ -354,7 +363,7 @@ class _Verification:
             self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
-    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, _Pack]) -> None:
+    def _need(self, points: Sequence[RestorePoint], packs: Mapping[str, PackToRead]) -> None:
         """Note which frames the points need. What keeps a map from being read is found by `check_point`."""
         for point in points:
             for disk in point.disks:
@@ -373,7 +382,7 @@ class _Verification:
                 page = self._reader.page(point, disk, number, digests[number].tobytes())
                 yield from filter(None, self._reader.addresses(page))
 
-    def _leave_out(self, pack: _Pack) -> None:
+    def _leave_out(self, pack: PackToRead) -> None:
         self._unread_packs += 1
         self._unread_bytes += pack.size
         for segment, frames in pack.listed:
@@ -390,7 +399,7 @@ class _Verification:
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
 
-    def _count(self, segment: Segment, right: int, unknown: int) -> None:
+    def _count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self._rows.get(segment, (0, 0))
         self._rows[segment] = before[0] + right, before[1] + unknown
 
@@ -420,7 +429,9 @@ class _Verification:
         for name in unknown:
             if stem(name) not in named and objects.exists(name):
                 self._wound(
-                    objects.place(name), 0, "no run is writing it and no index segment names it; `vadpipe prune` removes it"
+                    objects.place(name),
+                    0,
+                    "no run is writing it and no index segment names it; `vadpipe prune` removes it",
                 )
 
     def check_chains(self) -> None:
