@@ -3,11 +3,12 @@
 python tests/minimum.py > constraints.txt
 """
 
+import re
 import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-EXTRAS = ("keyring", "lab", "test")
+EXTRAS = ("keyring", "s3", "lab", "test")
 
 
 def lowest() -> list[str]:
@@ -16,7 +17,9 @@ def lowest() -> list[str]:
         *PROJECT["dependencies"],
         *(one for extra in EXTRAS for one in PROJECT["optional-dependencies"][extra]),
     ]
-    return [one.replace(">=", "==") for one in wanted]
+    return sorted(
+        {re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted}
+    )  # a constraint has no extras
 
 
 if __name__ == "__main__":

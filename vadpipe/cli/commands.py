@@ -62,6 +62,7 @@ BUILT_IN = {
         "vadpipe.cli.retention:hold", "Keep a restore point from being removed, until it is released."
     ),
     "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
+    "key": BuiltIn("vadpipe.cli.keys:key", "List, add, change and remove the keys of a sealed repository."),
     "lab": BuiltIn(
         "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
     ),
@@ -91,6 +92,10 @@ BUILT_IN = {
         "vadpipe.cli.maintenance:prune_command", "Give back the space of what no restore point needs."
     ),
     "release": BuiltIn("vadpipe.cli.retention:release", "End the hold of a restore point."),
+    "repair": BuiltIn(
+        "vadpipe.cli.maintenance:repair_command",
+        "Take damaged packs, index segments and points out of use, and keep what is sound of them.",
+    ),
     "restore": BuiltIn(
         "vadpipe.cli.restore:restore",
         "Restore a restore point into files or into a new VM, or prove that it can be restored.",
@@ -296,8 +301,59 @@ def _repositories(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [*found, CompletionItem(incomplete, type="file")]
 
 
+def key_options() -> list[click.Option]:
+    """What opens a sealed repository. A passphrase is never an argument."""
+    kind = click.Path(path_type=Path)
+    return [
+        click.Option(
+            ["--key-file"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_KEY_FILE",
+            help="Open a sealed repository with this key file.",
+        ),
+        click.Option(
+            ["--passphrase-file"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_PASSPHRASE_FILE",
+            help="Open it with the passphrase in the first line.",
+        ),
+        click.Option(
+            ["--passphrase-env"],
+            metavar="NAME",
+            help="Open it with the passphrase in this environment variable.",
+        ),
+        click.Option(
+            ["--age-identity"],
+            type=kind,
+            metavar="FILE",
+            envvar="VADPIPE_AGE_IDENTITY",
+            help="Open it with this age identity or ssh private key.",
+        ),
+    ]
+
+
 class OnRepository(click.Command):
-    """A command whose first argument is a repository; without it, it is that of the environment."""
+    """A command whose first argument is a repository; without it, it is that of the environment.
+
+    It takes the options that open a sealed repository, unless it has such options of its own.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        names = {param.name for param in self.params}
+        self._keys = [option for option in key_options() if option.name not in names]
+        self.params += self._keys
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if not self._keys:
+            return super().invoke(ctx)
+        given = {option.name: ctx.params.pop(str(option.name)) for option in self._keys}
+        from .keys import opening
+
+        with opening(ctx.params["repository"], **given):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         place = os.environ.get(REPOSITORY)

@@ -1,4 +1,4 @@
-"""The commands that keep a repository: prune, copy."""
+"""The commands that keep a repository: prune, repair, copy."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.units import format_size
 from sinks.copying import CopyReceipt, copy_points
 from vadpipe.kernels.codecs import Zstd
 from vadpipe.repository.prune import REWRITE_BELOW, PruneReport, prune
+from vadpipe.repository.repair import RepairReport, repair
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.words import counted
@@ -59,6 +60,28 @@ def prune_command(
                 dry_run=dry_run,
             )
             return await trio.to_thread.run_sync(pruned)
+
+    report = run_async(work)
+    show(report, report.lines(), as_json)
+    return EXIT_DONE
+
+
+@click.command("repair", cls=OnRepository)
+@repository_argument
+@click.option("--dry-run", is_flag=True, help="Read everything, and say what would be done; change nothing.")
+@json_option
+def repair_command(repository: str, dry_run: bool, as_json: bool) -> int:
+    """Take damaged packs, index segments and points out of use, and keep what is sound of them.
+
+    Reads everything. A lost index is made again from the packs. What was lost with a frame stays lost: `vadpipe verify`
+    names the points, disks and ranges. Runs may write at the same time.
+    """
+    settings = Repository(repository)
+
+    async def work() -> RepairReport:
+        with settings.open_for_maintenance() as (objects, config):
+            repaired = partial(repair, objects, config, settings.origin, dry_run=dry_run)
+            return await trio.to_thread.run_sync(repaired)
 
     report = run_async(work)
     show(report, report.lines(), as_json)

@@ -26,11 +26,13 @@ from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Budget, Finding, VerifyReport
+from vadpipe.repository.wrapping import NewWay
 from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .findings import quiescing_lines, stored_preflight_lines
+from .keys import asked, new_way_options
 from .manifest import write_new, write_sheet
 from .output import report, show, table
 from .process import run_async
@@ -43,11 +45,21 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ex
 
 @click.command(cls=OnRepository)
 @repository_argument
+@click.option("--seal", is_flag=True, help="Encrypt it. Without a key option, a passphrase is asked for.")
+@click.option("--label", default="first", show_default=True, help="What the first key slot is called.")
+@new_way_options
 @json_option
-def init(repository: str, as_json: bool) -> None:
-    """Make a repository in an empty or new directory."""
-    Repository(repository).init()
-    show({"repository": str(repository)}, [f"{repository} is a repository now."], as_json)
+def init(repository: str, seal: bool, label: str, new_way: NewWay | None, as_json: bool) -> None:
+    """Make a repository in an empty or new directory, or below a prefix of a bucket.
+
+    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key elsewhere: nothing
+    else opens the repository.
+    """
+    opens = asked(new_way) if seal or new_way is not None else None
+    Repository(repository).init(opens, label)
+    sealed = " It is sealed: without its keys nobody reads it." if opens is not None else ""
+    document = {"repository": repository, "sealed": opens is not None}
+    show(document, [f"{repository} is a repository now.{sealed}"], as_json)
 
 
 @click.command(cls=OnRepository)

@@ -1,8 +1,8 @@
 """Objects that consist of columns and are read in cells of 64 KiB, each proved when it is read.
 
-A damaged row of an index could name a wrong frame, so no cell is believed before its xxh3 is right, and before it was
-opened where the repository is sealed. All objects of an index share one bounded cache of cells: neither memory nor
-descriptors grow with the repository.
+A damaged row of an index could name a wrong frame, so no cell is believed before its xxh3 is right, and before
+it was opened where the repository is sealed. All objects of an index share one bounded cache of cells: neither
+memory nor descriptors grow with the repository.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Cells:
 
 
 class Columns:
-    """The columns of one object. Every method raises IntegrityError for what is damaged, SinkError for the store."""
+    """The columns of one object. Its methods raise IntegrityError for what is damaged, SinkError for the store."""
 
     def __init__(self, objects: Readable, name: str, cells: Cells, dtypes: Sequence[np.dtype[Any]]) -> None:
         self.objects = objects

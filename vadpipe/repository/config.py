@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from blake3 import blake3
 
-from pipeline import ConfigError, IntegrityError, SinkError
+from pipeline import IntegrityError, SinkError
 
 from .backends.contract import Backend, ObjectExists
 from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
 from .sealing import Sealing, Secrets
+
+if TYPE_CHECKING:
+    from .wrapping import NewWay, Way
 
 KEY_SIZE = 32
 
@@ -132,20 +135,18 @@ class Config:
         return unseal(self.sealing.open_document(name, content), self.keys.seal)
 
 
-# Makes the key slots of a new sealed repository: from its backend, its id, its secrets.
-MakeSlots = Callable[[Backend, bytes, Secrets], None]
-# Gives the secrets of a sealed repository, from its backend and its id. Raises ConfigError where nothing opens it.
-Unlock = Callable[[Backend, bytes], Secrets]
-
-
-def create_repository(backend: Backend, origin: Origin, seal_with: MakeSlots | None = None) -> Config:
+def create_repository(
+    backend: Backend, origin: Origin, seal_for: NewWay | None = None, label: str = "first"
+) -> Config:
     """Make a repository in a place that is empty, or where this was begun before.
 
     Args:
-        seal_with: makes the first key slot; the repository is sealed then.
+        seal_for: What opens it; None: it is not sealed.
+        label: What the first key slot is called.
 
     Raises:
-        SinkError: there is something already, or the place cannot be written.
+        ConfigError: The passphrase, the key file or the recipient cannot be used.
+        SinkError: There is something already, or the place cannot be written.
     """
     objects = Objects(backend)
     if objects.exists(CONFIG):
@@ -153,7 +154,6 @@ def create_repository(backend: Backend, origin: Origin, seal_with: MakeSlots | N
     begun = [found.name for found in backend.list("")]
     if not all(name.startswith("keys/") for name in begun):
         raise SinkError(f"{backend.place()} is not empty.", remedy="Name an empty directory or prefix.")
-    backend.delete(begun)
     naming, identity = origin.random(KEY_SIZE), origin.random(ID_SIZE)
     keys = Keys.derive(naming)
     conditional = getattr(backend, "probe_conditional", lambda: True)()
@@ -164,15 +164,17 @@ def create_repository(backend: Backend, origin: Origin, seal_with: MakeSlots | N
         "created": origin.timestamp(),
         "digest": "blake3",
         "conditional": conditional,
-        "sealing": "none" if seal_with is None else SEALING,
+        "sealing": "none" if seal_for is None else SEALING,
     }
-    if seal_with is None:
-        sealing = Sealing(identity, None, origin.random)
+    drawn: Secrets | None = None
+    if seal_for is None:
         fields["key"] = naming.hex()
     else:
+        from .slots import create_keys, remove_foreign
+
         drawn = Secrets(naming, {1: origin.random(KEY_SIZE)})
-        seal_with(backend, identity, drawn)
-        sealing = Sealing(identity, drawn, origin.random)
+        create_keys(backend, identity, drawn, seal_for, label, origin=origin)
+    sealing = Sealing(identity, drawn, origin.random)
     # Last: a place with a config is a whole repository.
     try:
         backend.put(CONFIG, [seal(fields, keys.seal)])
@@ -180,14 +182,16 @@ def create_repository(backend: Backend, origin: Origin, seal_with: MakeSlots | N
         raise SinkError(
             f"Somebody made a repository in {backend.place()} at the same time.", remedy="Use it as it is."
         ) from exc
+    if drawn is not None:
+        remove_foreign(backend, drawn)
     return Config(identity, str(fields["created"]), VERSION, conditional, keys, sealing)
 
 
-def read_config(backend: Backend, unlock: Unlock | None = None, origin: Origin | None = None) -> Config:
+def read_config(backend: Backend, unlock: Sequence[Way] = (), origin: Origin | None = None) -> Config:
     """What a repository is.
 
     Args:
-        unlock: asked for the secrets of a sealed repository.
+        unlock: What may open a sealed repository; by default what the environment names (slots.default_ways).
 
     Raises:
         SinkError: it is no repository of this version.
@@ -238,7 +242,7 @@ def _unreadable(backend: Backend, damage: Damage) -> SinkError:
 
 
 def _parse(
-    fields: dict[str, object], content: bytes, backend: Backend, unlock: Unlock | None, origin: Origin
+    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way], origin: Origin
 ) -> Config:
     version, sealing = cast("int", fields["version"]), fields.get("sealing", "none")
     try:
@@ -252,12 +256,9 @@ def _parse(
         raise Damage(f"it is sealed by {sealing!r}, which this version does not know")
     found = None
     if naming is None:
-        if unlock is None:
-            raise ConfigError(
-                f"The repository {backend.place()} is sealed, and no key was given.",
-                remedy="Give --key-file or --passphrase-file, or set VADPIPE_KEY_FILE or VADPIPE_PASSPHRASE_FILE.",
-            )
-        found = unlock(backend, identity)
+        from . import slots
+
+        found = slots.unlock(backend, identity, unlock or slots.default_ways.get()())
         naming = found.naming
     keys = Keys.derive(naming)
     unseal(content, keys.seal)

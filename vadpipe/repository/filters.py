@@ -1,7 +1,7 @@
 """The filters of index segments in memory: which chunks are unknown for certain, whatever the number of segments.
 
-All filters lie in one array and are asked together. Where they are larger than the memory for them, as many words of a
-filter are joined into one as it takes; then more unknown chunks seem known, and cost a search.
+All filters lie in one array and are asked together. Where they are larger than the memory for them, as many
+words of a filter are joined into one as it takes; then more unknown chunks seem known, and cost a search each.
 """
 
 from __future__ import annotations
@@ -76,4 +76,5 @@ class Filters:
         bits = filter_bits(head)
         # An empty segment has no words, and `at` is then that of another one or behind the last.
         word = self._word.take(at.astype(np.int64), mode="clip") if len(self._word) else np.zeros_like(at)
-        return ((word & bits) == bits) & (self._words > 0)
+        maybe: NDArray[np.bool_] = ((word & bits) == bits) & (self._words > 0)
+        return maybe

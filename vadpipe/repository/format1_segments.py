@@ -1,7 +1,8 @@
 """Index segments of format 1, which are read and never written. Byte layout: docs/repository.md, "Format 1".
 
-Their chunk rows are sorted by digest, beside a column of the digests' first eight bytes. Digests are uniform, so the
-cell where one must stand follows from these bytes; a cell beside it is looked at where the guess was wrong.
+Their chunk rows are sorted by digest, beside a column of the digests' first eight bytes. Digests are uniform,
+so the cell where one must stand follows from these bytes; a cell beside it is looked at where the guess was
+wrong.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """The index of a repository as a reader or a run sees it: all published segments, and the run's own chunks.
 
-A frame has a number: the number of its table (a segment, or a draft of the run) in the upper 32 bits, its row there
-in the lower. A run collects its chunks in a `Draft` in memory. A full draft becomes a segment in a temporary file, so
-that memory stays bounded however much is new. `publish` gives these segments their names.
+A frame has a number: the number of its table (a segment, or a draft of the run) in the upper 32 bits, its row
+there in the lower. A run collects its chunks in a `Draft` in memory. A full draft becomes a segment in a
+temporary file, so that memory stays bounded however much is new. `publish` gives these segments their names.
 
-A chunk that is known stands in a segment beside those that were stored with it. So a search first looks where the last
-chunk was found: chunks that were stored in the order of the disk cost no search at all. What is not found there is searched
-by digest. When many searches find nothing, the filters of the segments are loaded, and tell most unknown chunks at once.
+A chunk that is known stands in a segment beside those that were stored with it. So a search first looks where
+the last chunk was found: chunks that were stored in the order of the disk cost no search at all. What is not
+found there is searched by digest. When many searches find nothing, the filters of the segments are loaded, and
+tell most unknown chunks at once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
-    MiB,
 )
 from vadpipe.kernels.digest_table import DigestTable
 
@@ -40,26 +40,19 @@ from .format1_segments import Segment1
 from .frames import chunk_table, frame_id
 from .packs import FRAME_ROW, FrameAddress
 from .sealing import Sealing
-from .segments import (
-    FRAMES,
-    ROWS,
-    Ended,
-    Segment,
+from .segment_writer import (
     TemporarySegment,
     copy_segment,
-    heads,
-    same,
+    publish,
     temporary_errors,
     write_segment,
 )
+from .segments import FRAMES, ROWS, Ended, Segment, heads, same
 
 log = logging.getLogger(__name__)
 
 # 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
 DRAFT_ROWS: Final = 512 * KiB
-
-# Published in one piece up to this size; a segment of a full draft has 25 MiB.
-_SMALL: Final = 8 * MiB
 
 # Frames whose chunk tables are proved together, when the frames before them were just met.
 _AHEAD: Final = 64
@@ -339,7 +332,7 @@ class RunIndex(Index):
         self.used_packs: set[str] = set()  # of frames that were found in published segments
         self._published = [segment for segment in self._table if isinstance(segment, Segment)]
         self._proofs = [_Proofs(segment, keys) for segment in self._published]
-        self._filters = Filters(self._published)
+        self.filters = Filters(self._published)
         self._misses = 0
         self._cursor: tuple[int, int] | None = None  # table and row where the next chunk is expected
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
@@ -369,7 +362,7 @@ class RunIndex(Index):
         missing = np.flatnonzero(number == NO_FRAME)
         if not len(missing) or not self._published:
             return
-        maybe = self._filters.maybe(heads(digest[missing]))
+        maybe = self.filters.maybe(heads(digest[missing]))
         missing, maybe = missing[maybe.any(axis=0)], maybe[:, maybe.any(axis=0)]
         # One search, then what stands beside what was found; as long as that answers for many.
         while len(missing) > 1:
@@ -394,7 +387,7 @@ class RunIndex(Index):
             self._accept(each, row[of], missing[at[of]], number, place)
         self._misses += len(missing) - len(at)
         if self._misses > _MISSES:
-            self._filters.load()
+            self.filters.load()
 
     def _find(
         self, digest: Digests, maybe: NDArray[np.bool_], tables: NDArray[np.intp]
@@ -464,7 +457,7 @@ class RunIndex(Index):
 
     @_locked
     def readable(self, digest: Digests) -> tuple[Numbers, Rows]:
-        """Like `lookup`, among all published chunks: also those in packs that are going to be removed. To read them."""
+        """Like `lookup`, but among all published chunks, also in packs that are going to be removed: to read them."""
         return super().lookup(digest)
 
     @_locked
@@ -676,17 +669,3 @@ class _Proofs:
         bits = np.unpackbits(self._proved[low:high], bitorder="little")
         bits[first - 8 * low : first - 8 * low + len(proved)] |= proved
         self._proved[low:high] = np.packbits(bits, bitorder="little")
-
-
-def publish(objects: Objects, temporary: TemporarySegment) -> None:
-    """Give a segment its name. Raises ObjectExists, SinkError."""
-    if temporary.size() <= _SMALL:
-        objects.backend.put(temporary.name, list(temporary.pieces()))
-        return
-    upload = objects.backend.begin(temporary.name)
-    try:
-        for piece in temporary.pieces():
-            upload.write([piece])
-        upload.finish()
-    finally:
-        upload.abort()

@@ -1,12 +1,13 @@
 """Merging index segments, so that their number stays small however many runs there were.
 
-Every run adds a segment, and every search looks into all of them. When there are more than MOST, a run first merges
-the smallest ones: at least FEWEST, and more as long as the next one is no larger than all before together. So a row is
-written anew about once for every doubling of the index, and a run with little to store pays little.
+Every run adds a segment, and every search looks into all of them. When there are more than MOST, a run first
+merges the smallest ones: at least FEWEST, and more as long as the next one is no larger than all before
+together. So a row is written anew about once for every doubling of the index, and a run with little to store
+pays little.
 
-Rows are copied in their order; what is sorted by digest is made anew, one range of digests after the other, from a
-temporary file. So memory does not grow with the segments, but for a bit or two for each frame. Whoever merges names the old
-segments in a removal when the new one is published: until then both are there, and both are right.
+Rows are copied in their order. What is sorted by digest is made anew from temporary files, one range of digests
+after the other. So memory does not grow with the segments, but for a byte for each frame. Whoever merges names
+the old segments in a removal when the new one is published: until then both are there, and both are right.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,21 +26,10 @@ from pipeline import KiB, MiB
 
 from .cells import Cells
 from .files import Objects, run_of
-from .index import Removed, publish
+from .index import Removed
 from .sealing import Sealing, aes_gcm, open_cell, seal_cell
-from .segments import (
-    ENDED_SIZE,
-    FRAMES,
-    MOST_CHUNKS,
-    ROWS,
-    Counts,
-    Segment,
-    SegmentWriter,
-    SortedEntries,
-    TemporarySegment,
-    heads,
-    temporary_errors,
-)
+from .segment_writer import SegmentWriter, SortedEntries, TemporarySegment, publish, temporary_errors
+from .segments import ENDED_SIZE, FRAMES, MOST_CHUNKS, ROWS, Counts, Segment, heads
 
 if TYPE_CHECKING:
     from .backends.contract import Stored
@@ -314,7 +305,7 @@ class _Ranges:
         order = np.argsort(part, kind="stable")
         borders = np.searchsorted(part[order], np.arange(self._parts + 1)).tolist()
         entry = entry[order]
-        for number, (low, high) in enumerate(zip(borders, borders[1:], strict=False)):
+        for number, (low, high) in enumerate(pairwise(borders)):
             if low < high:
                 self._waiting[number].append(entry[low:high].copy())
                 self._rows[number] += high - low

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import trio
@@ -35,7 +35,7 @@ from vadpipe.kernels.zeros import run_borders
 
 from .backends.contract import Backend
 from .backends.location import backend_at
-from .config import Config, Unlock, read_config
+from .config import Config, read_config
 from .disk_map import (
     EMPTY_PAGE,
     PAGE,
@@ -50,6 +50,9 @@ from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_ob
 from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
+if TYPE_CHECKING:
+    from .wrapping import Way
+
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
@@ -60,13 +63,13 @@ A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 @asynccontextmanager
 async def open_repository(
-    place: str | Path | Backend, *, unlock: Unlock | None = None
+    place: str | Path | Backend, *, unlock: Sequence[Way] = ()
 ) -> AsyncIterator[RepositoryReader]:
     """Read what is published now. Nothing that is published is ever changed; what is removed meanwhile is missing.
 
     Args:
         place: A path, `s3://bucket/prefix`, or a backend.
-        unlock: Gives the secrets of a sealed repository.
+        unlock: What may open a sealed repository; by default what the environment names.
 
     Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed and
     nothing opens it.
@@ -97,7 +100,7 @@ class RepositoryReader:
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
-    def of(cls, backend: Backend, unlock: Unlock | None = None) -> RepositoryReader:
+    def of(cls, backend: Backend, unlock: Sequence[Way] = ()) -> RepositoryReader:
         """Open the repository that is there. Raises: see `open_repository`."""
         config = read_config(backend, unlock)
         return cls(Objects(backend, config.version), config)

@@ -1,45 +1,42 @@
 """Index segments: which chunk lies in which frame, and which frame in which pack. Byte layout: docs/repository.md.
 
-A segment is immutable. Its chunk rows stand in the order of the disk, frame after frame, so chunks that were stored
-together are found together: one cell of rows answers for some 1,600 chunks of a disk. And a frame's whole chunk table is
-there, so its id, which is the keyed digest of that table, proves the rows without a look into the pack.
+A segment is immutable. Its chunk rows stand in the order of the disk, frame after frame, so chunks that were
+stored together are found together: one cell of rows answers for some 1,600 chunks of a disk. And the whole
+chunk table of a frame is there, so its id, which is the keyed digest of that table, proves the rows without a
+look into the pack.
 
-Beside the rows, `entries` are sorted by digest: 32 bits of the digest and the number of the row. Digests are uniform;
-their first bits name a bucket of about a thousand entries, and `starts` says where each bucket begins. A filter of 16 bits
-for each chunk tells most unknown chunks without reading any of that.
+Beside the rows, `entries` are sorted by digest: 32 bits of the digest and the number of the row. Digests are
+uniform; their first bits name a bucket of about a thousand entries, and `starts` says where each bucket begins.
+A filter of 16 bits for each chunk tells most unknown chunks without reading any of that.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, Digests, KiB, MiB, SinkError
+from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
-from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name, stem
+from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
 from .packs import FRAME_ROW, FrameAddress
-from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell, seal_cell
+from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
 
 # `place` is bytes in the decoded frame.
 CHUNK_ROW: Final = np.dtype([("digest", "u1", (DIGEST_SIZE,)), ("frame", "<u4"), ("place", "<u4")])
 assert CHUNK_ROW.itemsize == 40
 
 # magic, repository, run, number in the run, frames, chunks, packs, epoch, xxh3 of the checks and tags, salt
-_HEADER: Final = struct.Struct(f"<8s16s{RUN_ID_SIZE}sIIQIIQ{SALT_SIZE}s")
-_CHECKSUM: Final = struct.Struct("<Q")
-_MAGIC: Final = b"VADINDX2"
+HEADER: Final = struct.Struct(f"<8s16s{RUN_ID_SIZE}sIIQIIQ{SALT_SIZE}s")
+CHECKSUM: Final = struct.Struct("<Q")
+MAGIC: Final = b"VADINDX2"
 HEADER_SIZE: Final = 128
-_BOUND: Final = slice(
+BOUND: Final = slice(
     24, 56
 )  # of the header: run, number, counts, epoch; part of what a sealed cell is bound to
 
@@ -49,7 +46,7 @@ ENDED_MAGIC: Final = (
 ENDED_SIZE: Final = len(ENDED_MAGIC) + RUN_ID_SIZE
 
 ROWS, FRAMES, FIRSTS, PACKS, ENTRIES, STARTS, FILTER, ID_ENTRIES, ID_STARTS = range(9)
-_DTYPES: Final[Sequence[np.dtype[Any]]] = (
+DTYPES: Final[Sequence[np.dtype[Any]]] = (
     CHUNK_ROW,
     FRAME_ROW,
     np.dtype("<u4"),
@@ -63,16 +60,16 @@ BUCKET_BITS: Final = (
 )
 MOST_CHUNKS: Final = (1 << 32) - 1
 
-# A word of 64 bits for every four chunks, three bits of it set for each: 0.8 % of unknown chunks seem known. The number
-# of words is a multiple of 60, so that a reader with little memory can join 2, 3, 4, 5, 6, ... of them into one.
+# A word of 64 bits for every four chunks, three bits of it set for each: 0.8 % of unknown chunks seem known.
+# The number of words is a multiple of 60, so that a reader with little memory can join 2, 3, 4, 5, 6, ... of
+# them into one.
 CHUNKS_PER_WORD: Final = 4
 WORDS_MULTIPLE: Final = 60
 
 _PIECE: Final = 64 * KiB  # rows looked at together where a whole segment is read
-_SMALL: Final = 8 * MiB  # written to the store in one piece up to this size
 
-_U32: Final = np.uint64(32)
-_HIGH: Final = np.uint64(0xFFFF_FFFF_0000_0000)
+SHIFT_32: Final = np.uint64(32)
+HIGH_BITS: Final = np.uint64(0xFFFF_FFFF_0000_0000)
 _LOW: Final = np.uint64(0xFFFF_FFFF)
 
 
@@ -96,7 +93,7 @@ class Counts(NamedTuple):
     def starts(self) -> list[int]:
         """Where each column begins, and where the last one ends."""
         result = [HEADER_SIZE]
-        for dtype, rows in zip(_DTYPES, self.rows(), strict=True):
+        for dtype, rows in zip(DTYPES, self.rows(), strict=True):
             result.append(aligned(result[-1] + dtype.itemsize * rows))
         return result
 
@@ -124,7 +121,7 @@ class Segment(Columns):
         cells: Cells | None = None,
         size: int | None = None,
     ) -> None:
-        super().__init__(objects, name, cells or Cells(4 * MiB), _DTYPES)
+        super().__init__(objects, name, cells or Cells(4 * MiB), DTYPES)
         self._tables: dict[int, _Table] = {}
         self._removed: NDArray[np.bool_] | None = None
         self._packs: list[str] | None = None
@@ -155,7 +152,7 @@ class Segment(Columns):
         opener = None
         if sealing is not None and fields.epoch:
             cipher = sealing.cipher(fields.epoch, "index", fields.salt)
-            place, tags = _place(repository_id, self.name, header), listed[8 * cells :]
+            place, tags = place_of_cells(repository_id, self.name, header), listed[8 * cells :]
 
             def opener(number: int, stored: bytes) -> bytes:
                 tag = tags[number * TAG_SIZE : (number + 1) * TAG_SIZE]
@@ -197,7 +194,8 @@ class Segment(Columns):
         pack = self.take(FRAMES, frame)["pack"]
         if len(pack) and int(pack.max()) >= len(self._removed):
             raise self.damaged("a frame of it is in a pack that it does not name")
-        return ~self._removed[pack]
+        stays: NDArray[np.bool_] = ~self._removed[pack]
+        return stays
 
     def staying_packs(self, pack: NDArray[np.uint32]) -> set[str]:
         """The ids of packs, by their rows, but for those that are going to be removed."""
@@ -355,8 +353,10 @@ _NO_ROWS: Final = np.zeros(0, np.int64)
 
 
 class _Table:
-    """The sorted entries of a segment and where their buckets begin, which stays in memory: 4 bytes for 512 entries or
-    more. A small table stays there as a whole."""
+    """The sorted entries of a segment.
+
+    Memory: where its buckets begin, 8 bytes for 512 entries or more. A small table stays in memory as a whole.
+    """
 
     def __init__(self, segment: Segment, section: int, cells: Cells) -> None:
         self._segment = segment
@@ -366,7 +366,7 @@ class _Table:
         self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).astype(np.int64)
         if self._starts[0] or self._starts[-1] != count or (np.diff(self._starts) < 0).any():
             raise segment.damaged("its buckets are impossible")
-        self._mask = _HIGH >> np.uint64(self._bits) | ~(
+        self._mask = HIGH_BITS >> np.uint64(self._bits) | ~(
             np.uint64(0xFFFF_FFFF_FFFF_FFFF) >> np.uint64(self._bits)
         )
         self._key: NDArray[np.uint64] | None = None
@@ -374,7 +374,7 @@ class _Table:
         if cells.reserve(16 * count):
             entry = segment.column(section, 0, count)
             bucket = np.repeat(np.arange(1 << self._bits, dtype=np.uint64), np.diff(self._starts))
-            tail = (entry >> _U32) << np.uint64(32 - self._bits)
+            tail = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
             self._key = (bucket << np.uint64(64 - self._bits) if self._bits else bucket) | tail
             self._row = (entry & _LOW).astype(np.int64)
 
@@ -394,20 +394,21 @@ class _Table:
             (head >> np.uint64(64 - self._bits)).astype(np.int64) if self._bits else head.astype(np.int64) * 0
         )
         low, high = self._starts[bucket].tolist(), self._starts[bucket + 1].tolist()
-        least = (head << np.uint64(self._bits)) & _HIGH
+        least = (head << np.uint64(self._bits)) & HIGH_BITS
         ats: list[int] = []
         rows: list[int] = []
-        for at in np.argsort(bucket).tolist() if len(head) > 1 else (0,):
-            entry = self._segment.column(self._section, low[at], high[at])
-            wanted = least[at]
+        order: list[int] = np.argsort(bucket).tolist()  # what is in one cell, one after the other
+        for number in order:
+            entry = self._segment.column(self._section, low[number], high[number])
+            wanted = least[number]
             place = int(entry.searchsorted(wanted))
-            while place < len(entry) and entry[place] & _HIGH == wanted:
-                ats.append(at)
+            while place < len(entry) and entry[place] & HIGH_BITS == wanted:
+                ats.append(number)
                 rows.append(int(entry[place] & _LOW))
                 place += 1
-        at_, row = np.array(ats, np.int64), np.array(rows, np.int64)
-        order = np.argsort(at_, kind="stable")
-        return at_[order], row[order]
+        at, row = np.array(ats, np.int64), np.array(rows, np.int64)
+        ascending = np.argsort(at, kind="stable")
+        return at[ascending], row[ascending]
 
 
 class _Header(NamedTuple):
@@ -420,11 +421,11 @@ class _Header(NamedTuple):
 def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
     if len(header) < HEADER_SIZE:
         raise Damage("it is cut off")
-    end = HEADER_SIZE - _CHECKSUM.size
-    if xxhash.xxh3_64_intdigest(header[:end]) != _CHECKSUM.unpack_from(header, end)[0]:
+    end = HEADER_SIZE - CHECKSUM.size
+    if xxhash.xxh3_64_intdigest(header[:end]) != CHECKSUM.unpack_from(header, end)[0]:
         raise Damage("the checksum of its header is wrong")
-    magic, repository, run, number, frames, chunks, packs, epoch, checks, salt = _HEADER.unpack_from(header)
-    if magic != _MAGIC:
+    magic, repository, run, number, frames, chunks, packs, epoch, checks, salt = HEADER.unpack_from(header)
+    if magic != MAGIC:
         raise Damage("it is not an index segment of format 2")
     if repository != repository_id:
         raise Damage("it belongs to another repository")
@@ -435,183 +436,9 @@ def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
     return _Header(Counts(frames, chunks, packs), epoch, checks, salt)
 
 
-def _place(repository_id: bytes, name: str, header: bytes) -> bytes:
+def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
     """What a sealed cell is bound to, besides its number."""
-    return b"index" + repository_id + header[_BOUND] + name.encode("ascii")
-
-
-class SegmentWriter:
-    """Writes a segment into a file, column after column; they are never in memory together.
-
-    What it writes is sealed already where the repository is, so the file may be a temporary one. Raises OSError.
-    """
-
-    def __init__(
-        self, file: IO[bytes], name: str, repository_id: bytes, counts: Counts, sealing: Sealing | None = None
-    ) -> None:
-        self._file = file
-        self._starts = counts.starts()
-        self._columns = 0
-        self._end = HEADER_SIZE
-        self._cell = bytearray()
-        self._checks: list[bytes] = []
-        self._tags: list[bytes] = []
-        sealed = sealing is not None and sealing.sealed
-        epoch, salt = (
-            (sealing.epoch, sealing.salt()) if sealing is not None and sealed else (0, bytes(SALT_SIZE))
-        )
-        run_id, number = stem(name)[: 2 * RUN_ID_SIZE], int(stem(name)[2 * RUN_ID_SIZE :], 16)
-        fields = bytes.fromhex(run_id), number, counts.frames, counts.chunks, counts.packs, epoch
-        self._header: Callable[[int], bytes] = lambda checks: _HEADER.pack(
-            _MAGIC, repository_id, *fields, checks, salt
-        ).ljust(HEADER_SIZE - _CHECKSUM.size, b"\0")
-        self._cipher = sealing.cipher(epoch, "index", salt) if sealing is not None and sealed else None
-        self._place = _place(repository_id, name, self._header(0))
-        file.write(bytes(HEADER_SIZE))
-
-    def write(self, rows: NDArray[Any]) -> None:
-        """Some rows of the column that is being written."""
-        part = memoryview(np.ascontiguousarray(rows).view(np.uint8).reshape(-1)).cast("B")
-        self._end += len(part)
-        while len(part):
-            if not self._cell and len(part) >= CELL:
-                self._write_cell(part[:CELL])
-                part = part[CELL:]
-                continue
-            room = CELL - len(self._cell)
-            self._cell += part[:room]
-            part = part[room:]
-            if len(self._cell) == CELL:
-                self._write_cell(self._cell)
-                self._cell = bytearray()
-
-    def end_column(self) -> None:
-        """The next rows are of the next column."""
-        self._columns += 1
-        self.write(np.zeros(self._starts[self._columns] - self._end, np.uint8))
-
-    def finish(self) -> None:
-        """After the last column."""
-        if self._cell:
-            self._write_cell(self._cell)
-        listed = b"".join((*self._checks, *self._tags))
-        self._file.write(listed)
-        header = self._header(xxhash.xxh3_64_intdigest(listed))
-        self._file.seek(0)
-        self._file.write(header + _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header)))
-        self._file.flush()
-
-    def _write_cell(self, content: memoryview | bytearray) -> None:
-        stored: memoryview | bytearray = content
-        if self._cipher is not None:
-            sealed = memoryview(seal_cell(self._cipher, len(self._checks), bytes(content), self._place))
-            stored = sealed[:-TAG_SIZE]
-            self._tags.append(bytes(sealed[-TAG_SIZE:]))
-        self._checks.append(_CHECKSUM.pack(xxhash.xxh3_64_intdigest(stored)))
-        self._file.write(stored)
-
-
-def write_segment(
-    file: IO[bytes],
-    name: str,
-    repository_id: bytes,
-    digest: Digests,
-    frames: NDArray[np.void],
-    place: Rows,
-    packs: Sequence[str],
-    sealing: Sealing | None = None,
-) -> None:
-    """Write a segment that fits into memory.
-
-    Args:
-        file: A new file, for writing and seeking.
-        name: Of the object that it will be.
-        digest: The chunks, frame after frame, each frame's in their order.
-        frames: Frame rows; `chunks` says how many chunks each has.
-        place: Of each chunk in its frame, bytes.
-        packs: Ids; the field `pack` of a frame is a row of this list.
-
-    Raises:
-        OSError
-    """
-    counts = Counts(len(frames), len(digest), len(packs))
-    writer = SegmentWriter(file, name, repository_id, counts, sealing)
-    many = frames["chunks"].astype(np.int64)
-    rows = np.empty(len(digest), dtype=CHUNK_ROW)
-    rows["digest"], rows["frame"], rows["place"] = digest, np.repeat(np.arange(len(frames)), many), place
-    chunks, ids = SortedEntries(len(digest)), SortedEntries(len(frames))
-    entries = chunks.add(heads(digest), np.arange(len(digest)))
-    words = chunks.filter()
-    id_entries = ids.add(heads(frames["id"]), np.arange(len(frames)))
-    columns = (
-        rows,
-        frames,
-        (np.cumsum(many) - many).astype("<u4"),
-        np.frombuffer(b"".join(bytes.fromhex(pack) for pack in packs), np.uint8),
-        *(entries, chunks.starts(), words),
-        *(id_entries, ids.starts()),
-    )
-    for column in columns:
-        writer.write(column)
-        writer.end_column()
-    writer.finish()
-
-
-def copy_segment(
-    segment: Segment, file: IO[bytes], name: str, repository_id: bytes, sealing: Sealing | None = None
-) -> None:
-    """Write a segment again, for another name. Raises OSError, IntegrityError."""
-    counts = Counts(segment.frames, segment.chunks, segment.count(PACKS))
-    writer = SegmentWriter(file, name, repository_id, counts, sealing)
-    for section in range(len(_DTYPES)):
-        for low in range(0, segment.count(section), _PIECE):
-            writer.write(segment.column(section, low, low + _PIECE))
-        writer.end_column()
-    writer.finish()
-
-
-class SortedEntries:
-    """Makes the sorted entries of a table, and its filter, from digests that come in ranges, ascending."""
-
-    def __init__(self, count: int) -> None:
-        self._bits = bucket_bits(count)
-        self._words = filter_words(count)
-        self._in_bucket = np.zeros(1 << self._bits, np.int64)
-        self._word: NDArray[np.int64] = _NO_ROWS
-        self._mask: NDArray[np.uint64] = np.zeros(0, np.uint64)
-        self._written = 0
-
-    def add(self, head: NDArray[np.uint64], row: Rows) -> NDArray[np.uint64]:
-        """The entries of the next range, in any order; equal heads come in one range."""
-        order = np.argsort(head)
-        head, row = head[order], row[order]
-        bucket = head >> np.uint64(64 - self._bits) if self._bits else head & np.uint64(0)
-        self._in_bucket += np.bincount(bucket.astype(np.int64), minlength=len(self._in_bucket))
-        entry = (head << np.uint64(self._bits)) & _HIGH | row.astype(np.uint64)
-        unsorted = np.flatnonzero((entry[1:] < entry[:-1]) & (bucket[1:] == bucket[:-1]))
-        if len(unsorted):  # equal heads: by row
-            entry = entry[np.lexsort((entry, bucket))]
-        if self._words:
-            word = (((head >> _U32) * np.uint64(self._words)) >> _U32).astype(np.int64)
-            self._word = np.concatenate((self._word, word))
-            self._mask = np.concatenate((self._mask, filter_bits(head)))
-        return entry
-
-    def starts(self) -> NDArray[np.uint32]:
-        """After all ranges: where each bucket begins, and where the last one ends."""
-        return np.concatenate(([0], np.cumsum(self._in_bucket))).astype("<u4")
-
-    def filter(self, last: bool = True) -> NDArray[np.uint64]:
-        """The next words of the filter: all that is known for certain, or all that is left."""
-        end = self._words if last or not len(self._word) else int(self._word[-1])
-        words = np.zeros(end - self._written, np.uint64)
-        known = int(np.searchsorted(self._word, end))
-        if known:
-            word = self._word[:known]
-            first = np.flatnonzero(np.concatenate(([True], word[1:] != word[:-1])))
-            words[word[first] - self._written] = np.bitwise_or.reduceat(self._mask[:known], first)
-        self._word, self._mask, self._written = self._word[known:], self._mask[known:], end
-        return words
+    return b"index" + repository_id + header[BOUND] + name.encode("ascii")
 
 
 def bucket_bits(count: int) -> int:
@@ -634,61 +461,11 @@ def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    return np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
+    result: NDArray[np.uint64] = np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
+    return result
 
 
 def same(one: Digests, other: Digests) -> NDArray[np.bool_]:
     """Row by row, whether digests are equal."""
     equal: NDArray[np.bool_] = (one == other).all(axis=1)
     return equal
-
-
-class TemporarySegment:
-    """A segment that is not published yet: a temporary file without a name. A `Readable`; raises SinkError.
-
-    Args:
-        name: Of the object that it will be.
-        directory: For the file; None: the system's.
-    """
-
-    def __init__(self, name: str, directory: Path | str | None = None) -> None:
-        self.name = name
-        self.directory = directory
-        with temporary_errors(directory):
-            self.file = tempfile.TemporaryFile(dir=directory)
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        with temporary_errors(self.directory):
-            content = os.pread(self.file.fileno(), length, offset)
-        if len(content) != length:
-            raise Damage("it is cut off")
-        return content
-
-    def size(self, name: str = "") -> int:
-        with temporary_errors(self.directory):
-            return os.fstat(self.file.fileno()).st_size
-
-    def place(self, name: str = "") -> str:
-        return f"{self.name} (in a temporary file)"
-
-    def pieces(self) -> Iterator[bytes]:
-        """The whole content."""
-        for low in range(0, size := self.size(), MiB):
-            yield self.read(self.name, low, min(MiB, size - low))
-
-    def close(self) -> None:
-        self.file.close()
-
-
-@contextmanager
-def temporary_errors(directory: Path | str | None) -> Iterator[None]:
-    """Translate what a temporary file raises into SinkError."""
-    try:
-        yield
-    except OSError as exc:
-        place = directory or tempfile.gettempdir()
-        raise SinkError(
-            f"A temporary file in {place} cannot be written or read ({exc.strerror or exc}).",
-            remedy="Free space there, or let TMPDIR name another directory.",
-            path=str(place),
-        ) from exc

@@ -16,21 +16,25 @@ Synchronous, for worker threads.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from pipeline import ConfigError, IntegrityError, KiB, MoverError, SinkError
 from vadpipe.words import counted, printable
 
 from .backends.contract import Backend, ObjectExists, ObjectMissing
-from .config import Keys, Origin, unseal
+from .config import FORMAT, Keys, Origin, parse, unseal
 from .files import Damage
-from .sealing import KEY_SIZE, Secrets
+from .sealing import ID_SIZE, KEY_SIZE, Secrets
 from .wrapping import (
     KINDS,
+    VERSION,
     AgeHolder,
     AgeIdentity,
     AgeRecipient,
@@ -56,17 +60,23 @@ __all__ = [
     "Argon2",
     "KeyFile",
     "NewWay",
+    "Opened",
     "Passphrase",
     "Slot",
     "SlotTable",
     "Way",
     "add_slot",
     "change_passphrase",
+    "complete_slots",
     "create_keys",
     "make_key_file",
     "new_epoch",
     "new_slot",
+    "open_repository_keys",
+    "open_slot",
+    "remove_foreign",
     "remove_slot",
+    "sealed_id",
     "unlock",
 ]
 
@@ -77,6 +87,8 @@ _LAST_EPOCH: Final = 10**8 - 1  # the names have 8 digits
 _LARGEST: Final = 64 * KiB
 _ORIGIN: Final = Origin()
 _STRENGTH: Final = Argon2()
+_CONFIG: Final = "config.json"
+_SEALING: Final = "aes-256-gcm"
 _PREFIX: Final = "keys/"
 _SLOT = re.compile(r"keys/([0-9a-f]{16})\.json")
 _WRAP = re.compile(r"keys/([0-9a-f]{16})/((?!0{8})[0-9]{8})\.json")
@@ -188,12 +200,79 @@ class SlotTable:
         return ", ".join(printable(str(slot)) for slot in self.slots) or "there is none"
 
 
+def sealed_id(backend: Backend) -> bytes:
+    """The id of a sealed repository, which nothing proves before it is opened: see `open_repository_keys`.
+
+    Raises:
+        SinkError: There is no repository of this version.
+        ConfigError: It is not sealed.
+        IntegrityError: Its config.json is damaged.
+    """
+    place, name = backend.place(), backend.place(_CONFIG)
+    try:
+        fields = parse(_read(backend, _CONFIG))
+        if fields.get("format") != FORMAT or fields.get("version") != VERSION:
+            raise SinkError(
+                f"{place} is no repository that can be sealed: it is of another program or version.",
+                remedy="Name a repository of format 2.",
+            )
+        if fields.get("sealing") != _SEALING:
+            raise ConfigError(
+                f"The repository {place} is not sealed, so it has no keys.",
+                remedy="Make a sealed one with `vadpipe init --seal`, and copy into it.",
+            )
+        identity = fields.get("id")
+        if not isinstance(identity, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * ID_SIZE}}}", identity):
+            raise Damage("its id is impossible")
+        return bytes.fromhex(identity)
+    except ObjectMissing as missing:
+        raise SinkError(
+            f"{place} is not a repository: it has no {_CONFIG}.", remedy="Name a repository, or make one."
+        ) from missing
+    except Damage as damage:
+        raise IntegrityError(
+            f"{name} is damaged: {damage}.", remedy="Put it back from a copy of the repository."
+        ) from damage
+
+
+def open_repository_keys(backend: Backend, ways: Sequence[Way]) -> tuple[bytes, Opened]:
+    """The proved id of a sealed repository, and its secrets. Raises what `sealed_id` and `unlock` raise."""
+    identity = sealed_id(backend)
+    found = open_slot(backend, identity, ways)
+    try:
+        unseal(_read(backend, _CONFIG), Keys.derive(found.secrets.naming).seal)
+    except (Damage, ObjectMissing) as damage:
+        raise IntegrityError(
+            f"{backend.place(_CONFIG)} is damaged: its seal is wrong.",
+            remedy="Put it back from a copy of the repository.",
+        ) from damage
+    return identity, found
+
+
 @dataclass(frozen=True)
 class Opened:
     """The secrets, and the slot that gave them."""
 
     secrets: Secrets
     slot: Slot
+
+
+def ways_of_environment() -> Sequence[Way]:
+    """What VADPIPE_KEY_FILE, VADPIPE_PASSPHRASE_FILE and VADPIPE_AGE_IDENTITY name."""
+    found: list[Way] = []
+    if place := os.environ.get("VADPIPE_KEY_FILE"):
+        found.append(KeyFile(Path(place)))
+    if place := os.environ.get("VADPIPE_AGE_IDENTITY"):
+        found.append(AgeIdentity(Path(place)))
+    if place := os.environ.get("VADPIPE_PASSPHRASE_FILE"):
+        found.append(Passphrase.from_file(Path(place)))
+    return found
+
+
+# What opens a repository where nobody says it.
+default_ways: Final[ContextVar[Callable[[], Sequence[Way]]]] = ContextVar(
+    "default_ways", default=ways_of_environment
+)
 
 
 def unlock(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Secrets:

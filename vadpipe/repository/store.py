@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -15,7 +15,7 @@ from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
 
 from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at
-from .config import READ_ONLY, Config, MakeSlots, Origin, Unlock, create_repository, read_config
+from .config import READ_ONLY, Config, Origin, create_repository, read_config
 from .files import Objects
 from .index import RunIndex
 from .packs import PackWriter
@@ -24,6 +24,9 @@ from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
 from .restore_point import PointsOf, RestorePoint, read_points
 from .runs import Run, end_dead_runs, unended_runs
+
+if TYPE_CHECKING:
+    from .wrapping import NewWay, Way
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +40,26 @@ class Repository:
 
     Args:
         place: A path, `s3://bucket/prefix`, or a backend.
-        unlock: Gives the secrets of a sealed repository.
+        unlock: What may open it, if it is sealed: `[KeyFile(path)]`; by default what the environment names.
         tags: Texts that each new point gets; retention can keep points by them.
     """
 
     place: str | Backend
     origin: Origin = field(compare=False)
-    unlock: Unlock | None = field(compare=False)
+    unlock: Sequence[Way] = field(compare=False)
     tags: tuple[str, ...]
 
     def __init__(
         self,
         place: str | Path | Backend,
         *,
-        unlock: Unlock | None = None,
+        unlock: Sequence[Way] = (),
         tags: Sequence[str] = (),
         origin: Origin | None = None,
     ) -> None:
         object.__setattr__(self, "place", str(place) if isinstance(place, Path) else place)
         object.__setattr__(self, "origin", origin or Origin())
-        object.__setattr__(self, "unlock", unlock)
+        object.__setattr__(self, "unlock", tuple(unlock))
         object.__setattr__(self, "tags", _checked(tags))
 
     def __repr__(self) -> str:
@@ -71,9 +74,14 @@ class Repository:
         """Where it is. Raises ConfigError for a place that no backend knows."""
         return backend_at(self.place) if isinstance(self.place, str) else self.place
 
-    def init(self, seal_with: MakeSlots | None = None) -> None:
-        """Make it, with a new key, where there is nothing yet. Raises SinkError."""
-        create_repository(self.backend(), self.origin, seal_with)
+    def init(self, seal_for: NewWay | None = None, label: str = "first") -> None:
+        """Make it, with a new key, where there is nothing yet. Raises SinkError, ConfigError.
+
+        Args:
+            seal_for: What opens it: it is sealed then.
+            label: What that key slot is called.
+        """
+        create_repository(self.backend(), self.origin, seal_for, label)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[RepositoryStore]:
@@ -250,7 +258,7 @@ class RepositoryStore:
             run.abandon()
 
 
-def _open(backend: Backend, unlock: Unlock | None, origin: Origin) -> Config:
+def _open(backend: Backend, unlock: Sequence[Way], origin: Origin) -> Config:
     config = read_config(backend, unlock, origin)
     if config.version == READ_ONLY:
         raise SinkError(

@@ -1,7 +1,7 @@
 """How the secrets of a sealed repository are wrapped for the holder of a key slot. Bytes: docs/repository.md.
 
 A slot has an X25519 public key, or an age recipient. So whoever knows the secrets can wrap them for any slot, and
-only its holder unwraps them. The holder has the private key: Argon2id of a passphrase, or the content of a key file.
+only its holder unwraps them. The private key of a holder is Argon2id of a passphrase, or stands in a key file.
 """
 
 from __future__ import annotations

@@ -7,15 +7,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import CLUSTER, DIGEST_SIZE, Extents, IntegrityError
+from pipeline import CLUSTER, DIGEST_SIZE, Extents
 from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import frames
 from vadpipe.repository.config import Keys, seal, unseal
 from vadpipe.repository.disk_map import PAGE, PageMap, clusters, joined, page_list, root_of
-from vadpipe.repository.files import Damage, machine_directory, pack_id
+from vadpipe.repository.files import Damage, machine_directory
 from vadpipe.repository.frames import Kind
-from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.segments import CHECKED, HEADS, Cells, Segment, heads, write_segment
 
 KEYS = Keys.derive(bytes(range(32)))
 
@@ -220,98 +218,6 @@ def test_the_root_hangs_on_capacity_and_on_every_page():
     assert len(roots) == 6
 
 
-# --- index segments ---
-
-
-@pytest.mark.slow
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 200), unique=True, max_size=60), st.lists(st.integers(0, 250), max_size=40))
-def test_a_segment_is_a_dict(tmp_path_factory, held, wanted):
-    path = tmp_path_factory.mktemp("segment") / "a.idx"
-    table = np.zeros(len(held), dtype=FRAME_ROW)  # one frame per chunk, of the same name
-    table["id"] = digests(held)
-    table["offset"] = np.arange(len(held)) + 100
-    table["pack"] = np.arange(len(held)) % 2
-    packs = [pack_id("00" * 8, serial) for serial in range(2)]
-    column = np.arange(len(held))
-    write_segment(path, bytes(16), "00" * 8, 0, (digests(held), column, column * 7), table, packs)
-    segment = Segment(path, bytes(16))
-    model = {name: row for row, name in enumerate(held)}
-    frame, place = segment.lookup(digests(wanted))
-    assert frame.tolist() == [model.get(name, -1) for name in wanted]
-    assert place[frame >= 0].tolist() == (frame[frame >= 0] * 7).tolist()
-    assert segment.find_frames(digests(wanted)).tolist() == frame.tolist()
-    known = frame[frame >= 0]
-    assert [address.offset - 100 for address in segment.addresses(known)] == known.tolist()
-    assert np.array_equal(segment.ids(known), digests(held)[known])
-    assert segment.packs() == packs
-    segment.prove()
-
-
-@pytest.fixture
-def segment_path(tmp_path):
-    random = np.random.default_rng(1)
-    chunks = random.integers(0, 256, (5000, DIGEST_SIZE), dtype=np.uint8)
-    table = np.zeros(100, dtype=FRAME_ROW)
-    table["id"] = random.integers(0, 256, (100, DIGEST_SIZE), dtype=np.uint8)
-    column = np.arange(len(chunks))
-    path = tmp_path / "a.idx"
-    write_segment(path, bytes(16), "00" * 8, 0, (chunks, column % 100, column), table, [pack_id("00" * 8, 0)])
-    return path, chunks
-
-
-@pytest.mark.slow
-def test_every_altered_byte_of_a_segment_is_found(segment_path):
-    path, _ = segment_path
-    content = path.read_bytes()
-    assert len(content) > 3 * CHECKED
-    places = np.random.default_rng(2).integers(0, len(content), 100).tolist()
-    for place in [*places, 0, 60, 127, 128, len(content) - 1]:
-        altered = bytearray(content)
-        altered[place] ^= 1 << place % 8
-        path.write_bytes(altered)
-        with pytest.raises(IntegrityError, match=r"a\.idx is damaged"):
-            Segment(path, bytes(16)).prove()
-
-
-def test_a_damaged_row_is_not_believed(segment_path):
-    """A search that hits a damaged row raises; one that hits elsewhere does not pay for it."""
-    path, chunks = segment_path
-    order = np.argsort(chunks.view(">u8")[:, 0])
-    first, last = chunks[order[:1]], chunks[order[-1:]]
-    content = bytearray(path.read_bytes())
-    place = content.index(last[0, 8:].tobytes()) + DIGEST_SIZE - 8  # its frame number
-    content[place] ^= 1
-    path.write_bytes(content)
-    segment = Segment(path, bytes(16))
-    with pytest.raises(IntegrityError, match="checksum of bytes"):
-        segment.lookup(last)
-    assert segment.lookup(first)[0][0] >= 0
-
-
-def test_a_segment_of_another_repository_is_refused(segment_path):
-    with pytest.raises(IntegrityError, match="another repository"):
-        Segment(segment_path[0], bytes(15) + b"x")
-
-
-def test_digests_with_equal_heads_sort_and_are_found(tmp_path):
-    chunks = digests(range(0, 800, 8))[::-1]
-    frame = np.zeros(1, dtype=FRAME_ROW)
-    column = np.arange(len(chunks))
-    write_segment(
-        tmp_path / "a.idx",
-        bytes(16),
-        "00" * 8,
-        0,
-        (chunks, column * 0, column),
-        frame,
-        [pack_id("00" * 8, 0)],
-    )
-    found, place = Segment(tmp_path / "a.idx", bytes(16)).lookup(chunks)
-    assert (found == 0).all()
-    assert np.array_equal(place, column)
-
-
 # --- sealed documents and names ---
 
 
@@ -341,31 +247,3 @@ def test_a_uuid_is_one_name_in_its_directory(uuid):
     assert "/" not in name
     assert name not in (".", "..")
     assert "\0" not in name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("clustered", [False, True])
-def test_a_column_of_many_cells_is_searched_like_an_array(tmp_path, clustered):
-    """Where the guess is right at once, and where digests are not uniform and it has to walk."""
-    random = np.random.default_rng(3)
-    chunks = random.integers(0, 256, (60_000, DIGEST_SIZE), dtype=np.uint8)
-    if clustered:
-        chunks[: len(chunks) // 2, :3] = 7
-        chunks[:20_000, :8] = 7  # thousands of equal heads, over several cells
-    column = np.arange(len(chunks))
-    path = tmp_path / "a.idx"
-    frames_ = np.zeros(len(chunks), FRAME_ROW)
-    frames_["id"] = chunks[::-1]
-    write_segment(path, bytes(16), "00" * 8, 0, (chunks, column, column), frames_, [pack_id("00" * 8, 0)])
-    segment = Segment(path, bytes(16), Cells(4 * CHECKED))
-    wanted = np.concatenate((chunks[::97], random.integers(0, 256, (500, DIGEST_SIZE), dtype=np.uint8)))
-    heads_of = np.sort(heads(chunks))
-    bound = segment.lower_bound(HEADS, heads(wanted))
-    assert np.array_equal(bound, np.searchsorted(heads_of, heads(wanted)))
-    wanted = wanted[-800:]
-    frame, place = segment.lookup(wanted)
-    known = frame >= 0
-    assert known.sum() == 300
-    assert np.array_equal(chunks[frame[known]], wanted[known])
-    assert np.array_equal(place[known], frame[known])
-    assert np.array_equal(segment.find_frames(wanted)[known], len(chunks) - 1 - frame[known])

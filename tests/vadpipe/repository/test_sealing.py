@@ -306,7 +306,7 @@ def test_secrets_do_not_change_with_the_mapping_that_they_were_made_of():
 PROBE = """
 import sys
 from vadpipe.repository.sealing import Sealing
-import vadpipe.repository, vadpipe.cli.commands, vadpipe.cli.repository
+import vadpipe.repository, vadpipe.repository.slots, vadpipe.cli.commands, vadpipe.cli.repository, vadpipe.cli.keys
 plain = Sealing(bytes(16), None)
 assert plain.open_document("a", plain.seal_document("a", b"text")) == b"text"
 loaded = [name for name in sys.modules if name.partition(".")[0] in ("cryptography", "pyrage")]

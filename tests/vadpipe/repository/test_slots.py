@@ -1,4 +1,4 @@
-"""Key slots: every way opens, nothing forged does, and a crash between any two writes leaves a repository that opens."""
+"""Key slots: every way opens, nothing forged does, and a crash between any two writes leaves what opens."""
 
 import json
 import logging
@@ -480,25 +480,27 @@ def test_two_new_epochs_at_the_same_time_leave_one(tmp_path):
     )
 
 
-def test_a_slot_that_is_added_while_an_epoch_is_made_gets_it(tmp_path):
-    for number in (1, 2, 3):
-        backend, secrets = made()
-        add(backend, secrets, age_pair(tmp_path)[0], "third")
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_slot_that_is_added_while_an_epoch_is_made_gets_it(tmp_path, number):
+    backend, secrets = made()
+    add(backend, secrets, age_pair(tmp_path)[0], "third")
 
-        class Racing:
-            left = number
+    class Racing:
+        """The slot is added before the n-th put."""
 
-            def __getattr__(self, name):
-                return getattr(backend, name)
+        left = number
 
-            def put(self, name, parts):
-                self.left -= 1
-                if self.left == 0:
-                    add(backend, secrets, key_file(tmp_path))
-                backend.put(name, parts)
+        def __getattr__(self, name):
+            return getattr(backend, name)
 
-        new = new_epoch(Racing(), REPOSITORY, secrets)
-        assert opened(backend, key_file(tmp_path)) == new
+        def put(self, name, parts):
+            self.left -= 1
+            if self.left == 0:
+                add(backend, secrets, key_file(tmp_path))
+            backend.put(name, parts)
+
+    new = new_epoch(Racing(), REPOSITORY, secrets)
+    assert opened(backend, key_file(tmp_path)) == new
 
 
 def test_secrets_that_a_slot_lacks_or_has_damaged_are_written_anew(tmp_path):
@@ -788,10 +790,13 @@ def test_a_slot_with_a_wrong_field_never_opens_and_never_breaks(field, value):
     backend, secrets = made()
     slot = only_slot(backend)
     edit(backend, slot_name(slot.id), **{field: value})
+    problem, known = None, None
     try:
         known = opened(backend, passphrase())
     except MoverError as exc:
-        assert "\x1b" not in str(exc)
+        problem = str(exc)
+    if problem is not None:
+        assert "\x1b" not in problem
     else:
         assert (field in ("label", "created"), known) == (True, secrets)
 
@@ -831,7 +836,7 @@ def test_a_large_object_is_not_read_whole():
     assert max(lengths) == 64 * 1024 + 1
 
 
-# Points of small order on Curve25519 in the encodings that a reader may meet (RFC 7748, section 6.1, asks to check).
+# Points of small order on Curve25519, in all encodings: RFC 7748, section 6.1, asks to refuse what they give.
 SMALL_ORDER = [
     "00" * 32,
     "01" + "00" * 31,

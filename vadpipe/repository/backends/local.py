@@ -88,8 +88,7 @@ class LocalBackend:
         path = self._path(name)
         descriptor, size = open_regular(path)
         try:
-            left = max(0, size - offset)
-            return _read(descriptor, left if length is None else min(left, length), offset)
+            return read_range(descriptor, size, offset, length)
         except OSError as exc:
             raise _unreadable(path, exc) from exc
         finally:
@@ -363,6 +362,24 @@ def open_regular(path: Path) -> tuple[int, int]:
     return descriptor, status.st_size
 
 
+def read_range(descriptor: int, size: int, offset: int, length: int | None) -> bytes:
+    """Bytes of an open file of `size` bytes, fewer only where it ends before. Raises OSError."""
+    left = max(0, size - offset)
+    length = left if length is None else min(left, length)
+    content = os.pread(descriptor, min(length, _READ_LIMIT), offset)
+    if len(content) == length or not content:
+        return content
+    pieces = [content]
+    read = len(content)
+    while read < length:
+        more = os.pread(descriptor, min(length - read, _READ_LIMIT), offset + read)
+        if not more:
+            break
+        pieces.append(more)
+        read += len(more)
+    return b"".join(pieces)
+
+
 def local_locks(root: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
     """The mount option because of which locks on `root` are not shared between hosts, if there is one."""
     try:
@@ -436,22 +453,6 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _identity(directory: Path) -> tuple[int, int]:
     status = os.stat(directory)
     return status.st_dev, status.st_ino
-
-
-def _read(descriptor: int, length: int, offset: int) -> bytes:
-    """Bytes of a file, fewer only where it ends before. Raises OSError."""
-    content = os.pread(descriptor, min(length, _READ_LIMIT), offset)
-    if len(content) == length or not content:
-        return content
-    pieces = [content]
-    read = len(content)
-    while read < length:
-        more = os.pread(descriptor, min(length - read, _READ_LIMIT), offset + read)
-        if not more:
-            break
-        pieces.append(more)
-        read += len(more)
-    return b"".join(pieces)
 
 
 def _unreadable(path: Path, exc: OSError) -> Exception:

@@ -9,6 +9,8 @@ from pipeline import ConfigError
 
 from .contract import Backend
 from .local import LocalBackend
+from .s3_location import S3Location
+from .wrappers import Retrying
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -17,7 +19,7 @@ def backend_at(place: str | Path) -> Backend:
     """The backend of a place. Nothing is contacted.
 
     Args:
-        place: A path, or `s3://bucket/prefix` with the options of `s3.S3Location`. A path with `://` is given as Path.
+        place: A path, or `s3://bucket/prefix` with the options of `S3Location.parse`.
 
     Raises:
         ConfigError: No backend has this scheme, the URL is wrong, or a library is missing.
@@ -41,8 +43,9 @@ def backend_at(place: str | Path) -> Backend:
 
 
 def _s3(url: str) -> Backend:
+    location = S3Location.parse(url)
     try:
-        from .s3 import S3Backend, S3Location  # obstore is an extra, and takes its time to load
+        from .s3 import S3Backend  # obstore is an extra, and takes its time to load
     except ImportError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "obstore":
             raise
@@ -50,4 +53,4 @@ def _s3(url: str) -> Backend:
             "A repository in S3 needs the library obstore, and it is not installed.",
             remedy="Install it with: pip install 'vadpipe[s3]'",
         ) from exc
-    return S3Backend(S3Location.parse(url))
+    return Retrying(S3Backend(location))
