@@ -377,8 +377,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):

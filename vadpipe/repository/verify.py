@@ -37,6 +37,7 @@ from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
 from .files import INDEX, PACKS, Damage, Objects, point_name, run_of, stem
+from .forgetting import forgotten
 from .frames import decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
@@ -435,11 +436,16 @@ class _Verification:
                 )
 
     def check_chains(self) -> None:
-        """The points that others were made from."""
+        """The points that others were made from: they are there, or were removed on purpose."""
         known = {point.id for point in self._reader.points}
+        try:
+            gone = forgotten(self._reader.objects, self._reader.config)
+        except IntegrityError as error:
+            self._wound(str(error.facts["file"]), 0, error.problem)
+            return
         for point in self._reader.points:
-            if point.previous is not None and point.previous not in known:
-                directory = self._reader.config.directory(point.machine.uuid)
+            directory = self._reader.config.directory(point.machine.uuid)
+            if point.previous is not None and not (point.previous in known or (directory, point.previous) in gone):
                 file = self._reader.objects.place(point_name(directory, point.previous))
                 problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
                 self._wound(file, 0, problem)
