@@ -218,7 +218,7 @@ class RepositoryStore:
                 if attempt:
                     raise SinkError(
                         f"The point {point_id} is being copied to {objects.place()} already.",
-                        remedy="Wait for the other copy. One that died on another machine is given up after a week.",
+                        remedy="Wait for the other copy. One that died on another machine is given up in a week.",
                         path=objects.place(),
                     ) from exc
             sweeper = Run(objects, self._config, self._origin, None)

@@ -97,7 +97,8 @@ async def wrong_with(
     """What is wrong with the repositories below `root` after a crash, and with the next runs. Empty: nothing.
 
     Args:
-        thorough: Restores every point again at the end. Else `verify` reads everything, and only the new point is restored.
+        thorough: Restores every point again at the end. Else `verify` reads everything, and only the new point is
+            restored.
     """
     if wrong := _begin_again(root, history, "main", expected):
         return wrong
@@ -120,7 +121,11 @@ async def wrong_with(
     steps[digests(seed, last)] = last
     later: list[str] = []
     kept = await _points(main, steps, later, {} if thorough else found)
-    later += [f"the point of step {step} is lost" for step in {**found, new: last}.values() if step not in kept.values()]
+    later += [
+        f"the point of step {step} is lost"
+        for step in {**found, new: last}.values()
+        if step not in kept.values()
+    ]
     later += await _left(main)
     return wrong + [f"after the next runs: {sentence}" for sentence in later]
 
@@ -141,7 +146,7 @@ def _begin_again(root: Path, history: str, name: str, expected: Expected) -> lis
 
 
 def _wrong_keys(root: Path, history: str, expected: Expected) -> list[str]:
-    """Which keys do not open a sealed repository, or do, though they should not; and whether keys can be changed."""
+    """Which keys do not open a sealed repository, or do and should not; and whether keys can be changed."""
     if history == "plain":
         return []
     wrong = []
@@ -179,8 +184,8 @@ async def _copy_again(
     root: Path, history: str, expected: Expected, steps: dict[tuple[tuple[str, str], ...], int]
 ) -> list[str]:
     """Carry on a copy that was interrupted."""
-    if wrong := _begin_again(root, history, "copy", expected):
-        return wrong
+    if begun := _begin_again(root, history, "copy", expected):
+        return begun
     main, copy = repository(root, history, expected.sure_keys), repository(root, history, name="copy")
     try:
         await copy_points(main, copy, codec=Zstd(level=-1))
@@ -190,7 +195,9 @@ async def _copy_again(
         return [f"the copy cannot be carried on: {_told(exc)}"]
     wrong: list[str] = []
     source, target = await _points(main, steps, wrong), await _points(copy, steps, wrong)
-    wrong += [f"the point of step {step} was not copied" for step in source.values() if step not in target.values()]
+    wrong += [
+        f"the point of step {step} was not copied" for step in source.values() if step not in target.values()
+    ]
     return [f"the copy: {sentence}" for sentence in wrong + await _left(copy)]
 
 
@@ -225,7 +232,7 @@ async def _points(
 
 
 async def _left(where: Repository) -> list[str]:
-    """What would stay for ever after runs that tidied up: files without an owner, and damage that `verify` finds."""
+    """What would stay for ever: files without an owner, and damage that `verify` finds."""
     wrong = [
         f"left behind: {path.relative_to(where.path)}"
         for room in ("tmp", "runs", "removals")

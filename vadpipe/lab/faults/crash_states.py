@@ -1,10 +1,10 @@
 """`python -m vadpipe.lab.faults.crash_states --states N --seed S`: crashes of the machine, and what they leave.
 
-Two histories are played in processes whose file operations are recorded: backups, runs that are killed or fail, merges
-of index segments, points that are forgotten, prunes that rewrite packs, one that is killed, copies into another
-repository, and in a sealed repository key slots that are added and removed and new epochs. Then the machine crashes
-before each operation in turn, again and again, each time with another choice of what survives. In every state all
-that was published is restored, and a backup and two prunes have to succeed and to leave nothing behind.
+Two histories are played in processes whose file operations are recorded: backups, runs that are killed or fail,
+merges of index segments, points that are forgotten, prunes that rewrite packs, one that is killed, copies into
+another repository, and in a sealed repository key slots that are added and removed and new epochs. Then the machine
+crashes before each operation in turn, again and again, each time with another choice of what survives. In every
+state all that was published is restored, and a backup and two prunes have to succeed and to leave nothing behind.
 """
 
 from __future__ import annotations
@@ -61,7 +61,15 @@ def recorded(directory: Path, history: str, seed: int) -> Record:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     for step in range(len(HISTORIES[history])):
-        command = [sys.executable, "-m", "vadpipe.lab.faults.history", root, history, str(seed), str(step)]
+        command = [
+            sys.executable,
+            "-m",
+            "vadpipe.lab.faults.history",
+            str(root),
+            history,
+            str(seed),
+            str(step),
+        ]
         subprocess.run(command, env=environment, check=True)
     record = Record(read_log(log))
     if record.everything(len(record.operations)) != State.of(root):
@@ -142,7 +150,7 @@ _place: Path | None = None
 
 
 def _begin_worker(records: Mapping[str, Record], seed: int, place: Path) -> None:
-    global _seed, _place  # noqa: PLW0603 - a worker process has one campaign
+    global _seed, _place
     logging.disable(logging.WARNING)  # what a crash left is no news here
     small_files()
     work_in_the_event_loop()
@@ -201,7 +209,9 @@ def campaign(total: int, seed: int, workers: int) -> tuple[Counter[str], list[st
                 # Some moments have few states: the others make up for that.
                 more = -(-left // max(1, len(full)))
                 blocks = [replace(block, start=block.stop, stop=block.stop + more) for block in full]
-                blocks = sorted(blocks, key=lambda block: (block.history, block.moments.start))[: -(-left // more) if more else 0]
+                blocks = sorted(blocks, key=lambda block: (block.history, block.moments.start))[
+                    : -(-left // more) if more else 0
+                ]
     return counts, wrong
 
 

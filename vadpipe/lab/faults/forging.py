@@ -42,7 +42,7 @@ def _pack(content: bytearray) -> None:
         return
     for row in range(count):
         _, offset, size, *_ = _ROW.unpack_from(content, table + row * _ROW.size)
-        if 48 <= offset and size >= 64 and offset + size <= table:
+        if offset >= 48 and size >= 64 and offset + size <= table:
             _put(content, offset + 56, content[offset : offset + 56], content[offset + 64 : offset + size])
     _put(content, len(content) - 8, content[table:-8])
 

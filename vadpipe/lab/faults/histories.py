@@ -1,9 +1,9 @@
 """`python -m vadpipe.lab.faults.histories --count N --seed S`: VMs live, are backed up, and commands are killed.
 
 Each history draws two VMs and a repository, which is sealed in every other one. Disks are written, zeroed, grown,
-exchanged and copied from each other; change tracking is lost now and then. Backups, `forget`, `prune`, copies into a
-second repository and changes of keys run to their end or are killed at any moment. What each point has to hold is kept
-beside the repositories, as digests of plain arrays. In the end, and now and then before, every point of both
+exchanged and copied from each other; change tracking is lost now and then. Backups, `forget`, `prune`, copies into
+a second repository and changes of keys run to their end or are killed at any moment. What each point has to hold is
+kept beside the repositories, as digests of plain arrays. In the end, and now and then before, every point of both
 repositories is restored and compared, and they are verified; at last two prunes must leave nothing behind.
 """
 
@@ -251,7 +251,9 @@ class History:
         def remove() -> None:
             main = self._main()
             reader = RepositoryReader.of(main.backend(), main.unlock)
-            forget(reader.objects, reader.config, Origin(), [each for each in reader.points if each.id in some])
+            forget(
+                reader.objects, reader.config, Origin(), [each for each in reader.points if each.id in some]
+            )
 
         result, wrong = self._run("forgotten", remove)
         for point in some:
@@ -271,7 +273,9 @@ class History:
         if result is not _KILLED:
             there = cast("list[str]", result)
             wrong += [f"point {point} was not copied" for point in self._published if point not in there]
-            self._copied.update({point: self._published[point] for point in there if point in self._published})
+            self._copied.update(
+                {point: self._published[point] for point in there if point in self._published}
+            )
         return wrong
 
     def _change_keys(self) -> list[str]:
@@ -354,7 +358,11 @@ class History:
                 found = [f"damaged: {damage}" for damage in reader.damaged]
                 for point in reader.points:
                     held = await restored_digests(reader, point)
-                    known = self._published.get(point.id) or self._copied.get(point.id) or self._leaving.get(point.id)
+                    known = (
+                        self._published.get(point.id)
+                        or self._copied.get(point.id)
+                        or self._leaving.get(point.id)
+                    )
                     if held != (known or held):
                         found.append(f"point {point.id} is restored with wrong bytes")
                     if known is None and held not in self._perhaps and point.id not in self._gone:
@@ -404,7 +412,8 @@ def main(count: int, seed: int, only: int | None, workers: int) -> None:
     """Back up VMs that live, kill commands, and compare every point with what the VM held."""
     started = time.monotonic()
     counts, wrong = campaign(count, seed, workers, only)
-    click.echo(f"seed {seed}, {time.monotonic() - started:.0f} s: {', '.join(f'{number} {name}' for name, number in sorted(counts.items()))}")
+    told = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+    click.echo(f"seed {seed}, {time.monotonic() - started:.0f} s: {told}")
     for line in wrong:
         click.echo(f"WRONG {line}", err=True)
     click.echo(f"{len(wrong)} wrong")

@@ -2,9 +2,9 @@
 
     python -m vadpipe.lab.faults.history ROOT HISTORY SEED STEP
 
-plays one step of a history below ROOT, where `main` is the repository and `copy` is the one that it is copied to. What
-has to survive is said by marks in the record, e.g. `begun STEP` before a backup and `published STEP` once its `run`
-returned.
+plays one step of a history below ROOT, where `main` is the repository and `copy` is the one that it is copied to.
+What has to survive is said by marks in the record, e.g. `begun STEP` before a backup and `published STEP` once its
+`run` returned.
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ from vadpipe.repository import (
     Repository,
     RepositoryReader,
     RestorePoint,
-    open_repository,
+    slots,
 )
 from vadpipe.repository import index as _index
 from vadpipe.repository import merging as _merging
 from vadpipe.repository import packs as _packs
-from vadpipe.repository import slots
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.config import Config, Origin, read_config
@@ -76,13 +75,22 @@ from vadpipe.repository.runs import Run, end_dead_runs
 from vadpipe.repository.sealing import Secrets
 from vadpipe.repository.wrapping import KeyFile
 
-# The steps of each history, in order. What the first killed run leaves is ended by two runs at once; what the second
-# leaves, by the next backup. From the third segment on, each run merges segments.
+# The steps of each history, in order. What the first killed run leaves is ended by two runs at once; what the
+# second leaves, by the next backup. From the third segment on, each run merges segments.
 HISTORIES: Final[Mapping[str, Sequence[str]]] = MappingProxyType(
     {
         "plain": (
             *("init", "backup", "killed", "swept", "backup", "failed", "backup", "killed", "backup"),
-            *("init copy", "copy", "forget", "prune", "killed prune", "backup", "forget", "prune beside a run"),
+            *(
+                "init copy",
+                "copy",
+                "forget",
+                "prune",
+                "killed prune",
+                "backup",
+                "forget",
+                "prune beside a run",
+            ),
             *("backup", "prune", "copy", "prune"),
         ),
         "sealed": (
@@ -316,7 +324,9 @@ def play(root: Path, history: str, seed: int, step: int) -> None:
             _mark(root, "created copy")
         case "copy":
             _mark(root, "copying begun")
-            trio.run(partial(copy_points, where, repository(root, history, name="copy"), codec=Zstd(level=-1)))
+            trio.run(
+                partial(copy_points, where, repository(root, history, name="copy"), codec=Zstd(level=-1))
+            )
             _mark(root, "copying ended")
         case "swept":
             _sweep_twice(where)

@@ -1,14 +1,15 @@
 """`python -m vadpipe.lab.faults.mutations --count N --seed S`: stored files are altered, one at a time.
 
-Two small repositories, one of them sealed, with points, held and forgotten ones, a removal that waits for a run that
-died, and key slots, are altered in one place: bytes are flipped, also with right checksums afterwards, JSON is forged,
-files are cut, extended, deleted, exchanged, put back as they were once, or replaced by what is no file at all. Then
-every disk is restored, `verify` reads everything, `prune` runs twice, all is restored again, and a backup runs.
+Two small repositories, one of them sealed, with points, held and forgotten ones, a removal that waits for a run
+that died, and key slots, are altered in one place: bytes are flipped, also with right checksums afterwards, JSON is
+forged, files are cut, extended, deleted, exchanged, put back as they were once, or replaced by what is no file at
+all. Then every disk is restored, `verify` reads everything, `prune` runs twice, all is restored again, and a backup
+runs.
 
 Promised: no disk is restored with wrong bytes. A damaged file costs no more than a lost one: every other disk is
-restored. What is damaged is noticed: by an error, by `verify`, or by the heads that somebody remembered; and the file
-is named. What `verify` calls sound can be restored. `prune` takes nothing away that could be restored. The next
-run ends well or with an error of vadpipe; nothing hangs.
+restored. What hits a disk is noticed: by an error, by `verify`, or by the heads that somebody remembered; and the
+file is named. What `verify` calls sound can be restored. `prune` takes nothing away that could be restored. The
+next run ends well or with an error of vadpipe; nothing hangs.
 Not promised: that a run notices damage in frames that it refers to without reading them (`verify` does).
 """
 
@@ -25,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -295,10 +296,15 @@ def build(root: Path, history: str, seed: int) -> None:
     reader = RepositoryReader.of(main.backend(), main.unlock)
     (root.parent / "heads").write_text(json.dumps(heads(reader.config, reader.points).as_dict()))
     (root.parent / "right").write_text(json.dumps(right))
-    shutil.copytree(main.path / "keys", root.parent / "slots") if history == "sealed" else (root.parent / "slots").mkdir()
+    if (main.path / "keys").is_dir():
+        shutil.copytree(main.path / "keys", root.parent / "slots")
+    else:
+        (root.parent / "slots").mkdir()
 
 
-async def _restored(where: Repository, right: dict[str, str], wrong: list[str]) -> tuple[set[str], set[str], list[str]]:
+async def _restored(
+    where: Repository, right: dict[str, str], wrong: list[str]
+) -> tuple[set[str], set[str], list[str]]:
     """Disks that were restored, those that are listed, and what errors said. Raises what opening raises."""
     done: set[str] = set()
     listed: set[str] = set()
@@ -321,7 +327,7 @@ async def _restored(where: Repository, right: dict[str, str], wrong: list[str]) 
     return done, listed, said
 
 
-@lru_cache(maxsize=None)
+@cache
 def restorable_without(original: Path, history: str, files: tuple[str, ...]) -> frozenset[str]:
     """The disks that can be restored when some files are lost."""
     with tempfile.TemporaryDirectory(dir=original.parent.parent) as directory:
@@ -335,7 +341,7 @@ def restorable_without(original: Path, history: str, files: tuple[str, ...]) -> 
 
 
 def _opened_by(root: Path, history: str, files: Sequence[str]) -> Repository:
-    """The repository with the keys whose slot is not among these files first: of a damaged slot one uses another key."""
+    """The repository; the keys whose slot is not among these files come first, as a person uses another key."""
     hit = {name.split("/")[1].partition(".")[0] for name in files if name.startswith("keys/")}
     label = {json.loads(path.read_bytes())["label"] for path in _slots(root) if path.stem in hit}
     return repository(root, history, sorted(KEYS, key=lambda key: key in label))
@@ -491,9 +497,7 @@ def _check(job: tuple[Path, int, int]) -> tuple[int, str, Mutation, str, list[st
         return number, history, mutation, word, wrong + found
 
 
-def campaign(
-    count: int, seed: int, workers: int, only: int | None = None
-) -> tuple[Counter[str], list[str]]:
+def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tuple[Counter[str], list[str]]:
     """Check `count` mutations, or the one with the number `only`; outcomes by mutation, and what is wrong."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []

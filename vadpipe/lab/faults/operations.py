@@ -116,7 +116,9 @@ class Record:
                     contents[operation.file], moments[operation.file] = bytearray(), place + 1
                 case "w" | "t":
                     _apply(contents[operation.file], operation)
-                    moments[operation.file] = max(moments[operation.file], place + 1, self._certain[place] + 1)
+                    moments[operation.file] = max(
+                        moments[operation.file], place + 1, self._certain[place] + 1
+                    )
         for file, content in contents.items():
             yield file, (moments[file], bytes(content))
 
