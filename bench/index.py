@@ -33,7 +33,7 @@ from vadpipe.repository.config import Keys
 from vadpipe.repository.files import Objects, pack_id, segment_name
 from vadpipe.repository.frames import chunk_table, frame_id
 from vadpipe.repository.index import DRAFT_ROWS, RunIndex
-from vadpipe.repository.merging import merge
+from vadpipe.repository.merging import AT_ONCE, merge
 from vadpipe.repository.packs import FRAME_ROW
 from vadpipe.repository.sealing import Sealing, Secrets
 from vadpipe.repository.segment_writer import TemporarySegment, publish, write_segment
@@ -104,24 +104,35 @@ def build(place: Path, chunks: int, seed: int, sealed: bool) -> dict[str, float]
     written = time.process_time() - spent
     large = names[: len(names) - sum(count < sizes[0] for count in sizes[-SMALL:])]
     merged = sum(sizes[: len(large)])
-    spent = time.process_time()
-    for low in range(0, len(large), 256):
-        merge(
-            objects,
-            REPOSITORY,
-            large[low : low + 256],
-            segment_name("ff" * 8, low),
-            sealing=sealing,
-            directory=place,
-        )
-    merging = time.process_time() - spent
+    done = again(place, "merge", str(len(large)), *["--sealed"] * sealed)
     objects.backend.delete(large)
     return {
         "write_cpu_s_per_million": written / chunks * 1e6,
-        "merge_cpu_s_per_million": merging / merged * 1e6,
+        "merge_cpu_s_per_million": done["cpu_s"] / merged * 1e6,
+        "merge_rss_mib": done["rss_mib"],
         "index_bytes_per_chunk": sum(each.size for each in objects.backend.list("index/")) / chunks,
         "segments": len(list(objects.backend.list("index/"))),
     }
+
+
+def merge_first(place: Path, many: int, sealed: bool) -> dict[str, float]:
+    """In a process of its own: merge the first segments."""
+    objects, sealing = opened(place, sealed)
+    names = [segment_name(f"{piece:016x}", 0) for piece in range(many)]
+    spent = time.process_time()
+    for low in range(0, many, AT_ONCE):
+        final = segment_name("ff" * 8, low)
+        merge(objects, REPOSITORY, names[low : low + AT_ONCE], final, sealing=sealing, directory=place)
+    return {"cpu_s": time.process_time() - spent, "rss_mib": rss_mib()}
+
+
+def again(place: Path, *words: str) -> dict[str, float]:
+    """What a part of this program gives in a process of its own."""
+    part = [word for word in words if not word.startswith("--")]
+    options = [word for word in words if word.startswith("--")]
+    command = [sys.executable, __file__, f"--directory={place}", *options, "--part", *part]
+    result: dict[str, float] = json.loads(subprocess.check_output(command))
+    return result
 
 
 def measure(place: Path, chunks: int, seed: int, sealed: bool, lookups: int) -> dict[str, float]:
@@ -155,10 +166,14 @@ def measure(place: Path, chunks: int, seed: int, sealed: bool, lookups: int) -> 
         if low % BLOCK == 0:
             new = digests(seed, 3 * len(sizes), low // BLOCK)
         part = new[low % BLOCK : low % BLOCK + PER_FRAME]
-        index.add_frame(np.full(len(part), CHUNK), part, bytes(DIGEST_SIZE))
+        number = index.add_frame(np.full(len(part), CHUNK), part, bytes(DIGEST_SIZE))
+        index.stored(number, low // PER_FRAME // FRAMES_PER_PACK, 48, 1)
         if low % 1024 == 0:
             index.lookup(part)
     result["filters_mib"] = index.filters.loaded / MiB
+    spent = time.process_time()
+    index.publish()
+    result["publish_cpu_s"] = time.process_time() - spent
     result["rss_mib"] = rss_mib()
     index.close()
     return result
@@ -192,7 +207,7 @@ def queries(
 
 
 def rss_mib() -> float:
-    """The largest resident set of this process so far. What getrusage says may be that of the process it came from."""
+    """The largest resident set of this process so far; getrusage may tell that of the process it came from."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
@@ -206,30 +221,27 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--lookups",
-        type=int,
-        default=1_000_000,
-        help="sequential ones; a fifth as many missing, a fiftieth random",
+        "--lookups", type=int, default=1_000_000, help="sequential; a fifth missing, a fiftieth random"
     )
     parser.add_argument("--sealed", action="store_true")
     parser.add_argument("--directory", type=Path, help="where the index is written; by default the system's")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        print(
-            json.dumps(
-                measure(options.measure, options.chunks, options.seed, options.sealed, options.lookups)
-            )
-        )
+    if options.part:
+        part, *words = options.part
+        if part == "merge":
+            done = merge_first(options.directory, int(words[0]), options.sealed)
+        else:
+            done = measure(options.directory, options.chunks, options.seed, options.sealed, options.lookups)
+        print(json.dumps(done))
         return
-    needed = 60 * options.chunks * 2
+    needed = 60 * options.chunks * 3  # the pieces, the large segment, and the temporary files of merging
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         if shutil.disk_usage(scratch).free < needed:
             sys.exit(f"{scratch} has less than the {needed / 1e9:.0f} GB that so many chunks need")
         made = build(Path(scratch), options.chunks, options.seed, options.sealed)
-        command = [sys.executable, __file__, "--measure", scratch, "--chunks", str(options.chunks)]
-        command += ["--seed", str(options.seed), "--lookups", str(options.lookups)]
-        found = json.loads(subprocess.check_output(command + ["--sealed"] * options.sealed))
+        words = [f"--{name}={getattr(options, name)}" for name in ("chunks", "seed", "lookups")]
+        found = again(Path(scratch), "measure", *words, *["--sealed"] * options.sealed)
     print(machine_line())
     sealed = "sealed" if options.sealed else "not sealed"
     print(f"{options.chunks} chunks, {sealed}, seed {options.seed}, load", *os.getloadavg())

@@ -16,6 +16,7 @@ from stages import (
     LocalVm,
     MarkZeros,
     ReadSpans,
+    Refine,
     VssManifest,
     Zstd,
 )
@@ -28,6 +29,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(point)
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=1))
         | IntoRepository(point, disk)

@@ -18,6 +18,7 @@ from stages import (
     MarkZeros,
     Quiesce,
     ReadSpans,
+    Refine,
     Vcenter,
     VcenterVm,
     Vddk,
@@ -42,6 +43,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(point)
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=1))
         | IntoRepository(point, disk)

@@ -99,8 +99,17 @@ def check_agreement(parts: Sequence[object]) -> None:
                 else f"{first} names chunks with {readable(own)}, but {second} takes only those of its own "
                 "identity: no others could be restored."
             )
+            written = f"{first}(point, disk)" if hasattr(part, "disk") else f"{first}(point)"
+            raise ConfigError(problem, remedy=f"Write {written} with the point that is given to {second}.")
+    # Unchanged is what the previous point has of one disk: who finds it and who stores it mean the same disk.
+    comparing = [part for part in parts if hasattr(part, "index") and hasattr(part, "disk")]
+    for part in comparing[:-1]:
+        last = comparing[-1]
+        if part.disk.key != last.disk.key:
+            first, second = type(part).__name__, type(last).__name__
             raise ConfigError(
-                problem, remedy=f"Write {first}(point) with the point that is given to {second}."
+                f"{first} compares with disk {part.disk.key}, but {second} stores disk {last.disk.key}.",
+                remedy=f"Write {first}(point, disk) with the disk that is given to {second}.",
             )
 
 

@@ -242,7 +242,8 @@ class SourceReceipt:
 class DiskReceipt:
     """The result of one disk. All counts are bytes of the disk, except `stored`: bytes added to the store.
 
-    `read` = `zero_read` + `known` + `new`; logical = `read` + `zero_unread` + `unchanged`.
+    `read` = `zero_read` + `known` + `new`; logical = `read` + `zero_unread` + `unchanged`. `known` is what was read
+    and was stored before, as a chunk or at the same place of the previous point; `unchanged` was not read.
     """
 
     key: str

@@ -24,7 +24,7 @@ _known: dict[str, None] = {}
 def blot(text: str) -> None:
     """Make a secret known, e.g. a session cookie, so that `blotted` takes it out; of 4 letters or more."""
     if len(text) >= _SHORTEST and text not in _known:
-        spellings = {text, json.dumps(text)[1:-1], repr(text)[1:-1], quote(text), quote(text, safe="")}
+        spellings = {text, json.dumps(text)[1:-1], repr(text)[1:-1], *_quoted(text)}
         _known.update(dict.fromkeys(spellings))
 
 
@@ -143,3 +143,8 @@ def _from_keyring(service: str, user: str) -> str:
             remedy=f"Store it, as the account that vadpipe runs as: keyring set {service} {user}",
         )
     return str(text)
+
+
+def _quoted(text: str) -> set[str]:
+    """As a URL has it; a passphrase may hold bytes that are no text."""
+    return {quote(text, safe=safe, errors="surrogatepass") for safe in ("/", "")}

@@ -7,7 +7,7 @@ range that became zero is a value of its own that overwrites what an older point
     Window                      which bytes to read, from an extents source
     Span | Zeros | Unchanged    the bytes, from ReadSpans
     CutSpan                     a span and the borders of its chunks, from CutChunks
-    DigestedSpan                a cut span and the digest of each chunk, from Digest
+    DigestedSpan                a cut span and the digest of each chunk, from Digest; narrowed by Refine
     DedupedSpan                 a digested span and the place of each chunk in a frame, from Dedupe
     FramedSpan                  the new frames, encoded, from Compress; the buffer was given back
 
@@ -66,10 +66,12 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Unchanged:
-    """A range of the disk that holds what the previous point holds there."""
+    """A range of the disk that holds what the previous point holds there. `read` bytes of it were read to find
+    that out."""
 
     offset: int
     length: int
+    read: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,8 @@ class Span:
     """A range of the disk, at most SPAN bytes and within one multiple of SPAN, with its bytes.
 
     The byte at disk offset `o` is `buffer.array[o - offset]`, and is defined only inside `data`. `zeros` reads as
-    zero; `zero_read` bytes of it were read to find that out. The rest is unchanged. A stage that does not pass a
-    span on releases it.
+    zero; `zero_read` bytes of it were read to find that out. The rest is unchanged; `unchanged_read` bytes of it
+    were read to find that out. A stage that does not pass a span on releases it.
     """
 
     offset: int
@@ -86,6 +88,7 @@ class Span:
     data: Extents
     zeros: Extents
     zero_read: int = 0
+    unchanged_read: int = 0
     buffer: Buffer
 
     @classmethod
@@ -192,7 +195,7 @@ class DigestedSpan(_Carrier):
 
 @dataclass(frozen=True)
 class PlannedFrame:
-    """Consecutive new chunks that will be stored together: rows [first, last) of the span's columns."""
+    """New chunks that will be stored together: those of the rows [first, last) that are not `known`."""
 
     number: int
     first: int
@@ -250,6 +253,7 @@ class FramedSpan:
     data: Extents
     zeros: Extents
     zero_read: int = 0
+    unchanged_read: int = 0
     identity: Identity
     chunk_offset: NDArray[np.int64]
     chunk_length: NDArray[np.int64]

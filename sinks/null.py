@@ -43,7 +43,7 @@ class NullSink(Sink[object, DiskReceipt]):
             if isinstance(item, Zeros):
                 zero_read, zero = zero_read + item.read, zero + item.length
             elif isinstance(item, Unchanged):
-                unchanged += item.length
+                known, unchanged = known + item.read, unchanged + item.length - item.read
             elif isinstance(item, FramedSpan):
                 seen = int(item.chunk_length[item.known].sum())
                 known, new = known + seen, new + size - seen
@@ -53,7 +53,8 @@ class NullSink(Sink[object, DiskReceipt]):
             span = getattr(item, "span", item)
             if isinstance(span, Span | FramedSpan):
                 zero_read, zero = zero_read + span.zero_read, zero + span.zeros.total
-                unchanged += span.length - span.data.total - span.zeros.total
+                known += span.unchanged_read
+                unchanged += span.length - span.data.total - span.zeros.total - span.unchanged_read
             release = getattr(item, "release", None)
             if release is not None:
                 release()
@@ -79,7 +80,7 @@ class Nowhere:
     """A target without a repository, to run a job as a benchmark: `Job(machine, path, into=Nowhere())`.
 
     Its path ends with NullSink(); Digest(point) and Dedupe(point) work as with a repository, and find chunks of the
-    same run only.
+    same run only. Refine(point, disk) has no previous point to compare with.
     """
 
     @asynccontextmanager

@@ -5,7 +5,8 @@ local_vm, nbd_vm     VMs from files, from NBD servers    digest    Digest: the i
 preflight            checks before the snapshot          dedupe    Dedupe: which chunks are new
 extents              which bytes to read                 compress  Compress: new frames, encoded
 read                 ReadSpans: the bytes                vss_manifest  VssManifest: judges the quiescing
-zeros                MarkZeros: what holds zeros only    differences  Differences: a disk against a point
+zeros                MarkZeros: what holds zeros only    refine    Refine: clusters that really changed
+                                                         differences  Differences: a disk against a point
 
 What they are made of lies in `vadpipe`. The names below are loaded when they are used.
 """

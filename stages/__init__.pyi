@@ -36,6 +36,7 @@ from .nbd_vm import NbdVm as NbdVm
 from .preflight import NotReady as NotReady
 from .preflight import Preflight as Preflight
 from .read import ReadSpans as ReadSpans
+from .refine import Refine as Refine
 from .vcenter_vm import VcenterVm as VcenterVm
 from .vss_manifest import VssManifest as VssManifest
 from .zeros import MarkZeros as MarkZeros

@@ -98,3 +98,29 @@ def test_the_restore_cost_bench_compares_both_targets():
     rows = {line.split()[0]: line.split() for line in lines[3:]}
     assert rows["raw"][1] == rows["vddk"][1] != "0"
     assert float(rows["CPU"][2]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MKE2FS is None, reason="mke2fs is missing")
+def test_the_growth_bench_compares_growth_with_what_changed(tmp_path):
+    tools = ["ours", "unrefined", *(["borg-fixed"] if shutil.which("borg") else [])]
+    options = "--size", 0.125, "--fill", 24, "--blocks", 8, "--writes", 64, "--directory", tmp_path
+    lines = program("growth", *options, "--tools", ",".join(tools))
+    assert "cores" in lines[0]
+    assert "seed 1; 8 blocks of 64 KiB, 64 writes of 4 KiB" in lines[1]
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in lines[3:]}
+    for step in ("full", "blocks", "writes", "sibling"):
+        for tool in tools:
+            assert float(rows[step, tool][2]) > 0
+    for step in ("blocks", "writes"):
+        assert 0 < float(rows[step, "floor"][0]) < float(rows[step, "ours"][2])
+        assert float(rows[step, "ours"][3]) < float(rows[step, "unrefined"][3])
+    assert float(rows["sibling", "ours"][2]) < float(rows["full", "ours"][2])
+
+
+@pytest.mark.slow
+def test_the_points_bench_costs_runs_with_nothing_new(tmp_path):
+    lines = program("points", "--points", 12, "--machines", 3, "--directory", tmp_path)
+    assert "12 points of the VM,     3 other VMs" in lines[-2]
+    assert float(lines[-2].split(": ")[1].split()[0]) > 0
+    assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,7 @@ def big_disk(directory, amount):
 @pytest.mark.parametrize(
     "amount", [pytest.param(128 * MiB, id="short"), pytest.param(GiB, id="1GiB", marks=pytest.mark.campaign)]
 )
-def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, libdir, amount):
+def test_peak_memory_of_two_runs_and_of_a_restore(tmp_path, libdir, amount):
     directory = tmp_path / "datastores" / "datastore1" / "big"
     disk = big_disk(directory, amount)
     with LabVcenter(tmp_path, password="lab") as vcenter:
@@ -53,9 +53,16 @@ def test_peak_memory_of_a_run_and_of_a_restore(tmp_path, libdir, amount):
         assert vadpipe("init", tmp_path / "repository").returncode == 0
         run = run_measured(command("run", NIGHTLY), environment)
         assert run.returncode == 0, run.stderr
+        for place in range(0, CAPACITY, CAPACITY // 512):  # in all data, and where there is none
+            disk.write(place + 65536, random.Random(place).randbytes(4096))
+        again = run_measured(command("run", NIGHTLY), environment)
+        assert again.returncode == 0, again.stderr
         restore = run_measured(command("restore", tmp_path / "repository", "latest", "null:"), environment)
         assert restore.returncode == 0, restore.stderr
-    print(f"peak of the run {format_size(run.peak_rss)}, of the restore {format_size(restore.peak_rss)}")
+    peaks = [format_size(measured.peak_rss) for measured in (run, again, restore)]
+    print("peaks of the run {}, of the next one {}, of the restore {}".format(*peaks))
     assert "logical 4.0 TiB" in run.stdout
+    assert "incremental" in again.stdout
     assert run.peak_rss < LIMIT
+    assert again.peak_rss < LIMIT
     assert restore.peak_rss < LIMIT

@@ -79,6 +79,34 @@ PATHS = {
         f"{CUT} | Digest(point) | Dedupe(point) | Digest(point) | Dedupe(point) | Compress() | {END}",
         "Digest stands twice in the path: Digest takes CutSpan, gets DedupedSpan. Remove one of the two.",
     ),
+    "Refine before Digest": (
+        f"{CUT} | Refine(point, disk) | Digest(point) | Dedupe(point) | Compress() | {END}",
+        "Digest is missing between CutChunks and Refine: Refine takes DigestedSpan, gets CutSpan.",
+    ),
+    "Refine after Dedupe": (
+        f"{CUT} | Digest(point) | Dedupe(point) | Refine(point, disk) | Compress() | {END}",
+        "Refine cannot follow Dedupe: Refine takes DigestedSpan, gets DedupedSpan. "
+        "Put Refine directly behind Digest.",
+    ),
+    "Refine without a disk": (
+        f"{CUT} | Digest(point) | Refine(point, point) | Dedupe(point) | Compress() | {END}",
+        "Refine takes an open disk, not Point('HERE'). "
+        "A path gets the disk first and the point second: def path(disk, point).",
+    ),
+    "Refine with disk and point swapped": (
+        f"{CUT} | Digest(point) | Refine(disk, point) | Dedupe(point) | Compress() | {END}",
+        "Refine cannot compare with what disk holds. "
+        "Write Refine(point, disk), with the point and the disk that the path function is given.",
+    ),
+    "Refine with an index in memory": (
+        f"{CUT} | Digest(point) | Refine(MemoryIndex(point.identity), disk) | Dedupe(point) | Compress() | {END}",
+        "Write Refine(point, disk) with the point that is given to Dedupe.",
+    ),
+    "Refine with another disk": (
+        f"{CUT} | Digest(point) | Refine(point, PatternDisk(5 << 20, key='another')) | Dedupe(point) "
+        f"| Compress() | {END}",
+        "Refine compares with disk another, but IntoRepository stores disk ",
+    ),
     "no sink": (
         f"{CUT} | Digest(point) | Dedupe(point) | Compress()",
         "The path ends with Compress, which is no sink. Add one, e.g. `| NullSink()`.",

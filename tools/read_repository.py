@@ -3,11 +3,14 @@
 
 Written from docs/repository.md alone, for the day on which nothing else is left. It needs the point files and the
 packs; the index is not read, so a lost or damaged index does not matter. With the package `blake3` installed every
-byte is proved; without it, lengths and structure are checked and the output says "not proved".
+byte is proved; without it, lengths and structure are checked and the output says "not proved". A sealed repository
+needs `blake3` and `cryptography`, and a key. A bucket is copied into a directory first, each key as a path.
 
     read_repository.py REPOSITORY list
     read_repository.py REPOSITORY restore POINT DISK FILE       a raw image, sparse
     read_repository.py REPOSITORY document POINT NAME FILE
+
+    --key-file FILE, --passphrase-file FILE                     open a sealed repository
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import struct
 import sys
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +46,10 @@ FRAME_HEADER = struct.Struct("<4sBBHIIII32sQ")
 CHUNK = struct.Struct("<I32s")
 MAP_HEADER = struct.Struct("<4sIII")
 MAP_ROW = struct.Struct("<HHHH")
+SALT = TAG = 16
+SEALED_DOCUMENT = struct.Struct("<8sII16s")  # magic, epoch, 0, salt; the text, its tag and a checksum follow
+NO_NONCE = bytes(12)
+KEY_FILE = "VADPIPE-KEY-1-"
 DATA, MAP, DOCUMENT = 1, 2, 3
 PURPOSE = {DATA: "", MAP: "page", DOCUMENT: "document"}
 
@@ -83,27 +91,123 @@ class Keys:
             raise Damaged(f"{what}: its digest is wrong")
 
 
+class Sealing:
+    """The keys of the epochs of a sealed repository."""
+
+    def __init__(self, repository: bytes, epochs: dict[int, bytes]) -> None:
+        self._id = repository
+        self._epochs = epochs
+
+    def decrypt(
+        self, epoch: int, purpose: str, salt: bytes, nonce: int, content: bytes, place: bytes, what: str
+    ) -> bytes:
+        """What was encrypted under the subkey of one object; `place` is its associated data without the id."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        if epoch not in self._epochs:
+            raise Damaged(f"{what} is of epoch {epoch}, whose key is not among the secrets of this slot")
+        subkey = blake3(f"vadpipe seal {purpose}".encode() + salt, key=self._epochs[epoch]).digest()
+        associated = purpose.encode() + self._id + place
+        try:
+            return AESGCM(subkey).decrypt(nonce.to_bytes(12, "little"), content, associated)
+        except InvalidTag as problem:
+            raise Damaged(f"{what} was altered, or belongs elsewhere") from problem
+
+    def document(self, name: str, content: bytes) -> bytes:
+        """The text of a sealed document."""
+        magic, epoch, _, salt = SEALED_DOCUMENT.unpack_from(content)
+        if magic != b"VADSEAL2":
+            raise Damaged(f"{name} is not sealed")
+        head, text = content[: SEALED_DOCUMENT.size], content[SEALED_DOCUMENT.size : -8]
+        return self.decrypt(epoch, "document", salt, 0, text, head + name.encode(), name)
+
+
+def unlocked(
+    root: Path, repository: bytes, key_file: Path | None, passphrase_file: Path | None
+) -> tuple[bytes, dict[int, bytes]]:
+    """The naming key, and the keys of the epochs, by the slot that one of these files opens."""
+    if blake3 is None:
+        raise Damaged("a sealed repository needs the packages blake3 and cryptography")
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    if key_file is None and passphrase_file is None:
+        raise Damaged("the repository is sealed: give --key-file or --passphrase-file")
+    for path in sorted((root / "keys").glob("*.json")):
+        slot = json.loads(path.read_bytes())
+        if slot["kind"] == "keyfile" and key_file is not None:
+            text = key_file.read_text().strip()
+            private = bytes.fromhex(text.removeprefix(KEY_FILE))
+        elif slot["kind"] == "passphrase" and passphrase_file is not None:
+            private = derived(passphrase_file, slot["kdf"])
+        else:
+            continue
+        own = X25519PrivateKey.from_private_bytes(private)
+        public = bytes.fromhex(slot["public"])
+        if own.public_key().public_bytes_raw() != public:
+            continue
+        naming, epochs = b"", {}
+        for wrap in sorted((root / "keys" / slot["id"]).glob("*.json")):
+            fields = json.loads(wrap.read_bytes())
+            epoch, ephemeral = int(fields["epoch"]), bytes.fromhex(fields["ephemeral"])
+            secret = own.exchange(X25519PublicKey.from_public_bytes(ephemeral))
+            info = b"vadpipe wrap" + repository + bytes.fromhex(slot["id"]) + struct.pack("<I", epoch)
+            key = HKDF(SHA256(), 32, ephemeral + public, info).derive(secret)
+            try:
+                secrets = AESGCM(key).decrypt(NO_NONCE, bytes.fromhex(fields["wrapped"]), info)
+            except InvalidTag as problem:
+                raise Damaged(f"{wrap} was altered") from problem
+            naming, epochs[epoch] = secrets[:32], secrets[32:]
+        if epochs:
+            return naming, epochs
+    raise Damaged("no key slot is opened by this key")
+
+
+def derived(passphrase_file: Path, kdf: dict[str, Any]) -> bytes:
+    """The private key of a passphrase."""
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    lines = passphrase_file.read_text().splitlines()
+    passphrase = unicodedata.normalize("NFC", lines[0] if lines else "").encode()
+    passes, memory, lanes = int(kdf["passes"]), int(kdf["memory_kib"]), int(kdf["lanes"])
+    if not (0 < passes <= 16 and 0 < memory <= 4 << 20 and 0 < lanes <= 16):
+        raise Damaged("a key slot asks for more work or memory than any that was made")
+    salt = bytes.fromhex(kdf["salt"])
+    return Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory).derive(passphrase)
+
+
 class Repository:
     """A directory, and what its packs hold."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, key_file: Path | None = None, passphrase_file: Path | None = None
+    ) -> None:
         self.root = root
         config = json.loads((root / "config.json").read_bytes())
-        if config.get("format") != "vadpipe repository" or config.get("version") != 1:
+        if config.get("format") != "vadpipe repository" or config.get("version") not in (1, 2):
             raise Damaged(f"{root} has a format that this program does not know")
         self.id = bytes.fromhex(config["id"])
-        self.keys = Keys(bytes.fromhex(config["key"]))
-        self.unsealed(root / "config.json")
+        self._sealing = None
+        if config.get("sealing", "none") == "none":
+            self.keys = Keys(bytes.fromhex(config["key"]))
+        else:
+            naming, epochs = unlocked(root, self.id, key_file, passphrase_file)
+            self.keys, self._sealing = Keys(naming), Sealing(self.id, epochs)
+        self._proved("config.json", (root / "config.json").read_bytes())
         self._frames: dict[bytes, Place] | None = None
         self._objects: dict[bytes, Place] = {}
         self._decoded: OrderedDict[bytes, Frame] = OrderedDict()
 
-    def unsealed(self, path: Path) -> dict[str, Any]:
-        """The fields of a sealed JSON file."""
-        fields: dict[str, Any] = json.loads(path.read_bytes())
+    def _proved(self, name: str, content: bytes) -> dict[str, Any]:
+        """The fields of a JSON document."""
+        fields: dict[str, Any] = json.loads(content)
         seal = bytes.fromhex(fields.pop("seal"))
         text = json.dumps(fields, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-        self.keys.expect("seal", text.encode(), seal, str(path))
+        self.keys.expect("seal", text.encode(errors="surrogatepass"), seal, name)
         return fields
 
     def points(self) -> list[dict[str, Any]]:
@@ -111,10 +215,16 @@ class Repository:
         found = []
         for path in sorted((self.root / "points").glob("*/*.json")):
             try:
-                found.append(self.unsealed(path))
+                content = path.read_bytes()
+                if content.startswith(b"VADENDED"):
+                    continue  # its run was ended before it had a point
+                name = path.relative_to(self.root).as_posix()
+                if self._sealing is not None:
+                    content = self._sealing.document(name, content)
+                found.append(self._proved(name, content))
             except (Damaged, ValueError, KeyError) as problem:
                 print(f"{path} cannot be used: {problem}", file=sys.stderr)
-        return sorted(found, key=lambda point: str(point["created"]))
+        return sorted(found, key=lambda point: (str(point["created"]), point.get("number", 0)))
 
     def point(self, name: str) -> dict[str, Any]:
         found = [point for point in self.points() if point["id"].startswith(name)]
@@ -151,9 +261,21 @@ class Repository:
 
     def _note_object(self, pack: BinaryIO, place: Place) -> None:
         pack.seek(place.offset)
-        head = pack.read(FRAME_HEADER.size + CHUNK.size)
-        if FRAME_HEADER.unpack_from(head)[1] != DATA:
-            self._objects[CHUNK.unpack_from(head, FRAME_HEADER.size)[1]] = place
+        head = pack.read(FRAME_HEADER.size)
+        if FRAME_HEADER.unpack(head)[1] != DATA:
+            table, _ = self._table(head, pack.read(SALT + CHUNK.size + TAG), f"a frame of {place.pack}")
+            self._objects[CHUNK.unpack(table)[1]] = place
+
+    def _table(self, head: bytes, rest: bytes, where: str) -> tuple[bytes, int]:
+        """The chunk table of a frame, of which `rest` comes behind the header; and where the payload begins there."""
+        magic, _, _, _, _, _, count, epoch, _, _ = FRAME_HEADER.unpack(head)
+        size = count * CHUNK.size
+        if magic == b"VFRM" and self._sealing is None:
+            return rest[:size], size
+        if magic != b"VFRS" or self._sealing is None:
+            raise Damaged(f"{where} is sealed and the repository is not, or the other way round")
+        end = SALT + size + TAG
+        return self._sealing.decrypt(epoch, "frame", rest[:SALT], 0, rest[SALT:end], head[:56], where), end
 
     def frame(self, identity: bytes) -> Frame:
         """A decoded frame."""
@@ -183,13 +305,18 @@ class Repository:
             pack.seek(place.offset)
             record = pack.read(place.size)
         where = f"the frame at byte {place.offset} of {place.pack}"
-        magic, kind, codec, _, length, stored, count, _, named, _ = FRAME_HEADER.unpack_from(record)
-        end = FRAME_HEADER.size + count * CHUNK.size
-        if magic != b"VFRM" or end + stored != len(record) or identity not in (None, named):
+        head, rest = record[: FRAME_HEADER.size], record[FRAME_HEADER.size :]
+        _, kind, codec, _, length, stored, _, epoch, named, _ = FRAME_HEADER.unpack(head)
+        table, end = self._table(head, rest, where)
+        payload = rest[end:]
+        if identity not in (None, named):
             raise Damaged(f"{where} is not what the pack says")
-        table = record[FRAME_HEADER.size : end]
         self.keys.expect("frame", table, named, where)
-        content = decoded(codec, record[end:], length, where)
+        if self._sealing is not None:
+            payload = self._sealing.decrypt(epoch, "frame", rest[:SALT], 1, payload, head[:56], where)
+        if len(payload) != stored:
+            raise Damaged(f"{where} is not what the pack says")
+        content = decoded(codec, payload, length, where)
         chunks = list(CHUNK.iter_unpack(table))
         start = 0
         for size, digest in chunks:
@@ -287,6 +414,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("repository", type=Path)
+    parser.add_argument("--key-file", type=Path)
+    parser.add_argument("--passphrase-file", type=Path)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list")
     for name, what in (("restore", "disk"), ("document", "name")):
@@ -297,7 +426,7 @@ def main() -> int:
     chosen = parser.parse_args()
     proved = "not proved: the package blake3 is not installed" if blake3 is None else "proved"
     try:
-        repository = Repository(chosen.repository)
+        repository = Repository(chosen.repository, chosen.key_file, chosen.passphrase_file)
         if chosen.command == "list":
             show(repository)
         elif chosen.command == "document":

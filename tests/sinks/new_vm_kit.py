@@ -22,6 +22,7 @@ from stages import (
     MarkZeros,
     Quiesce,
     ReadSpans,
+    Refine,
     VcenterVm,
     Vddk,
     Zstd,
@@ -74,6 +75,7 @@ class Backed:
                 | MarkZeros()
                 | CutChunks()
                 | Digest(point)
+                | Refine(point, disk)
                 | Dedupe(point)
                 | Compress(Zstd(level=1))
                 | IntoRepository(point, disk)

@@ -1,6 +1,6 @@
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import ConfigError, ContractError, MiB, Span
+from pipeline import CLUSTER, ConfigError, ContractError, Extents, MiB, Span
 from pipeline.testing import check_codec, check_stage
 from pipeline.testing.views import all_free, covers, plain
 from sinks import NullSink
@@ -25,8 +25,16 @@ from stages import (
     Uncompressed,
     Zstd,
 )
-from vadpipe.kernels import codec_named, codecs, cut_span, dedupe_span, mark_zeros, register_codec
-from vadpipe.kernels.dedupe import FRAME, frame_borders
+from vadpipe.kernels import (
+    codec_named,
+    codecs,
+    cut_span,
+    dedupe_span,
+    digest_span,
+    mark_zeros,
+    register_codec,
+)
+from vadpipe.kernels.dedupe import FRAME, frame_rows
 
 
 def digested(span):
@@ -58,9 +66,9 @@ async def test_every_chunk_gets_a_place_and_new_ones_a_frame(disk, digests):
             )
         )
         for frame in facts["frames"]:
-            low, high = rows[frame["first"]][0], rows[frame["last"] - 1][0] + rows[frame["last"] - 1][1]
-            assert high - low <= FRAME
-            content[frame["number"]] = disk.bytes_at(low, high - low)
+            own = [row for row in rows[frame["first"] : frame["last"]] if not row[4]]
+            assert sum(row[1] for row in own) <= FRAME
+            content[frame["number"]] = np.concatenate([disk.bytes_at(row[0], row[1]) for row in own])
         for offset, length, frame, place, is_known in rows:
             assert np.array_equal(content[frame][place : place + length], disk.bytes_at(offset, length))
             new, known = new + (not is_known), known + is_known
@@ -102,28 +110,37 @@ def digests_again(digests, spans):
     return digests()
 
 
-rows = st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(4, 64)), max_size=60)
+rows = st.lists(st.tuples(st.booleans(), st.integers(1, 64)), max_size=60)
 
 
 @given(rows)
-def test_frames_are_runs_of_new_chunks_side_by_side(chunks):
-    """Rows: is new, lies right behind the one before, clusters."""
-    offsets, lengths, reached = [], [], 0
-    for _, adjacent, clusters in chunks:
-        reached += 0 if adjacent else 4096
-        offsets.append(reached)
-        lengths.append(clusters * 4096)
-        reached += clusters * 4096
+def test_frames_are_full_and_hold_the_new_chunks_in_order(chunks):
+    """Rows: is new, clusters."""
     new = np.array([row[0] for row in chunks], dtype=np.bool_)
-    offset, length = np.array(offsets, dtype=np.int64), np.array(lengths, dtype=np.int64)
-    borders = frame_borders(new, offset, length)
-    assert [place for low, high in borders for place in range(low, high)] == np.flatnonzero(new).tolist()
-    for low, high in borders:
-        assert (offset[low + 1 : high] == (offset + length)[low : high - 1]).all()
-        assert length[low:high].sum() <= FRAME
-    for (_, high), (low, end) in pairwise(borders):
-        together = high == low and offset[low] == (offset + length)[low - 1]
-        assert not together or length[borders[borders.index((low, end)) - 1][0] : low + 1].sum() > FRAME
+    length = np.array([row[1] * 4096 for row in chunks], dtype=np.int64)
+    frames = [rows.tolist() for rows in frame_rows(np.flatnonzero(new), length)]
+    assert [row for rows in frames for row in rows] == np.flatnonzero(new).tolist()
+    for rows in frames:
+        assert length[rows].sum() <= FRAME
+    for rows, following in pairwise(frames):
+        assert length[[*rows, following[0]]].sum() > FRAME
+
+
+def test_new_chunks_apart_share_a_frame_that_holds_them_side_by_side():
+    content = np.random.default_rng(6).integers(0, 256, 32 * CLUSTER, dtype=np.uint8).tobytes()
+    index = MemoryIndex()
+    apart = Extents.of([(0, CLUSTER), (8 * CLUSTER, 2 * CLUSTER), (20 * CLUSTER, CLUSTER)])
+    known = replace(Span.of(content), data=Extents.whole(2 * CLUSTER, 8 * CLUSTER))
+    Compress(Uncompressed()).kernel()(dedupe_span(digest_span(cut_span(known), index.identity), index))
+    span = replace(Span.of(content), data=apart)
+    framed = Compress(Uncompressed()).kernel()(
+        dedupe_span(digest_span(cut_span(span), index.identity), index)
+    )
+    assert framed.known.tolist() == [False, True, False]
+    assert framed.chunk_place.tolist() == [0, 0, CLUSTER]
+    [frame] = framed.frames
+    assert frame.payload == content[:CLUSTER] + content[20 * CLUSTER : 21 * CLUSTER]
+    assert frame.chunk_length.tolist() == [CLUSTER, CLUSTER]
 
 
 @pytest.mark.slow

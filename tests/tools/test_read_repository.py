@@ -13,6 +13,8 @@ from pipeline import MiB
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from tests.vadpipe.repository.test_golden import GOLDEN, make_repository
 from vadpipe.repository import open_repository
+from vadpipe.repository.store import Repository
+from vadpipe.repository.ways import KeyFile, Passphrase, make_key_file
 
 PROGRAM = Path(__file__).parents[2] / "tools" / "read_repository.py"
 
@@ -39,7 +41,7 @@ def test_it_shares_no_code_with_the_product():
     names |= {
         str(node.module).partition(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
     }
-    assert names - sys.stdlib_module_names == {"zstandard", "blake3"}
+    assert names - sys.stdlib_module_names == {"zstandard", "blake3", "cryptography"}
     assert len(PROGRAM.read_text().splitlines()) < 600
 
 
@@ -118,3 +120,34 @@ def test_mistakes_are_one_line(tmp_path):
         assert said in done.stderr
         assert "Traceback" not in done.stderr
     assert run(tmp_path, "list").returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["key file", "passphrase"])
+async def test_a_sealed_repository_is_restored_with_its_key(tmp_path, way):
+    key_file, other = tmp_path / "key", tmp_path / "other"
+    make_key_file(key_file)
+    make_key_file(other)
+    words = tmp_path / "words"
+    words.write_text("correct horse battery staple\n")
+    opens = KeyFile(key_file) if way == "key file" else Passphrase.from_file(words)
+    repository = Repository(tmp_path / "sealed", unlock=[opens])
+    repository.init(opens)
+    disk = MemoryDisk(random_bytes(1, 3 * MiB + 512))
+    await backup(repository, [disk])
+    first = disk.content.copy()
+    disk.write(MiB, random_bytes(2, MiB))
+    await backup(repository, [disk])
+    option = ["--key-file", key_file] if way == "key file" else ["--passphrase-file", words]
+    assert run(*option, tmp_path / "sealed", "list").stdout.count("scsi0:0") == 2
+    async with repository.read() as reader:
+        ids = [point.id for point in reader.points]
+    for number, (point, state) in enumerate(zip(ids, (first, disk.content), strict=True)):
+        target = tmp_path / f"{number}.raw"
+        done = run(*option, tmp_path / "sealed", "restore", point, "scsi0:0", target)
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(np.fromfile(target, np.uint8), state)
+    refused = run("--key-file", other, tmp_path / "sealed", "list")
+    assert refused.returncode == 1
+    assert "no key slot is opened by this key" in refused.stderr
+    assert "is sealed" in run(tmp_path / "sealed", "list").stderr

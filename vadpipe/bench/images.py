@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import ConfigError
-from pipeline.units import GiB, format_size
+from pipeline.units import CLUSTER, GiB, format_size
 
 # What an operating system and its programs consist of; caches of compressed archives would tell nothing.
 ROOTS = ("/usr", sys.base_prefix)
@@ -30,12 +30,13 @@ ddb.adapterType = "lsilogic"
 """
 
 
-def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
+def ext4_image(directory: Path, size: int, fill: int, seed: int, *, layout: int = 0) -> Path:
     """A sparse raw image of `size` bytes with about `fill` bytes of files, chosen by seed; made once.
 
+    Another `layout` has the same files in other places: their directories are dealt to 16 new ones.
     Beside it lies a VMDK descriptor, so that LocalVm(image.parent) reads it. Raises ConfigError without mke2fs.
     """
-    place = directory / f"ext4-{size // GiB}g-{fill >> 20}m-{seed}"
+    place = directory / f"ext4-{size // GiB}g-{fill >> 20}m-{seed}{f'-{layout}' if layout else ''}"
     image = place / "disk.raw"
     if image.exists():
         return image
@@ -54,7 +55,8 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int) -> Path:
         tree, raw = Path(scratch, "tree"), Path(scratch, "disk.raw")
         tree.mkdir()
         for path, _ in chosen:
-            _take(path, tree)
+            dealt = random.Random(f"{layout} {path.parent}").randrange(16)
+            _take(path, tree / str(dealt) if layout else tree)
         with raw.open("wb") as file:
             file.truncate(size)
         subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
@@ -68,6 +70,8 @@ def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:
     directories = sorted({Path(found) for root in ROOTS for found, _, _ in os.walk(root)})
     random.Random(seed).shuffle(directories)
     for directory in directories:
+        if fill < CLUSTER:
+            return
         for entry in sorted(_entries(directory), key=lambda entry: entry.name):
             length = entry.stat(follow_symlinks=False).st_size
             if entry.is_file(follow_symlinks=False) and length <= fill:

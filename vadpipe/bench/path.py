@@ -21,7 +21,6 @@ import trio
 from numpy.typing import NDArray
 
 from pipeline import (
-    ChunkIndex,
     Disk,
     Flow,
     FramedSpan,
@@ -32,7 +31,7 @@ from pipeline import (
     PipelineReport,
 )
 from pipeline.testing.fakes import MemoryDisk
-from sinks import IntoRepository, NullSink, Repository
+from sinks import IntoRepository, NullSink, Point, Repository
 from stages import (
     AllocatedExtents,
     Codec,
@@ -44,6 +43,7 @@ from stages import (
     MarkZeros,
     MemoryIndex,
     ReadSpans,
+    Refine,
     Uncompressed,
     Zstd,
 )
@@ -85,14 +85,15 @@ class Result:
         )
 
 
-def stored_path(disk: Disk, index: ChunkIndex, codec: Codec) -> Flow[FramedSpan | Gap]:
-    """What every case measures: read, mark zeros, cut, digest, dedupe, encode."""
+def stored_path(disk: Disk, index: MemoryIndex | Point, codec: Codec) -> Flow[FramedSpan | Gap]:
+    """What every case measures: read, mark zeros, cut, digest, refine, dedupe, encode."""
     return (
         AllocatedExtents(disk)
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
         | Digest(index)
+        | Refine(index, disk)
         | Dedupe(index)
         | Compress(codec)
     )

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, cast
@@ -22,25 +22,20 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError, MoverError
 from pipeline.secrets import Secret
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.slots import (
+from vadpipe.repository.config import read_config
+from vadpipe.repository.sealing import Secrets
+from vadpipe.repository.slot_changes import add_slot, change_passphrase, new_epoch, remove_slot
+from vadpipe.repository.slots import Opened, SlotTable, default_ways, open_slot
+from vadpipe.repository.ways import (
     AgeIdentity,
     AgeRecipient,
     KeyFile,
     NewWay,
-    Opened,
     Passphrase,
-    Slot,
-    SlotTable,
     Way,
-    add_slot,
-    change_passphrase,
-    default_ways,
     make_key_file,
-    new_epoch,
-    open_repository_keys,
-    remove_slot,
-    sealed_id,
 )
+from vadpipe.repository.wrapping import Slot
 from vadpipe.words import counted
 
 from . import ending_signals
@@ -180,7 +175,7 @@ def opening(
 
 def _is_sealed(repository: str) -> bool:
     try:
-        sealed_id(backend_at(repository))
+        _check_sealed(backend_at(repository))
     except MoverError:
         return False
     return True
@@ -267,11 +262,11 @@ def key() -> None:
 @json_option
 def list_keys(repository: str, ways: tuple[Way, ...], as_json: bool) -> int:
     """List the key slots. With a key, their seals are checked, too."""
-    backend = backend_at(repository)
-    sealed_id(backend)
-    naming = None
+    backend, naming = backend_at(repository), None
     if were_given(ways):
-        naming = open_repository_keys(backend, ways)[1].secrets.naming
+        naming = _opened(repository, ways)[2].secrets.naming
+    else:
+        _check_sealed(backend)
     found = SlotTable.read(backend)
     rows = [_row(found, slot, naming) for slot in found.slots]
     if naming is not None:
@@ -388,6 +383,37 @@ def key_file(file: Path, as_json: bool) -> None:
 
 
 def _opened(repository: str, ways: Sequence[Way]) -> tuple[Backend, bytes, Opened]:
+    """The store, the id of the repository and its secrets, all of them proved."""
     backend = backend_at(repository)
-    identity, opened = open_repository_keys(backend, ways)
-    return backend, identity, opened
+    found: list[Opened] = []
+
+    def opening(backend: Backend, identity: bytes) -> Secrets:
+        found.append(open_slot(backend, identity, ways))
+        return found[0].secrets
+
+    config = read_config(backend, opening)
+    if not found:
+        raise _not_sealed(backend)
+    return backend, config.id, found[0]
+
+
+class _Sealed(Exception):
+    """It is sealed; that is all that was asked."""
+
+
+def _check_sealed(backend: Backend) -> None:
+    """Raises ConfigError for a repository that is not sealed; what `read_config` raises."""
+
+    def opening(backend: Backend, identity: bytes) -> NoReturn:
+        raise _Sealed
+
+    with suppress(_Sealed):
+        read_config(backend, opening)
+        raise _not_sealed(backend)
+
+
+def _not_sealed(backend: Backend) -> ConfigError:
+    return ConfigError(
+        f"The repository {backend.place()} is not sealed, so it has no keys.",
+        remedy="Make a sealed one with `vadpipe init --seal`, and copy into it.",
+    )

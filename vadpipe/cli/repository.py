@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 import click
+import trio
 
 from pipeline.errors import (
     EXIT_DONE,
@@ -22,11 +23,13 @@ from pipeline.units import format_size
 from sinks.restore_job import resolve_point
 from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
+from vadpipe.repository.backends.location import backend_at
+from vadpipe.repository.checksums import ChecksumReport, check_without_key
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.repository.verify import Budget, Finding, VerifyReport
-from vadpipe.repository.wrapping import NewWay
+from vadpipe.repository.ways import NewWay
 from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 
@@ -147,14 +150,27 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
     help="Read up to e.g. 10% or 5GiB of the packs, from where the last --budget on this machine stopped.",
 )
 @click.option("--seed", type=int, help="Draw the packs of --budget at random, by this seed.")
+@click.option("--without-key", is_flag=True, help="Check checksums only; needs no key of a sealed repository.")
 @json_option
 def verify(
-    repository: str, point: str | None, vm: str | None, budget: str | None, seed: int | None, as_json: bool
+    repository: str,
+    point: str | None,
+    vm: str | None,
+    budget: str | None,
+    seed: int | None,
+    without_key: bool,
+    as_json: bool,
 ) -> int:
     """Read everything in a repository back, and prove that it can be restored.
 
     --point and --budget read less of the packs. The index and the maps are read in any case.
     """
+    if without_key:
+        if point is not None or vm is not None or budget is not None:
+            raise ConfigError(
+                "--without-key checks everything.", remedy="Leave --point, --vm and --budget out."
+            )
+        return _check_without_key(repository, as_json)
     if seed is not None and budget is None:
         raise ConfigError(
             "--seed means nothing without --budget.", remedy="Add --budget, or leave --seed out."
@@ -183,6 +199,22 @@ def verify(
     report = run_async(work)
     show(report, [report.summary(), *_damage_lines(report)], as_json)
     return EXIT_FAILED if report.damages else EXIT_DONE
+
+
+def _check_without_key(repository: str, as_json: bool) -> int:
+    async def work() -> ChecksumReport:
+        async with show_progress(as_json) as progress:
+            running = RunningVerification()
+            progress.running.append(running)
+            backend = backend_at(repository)
+            try:
+                return await trio.to_thread.run_sync(check_without_key, backend, running.reached)
+            finally:
+                backend.close()
+
+    found = run_async(work)
+    show(found, found.lines(), as_json)
+    return EXIT_FAILED if found.damages else EXIT_DONE
 
 
 def last_verified(repository_id: bytes) -> str:

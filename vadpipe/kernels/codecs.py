@@ -7,10 +7,12 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.values import DedupedSpan, EncodedFrame, FramedSpan
+from pipeline.values import DedupedSpan, EncodedFrame, FramedSpan, Span
 
 
 class Codec(Protocol):
@@ -126,14 +128,12 @@ def encode_span(deduped: DedupedSpan, codec: Codec) -> FramedSpan:
     A frame that does not shrink is stored uncompressed.
     """
     span, cut, assignment = deduped.span, deduped.digested.cut, deduped.assignment
-    memory = span.buffer.memory
     frames: list[EncodedFrame] = []
     for planned in assignment.frames:
-        rows = slice(planned.first, planned.last)
-        low = int(cut.chunk_offset[planned.first]) - span.offset
+        rows = planned.first + np.flatnonzero(~assignment.known[planned.first : planned.last])
         chunk_length = cut.chunk_length[rows]
         length = int(chunk_length.sum())
-        data = memory[low : low + length]
+        data = _gathered(span, cut.chunk_offset[rows], chunk_length)
         name, payload = codec.name, codec.encode(data)
         if len(payload) >= length and name != Uncompressed().name:
             name, payload = Uncompressed().name, bytes(data)
@@ -146,6 +146,7 @@ def encode_span(deduped: DedupedSpan, codec: Codec) -> FramedSpan:
         data=span.data,
         zeros=span.zeros,
         zero_read=span.zero_read,
+        unchanged_read=span.unchanged_read,
         identity=deduped.digested.identity,
         chunk_offset=cut.chunk_offset,
         chunk_length=cut.chunk_length,
@@ -154,6 +155,15 @@ def encode_span(deduped: DedupedSpan, codec: Codec) -> FramedSpan:
         known=assignment.known,
         frames=frames,
     )
+
+
+def _gathered(span: Span, offset: NDArray[np.int64], length: NDArray[np.int64]) -> memoryview:
+    """The bytes of chunks, one after the other; copied only where they do not lie so in the span."""
+    start, end = offset - span.offset, offset - span.offset + length
+    begins = np.flatnonzero(start[1:] != end[:-1]) + 1
+    lows, highs = start[[0, *begins]].tolist(), end[[*(begins - 1), -1]].tolist()
+    parts = [span.buffer.memory[low:high] for low, high in zip(lows, highs, strict=True)]
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
 def _expect_codec(codec: object) -> None:

@@ -7,12 +7,13 @@ of a point share one index, which holds its own lock while it assigns the chunks
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ContractError
+from pipeline.protocols import Disk
 from pipeline.units import MiB
 from pipeline.values import (
     DIGEST_SIZE,
@@ -60,7 +61,9 @@ def assign(
 ) -> Assignment:
     """The algorithm of `ChunkIndex.assign`. The caller holds the lock of what `lookup` and `add_frame` use.
 
-    New chunks that lie together on the disk share a frame of at most FRAME bytes. Equal new chunks are stored once.
+    The new chunks of a span share frames of at most FRAME bytes, in their order, whatever lies between them:
+    whoever reads the disk needs them together, and a frame of its own for each changed cluster would cost a
+    fifth of its bytes more. Equal new chunks are stored once.
     """
     frame, place = lookup(digest)
     unknown = np.flatnonzero(frame == NO_FRAME)
@@ -69,11 +72,11 @@ def assign(
     if len(unknown):
         first, inverse = _first_of_equals(digest[unknown])
         new[unknown[first]] = True
-        for low, high in frame_borders(new, offset, length):
-            number = add_frame(length[low:high], digest[low:high])
-            frame[low:high] = number
-            place[low:high] = np.cumsum(length[low:high]) - length[low:high]
-            frames.append(PlannedFrame(number, low, high))
+        for rows in frame_rows(np.flatnonzero(new), length):
+            number = add_frame(length[rows], digest[rows])
+            frame[rows] = number
+            place[rows] = np.cumsum(length[rows]) - length[rows]
+            frames.append(PlannedFrame(number, int(rows[0]), int(rows[-1]) + 1))
         originals = unknown[first][inverse]
         frame[unknown] = frame[originals]
         place[unknown] = place[originals]
@@ -94,6 +97,9 @@ class MemoryIndex:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity!r})"
+
+    def previous_content(self, disk: Disk) -> None:
+        """For Refine: there is no previous point."""
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         """See pipeline.ChunkIndex."""
@@ -128,22 +134,15 @@ class MemoryIndex:
         self._place = np.resize(self._place, self._table.capacity)
 
 
-def frame_borders(
-    new: NDArray[np.bool_], offset: NDArray[np.int64], length: NDArray[np.int64]
-) -> list[tuple[int, int]]:
-    """Rows [low, high) of the frames: new chunks side by side on the disk, as many as fit."""
-    end = offset + length
-    starts_run = new & ~np.concatenate(([False], new[:-1] & (end[:-1] == offset[1:])))
-    borders: list[tuple[int, int]] = []
-    run_of = np.cumsum(starts_run)
-    for low in np.flatnonzero(starts_run).tolist():
-        last = int(np.searchsorted(run_of, run_of[low], side="right"))
-        stop = low + int(np.argmin(new[low:last])) if not new[low:last].all() else last
-        while low < stop:
-            high = int(np.searchsorted(end[low:stop], offset[low] + FRAME, side="right")) + low
-            borders.append((low, max(high, low + 1)))
-            low = borders[-1][1]
-    return borders
+def frame_rows(new: NDArray[np.intp], length: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
+    """The rows of each frame: of the new rows as many as fit, one after the other."""
+    end = np.cumsum(length[new])
+    low = 0
+    while low < len(new):
+        start = int(end[low] - length[new[low]])
+        high = max(low + 1, int(np.searchsorted(end, start + FRAME, side="right")))
+        yield new[low:high]
+        low = high
 
 
 def _first_of_equals(digest: Digests) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

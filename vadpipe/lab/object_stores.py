@@ -96,7 +96,7 @@ def radosgw(directory: Path) -> Iterator[ObjectStore]:
     monitor, gateway = _free_port(), _free_port()
     cluster = str(uuid.uuid4())
     configuration = directory / "ceph.conf"
-    configuration.write_text(_ceph_configuration(directory, cluster, monitor, gateway))
+    configuration.write_text(_ceph_configuration(directory, cluster, gateway))
     for name in ("mon", "osd", "run"):
         (directory / name).mkdir()
     settings = ["-c", str(configuration)]
@@ -117,9 +117,10 @@ def radosgw(directory: Path) -> Iterator[ObjectStore]:
             "monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v1:127.0.0.1:{monitor}]", monitors
         )
         _call("ceph-mon", *settings, "--mkfs", "-i", "a", "--monmap", monitors)
-        start("ceph-mon", "-i", "a")
+        process, log = start("ceph-mon", "-i", "a")
         storage = str(uuid.uuid4())
-        _call("ceph", *settings, "osd", "new", storage)
+        # A monitor that has just started may refuse everything for a moment.
+        _wait_for(lambda: _succeeds("ceph", *settings, "osd", "new", storage), process, log)
         _call("ceph-osd", *settings, "-i", "0", "--mkfs", "--osd-uuid", storage, "--no-mon-config")
         process, log = start("ceph-osd", "-i", "0")
         _wait_for(lambda: "1 up" in _call("ceph", *settings, "osd", "stat"), process, log)
@@ -136,12 +137,16 @@ def radosgw(directory: Path) -> Iterator[ObjectStore]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _ceph_configuration(directory: Path, cluster: str, monitor: int, gateway: int) -> str:
-    """One copy of everything, no authentication between the processes, and space that is free again at once."""
+def _ceph_configuration(directory: Path, cluster: str, gateway: int) -> str:
+    """One copy of everything, no authentication between the processes, and space that is free again at once.
+
+    The monitor is named by its map, because that has the id of the cluster: a client that has only the address may
+    send its first command without the id, and is refused.
+    """
     return f"""
 [global]
 fsid = {cluster}
-mon host = v1:127.0.0.1:{monitor}
+monmap = {directory}/monmap
 public addr = 127.0.0.1
 ms bind msgr2 = false
 auth cluster required = none
@@ -177,6 +182,14 @@ def _call(*command: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed with code {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
+
+
+def _succeeds(*command: str) -> bool:
+    try:
+        _call(*command)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _wait_for(asked: Callable[[], T], process: subprocess.Popen[bytes], log: Path) -> T:

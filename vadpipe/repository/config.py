@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from blake3 import blake3
 
-from pipeline import IntegrityError, SinkError
+from pipeline import ConfigError, IntegrityError, SinkError
 
 from .backends.contract import Backend, ObjectExists
 from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
 from .sealing import Sealing, Secrets
 
 if TYPE_CHECKING:
-    from .wrapping import NewWay, Way
+    from .ways import NewWay, Way
 
 KEY_SIZE = 32
 
@@ -170,7 +170,7 @@ def create_repository(
     if seal_for is None:
         fields["key"] = naming.hex()
     else:
-        from .slots import create_keys, remove_foreign
+        from .slot_changes import create_keys, remove_foreign
 
         drawn = Secrets(naming, {1: origin.random(KEY_SIZE)})
         create_keys(backend, identity, drawn, seal_for, label, origin=origin)
@@ -187,7 +187,13 @@ def create_repository(
     return Config(identity, str(fields["created"]), VERSION, conditional, keys, sealing)
 
 
-def read_config(backend: Backend, unlock: Sequence[Way] = (), origin: Origin | None = None) -> Config:
+# Gives the secrets of a sealed repository, from its backend and its id. Raises ConfigError where nothing opens it.
+Unlock = Callable[[Backend, bytes], Secrets]
+
+
+def read_config(
+    backend: Backend, unlock: Sequence[Way] | Unlock = (), origin: Origin | None = None
+) -> Config:
     """What a repository is.
 
     Args:
@@ -227,6 +233,15 @@ def read_config(backend: Backend, unlock: Sequence[Way] = (), origin: Origin | N
         ) from damage
 
 
+def _refuse_plain(backend: Backend, unlock: Sequence[Way] | Unlock) -> None:
+    """Somebody who can write the store could put a plain config in the place of a sealed one, and wait for backups."""
+    if not callable(unlock) and unlock:
+        raise ConfigError(
+            f"The repository {backend.place()} is not sealed, but a key was given to open it.",
+            remedy="If it was sealed, somebody exchanged its config.json: do not use it. Otherwise leave the key out.",
+        )
+
+
 def _unreadable(backend: Backend, damage: Damage) -> SinkError:
     if isinstance(damage, Missing):
         return SinkError(
@@ -242,7 +257,7 @@ def _unreadable(backend: Backend, damage: Damage) -> SinkError:
 
 
 def _parse(
-    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way], origin: Origin
+    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way] | Unlock, origin: Origin
 ) -> Config:
     version, sealing = cast("int", fields["version"]), fields.get("sealing", "none")
     try:
@@ -255,10 +270,15 @@ def _parse(
     if sealing not in ("none", SEALING):
         raise Damage(f"it is sealed by {sealing!r}, which this version does not know")
     found = None
-    if naming is None:
-        from . import slots
+    if naming is not None:
+        _refuse_plain(backend, unlock)
+    else:
+        if callable(unlock):
+            found = unlock(backend, identity)
+        else:
+            from . import slots
 
-        found = slots.unlock(backend, identity, unlock or slots.default_ways.get()())
+            found = slots.unlock(backend, identity, unlock or slots.default_ways.get()())
         naming = found.naming
     keys = Keys.derive(naming)
     unseal(content, keys.seal)

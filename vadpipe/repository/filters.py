@@ -20,7 +20,7 @@ from .segments import FILTER, WORDS_MULTIPLE, Segment, filter_bits
 log = logging.getLogger(__name__)
 
 # With it, a run has at most 192 MiB against an index of 200 million chunks (bench/index.py).
-BUDGET: Final = 80 * MiB
+BUDGET: Final = 64 * MiB
 
 _JOINED: Final = tuple(many for many in range(1, WORDS_MULTIPLE + 1) if WORDS_MULTIPLE % many == 0)
 _PIECE: Final = 128 * KiB // WORDS_MULTIPLE * WORDS_MULTIPLE  # words read at a time: 1 MiB

@@ -159,11 +159,10 @@ class Segment1(Columns):
             for name, low, high in zip(names, borders[:-1].tolist(), borders[1:].tolist(), strict=True)
         }
 
-    def agreeing(self, frame: int, chunk: NDArray[np.void]) -> int:
-        """How many of its rows say that this frame holds these chunks; see Segment."""
-        place = np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
-        found, at = self.lookup(chunk["digest"])
-        return int(((found == frame) & (at == place)).sum())
+    def agreeing(self, frame: Rows, many: Rows, digest: Digests, place: Rows) -> int:
+        """How many of its rows say what some frames really hold; see Segment."""
+        found, at = self.lookup(digest)
+        return int(((found == np.repeat(frame, many)) & (at == place)).sum())
 
     def prove(self) -> None:
         """Check every byte, and that no row names what is not there."""

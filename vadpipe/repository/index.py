@@ -29,6 +29,7 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
+    MiB,
 )
 from vadpipe.kernels.digest_table import DigestTable
 
@@ -53,6 +54,12 @@ log = logging.getLogger(__name__)
 
 # 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
 DRAFT_ROWS: Final = 512 * KiB
+
+# For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
+_CELLS: Final = 16 * MiB
+
+# Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
+_PROOFS: Final = 2048
 
 # Frames whose chunk tables are proved together, when the frames before them were just met.
 _AHEAD: Final = 64
@@ -269,10 +276,10 @@ class Draft:
         found = self._chunk[row].astype(np.int64)
         return np.where(row >= 0, found[:, 0], -1), found[:, 1]
 
-    def chunks(self) -> tuple[Digests, Rows]:
+    def chunks(self) -> tuple[Digests, NDArray[np.uint32]]:
         """The columns digest and place, frame after frame."""
         self._insert()
-        return self._table.digest, self._chunk[: len(self._table), 1].astype(np.int64)
+        return self._table.digest, self._chunk[: len(self._table), 1]
 
     def _insert(self) -> None:
         if self._waiting:
@@ -317,7 +324,7 @@ class RunIndex(Index):
         directory: Path | str | None = None,
         first: int = 0,
     ) -> None:
-        super().__init__(objects, repository_id, sealing, removed)
+        super().__init__(objects, repository_id, sealing, removed, Cells(_CELLS))
         if self.damaged:  # what it does not find would be stored again, and nobody would look for the reason
             raise self.damaged[0]
         self.lock = threading.RLock()
@@ -452,12 +459,19 @@ class RunIndex(Index):
         place[at] = chunk["place"]
 
     @_locked
+    def published(self, identity: Digests) -> list[FrameAddress | None]:
+        """Where frames of earlier points are stored, by id; None for one that the index does not know."""
+        number = self.find_frames(identity)
+        known = iter(self.addresses(number[number != NO_FRAME]))
+        return [next(known) if at != NO_FRAME else None for at in number]
+
+    @_locked
     def frame_ids(self, number: Numbers) -> Digests:
         return super().frame_ids(number)
 
     @_locked
     def readable(self, digest: Digests) -> tuple[Numbers, Rows]:
-        """Like `lookup`, but among all published chunks, also in packs that are going to be removed: to read them."""
+        """Like `lookup`, among all published chunks, also in packs that are going to be removed: to read them."""
         return super().lookup(digest)
 
     @_locked
@@ -600,16 +614,16 @@ class RunIndex(Index):
 class _Proofs:
     """Which rows of a segment were proved: the id of a frame is the keyed digest of its chunk table.
 
-    Memory: a bit for each chunk of the segment, touched where chunks were met.
+    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 8 MiB.
     """
 
     def __init__(self, segment: Segment, keys: Keys) -> None:
         self._segment = segment
         self._keys = keys
         self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
+        self._proofs = 0
         self._next = -1  # the frame after the last ones that were proved
         self._ahead = 1
-        self._packs: dict[int, str] = {}
 
     def prove(self, row: Rows, frame: Rows) -> set[str]:
         """Prove the frames that rows belong to. Returns the packs of what was proved now.
@@ -622,6 +636,10 @@ class _Proofs:
         packs: set[str] = set()
         wanted = np.unique(frame[proved == 0])
         borders = np.flatnonzero(np.diff(wanted) != 1) + 1
+        if self._proofs > _PROOFS:
+            self._proved, self._proofs = np.zeros_like(self._proved), 0
+            wanted = np.unique(frame)
+            borders = np.flatnonzero(np.diff(wanted) != 1) + 1
         for frames in np.split(wanted, borders):
             first, last = int(frames[0]), int(frames[-1]) + 1
             self._ahead = min(2 * self._ahead, _AHEAD) if first == self._next else 1
@@ -665,6 +683,7 @@ class _Proofs:
         return segment.staying_packs(frames["pack"])
 
     def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
+        self._proofs += 1
         low, high = first >> 3, (first + len(proved) + 7) >> 3
         bits = np.unpackbits(self._proved[low:high], bitorder="little")
         bits[first - 8 * low : first - 8 * low + len(proved)] |= proved

@@ -117,7 +117,7 @@ class _DiskWriter:
             self._count(read=item.read, zero_read=item.read, zero_unread=item.length - item.read)
             await self._take_gap(end, None)
         else:
-            self._count(unchanged=item.length)
+            self._count(read=item.read, known=item.read, unchanged=item.length - item.read)
             await self._take_gap(end, await self._parent_pages())
 
     async def finish(self) -> StoredDisk:
@@ -147,8 +147,9 @@ class _DiskWriter:
         unchanged = span.length - span.data.total - span.zeros.total
         if unchanged > 0:
             await self._parent_pages()
-        known = int(span.chunk_length[span.known].sum())
-        new = int(span.chunk_length.sum()) - known
+        known = int(span.chunk_length[span.known].sum()) + span.unchanged_read
+        new = int(span.chunk_length[~span.known].sum())
+        unchanged -= span.unchanged_read
         self._count(read=known + new + span.zero_read, known=known, new=new, unchanged=unchanged)
         self._count(zero_read=span.zero_read, zero_unread=span.zeros.total - span.zero_read)
         if span.frames:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -39,10 +40,12 @@ log = logging.getLogger(__name__)
 MOST: Final = 16
 FEWEST: Final = 8
 AT_ONCE: Final = 256  # segments in one merge
-FRAMES_AT_ONCE: Final = 16 * KiB  # with some 16 chunks each: 10 MiB of rows
-SORTED_AT_ONCE: Final = 256 * KiB  # entries in a range of digests, on average
+FRAMES_AT_ONCE: Final = 16 * KiB
+ROWS_AT_ONCE: Final = 128 * KiB  # 5 MiB; a frame has at most 4096 chunks
+SORTED_AT_ONCE: Final = 128 * KiB  # entries in a range of digests, on average
 
-_BLOCK: Final = 16 * KiB  # bytes of a block in a temporary file, at least
+_BLOCK: Final = 16 * KiB  # of a temporary file, at most
+_WAITING: Final = 16 * MiB  # what waits in memory until it is a block
 _ENTRY: Final = np.dtype([("head", "<u8"), ("row", "<u4")])
 
 # Frame rows, whose column `pack` numbers the ids that come with them; which of the frames stay.
@@ -165,9 +168,15 @@ def _write(
 
 
 def _windows(segment: Segment) -> Iterator[tuple[int, int]]:
-    """Ranges of frames that are in memory together."""
-    for low in range(0, segment.frames, FRAMES_AT_ONCE):
-        yield low, min(low + FRAMES_AT_ONCE, segment.frames)
+    """Ranges of frames that are in memory together, with at most ROWS_AT_ONCE chunks, or one frame."""
+    low = 0
+    while low < segment.frames:
+        high = min(low + FRAMES_AT_ONCE, segment.frames)
+        bounds = segment.bounds(low, high)
+        fitting = int(np.searchsorted(bounds, int(bounds[0]) + ROWS_AT_ONCE, side="right")) - 1
+        high = low + max(1, min(fitting, high - low))
+        yield low, high
+        low = high
 
 
 def _kept(
@@ -255,30 +264,28 @@ class _Blocks:
 
     def __init__(self, directory: Path | str | None, sealed: bool) -> None:
         self._file = TemporarySegment("blocks", directory)
-        self._block: list[tuple[int, int]] = []  # offset, length
-        self._end = 0
+        self._offset = array("q", [0])  # of each block, and the end of the last one
         self._cipher = aes_gcm(secrets.token_bytes(32)) if sealed else None
 
     def append(self, rows: NDArray[np.generic]) -> int:
         """The number of the new block."""
         content = np.ascontiguousarray(rows).tobytes()
-        number = len(self._block)
+        number = len(self._offset) - 1
         if self._cipher is not None:
             content = seal_cell(self._cipher, number, content, b"")
         self._file.file.write(content)
-        self._block.append((self._end, len(content)))
-        self._end += len(content)
+        self._offset.append(self._offset[-1] + len(content))
         return number
 
     def read(self, number: int) -> bytes:
         self._file.file.flush()
-        offset, length = self._block[number]
-        content = self._file.read("", offset, length)
+        offset, end = self._offset[number : number + 2]
+        content = self._file.read("", offset, end - offset)
         return content if self._cipher is None else open_cell(self._cipher, number, content, b"")
 
     def pieces(self) -> Iterator[bytes]:
         """All blocks."""
-        return map(self.read, range(len(self._block)))
+        return map(self.read, range(len(self._offset) - 1))
 
     def close(self) -> None:
         self._file.close()
@@ -293,9 +300,11 @@ class _Ranges:
         self._blocks = _Blocks(directory, sealed)
         self._directory = directory
         self._sealed = sealed
-        self._waiting: list[list[NDArray[np.void]]] = [[] for _ in range(self._parts)]
+        # All in one array: many small ones among large ones would keep freed memory from being used again.
+        room = max(16, min(_BLOCK, _WAITING // self._parts) // _ENTRY.itemsize)
+        self._waiting = np.empty((self._parts, room), _ENTRY)
         self._rows = [0] * self._parts
-        self._block: list[list[int]] = [[] for _ in range(self._parts)]
+        self._block = [array("q") for _ in range(self._parts)]
 
     def add(self, head: NDArray[np.uint64], first: int) -> None:
         """Digests of the rows from number `first` on."""
@@ -306,33 +315,35 @@ class _Ranges:
         borders = np.searchsorted(part[order], np.arange(self._parts + 1)).tolist()
         entry = entry[order]
         for number, (low, high) in enumerate(pairwise(borders)):
-            if low < high:
-                self._waiting[number].append(entry[low:high].copy())
-                self._rows[number] += high - low
-                if self._rows[number] * _ENTRY.itemsize >= _BLOCK:
-                    self._flush(number)
-
-    def _flush(self, number: int) -> None:
-        self._block[number].append(self._blocks.append(np.concatenate(self._waiting[number])))
-        self._waiting[number], self._rows[number] = [], 0
+            while low < high:
+                rows = self._rows[number]
+                fitting = min(high - low, self._waiting.shape[1] - rows)
+                self._waiting[number, rows : rows + fitting] = entry[low : low + fitting]
+                self._rows[number] += fitting
+                low += fitting
+                if self._rows[number] == self._waiting.shape[1]:
+                    self._block[number].append(self._blocks.append(self._waiting[number]))
+                    self._rows[number] = 0
 
     def write(self, writer: SegmentWriter, *, with_filter: bool) -> None:
         """The columns of entries and of buckets, and that of the filter."""
-        made = SortedEntries(self._count)
+        made = SortedEntries(self._count, with_filter=with_filter)
         words = _Blocks(self._directory, self._sealed)
         try:
-            for waiting, blocks in zip(self._waiting, self._block, strict=True):
+            for waiting, rows, blocks in zip(self._waiting, self._rows, self._block, strict=True):
                 parts = [np.frombuffer(self._blocks.read(number), _ENTRY) for number in blocks]
-                entry = np.concatenate([np.zeros(0, _ENTRY), *parts, *waiting])
-                writer.write(made.add(entry["head"].copy(), entry["row"].astype(np.int64)))
-                words.append(made.filter(last=False))
+                entry = np.concatenate([*parts, waiting[:rows]])
+                for piece in made.add(entry["head"].copy(), entry["row"]):
+                    writer.write(piece)
+                if with_filter:
+                    words.append(made.filter(last=False))
             writer.end_column()
             writer.write(made.starts())
             writer.end_column()
             if with_filter:
                 for part in words.pieces():
                     writer.write(np.frombuffer(part, np.uint8))
-                writer.write(made.filter())
+                writer.write(made.filter(last=True))
                 writer.end_column()
         finally:
             words.close()

@@ -201,7 +201,7 @@ def _read(objects: Objects, address: FrameAddress, size: int) -> bytes:
     return objects.read(objects.pack(address.pack), address.offset, size)
 
 
-def read_table(objects: Objects, config: Config, name: str) -> NDArray[np.void]:
+def read_table(objects: Objects, repository_id: bytes, name: str) -> NDArray[np.void]:
     """The frames of a pack as its own table lists them. Proves header, table and footer. Raises Damage."""
     path = objects.pack(name)
     end = objects.size(path)
@@ -215,7 +215,7 @@ def read_table(objects: Objects, config: Config, name: str) -> NDArray[np.void]:
     if start > LARGEST_PACK or count > _MOST_FRAMES:
         raise Damage("the pack is larger than any that was written")
     table = objects.read(path, start, count * FRAME_ROW.itemsize)
-    if head != pack_header(config.id, name):
+    if head != pack_header(repository_id, name):
         raise Damage("the pack's header is wrong")
     if (
         xxhash.xxh3_64_intdigest(table + footer[: _FOOTER.size])

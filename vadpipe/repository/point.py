@@ -48,6 +48,7 @@ from .frames import (
 )
 from .index import RunIndex
 from .packs import PackWriter, read_object
+from .previous import PreviousContent
 from .restore_point import (
     Document,
     PointsOf,
@@ -125,6 +126,18 @@ class Point:
         """The same with its map; what `Unchanged` refers to."""
         parent = self._run.parent if self._run else None
         return parent.disk(disk.key) if parent else None
+
+    def previous_content(self, disk: Disk) -> PreviousContent | None:
+        """What the previous point holds of the disk, for Refine; None where it has none of this capacity.
+
+        Reads nothing yet. What it gives is for worker threads.
+        """
+        run, stored = self._run, self.parent_of(disk)
+        if run is None or stored is None or stored.capacity != disk.capacity:
+            return None
+        return PreviousContent(
+            run.objects, run.config, run.index, self._load_object, stored, self.remarks.append
+        )
 
     def assign(self, digest: Digests, offset: NDArray[np.int64], length: NDArray[np.int64]) -> Assignment:
         """See pipeline.ChunkIndex. Waits for other threads, and reads files: not for the event loop.

@@ -303,7 +303,7 @@ class _Prune:
         writer, index = PackWriter(self._objects, self._config, self._run.id), self._new_index()
         try:
             for pack, wanted in copies:
-                for address in addresses(read_table(self._objects, self._config, pack), pack):
+                for address in addresses(read_table(self._objects, self._config.id, pack), pack):
                     if heads(_row(address.id))[0] not in wanted:
                         continue
                     content = read_stored(self._objects, address)
@@ -399,7 +399,7 @@ class _Prune:
     def _wanted_of(self, pack: str, missing: _HeadSet) -> Heads:
         """Those of the frames in `missing` that a pack holds, sound."""
         try:
-            table = read_table(self._objects, self._config, pack)
+            table = read_table(self._objects, self._config.id, pack)
         except Missing:
             return np.zeros(0, np.uint64)
         except Damage:  # its frames may be sound all the same

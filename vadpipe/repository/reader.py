@@ -51,7 +51,7 @@ from .removal import read_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
-    from .wrapping import Way
+    from .ways import Way
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB

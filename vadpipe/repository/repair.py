@@ -187,7 +187,7 @@ class _Repair:
             index.close()
 
     def _index(self, index: RunIndex, name: str) -> None:
-        for address in addresses(read_table(self._objects, self._config, name), name):
+        for address in addresses(read_table(self._objects, self._config.id, name), name):
             chunk = read_chunks(self._objects, self._config, address)
             number = index.add_frame(chunk["length"].astype("i8"), chunk["digest"], address.id)
             index.found(number, address)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import Digests, KiB, MiB, SinkError
 
-from .cells import CELL, Rows
+from .cells import CELL
 from .files import RUN_ID_SIZE, Damage, Objects, stem
 from .sealing import SALT_SIZE, TAG_SIZE, Sealing, seal_cell
 from .segments import (
@@ -122,7 +122,7 @@ def write_segment(
     repository_id: bytes,
     digest: Digests,
     frames: NDArray[np.void],
-    place: Rows,
+    place: NDArray[np.integer],
     packs: Sequence[str],
     sealing: Sealing | None = None,
 ) -> None:
@@ -142,23 +142,30 @@ def write_segment(
     counts = Counts(len(frames), len(digest), len(packs))
     writer = SegmentWriter(file, name, repository_id, counts, sealing)
     many = frames["chunks"].astype(np.int64)
-    rows = np.empty(len(digest), dtype=CHUNK_ROW)
-    rows["digest"], rows["frame"], rows["place"] = digest, np.repeat(np.arange(len(frames)), many), place
-    chunks, ids = SortedEntries(len(digest)), SortedEntries(len(frames))
-    entries = chunks.add(heads(digest), np.arange(len(digest)))
-    words = chunks.filter()
-    id_entries = ids.add(heads(frames["id"]), np.arange(len(frames)))
-    columns = (
-        rows,
+    frame = np.repeat(np.arange(len(frames), dtype=np.uint32), many)
+    for low in range(0, len(digest), _PIECE):
+        part = slice(low, low + _PIECE)
+        rows = np.empty(len(digest[part]), dtype=CHUNK_ROW)
+        rows["digest"], rows["frame"], rows["place"] = digest[part], frame[part], place[part]
+        writer.write(rows)
+    writer.end_column()
+    for column in (
         frames,
         (np.cumsum(many) - many).astype("<u4"),
         np.frombuffer(b"".join(bytes.fromhex(pack) for pack in packs), np.uint8),
-        *(entries, chunks.starts(), words),
-        *(id_entries, ids.starts()),
-    )
-    for column in columns:
+    ):
         writer.write(column)
         writer.end_column()
+    for names, with_filter in ((digest, True), (frames["id"], False)):
+        table = SortedEntries(len(names), with_filter=with_filter)
+        for piece in table.add(heads(names)):
+            writer.write(piece)
+        writer.end_column()
+        writer.write(table.starts())
+        writer.end_column()
+        if with_filter:
+            writer.write(table.filter(last=True))
+            writer.end_column()
     writer.finish()
 
 
@@ -178,37 +185,62 @@ def copy_segment(
 class SortedEntries:
     """Makes the sorted entries of a table, and its filter, from digests that come in ranges, ascending."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, with_filter: bool) -> None:
         self._bits = bucket_bits(count)
-        self._words = filter_words(count)
+        self._words = filter_words(count) if with_filter else 0
         self._in_bucket = np.zeros(1 << self._bits, np.int64)
         self._word: NDArray[np.int64] = _NO_ROWS
         self._mask: NDArray[np.uint64] = np.zeros(0, np.uint64)
+        self._filled: list[NDArray[np.uint64]] = []
         self._written = 0
 
-    def add(self, head: NDArray[np.uint64], row: Rows) -> NDArray[np.uint64]:
-        """The entries of the next range, in any order; equal heads come in one range."""
+    def add(
+        self, head: NDArray[np.uint64], row: NDArray[np.uint32] | None = None
+    ) -> Iterator[NDArray[np.uint64]]:
+        """The entries of the next range, piece by piece; equal heads come in one range.
+
+        Args:
+            row: Of each digest; None: they are those from 0 on.
+        """
         order = np.argsort(head)
-        head, row = head[order], row[order]
+        known = np.uint64(max(0, 32 - self._bits))  # the bits behind these do not decide
+        low = 0
+        while low < len(head):
+            high = min(low + _PIECE, len(head))
+            while high < len(head) and head[order[high]] >> known == head[order[high - 1]] >> known:
+                high += 1
+            piece = order[low:high]
+            yield self._entries(head[piece], piece if row is None else row[piece])
+            low = high
+
+    def _entries(self, head: NDArray[np.uint64], row: NDArray[np.integer]) -> NDArray[np.uint64]:
         bucket = head >> np.uint64(64 - self._bits) if self._bits else head & np.uint64(0)
         self._in_bucket += np.bincount(bucket.astype(np.int64), minlength=len(self._in_bucket))
         entry = (head << np.uint64(self._bits)) & HIGH_BITS | row.astype(np.uint64)
-        unsorted = np.flatnonzero((entry[1:] < entry[:-1]) & (bucket[1:] == bucket[:-1]))
-        if len(unsorted):  # equal heads: by row
+        if (
+            (entry[1:] < entry[:-1]) & (bucket[1:] == bucket[:-1])
+        ).any():  # equal as far as they decide: by row
             entry = entry[np.lexsort((entry, bucket))]
         if self._words:
             word = (((head >> SHIFT_32) * np.uint64(self._words)) >> SHIFT_32).astype(np.int64)
             self._word = np.concatenate((self._word, word))
             self._mask = np.concatenate((self._mask, filter_bits(head)))
+            self._filled.append(self._next_words(int(self._word[-1])))
         return entry
 
     def starts(self) -> NDArray[np.uint32]:
         """After all ranges: where each bucket begins, and where the last one ends."""
         return np.concatenate(([0], np.cumsum(self._in_bucket))).astype("<u4")
 
-    def filter(self, last: bool = True) -> NDArray[np.uint64]:
-        """The next words of the filter: all that is known for certain, or all that is left."""
-        end = self._words if last or not len(self._word) else int(self._word[-1])
+    def filter(self, *, last: bool) -> NDArray[np.uint64]:
+        """The next words of the filter: those that are known for certain, or all that are left."""
+        if last:
+            self._filled.append(self._next_words(self._words))
+        words = np.concatenate([np.zeros(0, np.uint64), *self._filled])
+        self._filled = []
+        return words
+
+    def _next_words(self, end: int) -> NDArray[np.uint64]:
         words = np.zeros(end - self._written, np.uint64)
         known = int(np.searchsorted(self._word, end))
         if known:

@@ -12,6 +12,7 @@ A filter of 16 bits for each chunk tells most unknown chunks without reading any
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -293,27 +294,28 @@ class Segment(Columns):
             raise self.damaged("its frames have impossible chunks")
         return bounds
 
-    def agreeing(self, frame: int, chunk: NDArray[np.void]) -> int:
-        """How many of its rows say what the frame holds: right digest and place, and found by the digest.
+    def agreeing(self, frame: Rows, many: Rows, digest: Digests, place: Rows) -> int:
+        """How many of its chunk rows say what some frames really hold.
 
         Args:
-            chunk: The chunk table of the frame, as the pack has it.
+            frame: The frames, each once.
+            many: How many chunks each of them has.
+            digest: Of their chunks, frame after frame.
+            place: Of each chunk in its frame, bytes.
         """
-        first, last = self.bounds(frame, frame + 1).tolist()
-        row = self.column(ROWS, first, last)
-        many = min(len(row), len(chunk))
-        row, chunk = row[:many], chunk[:many]
-        right = same(row["digest"], chunk["digest"]) & (row["frame"] == frame)
-        right &= row["place"] == np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
-        at, found = self._candidates(ENTRIES, heads(np.ascontiguousarray(row["digest"])))
-        listed = np.zeros(many, np.bool_)
-        listed[at[found == first + at]] = True
-        return int((right & listed).sum())
+        first = self.take(FIRSTS, frame).astype(np.int64)
+        row = np.arange(len(digest)) + np.repeat(first - (np.cumsum(many) - many), many)
+        inside = row < self.chunks
+        chunk = self.take(ROWS, row[inside])
+        right = same(chunk["digest"], digest[inside]) & (chunk["place"] == place[inside])
+        right &= chunk["frame"] == np.repeat(frame, many)[inside]
+        return int(right.sum())
 
     def prove(self) -> None:
-        """Check every byte, and that no row names what is not there."""
+        """Check every byte, and that the columns fit each other: each row is found by its digest."""
         self.prove_cells()
         before = 0
+        ids, chunks = _Multiset(self.frames), _Multiset(self.chunks)
         for low in range(0, self.frames, _PIECE):
             bounds = self.bounds(low, min(low + _PIECE, self.frames))
             frames = self.column(FRAMES, low, low + _PIECE)
@@ -321,17 +323,23 @@ class Segment(Columns):
                 raise self.damaged("its frames have impossible chunks")
             if int(frames["pack"].max()) >= self.count(PACKS):
                 raise self.damaged("a row of it names what it does not have")
+            ids.add(heads(frames["id"]), np.arange(low, low + len(frames)))
             before = int(bounds[-1])
         if before != self.chunks:
             raise self.damaged("its frames have impossible chunks")
-        for section, below in ((ROWS, self.frames), (ENTRIES, self.chunks), (ID_ENTRIES, self.frames)):
-            for low in range(0, self.count(section), _PIECE):
-                piece = self.column(section, low, low + _PIECE)
-                named = piece["frame"] if section == ROWS else piece & _LOW
-                if int(named.max()) >= below:
-                    raise self.damaged("a row of it names what it does not have")
-        for section in (ENTRIES, ID_ENTRIES):
-            self._table(section)
+        frame = 0
+        for low in range(0, self.chunks, _PIECE):
+            rows = self.column(ROWS, low, low + _PIECE)
+            named = self._frames_of(rows)
+            bounds = self.bounds(frame, min(int(named.max()) + 1, self.frames))
+            number = np.arange(low, low + len(rows))
+            if (np.searchsorted(bounds, number, side="right") - 1 + frame != named).any():
+                raise self.damaged("a chunk of it is in another frame than its row says")
+            chunks.add(heads(rows["digest"]), number)
+            frame = int(named[-1])
+        for section, expected in ((ENTRIES, chunks), (ID_ENTRIES, ids)):
+            if not self._table(section).is_made_of(expected):
+                raise self.damaged("a row of it is not found by its digest")
 
     def _frames_of(self, chunk: NDArray[np.void]) -> Rows:
         frame = chunk["frame"].astype(np.int64)
@@ -366,17 +374,34 @@ class _Table:
         self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).astype(np.int64)
         if self._starts[0] or self._starts[-1] != count or (np.diff(self._starts) < 0).any():
             raise segment.damaged("its buckets are impossible")
-        self._mask = HIGH_BITS >> np.uint64(self._bits) | ~(
-            np.uint64(0xFFFF_FFFF_FFFF_FFFF) >> np.uint64(self._bits)
-        )
+        self._mask = known_bits(self._bits)
         self._key: NDArray[np.uint64] | None = None
         self._row = _NO_ROWS
         if cells.reserve(16 * count):
             entry = segment.column(section, 0, count)
             bucket = np.repeat(np.arange(1 << self._bits, dtype=np.uint64), np.diff(self._starts))
-            tail = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
-            self._key = (bucket << np.uint64(64 - self._bits) if self._bits else bucket) | tail
+            self._key = self._key_of(bucket, entry)
             self._row = (entry & _LOW).astype(np.int64)
+
+    def is_made_of(self, expected: _Multiset) -> bool:
+        """Whether its entries are these, and ascending."""
+        found = 0
+        last = np.uint64(0), np.uint64(0)
+        for low in range(0, self._segment.count(self._section), _PIECE):
+            entry = self._segment.column(self._section, low, low + _PIECE)
+            number = np.arange(low, low + len(entry))
+            bucket = (np.searchsorted(self._starts, number, side="right") - 1).astype(np.uint64)
+            buckets, entries = np.append(last[0], bucket), np.append(last[1], entry)
+            if ((entries[1:] < entries[:-1]) & (buckets[1:] == buckets[:-1])).any():
+                return False
+            found += expected.of(self._key_of(bucket, entry), entry & _LOW)
+            last = bucket[-1], entry[-1]
+        return found % (1 << 64) == expected.sum
+
+    def _key_of(self, bucket: NDArray[np.uint64], entry: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The bits of the digests that bucket and entry know."""
+        tail: NDArray[np.uint64] = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
+        return tail | (bucket << np.uint64(64 - self._bits)) if self._bits else tail
 
     def candidates(self, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
         """See Segment._candidates."""
@@ -409,6 +434,31 @@ class _Table:
         at, row = np.array(ats, np.int64), np.array(rows, np.int64)
         ascending = np.argsort(at, kind="stable")
         return at[ascending], row[ascending]
+
+
+class _Multiset:
+    """Whether two tables have the same entries, in whatever order, without having them in memory.
+
+    It is the sum of a random function of each entry. Tables that differ have equal sums once in 2**64 tries.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.mask = known_bits(bucket_bits(count))
+        self.sum = 0
+        one, two, three = (np.uint64(secrets.randbits(64) | 1) for _ in range(3))
+        self._factors = one, two, three
+
+    def add(self, head: NDArray[np.uint64], row: Rows) -> None:
+        self.sum = (self.sum + self.of(head & self.mask, row.astype(np.uint64))) % (1 << 64)
+
+    def of(self, key: NDArray[np.uint64], row: NDArray[np.uint64]) -> int:
+        """Of some entries: the bits of the digest that are known, and the row."""
+        one, two, three = self._factors
+        mixed = key * one + row * two
+        mixed ^= mixed >> SHIFT_32
+        mixed *= three
+        mixed ^= mixed >> SHIFT_32
+        return int((mixed * one).sum(dtype=np.uint64))
 
 
 class _Header(NamedTuple):
@@ -446,6 +496,11 @@ def bucket_bits(count: int) -> int:
     return max(0, (count - 1).bit_length() - BUCKET_BITS) if count else 0
 
 
+def known_bits(bits: int) -> np.uint64:
+    """The bits of a head that decide in a table whose buckets have so many bits: those, and the next 32."""
+    return np.uint64(((1 << (bits + 32)) - 1) << (32 - bits))
+
+
 def filter_words(chunks: int) -> int:
     """How many words the filter of so many chunks has."""
     return -(-chunks // (CHUNKS_PER_WORD * WORDS_MULTIPLE)) * WORDS_MULTIPLE
@@ -454,15 +509,17 @@ def filter_words(chunks: int) -> int:
 def filter_bits(head: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The bits that a digest sets in its word of the filter. Its last bits choose them, the first ones the word."""
     one, low = np.uint64(1), np.uint64(63)
-    return (
-        one << (head & low) | one << ((head >> np.uint64(6)) & low) | one << ((head >> np.uint64(12)) & low)
-    )
+    bits: NDArray[np.uint64] = one << (head & low)
+    bits |= one << ((head >> np.uint64(6)) & low)
+    bits |= one << ((head >> np.uint64(12)) & low)
+    return bits
 
 
 def heads(digest: Digests) -> NDArray[np.uint64]:
     """The first eight bytes of each digest as numbers that sort like the digests."""
-    result: NDArray[np.uint64] = np.ascontiguousarray(digest[:, :8]).view(">u8").ravel().astype("<u8")
-    return result
+    head: NDArray[np.uint64] = digest[:, :8].copy().view("<u8").ravel()
+    head.byteswap(inplace=True)
+    return head
 
 
 def same(one: Digests, other: Digests) -> NDArray[np.bool_]:

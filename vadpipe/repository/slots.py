@@ -1,16 +1,7 @@
-"""The key slots of a sealed repository: finding a way to its secrets, and adding and removing ways.
+"""The key slots of a sealed repository: what lies under `keys/`, and the way from a key to the secrets.
 
-Every step is one object, and what makes the earlier ones count is written last. So a process that dies between two
-steps leaves a repository that opens, and the operation can be repeated:
-
-    add a slot      the secrets of each epoch for it, then the slot itself
-    remove a slot   the slot itself, then its secrets
-    a new epoch     its key for each slot, then the object that takes it into use
-
-Two operations at the same time look, after their last step, at what the other one did; what a slot still lacks is
-written by the next operation.
-
-Synchronous, for worker threads.
+Nothing there is proved before a slot opens: what can be read is parsed, and what cannot is named. `slot_changes`
+adds and removes slots. Synchronous, for worker threads.
 """
 
 from __future__ import annotations
@@ -19,80 +10,31 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pipeline import ConfigError, IntegrityError, KiB, MoverError, SinkError
+from pipeline import ConfigError, IntegrityError, MoverError
 from vadpipe.words import counted, printable
 
-from .backends.contract import Backend, ObjectExists, ObjectMissing
-from .config import FORMAT, Keys, Origin, parse, unseal
-from .files import Damage
-from .sealing import ID_SIZE, KEY_SIZE, Secrets
-from .wrapping import (
-    KINDS,
-    VERSION,
-    AgeHolder,
-    AgeIdentity,
-    AgeRecipient,
-    Argon2,
-    KeyFile,
-    NewWay,
-    Passphrase,
-    Slot,
-    Way,
-    WrongKey,
-    X25519Holder,
-    check_epoch,
-    epoch_content,
-    make_key_file,
-    new_slot,
-    unwrap,
-    wrap,
-)
-
-__all__ = [
-    "AgeIdentity",
-    "AgeRecipient",
-    "Argon2",
-    "KeyFile",
-    "NewWay",
-    "Opened",
-    "Passphrase",
-    "Slot",
-    "SlotTable",
-    "Way",
-    "add_slot",
-    "change_passphrase",
-    "complete_slots",
-    "create_keys",
-    "make_key_file",
-    "new_epoch",
-    "new_slot",
-    "open_repository_keys",
-    "open_slot",
-    "remove_foreign",
-    "remove_slot",
-    "sealed_id",
-    "unlock",
-]
+from .backends.contract import Backend
+from .config import Keys, unseal
+from .files import LARGEST_SMALL, Damage, Missing, Objects
+from .sealing import Secrets
+from .ways import AgeIdentity, KeyFile, Passphrase, Way
+from .wrapping import KINDS, AgeHolder, Slot, WrongKey, X25519Holder, check_epoch, unwrap
 
 log = logging.getLogger(__name__)
 
 FIRST_EPOCH: Final = 1  # in use from the start, without an object that says so
-_LAST_EPOCH: Final = 10**8 - 1  # the names have 8 digits
-_LARGEST: Final = 64 * KiB
-_ORIGIN: Final = Origin()
-_STRENGTH: Final = Argon2()
-_CONFIG: Final = "config.json"
-_SEALING: Final = "aes-256-gcm"
+LAST_EPOCH: Final = 10**8 - 1  # the names have 8 digits
+
 _PREFIX: Final = "keys/"
-_SLOT = re.compile(r"keys/([0-9a-f]{16})\.json")
-_WRAP = re.compile(r"keys/([0-9a-f]{16})/((?!0{8})[0-9]{8})\.json")
-_EPOCH = re.compile(r"keys/epochs/((?!0{8})[0-9]{8})\.json")
+_SLOT: Final = re.compile(r"keys/([0-9a-f]{16})\.json")
+_WRAP: Final = re.compile(r"keys/([0-9a-f]{16})/((?!0{8})[0-9]{8})\.json")
+_EPOCH: Final = re.compile(r"keys/epochs/((?!0{8})[0-9]{8})\.json")
 
 
 def slot_name(slot_id: str) -> str:
@@ -136,13 +78,13 @@ class SlotTable:
             slot, epoch = _SLOT.fullmatch(name), _EPOCH.fullmatch(name)
             try:
                 if slot:
-                    contents[slot[1]] = _read(backend, name)
+                    contents[slot[1]] = read_key(backend, name)
                     slots.append(Slot.parse(slot[1], contents[slot[1]]))
                 elif epoch:
-                    announced[int(epoch[1])] = _read(backend, name)
+                    announced[int(epoch[1])] = read_key(backend, name)
                 else:
                     damaged[name] = "no key of a repository has this name"
-            except ObjectMissing:
+            except Missing:
                 continue  # removed since it was listed
             except Damage as damage:
                 damaged[name] = str(damage)
@@ -200,55 +142,6 @@ class SlotTable:
         return ", ".join(printable(str(slot)) for slot in self.slots) or "there is none"
 
 
-def sealed_id(backend: Backend) -> bytes:
-    """The id of a sealed repository, which nothing proves before it is opened: see `open_repository_keys`.
-
-    Raises:
-        SinkError: There is no repository of this version.
-        ConfigError: It is not sealed.
-        IntegrityError: Its config.json is damaged.
-    """
-    place, name = backend.place(), backend.place(_CONFIG)
-    try:
-        fields = parse(_read(backend, _CONFIG))
-        if fields.get("format") != FORMAT or fields.get("version") != VERSION:
-            raise SinkError(
-                f"{place} is no repository that can be sealed: it is of another program or version.",
-                remedy="Name a repository of format 2.",
-            )
-        if fields.get("sealing") != _SEALING:
-            raise ConfigError(
-                f"The repository {place} is not sealed, so it has no keys.",
-                remedy="Make a sealed one with `vadpipe init --seal`, and copy into it.",
-            )
-        identity = fields.get("id")
-        if not isinstance(identity, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * ID_SIZE}}}", identity):
-            raise Damage("its id is impossible")
-        return bytes.fromhex(identity)
-    except ObjectMissing as missing:
-        raise SinkError(
-            f"{place} is not a repository: it has no {_CONFIG}.", remedy="Name a repository, or make one."
-        ) from missing
-    except Damage as damage:
-        raise IntegrityError(
-            f"{name} is damaged: {damage}.", remedy="Put it back from a copy of the repository."
-        ) from damage
-
-
-def open_repository_keys(backend: Backend, ways: Sequence[Way]) -> tuple[bytes, Opened]:
-    """The proved id of a sealed repository, and its secrets. Raises what `sealed_id` and `unlock` raise."""
-    identity = sealed_id(backend)
-    found = open_slot(backend, identity, ways)
-    try:
-        unseal(_read(backend, _CONFIG), Keys.derive(found.secrets.naming).seal)
-    except (Damage, ObjectMissing) as damage:
-        raise IntegrityError(
-            f"{backend.place(_CONFIG)} is damaged: its seal is wrong.",
-            remedy="Put it back from a copy of the repository.",
-        ) from damage
-    return identity, found
-
-
 @dataclass(frozen=True)
 class Opened:
     """The secrets, and the slot that gave them."""
@@ -293,8 +186,10 @@ def open_slot(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Op
     """As `unlock`; says which slot it was, too."""
     table, problems = SlotTable.read(backend), list[str]()
     order = list(KINDS)
+    # The cheap ones first: a forged slot that takes all memory is not reached by who has the right passphrase.
+    cheap_first = sorted(table.slots, key=lambda slot: slot.kdf.cost if slot.kdf else 0)
     for way in sorted(ways, key=lambda way: order.index(way.kind)):
-        for slot in table.slots:
+        for slot in cheap_first:
             if slot.kind != way.kind:
                 continue
             started = time.monotonic()
@@ -346,9 +241,9 @@ def _secrets_of(
     naming, keys, lost, wrong = b"", dict[int, bytes](), dict[int, Damage](), 0
     for epoch in sorted(table.wraps.get(slot.id, ())):
         try:
-            content = _read(backend, wrap_name(slot.id, epoch))
+            content = read_key(backend, wrap_name(slot.id, epoch))
             found, keys[epoch] = unwrap(content, epoch, slot, holder, repository_id)
-        except ObjectMissing:
+        except Missing:
             continue
         except WrongKey:  # of an age slot, unless another epoch opens
             wrong += 1
@@ -374,257 +269,18 @@ def _secrets_of(
     if current not in keys:
         why = lost.get(current, Damage("it is missing"))
         raise Damage(f"{wrap_name(slot.id, current)}: {why}; another slot opens it and makes it anew")
+    if unused := [epoch for epoch in keys if epoch > current]:
+        log.warning(
+            "Key slot %s has secrets of epoch %d, which is not in use: `vadpipe key epoch` was interrupted, or "
+            "the object of the epoch was deleted. Run `vadpipe key epoch` again.",
+            slot.id,
+            max(unused),
+        )
     for epoch, why in lost.items():
         log.warning(
             "%s: %s. What was written under this epoch cannot be read.", wrap_name(slot.id, epoch), why
         )
     return Secrets(naming, keys, current)
-
-
-def create_keys(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    way: NewWay,
-    label: str,
-    *,
-    origin: Origin = _ORIGIN,
-    strength: Argon2 = _STRENGTH,
-) -> Slot:
-    """Make the first key slot of a new repository, before its config.json.
-
-    What an `init` that was interrupted left is neither used nor deleted: another one may be at work. After
-    config.json is written, `remove_foreign` deletes it.
-
-    Raises:
-        ConfigError: The label, the passphrase, the key file or the recipient cannot be used.
-        SinkError
-    """
-    slot = new_slot(way, label, secrets.naming, repository_id, origin, strength)
-    _put_slot(backend, repository_id, secrets, slot, secrets.epochs, origin)
-    return slot
-
-
-def remove_foreign(backend: Backend, secrets: Secrets) -> None:
-    """Delete the key slots that an interrupted `init` left, once config.json is written. Raises SinkError."""
-    table = SlotTable.read(backend)
-    sound = {slot.id for slot in table.sound(secrets.naming)}
-    for slot_id in ({slot.id for slot in table.slots} | set(table.wraps)) - sound:
-        _delete_slot(backend, slot_id)
-
-
-def add_slot(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    way: NewWay,
-    label: str,
-    *,
-    origin: Origin = _ORIGIN,
-    strength: Argon2 = _STRENGTH,
-) -> Slot:
-    """Give somebody a way to the secrets.
-
-    Raises:
-        ConfigError: The label is taken; or it, the passphrase, the key file or the recipient cannot be used.
-        SinkError
-    """
-    table = complete_slots(backend, repository_id, secrets, origin)
-    if any(slot.label == label for slot in table.slots):
-        raise ConfigError(f"There is a key slot {label!r} already.", remedy="Choose another label.")
-    return _add(backend, repository_id, secrets, table, way, label, origin, strength)
-
-
-def _add(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    table: SlotTable,
-    way: NewWay,
-    label: str,
-    origin: Origin,
-    strength: Argon2,
-) -> Slot:
-    slot = new_slot(way, label, secrets.naming, repository_id, origin, strength)
-    _put_slot(backend, repository_id, secrets, slot, table.in_use(secrets.naming), origin)
-    complete_slots(backend, repository_id, secrets, origin)  # an epoch that was made meanwhile
-    return slot
-
-
-def _put_slot(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    slot: Slot,
-    epochs: Iterable[int],
-    origin: Origin,
-) -> None:
-    for epoch in epochs:
-        backend.put(wrap_name(slot.id, epoch), [_wrapped(repository_id, secrets, epoch, slot, origin)])
-    backend.put(slot_name(slot.id), [slot.content(secrets.naming)])
-
-
-def remove_slot(backend: Backend, repository_id: bytes, secrets: Secrets, slot_id: str) -> None:
-    """Take a way to the secrets away. Who knew the secrets still knows them: `new_epoch` keeps new data from them.
-
-    Raises:
-        ConfigError: It is the last slot that opens the repository.
-        SinkError
-    """
-    table = complete_slots(backend, repository_id, secrets, without=slot_id)
-    left = [slot for slot in table.sound(secrets.naming) if slot.id != slot_id]
-    if not left:
-        raise ConfigError(
-            f"{slot_id} is the last key slot: without it nobody can read the repository.",
-            remedy="Add another one first: vadpipe key add",
-        )
-    content = table.content(slot_id)
-    backend.delete([slot_name(slot_id)])
-    if content is not None and not SlotTable.read(backend).sound(secrets.naming):
-        backend.put(slot_name(slot_id), [content])  # somebody else removed the others at the same time
-        raise ConfigError(
-            f"{slot_id} is the last key slot: another command removed the others at the same time.",
-            remedy="Add another one first: vadpipe key add",
-        )
-    _delete_slot(backend, slot_id)
-
-
-def change_passphrase(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    slot_id: str,
-    way: Passphrase,
-    *,
-    origin: Origin = _ORIGIN,
-    strength: Argon2 = _STRENGTH,
-) -> Slot:
-    """Add a slot with the new passphrase and the label of the old one, then remove the old one.
-
-    Raises:
-        ConfigError: The slot is not one of a passphrase, or the new passphrase cannot be used.
-        SinkError
-    """
-    table = complete_slots(backend, repository_id, secrets, origin)
-    old = next((slot for slot in table.sound(secrets.naming) if slot.id == slot_id), None)
-    if old is None or old.kind != "passphrase":
-        raise ConfigError(
-            f"{slot_id} is no key slot with a passphrase.", remedy="Name one that `vadpipe key list` shows."
-        )
-    again = [slot for slot in table.sound(secrets.naming) if slot.label == old.label and slot.id != slot_id]
-    new = next((slot for slot in again if _opens(way, slot)), None)  # this was interrupted before
-    if new is None:
-        new = _add(backend, repository_id, secrets, table, way, old.label, origin, strength)
-    remove_slot(backend, repository_id, secrets, slot_id)
-    return new
-
-
-def _opens(way: Passphrase, slot: Slot) -> bool:
-    try:
-        return slot.kind == way.kind and way.holder(slot).public == slot.public
-    except WrongKey:
-        return False
-
-
-def new_epoch(
-    backend: Backend, repository_id: bytes, secrets: Secrets, *, origin: Origin = _ORIGIN
-) -> Secrets:
-    """Draw a new epoch key, give it to every slot, and take it into use. Returns all secrets.
-
-    Who has lost a slot before cannot read what is written from now on.
-
-    Raises:
-        SinkError: Another command makes an epoch at the same time.
-    """
-    table = complete_slots(backend, repository_id, secrets, origin)
-    seen = {
-        *secrets.epochs,
-        *table.announced,
-        *(epoch for epochs in table.wraps.values() for epoch in epochs),
-    }
-    epoch = max(seen) + 1
-    if epoch > _LAST_EPOCH:
-        raise ConfigError(f"{_LAST_EPOCH} is the last epoch that a repository can have.")
-    new = Secrets(secrets.naming, {**secrets.epochs, epoch: origin.random(KEY_SIZE)}, epoch)
-    written: list[str] = []
-    try:
-        while missing := [slot for slot in table.sound(secrets.naming) if slot.id not in written]:
-            # All of them first: what cannot be wrapped is found before anything is written.
-            wraps = {slot.id: _wrapped(repository_id, new, epoch, slot, origin) for slot in missing}
-            for slot_id, content in wraps.items():
-                backend.put(wrap_name(slot_id, epoch), [content])
-                written.append(slot_id)
-            table = SlotTable.read(backend)  # a slot that was added meanwhile
-        backend.put(epoch_name(epoch), [epoch_content(epoch, new, origin)])
-    except ObjectExists as exc:
-        backend.delete([wrap_name(slot_id, epoch) for slot_id in written])
-        raise SinkError(
-            "Another command makes an epoch of this repository at the same time.",
-            remedy="Run this one again if it is still needed.",
-        ) from exc
-    complete_slots(backend, repository_id, new, origin)
-    return new
-
-
-def complete_slots(
-    backend: Backend,
-    repository_id: bytes,
-    secrets: Secrets,
-    origin: Origin = _ORIGIN,
-    *,
-    without: str = "",
-) -> SlotTable:
-    """Write the secrets that a slot lacks, as after an interrupted operation, and those that are damaged.
-
-    Args:
-        without: The id of a slot that is left alone.
-
-    Returns:
-        The table, as it was read before.
-
-    Raises:
-        SinkError
-    """
-    table = SlotTable.read(backend)
-    key = Keys.derive(secrets.naming).seal
-    for slot in table.sound(secrets.naming):
-        for epoch in table.in_use(secrets.naming):
-            name = wrap_name(slot.id, epoch)
-            if slot.id == without:
-                continue
-            try:
-                unseal(_read(backend, name), key)
-                continue
-            except ObjectMissing:
-                problem = "it is missing"
-            except Damage as damage:
-                problem = str(damage)
-            if epoch not in secrets.epochs:
-                log.warning("%s: %s. Its key is not known here: run `vadpipe key list` again.", name, problem)
-                continue
-            content = _wrapped(repository_id, secrets, epoch, slot, origin)
-            log.warning("%s: %s. It is written anew.", name, problem)
-            backend.delete([name])
-            try:
-                backend.put(name, [content])
-            except ObjectExists:
-                log.debug("%s: another command was first", name)
-    return table
-
-
-def _wrapped(repository_id: bytes, secrets: Secrets, epoch: int, slot: Slot, origin: Origin) -> bytes:
-    try:
-        return wrap(secrets, epoch, slot, repository_id, origin)
-    except Damage as damage:
-        raise IntegrityError(
-            f"Key slot {printable(str(slot))}: {damage}.", remedy="Remove it, and add it again."
-        ) from damage
-
-
-def _delete_slot(backend: Backend, slot_id: str) -> None:
-    """The slot first: what has no slot is never completed."""
-    backend.delete([slot_name(slot_id)])
-    backend.delete([found.name for found in backend.list(f"{_PREFIX}{slot_id}/")])
 
 
 def _digest_of(table: SlotTable, epoch: int, naming: bytes) -> Callable[[bytes], bool] | None:
@@ -635,9 +291,6 @@ def _digest_of(table: SlotTable, epoch: int, naming: bytes) -> Callable[[bytes],
         return None
 
 
-def _read(backend: Backend, name: str) -> bytes:
-    """Raises ObjectMissing, Damage, SinkError."""
-    content = backend.read(name, 0, _LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise Damage(f"it has more than {_LARGEST} bytes")
-    return content
+def read_key(backend: Backend, name: str) -> bytes:
+    """An object under `keys/`. Raises Damage, Missing among it; SinkError."""
+    return Objects(backend).read_whole(name, LARGEST_SMALL)

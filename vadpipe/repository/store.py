@@ -26,7 +26,7 @@ from .restore_point import PointsOf, RestorePoint, read_points
 from .runs import Run, end_dead_runs, unended_runs
 
 if TYPE_CHECKING:
-    from .wrapping import NewWay, Way
+    from .ways import NewWay, Way
 
 log = logging.getLogger(__name__)
 

@@ -234,7 +234,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
                 listed.setdefault(address.offset, []).append((segment, row))
                 if frames.setdefault(address.offset, address) != address:
                     report.problem = f"the index has two frames at byte {address.offset}"
-        for address in addresses(read_table(objects, config, name), name):
+        for address in addresses(read_table(objects, config.id, name), name):
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:
@@ -423,7 +423,7 @@ class _Verification:
         running = set(unended_runs(objects))
         unknown = [name for name in packs if run_of(name) not in running]
         removed = read_removed(objects, config)
-        index = Index(objects, config.id, sealing=config.sealing)
+        index = Index(objects, config.id, sealing=config.sealing, removed=removed)
         if index.damaged:
             return
         named = {name for segment in index.segments for name in segment.packs()} | removed.packs

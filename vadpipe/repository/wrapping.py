@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import re
-import stat
 import struct
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from blake3 import blake3
 
 from pipeline import ConfigError, GiB, KiB
-from pipeline.secrets import Secret, blot
-from vadpipe.files import create, flush_directory, write_all
 
 from .config import Keys, Origin, parse, seal, unseal
 from .files import Damage
@@ -39,19 +33,13 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = 2
 SLOT_ID_SIZE: Final = 8
-_KDF_SALT_SIZE: Final = 16
-_LONGEST_LABEL: Final = 100  # letters; it stands in tables and messages
-_SHORT_PASSPHRASE: Final = 12  # letters; below, a passphrase of words can be guessed in spite of Argon2id
+KDF_SALT_SIZE: Final = 16
+LONGEST_LABEL: Final = 100  # letters; it stands in tables and messages
 _LONGEST_RECIPIENT: Final = 4 * KiB  # an ssh-rsa key of 16384 bits has 2.8 KB
-_LARGEST_KEY_FILE: Final = 64 * KiB
 _SECRETS_SIZE: Final = 2 * KEY_SIZE  # the naming key and the epoch key
 _NONCE: Final = bytes(12)
 _INFO: Final = struct.Struct("<12s16s8sI")
 
-_SLOT_ID = re.compile(rf"[0-9a-f]{{{2 * SLOT_ID_SIZE}}}")
-_KEY_LINE = re.compile(r"VADPIPE-KEY-1-([0-9a-f]{64})")
-
-_ORIGIN: Final = Origin()
 
 KINDS: Final = {"keyfile": "key file", "age": "age recipient", "passphrase": "passphrase"}
 
@@ -82,13 +70,18 @@ class Argon2:
             )
         if not 8 * self.lanes <= self.memory_kib <= 4 * GiB // KiB:
             raise Damage(f"its Argon2id needs {self.memory_kib} KiB; up to 4 GiB are possible")
-        if len(self.salt) != _KDF_SALT_SIZE:
-            raise Damage(f"the salt of its Argon2id has {len(self.salt)} bytes instead of {_KDF_SALT_SIZE}")
+        if len(self.salt) != KDF_SALT_SIZE:
+            raise Damage(f"the salt of its Argon2id has {len(self.salt)} bytes instead of {KDF_SALT_SIZE}")
+
+    @property
+    def cost(self) -> int:
+        """The KiB that are written, all passes together."""
+        return self.passes * self.memory_kib
 
     def derive(self, passphrase: str) -> bytes:
         """The X25519 private key of a passphrase. Raises Damage, ConfigError."""
         self.check()
-        text = unicodedata.normalize("NFC", passphrase).encode("utf-8", errors="surrogateescape")
+        text = unicodedata.normalize("NFC", passphrase).encode()
         try:
             from cryptography.exceptions import UnsupportedAlgorithm
             from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -172,11 +165,12 @@ class Slot:
             if not 0 < len(public) <= _LONGEST_RECIPIENT or proof:
                 raise Damage("its recipient is impossible")
         else:
-            _from_hex(public, KEY_SIZE), _from_hex(proof, KEY_SIZE)
+            _from_hex(public, KEY_SIZE)
+            _from_hex(proof, KEY_SIZE)
         if kind == "passphrase":
             kdf = _parse_kdf(fields)
         label, created = _typed(fields, "label", str), _typed(fields, "created", str)
-        if len(label) > _LONGEST_LABEL or len(created) > _LONGEST_LABEL:
+        if len(label) > LONGEST_LABEL or len(created) > LONGEST_LABEL:
             raise Damage("its label is too long")
         return cls(slot_id, kind, label, created, public, proof, kdf)
 
@@ -186,12 +180,9 @@ def _parse_kdf(fields: Mapping[str, object]) -> Argon2:
     if values.get("name") != "argon2id":
         raise Damage("its kdf is not argon2id")
     passes, memory_kib, lanes = (_typed(values, name, int) for name in ("passes", "memory_kib", "lanes"))
-    kdf = Argon2(passes, memory_kib, lanes, _from_hex(_typed(values, "salt", str), _KDF_SALT_SIZE))
+    kdf = Argon2(passes, memory_kib, lanes, _from_hex(_typed(values, "salt", str), KDF_SALT_SIZE))
     kdf.check()
     return kdf
-
-
-# Ways to the secrets.
 
 
 class X25519Holder:
@@ -224,7 +215,7 @@ class AgeHolder:
 
     def unwrap(self, ephemeral: str, wrapped: bytes, public: str, info: bytes) -> bytes:
         """Raises Damage; WrongKey where the identities do not open it."""
-        age = _pyrage()
+        age = pyrage()
         try:
             content = bytes(age.decrypt(wrapped, self._identities))
         except age.DecryptError as exc:
@@ -232,169 +223,6 @@ class AgeHolder:
         if ephemeral or not content.startswith(info):
             raise Damage("it belongs to another slot, epoch or repository")
         return content[len(info) :]
-
-
-@dataclass(frozen=True)
-class Passphrase:
-    """A passphrase. It is asked for when a slot needs it, and shown never."""
-
-    secret: Secret
-    kind: ClassVar[str] = "passphrase"
-
-    @classmethod
-    def from_file(cls, path: Path) -> Passphrase:
-        """The first line of a file or a pipe. Raises ConfigError."""
-        return cls(Secret.from_text(_first_line(path, "passphrase")))
-
-    def holder(self, slot: Slot) -> X25519Holder:
-        """Raises WrongKey, ConfigError; Damage for an impossible slot."""
-        text = self.secret.reveal()
-        if not text:
-            raise ConfigError("The passphrase is empty.", remedy="Give the one of a key slot.")
-        assert slot.kdf is not None
-        return _fitting(X25519Holder(slot.kdf.derive(text)), slot)
-
-
-@dataclass(frozen=True)
-class KeyFile:
-    """A file that `make_key_file` wrote."""
-
-    path: Path
-    kind: ClassVar[str] = "keyfile"
-
-    def holder(self, slot: Slot) -> X25519Holder:
-        """Raises WrongKey, ConfigError."""
-        return _fitting(self._holder, slot)
-
-    @cached_property
-    def _holder(self) -> X25519Holder:  # read once, as a pipe can be
-        line = _first_line(self.path, "key file")
-        found = _KEY_LINE.fullmatch(line.strip())
-        blot(line)
-        if found is None:
-            raise ConfigError(
-                f"{self.path} is not a key file: its first line is no VADPIPE-KEY-1-... with 64 digits.",
-                remedy="Name a file that `vadpipe key file` made.",
-            )
-        blot(found.group(1))
-        return X25519Holder(bytes.fromhex(found.group(1)))
-
-
-@dataclass(frozen=True)
-class AgeIdentity:
-    """A file with age identities, as age-keygen writes it, or an ssh private key without a passphrase.
-
-    Source: https://age-encryption.org/v1
-    """
-
-    path: Path
-    kind: ClassVar[str] = "age"
-
-    def holder(self, slot: Slot) -> AgeHolder:
-        """Raises ConfigError. Whether it is that of the slot shows when it is used."""
-        return self._holder
-
-    @cached_property
-    def _holder(self) -> AgeHolder:
-        content, age = _small_file(self.path, "age identity"), _pyrage()
-        try:
-            if content.startswith("-----BEGIN"):
-                return AgeHolder([age.ssh.Identity.from_buffer(content.encode())])
-            lines = [line.strip() for line in content.splitlines()]
-            texts = [line for line in lines if line and not line.startswith("#")]
-            for text in texts:
-                blot(text)
-            identities = [age.x25519.Identity.from_str(text) for text in texts]
-        except age.IdentityError:
-            identities = []  # the cause is left out: it may quote the file
-        if not identities:
-            raise ConfigError(
-                f"{self.path} holds no age identity that can be used.",
-                remedy="Name a file with lines AGE-SECRET-KEY-1..., or an ssh key without a passphrase.",
-            )
-        return AgeHolder(identities)
-
-
-@dataclass(frozen=True)
-class AgeRecipient:
-    """An age recipient (`age1...` or an ssh public key) that gets a slot; its identity is not needed for that."""
-
-    text: str
-    kind: ClassVar[str] = "age"
-
-
-Way = Passphrase | KeyFile | AgeIdentity
-NewWay = Passphrase | KeyFile | AgeRecipient
-
-
-def make_key_file(path: Path, origin: Origin = _ORIGIN) -> None:
-    """Write a new key file, which only its owner may read. Raises ConfigError; a file is never replaced."""
-    line = f"VADPIPE-KEY-1-{origin.random(KEY_SIZE).hex()}\n"
-    blot(line.strip())
-    try:
-        descriptor = create(path)
-        try:
-            write_all(descriptor, [line.encode()])
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        flush_directory(path.parent)
-    except FileExistsError as exc:
-        raise ConfigError(
-            f"{path} exists already; a key file is never replaced.", remedy="Name a new file."
-        ) from exc
-    except OSError as exc:
-        raise ConfigError(
-            f"The key file {path} cannot be written: {exc.strerror}.", remedy="Name another place."
-        ) from exc
-
-
-def new_slot(
-    way: NewWay,
-    label: str,
-    naming: bytes,
-    repository_id: bytes,
-    origin: Origin,
-    strength: Argon2 = Argon2(),  # frozen
-) -> Slot:
-    """A slot for the holder of a passphrase, a key file or an age identity.
-
-    Args:
-        strength: How a passphrase becomes a key; its salt is drawn here.
-
-    Raises:
-        ConfigError: The label, the passphrase, the key file or the recipient cannot be used.
-    """
-    check_label(label)
-    slot_id = origin.random(SLOT_ID_SIZE).hex()
-    slot = Slot(slot_id, way.kind, label, origin.timestamp(), "", "")
-    if isinstance(way, AgeRecipient):
-        _recipient(way.text)
-        return replace(slot, public=way.text)
-    if isinstance(way, Passphrase):
-        _check_new_passphrase(way.secret.reveal())
-        slot = replace(slot, kdf=replace(strength, salt=origin.random(_KDF_SALT_SIZE)))
-    holder = way.holder(slot)
-    return replace(slot, public=holder.public, proof=holder.proof(slot_id, naming, repository_id))
-
-
-def check_label(label: str) -> None:
-    """Raises ConfigError for a label that cannot stand in a table."""
-    if not label.strip() or len(label) > _LONGEST_LABEL or not label.isprintable():
-        raise ConfigError(
-            f"{label[:_LONGEST_LABEL]!r} cannot be the label of a key slot.",
-            remedy=f"Use 1 to {_LONGEST_LABEL} letters that can be printed.",
-        )
-
-
-def _check_new_passphrase(text: str) -> None:
-    if not text.strip():
-        raise ConfigError("A passphrase must not be empty.", remedy="Use several words.")
-    if len(text) < _SHORT_PASSPHRASE:
-        log.warning(
-            "The new passphrase has fewer than %d characters: whoever gets a copy of the repository can guess it.",
-            _SHORT_PASSPHRASE,
-        )
 
 
 # Wrapping.
@@ -409,7 +237,7 @@ def wrap(secrets: Secrets, epoch: int, slot: Slot, repository_id: bytes, origin:
     info, content = _info(repository_id, slot.id, epoch), secrets.naming + secrets.epochs[epoch]
     if slot.kind == "age":
         ephemeral = ""
-        wrapped = bytes(_pyrage().encrypt(info + content, [_recipient(slot.public)]))
+        wrapped = bytes(pyrage().encrypt(info + content, [recipient(slot.public)]))
     else:
         private = origin.random(KEY_SIZE)
         ephemeral = _x25519(private).public_key().public_bytes_raw().hex()
@@ -500,7 +328,8 @@ def _x25519(private: bytes) -> X25519PrivateKey:
     return X25519PrivateKey.from_private_bytes(private)
 
 
-def _pyrage() -> ModuleType:
+def pyrage() -> ModuleType:
+    """The package that reads and writes age files. Raises ConfigError where it is missing."""
     try:
         return importlib.import_module("pyrage")
     except ModuleNotFoundError as exc:
@@ -510,8 +339,9 @@ def _pyrage() -> ModuleType:
         ) from exc
 
 
-def _recipient(text: str) -> object:
-    age = _pyrage()
+def recipient(text: str) -> object:
+    """An age recipient. Raises ConfigError."""
+    age = pyrage()
     try:
         if text.startswith("ssh-"):
             return age.ssh.Recipient.from_str(text)
@@ -520,13 +350,6 @@ def _recipient(text: str) -> object:
         raise ConfigError(
             f"{text[:80]!r} is no age recipient.", remedy="Give age1..., ssh-ed25519 ... or ssh-rsa ..."
         ) from exc
-
-
-def _fitting(holder: X25519Holder, slot: Slot) -> X25519Holder:
-    """The holder, if the slot is its own, or a new one without a public key."""
-    if slot.public and holder.public != slot.public:
-        raise WrongKey
-    return holder
 
 
 def _check_version(fields: Mapping[str, object]) -> None:
@@ -553,28 +376,3 @@ def _any_hex(text: str) -> bytes:
     if not re.fullmatch(r"(?:[0-9a-f]{2})*", text):
         raise Damage("a field is not hexadecimal")
     return bytes.fromhex(text)
-
-
-def _first_line(path: Path, what: str) -> str:
-    line = _small_file(path, what).partition("\n")[0].rstrip("\r")
-    if not line:
-        raise ConfigError(f"The first line of the {what} {path} is empty.", remedy="Name the right file.")
-    return line
-
-
-def _small_file(path: Path, what: str) -> str:
-    """The text of a file or a pipe. Warns where others can read it. Raises ConfigError."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_LARGEST_KEY_FILE + 1)
-    except OSError as exc:
-        raise ConfigError(
-            f"The {what} {path} cannot be read: {exc.strerror}.",
-            remedy="Name a file that this user may read.",
-        ) from exc
-    if len(content) > _LARGEST_KEY_FILE:
-        raise ConfigError(f"{path} is no {what}: it is too large.", remedy="Name the right file.")
-    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
-        log.warning("Others can read the %s %s; chmod 600 takes that from them.", what, path)
-    return content.decode("utf-8", errors="surrogateescape")

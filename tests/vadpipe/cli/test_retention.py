@@ -16,6 +16,7 @@ from vadpipe.cli.commands import vadpipe
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.restore_point import name_of
 from vadpipe.repository.store import Repository
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +180,22 @@ def test_damaged_points_are_named_and_stay(made):
 def test_the_repository_of_the_environment_is_used(made, monkeypatch):
     monkeypatch.setenv("VADPIPE_REPOSITORY", place(made))
     assert "2 points would go" in call("forget", "--keep-last", 2, "--dry-run")
+
+
+def test_points_of_a_sealed_repository_need_its_key(tmp_path):
+    key = tmp_path / "key"
+    make_key_file(key)
+    made = PointsAlone(backend_at(str(tmp_path / "sealed")), KeyFile(key))
+    made.add()
+    newest = made.add()
+    with pytest.raises(ConfigError):
+        call("forget", place(made), "--keep-last", 1)
+    assert len(made.points) == 2
+    call("hold", place(made), newest.id, "--reason", "case 7", "--key-file", key)
+    shown = call("forget", place(made), "--keep-last", 1, "--key-file", key)
+    assert "held: case 7" in shown
+    assert made.ids == [newest.id]
+    assert newest.seal in call("head", place(made), "--key-file", key)
 
 
 # --- hold, release ---

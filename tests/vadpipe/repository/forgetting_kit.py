@@ -13,6 +13,7 @@ from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Config, Origin, create_repository
 from vadpipe.repository.files import Objects
 from vadpipe.repository.restore_point import Quiescing, RestorePoint, name_of, read_points
+from vadpipe.repository.ways import NewWay
 
 WEB = MachineId("00000000-0000-0000-0000-000000000001", "web01")
 DB = MachineId("00000000-0000-0000-0000-000000000002", "db01")
@@ -25,11 +26,11 @@ class PointsAlone:
     `objects` and `config` are what the functions take.
     """
 
-    def __init__(self, backend: Backend | None = None) -> None:
+    def __init__(self, backend: Backend | None = None, seal_for: NewWay | None = None) -> None:
         drawn = count()
         self.origin = Origin(random=lambda size: blake3(b"%d" % next(drawn)).digest(size))
         self.objects = Objects(backend or MemoryBackend())
-        self.config: Config = create_repository(self.objects.backend, self.origin)
+        self.config: Config = create_repository(self.objects.backend, self.origin, seal_for)
         self._last: dict[str, RestorePoint] = {}
 
     @property

@@ -19,7 +19,7 @@ from vadpipe.repository.index import RunIndex
 from vadpipe.repository.packs import FRAME_ROW
 from vadpipe.repository.sealing import Sealing, Secrets
 from vadpipe.repository.segment_writer import TemporarySegment, publish, write_segment
-from vadpipe.repository.segments import heads
+from vadpipe.repository.segments import HEADER_SIZE, Segment, heads
 
 REPOSITORY = bytes(range(16))
 KEYS = Keys.derive(bytes(range(32)))
@@ -138,3 +138,14 @@ def put_segment_of_format_1(
 def pack_of(number: int, pack: int) -> str:
     """Pack `pack` of run `number`."""
     return pack_id(run_id(number), pack)
+
+
+def with_right_checks(objects: Objects, name: str, content: bytearray) -> bytes:
+    """An altered segment, not sealed, with right checksums: what a forger can write."""
+    end = Segment(objects, name, REPOSITORY)._start[-1]
+    cells = [bytes(content[low : min(low + CELL, end)]) for low in range(HEADER_SIZE, end, CELL)]
+    checks = b"".join(struct.pack("<Q", xxhash.xxh3_64_intdigest(cell)) for cell in cells)
+    content[end:] = checks
+    content[56:64] = struct.pack("<Q", xxhash.xxh3_64_intdigest(checks))
+    content[120:128] = struct.pack("<Q", xxhash.xxh3_64_intdigest(bytes(content[:120])))
+    return bytes(content)

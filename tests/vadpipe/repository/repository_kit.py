@@ -43,6 +43,7 @@ from stages import (
     Digest,
     MarkZeros,
     ReadSpans,
+    Refine,
     Uncompressed,
     Zstd,
 )
@@ -125,6 +126,7 @@ def framed_path(extents: Source[Window], disk: Disk, identity, index, codec: Cod
         | MarkZeros()
         | CutChunks()
         | Digest(identity)
+        | Refine(index, disk)
         | Dedupe(index)
         | Compress(codec)
     )

@@ -51,7 +51,7 @@ def map_of(rows, all_frames):
         reached += gap + count
     offset, count, frame, place = np.array(columns, dtype=np.int64).reshape(-1, 4).T
     ids = digests(
-        [1000 + sum(10**at * (10 * name + n) for at, (name, n) in enumerate(each)) for each in all_frames]
+        [1000 + sum(100**at * (10 * name + n) for at, (name, n) in enumerate(each)) for each in all_frames]
     )
     return PageMap(offset, count, frame, place, ids)
 

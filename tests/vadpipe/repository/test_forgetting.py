@@ -25,6 +25,7 @@ from vadpipe.repository.forgetting import (
     release,
 )
 from vadpipe.repository.restore_point import name_of
+from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture
@@ -224,6 +225,23 @@ def test_a_damaged_hold_still_holds_and_can_be_released(made):
         forget_in(made, first)
     release(made.objects, made.config, first)
     assert made.names("holds/") == []
+
+
+def test_a_sealed_repository_tells_nothing_of_what_is_held_and_forgotten(tmp_path):
+    make_key_file(tmp_path / "key")
+    made = PointsAlone(seal_for=KeyFile(tmp_path / "key"))
+    first, second, third = made.add(), made.add(), made.add()
+    then = remembered(made)
+    hold_in(made, second, "case 7")
+    record = forget_in(made, first)
+    assert holds(made.objects, made.config, made.points) == {second.id: "case 7"}
+    assert made.ids == [second.id, third.id]
+    assert [point.id for point in forgotten(made.objects, made.config).values()] == [first.id]
+    assert problems(made, then) == []
+    (held,) = made.names("holds/")
+    for name in (held, f"forgotten/{record}.json"):
+        content = name.encode() + made.objects.backend.read(name)
+        assert not any(told in content for told in (WEB.uuid.encode(), first.seal.encode(), b"case 7"))
 
 
 # --- what fails, and what happens at the same time ---

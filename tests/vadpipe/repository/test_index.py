@@ -21,6 +21,7 @@ from tests.vadpipe.repository.index_kit import (
     put_segment_of_format_1,
     random_digests,
     run_id,
+    with_right_checks,
 )
 from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import index as index_module
@@ -34,11 +35,15 @@ from vadpipe.repository.index import Index, Removed, RunIndex
 from vadpipe.repository.packs import FRAME_ROW, FrameAddress
 from vadpipe.repository.sealing import Sealing, Secrets
 from vadpipe.repository.segments import (
+    DTYPES,
     ENTRIES,
     FILTER,
+    FIRSTS,
     FRAMES,
     HEADER_SIZE,
+    ID_ENTRIES,
     ROWS,
+    STARTS,
     Segment,
     filter_words,
     heads,
@@ -251,20 +256,43 @@ def test_a_plain_segment_in_a_sealed_repository_is_refused():
         Segment(objects, NAME, REPOSITORY, SEALING)
 
 
-def test_a_frame_is_compared_with_the_rows_that_the_index_has_of_it():
-    objects, chunks = memory(), random_digests(1, 8)
+@each_format
+def test_frames_are_compared_with_the_rows_that_the_index_has_of_them(version):
+    chunks = random_digests(1, 6)
+    segment = segment_of(memory(), version, chunks, frames_of_one(chunks), np.arange(6))
+    frame, one = np.array([4, 1]), np.array([1, 1])
+    assert segment.agreeing(frame, one, chunks[[4, 1]], np.array([4, 1])) == 2
+    assert segment.agreeing(frame, one, chunks[[1, 4]], np.array([4, 1])) == 0
+    assert segment.agreeing(frame, one, chunks[[4, 1]], np.array([4, 2])) == 1
+
+
+def test_a_chunk_that_two_frames_of_a_segment_have_agrees_with_both():
+    chunks = random_digests(1, 8)
+    chunks[5] = chunks[2]
     frames = frames_of_one(chunks[:2])
     frames["chunks"] = 4
     place = np.tile(np.arange(4), 2) * CHUNK
-    segment = segment_of(objects, 2, chunks, frames, place)
-    table = np.frombuffer(
-        chunk_table(np.full(4, CHUNK), chunks[4:]), [("length", "<u4"), ("digest", "u1", 32)]
-    )
-    assert segment.agreeing(1, table) == 4
-    assert segment.agreeing(0, table) == 0
-    other = table.copy()
-    other["digest"][2] ^= 1
-    assert segment.agreeing(1, other) == 3
+    segment = segment_of(memory(), 2, chunks, frames, place)
+    segment.prove()
+    assert segment.agreeing(np.array([1, 0]), np.array([4, 4]), np.roll(chunks, 4, axis=0), place) == 8
+    assert segment.agreeing(np.array([1]), np.array([9]), np.tile(chunks[4:], (3, 1))[:9], np.arange(9)) <= 4
+
+
+@pytest.mark.parametrize("section", [ROWS, FIRSTS, ENTRIES, STARTS, ID_ENTRIES])
+def test_columns_that_do_not_fit_each_other_are_found_though_their_checksums_are_right(section, monkeypatch):
+    """Two neighbouring rows of one column are exchanged."""
+    monkeypatch.setattr("vadpipe.repository.segments._PIECE", 500)
+    objects, chunks = memory(), random_digests(1, 3000)
+    name = put_segment(objects, chunks, frames_of_one(random_digests(2, 3000)), np.arange(3000), PACKS)
+    segment = Segment(objects, name, REPOSITORY)
+    segment.prove()
+    size, low = DTYPES[section].itemsize, segment._start[section]
+    content = bytearray(objects.backend.read(name))
+    one, two = content[low : low + size], content[low + size : low + 2 * size]
+    content[low : low + 2 * size] = two + one
+    objects.backend.replace(name, [with_right_checks(objects, name, content)])
+    with pytest.raises(IntegrityError, match="is damaged"):
+        Segment(objects, name, REPOSITORY).prove()
 
 
 # --- filters ---

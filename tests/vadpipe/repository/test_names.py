@@ -48,7 +48,7 @@ def flow_with(disk, identity, index):
         (Blake3(), r"Digest names chunks with Blake3\(\), but"),
         (Blake3(bytes(32)), r"Digest names chunks with Blake3\(key=\.\.\.\), but"),
         (Xxh3(), r"Digest names chunks with Xxh3\(\), but"),
-        (None, "Dedupe looks chunks up in MemoryIndex"),
+        (None, "Refine looks chunks up in MemoryIndex"),
     ],
     ids=["unkeyed", "another key", "another kind", "another index"],
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import struct
 import unicodedata
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import ConfigError, IntegrityError, MoverError, SinkError
 from pipeline.secrets import Secret
@@ -24,26 +27,18 @@ from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Keys, Origin, seal
 from vadpipe.repository.files import Damage
 from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.slots import (
-    AgeIdentity,
-    AgeRecipient,
-    Argon2,
-    KeyFile,
-    Passphrase,
-    SlotTable,
+from vadpipe.repository.slot_changes import (
     add_slot,
     change_passphrase,
     complete_slots,
     create_keys,
-    make_key_file,
     new_epoch,
-    open_slot,
     remove_foreign,
     remove_slot,
-    slot_name,
-    unlock,
-    wrap_name,
 )
+from vadpipe.repository.slots import SlotTable, open_slot, slot_name, unlock, wrap_name
+from vadpipe.repository.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase, make_key_file
+from vadpipe.repository.wrapping import Argon2
 
 GOLDEN = Path(__file__).parent / "golden" / "slots.json"
 REPOSITORY = bytes(range(16))
@@ -157,6 +152,30 @@ def test_an_ssh_key_opens_the_slot_of_its_public_key(tmp_path):
 def test_a_passphrase_is_the_same_however_its_accents_are_composed():
     backend, secrets = made(passphrase("Zürich café und Kaffee"))
     assert opened(backend, passphrase(unicodedata.normalize("NFD", "Zürich café und Kaffee"))) == secrets
+
+
+@pytest.mark.slow
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), st.text())
+def test_a_passphrase_opens_its_slot_and_no_other_text_does(text, other):
+    backend, secrets = made(passphrase(text))
+    assert opened(backend, passphrase(text)) == secrets
+    if unicodedata.normalize("NFC", text) != unicodedata.normalize("NFC", other):
+        with pytest.raises(ConfigError):
+            opened(backend, passphrase(other))
+
+
+def test_a_passphrase_that_is_not_utf_8_is_refused_without_showing_it(tmp_path, monkeypatch):
+    (tmp_path / "latin-1").write_bytes(b"some words \xfc")
+    monkeypatch.setenv("LATIN_1", os.fsdecode(b"some words \xfc"))
+    for way in (
+        lambda: passphrase("some words \ud800"),
+        lambda: Passphrase(Secret.from_env("LATIN_1")),
+        lambda: Passphrase.from_file(tmp_path / "latin-1"),
+    ):
+        with pytest.raises(ConfigError, match="is not UTF-8 text") as caught:
+            made(way())
+        assert caught.value.__cause__ is None
+        assert "some words" not in str(caught.value)
 
 
 def test_the_passphrase_is_the_first_line_of_a_file(tmp_path):
@@ -449,6 +468,19 @@ def test_a_number_of_an_epoch_is_not_used_twice():
     backend, secrets = made()
     backend.put(wrap_name(only_slot(backend).id, 7), [b"of an epoch that did not come into use"])
     assert new_epoch(backend, REPOSITORY, secrets).newest == 8
+
+
+def test_an_epoch_that_was_deleted_or_interrupted_is_warned_of(caplog):
+    backend, secrets = made()
+    new = new_epoch(backend, REPOSITORY, secrets)
+    backend.delete(["keys/epochs/00000002.json"])
+    known = opened(backend, passphrase())
+    assert (known.newest, known.epochs) == (1, new.epochs)
+    assert "has secrets of epoch 2, which is not in use" in caplog.text
+    new_epoch(backend, REPOSITORY, known)
+    caplog.clear()
+    assert opened(backend, passphrase()).newest == 3
+    assert caplog.text == ""
 
 
 def test_two_new_epochs_at_the_same_time_leave_one(tmp_path):
@@ -782,6 +814,19 @@ def test_impossible_parameters_of_argon2_are_refused_before_any_memory_is_taken(
     monkeypatch.setattr(Argon2, "derive", lambda *_: pytest.fail("Argon2id was begun"))
     with pytest.raises(ConfigError, match=rf"does not open .* keys/{slot.id}.json: .+"):
         opened(backend, passphrase())
+
+
+def test_a_costly_forged_slot_is_not_reached_with_the_right_passphrase():
+    backend, secrets = made()
+    content = json.loads(backend.read(slot_name(only_slot(backend).id)))
+    for slot_id in ("0" * 16, "f" * 16):
+        costly = content | {
+            "id": slot_id,
+            "kdf": content["kdf"] | {"passes": 16, "memory_kib": 4 * 1024 * 1024},
+        }
+        backend.put(slot_name(slot_id), [json.dumps(costly).encode()])
+    assert len(SlotTable.read(backend).slots) == 3
+    assert opened(backend, passphrase()) == secrets
 
 
 @pytest.mark.parametrize("value", [None, 5, True, [], {}, "", "x" * 5000, "\x1b[2J", -1, 1e400])

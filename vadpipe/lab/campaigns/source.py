@@ -21,6 +21,7 @@ from stages import (
     MarkZeros,
     Quiesce,
     ReadSpans,
+    Refine,
     VcenterVm,
     Zstd,
 )
@@ -80,6 +81,7 @@ def _path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(point)
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=1))
         | IntoRepository(point, disk)

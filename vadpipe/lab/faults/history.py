@@ -50,6 +50,7 @@ from stages import (
     Digest,
     MarkZeros,
     ReadSpans,
+    Refine,
     Zstd,
 )
 from vadpipe.kernels import dedupe as _dedupe
@@ -151,6 +152,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | MarkZeros()
         | CutChunks()
         | Digest(Blake3(point.key))
+        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=-1))
         | IntoRepository(point, disk)

@@ -19,7 +19,8 @@ from pipeline import GiB, MiB
 from vadpipe.files import TEMPORARY, create, temporary_beside, write_all
 
 from .contract import Backend, Damage, ObjectMissing, Parts, Stored, Upload, checked_name
-from .local import DIRECTORY_MODE, open_regular, read_range
+from .local import DIRECTORY_MODE
+from .local_files import open_regular, read_range
 from .wrappers import Forwarding
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol
 
 Parts = Sequence[bytes | memoryview]
@@ -44,6 +45,7 @@ class ObjectExists(Exception):
     """Somebody wrote an object of this name before."""
 
 
+@lru_cache(4096)  # a reader asks for ranges of the same few objects
 def checked_name(name: str) -> str:
     """The name, when an object may have it. `tmp/` belongs to the directory backend, so no name begins with it.
 
@@ -101,6 +103,7 @@ class Backend(Protocol):
 
     def begin(self, name: str) -> Upload:
         """Write a large object piece by piece. Raises SinkError."""
+        ...
 
     def replace(self, name: str, parts: Parts) -> None:
         """Write an object, whatever was there: for hints and signs of life. The last one wins. Raises SinkError."""
@@ -110,18 +113,22 @@ class Backend(Protocol):
 
         Raises ObjectMissing, Damage, SinkError.
         """
+        ...
 
     def size(self, name: str) -> int:
         """Bytes of an object. Raises ObjectMissing, Damage, SinkError."""
+        ...
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """The objects whose names begin with `prefix`, ascending by name. Raises SinkError."""
+        ...
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; missing ones count as removed. Raises SinkError."""
 
     def place(self, name: str = "") -> str:
         """What a person calls the object, or the store: a path or a URL, without secrets."""
+        ...
 
     def close(self) -> None:
         """Let go of connections and descriptors; they are made again when they are needed."""

@@ -15,14 +15,15 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from pipeline import SinkError
 from vadpipe.files import create, flush_directory, publish, write_all
 
-from .contract import Damage, ObjectExists, ObjectMissing, Parts, Stored, checked_name, checked_prefix
+from .contract import Damage, ObjectExists, Parts, Stored, checked_name, checked_prefix
+from .local_files import open_regular, read_range, sink_error, sink_errors, take_name, unreadable, what_it_is
 
 log = logging.getLogger(__name__)
 
@@ -32,27 +33,6 @@ FOREIGN_AGE_S: Final = (
 )  # the same patience as for the runs of other hosts (docs/repository.md)
 
 _TMP: Final = "tmp"
-_READ_LIMIT: Final = 1 << 30  # Linux gives at most 2 GiB less a page in one read
-
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space there, or raise the quota, and run again."),
-    errno.EFBIG: "Raise the limit of file sizes (`ulimit -f`) and run again.",
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS),
-        "Give this user the right to do so, or choose another target.",
-    ),
-    **dict.fromkeys(
-        (errno.EMFILE, errno.ENFILE), "Raise the limit of open files (`ulimit -n`) and run again."
-    ),
-    errno.EXDEV: "Keep all directories of a repository on one file system.",
-    **dict.fromkeys(
-        (errno.ENOENT, errno.ESTALE),
-        "Check that the file system is mounted and that nobody removes files there.",
-    ),
-}
-
-# A server of files that did not answer, or was restarted. Another attempt can help.
-_TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 
 # What flock says where a file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -66,6 +46,9 @@ class LocalBackend:
         self._turn = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._durable: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"LocalBackend({str(self.root)!r})"
 
     def put(self, name: str, parts: Parts) -> None:
         self._write(name, parts, replace=False)
@@ -90,7 +73,7 @@ class LocalBackend:
         try:
             return read_range(descriptor, size, offset, length)
         except OSError as exc:
-            raise _unreadable(path, exc) from exc
+            raise unreadable(path, exc) from exc
         finally:
             os.close(descriptor)
 
@@ -99,9 +82,9 @@ class LocalBackend:
         try:
             found = os.lstat(path)
         except OSError as exc:
-            raise _unreadable(path, exc) from exc
+            raise unreadable(path, exc) from exc
         if not stat.S_ISREG(found.st_mode):
-            raise Damage(_what_it_is(found.st_mode))
+            raise Damage(what_it_is(found.st_mode))
         return found.st_size
 
     def list(self, prefix: str) -> Iterator[Stored]:
@@ -305,7 +288,10 @@ class LocalUpload:
 
     def _publish(self) -> None:
         try:
-            publish(self._temporary, self._final, replace=self._replace)
+            if self._replace:
+                publish(self._temporary, self._final, replace=True)
+            else:
+                take_name(self._temporary, self._final)
         except FileExistsError as exc:
             raise ObjectExists(str(self._final)) from exc
 
@@ -318,66 +304,6 @@ class LocalUpload:
     def _close(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
-
-
-def sink_error(path: Path, doing: str, exc: OSError) -> SinkError:
-    """An OSError as a SinkError that names `path`; `doing` is like 'write'."""
-    number = exc.errno or 0
-    remedy = _REMEDIES.get(number, "Check the file system and the kernel's log, then run again.")
-    error = SinkError(
-        f"Could not {doing} {path}: {os.strerror(number) if number else exc}.",
-        remedy=f"{remedy} Nothing was published.",
-        path=str(path),
-        errno=number,
-    )
-    error.transient = number in _TRANSIENT
-    return error
-
-
-@contextmanager
-def sink_errors(path: Path, doing: str) -> Iterator[None]:
-    """Inside, an OSError becomes a SinkError that names `path`; `doing` is like 'write'."""
-    try:
-        yield
-    except OSError as exc:
-        raise sink_error(path, doing, exc) from exc
-
-
-def open_regular(path: Path) -> tuple[int, int]:
-    """A descriptor for reading a regular file, and its size. Never waits, as opening a FIFO would.
-
-    Raises:
-        ObjectMissing: There is nothing.
-        Damage: It is something else, or cannot be read; the cause is the OSError, if there was one.
-        SinkError: This process has too many files open, or the server of the files did not answer.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        raise _unreadable(path, exc) from exc
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise Damage(_what_it_is(status.st_mode))
-    return descriptor, status.st_size
-
-
-def read_range(descriptor: int, size: int, offset: int, length: int | None) -> bytes:
-    """Bytes of an open file of `size` bytes, fewer only where it ends before. Raises OSError."""
-    left = max(0, size - offset)
-    length = left if length is None else min(left, length)
-    content = os.pread(descriptor, min(length, _READ_LIMIT), offset)
-    if len(content) == length or not content:
-        return content
-    pieces = [content]
-    read = len(content)
-    while read < length:
-        more = os.pread(descriptor, min(length - read, _READ_LIMIT), offset + read)
-        if not more:
-            break
-        pieces.append(more)
-        read += len(more)
-    return b"".join(pieces)
 
 
 def local_locks(root: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
@@ -453,18 +379,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _identity(directory: Path) -> tuple[int, int]:
     status = os.stat(directory)
     return status.st_dev, status.st_ino
-
-
-def _unreadable(path: Path, exc: OSError) -> Exception:
-    """What an OSError of reading means: a missing or damaged object, or trouble of this process or the server."""
-    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
-        return ObjectMissing(str(path))
-    if exc.errno in (errno.EMFILE, errno.ENFILE, *_TRANSIENT):
-        return sink_error(path, "read", exc)
-    if exc.errno == errno.ELOOP:
-        return Damage("it is a symbolic link instead of a file")
-    return Damage(f"reading it failed ({exc.strerror})")
-
-
-def _what_it_is(mode: int) -> str:
-    return "it is a symbolic link instead of a file" if stat.S_ISLNK(mode) else "it is not a regular file"

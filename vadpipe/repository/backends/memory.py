@@ -21,6 +21,9 @@ class MemoryBackend:
         self._turn = threading.Lock()
         self._content: dict[str, tuple[bytes, float]] = {}
 
+    def __repr__(self) -> str:
+        return f"MemoryBackend({self._label!r})"
+
     def put(self, name: str, parts: Parts) -> None:
         content = b"".join(parts)
         with self._turn:

@@ -32,7 +32,7 @@ from pipeline import ConfigError, MiB, SinkError
 from pipeline.secrets import blot
 
 from .contract import ObjectExists, ObjectMissing, Parts, Stored, checked_name, checked_prefix
-from .s3_errors import first_line, trouble
+from .s3_errors import asks_for_checksum, first_line, trouble
 from .s3_location import S3Location
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class S3Backend:
         self._stores: dict[str, S3Store] = {}
         self._bucket_seen = False
         self._bulk = True
+        self._writing = "write"
         self._endpoint = location.endpoint_url()
         for variable in _SECRETS:
             blot(os.environ.get(variable, ""))
@@ -213,7 +214,14 @@ class S3Backend:
     def _put(self, name: str, parts: Sequence[bytes | memoryview], *, create: bool) -> None:
         content = parts[0] if len(parts) == 1 else parts or b""
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
-        obstore.put(self._store("write"), name, content, mode=mode, use_multipart=False)
+        try:
+            obstore.put(self._store(self._writing), name, content, mode=mode, use_multipart=False)
+        except BaseError as exc:
+            if self._writing != "write" or not asks_for_checksum(exc):
+                raise
+            log.info("%s is written with checksums: its bucket has object lock", self.place())
+            self._writing = "write with checksum"
+            obstore.put(self._store(self._writing), name, content, mode=mode, use_multipart=False)
 
     @contextmanager
     def _request(self, doing: str, name: str) -> Iterator[None]:
@@ -245,7 +253,7 @@ class S3Backend:
         return error
 
     def _store(self, kind: str) -> S3Store:
-        """obstore's client for `read`, `write`, `bulk` and `single` deletions; made when it is needed first."""
+        """obstore's client for reading, one kind of writing or of deleting; made when it is needed first."""
         with self._turn:
             if kind not in self._stores:
                 self._stores[kind] = self._connect(kind)
@@ -258,7 +266,7 @@ class S3Backend:
             "allow_http": self._endpoint.startswith("http://"),
             "user_agent": "vadpipe",
         }
-        if kind != "write":  # an upload is silent for as long as it takes
+        if not kind.startswith("write"):  # an upload is silent for as long as it takes
             client["read_timeout"] = timedelta(seconds=SILENCE_S)
         if self.location.ca is not None:
             client["root_certificate"] = _read_ca(self.location.ca)
@@ -266,6 +274,8 @@ class S3Backend:
             "unsigned_payload": True,  # every byte is proved by its digest when it is read
             "disable_bulk_delete": kind == "single",
         }
+        if kind == "write with checksum":
+            config["checksum_algorithm"] = "SHA256"
         if self._endpoint:
             config["endpoint"] = self._endpoint
         if self.location.region:
@@ -342,7 +352,7 @@ class _Creation:
             if not error.facts.get("sent"):
                 raise
             self._uncertain = True
-            log.info("the answer to writing %s was lost; reading it back: %s", self.place, error.problem)
+            log.info("%s It may have been written, so it is read back", error.problem)
             try:
                 ours = self._is_ours()
             except ObjectMissing:

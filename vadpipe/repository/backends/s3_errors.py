@@ -57,7 +57,7 @@ _CODES = {
         "the object is too large for the server",
         "Raise the limit of the server for one request.",
     ),
-    "SlowDown": ("the server asks for fewer requests", _LATER),
+    "SlowDown": ("the server is overloaded and asks for fewer requests", _LATER),
     "InvalidObjectState": ("the object is archived", "Keep a repository in a class that is read at once."),
 }
 
@@ -67,7 +67,7 @@ def trouble(exc: Exception, doing: str) -> Trouble:
     text = str(exc)
     if isinstance(exc, ValueError) and not isinstance(exc, BaseError):
         return Trouble("obstore refused the request", "Report this as a defect.")
-    if "169.254." in text or "InstanceCredential" in text or "Credentials" in text.partition("\n")[0]:
+    if re.search(r"169\.254\.|/latest/(api|meta-data)", text):  # the last place where obstore looks
         return Trouble("there are no credentials for the server", ENVIRONMENT)
     status = int(found.group(1)) if (found := re.search(r"status code: (\d{3})", text)) else None
     code = found.group(1) if (found := re.search(r"<Code>(\w{1,64})</Code>", text)) else ""
@@ -77,6 +77,11 @@ def trouble(exc: Exception, doing: str) -> Trouble:
         return Trouble("the bucket is in another region", _REGIONS)
     if "BadScheme" in text:
         return Trouble("it would go without TLS", "Use an endpoint with https://, or add allow_http=yes.")
+    if "CaUsedAsEndEntity" in text:
+        return Trouble(
+            "the server shows the certificate of an authority as its own",
+            "Give it a certificate by that authority (CA:FALSE), and name the authority's PEM file with ?ca=FILE.",
+        )
     if "ertificate" in text and "onnect" in text:
         return Trouble(
             "the certificate of the server is not trusted",
@@ -99,6 +104,12 @@ def trouble(exc: Exception, doing: str) -> Trouble:
     return Trouble(first_line(exc), "Check the server and its log, then run again.", sent=True)
 
 
+def asks_for_checksum(exc: Exception) -> bool:
+    """Whether the server wants a checksum with each object, as where object lock has a default retention."""
+    text = str(exc)
+    return "status code: 400" in text and "<Code>" in text and ("Content-MD5" in text or "hecksum" in text)
+
+
 def _answered(status: int | None, code: str, doing: str) -> Trouble:
     """An answer of the server with an error."""
     said = " ".join(part for part in (f"HTTP {status}" if status else "", code) if part)
@@ -117,6 +128,8 @@ def _answered(status: int | None, code: str, doing: str) -> Trouble:
             "the server does not know this request",
             "Use another server, or conditional=no in the URL.",
         )
+    elif status in (429, 503):
+        problem, remedy = "the server is overloaded or down", _LATER
     elif transient:
         problem, remedy = "the server failed", _LATER
     else:

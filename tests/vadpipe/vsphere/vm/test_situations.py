@@ -11,7 +11,17 @@ from pipeline.errors import MoverError, leaves
 from pipeline.extents import Extents
 from pipeline.units import KiB, MiB
 from sinks import IntoRepository, Point, RawDirectory, Repository, open_repository, restore
-from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans, Zstd
+from stages import (
+    ChangedExtents,
+    Compress,
+    CutChunks,
+    Dedupe,
+    Digest,
+    MarkZeros,
+    ReadSpans,
+    Refine,
+    Zstd,
+)
 from stages.vcenter_vm import VcenterVm
 from tests.vadpipe.lab.vcenter import restoring
 from vadpipe.lab.disks import LabDisk
@@ -219,7 +229,13 @@ async def test_a_linked_clone_is_backed_up_through_the_files_of_its_parent(
 def _path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
     read = ChangedExtents(disk, point.previous(disk)) | ReadSpans(disk) | MarkZeros()
     return (
-        read | CutChunks() | Digest(point) | Dedupe(point) | Compress(Zstd(1)) | IntoRepository(point, disk)
+        read
+        | CutChunks()
+        | Digest(point)
+        | Refine(point, disk)
+        | Dedupe(point)
+        | Compress(Zstd(1))
+        | IntoRepository(point, disk)
     )
 
 
