@@ -47,7 +47,7 @@ from .disk_map import (
 from .files import Damage, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -94,8 +94,9 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 

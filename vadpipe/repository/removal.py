@@ -78,6 +78,29 @@ def read_removed(objects: Objects, config: Config) -> Removed:
     )
 
 
+def readable_removed(objects: Objects, config: Config) -> tuple[Removed, list[IntegrityError]]:
+    """For readers, who remove nothing: what the removals name that can be read, and what is wrong with the others.
+
+    Raises SinkError.
+    """
+    if objects.version == 1:
+        return Removed(), []
+    packs: set[str] = set()
+    segments: set[str] = set()
+    damaged: list[IntegrityError] = []
+    for stored in objects.backend.list(REMOVALS):
+        if not stored.name.endswith(".json"):
+            continue
+        try:
+            fields = _read(objects, config, stored.name) or {}
+        except IntegrityError as error:
+            damaged.append(error)
+            continue
+        packs |= _texts(fields, "packs")
+        segments |= _texts(fields, "segments")
+    return Removed(packs=frozenset(packs), segments=frozenset(segments)), damaged
+
+
 def publish_removal(
     objects: Objects,
     config: Config,

@@ -14,7 +14,7 @@ from pipeline import MoverError
 from pipeline.errors import are_ours
 from sinks.copying import copy_points
 from stages import Zstd
-from vadpipe.repository import Repository, RepositoryReader, open_repository, slots, verify
+from vadpipe.repository import Repository, RepositoryReader, open_repository, slot_changes, slots, verify
 
 from .history import (
     HISTORIES,
@@ -168,8 +168,8 @@ def _wrong_keys(root: Path, history: str, expected: Expected) -> list[str]:
     if expected.keys:
         try:
             backend, config, secrets = opened(repository(root, history, expected.sure_keys))
-            secrets = slots.new_epoch(backend, config.id, secrets)
-            slots.add_slot(backend, config.id, secrets, key_file(root, "first"), "another")
+            secrets = slot_changes.new_epoch(backend, config.id, secrets)
+            slot_changes.add_slot(backend, config.id, secrets, key_file(root, "first"), "another")
             table = slots.SlotTable.read(backend)
             wrong += table.problems(secrets.naming)
             for slot in table.slots:

@@ -35,17 +35,37 @@ from pipeline import (
     ChangedAreas,
     ChangeTrackingInvalid,
     Disk,
+    DiskReceipt,
     Extents,
     Job,
     KiB,
     MachineId,
     MiB,
     MoverError,
+    Pipeline,
 )
 from pipeline.testing.fakes import FakeCapture
 from sinks.copying import copy_points
-from stages import Zstd
-from vadpipe.repository import Repository, RepositoryReader, slots, verify
+from stages import (
+    ChangedExtents,
+    Compress,
+    CutChunks,
+    Dedupe,
+    Digest,
+    MarkZeros,
+    ReadSpans,
+    Refine,
+    Zstd,
+)
+from vadpipe.repository import (
+    IntoRepository,
+    Point,
+    Repository,
+    RepositoryReader,
+    slot_changes,
+    slots,
+    verify,
+)
 from vadpipe.repository.config import Origin
 from vadpipe.repository.forgetting import forget
 
@@ -149,6 +169,20 @@ class OracleVm:
         return []
 
 
+def refined_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    return (
+        ChangedExtents(disk, point.previous(disk))
+        | ReadSpans(disk)
+        | MarkZeros()
+        | CutChunks()
+        | Digest(point)
+        | Refine(point, disk)
+        | Dedupe(point)
+        | Compress(Zstd(level=-1))
+        | IntoRepository(point, disk)
+    )
+
+
 class History:
     """One history, drawn from its seed."""
 
@@ -168,6 +202,7 @@ class History:
         self._gone: set[str] = set()
         self._copied: dict[str, Held] = {}
         self._keys = ["first"]
+        self._path = self._draw.choice([path, refined_path])
         self.counts: Counter[str] = Counter()
 
     def _disk(self, key: str) -> OracleDisk:
@@ -289,11 +324,11 @@ class History:
             table = slots.SlotTable.read(backend)
             labels = [slot.label for slot in table.slots]
             if what == "add" and "second" not in labels:
-                slots.add_slot(backend, config.id, secrets, key_file(self._root, "second"), "second")
+                slot_changes.add_slot(backend, config.id, secrets, key_file(self._root, "second"), "second")
             elif what == "remove" and "first" in labels:
-                slots.remove_slot(backend, config.id, secrets, table.named("first"))
+                slot_changes.remove_slot(backend, config.id, secrets, table.named("first"))
             elif what == "epoch":
-                slots.new_epoch(backend, config.id, secrets)
+                slot_changes.new_epoch(backend, config.id, secrets)
 
         result, wrong = self._run("keys changed", change)
         if what == "add" and result is not _KILLED:
@@ -329,7 +364,7 @@ class History:
 
     def _back_up(self, vm: OracleVm, *, may_be_killed: bool = True) -> list[str]:
         async def back_up() -> str:
-            return (await Job(vm, path, self._main(), disks_at_once=2).run()).point
+            return (await Job(vm, self._path, self._main(), disks_at_once=2).run()).point
 
         result, wrong = self._run("backed up", lambda: trio.run(back_up), may_be_killed=may_be_killed)
         if result is _KILLED:

@@ -61,6 +61,7 @@ from vadpipe.repository import (
     Repository,
     RepositoryReader,
     RestorePoint,
+    slot_changes,
     slots,
 )
 from vadpipe.repository import index as _index
@@ -74,7 +75,7 @@ from vadpipe.repository.forgetting import forget
 from vadpipe.repository.prune import prune
 from vadpipe.repository.runs import Run, end_dead_runs
 from vadpipe.repository.sealing import Secrets
-from vadpipe.repository.wrapping import KeyFile
+from vadpipe.repository.ways import KeyFile
 
 # The steps of each history, in order. What the first killed run leaves is ended by two runs at once; what the
 # second leaves, by the next backup. From the third segment on, each run merges segments.
@@ -347,20 +348,20 @@ def play(root: Path, history: str, seed: int, step: int) -> None:
         case "add key":
             backend, config, secrets = opened(where)
             _mark(root, "keys begun")
-            slots.add_slot(backend, config.id, secrets, key_file(root, "second"), "second")
+            slot_changes.add_slot(backend, config.id, secrets, key_file(root, "second"), "second")
             _mark(root, "added second")
             _mark(root, "keys ended")
         case "new epoch":
             backend, config, secrets = opened(where)
             _mark(root, "keys begun")
-            slots.new_epoch(backend, config.id, secrets)
+            slot_changes.new_epoch(backend, config.id, secrets)
             _mark(root, "keys ended")
         case "remove key":
             backend, config, secrets = opened(where)
             table = slots.SlotTable.read(backend)
             _mark(root, "keys begun")
             _mark(root, "removing first")
-            slots.remove_slot(backend, config.id, secrets, table.named("first"))
+            slot_changes.remove_slot(backend, config.id, secrets, table.named("first"))
             _mark(root, "removed first")
             _mark(root, "keys ended")
         case how:

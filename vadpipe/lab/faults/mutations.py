@@ -34,7 +34,7 @@ import click
 import trio
 
 from pipeline.errors import are_ours, leaves
-from vadpipe.repository import Repository, RepositoryReader, open_repository, slots, verify
+from vadpipe.repository import Repository, RepositoryReader, open_repository, slot_changes, slots, verify
 from vadpipe.repository.config import Origin
 from vadpipe.repository.forgetting import compare_heads, forget, heads, hold, read_heads
 from vadpipe.repository.prune import prune
@@ -282,8 +282,8 @@ def build(root: Path, history: str, seed: int) -> None:
         back_up_and_keep(step)
     if history == "sealed":
         backend, config, secrets = opened(main)
-        slots.add_slot(backend, config.id, secrets, key_file(root, KEYS[1]), KEYS[1])
-        slots.new_epoch(backend, config.id, secrets)
+        slot_changes.add_slot(backend, config.id, secrets, key_file(root, KEYS[1]), KEYS[1])
+        slot_changes.new_epoch(backend, config.id, secrets)
     reader = RepositoryReader.of(main.backend(), main.unlock)
     forget(reader.objects, reader.config, Origin(), reader.points[:1])
     hold(reader.objects, reader.config, Origin(), reader.points[1], "asked for")
