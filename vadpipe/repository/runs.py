@@ -69,7 +69,6 @@ class Run:
         self.id = run_id or origin.random(RUN_ID_SIZE).hex()
         self.segments = 0  # how many it has published: the number of the next one
         self.removals = 0  # likewise
-        self.packs = 0  # the number of its first pack
         self._objects = objects
         self._config = config
         self._machine = machine

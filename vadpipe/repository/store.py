@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,10 @@ import trio
 
 from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
 
-from .backends.contract import Backend, ObjectExists, Stored
+from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at
 from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import INDEX, REMOVALS, RUN_ID_SIZE, Objects, stem
+from .files import Objects
 from .index import RunIndex
 from .packs import PackWriter
 from .point import OpenRun, Point
@@ -192,11 +192,15 @@ class RepositoryStore:
         return {point.id for point in points}
 
     def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
-        directory = self._config.directory(machine.uuid)
-        if original is not None:
-            run = self._begin_copy(directory, original.id)
-        else:
-            run = Run(self._objects, self._config, self._origin, directory)
+        directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        try:
+            run = Run(self._objects, self._config, self._origin, directory, run_id)
+        except ObjectExists as exc:
+            raise SinkError(
+                f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
+                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                path=self._objects.place(),
+            ) from exc
         if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
             run.end()
             raise SinkError(
@@ -205,30 +209,6 @@ class RepositoryStore:
                 remedy="Wait until it ends. A store with conditional writes takes any number of writers.",
                 path=self._objects.place(),
             )
-        return run
-
-    def _begin_copy(self, directory: str, point_id: str) -> Run:
-        """A run with the id of a point. A copy of it that was killed is ended first, and its numbers are taken."""
-        objects = self._objects
-        for attempt in range(2):
-            try:
-                run = Run(objects, self._config, self._origin, directory, point_id)
-                break
-            except ObjectExists as exc:
-                if attempt:
-                    raise SinkError(
-                        f"The point {point_id} is being copied to {objects.place()} already.",
-                        remedy="Wait for the other copy. One that died on another machine is given up in a week.",
-                        path=objects.place(),
-                    ) from exc
-            sweeper = Run(objects, self._config, self._origin, None)
-            try:
-                end_dead_runs(objects, self._config, sweeper)
-            finally:
-                sweeper.end()
-        run.segments = _next_number(objects.backend.list(f"{INDEX}{point_id}"))
-        run.packs = _next_number(objects.packs_of(point_id))
-        run.removals = _next_number(objects.backend.list(f"{REMOVALS}{point_id}"))
         return run
 
     def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
@@ -251,7 +231,7 @@ class RepositoryStore:
                 sealing=config.sealing,
                 removed=read_removed(objects, config),
             ),
-            packs=PackWriter(objects, config, run.id, run.packs),
+            packs=PackWriter(objects, config, run.id),
             points=points,
             parent=parent,
             tags=self._tags,
@@ -290,11 +270,6 @@ def _open(backend: Backend, unlock: Sequence[Way], origin: Origin) -> Config:
     if check is not None:
         check()
     return config
-
-
-def _next_number(found: Iterable[Stored]) -> int:
-    """The first free number of a run's packs, segments or removals."""
-    return max((int(stem(each.name)[2 * RUN_ID_SIZE :][:8], 16) + 1 for each in found), default=0)
 
 
 def _checked(tags: Sequence[str]) -> tuple[str, ...]:
