@@ -81,11 +81,15 @@ class PackWriter:
     needs for 64 MiB, and the stages before would stand still.
     """
 
-    def __init__(self, objects: Objects, config: Config, run_id: str) -> None:
+    def __init__(self, objects: Objects, config: Config, run_id: str, first: int = 0) -> None:
+        """
+        Args:
+            first: The number of the first pack.
+        """
         self._objects = objects
         self._config = config
         self._run_id = run_id
-        self._serial = 0
+        self._serial = first
         self._pack: _OpenPack | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack flush")
         self._flushed: Future[None] | None = None

@@ -16,14 +16,14 @@ from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
 from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at
 from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import Objects
+from .files import Objects, run_name
 from .index import RunIndex
 from .packs import PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
 from .restore_point import PointsOf, RestorePoint, read_points
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
     from .ways import NewWay, Way
@@ -193,14 +193,19 @@ class RepositoryStore:
 
     def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
         directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        if run_id is not None and self._objects.exists(run_name(run_id)):
+            self._end_dead_copy(directory)
         try:
             run = Run(self._objects, self._config, self._origin, directory, run_id)
         except ObjectExists as exc:
             raise SinkError(
                 f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
-                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its host, and "
+                "by any other after seven days of silence.",
                 path=self._objects.place(),
             ) from exc
+        if run_id is not None:
+            free_point(self._objects, directory, run_id)
         if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
             run.end()
             raise SinkError(
@@ -210,6 +215,15 @@ class RepositoryStore:
                 path=self._objects.place(),
             )
         return run
+
+    def _end_dead_copy(self, directory: str) -> None:
+        """A run with the name that this one needs is there. End it, if it is dead."""
+        run = Run(self._objects, self._config, self._origin, directory)
+        try:
+            end_dead_runs(self._objects, self._config, run)
+            run.end()
+        finally:
+            run.abandon()
 
     def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
         objects, config = self._objects, self._config
@@ -230,8 +244,9 @@ class RepositoryStore:
                 config.keys,
                 sealing=config.sealing,
                 removed=read_removed(objects, config),
+                first=run.segments,
             ),
-            packs=PackWriter(objects, config, run.id),
+            packs=PackWriter(objects, config, run.id, run.packs),
             points=points,
             parent=parent,
             tags=self._tags,
