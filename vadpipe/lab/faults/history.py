@@ -286,7 +286,7 @@ def prune_once(where: Repository, *, dying: str = "") -> None:
 def _prune_beside_a_run(where: Repository) -> None:
     """A prune while another run has not ended."""
     with where.open_for_maintenance() as (objects, config):
-        run = Run(objects, config, Origin(), None)
+        run = Run(objects, config, Origin(), "machine")
         prune(objects, config, Origin(), rewrite_below=REWRITE_BELOW)
         run.end()
 

@@ -288,11 +288,11 @@ def build(root: Path, history: str, seed: int) -> None:
     forget(reader.objects, reader.config, Origin(), reader.points[:1])
     hold(reader.objects, reader.config, Origin(), reader.points[1], "asked for")
     with main.open_for_maintenance() as (objects, config):
-        Run(objects, config, Origin(), None)  # it never ends
+        Run(objects, config, Origin(), "machine")  # it never ends
         prune(objects, config, Origin(), rewrite_below=REWRITE_BELOW)
     back_up_and_keep(BACKUPS)
     with main.open_for_maintenance() as (objects, config):
-        Run(objects, config, Origin(), None)
+        Run(objects, config, Origin(), "machine")
     reader = RepositoryReader.of(main.backend(), main.unlock)
     (root.parent / "heads").write_text(json.dumps(heads(reader.config, reader.points).as_dict()))
     (root.parent / "right").write_text(json.dumps(right))
