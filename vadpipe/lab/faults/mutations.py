@@ -498,7 +498,11 @@ def _check(job: tuple[Path, int, int]) -> tuple[int, str, Mutation, str, list[st
 
 
 def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tuple[Counter[str], list[str]]:
-    """Check `count` mutations, or the one with the number `only`; outcomes by mutation, and what is wrong."""
+    """Check `count` mutations, or the one with the number `only`.
+
+    Returns:
+        How often each outcome was seen, as `directory, mutation: word`, and what is wrong.
+    """
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(dir=scratch()) as directory:
@@ -508,7 +512,7 @@ def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tu
             for history in HISTORIES:  # there, as it makes the files of its process small
                 pool.apply(_build, (place / history / "root", history, seed))
             for number, history, mutation, word, found in pool.imap_unordered(_check, jobs, chunksize=8):
-                counts[f"{mutation.name}: {word}"] += 1
+                counts[f"{mutation.files[0].partition('/')[0]}, {mutation.name}: {word}"] += 1
                 if found:
                     files = " and ".join(mutation.files)
                     wrong.append(
@@ -527,8 +531,14 @@ def main(count: int, seed: int, only: int | None, workers: int) -> None:
     started = time.monotonic()
     counts, wrong = campaign(count, seed, workers, only)
     click.echo(f"{counts.total()} mutations in {time.monotonic() - started:.0f} s, seed {seed}:")
-    for name, number in sorted(counts.items()):
-        click.echo(f"  {number:6}  {name}")
+    tables = Counter[str](), Counter[str]()
+    for told, number in counts.items():
+        what, word = told.rsplit(": ", 1)
+        for table, name in zip(tables, what.split(", ", 1), strict=True):
+            table[f"{name}: {word}"] += number
+    for table in tables:
+        for name, number in sorted(table.items()):
+            click.echo(f"  {number:6}  {name}")
     for line in wrong:
         click.echo(f"WRONG {line}", err=True)
     click.echo(f"{len(wrong)} wrong")
