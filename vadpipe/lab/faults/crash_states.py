@@ -80,20 +80,24 @@ def recorded(directory: Path, history: str, seed: int) -> Record:
 def states(record: Record, moments: range, seed: int) -> Iterator[tuple[int, str, State]]:
     """Different states of some moments: the moment, how it was made, and the state.
 
-    First what is left when the process dies and when nothing uncertain survives, at every moment; then drawn ones,
-    until hardly a draw gives a new one.
+    What is left when the process dies, what is left when nothing uncertain survives, and two that are drawn, for every
+    moment, mixed; then drawn ones, until hardly a draw gives a new one.
     """
     seen: set[tuple[int, int]] = set()
     marks = {moment: len(record.marks_before(moment)) for moment in moments}
+    mixed = [(moment, kind) for moment in moments for kind in ("everything", "certain", "drawn", "drawn")]
+    random.Random(f"{seed}/{moments.start}").shuffle(mixed)
 
     def candidates() -> Iterator[tuple[int, str, State]]:
-        for moment in moments:
-            yield moment, "everything", record.everything(moment)
-            yield moment, "certain", record.certain(moment)
         for turn in count():
             draw = random.Random(f"{seed}/{moments.start}/{turn}")
-            moment = draw.choice(moments)
-            yield moment, f"drawn {turn}", record.drawn(moment, draw)
+            moment, kind = mixed[turn] if turn < len(mixed) else (draw.choice(moments), "drawn")
+            if kind == "everything":
+                yield moment, kind, record.everything(moment)
+            elif kind == "certain":
+                yield moment, kind, record.certain(moment)
+            else:
+                yield moment, f"drawn {turn}", record.drawn(moment, draw)
 
     in_vain = 0
     for moment, made, state in candidates():
