@@ -80,8 +80,8 @@ def recorded(directory: Path, history: str, seed: int) -> Record:
 def states(record: Record, moments: range, seed: int) -> Iterator[tuple[int, str, State]]:
     """Different states of some moments: the moment, how it was made, and the state.
 
-    What is left when the process dies, what is left when nothing uncertain survives, and two that are drawn, for every
-    moment, mixed; then drawn ones, until hardly a draw gives a new one.
+    What is left when the process dies, what is left when nothing uncertain survives, and two that are drawn, for
+    every moment, mixed; then drawn ones, until hardly a draw gives a new one.
     """
     seen: set[tuple[int, int]] = set()
     marks = {moment: len(record.marks_before(moment)) for moment in moments}

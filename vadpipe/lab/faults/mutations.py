@@ -183,7 +183,7 @@ def _delete(scene: _Scene, path: Path, same: Sequence[Path]) -> Sequence[Path]:
 
 
 def _exchange(scene: _Scene, path: Path, same: Sequence[Path]) -> Sequence[Path]:
-    other = scene.draw.choice(same)
+    other = scene.draw.choice([each for each in same if each != path] or same)
     mine, theirs = path.read_bytes(), other.read_bytes()
     path.write_bytes(theirs)
     other.write_bytes(mine)
@@ -191,7 +191,7 @@ def _exchange(scene: _Scene, path: Path, same: Sequence[Path]) -> Sequence[Path]
 
 
 def _replace_by_other(scene: _Scene, path: Path, same: Sequence[Path]) -> Sequence[Path]:
-    other = scene.draw.choice(same)
+    other = scene.draw.choice([each for each in same if each != path] or same)
     if other != path:
         shutil.copyfile(other, path)
     return [path]
