@@ -3,7 +3,13 @@
 import pytest
 
 from pipeline import IntegrityError
-from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes, restore
+from tests.vadpipe.repository.repository_kit import (
+    MemoryDisk,
+    backup,
+    incremental_path,
+    random_bytes,
+    restore,
+)
 from vadpipe.repository import Repository, RepositoryReader, verify
 from vadpipe.repository.config import Origin
 from vadpipe.repository.forgetting import forget

@@ -45,9 +45,11 @@ LARGEST_OBJECT: Final = 512 * MiB  # as the largest pack; an upload is kept in m
 CONNECT_S: Final = 10.0
 SILENCE_S: Final = 60.0  # of a server that is sending an answer
 REQUEST_S: Final = 900.0  # 512 MiB at 0.6 MiB/s
+SMALL_REQUEST_S: Final = 120.0  # at most 8 MiB: a server that hangs is left after two minutes
 
 _PAGE: Final = 1000  # what S3 lists and deletes with one request at most
 _COMPARED: Final = 8 * MiB
+_SMALL: Final = 8 * MiB
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
 
 
@@ -213,15 +215,16 @@ class S3Backend:
 
     def _put(self, name: str, parts: Sequence[bytes | memoryview], *, create: bool) -> None:
         content = parts[0] if len(parts) == 1 else parts or b""
+        small = "small " if sum(map(len, parts)) <= _SMALL else ""
         mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
         try:
-            obstore.put(self._store(self._writing), name, content, mode=mode, use_multipart=False)
+            obstore.put(self._store(small + self._writing), name, content, mode=mode, use_multipart=False)
         except BaseError as exc:
             if self._writing != "write" or not asks_for_checksum(exc):
                 raise
             log.info("%s is written with checksums: its bucket has object lock", self.place())
             self._writing = "write with checksum"
-            obstore.put(self._store(self._writing), name, content, mode=mode, use_multipart=False)
+            obstore.put(self._store(small + self._writing), name, content, mode=mode, use_multipart=False)
 
     @contextmanager
     def _request(self, doing: str, name: str) -> Iterator[None]:
@@ -262,11 +265,11 @@ class S3Backend:
     def _connect(self, kind: str) -> S3Store:
         client: ClientConfig = {
             "connect_timeout": timedelta(seconds=CONNECT_S),
-            "timeout": timedelta(seconds=REQUEST_S),
+            "timeout": timedelta(seconds=SMALL_REQUEST_S if "small" in kind else REQUEST_S),
             "allow_http": self._endpoint.startswith("http://"),
             "user_agent": "vadpipe",
         }
-        if not kind.startswith("write"):  # an upload is silent for as long as it takes
+        if "write" not in kind:  # an upload is silent for as long as it takes
             client["read_timeout"] = timedelta(seconds=SILENCE_S)
         if self.location.ca is not None:
             client["root_certificate"] = _read_ca(self.location.ca)
@@ -274,7 +277,7 @@ class S3Backend:
             "unsigned_payload": True,  # every byte is proved by its digest when it is read
             "disable_bulk_delete": kind == "single",
         }
-        if kind == "write with checksum":
+        if "checksum" in kind:
             config["checksum_algorithm"] = "SHA256"
         if self._endpoint:
             config["endpoint"] = self._endpoint

@@ -182,10 +182,19 @@ def test_an_object_that_appears_after_it_was_looked_for_is_our_own(whole):
 
 @pytest.mark.slow
 def test_a_time_out_is_read_back(monkeypatch):
-    monkeypatch.setattr(s3_module, "REQUEST_S", 0.5)
+    monkeypatch.setattr(s3_module, "SMALL_REQUEST_S", 0.5)
     with planned_store(plan={("PUT", 1): Trouble(done=True, hang_s=1.5)}) as store:
         backend_of(store).put("a", [b"content"])
         assert store.objects == {"repository/a": b"content"}
+
+
+@pytest.mark.slow
+def test_a_large_object_has_more_time_than_a_small_one(monkeypatch):
+    monkeypatch.setattr(s3_module, "SMALL_REQUEST_S", 0.01)
+    with planned_store(plan={("PUT", 1): Trouble(503, done=True, hang_s=0.5)}) as store:
+        backend_of(store).put("a", [bytes(9 * MiB)])
+        assert store.count("PUT") == 1
+        assert len(store.objects["repository/a"]) == 9 * MiB
 
 
 @pytest.mark.parametrize("taken", [True, False])
