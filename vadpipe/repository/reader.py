@@ -48,7 +48,7 @@ from .disk_map import (
 from .files import Damage, Missing, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
@@ -210,7 +211,7 @@ class RepositoryReader:
     def refresh(self) -> None:
         """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
         with self._turn:
-            self.index.reload(read_removed(self.objects, self.config))
+            self.index.reload(readable_removed(self.objects, self.config)[0])
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         return self._looked_up(partial(self._object_now, digest, purpose, **facts))
@@ -411,8 +412,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -93,6 +94,29 @@ def read_removed(objects: Objects, config: Config) -> Removed:
         packs=frozenset().union(*(each.packs for each in found)),
         segments=frozenset().union(*(each.segments for each in found)),
     )
+
+
+def readable_removed(objects: Objects, config: Config) -> tuple[Removed, list[IntegrityError]]:
+    """For readers, who remove nothing: what the removals name that can be read, and what is wrong with the others.
+
+    Raises SinkError.
+    """
+    with suppress(IntegrityError):
+        return read_removed(objects, config), []
+    packs: set[str] = set()
+    segments: set[str] = set()
+    damaged: list[IntegrityError] = []
+    for stored in objects.backend.list(REMOVALS):
+        if not stored.name.endswith(".json"):
+            continue
+        try:
+            fields = _read(objects, config, stored.name) or {}
+        except IntegrityError as error:
+            damaged.append(error)
+            continue
+        packs |= _texts(fields, "packs")
+        segments |= _texts(fields, "segments")
+    return Removed(packs=frozenset(packs), segments=frozenset(segments)), damaged
 
 
 def publish_removal(

@@ -42,7 +42,7 @@ from .frames import decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
 
@@ -457,9 +457,9 @@ class _Verification:
         # A run that ended since then has no object any more, and its segments are in the index by now.
         running = set(unended_runs(objects))
         unknown = [name for name in packs if run_of(name) not in running]
-        removed = read_removed(objects, config)
+        removed, unread = readable_removed(objects, config)
         index = Index(objects, config.id, sealing=config.sealing, removed=removed)
-        if index.damaged:
+        if index.damaged or unread:
             return
         named = {name for segment in index.segments for name in segment.packs()} | removed.packs
         for name in unknown:
@@ -564,7 +564,7 @@ class _Verification:
 
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
-        named = (error.facts[name] for name in ("pack", "segment", "point", "file") if name in error.facts)
+        named = (error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts)
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):
