@@ -16,13 +16,14 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 from pipeline import SinkError
 from vadpipe.files import create, flush_directory, publish, write_all
 
-from .contract import Damage, ObjectExists, Parts, Stored, checked_name, checked_prefix
+from .contract import Damage, ObjectExists, Parts, Stored, checked_name, checked_prefix, having_names
 from .local_files import open_regular, read_range, sink_error, sink_errors, take_name, unreadable, what_it_is
 
 log = logging.getLogger(__name__)
@@ -88,39 +89,52 @@ class LocalBackend:
         return found.st_size
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        directory, slash, start = checked_prefix(prefix).rpartition("/")
-        return iter(()) if directory.partition("/")[0] == _TMP else self._below(directory + slash, start)
+        return self._stored(self._below(*_begin_of(prefix)))
 
-    def _below(self, directory: str, start: str) -> Iterator[Stored]:
-        """The objects of a directory whose names there begin with `start`.
+    def names(self, prefix: str) -> Sequence[str]:
+        found = self._below(*_begin_of(prefix))
+        return [f"{directory}{entry.name}" for directory, entries in found for entry in entries]
+
+    def _stored(self, found: Iterator[tuple[str, list[os.DirEntry[str]]]]) -> Iterator[Stored]:
+        for directory, entries in found:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as exc:
+                    raise sink_error(self.root / directory / entry.name, "list", exc) from exc
+                yield Stored(f"{directory}{entry.name}", status.st_size, status.st_mtime)
+
+    def _below(self, directory: str, start: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+        """The objects of a directory whose names there begin with `start`: directories with entries, ascending.
 
         What is no object, e.g. a link, is listed too: whoever reads it is told so, and nothing vanishes silently.
         """
+        if directory.partition("/")[0] == _TMP:
+            return
         path = self.root / directory
         try:
             with os.scandir(path) as entries:
-                found = [entry for entry in entries if entry.name.startswith(start)]
+                found = {entry.name: entry for entry in entries if entry.name.startswith(start)}
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
             raise sink_error(path, "list", exc) from exc
-        directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
-        for entry in sorted(found, key=lambda entry: entry.name + "/" * (entry.name in directories)):
-            name = f"{directory}{entry.name}"
-            try:
-                checked_name(name)
-            except ValueError:
-                continue  # `lost+found`, `tmp`, what somebody else keeps there
-            if entry.name in directories:
-                yield from self._below(f"{name}/", "")
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise sink_error(self.root / name, "list", exc) from exc
-            yield Stored(name, status.st_size, status.st_mtime)
+        # Not `lost+found`, `tmp`, nor what somebody else keeps there.
+        names = having_names(directory, list(found))
+        directories = {name for name in names if found[name].is_dir(follow_symlinks=False)}
+        order = (
+            sorted(names, key=lambda name: name + "/" * (name in directories))
+            if directories
+            else sorted(names)
+        )
+        for is_directory, run in groupby(order, directories.__contains__):
+            if is_directory:
+                for name in run:
+                    yield from self._below(f"{directory}{name}/", "")
+            else:
+                yield directory, [found[name] for name in run]
 
     def delete(self, names: Iterable[str]) -> None:
         parents: set[Path] = set()
@@ -304,6 +318,12 @@ class LocalUpload:
     def _close(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _begin_of(prefix: str) -> tuple[str, str]:
+    """The directory that a prefix names, with its slash, and how the names there begin."""
+    directory, slash, start = checked_prefix(prefix).rpartition("/")
+    return directory + slash, start
 
 
 def local_locks(root: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
