@@ -35,6 +35,8 @@ FOREIGN_AGE_S: Final = (
 
 _TMP: Final = "tmp"
 
+_Entries = Sequence[os.DirEntry[str]]
+
 # What flock says where a file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -95,7 +97,7 @@ class LocalBackend:
         found = self._below(*_begin_of(prefix))
         return [f"{directory}{entry.name}" for directory, entries in found for entry in entries]
 
-    def _stored(self, found: Iterator[tuple[str, list[os.DirEntry[str]]]]) -> Iterator[Stored]:
+    def _stored(self, found: Iterator[tuple[str, _Entries]]) -> Iterator[Stored]:
         for directory, entries in found:
             for entry in entries:
                 try:
@@ -106,7 +108,7 @@ class LocalBackend:
                     raise sink_error(self.root / directory / entry.name, "list", exc) from exc
                 yield Stored(f"{directory}{entry.name}", status.st_size, status.st_mtime)
 
-    def _below(self, directory: str, start: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    def _below(self, directory: str, start: str) -> Iterator[tuple[str, _Entries]]:
         """The objects of a directory whose names there begin with `start`: directories with entries, ascending.
 
         What is no object, e.g. a link, is listed too: whoever reads it is told so, and nothing vanishes silently.
