@@ -170,7 +170,7 @@ def read_points(
 def point_names(objects: Objects, directory: str = "") -> Iterator[str]:
     """The names of points, those of ended runs among them."""
     prefix = f"{POINTS}{directory}/" if directory else POINTS
-    return (name for name in objects.backend.names(prefix) if name.endswith(".json"))
+    return (name for name in objects.backend.names(prefix) if name.endswith(_ENDING))
 
 
 def read_hold(objects: Objects, config: Config, point: RestorePoint) -> str | None:
@@ -228,20 +228,15 @@ class PointsOf:
         self._config = config
         self._directory = config.directory(machine.uuid)
         self._note = f"{POINTS}{self._directory}/{_NEWEST}"
-        self._before: list[str] | None = None  # the ids that `newest` chose from
+        self._before: list[str] | None = None  # the names that `newest` chose from
 
     def newest(self) -> RestorePoint | None:
         """The newest readable point."""
-        prefix = f"{POINTS}{self._directory}/"
-        self._before = [
-            name[len(prefix) : -len(_ENDING)]
-            for name in self._objects.backend.names(prefix)
-            if name.endswith(_ENDING)
-        ]
+        self._before = list(point_names(self._objects, self._directory))
         if len(self._before) >= NOTED_FROM:
             try:
                 note = self._config.decode(self._note, self._objects.read_whole(self._note, LARGEST_SMALL))
-                if note.get("of") == _together(self._before):
+                if note.get("of") == self._together(self._before):
                     name = point_name(self._directory, str(note["newest"]))
                     return read_point(self._objects, self._config, name)
             except (Damage, IntegrityError, KeyError):
@@ -263,12 +258,14 @@ class PointsOf:
         """
         if self._before is None or len(self._before) + 1 < NOTED_FROM:
             return
-        fields = {"newest": point.id, "of": _together(sorted([*self._before, point.id]))}
+        now = sorted([*self._before, point_name(self._directory, point.id)])
+        fields = {"newest": point.id, "of": self._together(now)}
         self._objects.backend.replace(self._note, [self._config.encode(self._note, fields)])
 
-
-def _together(names: Sequence[str]) -> str:
-    return blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+    def _together(self, names: Sequence[str]) -> str:
+        """Proves a set of points by their ids. The ids are cut out of all names at once: there may be thousands."""
+        ids = "\n".join(names).replace(f"{POINTS}{self._directory}/", "").replace(_ENDING, "")
+        return blake2b(ids.encode(), digest_size=16).hexdigest()
 
 
 def _decode(document: dict[str, object]) -> RestorePoint:

@@ -14,9 +14,10 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,7 @@ FOREIGN_AGE_S: Final = (
 _TMP: Final = "tmp"
 
 _Entries = Sequence[os.DirEntry[str]]
+_name_of: Final[Callable[[os.DirEntry[str]], str]] = attrgetter("name")
 
 # What flock says where a file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -118,25 +120,28 @@ class LocalBackend:
         path = self.root / directory
         try:
             with os.scandir(path) as entries:
-                found = {entry.name: entry for entry in entries if entry.name.startswith(start)}
+                found = (
+                    [entry for entry in entries if entry.name.startswith(start)] if start else list(entries)
+                )
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
             raise sink_error(path, "list", exc) from exc
-        # Not `lost+found`, `tmp`, nor what somebody else keeps there.
-        names = having_names(directory, list(found))
-        directories = {name for name in names if found[name].is_dir(follow_symlinks=False)}
-        order = (
-            sorted(names, key=lambda name: name + "/" * (name in directories))
-            if directories
-            else sorted(names)
-        )
-        for is_directory, run in groupby(order, directories.__contains__):
+        names = list(map(_name_of, found))
+        if (allowed := having_names(directory, names)) is not names:
+            kept = set(allowed)  # not `lost+found`, `tmp`, nor what somebody else keeps there
+            found = [entry for entry in found if entry.name in kept]
+        directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
+        if not directories:
+            yield directory, sorted(found, key=_name_of)
+            return
+        found.sort(key=lambda entry: entry.name + "/" * (entry.name in directories))
+        for is_directory, run in groupby(found, lambda entry: entry.name in directories):
             if is_directory:
-                for name in run:
-                    yield from self._below(f"{directory}{name}/", "")
+                for entry in run:
+                    yield from self._below(f"{directory}{entry.name}/", "")
             else:
-                yield directory, [found[name] for name in run]
+                yield directory, list(run)
 
     def delete(self, names: Iterable[str]) -> None:
         parents: set[Path] = set()
