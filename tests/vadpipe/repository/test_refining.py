@@ -8,7 +8,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import CLUSTER, SPAN, BufferPool, Extents, Job, KiB, MiB
+from pipeline import CLUSTER, NO_FRAME, SPAN, BufferPool, Extents, Job, KiB, MiB
 from pipeline.testing.fakes import FakeMachine
 from tests.vadpipe.repository.repository_kit import (
     MemoryDisk,
@@ -257,6 +257,7 @@ async def damaged(repository):
     return disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [incremental_path, full_path])
 async def test_damaged_frames_are_one_warning_and_chunks_are_stored_whole(repository, damaged, path, caplog):
     flip_frames(repository, Kind.DATA)
@@ -305,7 +306,7 @@ async def test_a_damaged_map_is_one_warning_of_a_full_read(repository, damaged, 
 
 
 async def test_frames_that_the_index_does_not_know_are_one_warning(repository, damaged, caplog, monkeypatch):
-    monkeypatch.setattr(RunIndex, "published", lambda self, identity: [None] * len(identity))
+    monkeypatch.setattr(RunIndex, "find_frames", lambda self, identity: np.full(len(identity), NO_FRAME))
     with caplog.at_level(logging.WARNING):
         await backup(repository, [damaged], incremental_path)
     [told] = warned(caplog)
