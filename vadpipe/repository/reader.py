@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
+PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
 T = TypeVar("T")
@@ -97,6 +98,8 @@ class RepositoryReader:
         self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
         self.frames = FrameCache(objects, config, DECODED)
+        self._proved: dict[bytes, memoryview] = {}
+        self._proved_size = 0
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
@@ -181,7 +184,20 @@ class RepositoryReader:
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
 
+    def frame_lengths(self, page: PageMap) -> NDArray[np.int64] | None:
+        """How long the frames of a page are, decoded; None when the index does not know all of them."""
+        number = self.index.find_frames(page.frame_ids)
+        return None if (number == NO_FRAME).any() else self.index.lengths(number)
+
+    def remember(self, digest: bytes, content: memoryview) -> None:
+        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
+        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+            self._proved[digest] = content
+            self._proved_size += len(content)
+
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        if digest in self._proved:
+            return self._proved[digest]
         number, _ = self.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
         if number[0] == NO_FRAME:
             raise IntegrityError(
