@@ -50,6 +50,7 @@ class Small:
     disk: PatternDisk
     number: int
     name: str = MACHINE.name
+    pool_size: int = 0
 
     @asynccontextmanager
     async def capture(self) -> AsyncIterator[FakeCapture]:
