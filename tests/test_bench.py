@@ -140,7 +140,7 @@ def test_the_verify_bench_compares_with_its_floors(tmp_path):
 @pytest.mark.slow
 def test_the_prune_bench_names_and_deletes_what_one_point_needed(tmp_path):
     lines = program("prune", "--points", 8, "--pages", 2, "--directory", tmp_path)[1:-1]
-    found = [tuple(line.split(", ")[1].split()[0:1]) + (line.split("; ")[1],) for line in lines]
+    found = [(line.split(", ")[1].split()[0], line.split("; ")[1]) for line in lines]
     assert found == 2 * [
         ("name", "1 packs named, 0 deleted"),
         ("delete", "0 packs named, 1 deleted"),
