@@ -76,7 +76,9 @@ def main() -> None:
     )
     parser.add_argument("--points", type=int, default=2000)
     parser.add_argument("--machines", type=int, default=500)
-    parser.add_argument("--directory", type=Path, help="Where the repository is made; by default a temporary one.")
+    parser.add_argument(
+        "--directory", type=Path, help="Where the repository is made; by default a temporary one."
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.directory) as place:
         found = trio.run(measure, Path(place), chosen.points, chosen.machines)

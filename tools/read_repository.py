@@ -177,15 +177,15 @@ def derived(passphrase_file: Path, kdf: dict[str, Any]) -> bytes:
     if not (0 < passes <= 16 and 0 < memory <= 4 << 20 and 0 < lanes <= 16):
         raise Damaged("a key slot asks for more work or memory than any that was made")
     salt = bytes.fromhex(kdf["salt"])
-    return Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory).derive(passphrase)
+    return Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory).derive(
+        passphrase
+    )
 
 
 class Repository:
     """A directory, and what its packs hold."""
 
-    def __init__(
-        self, root: Path, key_file: Path | None = None, passphrase_file: Path | None = None
-    ) -> None:
+    def __init__(self, root: Path, key_file: Path | None = None, passphrase_file: Path | None = None) -> None:
         self.root = root
         config = json.loads((root / "config.json").read_bytes())
         if config.get("format") != "vadpipe repository" or config.get("version") not in (1, 2):

@@ -150,7 +150,9 @@ def _extract_manifest(reader: RepositoryReader, point: RestorePoint, place: Path
     help="Read up to e.g. 10% or 5GiB of the packs, from where the last --budget on this machine stopped.",
 )
 @click.option("--seed", type=int, help="Draw the packs of --budget at random, by this seed.")
-@click.option("--without-key", is_flag=True, help="Check checksums only; needs no key of a sealed repository.")
+@click.option(
+    "--without-key", is_flag=True, help="Check checksums only; needs no key of a sealed repository."
+)
 @json_option
 def verify(
     repository: str,

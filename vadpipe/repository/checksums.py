@@ -58,9 +58,7 @@ class ChecksumReport:
         return [f"{', '.join(words)}: {found}.", *(f"{name}: {problem}." for name, problem in self.damages)]
 
 
-def check_without_key(
-    backend: Backend, progress: Callable[[int, int], None] | None = None
-) -> ChecksumReport:
+def check_without_key(backend: Backend, progress: Callable[[int, int], None] | None = None) -> ChecksumReport:
     """Read every object. For a worker thread.
 
     Args:
@@ -87,7 +85,9 @@ def check_without_key(
         except Ended:
             continue
         except IntegrityError as error:
-            report.damages.append((objects.place(found.name), error.problem.partition("is damaged: ")[2].rstrip(".")))
+            report.damages.append(
+                (objects.place(found.name), error.problem.partition("is damaged: ")[2].rstrip("."))
+            )
         report.segments += 1
         report.bytes += found.size
     packs = list(backend.list(PACKS))

@@ -257,7 +257,11 @@ def _unreadable(backend: Backend, damage: Damage) -> SinkError:
 
 
 def _parse(
-    fields: dict[str, object], content: bytes, backend: Backend, unlock: Sequence[Way] | Unlock, origin: Origin
+    fields: dict[str, object],
+    content: bytes,
+    backend: Backend,
+    unlock: Sequence[Way] | Unlock,
+    origin: Origin,
 ) -> Config:
     version, sealing = cast("int", fields["version"]), fields.get("sealing", "none")
     try:

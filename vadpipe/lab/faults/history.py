@@ -302,7 +302,9 @@ async def _digest(reader: RepositoryReader, point: RestorePoint, key: str) -> st
 async def _left(root: Path) -> list[str]:
     """What would stay for ever after a run that swept: files without an owner, and damage that `verify` finds."""
     wrong = [
-        f"left behind: {path.relative_to(root)}" for room in ("tmp", "runs") for path in (root / room).glob("*")
+        f"left behind: {path.relative_to(root)}"
+        for room in ("tmp", "runs")
+        for path in (root / room).glob("*")
     ]
     async with open_repository(root) as reader:
         report = await verify(reader)
