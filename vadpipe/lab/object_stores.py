@@ -120,15 +120,16 @@ def radosgw(directory: Path) -> Iterator[ObjectStore]:
         process, log = start("ceph-mon", "-i", "a")
         storage = str(uuid.uuid4())
         # A monitor that has just started may refuse everything for a moment.
-        _wait_for(lambda: _succeeds("ceph", *settings, "osd", "new", storage), process, log)
+        _wait_for(lambda: _tried("ceph", *settings, "osd", "new", storage) is not None, process, log)
         _call("ceph-osd", *settings, "-i", "0", "--mkfs", "--osd-uuid", storage, "--no-mon-config")
         process, log = start("ceph-osd", "-i", "0")
-        _wait_for(lambda: "1 up" in _call("ceph", *settings, "osd", "stat"), process, log)
+        _wait_for(lambda: "1 up" in (_tried("ceph", *settings, "osd", "stat") or ""), process, log)
         process, log = start("radosgw", "-n", "client.rgw")
         endpoint = f"http://127.0.0.1:{gateway}"
         _wait_for(lambda: _answers(endpoint), process, log)
         keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]  # of this server alone
-        _call("radosgw-admin", *settings, "user", "create", "--uid", "lab", "--display-name", "lab", *keys)
+        user = ["user", "create", "--uid", "lab", "--display-name", "lab", *keys]
+        _wait_for(lambda: _tried("radosgw-admin", *settings, *user) is not None, process, log)
         yield ObjectStore(endpoint)
     finally:
         for process in reversed(running):
@@ -184,12 +185,12 @@ def _call(*command: str) -> str:
     return done.stdout
 
 
-def _succeeds(*command: str) -> bool:
+def _tried(*command: str) -> str | None:
+    """What a command says; None when it fails."""
     try:
-        _call(*command)
+        return _call(*command)
     except RuntimeError:
-        return False
-    return True
+        return None
 
 
 def _wait_for(asked: Callable[[], T], process: subprocess.Popen[bytes], log: Path) -> T:
