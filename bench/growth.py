@@ -206,7 +206,11 @@ def back_up(store: Path, image: Path, level: int, refined: bool, written: Extent
 def ours(level: int, refined: bool) -> Commands:
     def commands(store: Path, image: Path, written: Path | None) -> list[Command]:
         own: Command = [sys.executable, __file__, "--back-up", store, image, "--level", str(level)]
-        return [[*own, *([] if refined else ["--unrefined"]), *(["--written", written] if written else [])]]
+        if not refined:
+            own.append("--unrefined")
+        if written is not None:
+            own += ["--written", written]
+        return [own]
 
     return commands
 

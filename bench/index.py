@@ -162,6 +162,7 @@ def measure(place: Path, chunks: int, seed: int, sealed: bool, lookups: int) -> 
             result[f"{kind}_{batch}_per_s"] = asked / wall
             result[f"{kind}_{batch}_per_cpu_s"] = asked / max(cpu, 1e-9)
             result[f"{kind}_{batch}_rss_mib"] = rss_mib()
+    new = digests(seed, 3 * len(sizes), 0)
     for low in range(0, DRAFT_ROWS - BLOCK, PER_FRAME):
         if low % BLOCK == 0:
             new = digests(seed, 3 * len(sizes), low // BLOCK)

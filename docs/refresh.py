@@ -55,7 +55,9 @@ def played(shown: str, root: Path) -> str:
         lines.append(line)
         words = [_below(word, root) for word in shlex.split(line[2:])]
         if words[0] == "export":
-            environment.update(word.split("=", 1) for word in words[1:])
+            for word in words[1:]:
+                name, _, value = word.partition("=")
+                environment[name] = value
             continue
         done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
         lines += (done.stdout + done.stderr).replace(f"{root}/", "/").splitlines()

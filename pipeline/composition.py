@@ -102,13 +102,14 @@ def check_agreement(parts: Sequence[object]) -> None:
             written = f"{first}(point, disk)" if hasattr(part, "disk") else f"{first}(point)"
             raise ConfigError(problem, remedy=f"Write {written} with the point that is given to {second}.")
     # Unchanged is what the previous point has of one disk: who finds it and who stores it mean the same disk.
-    comparing = [part for part in parts if hasattr(part, "index") and hasattr(part, "disk")]
-    for part in comparing[:-1]:
-        last = comparing[-1]
-        if part.disk.key != last.disk.key:
+    comparing = [(part, getattr(part, "disk", None)) for part in parts if hasattr(part, "index")]
+    disks = [(part, disk) for part, disk in comparing if disk is not None]
+    for part, disk in disks[:-1]:
+        last, stored = disks[-1]
+        if disk is not stored and disk.key != stored.key:
             first, second = type(part).__name__, type(last).__name__
             raise ConfigError(
-                f"{first} compares with disk {part.disk.key}, but {second} stores disk {last.disk.key}.",
+                f"{first} compares with disk {disk.key}, but {second} stores disk {stored.key}.",
                 remedy=f"Write {first}(point, disk) with the disk that is given to {second}.",
             )
 

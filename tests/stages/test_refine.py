@@ -97,6 +97,7 @@ kinds = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     kinds,

@@ -31,15 +31,15 @@ from pipeline import (
     KiB,
     MiB,
 )
-from vadpipe.kernels.digest_table import DigestTable
 
 from .cells import Cells, Rows
 from .config import Keys
+from .draft import Draft
 from .files import INDEX, Missing, Objects, pack_id, segment_name, stem
 from .filters import Filters
 from .format1_segments import Segment1
-from .frames import chunk_table, frame_id
-from .packs import FRAME_ROW, FrameAddress
+from .packs import FrameAddress
+from .proofs import Proofs
 from .sealing import Sealing
 from .segment_writer import (
     TemporarySegment,
@@ -48,21 +48,15 @@ from .segment_writer import (
     temporary_errors,
     write_segment,
 )
-from .segments import FRAMES, ROWS, Ended, Segment, heads, same
+from .segments import ROWS, Ended, Segment, heads, same
 
 log = logging.getLogger(__name__)
 
-# 512 Ki chunks are 32 GiB of new data. A draft of that size takes 28 MiB.
-DRAFT_ROWS: Final = 512 * KiB
+# 384 Ki chunks are 24 GiB of new data. A draft of that size takes 20 MiB.
+DRAFT_ROWS: Final = 384 * KiB
 
 # For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
-_CELLS: Final = 16 * MiB
-
-# Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
-_PROOFS: Final = 2048
-
-# Frames whose chunk tables are proved together, when the frames before them were just met.
-_AHEAD: Final = 64
+_CELLS: Final = 8 * MiB
 
 # Searches that found nothing, before the filters are loaded. Until then a run with little new does not read them.
 _MISSES: Final = 512
@@ -109,6 +103,7 @@ class Index:
         # A segment keeps its place here, and so frames their numbers, when it goes out of use.
         self._table: list[AnySegment] = []
         self._used: list[int] = []
+        self._dropped: dict[str, IntegrityError] = {}
         self.reload()
 
     @property
@@ -128,6 +123,9 @@ class Index:
         for stored in self._objects.backend.list(INDEX):
             name = stored.name
             if not name.endswith(".idx") or name.count("/") > 1 or stem(name) in self._removed.segments:
+                continue
+            if name in self._dropped:
+                self.damaged.append(self._dropped[name])
                 continue
             if name not in known:
                 segment = self._opened(name, stored.size)
@@ -162,6 +160,7 @@ class Index:
                 self._table[number].prove()
             except IntegrityError as error:
                 self._used.remove(number)
+                self._dropped[self._table[number].name] = error
                 self.damaged.append(error)
 
     def lookup(self, digest: Digests) -> tuple[Numbers, Rows]:
@@ -224,70 +223,6 @@ class Index:
         return self._table[table].ids(row)
 
 
-class Draft:
-    """The chunks and frames of a run that are not in a segment yet. Rows of frames as in FRAME_ROW."""
-
-    def __init__(self, serial: int, rows: int) -> None:
-        self.serial = serial
-        self.missing = 0  # frames that were promised and are not stored yet
-        self._table = DigestTable(rows)
-        self._chunk = np.empty((rows, 2), dtype=np.uint32)  # frame, place
-        self._waiting: list[tuple[Digests, NDArray[np.uint32]]] = []  # inserted together: cheaper by far
-        self._waiting_rows = 0
-        self._frame = np.zeros(1024, dtype=FRAME_ROW)
-        self._frames = 0
-
-    def __len__(self) -> int:
-        return len(self._table) + self._waiting_rows
-
-    def has_room(self, chunks: int) -> bool:
-        return len(self) + chunks <= self._table.capacity
-
-    @property
-    def frames(self) -> int:
-        return self._frames
-
-    @property
-    def frame_rows(self) -> NDArray[np.void]:
-        return self._frame[: self._frames]
-
-    def ids(self, frame: Rows) -> Digests:
-        ids: Digests = self.frame_rows["id"][frame]
-        return ids
-
-    def add_frame(self, length: Rows, digest: Digests, identity: bytes) -> int:
-        row = self._frames
-        if row == len(self._frame):
-            self._frame = np.concatenate((self._frame, np.zeros_like(self._frame)))
-        self._frame[row]["id"] = np.frombuffer(identity, np.uint8)
-        self._frame[row]["length"] = length.sum()
-        self._frame[row]["chunks"] = len(length)
-        self._frames += 1
-        self.missing += 1
-        chunk = np.empty((len(length), 2), dtype=np.uint32)
-        chunk[:, 0], chunk[:, 1] = row, np.cumsum(length) - length
-        self._waiting.append((digest.copy(), chunk))
-        self._waiting_rows += len(length)
-        return row
-
-    def lookup(self, digest: Digests) -> tuple[Rows, Rows]:
-        self._insert()
-        row = self._table.lookup(digest)
-        found = self._chunk[row].astype(np.int64)
-        return np.where(row >= 0, found[:, 0], -1), found[:, 1]
-
-    def chunks(self) -> tuple[Digests, NDArray[np.uint32]]:
-        """The columns digest and place, frame after frame."""
-        self._insert()
-        return self._table.digest, self._chunk[: len(self._table), 1]
-
-    def _insert(self) -> None:
-        if self._waiting:
-            rows = self._table.insert(np.concatenate([digest for digest, _ in self._waiting]))
-            self._chunk[rows] = np.concatenate([chunk for _, chunk in self._waiting])
-            self._waiting, self._waiting_rows = [], 0
-
-
 def _locked(method: Callable[Concatenate[RunIndex, P], R]) -> Callable[Concatenate[RunIndex, P], R]:
     def locked(self: RunIndex, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self.lock:
@@ -336,9 +271,8 @@ class RunIndex(Index):
         self._base = 1 + int(run_id[:7], 16)
         self._first = len(self._table)
         self._keys = keys
-        self.used_packs: set[str] = set()  # of frames that were found in published segments
         self._published = [segment for segment in self._table if isinstance(segment, Segment)]
-        self._proofs = [_Proofs(segment, keys) for segment in self._published]
+        self._proofs = [Proofs(segment, keys) for segment in self._published]
         self.filters = Filters(self._published)
         self._misses = 0
         self._cursor: tuple[int, int] | None = None  # table and row where the next chunk is expected
@@ -454,16 +388,9 @@ class RunIndex(Index):
         if chunk is None:
             chunk = segment.take(ROWS, row)
         frame = chunk["frame"].astype(np.int64)
-        self.used_packs.update(self._proofs[table].prove(row, frame))
+        self._proofs[table].prove(row, frame)
         number[at] = self._numbers(table, frame)
         place[at] = chunk["place"]
-
-    @_locked
-    def published(self, identity: Digests) -> list[FrameAddress | None]:
-        """Where frames of earlier points are stored, by id; None for one that the index does not know."""
-        number = self.find_frames(identity)
-        known = iter(self.addresses(number[number != NO_FRAME]))
-        return [next(known) if at != NO_FRAME else None for at in number]
 
     @_locked
     def frame_ids(self, number: Numbers) -> Digests:
@@ -542,6 +469,12 @@ class RunIndex(Index):
         """Give the memory of a draft back."""
         self._own[draft.serial] = segment
 
+    @property
+    def used_packs(self) -> set[str]:
+        """The packs of frames that were found in published segments, and of some beside them."""
+        with self.lock:
+            return {pack for proofs in self._proofs for pack in proofs.used_packs()}
+
     @_locked
     def written(self) -> Sequence[Segment]:
         """The run's segments, which are not published."""
@@ -609,82 +542,3 @@ class RunIndex(Index):
                 f"There is no frame with the number {(self._base + table) << 32 | int(row.max())}."
             )
         return tables[table].ids(row)
-
-
-class _Proofs:
-    """Which rows of a segment were proved: the id of a frame is the keyed digest of its chunk table.
-
-    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 8 MiB.
-    """
-
-    def __init__(self, segment: Segment, keys: Keys) -> None:
-        self._segment = segment
-        self._keys = keys
-        self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
-        self._proofs = 0
-        self._next = -1  # the frame after the last ones that were proved
-        self._ahead = 1
-
-    def prove(self, row: Rows, frame: Rows) -> set[str]:
-        """Prove the frames that rows belong to. Returns the packs of what was proved now.
-
-        Raises IntegrityError.
-        """
-        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
-        if proved.all():
-            return set()
-        packs: set[str] = set()
-        wanted = np.unique(frame[proved == 0])
-        borders = np.flatnonzero(np.diff(wanted) != 1) + 1
-        if self._proofs > _PROOFS:
-            self._proved, self._proofs = np.zeros_like(self._proved), 0
-            wanted = np.unique(frame)
-            borders = np.flatnonzero(np.diff(wanted) != 1) + 1
-        for frames in np.split(wanted, borders):
-            first, last = int(frames[0]), int(frames[-1]) + 1
-            self._ahead = min(2 * self._ahead, _AHEAD) if first == self._next else 1
-            ahead = min(last + self._ahead, self._segment.frames)
-            packs |= self._prove(first, max(last, ahead))
-            self._next = max(last, ahead)
-        proved = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1
-        if not proved.all():
-            raise self._segment.damaged("it says that a chunk lies where another one is stored")
-        return packs
-
-    def _prove(self, first: int, ahead: int) -> set[str]:
-        segment = self._segment
-        frames = segment.column(FRAMES, first, ahead)
-        if len(frames) != ahead - first:
-            raise segment.damaged("a chunk of it is in a frame that it does not have")
-        bounds = segment.bounds(first, ahead)
-        base = int(bounds[0])
-        chunk = segment.column(ROWS, base, int(bounds[-1]))
-        many = np.diff(bounds)
-        place = chunk["place"].astype(np.int64)
-        end = np.empty(len(chunk), np.int64)
-        end[:-1] = place[1:]
-        end[bounds[1:][many > 0] - base - 1] = frames["length"][many > 0]
-        table = chunk_table(end - place, chunk["digest"])
-        stride = len(table) // max(1, len(chunk))
-        right = chunk["frame"] == np.repeat(np.arange(first, ahead), many)
-        right &= (end > place) & (end - place < 1 << 32)
-        starts = bounds - base
-        zero = place[starts[:-1][many > 0]] == 0
-        for each, (low, high) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
-            identity = frames[each]["id"].tobytes()
-            if frame_id(table[low * stride : high * stride], self._keys) != identity:
-                right[low:high] = False
-        right[starts[:-1][many > 0][~zero]] = False
-        # All rows of a frame or none.
-        if len(right):
-            whole = np.ones(len(frames), np.bool_)
-            whole[many > 0] = np.logical_and.reduceat(right, starts[:-1][many > 0])
-            self._mark(base, np.repeat(whole, many))
-        return segment.staying_packs(frames["pack"])
-
-    def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
-        self._proofs += 1
-        low, high = first >> 3, (first + len(proved) + 7) >> 3
-        bits = np.unpackbits(self._proved[low:high], bitorder="little")
-        bits[first - 8 * low : first - 8 * low + len(proved)] |= proved
-        self._proved[low:high] = np.packbits(bits, bitorder="little")

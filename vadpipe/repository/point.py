@@ -46,7 +46,7 @@ from .frames import (
     object_record,
     record,
 )
-from .index import RunIndex
+from .index import Index, RunIndex
 from .packs import PackWriter, read_object
 from .previous import PreviousContent
 from .restore_point import (
@@ -296,7 +296,8 @@ class Point:
 
     def _load_object(self, digest: bytes, purpose: str) -> memoryview:
         run = self._opened
-        number, _ = run.index.lookup(_one_row(digest))
+        with run.index.lock:  # not as a hit of this run: it refers to the page only where it says so later
+            number, _ = Index.lookup(run.index, _one_row(digest))
         if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",

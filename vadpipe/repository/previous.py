@@ -55,7 +55,7 @@ class PreviousContent:
         self._purpose = f"Disk {disk.key} of the previous point"
         self._frames = FrameCache(objects, config, DECODED)
         self._listed: Digests | None = None
-        self._page: tuple[int, PageMap, list[FrameAddress | None]] | None = None
+        self._page: tuple[int, PageMap, NDArray[np.uint64]] | None = None
         self._warned = False
 
     def stored(self, digest: Digests) -> NDArray[np.bool_]:
@@ -68,7 +68,7 @@ class PreviousContent:
         """See vadpipe.kernels.refine.PreviousContent."""
         filled = np.zeros(len(into) // CLUSTER, dtype=np.bool_)
         try:
-            _, page, addresses = self._page_at(offset // PAGE)
+            _, page, numbers = self._page_at(offset // PAGE)
         except IntegrityError as error:
             self._damaged(error)
             return filled
@@ -78,6 +78,7 @@ class PreviousContent:
             into[low * CLUSTER : high * CLUSTER] = 0  # where no row follows, the previous point has zeros
             filled[low:high] = True
         rows = page.within(first, last)
+        addresses = self._addresses(np.unique(rows.frame), numbers)
         columns = (rows.offset - base, rows.count, rows.place, rows.frame)
         for low, count, place, number in zip(*(column.tolist() for column in columns), strict=True):
             filled[low : low + count] = self._copy(
@@ -114,15 +115,25 @@ class PreviousContent:
         into[:length] = np.frombuffer(frame[place : place + length], np.uint8)
         return True
 
-    def _page_at(self, number: int) -> tuple[int, PageMap, list[FrameAddress | None]]:
-        """A page of the map and where its frames lie. Raises IntegrityError."""
+    def _addresses(
+        self, frame: NDArray[np.int64], numbers: NDArray[np.uint64]
+    ) -> dict[int, FrameAddress | None]:
+        """Where these frames of the page lie; None for one that the index does not know."""
+        known = frame[numbers[frame] != NO_FRAME]
+        with self._index.lock:
+            found = self._index.addresses(numbers[known])
+        return dict.fromkeys(frame.tolist()) | dict(zip(known.tolist(), found, strict=True))
+
+    def _page_at(self, number: int) -> tuple[int, PageMap, NDArray[np.uint64]]:
+        """A page of the map, and the number of each of its frames in the index. Raises IntegrityError."""
         if self._page is None or self._page[0] != number:
             digest = self._pages()[number]
             page = PageMap.empty()
             if digest.any():
                 purpose = f"{self._purpose}, page at {number * PAGE}"
                 page = parse_page(self._load_object(digest.tobytes(), purpose), purpose)
-            self._page = number, page, self._index.published(page.frame_ids)
+            with self._index.lock:
+                self._page = number, page, self._index.find_frames(page.frame_ids)
         return self._page
 
     def _pages(self) -> Digests:

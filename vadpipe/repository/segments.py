@@ -15,7 +15,8 @@ from __future__ import annotations
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
@@ -25,8 +26,12 @@ from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
 from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
-from .packs import FRAME_ROW, FrameAddress
+from .frames import LARGEST_FRAME
+from .packs import FRAME_ROW, LARGEST_PACK, FrameAddress
 from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 # `place` is bytes in the decoded frame.
 CHUNK_ROW: Final = np.dtype([("digest", "u1", (DIGEST_SIZE,)), ("frame", "<u4"), ("place", "<u4")])
@@ -125,7 +130,6 @@ class Segment(Columns):
         super().__init__(objects, name, cells or Cells(4 * MiB), DTYPES)
         self._tables: dict[int, _Table] = {}
         self._removed: NDArray[np.bool_] | None = None
-        self._packs: list[str] | None = None
         try:
             self.size = objects.size(name) if size is None else size
             self._open(repository_id, sealing)
@@ -153,12 +157,8 @@ class Segment(Columns):
         opener = None
         if sealing is not None and fields.epoch:
             cipher = sealing.cipher(fields.epoch, "index", fields.salt)
-            place, tags = place_of_cells(repository_id, self.name, header), listed[8 * cells :]
-
-            def opener(number: int, stored: bytes) -> bytes:
-                tag = tags[number * TAG_SIZE : (number + 1) * TAG_SIZE]
-                return open_cell(cipher, number, stored + tag, place)
-
+            place = place_of_cells(repository_id, self.name, header)
+            opener = partial(_open_cell, cipher, place, listed[8 * cells :])
         self.lay_out(fields.counts.rows(), starts, np.frombuffer(listed, "<u8", cells), opener)
 
     @property
@@ -171,17 +171,14 @@ class Segment(Columns):
 
     def packs(self) -> list[str]:
         """The ids of the packs that hold its frames."""
-        if self._packs is None:
-            packs = self.column(PACKS, 0, self.count(PACKS))
-            self._packs = [pack.tobytes().hex() for pack in packs]
-        return self._packs
+        return _pack_ids(self.column(PACKS, 0, self.count(PACKS)))
 
     def leave_out(self, packs: frozenset[str]) -> None:
         """Name the packs that are going to be removed: what lies in them is found only when it is asked for."""
-        named = (
-            np.array([pack in packs for pack in self.packs()], np.bool_) if packs else np.zeros(0, np.bool_)
-        )
-        self._removed = named if named.any() else None
+        self._removed = None
+        if packs:
+            named = np.array([pack in packs for pack in self.packs()], np.bool_)
+            self._removed = named if named.any() else None
 
     @property
     def has_removed(self) -> bool:
@@ -198,14 +195,9 @@ class Segment(Columns):
         stays: NDArray[np.bool_] = ~self._removed[pack]
         return stays
 
-    def staying_packs(self, pack: NDArray[np.uint32]) -> set[str]:
+    def staying_packs(self, pack: Rows) -> list[str]:
         """The ids of packs, by their rows, but for those that are going to be removed."""
-        rows, names = np.unique(pack), self.packs()
-        if len(rows) and int(rows[-1]) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        if self._removed is not None:
-            rows = rows[~self._removed[rows]]
-        return {names[row] for row in rows.tolist()}
+        return _pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
 
     def find(self, digest: Digests, *, removed: bool = True) -> Rows:
         """The row of each chunk, -1 where there is none.
@@ -256,12 +248,11 @@ class Segment(Columns):
 
     def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
         """Where frames are stored."""
-        rows, packs = self.take(FRAMES, frame), self.packs()
-        if len(rows) and int(rows["pack"].max()) >= len(packs):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        for row in rows:
+        rows = self.take(FRAMES, frame)
+        packs = _pack_ids(self.take(PACKS, rows["pack"].astype(np.int64)))
+        for row, pack in zip(rows, packs, strict=True):
             yield FrameAddress(
-                packs[row["pack"]],
+                pack,
                 int(row["offset"]),
                 int(row["size"]),
                 int(row["length"]),
@@ -323,6 +314,8 @@ class Segment(Columns):
                 raise self.damaged("its frames have impossible chunks")
             if int(frames["pack"].max()) >= self.count(PACKS):
                 raise self.damaged("a row of it names what it does not have")
+            if (frames["offset"] > LARGEST_PACK).any() or (frames["size"] > 2 * LARGEST_FRAME).any():
+                raise self.damaged("a frame of it lies where no frame can be")
             ids.add(heads(frames["id"]), np.arange(low, low + len(frames)))
             before = int(bounds[-1])
         if before != self.chunks:
@@ -461,6 +454,10 @@ class _Multiset:
         return int((mixed * one).sum(dtype=np.uint64))
 
 
+def _open_cell(cipher: AESGCM, place: bytes, tags: bytes, number: int, stored: bytes) -> bytes:
+    return open_cell(cipher, number, stored + tags[number * TAG_SIZE : (number + 1) * TAG_SIZE], place)
+
+
 class _Header(NamedTuple):
     counts: Counts
     epoch: int
@@ -489,6 +486,11 @@ def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
 def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
     """What a sealed cell is bound to, besides its number."""
     return b"index" + repository_id + header[BOUND] + name.encode("ascii")
+
+
+def _pack_ids(packs: NDArray[np.void]) -> list[str]:
+    text, size = packs.tobytes().hex(), 2 * PACK_ID_SIZE
+    return [text[low : low + size] for low in range(0, len(text), size)]
 
 
 def bucket_bits(count: int) -> int:

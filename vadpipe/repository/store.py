@@ -280,9 +280,9 @@ def _open(backend: Backend, unlock: Sequence[Way], origin: Origin) -> Config:
             remedy=f"Make a new one of it: vadpipe copy {backend.place()} NEW",
             path=backend.place(),
         )
-    check = getattr(backend, "check_writable", None)
-    if check is not None:
-        check()
+    if not config.conditional:
+        getattr(backend, "write_unconditionally", lambda: None)()
+    getattr(backend, "check_writable", lambda: None)()
     return config
 
 

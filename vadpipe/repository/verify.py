@@ -454,7 +454,7 @@ class _Verification:
         running = set(unended_runs(objects))
         unknown = [name for name in packs if run_of(name) not in running]
         removed = read_removed(objects, config)
-        index = Index(objects, config.id, sealing=config.sealing)
+        index = Index(objects, config.id, sealing=config.sealing, removed=removed)
         if index.damaged:
             return
         named = {name for segment in index.segments for name in segment.packs()} | removed.packs

@@ -140,9 +140,11 @@ def pack_of(number: int, pack: int) -> str:
     return pack_id(run_id(number), pack)
 
 
-def with_right_checks(objects: Objects, name: str, content: bytearray) -> bytes:
+def with_right_checks(
+    objects: Objects, name: str, content: bytearray, repository_id: bytes = REPOSITORY
+) -> bytes:
     """An altered segment, not sealed, with right checksums: what a forger can write."""
-    end = Segment(objects, name, REPOSITORY)._start[-1]
+    end = Segment(objects, name, repository_id)._start[-1]
     cells = [bytes(content[low : min(low + CELL, end)]) for low in range(HEADER_SIZE, end, CELL)]
     checks = b"".join(struct.pack("<Q", xxhash.xxh3_64_intdigest(cell)) for cell in cells)
     content[end:] = checks

@@ -372,6 +372,20 @@ def test_the_name_of_a_run_that_was_ended_is_no_segment():
     assert "cut off" in str(Index(objects, REPOSITORY).damaged[0])
 
 
+def test_a_segment_that_was_found_damaged_stays_out_of_use():
+    objects = memory()
+    (name,) = add_run(objects, 1, random_digests(1, 40))
+    content = bytearray(objects.backend.read(name))
+    content[200] ^= 1
+    objects.backend.replace(name, [content])
+    index = Index(objects, REPOSITORY)
+    assert index.damaged == []
+    index.drop_damaged()
+    index.reload()
+    assert index.segments == []
+    assert "checksum of bytes" in str(index.damaged[0])
+
+
 def test_what_is_no_segment_by_its_name_is_left_alone():
     objects = memory()
     objects.backend.put("index/readme.txt", [b"by hand"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,7 +186,10 @@ def test_a_merge_needs_no_more_memory_for_a_larger_segment(tmp_path):
         objects = Objects(LocalBackend(place))
         write_large(objects, segment_name(run_id(1), 0), blocks, place)
         write_large(objects, segment_name(run_id(3), 0), blocks // 2, place)
-        found = in_a_process("merge_two", place, blocks)
+        try:
+            found = in_a_process("merge_two", place, blocks)
+        finally:
+            shutil.rmtree(place)
         assert found["size"] > blocks * BLOCK * 50
         peaks.append(found["peak"])
     print([f"{peak / MiB:.0f} MiB" for peak in peaks])

@@ -1,6 +1,7 @@
 """Refined points: what they hold, what they cost, and what happens when the previous point is damaged."""
 
 import logging
+import struct
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import CLUSTER, SPAN, BufferPool, Extents, Job, KiB, MiB
+from pipeline import CLUSTER, NO_FRAME, SPAN, BufferPool, Extents, Job, KiB, MiB
 from pipeline.testing.fakes import FakeMachine
 from tests.vadpipe.repository.repository_kit import (
     MemoryDisk,
@@ -21,11 +22,8 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import Repository, open_repository, verify
-from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Layout
 from vadpipe.repository.frames import Kind
 from vadpipe.repository.index import RunIndex
-from vadpipe.repository.packs import read_table
 
 SECTOR = 512
 TRACKED = 64 * KiB  # what change tracking of ESXi tells apart
@@ -221,13 +219,15 @@ async def test_a_chain_of_refined_points_stays_readable_and_small(repository):
 
 
 def frames_of(repository, kind):
-    """Path, offset and size of every stored frame of a kind."""
-    config = read_config(Layout(repository.path))
+    """Path, offset and size of every stored frame of a kind, as docs/repository.md describes packs."""
     for pack in sorted(repository.path.glob("packs/*/*.pack")):
-        content = pack.read_bytes()
-        for row in read_table(pack, config.id):
-            if content[row["offset"] + 4] == kind:
-                yield pack, int(row["offset"]), int(row["size"])
+        content, offset = pack.read_bytes(), 48
+        while content[offset : offset + 4] == b"VFRM":
+            stored, chunks = struct.unpack_from("<II", content, offset + 12)
+            size = 64 + 36 * chunks + stored
+            if content[offset + 4] == kind:
+                yield pack, offset, size
+            offset += size
 
 
 def flip_frames(repository, kind):
@@ -257,6 +257,7 @@ async def damaged(repository):
     return disk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [incremental_path, full_path])
 async def test_damaged_frames_are_one_warning_and_chunks_are_stored_whole(repository, damaged, path, caplog):
     flip_frames(repository, Kind.DATA)
@@ -305,7 +306,7 @@ async def test_a_damaged_map_is_one_warning_of_a_full_read(repository, damaged, 
 
 
 async def test_frames_that_the_index_does_not_know_are_one_warning(repository, damaged, caplog, monkeypatch):
-    monkeypatch.setattr(RunIndex, "published", lambda self, identity: [None] * len(identity))
+    monkeypatch.setattr(RunIndex, "find_frames", lambda self, identity: np.full(len(identity), NO_FRAME))
     with caplog.at_level(logging.WARNING):
         await backup(repository, [damaged], incremental_path)
     [told] = warned(caplog)

@@ -1,0 +1,160 @@
+"""Index segments with right checksums and wrong content: named damage, and never a wrong restore."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from pipeline import CLUSTER, IntegrityError, MiB, MoverError, TransferFailed
+from pipeline.errors import leaves
+from tests.vadpipe.repository.index_kit import with_right_checks
+from tests.vadpipe.repository.repository_kit import (
+    MemoryDisk,
+    backup,
+    full_path,
+    incremental_path,
+    random_bytes,
+    restore,
+)
+from vadpipe.repository import Repository, open_repository, verify
+from vadpipe.repository.backends.local import LocalBackend
+from vadpipe.repository.config import read_config
+from vadpipe.repository.files import Objects
+from vadpipe.repository.packs import FRAME_ROW
+from vadpipe.repository.segments import CHUNK_ROW, FRAMES, ROWS, Segment
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    repository = Repository(tmp_path_factory.mktemp("forged") / "repository")
+    repository.init()
+    disk = MemoryDisk(random_bytes(1, 2 * MiB))
+    trio.run(backup, repository, [disk], incremental_path)
+    disk.write(0, random_bytes(2, MiB))
+    trio.run(backup, repository, [disk], incremental_path)
+    return repository.place
+
+
+@pytest.fixture
+def repository(pristine, tmp_path):
+    shutil.copytree(pristine, tmp_path / "repository")
+    return Repository(tmp_path / "repository")
+
+
+def forge(repository, change):
+    """Let `change` alter the chunk rows and frame rows of the first segment. Returns its path."""
+    objects = Objects(LocalBackend(repository.place))
+    config = read_config(objects.backend)
+    path = min(Path(repository.place).glob("index/*.idx"), key=os.path.getmtime)
+    name = f"index/{path.name}"
+    segment = Segment(objects, name, config.id)
+    content = bytearray(path.read_bytes())
+    rows = np.frombuffer(content, CHUNK_ROW, segment.chunks, segment._start[ROWS])
+    frames = np.frombuffer(content, FRAME_ROW, segment.frames, segment._start[FRAMES])
+    change(rows, frames)
+    objects.backend.replace(name, [with_right_checks(objects, name, bytearray(content), config.id)])
+    return str(path)
+
+
+def points_of(repository):
+    return sorted(Path(repository.place).glob("points/*/*"))
+
+
+def exchange_two_places(rows, frames):
+    """Two chunks of one frame change places."""
+    frame = int(np.bincount(rows["frame"]).argmax())
+    one, other = np.flatnonzero(rows["frame"] == frame)[:2]
+    rows["place"][[one, other]] = rows["place"][[other, one]]
+
+
+def exchange_two_digests(rows, frames):
+    frame = int(np.bincount(rows["frame"]).argmax())
+    one, other = np.flatnonzero(rows["frame"] == frame)[:2]
+    rows["digest"][[one, other]] = rows["digest"][[other, one]]
+
+
+def another_frame(rows, frames):
+    rows["frame"][0] = (rows["frame"][0] + 1) % len(frames)
+
+
+def no_such_frame(rows, frames):
+    rows["frame"] = len(frames) + 7
+
+
+def no_such_pack(rows, frames):
+    frames["pack"] = 99
+
+
+def far_away(rows, frames):
+    frames["offset"] = 1 << 63
+
+
+def enormous(rows, frames):
+    frames["size"] = 0xFFFF_FFFF
+
+
+def another_length(rows, frames):
+    frames["length"] += CLUSTER
+
+
+def another_count(rows, frames):
+    frames["chunks"] += 1
+
+
+async def test_exchanged_rows_of_the_index_are_found_by_verify(repository):
+    segment = forge(repository, exchange_two_places)
+    async with open_repository(repository.place) as reader:
+        (found,) = (await verify(reader)).damages
+    assert found.file == segment
+    assert found.problem.startswith("2 of its rows name a frame or a place where their chunk is not stored")
+
+
+@pytest.mark.parametrize("change", [exchange_two_places, another_frame, another_length])
+async def test_wrong_rows_of_the_index_never_reach_a_point(repository, change):
+    """The rows lead to wrong places; a backup that used them would be consistent, proved and wrong."""
+    segment = forge(repository, change)
+    points = points_of(repository)
+    with pytest.raises(TransferFailed) as failed:
+        await backup(repository, [MemoryDisk(random_bytes(1, 2 * MiB))], full_path)
+    assert failed.group_contains(IntegrityError, match="says that a chunk lies where another one is stored")
+    named = {leaf.facts["segment"] for leaf in leaves(failed.value) if isinstance(leaf, MoverError)}
+    assert named == {segment}
+    assert points_of(repository) == points
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        exchange_two_digests,
+        another_frame,
+        no_such_frame,
+        no_such_pack,
+        far_away,
+        enormous,
+        another_length,
+        another_count,
+    ],
+)
+async def test_a_forged_segment_is_named_damage(repository, change):
+    forge(repository, change)
+    truth = random_bytes(1, 2 * MiB)
+    async with open_repository(repository.place) as reader:
+        assert (await verify(reader)).damages
+    async with open_repository(repository.place) as reader:
+        assert await outcome(restore(reader, reader.points[0])) in (truth.tobytes(), IntegrityError)
+    if await outcome(backup(repository, [MemoryDisk(truth)], full_path)) is not IntegrityError:
+        async with open_repository(repository.place) as reader:
+            assert await outcome(restore(reader, reader.points[-1])) in (truth.tobytes(), IntegrityError)
+
+
+async def outcome(work):
+    """The bytes that were restored, the id of a point, or the one kind of error that came."""
+    try:
+        done = await work
+    except (TransferFailed, MoverError) as failed:
+        (kind,) = {type(leaf) for leaf in leaves(failed)}
+        return kind
+    return done if isinstance(done, str) else done.tobytes()

@@ -1,0 +1,99 @@
+"""Proofs that a segment says the truth: a frame's id is the keyed digest of its chunk table, which is there too."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cells import Rows
+from .config import Keys
+from .frames import chunk_table, frame_id
+from .segments import FRAMES, PACKS, ROWS, Segment
+
+# Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
+_MOST: Final = 1024
+
+# Frames whose chunk tables are proved together, when the frames before them were just met.
+_AHEAD: Final = 64
+
+
+class Proofs:
+    """Which rows of a segment were proved.
+
+    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 4 MiB.
+    """
+
+    def __init__(self, segment: Segment, keys: Keys) -> None:
+        self._segment = segment
+        self._keys = keys
+        self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
+        self._proofs = 0
+        self._used = np.zeros(segment.count(PACKS), np.bool_)
+        self._next = -1  # the frame after the last ones that were proved
+        self._ahead = 0
+
+    def used_packs(self) -> list[str]:
+        """The packs of the frames that were proved, but for those that are going to be removed."""
+        return self._segment.staying_packs(np.flatnonzero(self._used))
+
+    def prove(self, row: Rows, frame: Rows) -> None:
+        """Prove the frames that rows belong to. Raises IntegrityError."""
+        if self._are_proved(row).all():
+            return
+        if self._proofs > _MOST:
+            self._proved, self._proofs = np.zeros(len(self._proved), np.uint8), 0
+        wanted = np.unique(frame[~self._are_proved(row)])
+        for frames in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
+            first, last = int(frames[0]), int(frames[-1]) + 1
+            self._ahead = min(max(1, 2 * self._ahead), _AHEAD) if first == self._next else 0
+            self._next = min(last + self._ahead, self._segment.frames)
+            self._prove(first, max(last, self._next))
+        if not self._are_proved(row).all():
+            raise self._segment.damaged("it says that a chunk lies where another one is stored")
+
+    def _are_proved(self, row: Rows) -> NDArray[np.bool_]:
+        proved: NDArray[np.bool_] = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1 == 1
+        return proved
+
+    def _prove(self, first: int, ahead: int) -> None:
+        segment = self._segment
+        frames = segment.column(FRAMES, first, ahead)
+        if len(frames) != ahead - first:
+            raise segment.damaged("a chunk of it is in a frame that it does not have")
+        bounds = segment.bounds(first, ahead)
+        base = int(bounds[0])
+        chunk = segment.column(ROWS, base, int(bounds[-1]))
+        many = np.diff(bounds)
+        place = chunk["place"].astype(np.int64)
+        end = np.empty(len(chunk), np.int64)
+        end[:-1] = place[1:]
+        end[bounds[1:][many > 0] - base - 1] = frames["length"][many > 0]
+        table = chunk_table(end - place, chunk["digest"])
+        stride = len(table) // max(1, len(chunk))
+        right = chunk["frame"] == np.repeat(np.arange(first, ahead), many)
+        right &= (end > place) & (end - place < 1 << 32)
+        starts = bounds - base
+        zero = place[starts[:-1][many > 0]] == 0
+        for each, (low, high) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+            identity = frames[each]["id"].tobytes()
+            if frame_id(table[low * stride : high * stride], self._keys) != identity:
+                right[low:high] = False
+        right[starts[:-1][many > 0][~zero]] = False
+        # All rows of a frame or none.
+        if len(right):
+            whole = np.ones(len(frames), np.bool_)
+            whole[many > 0] = np.logical_and.reduceat(right, starts[:-1][many > 0])
+            self._mark(base, np.repeat(whole, many))
+        pack = np.unique(frames["pack"]).astype(np.int64)
+        if len(pack) and int(pack[-1]) >= len(self._used):
+            raise segment.damaged("a frame of it is in a pack that it does not name")
+        self._used[pack] = True
+
+    def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
+        self._proofs += 1
+        low, high = first >> 3, (first + len(proved) + 7) >> 3
+        bits = np.unpackbits(self._proved[low:high], bitorder="little")
+        bits[first - 8 * low : first - 8 * low + len(proved)] |= proved
+        self._proved[low:high] = np.packbits(bits, bitorder="little")
