@@ -1,7 +1,7 @@
 """From what a person writes to a backend: a path, or `s3://bucket/prefix?endpoint=...`, with all that it needs.
 
 Around the bucket lie, from the inside: another attempt for what failed for a passing reason, a limit of bytes per
-second where one is asked for, reading ahead in packs, and copies of the index on the local disk.
+second where one is asked for, and copies of the index on the local disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pipeline import ConfigError, GiB, KiB, MiB, TiB
 from .cached import Cached
 from .contract import Backend
 from .local import LocalBackend
-from .read_ahead import ReadAhead
 from .s3_location import S3Location
 from .wrappers import Retrying, Throttled
 
@@ -119,9 +118,8 @@ def _s3(url: str, throttle: str | float | None) -> Backend:
             "A repository in S3 needs the library obstore, and it is not installed.",
             remedy="Install it with: pip install 'vadpipe[s3]'",
         ) from exc
-    backend = ReadAhead(
-        _throttled(Retrying(S3Backend(location)), around.throttle if throttle is None else throttle)
-    )
+    rate = around.throttle if throttle is None else throttle
+    backend = _throttled(Retrying(S3Backend(location)), rate)
     if around.cache == _NO_CACHE:
         return backend
     directory = Path(around.cache) if around.cache else cache_directory(location)

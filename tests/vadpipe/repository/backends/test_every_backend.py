@@ -7,7 +7,6 @@ from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.backends.read_ahead import ReadAhead
 from vadpipe.repository.backends.wrappers import Delayed, Fault, Faulty, Retrying, Throttled
 
 MAKERS = {
@@ -18,7 +17,6 @@ MAKERS = {
     "delayed": lambda path: Delayed(MemoryBackend(), 1e-6),
     "faulty": lambda path: Faulty(LocalBackend(path / "repository")),
     "cached": lambda path: Cached(MemoryBackend(), path / "copies", prefixes=("",)),
-    "reading ahead": lambda path: ReadAhead(MemoryBackend(), prefixes=("",)),
     "all together": lambda path: Cached(
         Retrying(Throttled(Delayed(LocalBackend(path / "repository"), 1e-6), 1 << 40)), path / "copies"
     ),

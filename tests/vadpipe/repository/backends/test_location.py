@@ -169,10 +169,10 @@ def around(backend):
     return found
 
 
-def test_a_bucket_has_retries_reading_ahead_and_copies_of_its_index(tmp_path, monkeypatch):
+def test_a_bucket_has_retries_and_copies_of_its_index(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend = backend_at("s3://bucket/x?region=eu-1")
-    assert around(backend) == ["Cached", "ReadAhead", "Retrying", "S3Backend"]
+    assert around(backend) == ["Cached", "Retrying", "S3Backend"]
     assert backend._directory.parent == tmp_path / "vadpipe"
     assert backend.place() == "s3://bucket/x?region=eu-1"
     assert list(tmp_path.iterdir()) == []
