@@ -118,7 +118,7 @@ class _Group:
         self.dropped = False
 
     def drop(self) -> None:
-        """Give the memory back. What was not used yet is read frame by frame: the disk jumps between many groups."""
+        """Give the memory back. What was not used yet is read by the frame: the disk jumps between many groups."""
         self.content = None
         self.dropped = True
 

@@ -133,9 +133,11 @@ async def test_frames_are_written_while_a_pack_is_sent():
     """Sending a pack ends only when the next one was begun: a backup that waited for it would fail here."""
 
     class Slow(Forwarding):
-        begun = 0
-        another = threading.Condition()
-        waited: list = []
+        def __init__(self, inner):
+            super().__init__(inner)
+            self.begun = 0
+            self.another = threading.Condition()
+            self.waited = []
 
         def begin(self, name):
             upload = self.inner.begin(name)

@@ -1,10 +1,10 @@
-"""`python -m vadpipe.lab.faults.s3_history --server moto --count N --seed S`: a repository in a bucket, with troubles.
+"""`python -m vadpipe.lab.faults.s3_history --server moto --count N`: repositories in a bucket, with troubles.
 
-Each history draws two VMs, whose disks live as in `histories`. Backups, `forget`, `prune` and copies into a local
-repository run against an S3 server, with storms of 503, answers that are lost after the server did what it was
-asked, and a few milliseconds of latency. Processes are killed at any moment, many of them in the middle of an upload.
-What each point has to hold is kept beside the repositories. In the end every point of both is restored and compared,
-both are verified, and two prunes must leave nothing behind.
+Each history draws two VMs, whose disks live as in `histories`. Backups, `forget`, `prune` and copies into a
+local repository run against an S3 server, with storms of 503, answers that are lost after the server did what it
+was asked, and a few milliseconds of latency. Processes are killed at any moment, many of them in the middle of
+an upload. What each point has to hold is kept beside the repositories. In the end every point of both is restored
+and compared, both are verified, and two prunes must leave nothing behind.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class S3History:
         if troubles and self._draw.random() < 0.3:
             deadline = self._draw.random() * KILLED_WITHIN_S
         try:
-            told = cast("dict[str, object]", forked.call(partial(_told, command), deadline))
+            told = forked.call(partial(_told, command), deadline)
         except forked.Hung as exc:
             self.counts[f"{name}, killed at some moment"] += 1
             return None, [] if deadline < HANGS_AFTER_S else [f"{name}: it hangs: {exc}"]
@@ -178,7 +178,8 @@ class S3History:
                 for _ in range(self._draw.choice([0, 0, 1, 2]))
             ]
         if self._draw.random() < 0.35:
-            kill = self._draw.choice([_kill, partial(_kill_soon, self._draw.random() * 0.01)])
+            soon = partial(_kill_soon, self._draw.random() * 0.01)
+            kill: Callable[[], Exception] = soon if self._draw.random() < 0.5 else _kill
             after = self._draw.random() < 0.3
             faults.append(
                 Fault(self._draw.choice(_WRITING), self._draw.randint(1, 4), after=after, error=kill)

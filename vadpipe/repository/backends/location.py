@@ -35,8 +35,8 @@ def backend_at(place: str | Path, throttle: str | float | None = None) -> Backen
     """The backend of a place. Nothing is contacted.
 
     Args:
-        place: A path, or `s3://bucket/prefix` with the options of `S3Location.parse`, and `cache=DIR`, `cache=none`,
-            `throttle=50MiB`.
+        place: A path, or `s3://bucket/prefix` with the options of `S3Location.parse`, and `cache=DIR` or
+            `cache=none`, and `throttle=50MiB`.
         throttle: Bytes per second, written and read together: `"50MiB"` or a number. It goes before the URL's.
 
     Raises:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ConfigError
+from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import checked_name, checked_prefix
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.backends.location import backend_at
@@ -160,6 +161,13 @@ def test_allowed_parts_make_a_name(first, second, third):
             checked_name(wrong)
 
 
+def copies_of(place):
+    """The directory of the copies of an index."""
+    backend = backend_at(place)
+    assert isinstance(backend, Cached)
+    return backend.directory
+
+
 def around(backend):
     """The backends from the outside to the inside, by the names of their classes."""
     found = [type(backend).__name__]
@@ -173,7 +181,7 @@ def test_a_bucket_has_retries_and_copies_of_its_index(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend = backend_at("s3://bucket/x?region=eu-1")
     assert around(backend) == ["Cached", "Retrying", "S3Backend"]
-    assert backend._directory.parent == tmp_path / "vadpipe"
+    assert copies_of("s3://bucket/x").parent == tmp_path / "vadpipe"
     assert backend.place() == "s3://bucket/x?region=eu-1"
     assert list(tmp_path.iterdir()) == []
 
@@ -181,8 +189,8 @@ def test_a_bucket_has_retries_and_copies_of_its_index(tmp_path, monkeypatch):
 def test_repositories_have_caches_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     places = ["s3://bucket/x", "s3://bucket/y", "s3://other/x", "s3://bucket/x?endpoint=https://s3.example"]
-    assert len({backend_at(place)._directory for place in places}) == 4
-    assert backend_at("s3://bucket/x?region=eu-1")._directory == backend_at("s3://bucket/x")._directory
+    assert len({copies_of(place) for place in places}) == 4
+    assert copies_of("s3://bucket/x?region=eu-1") == copies_of("s3://bucket/x")
 
 
 def test_without_a_home_there_is_no_cache(monkeypatch):
@@ -192,7 +200,7 @@ def test_without_a_home_there_is_no_cache(monkeypatch):
 
 
 def test_the_cache_can_be_named_and_left_out(tmp_path):
-    assert backend_at(f"s3://bucket/x?cache={tmp_path}&region=a")._directory == tmp_path
+    assert copies_of(f"s3://bucket/x?cache={tmp_path}&region=a") == tmp_path
     assert "Cached" not in around(backend_at("s3://bucket/x?cache=none"))
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong between a command and the server: exit codes, one clear message, and a next run that carries on."""
+"""What goes wrong between a command and the server: exit codes, one message, and a next run that carries on."""
 
 import json
 import logging
@@ -287,10 +287,10 @@ def test_a_run_that_is_killed_in_an_upload_leaves_nothing(call, job, tmp_path, m
 def open_files(pid):
     """The temporary files that a process has open, by their descriptors."""
     found = []
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        place = os.readlink(entry.path)
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        place = os.readlink(entry)
         if "(deleted)" in place and not place.startswith("/memfd:"):  # buffers are in memory alone
-            found.append(Path(entry.path))
+            found.append(entry)
     return found
 
 
@@ -302,3 +302,20 @@ def test_the_report_and_the_events_name_no_secret(call, job, tmp_path):
         assert json.loads(report)["ok"]
         assert SECRET not in (tmp_path / "events.jsonl").read_text()
         assert all(SECRET.encode() not in content for content in store.objects.values())
+
+
+def test_rot_in_the_bucket_is_found_although_the_index_has_copies(call, job, tmp_path):
+    with planned_store() as store:
+        place = place_in(store).replace("cache=none", f"cache={tmp_path}/cache")
+        call("init", place)
+        call("run", job(place))
+        call("run", job(place))
+        assert list((tmp_path / "cache").iterdir())
+        (name,) = [name for name in store.objects if "/index/" in name]
+        content = bytearray(store.objects[name])
+        content[len(content) // 2] ^= 1
+        store.objects[name] = bytes(content)
+        call("points", place)
+        assert name in call("verify", place, code=EXIT_FAILED)
+        call("repair", place)
+        call("verify", place)
