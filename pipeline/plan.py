@@ -18,8 +18,9 @@ class Plan:
 
     `memory` bounds the bytes of disk data that the job holds at once, in buffers and encoded; a target that holds
     some until it is sent says so by an attribute `memory`. `unchecked`: a sentence when the path depends on the
-    disk, else empty; where it could not be composed for a planned disk there are no stages, and `memory` counts buffers only. `missing`: what a run would fail for now, as far as its target
-    and its machine can tell by looking.
+    disk, else empty; where it could not be composed for a planned disk there are no stages, and `memory` counts
+    buffers only. `missing`: what a run would fail for now, as far as its target and its machine can tell by
+    looking.
     """
 
     job: str

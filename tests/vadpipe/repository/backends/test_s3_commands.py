@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline import KiB, MiB
-from pipeline.errors import EXIT_DONE
+from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from tests.vadpipe.repository.repository_kit import mixed_content, random_bytes
 from vadpipe.cli.main import _run
 from vadpipe.lab.object_stores import SECRET_KEY
@@ -140,3 +140,40 @@ def test_a_sealed_repository_in_a_bucket_lives(request, bucket, call, machine, t
     monkeypatch.delenv("VADPIPE_KEY_FILE")
     call("verify", place, "--without-key")
     call("points", place, code=2)
+
+
+def test_a_role_that_may_not_delete_backs_up(ceph, bucket, call, machine):
+    """radosgw enforces the policy. What runs leave is removed by a prune with the right."""
+    boto3 = pytest.importorskip("boto3")
+    place = bucket(ceph)
+    client = boto3.client("s3", endpoint_url=ceph.endpoint, region_name="us-east-1")
+    name = place.removeprefix("s3://").partition("?")[0]
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:DeleteObject"],
+        "Resource": [f"arn:aws:s3:::{name}/*"],
+    }
+
+    def stored(prefix):
+        return [
+            found["Key"] for found in client.list_objects_v2(Bucket=name, Prefix=prefix).get("Contents", ())
+        ]
+
+    call("init", place)
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    client.put_bucket_policy(Bucket=name, Policy=policy)
+    content = mixed_content(3 * MiB)
+    for _ in range(3):
+        call("run", machine(place, content))
+    points = ids(call, place)
+    assert len(points) == 3
+    assert set(stored("runs/")) >= {f"runs/{point}.json" for point in points}
+    call("verify", place)
+    call("forget", place, points[0], code=EXIT_FAILED)
+    client.delete_bucket_policy(Bucket=name)
+    call("forget", place, points[0])
+    call("prune", place)
+    assert stored("runs/") == []
+    call("verify", place)
+    client.close()
