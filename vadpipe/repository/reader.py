@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .files import Damage, Objects
+from .files import Damage, Missing, Objects
 from .frame_cache import FrameCache
 from .index import Index
 from .packs import FrameAddress, damaged_frame, read_chunks, read_object
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
+
+# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
+# a reader that is overtaken again while it reads.
+LOOKS: Final = 4
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Span | Zeros | Unchanged)
@@ -97,6 +102,7 @@ class RepositoryReader:
         # After the points: what a point names was published before it.
         self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
@@ -178,18 +184,45 @@ class RepositoryReader:
 
     def addresses(self, page: PageMap) -> list[FrameAddress | None]:
         """Where the frames of a page lie; None for one that the index does not know."""
-        number = self.index.find_frames(page.frame_ids)
+        return self._looked_up(partial(self._addresses, page.frame_ids))
+
+    def address_now(self, identity: bytes) -> FrameAddress | None:
+        """Where a frame lies after others were moved or removed: the index is read again."""
+        self._reload()
+        (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
+        return address
+
+    def _addresses(self, identity: Digests) -> list[FrameAddress | None]:
+        number = self.index.find_frames(identity)
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
 
+    def _looked_up(self, look: Callable[[], T]) -> T:
+        """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
+        for _ in range(LOOKS):
+            try:
+                return look()
+            except IntegrityError as error:
+                if not isinstance(error.__cause__, Missing):
+                    raise
+            self._reload()
+        return look()
+
+    def _reload(self) -> None:
+        with self._turn:
+            self.index.reload(read_removed(self.objects, self.config))
+
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        return self._looked_up(partial(self._object_now, digest, purpose, **facts))
+
+    def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         number, _ = self.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
         if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: {digest.hex()[:16]} is not in the index.",
-                remedy="Put the missing files of index/ back from a copy of the repository.",
+                remedy="Put the missing files of index/ back from a copy of the repository, unless the point was removed.",
                 **facts,
-            )
+            ) from Missing()
         (address,) = self.index.addresses(number)
         return read_object(self.objects, self.config, address, digest, purpose, **facts)
 
@@ -484,6 +517,15 @@ class DiskContent:
         length: int,
         identity: bytes,
     ) -> T:
+        for _ in range(LOOKS):
+            try:
+                if address is not None:
+                    return read(address)
+            except Missing:
+                pass
+            except Damage:
+                break
+            address = self._reader.address_now(identity)
         if address is None:
             raise self.damaged(offset, length, f"frame {identity.hex()[:16]} is not in the index")
         try:

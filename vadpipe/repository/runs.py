@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from pipeline import SinkError
+from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, ObjectMissing, Stored
 from .config import VERSION, Config, Origin, parse
@@ -39,7 +39,7 @@ from .files import (
     segment_name,
     stem,
 )
-from .segments import Segment
+from .segments import ENDED_SIZE, Segment
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,25 @@ class Run:
 
     def roll_back(self) -> None:
         """Remove what the run wrote and no index knows, and end it. Raises SinkError."""
-        _remove_unknown_packs(self._objects, self._config, self.id)
+        unknown = _unknown_packs(self._objects, self._config, self.id)
+        if not self.was_given_up():
+            self._objects.backend.delete(unknown)
         self.end()
+
+    def was_given_up(self) -> bool:
+        """Whether another run ended this one: then what it read of the repository may be gone. Raises SinkError."""
+        for number in count(self.segments):
+            name = segment_name(self.id, number)
+            if not self._objects.exists(name):
+                return False
+            if _is_ended(self._objects, name):
+                return True
+        raise AssertionError
+
+    def require_alive(self) -> None:
+        """Before something is deleted: what was read until now was not removed by others. Raises SinkError."""
+        if self.was_given_up():
+            raise self.was_ended()
 
     def abandon(self) -> None:
         """Leave the rest to the run that begins next."""
@@ -169,8 +186,9 @@ def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
                 continue
             log.warning("the run %s was silent for %d days: it is given up", seen.id, SILENT_S // 86400)
             _take_names(objects, seen, own.id)
-        _remove_unknown_packs(objects, config, seen.id)
-        objects.backend.delete([seen.stored.name])
+        unknown = _unknown_packs(objects, config, seen.id)
+        own.require_alive()
+        objects.backend.delete([*unknown, seen.stored.name])
         ended.append(seen.id)
     return ended
 
@@ -191,14 +209,21 @@ def _take_names(objects: Objects, seen: _Seen, by: str) -> None:
             objects.backend.put(point_name(machine, seen.id), [content])
 
 
-def _remove_unknown_packs(objects: Objects, config: Config, run_id: str) -> None:
-    """Remove the packs of a run that publishes no segment any more, but for those that its segments name."""
-    named: set[str] = set()
-    for found in objects.backend.list(f"{INDEX}{run_id}"):
-        if not _is_ended(objects, found.name):
-            named.update(Segment(objects, found.name, config.id, config.sealing).packs())
+def _unknown_packs(objects: Objects, config: Config, run_id: str) -> list[str]:
+    """The packs of a run that publishes no segment any more and that no segment names, whoever wrote that segment:
+    those of the run may have been merged into others."""
     packs = [found.name for found in objects.packs_of(run_id)]
-    objects.backend.delete([name for name in packs if stem(name) not in named])
+    if not packs:
+        return []
+    named: set[str] = set()
+    for found in objects.backend.list(INDEX):
+        if found.name.endswith(".idx") and found.size != ENDED_SIZE:
+            try:
+                named.update(Segment(objects, found.name, config.id, config.sealing).packs())
+            except IntegrityError as error:
+                log.info("packs of the run %s stay, as %s", run_id, error.problem)
+                return []
+    return [name for name in packs if stem(name) not in named]
 
 
 def _is_ended(objects: Objects, name: str) -> bool:

@@ -23,7 +23,7 @@ from .packs import PACK_SIZE, PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
-from .restore_point import PointsOf, RestorePoint, read_points
+from .restore_point import PointsOf, RestorePoint, name_of, read_points
 from .runs import Run, end_dead_runs, unended_runs
 
 if TYPE_CHECKING:
@@ -239,22 +239,28 @@ class RepositoryStore:
         objects, config = self._objects, self._config
         finish_merges(objects, config, run)
         merge_segments(objects, config, run, self._origin)
-        points = PointsOf(objects, config, machine)
-        # Before the index, so that the index has all of it.
-        parent = points.newest() if original is None else points.of_id(original.previous)
-        return OpenRun(
-            objects=objects,
-            config=config,
-            origin=self._origin,
-            run=run,
-            index=RunIndex(
+        while True:
+            points = PointsOf(objects, config, machine)
+            # Before the index, so that the index has all of it.
+            parent = points.newest() if original is None else points.of_id(original.previous)
+            index = RunIndex(
                 objects,
                 config.id,
                 run.id,
                 config.keys,
                 sealing=config.sealing,
                 removed=read_removed(objects, config),
-            ),
+            )
+            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
+            if parent is None or objects.exists(name_of(parent, config)):
+                break
+            index.close()
+        return OpenRun(
+            objects=objects,
+            config=config,
+            origin=self._origin,
+            run=run,
+            index=index,
             packs=PackWriter(objects, config, run.id),
             points=points,
             parent=parent,

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pipeline import (
     CLUSTER,
     ConfigError,
-    Digests,
     GiB,
     IntegrityError,
     KiB,
@@ -247,7 +246,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
@@ -260,14 +259,19 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
             for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
-        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
+            found.setdefault(segment, []).append((row, frame.chunk))
     for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        at, places = segment.lookup(np.concatenate([digest for _, digest, _ in tables]))
-        row = np.repeat([row for row, _, _ in tables], [len(place) for _, _, place in tables])
-        right = (at == row) & (places == np.concatenate([place for _, _, place in tables]))
-        report.count(segment, int(right.sum()), 0)
+        digests = [chunk["digest"] for _, chunk in tables]
+        at, places = segment.lookup(np.concatenate(digests))
+        low = 0
+        for row, chunk in tables:
+            many = slice(low, low + len(chunk))
+            low = many.stop
+            right = at[many] == row
+            right &= places[many] == np.cumsum(chunk["length"], dtype=np.int64) - chunk["length"]
+            # A chunk that is in two frames of the segment is found in one of them.
+            report.count(segment, len(chunk) if right.all() else segment.agreeing(row, chunk), 0)
     return report
 
 
