@@ -46,8 +46,9 @@ from .disk_map import (
     root_of,
 )
 from .files import Damage, Missing, Objects
+from .frame_cache import FrameCache
 from .index import Index
-from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
+from .packs import FrameAddress, damaged_frame, read_chunks, read_object
 from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
@@ -253,7 +254,7 @@ class ReadPoint(Source[Span | Zeros]):
 
     Out: spans and zero ranges in ascending order, covering [0, capacity); in a span, what is not `data` is zero.
     Everything is proved on the way: root, page list, pages, frames, and the digest of every chunk.
-    Memory: `workers` + 2 spans of `pool`, 32 MiB of decoded frames in the reader.
+    Memory: `workers` + 2 spans of `pool`, in the reader 32 MiB of decoded frames and up to 32 MiB of stored ones.
     Cancel: waits for frames being decoded. Raises: ConfigError for a disk that the point does not have,
     IntegrityError with disk, offset, length, pack and position; other disks stay readable.
     """
@@ -474,6 +475,7 @@ class DiskContent:
     def parts(self, offset: int, digest: bytes) -> list[_Part]:
         """The spans of a page that hold data."""
         page = self.page(offset, digest)
+        self._reader.frames.expect(filter(None, page.addresses))
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
@@ -485,6 +487,8 @@ class DiskContent:
         rows = self.rows(offset, digest)
         first, last = run_borders(rows.differing(before))
         page = ContentPage(offset, rows.within(first, last), self._reader.addresses(rows))
+        used = (page.addresses[number] for number in np.unique(page.rows.frame).tolist())
+        self._reader.frames.expect(filter(None, used))
         start = first * CLUSTER + offset
         changed = Extents.from_columns(start, last * CLUSTER + offset - start).within(
             offset, min(PAGE, self.capacity - offset)

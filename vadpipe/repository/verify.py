@@ -42,7 +42,7 @@ from .frames import Kind, decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .removal import readable_removed
+from .removal import read_removed, readable_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
 
