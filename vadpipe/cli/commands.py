@@ -61,7 +61,10 @@ BUILT_IN = {
     "hold": BuiltIn(
         "vadpipe.cli.retention:hold", "Keep a restore point from being removed, until it is released."
     ),
-    "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
+    "init": BuiltIn(
+        "vadpipe.cli.repository:init",
+        "Make a repository in an empty or new directory, or below a prefix of a bucket.",
+    ),
     "key": BuiltIn("vadpipe.cli.keys:key", "List, add, change and remove the keys of a sealed repository."),
     "lab": BuiltIn(
         "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"

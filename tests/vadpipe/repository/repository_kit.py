@@ -259,6 +259,10 @@ class Watched:
         self._watch("list", prefix)
         return self._backend.list(prefix)
 
+    def names(self, prefix: str) -> Iterator[str]:
+        self._watch("list", prefix)
+        return self._backend.names(prefix)
+
     def delete(self, names: Iterable[str]) -> None:
         """One by one, as a process can die between any two."""
         for name in names:

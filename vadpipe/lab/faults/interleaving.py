@@ -281,6 +281,9 @@ class ScheduledBackend(MemoryBackend):
                 return
             after = page[-1].name
 
+    def names(self, prefix: str) -> Iterator[str]:
+        return (found.name for found in self.list(prefix))
+
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
             lost = self._wait("delete", name)
