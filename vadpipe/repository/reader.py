@@ -46,9 +46,10 @@ from .disk_map import (
     root_of,
 )
 from .files import Damage, Missing, Objects
+from .frame_cache import FrameCache
 from .index import Index
-from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ class RepositoryReader:
         points, damaged = read_points(objects, config) if points is None else (points, [])
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
         self._proved: dict[bytes, memoryview] = {}
@@ -195,7 +197,7 @@ class RepositoryReader:
 
     def address_now(self, identity: bytes) -> FrameAddress | None:
         """Where a frame lies after others were moved or removed: the index is read again."""
-        self._reload()
+        self.refresh()
         (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
         return address
 
@@ -246,12 +248,13 @@ class RepositoryReader:
             except IntegrityError as error:
                 if not isinstance(error.__cause__, Missing):
                     raise
-            self._reload()
+            self.refresh()
         return look()
 
-    def _reload(self) -> None:
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
         with self._turn:
-            self.index.reload(read_removed(self.objects, self.config))
+            self.index.reload(readable_removed(self.objects, self.config)[0])
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         if digest in self._proved:
@@ -276,7 +279,7 @@ class ReadPoint(Source[Span | Zeros]):
 
     Out: spans and zero ranges in ascending order, covering [0, capacity); in a span, what is not `data` is zero.
     Everything is proved on the way: root, page list, pages, frames, and the digest of every chunk.
-    Memory: `workers` + 2 spans of `pool`, 32 MiB of decoded frames in the reader.
+    Memory: `workers` + 2 spans of `pool`, in the reader 32 MiB of decoded frames and up to 32 MiB of stored ones.
     Cancel: waits for frames being decoded. Raises: ConfigError for a disk that the point does not have,
     IntegrityError with disk, offset, length, pack and position; other disks stay readable.
     """
@@ -454,8 +457,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):
@@ -495,6 +500,7 @@ class DiskContent:
     def parts(self, offset: int, digest: bytes) -> list[_Part]:
         """The spans of a page that hold data."""
         page = self.page(offset, digest)
+        self._reader.frames.expect(filter(None, page.addresses))
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
@@ -506,6 +512,8 @@ class DiskContent:
         rows = self.rows(offset, digest)
         first, last = run_borders(rows.differing(before))
         page = ContentPage(offset, rows.within(first, last), self._reader.addresses(rows))
+        used = (page.addresses[number] for number in np.unique(page.rows.frame).tolist())
+        self._reader.frames.expect(filter(None, used))
         start = first * CLUSTER + offset
         changed = Extents.from_columns(start, last * CLUSTER + offset - start).within(
             offset, min(PAGE, self.capacity - offset)

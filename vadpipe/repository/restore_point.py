@@ -214,7 +214,7 @@ def _by_number(points: Sequence[RestorePoint]) -> list[RestorePoint]:
         now = max(point.created, reached.get(point.machine.uuid, ""))
         reached[point.machine.uuid] = now
         placed.append((now, point.number, point.id, point))
-    return [point for *_, point in sorted(placed, key=lambda each: each[:3])]
+    return [point for *_, point in sorted(placed, key=lambda each: each[:2])]  # otherwise as they are
 
 
 class PointsOf:

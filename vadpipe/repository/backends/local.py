@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
 import stat
 import threading
@@ -35,6 +36,7 @@ FOREIGN_AGE_S: Final = (
 )  # the same patience as for the runs of other hosts (docs/repository.md)
 
 _TMP: Final = "tmp"
+_TEMPORARY: Final = re.compile("[0-9a-f]{32}")  # whatever else lies there is not ours
 
 _Entries = Sequence[os.DirEntry[str]]
 _name_of: Final[Callable[[os.DirEntry[str]], str]] = attrgetter("name")
@@ -187,7 +189,7 @@ class LocalBackend:
         removed: list[str] = []
         with sink_errors(directory, "sweep"):
             try:
-                names = sorted(os.listdir(directory))
+                names = sorted(filter(_TEMPORARY.fullmatch, os.listdir(directory)))
             except FileNotFoundError:
                 return removed
             if not names:
