@@ -337,8 +337,8 @@ class _Prune:
     def _needed(self) -> _HeadSet:
         """The frames that the points need, and those that were removed since this prune began to ask.
 
-        Each point is read once in a prune, and a map page once for all of them. Raises IntegrityError where it cannot be
-        told what is needed.
+        Each point is read once in a prune, and a map page once for all of them. Raises IntegrityError where it
+        cannot be told what is needed.
         """
         names = [name for name in point_names(self._objects) if name not in self._read]
         try:

@@ -215,7 +215,7 @@ class RepositoryReader:
         return None if (number == NO_FRAME).any() else self.index.lengths(number)
 
     def remember(self, digest: bytes, content: memoryview) -> bool:
-        """Keep a map page or a page list that was proved, so that it is not read again. False where PROVED is reached."""
+        """Keep a map page or a page list that was proved, so that it is not read again. False: there is no room."""
         if digest not in self._proved:
             if self._proved_size + len(content) > PROVED:
                 return False
@@ -224,7 +224,7 @@ class RepositoryReader:
         return True
 
     def read_ahead(self, digests: Sequence[bytes]) -> None:
-        """Read map pages and page lists that will be asked for, with one look-up for all of them, and remember them.
+        """Look up map pages and page lists together that will be asked for, read them and remember them.
 
         What cannot be read is left to the question.
         """

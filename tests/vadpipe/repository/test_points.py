@@ -177,7 +177,6 @@ async def test_two_points_at_once_are_not_noted_wrongly(repository, monkeypatch)
     async with repository.open() as store, store.begin(MACHINE) as one, store.begin(MACHINE) as two:
         first = await one.publish(FakeCapture(MACHINE, []), [], None)
         second = await two.publish(FakeCapture(MACHINE, []), [], None)
-    assert not (repository.path / "points" / MACHINE.uuid / "newest").exists()
     third = await backup(repository, [disk_of(4096)])
     async with open_repository(repository.path) as reader:
         assert [point.id for point in reader.points] == [first, second, third]
