@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -93,12 +93,17 @@ class RepositoryReader:
     """The published points, oldest first, and `damaged`: what is wrong with other points and index segments.
 
     The methods that are not async read files and are for worker threads, several at once.
+
+    Args:
+        points: Those that are wanted, where somebody read them already.
     """
 
-    def __init__(self, objects: Objects, config: Config) -> None:
+    def __init__(
+        self, objects: Objects, config: Config, points: Sequence[RestorePoint] | None = None
+    ) -> None:
         self.objects = objects
         self.config = config
-        points, damaged = read_points(objects, config)
+        points, damaged = read_points(objects, config) if points is None else (points, [])
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
         removed, unread = readable_removed(objects, config)
@@ -209,11 +214,31 @@ class RepositoryReader:
         number = self.index.find_frames(identity)
         return None if (number == NO_FRAME).any() else self.index.lengths(number)
 
-    def remember(self, digest: bytes, content: memoryview) -> None:
-        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
-        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+    def remember(self, digest: bytes, content: memoryview) -> bool:
+        """Keep a map page or a page list that was proved, so that it is not read again. False: there is no room."""
+        if digest not in self._proved:
+            if self._proved_size + len(content) > PROVED:
+                return False
             self._proved[digest] = content
             self._proved_size += len(content)
+        return True
+
+    def read_ahead(self, digests: Sequence[bytes]) -> None:
+        """Look up map pages and page lists together that will be asked for, read them and remember them.
+
+        What cannot be read is left to the question.
+        """
+        wanted = [digest for digest in digests if digest not in self._proved]
+        if not wanted or self._proved_size >= PROVED:
+            return
+        rows = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, DIGEST_SIZE)
+        with suppress(IntegrityError):
+            number, _ = self.index.lookup(rows)
+            found = np.flatnonzero(number != NO_FRAME)
+            for at, address in zip(found.tolist(), self.index.addresses(number[found]), strict=True):
+                content = read_object(self.objects, self.config, address, wanted[at], "")
+                if not self.remember(wanted[at], content):
+                    break
 
     def _looked_up(self, look: Callable[[], T]) -> T:
         """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""

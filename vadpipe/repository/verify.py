@@ -205,8 +205,8 @@ class _PackReport:
     """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
 
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
-    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of all, where
-    they are many. `documents`: digests of such pieces of documents.
+    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of
+    all, where they are many. `documents`: digests of such pieces of documents.
     """
 
     path: str
