@@ -49,7 +49,7 @@ from .files import Damage, Missing, Objects
 from .frame_cache import FrameCache
 from .index import Index
 from .packs import FrameAddress, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
+PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
 # How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
@@ -100,10 +101,13 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
+        self._proved: dict[bytes, memoryview] = {}
+        self._proved_size = 0
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
@@ -188,7 +192,7 @@ class RepositoryReader:
 
     def address_now(self, identity: bytes) -> FrameAddress | None:
         """Where a frame lies after others were moved or removed: the index is read again."""
-        self._reload()
+        self.refresh()
         (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
         return address
 
@@ -196,6 +200,20 @@ class RepositoryReader:
         number = self.index.find_frames(identity)
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
+
+    def frame_lengths(self, page: PageMap) -> NDArray[np.int64] | None:
+        """How long the frames of a page are, decoded; None when the index does not know all of them."""
+        return self._looked_up(partial(self._lengths, page.frame_ids))
+
+    def _lengths(self, identity: Digests) -> NDArray[np.int64] | None:
+        number = self.index.find_frames(identity)
+        return None if (number == NO_FRAME).any() else self.index.lengths(number)
+
+    def remember(self, digest: bytes, content: memoryview) -> None:
+        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
+        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+            self._proved[digest] = content
+            self._proved_size += len(content)
 
     def _looked_up(self, look: Callable[[], T]) -> T:
         """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
@@ -205,14 +223,17 @@ class RepositoryReader:
             except IntegrityError as error:
                 if not isinstance(error.__cause__, Missing):
                     raise
-            self._reload()
+            self.refresh()
         return look()
 
-    def _reload(self) -> None:
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
         with self._turn:
-            self.index.reload(read_removed(self.objects, self.config))
+            self.index.reload(readable_removed(self.objects, self.config)[0])
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        if digest in self._proved:
+            return self._proved[digest]
         return self._looked_up(partial(self._object_now, digest, purpose, **facts))
 
     def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
@@ -411,8 +432,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):

@@ -17,14 +17,14 @@ from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at, bytes_per_second, is_remote
 from .backends.wrappers import Throttled
 from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import Objects
+from .files import Objects, run_name
 from .index import RunIndex
 from .packs import PACK_SIZE, PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
 from .restore_point import PointsOf, RestorePoint, name_of, read_points
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
     from .ways import NewWay, Way
@@ -197,6 +197,9 @@ class RepositoryStore:
                 raise BaseExceptionGroup(
                     "The run failed, and so did its clean-up.", [error, failure]
                 ) from None
+            # What a run that was given up misses, others removed.
+            if isinstance(error, IntegrityError) and await trio.to_thread.run_sync(run.was_given_up):
+                raise run.was_ended() from error
             raise
         await self._end(run, opened)
 
@@ -207,14 +210,19 @@ class RepositoryStore:
 
     def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
         directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        if run_id is not None and self._objects.exists(run_name(run_id)):
+            self._end_dead_copy(directory)
         try:
             run = Run(self._objects, self._config, self._origin, directory, run_id)
         except ObjectExists as exc:
             raise SinkError(
                 f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
-                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its host, and "
+                "by any other after seven days of silence.",
                 path=self._objects.place(),
             ) from exc
+        if run_id is not None:
+            free_point(self._objects, directory, run_id)
         if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
             run.end()
             raise SinkError(
@@ -224,6 +232,15 @@ class RepositoryStore:
                 path=self._objects.place(),
             )
         return run
+
+    def _end_dead_copy(self, directory: str) -> None:
+        """A run with the name that this one needs is there. End it, if it is dead."""
+        run = Run(self._objects, self._config, self._origin, directory)
+        try:
+            end_dead_runs(self._objects, self._config, run)
+            run.end()
+        finally:
+            run.abandon()
 
     def _end_dead_runs(self, run: Run) -> list[str]:
         """What dead runs left takes space only: whoever may not delete leaves it to a `prune`."""
@@ -250,6 +267,7 @@ class RepositoryStore:
                 config.keys,
                 sealing=config.sealing,
                 removed=read_removed(objects, config),
+                first=run.segments,
             )
             # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
             if parent is None or objects.exists(name_of(parent, config)):
@@ -261,7 +279,7 @@ class RepositoryStore:
             origin=self._origin,
             run=run,
             index=index,
-            packs=PackWriter(objects, config, run.id),
+            packs=PackWriter(objects, config, run.id, run.packs),
             points=points,
             parent=parent,
             tags=self._tags,

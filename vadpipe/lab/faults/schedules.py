@@ -475,6 +475,8 @@ class Schedule:
                 self.counts["fault of the store"] += 1
             elif "was given up by another one" in text:
                 self.counts["given up"] += 1
+            elif len(errors) > 1 and actor.fault_at and self._gave_up():
+                self.counts["given up"] += 1  # it could not even look whether it was: its clean-up failed
             else:
                 where = "".join(traceback.format_exception(each)[-3:]) if self._keep_trace else ""
                 self.wrong.append(f"{actor.name} ends with {type(each).__name__}: {text}{where}")

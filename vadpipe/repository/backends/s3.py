@@ -127,6 +127,9 @@ class S3Backend:
     def list(self, prefix: str) -> Iterator[Stored]:
         return self._list(checked_prefix(prefix))
 
+    def names(self, prefix: str) -> Sequence[str]:
+        return [found.name for found in self.list(prefix)]
+
     def _list(self, prefix: str) -> Iterator[Stored]:
         """obstore lists below whole parts of names. For the rest of the prefix, it begins behind a name that is
         less than all that are wanted, and this ends behind the last one."""
