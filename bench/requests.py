@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipeline import KiB, MiB
 from pipeline.units import format_size
 from tests.vadpipe.repository import repository_kit as kit
+from vadpipe.cli.main import keep_freed_memory
 from vadpipe.repository import Repository, verify
 from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import Backend, Parts, Stored, Upload
@@ -79,6 +80,7 @@ class Counting(Forwarding):
 @click.option("--size", default=256, show_default=True, help="MiB of the disk.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each kind of request.")
 def main(latency: float, size: int, verbose: bool) -> None:
+    keep_freed_memory()
     store = Counting(Delayed(MemoryBackend(), latency))
     random = np.random.default_rng(1)
     disk = kit.MemoryDisk(random.integers(0, 256, size * MiB, dtype=np.uint8))

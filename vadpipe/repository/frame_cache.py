@@ -69,7 +69,7 @@ class FrameCache:
                 self._held -= len(self._frame.popitem(last=False)[1])
         return data
 
-    def _stored(self, address: FrameAddress) -> bytes | memoryview:
+    def _stored(self, address: FrameAddress) -> bytes:
         """The stored bytes of a frame, by the request for its group where it is expected."""
         with self._turn:
             group = self._expected.pop((address.pack, address.offset), None)
@@ -78,7 +78,7 @@ class FrameCache:
                 group.left -= 1
                 content = group.content
                 if content is None and group.left and not group.dropped:
-                    content, fetch = Future[memoryview](), True
+                    content, fetch = Future[bytes](), True
                     group.content = content
                     self._fetched[id(group)] = group
                     while len(self._fetched) > _GROUPS:
@@ -91,14 +91,15 @@ class FrameCache:
             self._fetch(group, content)
         try:
             begin = address.offset - group.offset
+            # A copy: a frame that is not compressed stays in memory as it is, and would keep its whole group there.
             return content.result()[begin : begin + address.size]
         except Damage:  # this frame may be whole
             return read_stored(self._objects, address)
 
-    def _fetch(self, group: _Group, content: Future[memoryview]) -> None:
+    def _fetch(self, group: _Group, content: Future[bytes]) -> None:
         try:
             name = self._objects.pack(group.pack)
-            content.set_result(memoryview(self._objects.read(name, group.offset, group.end - group.offset)))
+            content.set_result(self._objects.read(name, group.offset, group.end - group.offset))
         except BaseException as exc:
             content.set_exception(exc)  # for the threads that wait for it, too
             with self._turn:
@@ -114,7 +115,7 @@ class _Group:
         self.offset = offset
         self.end = offset
         self.left = 0
-        self.content: Future[memoryview] | None = None
+        self.content: Future[bytes] | None = None
         self.dropped = False
 
     def drop(self) -> None:
