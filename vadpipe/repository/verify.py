@@ -258,10 +258,10 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
         for segment, row in listed.get(address.offset, ()):
             found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
     for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        frame = np.array([row for row, _, _ in tables])
+        rows = np.array([row for row, _, _ in tables])
         many = np.array([len(place) for _, _, place in tables])
         digests, places = (np.concatenate(column) for column in list(zip(*tables, strict=True))[1:])
-        report.count(segment, segment.agreeing(frame, many, digests, places), 0)
+        report.count(segment, segment.agreeing(rows, many, digests, places), 0)
     return report
 
 
