@@ -13,7 +13,7 @@ import pytest
 from sinks import RepositoryReader
 from tests.conftest import NIGHTLY, command
 from vadpipe.lab.witness import image_digest
-from vadpipe.repository.files import Layout
+from vadpipe.repository.backends.local import LocalBackend
 
 pytestmark = pytest.mark.slow
 
@@ -227,12 +227,12 @@ def test_a_damaged_frame_is_named_and_other_disks_can_be_restored(small_lab, tmp
 
 def damage_a_frame_of(lab, key):
     """Flip a byte in the middle of a frame that no other disk refers to."""
-    reader = RepositoryReader(Layout(lab.repository))
+    reader = RepositoryReader.of(LocalBackend(lab.repository))
     [point] = reader.points
     frames = {disk.key: dict(frames_of(reader, point, disk)) for disk in point.disks}
     others = {identity for other, found in frames.items() if other != key for identity in found}
     address = next(address for identity, address in frames[key].items() if identity not in others)
-    pack = reader.layout.pack(address.pack)
+    pack = lab.repository / reader.objects.pack(address.pack)
     content = bytearray(pack.read_bytes())
     content[address.offset + address.size // 2] ^= 1
     pack.write_bytes(content)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import MiB
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
-from tests.vadpipe.repository.test_golden import GOLDEN, make_repository
+from tests.vadpipe.repository.test_golden import FORMAT_1, FORMAT_2, states
 from vadpipe.repository import open_repository
 from vadpipe.repository.store import Repository
 from vadpipe.repository.ways import KeyFile, Passphrase, make_key_file
@@ -46,10 +46,10 @@ def test_it_shares_no_code_with_the_product():
 
 
 @pytest.mark.slow
-async def test_the_golden_points_are_restored(tmp_path):
-    states = await make_repository(tmp_path / "made")
-    for number, (point, state) in enumerate(zip(("813e", "58d6"), states, strict=True)):
-        said, content = restored(GOLDEN, point, "scsi0:0", tmp_path / f"{number}.raw")
+@pytest.mark.parametrize("golden", [FORMAT_1, FORMAT_2])
+def test_the_golden_points_are_restored(tmp_path, golden):
+    for number, (point, state) in enumerate(zip(("813e", "58d6"), states(), strict=True)):
+        said, content = restored(golden, point, "scsi0:0", tmp_path / f"{number}.raw")
         assert np.array_equal(content, state)
         assert said.endswith(": proved\n")
 
@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("restore", "8", "scsi0:0", tmp_path / "there"), "File exists"),
         (("document", "8", "none.zip", tmp_path / "x"), "has no document 'none.zip'"),
     ):
-        done = run(GOLDEN, *arguments)
+        done = run(FORMAT_1, *arguments)
         assert done.returncode == 1
         assert said in done.stderr
         assert "Traceback" not in done.stderr

@@ -167,9 +167,8 @@ class Point:
         return self._opened.index.frame_ids(number)
 
     async def are_stored(self, digest: Digests) -> bool:
-        """Whether the index knows all these chunks or map pages."""
-        number, _ = await trio.to_thread.run_sync(self._opened.index.lookup, digest)
-        return not (number == NO_FRAME).any()
+        """Whether the index knows all these chunks or map pages, wherever they lie."""
+        return await trio.to_thread.run_sync(self._are_stored, self._opened.index, digest)
 
     async def store_frames(self, frames: Sequence[EncodedFrame]) -> int:
         """Write promised frames of disk data. Returns the bytes that the repository grew by.
@@ -362,6 +361,13 @@ class Point:
             run.rescued.add(name)
         return grown
 
+    def _are_stored(self, index: RunIndex, digest: Digests) -> bool:
+        number, _ = index.lookup(digest)
+        unknown = digest[number == NO_FRAME]
+        if len(unknown):  # what the previous point needs may lie in packs that a removal names
+            number, _ = index.readable(unknown)
+        return not (number == NO_FRAME).any()
+
     def _check_promises(self, run: OpenRun, disks: Sequence[DiskReceipt]) -> None:
         if run.index.missing():
             raise ContractError(
@@ -442,7 +448,7 @@ def _present(objects: Objects, packs: Collection[str]) -> set[str]:
         if len(wanted) <= _ASKED_ONE_BY_ONE:
             present.update(pack for pack in wanted if objects.exists(objects.pack(pack)))
         else:
-            listed = {stem(found.name) for found in objects.backend.list(f"{PACKS}{prefix}/")}
+            listed = set(map(stem, objects.backend.names(f"{PACKS}{prefix}/")))
             present.update(listed.intersection(wanted))
     return present
 

@@ -19,7 +19,6 @@ from pipeline.units import format_size
 from vadpipe.words import counted
 
 from . import frames
-from .backends.contract import ObjectExists
 from .config import Config, Origin
 from .disk_map import EMPTY_PAGE
 from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
@@ -29,7 +28,7 @@ from .reader import RepositoryReader
 from .removal import (
     Removal,
     drop,
-    drop_lost_lists,
+    drop_waiting_lists,
     is_ready,
     list_waiting,
     live_segments,
@@ -38,7 +37,7 @@ from .removal import (
     read_removed,
     replace_segments,
 )
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, maintenance, unended_runs
 from .segments import FRAMES, Segment, heads
 
 log = logging.getLogger(__name__)
@@ -113,23 +112,8 @@ def prune(
     """
     if dry_run:
         return _Prune(objects, config, origin, None).plan_only(rewrite_below, most_copied)
-    run = Run(objects, config, origin, None)
-    try:
-        end_dead_runs(objects, config, run)
-        work = _Prune(objects, config, origin, run)
-        report = work.do(rewrite_below, most_copied)
-    except (ObjectExists, IntegrityError) as exc:
-        run.roll_back()
-        if (
-            isinstance(exc, IntegrityError) and not run.was_given_up()
-        ):  # what it misses, others removed by then
-            raise
-        raise run.was_ended() from exc
-    except BaseException:
-        run.roll_back()
-        raise
-    run.end()
-    return report
+    with maintenance(objects, config, origin) as run:
+        return _Prune(objects, config, origin, run).do(rewrite_below, most_copied)
 
 
 @dataclass
@@ -162,7 +146,7 @@ class _Prune:
 
     def do(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         assert self._run is not None
-        drop_lost_lists(self._objects)
+        drop_waiting_lists(self._objects)
         ready, waiting = self._sort_removals()
         for removal in waiting:
             if removal.waiting is None:

@@ -46,9 +46,10 @@ from .disk_map import (
     root_of,
 )
 from .files import Damage, Missing, Objects
+from .frame_cache import FrameCache
 from .index import Index
-from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
+PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
 # How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
@@ -99,10 +101,13 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
+        self._proved: dict[bytes, memoryview] = {}
+        self._proved_size = 0
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
@@ -187,7 +192,7 @@ class RepositoryReader:
 
     def address_now(self, identity: bytes) -> FrameAddress | None:
         """Where a frame lies after others were moved or removed: the index is read again."""
-        self._reload()
+        self.refresh()
         (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
         return address
 
@@ -195,6 +200,20 @@ class RepositoryReader:
         number = self.index.find_frames(identity)
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
+
+    def frame_lengths(self, page: PageMap) -> NDArray[np.int64] | None:
+        """How long the frames of a page are, decoded; None when the index does not know all of them."""
+        return self._looked_up(partial(self._lengths, page.frame_ids))
+
+    def _lengths(self, identity: Digests) -> NDArray[np.int64] | None:
+        number = self.index.find_frames(identity)
+        return None if (number == NO_FRAME).any() else self.index.lengths(number)
+
+    def remember(self, digest: bytes, content: memoryview) -> None:
+        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
+        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+            self._proved[digest] = content
+            self._proved_size += len(content)
 
     def _looked_up(self, look: Callable[[], T]) -> T:
         """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
@@ -204,14 +223,17 @@ class RepositoryReader:
             except IntegrityError as error:
                 if not isinstance(error.__cause__, Missing):
                     raise
-            self._reload()
+            self.refresh()
         return look()
 
-    def _reload(self) -> None:
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
         with self._turn:
-            self.index.reload(read_removed(self.objects, self.config))
+            self.index.reload(readable_removed(self.objects, self.config)[0])
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        if digest in self._proved:
+            return self._proved[digest]
         return self._looked_up(partial(self._object_now, digest, purpose, **facts))
 
     def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
@@ -232,7 +254,7 @@ class ReadPoint(Source[Span | Zeros]):
 
     Out: spans and zero ranges in ascending order, covering [0, capacity); in a span, what is not `data` is zero.
     Everything is proved on the way: root, page list, pages, frames, and the digest of every chunk.
-    Memory: `workers` + 2 spans of `pool`, 32 MiB of decoded frames in the reader.
+    Memory: `workers` + 2 spans of `pool`, in the reader 32 MiB of decoded frames and up to 32 MiB of stored ones.
     Cancel: waits for frames being decoded. Raises: ConfigError for a disk that the point does not have,
     IntegrityError with disk, offset, length, pack and position; other disks stay readable.
     """
@@ -410,8 +432,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):
@@ -451,6 +475,7 @@ class DiskContent:
     def parts(self, offset: int, digest: bytes) -> list[_Part]:
         """The spans of a page that hold data."""
         page = self.page(offset, digest)
+        self._reader.frames.expect(filter(None, page.addresses))
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
@@ -462,6 +487,8 @@ class DiskContent:
         rows = self.rows(offset, digest)
         first, last = run_borders(rows.differing(before))
         page = ContentPage(offset, rows.within(first, last), self._reader.addresses(rows))
+        used = (page.addresses[number] for number in np.unique(page.rows.frame).tolist())
+        self._reader.frames.expect(filter(None, used))
         start = first * CLUSTER + offset
         changed = Extents.from_columns(start, last * CLUSTER + offset - start).within(
             offset, min(PAGE, self.capacity - offset)

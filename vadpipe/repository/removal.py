@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -95,6 +96,29 @@ def read_removed(objects: Objects, config: Config) -> Removed:
     )
 
 
+def readable_removed(objects: Objects, config: Config) -> tuple[Removed, list[IntegrityError]]:
+    """For readers, who remove nothing: what the removals name that can be read, and what is wrong with the others.
+
+    Raises SinkError.
+    """
+    with suppress(IntegrityError):
+        return read_removed(objects, config), []
+    packs: set[str] = set()
+    segments: set[str] = set()
+    damaged: list[IntegrityError] = []
+    for stored in objects.backend.list(REMOVALS):
+        if not stored.name.endswith(".json"):
+            continue
+        try:
+            fields = _read(objects, config, stored.name) or {}
+        except IntegrityError as error:
+            damaged.append(error)
+            continue
+        packs |= _texts(fields, "packs")
+        segments |= _texts(fields, "segments")
+    return Removed(packs=frozenset(packs), segments=frozenset(segments)), damaged
+
+
 def publish_removal(
     objects: Objects,
     config: Config,
@@ -128,7 +152,7 @@ def list_waiting(objects: Objects, config: Config, removal_id: str, run: Run) ->
         log.info("%s is there", objects.place(name))
 
 
-def drop_lost_lists(objects: Objects) -> None:
+def drop_waiting_lists(objects: Objects) -> None:
     """Delete waiting lists of removals that are finished: somebody listed the runs anew while it was dropped."""
     names = [found.name for found in objects.backend.list(REMOVALS)]
     ids = {stem(name) for name in names}

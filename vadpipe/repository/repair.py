@@ -22,7 +22,7 @@ from .packs import PackWriter, addresses, read_chunks, read_table, sound_frames
 from .reader import RepositoryReader
 from .removal import read_removed, replace_segments
 from .restore_point import point_names
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, maintenance, unended_runs
 from .verify import PackToRead, check_pack
 
 log = logging.getLogger(__name__)
@@ -79,18 +79,8 @@ def repair(objects: Objects, config: Config, origin: Origin, *, dry_run: bool = 
     """
     if dry_run:
         return _Repair(objects, config, origin, None).do()
-    run = Run(objects, config, origin, None)
-    try:
-        end_dead_runs(objects, config, run)
-        report = _Repair(objects, config, origin, run).do()
-    except ObjectExists as exc:
-        run.roll_back()
-        raise run.was_ended() from exc
-    except BaseException:
-        run.roll_back()
-        raise
-    run.end()
-    return report
+    with maintenance(objects, config, origin) as run:
+        return _Repair(objects, config, origin, run).do()
 
 
 class _Repair:

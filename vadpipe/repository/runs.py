@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -30,6 +30,9 @@ from .files import (
     ENDED,
     INDEX,
     LARGEST_SMALL,
+    PACK_ID_SIZE,
+    PACKS,
+    REMOVALS,
     RUN_ID_SIZE,
     RUNS,
     Damage,
@@ -69,6 +72,7 @@ class Run:
         self.id = run_id or origin.random(RUN_ID_SIZE).hex()
         self.segments = 0  # how many it has published: the number of the next one
         self.removals = 0  # likewise
+        self.packs = 0  # the number of its first pack
         self._objects = objects
         self._config = config
         self._machine = machine
@@ -76,6 +80,11 @@ class Run:
         self._turn = threading.Lock()
         objects.backend.put(run_name(self.id), [self._content()])
         _alive.add(self.id)
+        if run_id is not None:  # a copy of this point may have been begun before
+            self.segments, self.removals, self.packs = (
+                _next_number(objects, prefix)
+                for prefix in (f"{INDEX}{run_id}", f"{REMOVALS}{run_id}", f"{PACKS}{run_id[:2]}/{run_id}")
+            )
 
     def beat(self) -> None:
         """Say that the run lives; at most once in BEAT_S. For any thread. Raises SinkError."""
@@ -139,6 +148,31 @@ class Run:
         )
 
 
+@contextmanager
+def maintenance(objects: Objects, config: Config, origin: Origin) -> Iterator[Run]:
+    """A run that maintains the repository. Ends the runs that died first.
+
+    Raises:
+        SinkError: It was given up by another one; also in the place of damage that this explains.
+    """
+    run = Run(objects, config, origin, None)
+    try:
+        try:
+            end_dead_runs(objects, config, run)
+            yield run
+        except (ObjectExists, IntegrityError) as exc:
+            run.roll_back()
+            if isinstance(exc, IntegrityError) and not run.was_given_up():
+                raise
+            raise run.was_ended() from exc  # what it misses, others removed by then
+        except BaseException:
+            run.roll_back()
+            raise
+        run.end()
+    finally:
+        run.abandon()
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A run as its object shows it; `fields` is None for one that says nothing."""
@@ -150,7 +184,7 @@ class _Seen:
 
 def unended_runs(objects: Objects) -> list[str]:
     """The ids of the runs that have not ended, as far as `runs/` says."""
-    return [stem(found.name) for found in objects.backend.list(RUNS) if found.name.endswith(".json")]
+    return [stem(name) for name in objects.backend.names(RUNS) if name.endswith(".json")]
 
 
 def has_ended(objects: Objects, run_id: str) -> bool:
@@ -191,6 +225,22 @@ def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
         objects.backend.delete([*unknown, seen.stored.name])
         ended.append(seen.id)
     return ended
+
+
+def _next_number(objects: Objects, prefix: str) -> int:
+    """The first number of which no object of a run has a name."""
+    digits = slice(2 * RUN_ID_SIZE, 2 * PACK_ID_SIZE)
+    return 1 + max((int(stem(found.name)[digits], 16) for found in objects.backend.list(prefix)), default=-1)
+
+
+def free_point(objects: Objects, machine: str, run_id: str) -> None:
+    """Give the name of a point back that was taken to end the run of a copy. Raises SinkError.
+
+    The run was ended, and the name of its next segment stays taken: it publishes nothing new.
+    """
+    name = point_name(machine, run_id)
+    if _is_ended(objects, name):
+        objects.backend.delete([name])
 
 
 def _take_names(objects: Objects, seen: _Seen, by: str) -> None:

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
+from pipeline import SPAN, ConfigError, IntegrityError, MachineId, SinkError, emit
 
 from .backends.contract import Backend, ObjectExists
-from .backends.location import backend_at
+from .backends.location import backend_at, bytes_per_second, is_remote
+from .backends.wrappers import Throttled
 from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import Objects
+from .files import Objects, run_name
 from .index import RunIndex
-from .packs import PackWriter
+from .packs import PACK_SIZE, PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
 from .restore_point import PointsOf, RestorePoint, name_of, read_points
-from .runs import Run, end_dead_runs, unended_runs
+from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
     from .ways import NewWay, Way
@@ -42,12 +43,14 @@ class Repository:
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open it, if it is sealed: `[KeyFile(path)]`; by default what the environment names.
         tags: Texts that each new point gets; retention can keep points by them.
+        throttle: Bytes per second, written and read together: `"50MiB"` or a number; None: no limit.
     """
 
     place: str | Backend
     origin: Origin = field(compare=False)
     unlock: Sequence[Way] = field(compare=False)
     tags: tuple[str, ...]
+    throttle: str | float | None
 
     def __init__(
         self,
@@ -55,12 +58,16 @@ class Repository:
         *,
         unlock: Sequence[Way] = (),
         tags: Sequence[str] = (),
+        throttle: str | float | None = None,
         origin: Origin | None = None,
     ) -> None:
         object.__setattr__(self, "place", str(place) if isinstance(place, Path) else place)
         object.__setattr__(self, "origin", origin or Origin())
         object.__setattr__(self, "unlock", tuple(unlock))
         object.__setattr__(self, "tags", _checked(tags))
+        if throttle is not None:
+            bytes_per_second(throttle)
+        object.__setattr__(self, "throttle", throttle)
 
     def __repr__(self) -> str:
         return f"Repository({self.name!r})"
@@ -72,7 +79,9 @@ class Repository:
 
     def backend(self) -> Backend:
         """Where it is. Raises ConfigError for a place that no backend knows."""
-        return backend_at(self.place) if isinstance(self.place, str) else self.place
+        if isinstance(self.place, str):
+            return backend_at(self.place, self.throttle)
+        return self.place if self.throttle is None else Throttled(self.place, bytes_per_second(self.throttle))
 
     def init(self, seal_for: NewWay | None = None, label: str = "first") -> None:
         """Make it, with a new key, where there is nothing yet. Raises SinkError, ConfigError.
@@ -132,6 +141,11 @@ class Repository:
             return [str(error)]
         return []
 
+    @property
+    def memory(self) -> int:
+        """Bytes of packs that a run holds until they are sent: one that is sent, and one that is filled."""
+        return 2 * (PACK_SIZE + SPAN) if isinstance(self.place, str) and is_remote(self.place) else 0
+
     def effects(self) -> Sequence[str]:
         return [
             f"Adds packs, index segments and a restore point to the repository {self.name}.",
@@ -171,7 +185,7 @@ class RepositoryStore:
         run = await trio.to_thread.run_sync(self._begin, machine, original)
         opened: OpenRun | None = None
         try:
-            ended = await trio.to_thread.run_sync(end_dead_runs, self._objects, self._config, run)
+            ended = await trio.to_thread.run_sync(self._end_dead_runs, run)
             if ended:
                 emit("swept", repository=self._objects.place(), runs=ended)
             opened = await trio.to_thread.run_sync(self._start, run, machine, original)
@@ -196,14 +210,19 @@ class RepositoryStore:
 
     def _begin(self, machine: MachineId, original: RestorePoint | None) -> Run:
         directory, run_id = self._config.directory(machine.uuid), original.id if original else None
+        if run_id is not None and self._objects.exists(run_name(run_id)):
+            self._end_dead_copy(directory)
         try:
             run = Run(self._objects, self._config, self._origin, directory, run_id)
         except ObjectExists as exc:
             raise SinkError(
                 f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
-                remedy="Wait for the other copy; what a killed one left is removed by the next backup or copy.",
+                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its host, and "
+                "by any other after seven days of silence.",
                 path=self._objects.place(),
             ) from exc
+        if run_id is not None:
+            free_point(self._objects, directory, run_id)
         if not self._config.conditional and (others := set(unended_runs(self._objects)) - {run.id}):
             run.end()
             raise SinkError(
@@ -213,6 +232,25 @@ class RepositoryStore:
                 path=self._objects.place(),
             )
         return run
+
+    def _end_dead_copy(self, directory: str) -> None:
+        """A run with the name that this one needs is there. End it, if it is dead."""
+        run = Run(self._objects, self._config, self._origin, directory)
+        try:
+            end_dead_runs(self._objects, self._config, run)
+            run.end()
+        finally:
+            run.abandon()
+
+    def _end_dead_runs(self, run: Run) -> list[str]:
+        """What dead runs left takes space only: whoever may not delete leaves it to a `prune`."""
+        try:
+            return end_dead_runs(self._objects, self._config, run)
+        except SinkError as exc:
+            if exc.transient:
+                raise
+            log.info("what dead runs left in %s stays: %s", self._objects.place(), exc)
+            return []
 
     def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
         objects, config = self._objects, self._config
@@ -229,6 +267,7 @@ class RepositoryStore:
                 config.keys,
                 sealing=config.sealing,
                 removed=read_removed(objects, config),
+                first=run.segments,
             )
             # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
             if parent is None or objects.exists(name_of(parent, config)):
@@ -240,7 +279,7 @@ class RepositoryStore:
             origin=self._origin,
             run=run,
             index=index,
-            packs=PackWriter(objects, config, run.id),
+            packs=PackWriter(objects, config, run.id, run.packs),
             points=points,
             parent=parent,
             tags=self._tags,

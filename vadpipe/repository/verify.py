@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pipeline import (
     CLUSTER,
     ConfigError,
-    Digests,
     GiB,
     IntegrityError,
     KiB,
@@ -33,19 +32,23 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
+from .backends.contract import ObjectMissing
 from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
-from .files import INDEX, PACKS, Damage, Objects, point_name, run_of, stem
-from .frames import decode
+from .files import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from .forgetting import forgotten
+from .frames import Kind, decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .removal import read_removed
+from .removal import read_removed, readable_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
+_Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
+_Digest = bytes
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ async def verify(
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
             nursery.start_soon(check_packs)
+    await trio.to_thread.run_sync(work.look_again)
     if points is None:
         await trio.to_thread.run_sync(work.check_rows)
         await trio.to_thread.run_sync(work.check_leftovers)
@@ -201,22 +205,54 @@ class _PackReport:
     """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
 
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
+    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of all, where
+    they are many. `documents`: digests of such pieces of documents.
     """
 
     path: str
+    pack: str = ""
     frames: int = 0
     bytes: int = 0
+    missing: bool = False
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
     rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
+    pages: list[_Page] = field(default_factory=list)
+    documents: list[_Digest] = field(default_factory=list)
 
     def count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self.rows.get(segment, (0, 0))
         self.rows[segment] = before[0] + right, before[1] + unknown
 
 
+_LOOKS = 3  # at the index, while others merge its segments
+
 # Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
 _READ_AT_ONCE = 8 * MiB
+
+_PAGES_OF_PACK = 8 * MiB
+
+
+class _OnePack(Objects):
+    """The objects, one pack of which is read by a single request when it is small."""
+
+    def __init__(self, objects: Objects, pack: str) -> None:
+        super().__init__(objects.backend, objects.version)
+        self._name = self.pack(pack)
+        try:
+            self._begin = self.backend.read(self._name, 0, _READ_AT_ONCE)
+        except (ObjectMissing, Damage):
+            self._begin = b""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        if name == self._name and offset + length <= len(self._begin):
+            return self._begin[offset : offset + length]
+        return super().read(name, offset, length)
+
+    def size(self, name: str) -> int:
+        if name == self._name and 0 < len(self._begin) < _READ_AT_ONCE:
+            return len(self._begin)
+        return super().size(name)
 
 
 def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
@@ -224,7 +260,9 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
 
     Every frame is compared with the rows that the index has of its chunks.
     """
-    name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)))
+    name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)), pack.name)
+    if pack.needed is None:
+        objects = _OnePack(objects, name)
     frames: dict[int, FrameAddress] = {}
     listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
@@ -237,31 +275,48 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
             if frames.setdefault(address.offset, address) != address:
                 raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
     except Damage as damage:
-        report.problem = str(damage)
+        report.problem, report.missing = str(damage), isinstance(damage, Missing)
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
+    pages: list[_Page] = []
+    documents: list[bytes] = []
+    held = 0
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
                 raise content
             frame = frame_of(content, address, config)
-            report.bytes += len(decode(frame, config.keys))
+            data = decode(frame, config.keys)
+            report.bytes += len(data)
             report.frames += 1
         except Damage as damage:
             report.damaged.append((address, str(damage)))
             for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
-        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
-    for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        rows = np.array([row for row, _, _ in tables])
-        many = np.array([len(place) for _, _, place in tables])
-        digests, places = (np.concatenate(column) for column in list(zip(*tables, strict=True))[1:])
-        report.count(segment, segment.agreeing(rows, many, digests, places), 0)
+            found.setdefault(segment, []).append((row, frame.chunk))
+        if frame.kind != Kind.DATA and len(frame.chunk) == 1 and address.offset in listed:
+            digest = frame.chunk["digest"].tobytes()
+            if frame.kind == Kind.DOCUMENT:
+                documents.append(digest)
+            elif held < _PAGES_OF_PACK:
+                held += len(data)
+                pages.append((digest, data))
+    wrong = 0
+    for segment, tables in found.items():  # all chunks of the pack at once: a comparison costs by the call
+        chunk = np.concatenate([chunk for _, chunk in tables])
+        many = np.array([len(chunk) for _, chunk in tables])
+        end = np.cumsum(chunk["length"], dtype=np.int64)
+        place = end - chunk["length"]
+        place -= np.repeat(place[np.cumsum(many) - many], many)
+        right = segment.agreeing(np.array([row for row, _ in tables]), many, chunk["digest"], place)
+        report.count(segment, right, 0)
+        wrong += len(chunk) - right
+    if not wrong:
+        report.pages, report.documents = pages, documents
     return report
 
 
@@ -312,16 +367,25 @@ class _Verification:
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
         self._rows: dict[AnySegment, tuple[int, int]] = {}
+        self._segments: list[AnySegment] = []  # whose rows are compared
+        self._gone: dict[bytes, FrameAddress] = {}  # frames of packs that were removed meanwhile
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._documents: set[bytes] = set()  # digests of pieces that are sound
         self._reached, self._covered = "", 1.0
 
     def check_index(self) -> None:
         """Every segment; a damaged one counts as missing from here on."""
         for error in self._reader.damaged:
             self._wound_of(error)
-        held = len(self._reader.index.damaged)
-        self._reader.index.drop_damaged()
-        for error in self._reader.index.damaged[held:]:
+        index = self._reader.index
+        for _ in range(_LOOKS):
+            held = len(index.damaged)
+            index.drop_damaged()
+            dropped = index.damaged[held:]
+            if not any(isinstance(error.__cause__, Missing) for error in dropped):
+                break
+            self._reader.refresh()  # segments were merged meanwhile
+        for error in dropped:
             self._wound_of(error)
 
     def choose(
@@ -329,6 +393,7 @@ class _Verification:
     ) -> list[PackToRead]:
         """The packs to read, of those that the index names. The budget leaves no missing pack out."""
         packs: dict[str, PackToRead] = {}
+        self._segments = self._reader.index.segments
         for segment in self._reader.index.segments:
             for name, frames in segment.frames_by_pack().items():
                 packs.setdefault(name, PackToRead(name)).listed.append((segment, frames))
@@ -336,9 +401,9 @@ class _Verification:
             self._need(points, packs)
             packs = {name: pack for name, pack in packs.items() if pack.needed}
         else:
+            sizes = {found.name: found.size for found in self._reader.objects.backend.list(PACKS)}
             for pack in packs.values():
-                with suppress(Damage):
-                    pack.size = self._reader.objects.size(self._reader.objects.pack(pack.name))
+                pack.size = sizes.get(self._reader.objects.pack(pack.name), 0)
         chosen = [pack for _, pack in sorted(packs.items())]
         if budget is None:
             return chosen
@@ -347,19 +412,23 @@ class _Verification:
             order = list(chosen)
             random.Random(budget.seed).shuffle(order)
         else:
-            order = [pack for pack in chosen if pack.name > after]
-            for pack in chosen[: len(chosen) - len(order)]:
-                self._leave_out(pack)
-        left = budget.of(total)
+            # A missing pack is told in every slice.
+            order = [pack for pack in chosen if pack.name > after or not pack.size]
+            for pack in chosen:
+                if pack.name <= after and pack.size:
+                    self._leave_out(pack)
+        left, reached = budget.of(total), after or ""
         read: list[PackToRead] = []
         for pack in order:
             if left > 0 or not pack.size:
                 read.append(pack)
+                if left > 0:
+                    reached = max(reached, pack.name)
                 left -= pack.size
             else:
                 self._leave_out(pack)
         if after is not None:
-            self._reached = read[-1].name if read else after
+            self._reached = reached
             self._covered = sum(pack.size for pack in chosen if pack.name <= self._reached) / max(1, total)
         return read
 
@@ -392,20 +461,40 @@ class _Verification:
         self._packs += 1
         self._frames += report.frames
         self._bytes += report.bytes
-        if report.problem:
-            self._wound(report.path, 0, report.problem)
         for segment, (right, unknown) in report.rows.items():
             self._count(segment, right, unknown)
+        if report.missing and self._was_removed(report.pack):
+            self._gone.update((address.id, address) for address, _ in report.damaged)
+            return
+        if report.problem:
+            self._wound(report.path, 0, report.problem)
+        for digest, content in report.pages:
+            self._reader.remember(digest, content)
+        self._documents.update(report.documents)
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
+
+    def _was_removed(self, pack: str) -> bool:
+        """Whether a pack that is gone was removed on purpose since the index was read."""
+        objects, config = self._reader.objects, self._reader.config
+        removed = read_removed(objects, config)
+        if pack in removed.packs:
+            return True
+        with closing(Index(objects, config.id, config.sealing, removed)) as now:
+            return not now.damaged and not any(pack in segment.packs() for segment in now.segments)
 
     def _count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self._rows.get(segment, (0, 0))
         self._rows[segment] = before[0] + right, before[1] + unknown
 
+    def look_again(self) -> None:
+        """After all packs: where the frames of packs lie by now that were removed meanwhile."""
+        if self._gone:
+            self._reader.refresh()
+
     def check_rows(self) -> None:
         """After all packs: every row of the index says what a frame holds."""
-        for segment in self._reader.index.segments:
+        for segment in self._segments:
             right, unknown = self._rows.get(segment, (0, 0))
             wrong = segment.chunks - right - unknown
             if wrong > 0:
@@ -421,9 +510,9 @@ class _Verification:
         # A run that ended since then has no object any more, and its segments are in the index by now.
         running = set(unended_runs(objects))
         unknown = [name for name in packs if run_of(name) not in running]
-        removed = read_removed(objects, config)
+        removed, unread = readable_removed(objects, config)
         index = Index(objects, config.id, sealing=config.sealing, removed=removed)
-        if index.damaged:
+        if index.damaged or unread:
             return
         named = {name for segment in index.segments for name in segment.packs()} | removed.packs
         for name in unknown:
@@ -435,11 +524,18 @@ class _Verification:
                 )
 
     def check_chains(self) -> None:
-        """The points that others were made from."""
+        """The points that others were made from, but for those that were forgotten."""
         known = {point.id for point in self._reader.points}
+        try:
+            removed = forgotten(self._reader.objects, self._reader.config)
+        except IntegrityError as error:
+            self._wound_of(error)
+            return
         for point in self._reader.points:
-            if point.previous is not None and point.previous not in known:
-                directory = self._reader.config.directory(point.machine.uuid)
+            directory = self._reader.config.directory(point.machine.uuid)
+            if point.previous is None or point.previous in known:
+                continue
+            if (directory, point.previous) not in removed:
                 file = self._reader.objects.place(point_name(directory, point.previous))
                 problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
                 self._wound(file, 0, problem)
@@ -450,6 +546,8 @@ class _Verification:
         for disk in point.disks:
             self._check_disk(point, disk)
         for name, document in point.documents.items():
+            if self._documents.issuperset(map(bytes.fromhex, document.parts)):
+                continue
             try:
                 self._reader.read_document(point, name)
             except IntegrityError as error:
@@ -494,15 +592,9 @@ class _Verification:
     def _check_page(self, point: RestorePoint, disk: StoredDisk, low: int, page: PageMap) -> bool:
         """Whether every row of a page leads to a sound frame."""
         wounds: dict[int, _Wound] = {}
-        longest = np.zeros(len(page.frame_ids), dtype=np.int64)
-        for number, address in enumerate(self._reader.addresses(page)):
-            identity = page.frame_ids[number].tobytes()
-            if address is None:
-                problem = f"frame {identity.hex()[:16]} is in no segment of the index"
-                wounds[number] = self._wound(self._reader.objects.place(INDEX), 0, problem)
-            elif identity in self._of_frame:
-                wounds[number] = self._of_frame[identity]
-            longest[number] = address.length if address else 0
+        longest = None if self._of_frame or self._gone else self._reader.frame_lengths(page)
+        if longest is None:  # each frame by itself: some are damaged, or unknown
+            longest = self._longest(page, wounds)
         needed = np.minimum(page.count * CLUSTER, disk.capacity - low - page.offset * CLUSTER)
         beyond = page.place * CLUSTER + needed > longest[page.frame]
         hit = np.isin(page.frame, list(wounds)) | beyond
@@ -513,12 +605,28 @@ class _Verification:
             self._hit(wound, point, disk.key, low + int(page.offset[row]) * CLUSTER, int(needed[row]))
         return not hit.any()
 
+    def _longest(self, page: PageMap, wounds: dict[int, _Wound]) -> NDArray[np.int64]:
+        """The lengths of a page's frames. Those that are damaged, or unknown, get their wounds."""
+        longest = np.zeros(len(page.frame_ids), dtype=np.int64)
+        for number, address in enumerate(self._reader.addresses(page)):
+            identity = page.frame_ids[number].tobytes()
+            if address is None:
+                problem = f"frame {identity.hex()[:16]} is in no segment of the index"
+                wounds[number] = self._wound(self._reader.objects.place(INDEX), 0, problem)
+            elif identity in self._of_frame:
+                wounds[number] = self._of_frame[identity]
+            elif self._gone.get(identity) == address:
+                file = self._reader.objects.place(self._reader.objects.pack(address.pack))
+                wounds[number] = self._wound(file, 0, "it was removed, and this point needs it")
+            longest[number] = address.length if address else 0
+        return longest
+
     def _wound(self, file: str, position: int, problem: str) -> _Wound:
         return self._wounds.setdefault((file, position, problem), _Wound(file, position, problem))
 
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
-        named = (error.facts[name] for name in ("pack", "segment", "point") if name in error.facts)
+        named = (error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts)
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -47,7 +47,9 @@ from stages import (
     Uncompressed,
     Zstd,
 )
-from vadpipe.repository.config import Origin
+from vadpipe.repository.backends.contract import Backend, Parts, Stored, Upload
+from vadpipe.repository.config import Config, Origin, read_config
+from vadpipe.repository.files import Objects
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
@@ -200,6 +202,93 @@ def digests(names):
         table[row, 0] = name % 8
         table[row, 20:24] = np.frombuffer(np.uint32(name).tobytes(), np.uint8)
     return table
+
+
+def opened(repository: Repository) -> tuple[Objects, Config]:
+    """The objects and the config of a repository; of any version."""
+    backend = repository.backend()
+    config = read_config(backend, repository.unlock, repository.origin)
+    return Objects(backend, config.version), config
+
+
+def content_of(repository: Repository) -> dict[str, bytes]:
+    """All objects of a repository, and the files of a directory that have no name yet."""
+    if isinstance(repository.place, str):
+        return files_of(repository.path)
+    return {found.name: repository.place.read(found.name) for found in repository.place.list("")}
+
+
+def overwrite(repository: Repository, name: str, content: bytes) -> None:
+    """What damages a repository, or forges."""
+    repository.backend().replace(name, [content])
+
+
+def names(repository: Repository, prefix: str = "") -> list[str]:
+    """The objects of a repository whose names begin with `prefix`."""
+    return [found.name for found in repository.backend().list(prefix)]
+
+
+class Watched:
+    """A backend that tells a function of each call before it is made: what is done, and to which name."""
+
+    def __init__(self, backend: Backend, watch: Callable[[str, str], None]) -> None:
+        self._backend = backend
+        self._watch = watch
+
+    def put(self, name: str, parts: Parts) -> None:
+        self._watch("put", name)
+        self._backend.put(name, parts)
+
+    def begin(self, name: str) -> WatchedUpload:
+        self._watch("begin", name)
+        return WatchedUpload(self._backend.begin(name), name, self._watch)
+
+    def replace(self, name: str, parts: Parts) -> None:
+        self._watch("replace", name)
+        self._backend.replace(name, parts)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        self._watch("read", name)
+        return self._backend.read(name, offset, length)
+
+    def size(self, name: str) -> int:
+        self._watch("size", name)
+        return self._backend.size(name)
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        self._watch("list", prefix)
+        return self._backend.list(prefix)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """One by one, as a process can die between any two."""
+        for name in names:
+            self._watch("delete", name)
+            self._backend.delete([name])
+
+    def place(self, name: str = "") -> str:
+        return self._backend.place(name)
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+@dataclass
+class WatchedUpload:
+    """An object of a Watched in the making."""
+
+    upload: Upload
+    name: str
+    watch: Callable[[str, str], None]
+
+    def write(self, parts: Parts) -> None:
+        self.upload.write(parts)
+
+    def finish(self) -> None:
+        self.watch("finish", self.name)
+        self.upload.finish()
+
+    def abort(self) -> None:
+        self.upload.abort()
 
 
 def files_of(root: Path) -> dict[str, bytes]:

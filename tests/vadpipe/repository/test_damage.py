@@ -10,13 +10,12 @@ from tests.vadpipe.repository.repository_kit import (
     backup,
     files_of,
     incremental_path,
+    opened,
     random_bytes,
     restore,
 )
 from vadpipe.repository import frames as frame_format
 from vadpipe.repository import verify
-from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Layout
 from vadpipe.repository.frames import HEADER_SIZE
 from vadpipe.repository.packs import addresses, read_table
 from vadpipe.repository.reader import RepositoryReader, open_repository
@@ -139,8 +138,9 @@ async def test_a_damaged_frame_is_named_with_disk_and_offset(damaged):
 
 
 def table_of(root, name):
-    path = root / name
-    return addresses(read_table(path, read_config(Layout(root)).id), path.stem)
+    pack = (root / name).stem
+    objects, config = opened(Repository(root))
+    return addresses(read_table(objects, config.id, pack), pack)
 
 
 async def test_a_missing_pack_is_named(damaged):
@@ -150,7 +150,7 @@ async def test_a_missing_pack_is_named(damaged):
     (root / name).unlink()
     errors = await read_everything(root)
     assert errors
-    assert all("No such file" in str(error) for error in errors)
+    assert all("is damaged: it is missing" in str(error) for error in errors)
     async with open_repository(root) as reader:
         report = await verify(reader)
     assert {found.file for found in report.damages} == {str(root / name)}
@@ -176,8 +176,6 @@ async def test_a_damaged_segment_hits_what_it_names_only(damaged):
         for disk in reader.points[0].disks:
             await restore(reader, reader.points[0], disk.key)
         assert (await verify(reader)).damages[0].file.startswith(str(root / "index"))
-    (root / "tmp").mkdir()
-    (root / "runs").mkdir()
     disk = MemoryDisk(random_bytes(0, CLUSTER))
     with pytest.raises(IntegrityError, match="Index segment"):
         await backup(Repository(root), [disk])
@@ -203,14 +201,14 @@ async def test_a_point_under_another_name_is_refused(damaged):
 
 async def test_the_index_can_be_made_again_from_a_pack_alone(damaged):
     """What `index/` says of a pack's frames and chunks stands in the pack, too."""
-    layout = Layout(damaged[1]())
-    config = read_config(layout)
-    reader = RepositoryReader(layout)
-    for path in layout.packs.glob("*/*.pack"):
-        for address in addresses(read_table(path, config.id), path.stem):
+    root = damaged[1]()
+    objects, config = opened(Repository(root))
+    reader = RepositoryReader(objects, config)
+    for path in root.glob("packs/*/*.pack"):
+        for address in addresses(read_table(objects, config.id, path.stem), path.stem):
             content = path.read_bytes()[address.offset : address.offset + address.size]
             assert frame_format.size_at(content[:HEADER_SIZE]) == address.size
-            frame = frame_format.parse(content, config.keys)
+            frame = frame_format.parse(content, config)
             number, place = reader.index.lookup(frame.chunk["digest"])
             assert reader.index.addresses(number[:1]) == [address]
             assert (number == number[0]).all()
@@ -228,8 +226,6 @@ async def test_an_incremental_run_on_a_damaged_parent_fails_and_a_full_one_works
                     content[address.offset + address.size - 1] ^= 1
             altered[name] = bytes(content)
     root = write(**altered)
-    for directory in ("tmp", "runs"):
-        (root / directory).mkdir()
     disk = MemoryDisk(random_bytes(1, 96 * KiB + 512), key="scsi0:1", written=[(0, CLUSTER)])
     with pytest.raises(TransferFailed) as failed:
         await backup(Repository(root), [disk], incremental_path)

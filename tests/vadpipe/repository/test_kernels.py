@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from pipeline import CLUSTER, DIGEST_SIZE, Extents
 from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import frames
-from vadpipe.repository.config import Keys, seal, unseal
+from vadpipe.repository.config import Config, Keys, seal, unseal
 from vadpipe.repository.disk_map import PAGE, PageMap, clusters, joined, page_list, root_of
 from vadpipe.repository.files import Damage, machine_directory
 from vadpipe.repository.frames import Kind
+from vadpipe.repository.sealing import Sealing
 
 KEYS = Keys.derive(bytes(range(32)))
+CONFIG = Config(bytes(16), "now", 2, True, KEYS, Sealing(bytes(16), None))
 
 
 # --- frames ---
@@ -24,17 +26,17 @@ KEYS = Keys.derive(bytes(range(32)))
 def frame_of(*chunks, codec="raw"):
     data = b"".join(chunks)
     length = np.array([len(chunk) for chunk in chunks])
-    names = b"".join(frames.object_record(Kind.DATA, chunk, KEYS)[0] for chunk in chunks)
+    names = b"".join(frames.object_record(Kind.DATA, chunk, CONFIG)[0] for chunk in chunks)
     table = frames.chunk_table(length, np.frombuffer(names, np.uint8).reshape(-1, DIGEST_SIZE))
     payload = zstandard.compress(data) if codec == "zstd" else data
-    record = frames.record(Kind.DATA, codec, len(data), table, frames.frame_id(table, KEYS), payload)
+    record = frames.record(Kind.DATA, codec, len(data), table, frames.frame_id(table, KEYS), payload, CONFIG)
     return record.head + bytes(record.payload)
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
 def test_a_frame_gives_its_bytes_back(codec):
     chunks = b"a" * CLUSTER, b"b" * 3 * CLUSTER, b"tail"
-    frame = frames.parse(frame_of(*chunks, codec=codec), KEYS)
+    frame = frames.parse(frame_of(*chunks, codec=codec), CONFIG)
     assert bytes(frames.decode(frame, KEYS)) == b"".join(chunks)
     assert frame.chunk["length"].tolist() == [CLUSTER, 3 * CLUSTER, 4]
 
@@ -46,7 +48,7 @@ def test_every_altered_byte_of_a_frame_is_found(data):
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(Damage):
-        frames.decode(frames.parse(content, KEYS), KEYS)
+        frames.decode(frames.parse(content, CONFIG), KEYS)
 
 
 @pytest.mark.slow
@@ -57,7 +59,7 @@ def test_a_frame_cut_off_or_with_more_behind_is_found(data):
         st.one_of(st.just(content + b"x"), st.integers(0, len(content) - 1).map(lambda n: content[:n]))
     )
     with pytest.raises(Damage):
-        frames.parse(cut, KEYS)
+        frames.parse(cut, CONFIG)
 
 
 def test_a_checksum_made_right_again_does_not_hide_other_bytes():
@@ -65,12 +67,12 @@ def test_a_checksum_made_right_again_does_not_hide_other_bytes():
     chunk = b"x" * CLUSTER
     length, digest = np.array([CLUSTER]), np.zeros((1, DIGEST_SIZE), np.uint8)
     table = frames.chunk_table(length, digest)
-    forged = frames.record(Kind.DATA, "raw", CLUSTER, table, bytes(32), chunk)
+    forged = frames.record(Kind.DATA, "raw", CLUSTER, table, bytes(32), chunk, CONFIG)
     with pytest.raises(Damage, match="id is not that of its chunks"):
-        frames.parse(forged.head + chunk, KEYS)
-    right_id = frames.record(Kind.DATA, "raw", CLUSTER, table, frames.frame_id(table, KEYS), chunk)
+        frames.parse(forged.head + chunk, CONFIG)
+    right_id = frames.record(Kind.DATA, "raw", CLUSTER, table, frames.frame_id(table, KEYS), chunk, CONFIG)
     with pytest.raises(Damage, match="digest of its chunk 0"):
-        frames.decode(frames.parse(right_id.head + chunk, KEYS), KEYS)
+        frames.decode(frames.parse(right_id.head + chunk, CONFIG), KEYS)
 
 
 class Backwards:
@@ -86,12 +88,12 @@ def test_a_codec_of_the_caller_is_stored_by_name(monkeypatch):
     known = {"backwards": Backwards()}
     monkeypatch.setattr(frames, "codec_named", lambda name: known[name])
     chunk = b"a" * CLUSTER + b"b"
-    digest, _ = frames.object_record(Kind.DATA, chunk, KEYS)
+    digest, _ = frames.object_record(Kind.DATA, chunk, CONFIG)
     table = frames.chunk_table(np.array([len(chunk)]), np.frombuffer(digest, np.uint8).reshape(1, -1))
     record = frames.record(
-        Kind.DATA, "backwards", len(chunk), table, frames.frame_id(table, KEYS), chunk[::-1]
+        Kind.DATA, "backwards", len(chunk), table, frames.frame_id(table, KEYS), chunk[::-1], CONFIG
     )
-    frame = frames.parse(record.head + bytes(record.payload), KEYS)
+    frame = frames.parse(record.head + bytes(record.payload), CONFIG)
     assert bytes(frames.decode(frame, KEYS)) == chunk
     known.clear()
     with pytest.raises(Damage, match="written with the codec 'backwards', which is not registered"):
@@ -107,15 +109,15 @@ def test_a_codec_number_that_is_not_known_is_named():
         xxhash.xxh3_64_intdigest(head + bytes(content[frames.HEADER_SIZE :]))
     )
     with pytest.raises(Damage, match="its codec has the number 9"):
-        frames.parse(content, KEYS)
+        frames.parse(content, CONFIG)
 
 
 def test_a_payload_that_promises_more_is_not_decompressed():
     bomb = zstandard.compress(bytes(1 << 24))
     table = frames.chunk_table(np.array([CLUSTER]), np.zeros((1, DIGEST_SIZE), np.uint8))
-    record = frames.record(Kind.DATA, "zstd", CLUSTER, table, frames.frame_id(table, KEYS), bomb)
+    record = frames.record(Kind.DATA, "zstd", CLUSTER, table, frames.frame_id(table, KEYS), bomb, CONFIG)
     with pytest.raises(Damage, match="promises 16777216 bytes"):
-        frames.decode(frames.parse(record.head + bomb, KEYS), KEYS)
+        frames.decode(frames.parse(record.head + bomb, CONFIG), KEYS)
 
 
 # --- disk maps ---

@@ -25,11 +25,13 @@ from tests.vadpipe.repository.repository_kit import (
     disk_of,
     full_path,
     incremental_path,
+    names,
+    opened,
+    overwrite,
     random_bytes,
 )
 from vadpipe.repository import restore_point, verify
-from vadpipe.repository.config import Origin, read_config
-from vadpipe.repository.files import Layout
+from vadpipe.repository.config import Origin
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository
@@ -80,7 +82,7 @@ async def test_a_uuid_names_no_other_directory(repository):
     async with repository.open() as store, store.begin(hostile) as point:
         receipt = await full_path(disk, point).run()
         await point.publish(FakeCapture(hostile, [disk]), [receipt], None)
-    assert Layout(repository.path).point("..", "p").parent.parent == Layout(repository.path).points
+    assert [path.name for path in (repository.path / "points").iterdir()] == ["..%2F.."]
     async with open_repository(repository.path) as reader:
         assert reader.points[0].machine == hostile
 
@@ -145,33 +147,28 @@ async def test_a_clock_that_went_back_is_reported(repository):
     assert [remark[:25] for remark in receipt.remarks] == ["The clock of this machine"]
 
 
-async def test_the_newest_of_many_points_is_found_without_reading_them_all(repository, monkeypatch):
+async def test_the_newest_of_many_points_is_found_without_reading_them_all(anywhere, monkeypatch):
     monkeypatch.setattr(restore_point, "NOTED_FROM", 3)
     disk = disk_of(4096)
-    ids = [await backup(repository, [disk]) for _ in range(4)]
-    directory = repository.path / "points" / MACHINE.uuid
-    assert sorted(path.name for path in directory.iterdir()) == sorted(
-        [*(f"{i}.json" for i in ids), "newest"]
-    )
-    keys = read_config(Layout(repository.path)).keys
+    ids = [await backup(anywhere, [disk]) for _ in range(4)]
+    directory = f"points/{MACHINE.uuid}"
+    assert names(anywhere, "points/") == sorted([*(f"{directory}/{i}.json" for i in ids), f"{directory}/newest"])
     read = []
     real = restore_point.read_point
-    monkeypatch.setattr(
-        restore_point, "read_point", lambda path, keys: (read.append(path), real(path, keys))[1]
-    )
+    monkeypatch.setattr(restore_point, "read_point", lambda *what: (read.append(what), real(*what))[1])
 
     def newest():
         read.clear()
-        found = restore_point.PointsOf(Layout(repository.path), MACHINE, keys).newest()
+        found = restore_point.PointsOf(*opened(anywhere), MACHINE).newest()
         return found.id, len(read)
 
     assert newest() == (ids[-1], 1)
-    note = (directory / "newest").read_bytes()
-    for altered in (note.replace(ids[-1].encode(), ids[0].encode()), b"", b"x" * 9999):
-        (directory / "newest").write_bytes(altered)
+    note = anywhere.backend().read(f"{directory}/newest")
+    for altered in (note.replace(ids[-1].encode(), ids[0].encode()), b"", b"x" * 99999):
+        overwrite(anywhere, f"{directory}/newest", altered)
         assert newest() == (ids[-1], 4)
-    (directory / "newest").write_bytes(note)
-    (directory / f"{ids[-1]}.json").unlink()
+    overwrite(anywhere, f"{directory}/newest", note)
+    anywhere.backend().delete([f"{directory}/{ids[-1]}.json"])
     assert newest() == (ids[-2], 3)
 
 
@@ -184,7 +181,37 @@ async def test_two_points_at_once_are_not_noted_wrongly(repository, monkeypatch)
     third = await backup(repository, [disk_of(4096)])
     async with open_repository(repository.path) as reader:
         assert [point.id for point in reader.points] == [first, second, third]
+        assert [point.number for point in reader.points] == [1, 1, 2]
         assert reader.points[-1].previous == second
+
+
+def a_point(identity, machine, number, hour, previous=None):
+    return RestorePoint(identity, machine, f"{hour}", previous, (), None, {}, {}, number=number)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5), st.integers(0, 5)), max_size=10))
+def test_points_are_ordered_by_number_whatever_the_clock_said(made):
+    machines = [MachineId("a", "a"), MachineId("b", "b")]
+    points = [a_point(f"{i}", machines[vm], number, hour) for i, (vm, number, hour) in enumerate(made)]
+    ordered = in_order(points)
+    assert sorted(point.id for point in ordered) == sorted(point.id for point in points)
+    for machine in machines:
+        mine = [(point.number, point.created, point.id) for point in ordered if point.machine == machine]
+        assert mine == sorted(mine)
+        if mine:
+            newest = restore_point.newest_of([point for point in points if point.machine == machine])
+            assert newest.id == mine[-1][2]
+
+
+async def test_a_point_counts_on_from_its_previous_one_and_proves_it(anywhere):
+    disk = disk_of(4096)
+    for _ in range(3):
+        await backup(anywhere, [disk])
+    async with anywhere.read() as reader:
+        first, second, third = reader.points
+    assert [point.number for point in (first, second, third)] == [1, 2, 3]
+    assert [point.previous_seal for point in (first, second, third)] == [None, first.seal, second.seal]
+    assert len({first.seal, second.seal, third.seal}) == 3
 
 
 @pytest.mark.slow

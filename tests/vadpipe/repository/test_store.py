@@ -24,28 +24,28 @@ from tests.vadpipe.repository.repository_kit import (
     full_path,
     incremental_path,
     mixed_content,
+    names,
     random_bytes,
     restore,
 )
 from vadpipe.repository import verify
 from vadpipe.repository.disk_map import PAGE
-from vadpipe.repository.files import Layout
 from vadpipe.repository.reader import open_repository
 
 
 @pytest.mark.parametrize("tail", [0, 512, 3 * 512, CLUSTER - 512])
-async def test_what_was_stored_is_read_back(repository, tail):
+async def test_what_was_stored_is_read_back(anywhere, tail):
     disk = MemoryDisk(mixed_content(5 * MiB + tail))
-    await backup(repository, [disk])
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, [disk])
+    async with anywhere.read() as reader:
         assert np.array_equal(await restore(reader, reader.points[0]), disk.content)
 
 
-async def test_a_tail_shared_by_two_disks_is_stored_once(repository):
+async def test_a_tail_shared_by_two_disks_is_stored_once(anywhere):
     content = random_bytes(1, 64 * KiB + 512)
     disks = [MemoryDisk(content.copy(), key=key) for key in ("a", "b")]
-    await backup(repository, disks)
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, disks)
+    async with anywhere.read() as reader:
         (point,) = reader.points
         assert point.disks[0].receipt.root == point.disks[1].receipt.root
         assert sorted(disk.receipt.new for disk in point.disks) == [0, len(content)]
@@ -53,20 +53,20 @@ async def test_a_tail_shared_by_two_disks_is_stored_once(repository):
             assert np.array_equal(await restore(reader, point, key), content)
 
 
-async def test_an_empty_disk_and_a_disk_of_zeros_are_read_back(repository):
+async def test_an_empty_disk_and_a_disk_of_zeros_are_read_back(anywhere):
     disks = [MemoryDisk(np.zeros(size, np.uint8), key=str(size)) for size in (0, 512, 9 * MiB)]
-    await backup(repository, disks)
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, disks)
+    async with anywhere.read() as reader:
         for disk in disks:
             assert np.array_equal(await restore(reader, reader.points[0], disk.key), disk.content)
         assert (await verify(reader)).damages == ()
 
 
-async def test_the_same_data_again_costs_nothing_but_the_point(repository):
+async def test_the_same_data_again_costs_nothing_but_the_point(anywhere):
     disk = MemoryDisk(mixed_content(3 * MiB))
-    await backup(repository, [disk])
-    await backup(repository, [disk])
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, [disk])
+    await backup(anywhere, [disk])
+    async with anywhere.read() as reader:
         first, second = (point.disks[0].receipt for point in reader.points)
     assert (second.new, second.stored, second.root) == (0, 0, first.root)
 
@@ -98,12 +98,12 @@ async def test_incremental_points_equal_a_model(repository, seed):
         assert (await verify(reader)).damages == ()
 
 
-async def test_a_changed_range_that_became_zero_overwrites(repository):
+async def test_a_changed_range_that_became_zero_overwrites(anywhere):
     disk = MemoryDisk(random_bytes(1, MiB))
-    await backup(repository, [disk], incremental_path)
+    await backup(anywhere, [disk], incremental_path)
     disk.write(128 * KiB, np.zeros(64 * KiB, np.uint8))
-    await backup(repository, [disk], incremental_path)
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, [disk], incremental_path)
+    async with anywhere.read() as reader:
         assert np.array_equal(await restore(reader, reader.points[1]), disk.content)
         assert reader.points[1].disks[0].receipt.new == 0
 
@@ -163,18 +163,17 @@ class _Wide:
 
 
 @pytest.mark.slow
-async def test_a_run_may_have_more_chunks_than_a_draft_holds(repository, monkeypatch):
+async def test_a_run_may_have_more_chunks_than_a_draft_holds(anywhere, monkeypatch):
     monkeypatch.setattr("vadpipe.repository.index.DRAFT_ROWS", 40)
     monkeypatch.setattr("vadpipe.repository.packs.PACK_SIZE", MiB)
     disk = MemoryDisk(random_bytes(1, 14 * MiB))
     disk.content[12 * MiB :] = disk.content[: 2 * MiB]  # found in what was written as a segment long before
-    await backup(repository, [disk])
-    layout = Layout(repository.path)
-    assert len(list(layout.index.iterdir())) > 3
-    assert len(list(layout.packs.glob("*/*"))) > 3
+    await backup(anywhere, [disk])
+    assert len(names(anywhere, "index/")) > 3
+    assert len(names(anywhere, "packs/")) > 3
     disk.write(MiB, random_bytes(2, 5 * MiB))
-    await backup(repository, [disk], incremental_path)
-    async with open_repository(repository.path) as reader:
+    await backup(anywhere, [disk], incremental_path)
+    async with anywhere.read() as reader:
         assert reader.points[0].disks[0].receipt.known >= MiB
         assert np.array_equal(await restore(reader, reader.points[1]), disk.content)
         assert (await verify(reader)).damages == ()

@@ -112,6 +112,8 @@ def read_range(descriptor: int, size: int, offset: int, length: int | None) -> b
     """Bytes of an open file of `size` bytes, fewer only where it ends before. Raises OSError."""
     left = max(0, size - offset)
     length = left if length is None else min(left, length)
+    if not length:  # the offset may be one that no file has
+        return b""
     content = os.pread(descriptor, min(length, _READ_LIMIT), offset)
     if len(content) == length or not content:
         return content

@@ -470,8 +470,8 @@ def test_a_sweep_leaves_the_files_of_living_writers(backend):
     upload = backend.begin("packs/3f/x.pack")
     upload.write([b"x"])
     (living,) = temporary_files(backend)
-    (backend.root / "tmp" / "dead").write_bytes(b"left")
-    assert LocalBackend(backend.root).sweep() == ["dead"]
+    (backend.root / "tmp" / "dddddddddddddddddddddddddddddddd").write_bytes(b"cccccccccccccccccccccccccccccccc")
+    assert LocalBackend(backend.root).sweep() == ["dddddddddddddddddddddddddddddddd"]
     assert temporary_files(backend) == [living]
     upload.finish()
     assert backend.read("packs/3f/x.pack") == b"x"
@@ -544,13 +544,13 @@ def test_where_locks_are_private_only_old_files_are_swept(backend, monkeypatch):
     backend.put("first", [b"x"])
     monkeypatch.setattr(local_module, "local_locks", lambda root: "nolock")
     now = time.time()
-    ages = {"new": 0, "young": FOREIGN_AGE_S - 3600, "old": FOREIGN_AGE_S + 3600}
+    ages = {"new": 0, "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb": FOREIGN_AGE_S - 3600, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa": FOREIGN_AGE_S + 3600}
     for name, age in ages.items():
-        (backend.root / "tmp" / name).write_bytes(b"left")
+        (backend.root / "tmp" / name).write_bytes(b"cccccccccccccccccccccccccccccccc")
         os.utime(backend.root / "tmp" / name, (now - age, now - age))
-    assert backend.sweep() == ["old"]
-    assert temporary_files(backend) == ["new", "young"]
-    assert backend.sweep(3600) == ["young"]
+    assert backend.sweep() == ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
+    assert temporary_files(backend) == ["bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb", "new"]
+    assert backend.sweep(3600) == ["bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"]
     assert temporary_files(backend) == ["new"]
 
 
@@ -560,7 +560,7 @@ def test_where_there_are_no_locks_objects_are_written_and_nothing_is_swept(backe
 
     monkeypatch.setattr("fcntl.flock", flock)
     backend.put("a", [b"x"])
-    (backend.root / "tmp" / "left").write_bytes(b"left")
+    (backend.root / "tmp" / "cccccccccccccccccccccccccccccccc").write_bytes(b"cccccccccccccccccccccccccccccccc")
     with caplog.at_level("WARNING"):
         assert backend.sweep() == []
     assert "no locks" in caplog.text
@@ -569,12 +569,12 @@ def test_where_there_are_no_locks_objects_are_written_and_nothing_is_swept(backe
 
 def test_a_sweep_leaves_what_is_no_file(backend, caplog):
     backend.put("a", [b"x"])
-    (backend.root / "tmp" / "directory").mkdir()
-    (backend.root / "tmp" / "link").symlink_to(backend.root / "a")
+    (backend.root / "tmp" / "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee").mkdir()
+    (backend.root / "tmp" / "ffffffffffffffffffffffffffffffff").symlink_to(backend.root / "a")
     with caplog.at_level("WARNING"):
         assert backend.sweep() == []
-    assert "directory" in caplog.text
-    assert "link" in caplog.text
+    assert "eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee" in caplog.text
+    assert "ffffffffffffffffffffffffffffffff" in caplog.text
     assert backend.read("a") == b"x"
 
 
