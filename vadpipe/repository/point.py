@@ -363,7 +363,7 @@ def _check_packs(run: OpenRun) -> None:
         name = name_of(run.parent, run.config)
         if not run.objects.exists(name):
             raise SinkError(
-                f"The previous point {run.parent.id} was removed while this one was made from it; nothing was published.",
+                f"The previous point {run.parent.id} was removed while this one was made; nothing was published.",
                 remedy="Run again.",
                 path=run.objects.place(name),
             )

@@ -264,10 +264,11 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
         for segment, row in listed.get(address.offset, ()):
             found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
     for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        rows, digests, places = zip(*tables, strict=True)
-        many = np.array([len(place) for place in places])
-        right = segment.agreeing(np.array(rows), many, np.concatenate(digests), np.concatenate(places))
-        report.count(segment, right, 0)
+        rows = np.array([row for row, _, _ in tables])
+        many = np.array([len(digest) for _, digest, _ in tables])
+        digests = np.concatenate([digest for _, digest, _ in tables])
+        places = np.concatenate([place for _, _, place in tables])
+        report.count(segment, segment.agreeing(rows, many, digests, places), 0)
     return report
 
 
@@ -479,8 +480,10 @@ class _Verification:
             self._wound_of(error)
             return
         for point in self._reader.points:
+            if point.previous is None or point.previous in known:
+                continue
             directory = self._reader.config.directory(point.machine.uuid)
-            if point.previous not in {None, *known} and (directory, point.previous) not in removed:
+            if (directory, point.previous) not in removed:
                 file = self._reader.objects.place(point_name(directory, point.previous))
                 problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
                 self._wound(file, 0, problem)

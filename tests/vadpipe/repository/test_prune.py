@@ -50,7 +50,7 @@ def plain():
 
 
 async def two_points(vm):
-    """The large disk of the first point is needed by it alone; the small one lies in the same pack, and is needed."""
+    """The large disk of the first point is needed by it alone; the small one, in the same pack, is needed."""
     first = await vm.back_up()
     vm.change(3)
     return first, await vm.back_up()
@@ -108,7 +108,10 @@ async def test_with_no_point_left_all_packs_go(vm):
     forget(vm.repository, *points)
     assert pruned(vm.repository).named_packs == len(packs(vm.repository))
     finish(vm.repository)
-    assert {name.partition("/")[0] for name in names(vm.repository)} - {"keys"} == {"config.json", "forgotten"}
+    assert {name.partition("/")[0] for name in names(vm.repository)} - {"keys"} == {
+        "config.json",
+        "forgotten",
+    }
     await vm.check(await vm.back_up())
 
 
@@ -304,7 +307,7 @@ async def test_another_prune_is_refused_while_one_runs(vm):
 
     def watch(what, name):
         if what == "put" and name.startswith("removals/") and not refused:
-            with pytest.raises(SinkError, match="maintains .* and has not ended") as caught:
+            with pytest.raises(SinkError, match=r"maintains .* and has not ended") as caught:
                 pruned(vm.repository)
             refused.append(caught.value)
 
