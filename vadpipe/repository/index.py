@@ -107,6 +107,11 @@ class Index:
         self.reload()
 
     @property
+    def removed(self) -> Removed:
+        """What removals named when the segments were listed."""
+        return self._removed
+
+    @property
     def segments(self) -> list[AnySegment]:
         """Those in use."""
         return [self._table[number] for number in self._used]
@@ -180,10 +185,14 @@ class Index:
                 break
         return number, place
 
-    def find_frames(self, identity: Digests) -> Numbers:
-        """The number of each frame id, NO_FRAME where there is none."""
+    def find_frames(self, identity: Digests, *, staying: bool = False) -> Numbers:
+        """The number of each frame id, NO_FRAME where there is none.
+
+        Args:
+            staying: Only in packs that no removal names.
+        """
         number = np.full(len(identity), NO_FRAME, dtype=np.uint64)
-        for removed in (False, True):
+        for removed in (False,) if staying else (False, True):
             for table in self._used:
                 missing = np.flatnonzero(number == NO_FRAME)
                 if not len(missing):

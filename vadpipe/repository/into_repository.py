@@ -201,12 +201,28 @@ class _DiskWriter:
             if self._position % PAGE == 0 and last > page:
                 if parent is not None:
                     self._pages[page:last] = parent[page:last]
+                    if self._point.removal_waits:
+                        await self._secure_pages(page, last)
                 self._position = min(last * PAGE, self._capacity)
             else:
                 stop = min((page + 1) * PAGE, end)
                 if parent is None:
                     self._rows.zeros.append(Extents.whole(stop - self._position, self._position))
                 await self._reach(stop)
+
+    async def _secure_pages(self, first: int, last: int) -> None:
+        """Pages that are shared with the parent stay readable, whatever is removed meanwhile."""
+        for page in range(first, last):
+            digest = self._pages[page].tobytes()
+            if digest != EMPTY_PAGE:
+                purpose = self._purpose_of_page(page * PAGE)
+                content = await self._point.load_object(digest, purpose)
+                self._count(stored=await self._point.rescue(parse_page(content, purpose).frame_ids, purpose))
+                _, stored = await self._point.store_object(Kind.MAP, bytes(content))
+                self._count(stored=stored)
+
+    def _purpose_of_page(self, offset: int) -> str:
+        return f"Disk {self._disk.key} of the previous point, page at {offset}"
 
     async def _reach(self, position: int) -> None:
         """Everything up to `position` is in the rows; where that is a page's end, the page is made."""
@@ -261,9 +277,13 @@ class _DiskWriter:
         digest = (await self._parent_pages())[offset // PAGE].tobytes()
         if digest == EMPTY_PAGE:
             return PageMap.empty()
-        purpose = f"Disk {self._disk.key} of the previous point, page at {offset}"
+        purpose = self._purpose_of_page(offset)
         content = await self._point.load_object(digest, purpose)
-        return parse_page(content, purpose).within(*clusters(unchanged, offset // PAGE))
+        rows = parse_page(content, purpose).within(*clusters(unchanged, offset // PAGE))
+        if self._point.removal_waits and len(rows):
+            used = rows.frame_ids[np.unique(rows.frame)]
+            self._count(stored=await self._point.rescue(used, purpose))
+        return rows
 
     async def _parent_pages(self) -> Digests:
         """The page list of the parent point's disk, proved by its root."""

@@ -84,7 +84,7 @@ class PackWriter:
     def __init__(self, objects: Objects, config: Config, run_id: str, first: int = 0) -> None:
         """
         Args:
-            first: The number of the first pack.
+            first: The number of its first pack in the run.
         """
         self._objects = objects
         self._config = config
@@ -93,6 +93,11 @@ class PackWriter:
         self._pack: _OpenPack | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack flush")
         self._flushed: Future[None] | None = None
+
+    @property
+    def serial(self) -> int:
+        """The number of the next pack."""
+        return self._serial
 
     def append(self, records: Sequence[Record]) -> tuple[int, list[int]]:
         """Write frames side by side. Returns the pack's serial number in the run and the offset of each."""

@@ -36,19 +36,22 @@ from vadpipe.words import counted
 
 from .backends.contract import ObjectExists
 from .config import Config, Keys, Origin
-from .files import PACKS, Objects, stem
+from .files import PACKS, Damage, Missing, Objects, stem
 from .frames import (
     Kind,
     Record,
+    check,
     checked_table,
     chunk_table,
     frame_id,
     object_record,
+    parse_chunks,
     record,
 )
-from .index import RunIndex
-from .packs import PackWriter, read_object
+from .index import Index, RunIndex
+from .packs import FrameAddress, PackWriter, read_object, read_stored
 from .previous import PreviousContent
+from .removal import read_removed
 from .restore_point import (
     Document,
     PointsOf,
@@ -78,10 +81,15 @@ class OpenRun:
     points: PointsOf
     parent: RestorePoint | None
     tags: tuple[str, ...] = ()
-    avoids: bool = False  # whether packs were named by a removal when the run began
     turn: trio.Lock = field(default_factory=trio.Lock)
     disks: dict[str, StoredDisk] = field(default_factory=dict)
+    rescued: set[bytes] = field(default_factory=set)  # ids of frames that were copied out of packs that go
     published: bool = False
+
+    def index_now(self) -> Index:
+        """All that is published by now, to read it: a prune moves what points need before it deletes a pack."""
+        removed = read_removed(self.objects, self.config)
+        return Index(self.objects, self.config.id, self.config.sealing, removed)
 
 
 class Point:
@@ -181,6 +189,20 @@ class Point:
     async def load_object(self, digest: bytes, purpose: str) -> memoryview:
         """A map page of an older point. Raises IntegrityError; `purpose` says what it was wanted for."""
         return await trio.to_thread.run_sync(self._load_object, digest, purpose)
+
+    @property
+    def removal_waits(self) -> bool:
+        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run that
+        did not know of the removal may have published it."""
+        return bool(self._opened.index.removed.packs)
+
+    async def rescue(self, identity: Digests, purpose: str) -> int:
+        """Copy those of the frames that lie only in packs that are going to be removed. Returns the growth.
+
+        Raises IntegrityError where one is gone; `purpose` says what it was wanted for.
+        """
+        async with self._opened.turn:
+            return await trio.to_thread.run_sync(self._rescue, identity, purpose)
 
     def keep(self, disk: StoredDisk) -> None:
         """A disk is complete: its map will be part of the point."""
@@ -295,16 +317,49 @@ class Point:
         return sum(new.size for new in records)
 
     def _load_object(self, digest: bytes, purpose: str) -> memoryview:
-        run = self._opened
-        # Not as a hit of this run: it refers to the page only where it says so later.
-        number, _ = run.index.readable(_one_row(digest))
-        if number[0] == NO_FRAME:
-            raise IntegrityError(
-                f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
-                remedy="Run `vadpipe verify`; a full backup does not need the page.",
-            )
-        (address,) = run.index.addresses(number)
-        return read_object(run.objects, run.config, address, digest, purpose)
+        run, row = self._opened, _one_row(digest)
+        with run.index.lock:  # not as a hit of this run: it refers to the page only where it says so later
+            number, _ = Index.lookup(run.index, row)
+        try:
+            if number[0] == NO_FRAME:
+                raise IntegrityError(
+                    f"{purpose}: the map page {digest.hex()[:16]} is not in the index.",
+                    remedy="Run `vadpipe verify`; a full backup does not need the page.",
+                ) from Missing()
+            (address,) = run.index.addresses(number)
+            return read_object(run.objects, run.config, address, digest, purpose)
+        except IntegrityError as error:
+            if not isinstance(error.__cause__, Missing):
+                raise
+            now = run.index_now()
+            number, _ = now.lookup(row)
+            if number[0] == NO_FRAME:
+                raise
+            (address,) = now.addresses(number)
+            return read_object(run.objects, run.config, address, digest, purpose)
+
+    def _rescue(self, identity: Digests, purpose: str) -> int:
+        """On a worker thread. A frame is copied as it is stored."""
+        run, grown = self._opened, 0
+        for frame in identity[run.index.find_frames(identity, staying=True) == NO_FRAME]:
+            if (name := frame.tobytes()) in run.rescued:
+                continue
+            try:
+                try:
+                    address, content = _stored(run, run.index, frame)
+                except Missing:
+                    address, content = _stored(run, run.index_now(), frame)
+                check(content)
+                chunk = parse_chunks(content, name, run.config)
+            except Damage as damage:
+                raise IntegrityError(
+                    f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is removed: {damage}.",
+                    remedy="Run again. If it comes again, run `vadpipe verify`; a full backup does not need the frame.",
+                ) from damage
+            new = run.index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], name)
+            grown += self._append([new], [Record(name, address.length, len(chunk), content, b"")])
+            run.rescued.add(name)
+        return grown
 
     def _are_stored(self, index: RunIndex, digest: Digests) -> bool:
         number, _ = index.lookup(digest)
@@ -356,20 +411,21 @@ def _publish(run: OpenRun, point: RestorePoint, content: bytes) -> None:
         log.info("the newest point of VM %s was not noted: %s", point.machine.name, exc)
 
 
+def _stored(run: OpenRun, index: Index, identity: NDArray[np.uint8]) -> tuple[FrameAddress, bytes]:
+    """A frame as it is stored, in whatever pack. Raises Damage."""
+    number = index.find_frames(identity.reshape(1, DIGEST_SIZE))
+    if number[0] == NO_FRAME:
+        raise Missing
+    (address,) = index.addresses(number)
+    return address, read_stored(run.objects, address)
+
+
 def _check_packs(run: OpenRun) -> None:
     """Before anything is visible: all that the maps of this point may lead to is there."""
-    if run.parent is not None and run.avoids:
-        # What was taken over may lie in packs of a removal that does not wait for this run: the parent keeps them.
-        name = name_of(run.parent, run.config)
-        if not run.objects.exists(name):
-            raise SinkError(
-                f"The previous point {run.parent.id} was removed while this one was made; nothing was published.",
-                remedy="Run again.",
-                path=run.objects.place(name),
-            )
     needed = run.index.used_packs
     missing = sorted(needed - _present(run.objects, needed))
     if missing:
+        run.run.require_alive()
         raise SinkError(
             f"Missing, though this point needs them: {counted(len(missing), 'pack')}, "
             f"{run.objects.place(run.objects.pack(missing[0]))} among them; nothing was published.",

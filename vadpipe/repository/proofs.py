@@ -12,8 +12,11 @@ from .config import Keys
 from .frames import chunk_table, frame_id
 from .segments import FRAMES, PACKS, ROWS, Segment
 
-# Proofs that are remembered in a segment: each may take a page of memory (4 KiB).
-_MOST: Final = 1024
+# Bits of so many rows lie together; a page of them is there when a row of it was proved.
+_PAGE: Final = 4096
+
+# Pages in memory: 512 KiB, for 4 million rows. When there are more, all proofs are forgotten and made again.
+_PAGES: Final = 1024
 
 # Frames whose chunk tables are proved together, when the frames before them were just met.
 _AHEAD: Final = 64
@@ -22,14 +25,16 @@ _AHEAD: Final = 64
 class Proofs:
     """Which rows of a segment were proved.
 
-    Memory: a bit for each chunk of the segment, touched where chunks were met lately; at most 4 MiB.
+    Memory: 4 bytes for 4096 rows of the segment, and 512 bytes for each page of rows that were met lately.
     """
 
     def __init__(self, segment: Segment, keys: Keys) -> None:
         self._segment = segment
         self._keys = keys
-        self._proved = np.zeros(-(-segment.chunks // 8), np.uint8)
-        self._proofs = 0
+        # Not one array of a bit for each row: it would lie in huge pages, of which one bit takes 2 MiB.
+        self._page = np.zeros(-(-segment.chunks // _PAGE), np.int32)  # of a row: its place among the bits
+        self._bits = np.zeros((2, _PAGE // 8), np.uint8)  # the first page is that of no row
+        self._pages = 1
         self._used = np.zeros(segment.count(PACKS), np.bool_)
         self._next = -1  # the frame after the last ones that were proved
         self._ahead = 0
@@ -42,8 +47,10 @@ class Proofs:
         """Prove the frames that rows belong to. Raises IntegrityError."""
         if self._are_proved(row).all():
             return
-        if self._proofs > _MOST:
-            self._proved, self._proofs = np.zeros(len(self._proved), np.uint8), 0
+        if self._pages > _PAGES:
+            self._page[:] = 0
+            self._bits[:] = 0
+            self._pages = 1
         wanted = np.unique(frame[~self._are_proved(row)])
         for frames in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
             first, last = int(frames[0]), int(frames[-1]) + 1
@@ -54,7 +61,8 @@ class Proofs:
             raise self._segment.damaged("it says that a chunk lies where another one is stored")
 
     def _are_proved(self, row: Rows) -> NDArray[np.bool_]:
-        proved: NDArray[np.bool_] = (self._proved[row >> 3] >> (row & 7).astype(np.uint8)) & 1 == 1
+        bits = self._bits[self._page[row // _PAGE], row % _PAGE >> 3]
+        proved: NDArray[np.bool_] = (bits >> (row & 7).astype(np.uint8)) & 1 == 1
         return proved
 
     def _prove(self, first: int, ahead: int) -> None:
@@ -92,8 +100,13 @@ class Proofs:
         self._used[pack] = True
 
     def _mark(self, first: int, proved: NDArray[np.bool_]) -> None:
-        self._proofs += 1
-        low, high = first >> 3, (first + len(proved) + 7) >> 3
-        bits = np.unpackbits(self._proved[low:high], bitorder="little")
-        bits[first - 8 * low : first - 8 * low + len(proved)] |= proved
-        self._proved[low:high] = np.packbits(bits, bitorder="little")
+        begin, end = first // _PAGE, -(-(first + len(proved)) // _PAGE)
+        new = begin + np.flatnonzero(self._page[begin:end] == 0)
+        self._page[new] = np.arange(self._pages, self._pages + len(new))
+        self._pages += len(new)
+        while self._pages > len(self._bits):
+            self._bits = np.concatenate((self._bits, np.zeros_like(self._bits)))
+        marked = np.zeros((end - begin) * _PAGE, np.bool_)
+        marked[first - begin * _PAGE :][: len(proved)] = proved
+        bits = np.packbits(marked, bitorder="little").reshape(-1, _PAGE // 8)
+        self._bits[self._page[begin:end]] |= bits

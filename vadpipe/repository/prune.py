@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,8 +55,8 @@ class PruneReport:
     """What a prune did, in bytes and objects.
 
     deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What was
-    needed of packs that were named. waiting: Ids of the runs that may not know of a removal. kept: Packs that a point
-    needs which was published after they were named.
+    needed of packs that were named. waiting: Ids of the runs that may not know of a removal. rescued: Packs of which frames
+    were copied before they were deleted, as points need them that were made since.
     """
 
     deleted_packs: int
@@ -65,7 +64,7 @@ class PruneReport:
     named_packs: int
     named_bytes: int
     copied_bytes: int
-    kept_packs: int
+    rescued_packs: int
     waiting: tuple[str, ...]
     dry_run: bool = False
 
@@ -77,8 +76,10 @@ class PruneReport:
             f"{counted(self.named_packs, 'pack')} {would}named for removal, {format_size(self.named_bytes)}; "
             f"{format_size(self.copied_bytes)} of them {would}copied, as points need it.",
         ]
-        if self.kept_packs:
-            lines.append(f"{counted(self.kept_packs, 'pack')} kept: points need them that were made since.")
+        if self.rescued_packs:
+            lines.append(
+                f"{counted(self.rescued_packs, 'pack')} held what points need that were made since; it was copied."
+            )
         if self.waiting:
             lines.append(
                 f"{counted(len(self.waiting), 'run')} may still use what was named: {', '.join(self.waiting[:3])}"
@@ -107,7 +108,7 @@ def prune(
 
     Raises:
         IntegrityError: A point or a map cannot be read: what it needs is not known, so nothing is removed.
-        SinkError: Another prune has not ended, or the store fails.
+        SinkError
     """
     if dry_run:
         return _Prune(objects, config, origin, None).plan_only(rewrite_below, most_copied)
@@ -117,7 +118,7 @@ def prune(
 
 @dataclass
 class _Plan:
-    """What goes: `packs`. `copies`: what is needed of some, as heads of ids."""
+    """What goes: `packs`, and `orphans` at once. `copies`: what is needed of some packs, as heads of ids."""
 
     sizes: Mapping[str, int]
     packs: list[str] = field(default_factory=list)
@@ -134,23 +135,26 @@ class _Prune:
         self._run = run
         self._pages: dict[bytes, Heads] = {}  # what each map page needs, once it was read
         self._deleted = [0, 0]
-        self._kept = 0
+        self._rescued = 0
+        self._packs = 0  # how many this run wrote
 
     def plan_only(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         ready, waiting = self._sort_removals()
-        sizes = self._sizes_of({pack for removal in ready for pack in removal.packs})
+        packs = [pack for removal in ready for pack in removal.packs]
         plan = self._plan(rewrite_below, most_copied)
-        return self._report(plan, waiting, deleted=(len(sizes), sum(sizes)), dry_run=True)
+        return self._report(plan, waiting, deleted=(len(packs), self._size_of(packs)), dry_run=True)
 
     def do(self, rewrite_below: float, most_copied: int | None) -> PruneReport:
         assert self._run is not None
+        drop_waiting_lists(self._objects)
         ready, waiting = self._sort_removals()
         for removal in waiting:
             if removal.waiting is None:
                 list_waiting(self._objects, self._config, removal.id, self._run)
         if ready:
             self._finish(ready)
-        drop_waiting_lists(self._objects)
+            if ready := self._sort_removals()[0]:  # what nobody waits for goes at once
+                self._finish(ready)
         plan = self._plan(rewrite_below, most_copied)
         self._name(plan)
         _, waiting = self._sort_removals()
@@ -167,78 +171,64 @@ class _Prune:
     # Phase 2
 
     def _finish(self, ready: Sequence[Removal]) -> None:
-        """Delete what removals name, but for packs that a point needs by now."""
+        """Delete what removals name. What points need of it by now is copied first, so nothing comes back into use."""
         assert self._run is not None
         objects, config = self._objects, self._config
-        missing = self._needed() - self._available(ready)
-        kept: list[str] = []
-        for removal in ready:
-            for pack in sorted(removal.packs):
-                held = self._wanted_of(pack, missing)
-                if len(held):
-                    kept.append(pack)
-                    missing = missing - _HeadSet.of([held])
-        if kept:
-            log.info("%d packs are kept: points need them that were made since", len(kept))
-            named = {
-                pack for segment in self._live(read_removed(objects, config)) for pack in segment.packs()
-            }
-            if unknown := [pack for pack in kept if pack not in named]:
-                self._index_packs(unknown)
-        self._kept = len(kept)
-        dead: set[str] = set()
-        self._run.check()
-        for removal in ready:
-            dying = sorted(removal.packs.difference(kept, dead))
-            dead.update(dying)
-            sizes = self._sizes_of(dying)
-            self._deleted[0] += len(sizes)
-            self._deleted[1] += sum(sizes)
-            objects.backend.delete([objects.pack(pack) for pack in dying])
-            objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
+        going = frozenset[str]().union(*(removal.packs for removal in ready))
+        there = [pack for pack in sorted(going) if objects.exists(objects.pack(pack))]
+        copies: list[tuple[str, Heads]] = []
+        missing = self._needed() - self._available() if there else _HeadSet.of([])
+        for pack in there:
+            wanted = self._wanted_of(pack, missing)
+            if len(wanted):
+                copies.append((pack, wanted))
+                missing = missing - _HeadSet.of([wanted])
         naming = [
-            segment
+            segment.name
             for segment in self._live(read_removed(objects, config))
-            if not dead.isdisjoint(segment.packs())
+            if not going.isdisjoint(segment.packs())
         ]
-        # A run that has not ended may merge segments that name dead packs, and publish that at any time.
-        finished = {removal.id for removal in ready}
-        replaced = any(each.segments and each.id not in finished for each in read_removals(objects, config))
+        self._run.require_alive()
+        if copies:
+            log.info("points need frames of %d packs that are removed: they are copied", len(copies))
+            self._copy(copies, or_gone=True)
+        self._rescued += len(copies)
         if naming:
-            replace_segments(
-                objects,
-                config,
-                self._run,
-                self._origin,
-                [segment.name for segment in naming],
-                Removed(packs=frozenset(dead)),
-            )
+            replace_segments(objects, config, self._run, self._origin, naming, going)
+        self._deleted[0] += len(there)
+        self._deleted[1] += self._size_of(there)
+        objects.backend.delete([objects.pack(pack) for pack in there])
         for removal in ready:
-            if not (naming or replaced) or dead.isdisjoint(removal.packs):
+            objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
+        named = self._named() if going else frozenset()
+        for removal in ready:
+            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has them.
+            if named.isdisjoint(removal.packs):
                 drop(objects, removal.id)
 
-    def _available(self, ready: Sequence[Removal]) -> _HeadSet:
+    def _named(self) -> frozenset[str]:
+        """The packs that any segment names, also those that were replaced and are not deleted yet."""
+        names: list[str] | None = None
+        named: set[str] = set()
+        while names != (names := [each.name for each in live_segments(self._objects, Removed())]):
+            named = set()
+            for name in names:
+                try:
+                    named.update(self._segment(name).packs())
+                except IntegrityError as error:
+                    if not isinstance(error.__cause__, Missing):
+                        raise
+        return frozenset(named)
+
+    def _available(self) -> _HeadSet:
         """The frames that lie in packs which stay."""
         removed = read_removed(self._objects, self._config)
-        packs = removed.packs.union(*(removal.packs for removal in ready))
         found: list[Heads] = []
         for segment in self._live(removed):
-            names = np.array([pack not in packs for pack in segment.packs()], dtype=np.bool_)
+            names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
             for rows in _frame_rows(segment):
                 found.append(heads(rows["id"][names[rows["pack"]]]))
         return _HeadSet.of(found)
-
-    def _index_packs(self, packs: Sequence[str]) -> None:
-        """Publish a segment of what is sound in some packs."""
-        assert self._run is not None
-        index = self._new_index()
-        try:
-            for pack in packs:
-                for address, content in sound_frames(self._objects, pack):
-                    _add(index, frames.parse_chunks(bytes(content), address.id, self._config), address)
-            self._publish(index)
-        finally:
-            index.close()
 
     # Phase 1
 
@@ -281,6 +271,7 @@ class _Prune:
         """Copy what is needed, and publish the removal."""
         assert self._run is not None
         objects, config = self._objects, self._config
+        self._run.require_alive()
         objects.backend.delete([objects.pack(name) for name in plan.orphans])  # no index ever knew them
         self._deleted[0] += len(plan.orphans)
         self._deleted[1] += sum(plan.sizes[name] for name in plan.orphans)
@@ -288,25 +279,31 @@ class _Prune:
             return
         if plan.copies:
             self._copy(plan.copies)
-        # The segments stay: a run that began before may publish a point that needs what is named.
         publish_removal(objects, config, self._run, self._origin, packs=plan.packs)
 
-    def _copy(self, copies: Sequence[tuple[str, Heads]]) -> None:
-        """Write frames into packs of this run, as they are stored."""
+    def _copy(self, copies: Sequence[tuple[str, Heads]], *, or_gone: bool = False) -> None:
+        """Write frames into packs of this run, as they are stored.
+
+        Args:
+            or_gone: A pack that is gone was copied and deleted by another prune.
+        """
         assert self._run is not None
-        writer, index = PackWriter(self._objects, self._config, self._run.id), self._new_index()
+        writer = PackWriter(self._objects, self._config, self._run.id, self._packs)
+        index = self._new_index()
         try:
             for pack, wanted in copies:
-                for address in addresses(read_table(self._objects, self._config.id, pack), pack):
-                    if heads(_row(address.id))[0] not in wanted:
-                        continue
-                    content = read_stored(self._objects, address)
-                    frames.check(content)
-                    chunk = frames.parse_chunks(content, address.id, self._config)
-                    record = frames.Record(address.id, address.length, len(chunk), content, b"")
-                    serial, (offset,) = writer.append([record])
-                    _add(index, chunk, address, at=(serial, offset))
+                try:
+                    for address, content in self._frames_of(pack, wanted):
+                        frames.check(content)
+                        chunk = frames.parse_chunks(content, address.id, self._config)
+                        record = frames.Record(address.id, address.length, len(chunk), content, b"")
+                        serial, (offset,) = writer.append([record])
+                        _add(index, chunk, address, at=(serial, offset))
+                except Missing:
+                    if not or_gone:
+                        raise
             writer.finish()
+            self._packs = writer.serial
             self._publish(index)
         except Damage as damage:
             raise IntegrityError(
@@ -317,6 +314,20 @@ class _Prune:
         finally:
             writer.close()
             index.close()
+
+    def _frames_of(self, pack: str, wanted: Heads) -> Iterator[tuple[FrameAddress, bytes]]:
+        """Some frames of a pack as they are stored. Raises Damage."""
+        try:
+            table = read_table(self._objects, self._config.id, pack)
+        except Missing:
+            raise
+        except Damage:  # its frames may be sound all the same
+            for address, content in sound_frames(self._objects, pack):
+                if heads(_row(address.id))[0] in wanted:
+                    yield address, bytes(content)
+            return
+        for address in addresses(table[np.isin(heads(table["id"]), wanted)], pack):
+            yield address, read_stored(self._objects, address)
 
     # What both phases use
 
@@ -410,13 +421,14 @@ class _Prune:
                 log.warning("a frame of pack %s that points need is lost: %s", pack, damage)
         return _HeadSet.of(sound).head
 
-    def _sizes_of(self, packs: Iterable[str]) -> list[int]:
-        """Those of the packs that are there, in bytes."""
-        sizes: list[int] = []
+    def _size_of(self, packs: Iterable[str]) -> int:
+        total = 0
         for pack in packs:
-            with suppress(Damage):
-                sizes.append(self._objects.size(self._objects.pack(pack)))
-        return sizes
+            try:
+                total += self._objects.size(self._objects.pack(pack))
+            except Damage:
+                continue
+        return total
 
     def _report(
         self, plan: _Plan, waiting: Sequence[Removal], *, deleted: tuple[int, int], dry_run: bool = False
@@ -428,7 +440,7 @@ class _Prune:
             named_packs=len(plan.packs),
             named_bytes=sum(plan.sizes.get(name, 0) for name in plan.packs),
             copied_bytes=plan.copied,
-            kept_packs=self._kept,
+            rescued_packs=self._rescued,
             waiting=tuple(runs),
             dry_run=dry_run,
         )

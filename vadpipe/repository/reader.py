@@ -48,7 +48,7 @@ from .disk_map import (
 from .files import Damage, Missing, Objects
 from .index import Index
 from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ if TYPE_CHECKING:
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
+
+# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
+# a reader that is overtaken again while it reads.
+LOOKS: Final = 4
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Span | Zeros | Unchanged)
@@ -95,8 +99,9 @@ class RepositoryReader:
         points, damaged = read_points(objects, config)
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
-        self.index = Index(objects, config.id, sealing=config.sealing, removed=read_removed(objects, config))
-        self.damaged: tuple[IntegrityError, ...] = (*damaged, *self.index.damaged)
+        removed, unread = readable_removed(objects, config)
+        self.index = Index(objects, config.id, sealing=config.sealing, removed=removed)
+        self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
@@ -177,48 +182,48 @@ class RepositoryReader:
         facts = {"disk": disk.key, "offset": low, "length": high - low}
         return parse_page(self._object(digest, purpose, **facts), purpose)
 
-    def refresh(self) -> None:
-        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
-        with self._turn:
-            self.index.reload(read_removed(self.objects, self.config))
-
-    def moved(self, address: FrameAddress) -> FrameAddress | None:
-        """Where a frame lies by now whose pack is gone; None where nothing says it."""
-        self.refresh()
-        number = self.index.find_frames(np.frombuffer(address.id, np.uint8).reshape(1, DIGEST_SIZE))
-        found = self.index.addresses(number[number != NO_FRAME])
-        return found[0] if found and found[0] != address else None
-
-    def _current(self, read: Callable[[], T]) -> T:
-        """What `read` gives; once more with the index of now, where a pack or a segment is gone."""
-        try:
-            return read()
-        except IntegrityError as error:
-            if not isinstance(error.__cause__, Missing):
-                raise
-        self.refresh()
-        return read()
-
     def addresses(self, page: PageMap) -> list[FrameAddress | None]:
         """Where the frames of a page lie; None for one that the index does not know."""
-        return self._current(partial(self._addresses, page))
+        return self._looked_up(partial(self._addresses, page.frame_ids))
 
-    def _addresses(self, page: PageMap) -> list[FrameAddress | None]:
-        number = self.index.find_frames(page.frame_ids)
+    def address_now(self, identity: bytes) -> FrameAddress | None:
+        """Where a frame lies after others were moved or removed: the index is read again."""
+        self.refresh()
+        (address,) = self._looked_up(partial(self._addresses, np.frombuffer(identity, np.uint8)[None]))
+        return address
+
+    def _addresses(self, identity: Digests) -> list[FrameAddress | None]:
+        number = self.index.find_frames(identity)
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
 
-    def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
-        return self._current(partial(self._read_object, digest, purpose, **facts))
+    def _looked_up(self, look: Callable[[], T]) -> T:
+        """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
+        for _ in range(LOOKS):
+            try:
+                return look()
+            except IntegrityError as error:
+                if not isinstance(error.__cause__, Missing):
+                    raise
+            self.refresh()
+        return look()
 
-    def _read_object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+    def refresh(self) -> None:
+        """Read again where things lie: packs and segments are removed while others read. Raises SinkError."""
+        with self._turn:
+            self.index.reload(readable_removed(self.objects, self.config)[0])
+
+    def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        return self._looked_up(partial(self._object_now, digest, purpose, **facts))
+
+    def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         number, _ = self.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
         if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: {digest.hex()[:16]} is not in the index.",
-                remedy="Put the missing files of index/ back from a copy of the repository.",
+                remedy="Put the missing files of index/ back from a copy of the repository, unless the point was removed.",
                 **facts,
-            )
+            ) from Missing()
         (address,) = self.index.addresses(number)
         return read_object(self.objects, self.config, address, digest, purpose, **facts)
 
@@ -407,8 +412,10 @@ class ContentPage:
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
+        if not len(self.rows):
+            return
         per_span = SPAN // CLUSTER
-        for number in range(PAGE // SPAN):
+        for number in range(int(self.rows.offset[0]) // per_span, -(-int(self.rows.end[-1]) // per_span)):
             border = np.array([number * per_span, (number + 1) * per_span])
             part = self.rows.within(border[:1], border[1:])
             if len(part):
@@ -510,14 +517,20 @@ class DiskContent:
         length: int,
         identity: bytes,
     ) -> T:
+        for _ in range(LOOKS):
+            try:
+                if address is not None:
+                    return read(address)
+            except Missing:
+                pass
+            except Damage:
+                break
+            address = self._reader.address_now(identity)
         if address is None:
             raise self.damaged(offset, length, f"frame {identity.hex()[:16]} is not in the index")
         try:
             return read(address)
         except Damage as damage:
-            moved = self._reader.moved(address) if isinstance(damage, Missing) else None
-            if moved is not None:
-                return self._read(read, moved, offset, length, identity)
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
             raise damaged_frame(self._reader.objects, address, damage, purpose, **facts) from damage

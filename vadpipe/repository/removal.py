@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -35,6 +36,7 @@ from .files import (
 from .index import Removed
 from .merging import merge, smallest
 from .runs import Run, has_ended, unended_runs
+from .segments import Segment
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +57,34 @@ def read_removals(objects: Objects, config: Config) -> list[Removal]:
     """All removals, finished ones excepted. Raises IntegrityError for a damaged one, SinkError."""
     if objects.version == 1:
         return []
-    names = {stem(found.name) for found in objects.backend.list(REMOVALS) if found.name.endswith(".json")}
+    names: set[str] = set()
+    while True:
+        # A listing comes in pages, and takes time. Meanwhile a removal may be dropped and the one that replaces it be
+        # written where the listing was before. Two listings that agree, and name what is there, miss neither.
+        while names != (names := _listed(objects)):
+            pass
+        found = _read_listed(objects, config, names)
+        if found is not None:
+            return found
+
+
+def _read_listed(objects: Objects, config: Config, names: set[str]) -> list[Removal] | None:
+    """The removals of these names; None where one was finished meanwhile."""
     found: list[Removal] = []
     for removal_id in sorted(name for name in names if not name.endswith(_WAITING)):
         fields = _read(objects, config, removal_name(removal_id))
-        if fields is None:  # finished meanwhile
-            continue
+        if fields is None:
+            return None
         waiting = None
         if removal_id + _WAITING in names:
             listed = _read(objects, config, waiting_name(removal_id))
             waiting = None if listed is None else _texts(listed, "runs")
         found.append(Removal(removal_id, _texts(fields, "packs"), _texts(fields, "segments"), waiting))
     return found
+
+
+def _listed(objects: Objects) -> set[str]:
+    return {stem(found.name) for found in objects.backend.list(REMOVALS) if found.name.endswith(".json")}
 
 
 def read_removed(objects: Objects, config: Config) -> Removed:
@@ -76,6 +94,29 @@ def read_removed(objects: Objects, config: Config) -> Removed:
         packs=frozenset().union(*(each.packs for each in found)),
         segments=frozenset().union(*(each.segments for each in found)),
     )
+
+
+def readable_removed(objects: Objects, config: Config) -> tuple[Removed, list[IntegrityError]]:
+    """For readers, who remove nothing: what the removals name that can be read, and what is wrong with the others.
+
+    Raises SinkError.
+    """
+    with suppress(IntegrityError):
+        return read_removed(objects, config), []
+    packs: set[str] = set()
+    segments: set[str] = set()
+    damaged: list[IntegrityError] = []
+    for stored in objects.backend.list(REMOVALS):
+        if not stored.name.endswith(".json"):
+            continue
+        try:
+            fields = _read(objects, config, stored.name) or {}
+        except IntegrityError as error:
+            damaged.append(error)
+            continue
+        packs |= _texts(fields, "packs")
+        segments |= _texts(fields, "segments")
+    return Removed(packs=frozenset(packs), segments=frozenset(segments)), damaged
 
 
 def publish_removal(
@@ -111,6 +152,14 @@ def list_waiting(objects: Objects, config: Config, removal_id: str, run: Run) ->
         log.info("%s is there", objects.place(name))
 
 
+def drop_waiting_lists(objects: Objects) -> None:
+    """Delete waiting lists of removals that are finished: somebody listed the runs anew while it was dropped."""
+    names = [found.name for found in objects.backend.list(REMOVALS)]
+    ids = {stem(name) for name in names}
+    lost = [name for name in names if stem(name).removesuffix(_WAITING) not in ids]
+    objects.backend.delete(lost)
+
+
 def is_ready(objects: Objects, removal: Removal) -> bool:
     """Whether every run knows of it."""
     return removal.waiting is not None and all(has_ended(objects, run_id) for run_id in removal.waiting)
@@ -120,13 +169,6 @@ def drop(objects: Objects, removal_id: str) -> None:
     """A removal is finished. Its waiting list goes first: without it the runs are listed anew, which is safe."""
     objects.backend.delete([waiting_name(removal_id)])
     objects.backend.delete([removal_name(removal_id)])
-
-
-def drop_waiting_lists(objects: Objects) -> None:
-    """Delete waiting lists without a removal: it was finished while somebody listed the runs. Raises SinkError."""
-    names = {found.name for found in objects.backend.list(REMOVALS)}
-    lists = (name for name in names if name.endswith(f"{_WAITING}.json"))
-    objects.backend.delete(sorted(name for name in lists if name.replace(_WAITING, "") not in names))
 
 
 def live_segments(objects: Objects, removed: Removed) -> list[Stored]:
@@ -147,12 +189,9 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
     """
     merged = 0
     try:
-        removed = read_removed(objects, config)
-        while group := smallest(live_segments(objects, removed), unended_runs(objects)):
+        while group := smallest(_mergeable(objects, config), unended_runs(objects)):
             log.info("merging %d index segments of %s", len(group), objects.place())
-            # With the rows of packs that removals name: a point that was made since may need them.
-            replace_segments(objects, config, run, origin, group, Removed())
-            removed = read_removed(objects, config)
+            replace_segments(objects, config, run, origin, group)
             merged += len(group)
     except ObjectExists as exc:
         raise run.was_ended() from exc
@@ -161,27 +200,43 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
     return merged
 
 
+def _mergeable(objects: Objects, config: Config) -> list[Stored]:
+    """The segments in use, but for those that name a pack of a removal: the prune that deletes the pack rewrites them,
+    and no other run carries their rows into a new segment."""
+    removed = read_removed(objects, config)
+    live = live_segments(objects, removed)
+    if not removed.packs:
+        return live
+    return [
+        found
+        for found in live
+        if removed.packs.isdisjoint(Segment(objects, found.name, config.id, config.sealing).packs())
+    ]
+
+
 def replace_segments(
     objects: Objects,
     config: Config,
     run: Run,
     origin: Origin,
     names: Sequence[str],
-    removed: Removed,
+    without: Collection[str] = (),
     *,
     packs: Collection[str] = (),
     more_segments: Collection[str] = (),
 ) -> None:
-    """Write one segment of several, without what `removed` names, and name the old ones, and packs, in a removal.
+    """Write one segment of several, and name the old ones, and packs, in a removal.
 
     Args:
         names: Of the segments that the new one is made of.
+        without: Ids of packs whose rows are left out: no point needs them.
         packs: Ids of packs that the removal names, too.
         more_segments: Ids of segments that it names, and that cannot be read.
 
     Raises ObjectExists where the run was ended, SinkError, IntegrityError.
     """
     final = segment_name(run.id, run.segments)
+    removed = Removed(packs=frozenset(without))
     if names and merge(objects, config.id, names, final, sealing=config.sealing, removed=removed):
         run.segments += 1
     segments = [*(stem(name) for name in names), *more_segments]

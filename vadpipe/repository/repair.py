@@ -129,7 +129,7 @@ class _Repair:
                 self._run,
                 self._origin,
                 naming,
-                Removed(packs=removed.packs.union(self._report.packs)),
+                self._report.packs,
                 packs=self._report.packs,
                 more_segments=self._report.segments,
             )

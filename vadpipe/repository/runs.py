@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from pipeline import SinkError
+from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, ObjectMissing, Stored
 from .config import VERSION, Config, Origin, parse
@@ -42,7 +42,7 @@ from .files import (
     segment_name,
     stem,
 )
-from .segments import Segment
+from .segments import ENDED_SIZE, Segment
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +96,6 @@ class Run:
         if self._objects.exists(run_name(self.id)):  # what was given up stays given up
             self._objects.backend.replace(run_name(self.id), [self._content()])
 
-    def check(self) -> None:
-        """Whether nobody gave the run up. Raises SinkError."""
-        if not self._objects.exists(run_name(self.id)):
-            raise self.was_ended()
-
     def end(self) -> None:
         """It has published everything, or wrote nothing. Raises SinkError."""
         self._objects.backend.delete([run_name(self.id)])
@@ -108,8 +103,25 @@ class Run:
 
     def roll_back(self) -> None:
         """Remove what the run wrote and no index knows, and end it. Raises SinkError."""
-        _remove_unknown_packs(self._objects, self._config, self.id)
+        unknown = _unknown_packs(self._objects, self._config, self.id)
+        if not self.was_given_up():
+            self._objects.backend.delete(unknown)
         self.end()
+
+    def was_given_up(self) -> bool:
+        """Whether another run ended this one: then what it read of the repository may be gone. Raises SinkError."""
+        for number in count(self.segments):
+            name = segment_name(self.id, number)
+            if not self._objects.exists(name):
+                return False
+            if _is_ended(self._objects, name):
+                return True
+        raise AssertionError
+
+    def require_alive(self) -> None:
+        """Before something is deleted: what was read until now was not removed by others. Raises SinkError."""
+        if self.was_given_up():
+            raise self.was_ended()
 
     def abandon(self) -> None:
         """Leave the rest to the run that begins next."""
@@ -138,41 +150,27 @@ class Run:
 
 @contextmanager
 def maintenance(objects: Objects, config: Config, origin: Origin) -> Iterator[Run]:
-    """A run that maintains the repository, while there is no other such run. Ends the runs that died first.
-
-    Two of them would decide by removals that the other one finishes meanwhile. Each one writes its object and then
-    looks for others, so at most one goes on.
+    """A run that maintains the repository. Ends the runs that died first.
 
     Raises:
-        SinkError: Another one has not ended, or this one was given up.
+        SinkError: It was given up by another one; also in the place of damage that this explains.
     """
     run = Run(objects, config, origin, None)
     try:
         try:
             end_dead_runs(objects, config, run)
-            _refuse_another(objects, run)
             yield run
-        except ObjectExists as exc:
+        except (ObjectExists, IntegrityError) as exc:
             run.roll_back()
-            raise run.was_ended() from exc
+            if isinstance(exc, IntegrityError) and not run.was_given_up():
+                raise
+            raise run.was_ended() from exc  # what it misses, others removed by then
         except BaseException:
             run.roll_back()
             raise
         run.end()
     finally:
         run.abandon()
-
-
-def _refuse_another(objects: Objects, own: Run) -> None:
-    for seen in _seen(objects, objects.backend.list(RUNS)):
-        fields = seen.fields or {}
-        if seen.id != own.id and fields.get("kind") != "backup":
-            raise SinkError(
-                f"The run {seen.id} of host {fields.get('name')} maintains {objects.place()}, and has not ended.",
-                remedy="Wait until it ends. One that died on another host is given up after seven days of silence; who "
-                f"knows that it died removes {objects.place(seen.stored.name)}.",
-                path=objects.place(seen.stored.name),
-            )
 
 
 @dataclass(frozen=True)
@@ -222,8 +220,9 @@ def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
                 continue
             log.warning("the run %s was silent for %d days: it is given up", seen.id, SILENT_S // 86400)
             _take_names(objects, seen, own.id)
-        _remove_unknown_packs(objects, config, seen.id)
-        objects.backend.delete([seen.stored.name])
+        unknown = _unknown_packs(objects, config, seen.id)
+        own.require_alive()
+        objects.backend.delete([*unknown, seen.stored.name])
         ended.append(seen.id)
     return ended
 
@@ -260,14 +259,21 @@ def _take_names(objects: Objects, seen: _Seen, by: str) -> None:
             objects.backend.put(point_name(machine, seen.id), [content])
 
 
-def _remove_unknown_packs(objects: Objects, config: Config, run_id: str) -> None:
-    """Remove the packs of a run that publishes no segment any more, but for those that its segments name."""
-    named: set[str] = set()
-    for found in objects.backend.list(f"{INDEX}{run_id}"):
-        if not _is_ended(objects, found.name):
-            named.update(Segment(objects, found.name, config.id, config.sealing).packs())
+def _unknown_packs(objects: Objects, config: Config, run_id: str) -> list[str]:
+    """The packs of a run that publishes no segment any more and that no segment names, whoever wrote that segment:
+    those of the run may have been merged into others."""
     packs = [found.name for found in objects.packs_of(run_id)]
-    objects.backend.delete([name for name in packs if stem(name) not in named])
+    if not packs:
+        return []
+    named: set[str] = set()
+    for found in objects.backend.list(INDEX):
+        if found.name.endswith(".idx") and found.size != ENDED_SIZE:
+            try:
+                named.update(Segment(objects, found.name, config.id, config.sealing).packs())
+            except IntegrityError as error:
+                log.info("packs of the run %s stay, as %s", run_id, error.problem)
+                return []
+    return [name for name in packs if stem(name) not in named]
 
 
 def _is_ended(objects: Objects, name: str) -> bool:

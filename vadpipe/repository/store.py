@@ -22,7 +22,7 @@ from .packs import PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
-from .restore_point import PointsOf, RestorePoint, read_points
+from .restore_point import PointsOf, RestorePoint, name_of, read_points
 from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
@@ -183,6 +183,9 @@ class RepositoryStore:
                 raise BaseExceptionGroup(
                     "The run failed, and so did its clean-up.", [error, failure]
                 ) from None
+            # What a run that was given up misses, others removed.
+            if isinstance(error, IntegrityError) and await trio.to_thread.run_sync(run.was_given_up):
+                raise run.was_ended() from error
             raise
         await self._end(run, opened)
 
@@ -229,29 +232,33 @@ class RepositoryStore:
         objects, config = self._objects, self._config
         finish_merges(objects, config, run)
         merge_segments(objects, config, run, self._origin)
-        points = PointsOf(objects, config, machine)
-        # Before the index, so that the index has all of it.
-        parent = points.newest() if original is None else points.of_id(original.previous)
-        removed = read_removed(objects, config)
-        return OpenRun(
-            objects=objects,
-            config=config,
-            origin=self._origin,
-            run=run,
-            index=RunIndex(
+        while True:
+            points = PointsOf(objects, config, machine)
+            # Before the index, so that the index has all of it.
+            parent = points.newest() if original is None else points.of_id(original.previous)
+            index = RunIndex(
                 objects,
                 config.id,
                 run.id,
                 config.keys,
                 sealing=config.sealing,
-                removed=removed,
+                removed=read_removed(objects, config),
                 first=run.segments,
-            ),
+            )
+            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
+            if parent is None or objects.exists(name_of(parent, config)):
+                break
+            index.close()
+        return OpenRun(
+            objects=objects,
+            config=config,
+            origin=self._origin,
+            run=run,
+            index=index,
             packs=PackWriter(objects, config, run.id, run.packs),
             points=points,
             parent=parent,
             tags=self._tags,
-            avoids=bool(removed.packs),
         )
 
     async def _end(self, run: Run, opened: OpenRun | None) -> None:

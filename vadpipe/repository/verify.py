@@ -42,7 +42,7 @@ from .frames import decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .removal import read_removed
+from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
 
@@ -265,9 +265,8 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
             found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
     for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
         rows = np.array([row for row, _, _ in tables])
-        many = np.array([len(digest) for _, digest, _ in tables])
-        digests = np.concatenate([digest for _, digest, _ in tables])
-        places = np.concatenate([place for _, _, place in tables])
+        many = np.array([len(places) for _, _, places in tables])
+        digests, places = (np.concatenate(column) for column in list(zip(*tables, strict=True))[1:])
         report.count(segment, segment.agreeing(rows, many, digests, places), 0)
     return report
 
@@ -458,9 +457,9 @@ class _Verification:
         # A run that ended since then has no object any more, and its segments are in the index by now.
         running = set(unended_runs(objects))
         unknown = [name for name in packs if run_of(name) not in running]
-        removed = read_removed(objects, config)
+        removed, unread = readable_removed(objects, config)
         index = Index(objects, config.id, sealing=config.sealing, removed=removed)
-        if index.damaged:
+        if index.damaged or unread:
             return
         named = {name for segment in index.segments for name in segment.packs()} | removed.packs
         for name in unknown:
@@ -480,9 +479,9 @@ class _Verification:
             self._wound_of(error)
             return
         for point in self._reader.points:
+            directory = self._reader.config.directory(point.machine.uuid)
             if point.previous is None or point.previous in known:
                 continue
-            directory = self._reader.config.directory(point.machine.uuid)
             if (directory, point.previous) not in removed:
                 file = self._reader.objects.place(point_name(directory, point.previous))
                 problem = f"point {point.previous} is missing or damaged: point {point.id} was made from it"
@@ -565,7 +564,7 @@ class _Verification:
 
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
-        named = (error.facts[name] for name in ("pack", "segment", "point", "file") if name in error.facts)
+        named = (error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts)
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from vadpipe.lab.faults.crash_states import build_recorder, campaign, recorded
-from vadpipe.lab.faults.operations import Operation, Record, read_log
+from vadpipe.lab.faults.crash_states import build_recorder, campaign, recorded, states
+from vadpipe.lab.faults.history import HISTORIES
+from vadpipe.lab.faults.operations import Operation, Record, SharedFiles, State, read_log
 from vadpipe.lab.vddk_build import CompilerMissing
 
 
@@ -61,7 +62,10 @@ os.write(os.open(root + "/tmp", os.O_TMPFILE | os.O_RDWR), b"without a name")
 os.write(file, b"one")
 os.writev(file, [b"two", b"three"])
 os.pwrite(file, b"X", 0)
-os.fsync(file)
+os.fdatasync(file)
+os.ftruncate(file, 4)
+os.link(root + "/tmp/x", root + "/tmp/z", follow_symlinks=False)
+os.unlink(root + "/tmp/z")
 os.rename(root + "/tmp/x", root + "/y")
 directory = os.open(root, os.O_RDONLY)
 os.fsync(directory)
@@ -93,6 +97,9 @@ def test_the_recorder_sees_what_a_process_does_below_its_directory(tmp_path):
         ("w", 3, "", "", b"twothree"),
         ("w", 0, "", "", b"X"),
         ("f", 0, "tmp/x", "", b""),
+        ("t", 4, "", "", b""),
+        ("l", 0, "tmp/x", "tmp/z", b""),
+        ("u", 0, "tmp/z", "", b""),
         ("r", 0, "tmp/x", "y", b""),
         ("f", 0, "", "", b""),
         ("u", 0, "y", "", b""),
@@ -100,30 +107,73 @@ def test_the_recorder_sees_what_a_process_does_below_its_directory(tmp_path):
     ]
 
 
+def test_a_file_that_settled_is_linked_to_one_copy(tmp_path):
+    record = Record(PUBLISH)
+    (tmp_path / "copies").mkdir()
+    shared = SharedFiles(record, tmp_path / "copies")
+    for name in ("one", "two"):
+        root = tmp_path / name
+        root.mkdir()
+        record.certain(len(PUBLISH)).write(root, shared)
+        assert State.of(root) == record.certain(len(PUBLISH))
+    assert (tmp_path / "one/points/p").samefile(tmp_path / "two/points/p")
+
+
+def test_a_file_that_did_not_settle_is_written_for_its_state_alone(tmp_path):
+    record = Record(PUBLISH)
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "one").mkdir()
+    torn = next(
+        state
+        for turn in range(300)
+        if (state := record.drawn(5, random.Random(turn))).files.get("tmp/p") == b"who"
+    )
+    torn.write(tmp_path / "one", SharedFiles(record, tmp_path / "copies"))
+    assert (tmp_path / "one/tmp/p").read_bytes() == b"who"
+    assert list((tmp_path / "copies").iterdir()) == []
+
+
+def test_states_of_one_moment_are_different():
+    found = [state.key() for _, _, state in states(Record(PUBLISH), range(5, 6), seed=1)]
+    assert len(found) == len(set(found))
+    assert len(found) > 5
+
+
 @pytest.mark.slow
-def test_the_recorded_history_sweeps_twice_at_once_and_merges_segments(tmp_path):
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_recorded_history_merges_prunes_copies_and_leaves_dead_runs(tmp_path, history):
     try:
-        record = recorded(tmp_path, seed=1)
+        record = recorded(tmp_path, history, seed=1)
     except CompilerMissing as exc:
         pytest.skip(str(exc))
-    merged = [each for each in record.operations if each.kind == "r" and "index/merged/" in each.second]
-    assert len(merged) >= 2
-    swept = [each.path for each in record.operations if each.kind == "u" and each.path.startswith("packs/")]
-    assert len(swept) == 3  # packs of the runs that were killed or failed
+    made = {each.second for each in record.operations if each.kind == "l"}
+    gone = {each.path for each in record.operations if each.kind == "u"}
+
+    def objects(names, place):
+        return [name for name in names if name.startswith(place)]
+
+    assert len(objects(made, "main/removals/")) >= 4  # with their waiting lists
+    assert len(set(objects(made, "main/removals/")) & gone) >= 2
+    assert objects(gone, "main/index/"), "segments were merged"
+    assert objects(set(objects(gone, "main/packs/")) & made, "main/packs/"), "packs were pruned"
+    assert objects(made, "main/forgotten/")
+    assert objects(made, "copy/points/")
+    assert bool(objects(made, "main/keys/epochs/")) == (history == "sealed")
+    assert bool(objects(gone, "main/keys/")) == (history == "sealed")
 
 
 @pytest.mark.slow
-def test_500_crash_states_lose_nothing_and_leave_nothing():
+def test_2000_crash_states_lose_nothing_and_leave_nothing():
     try:
-        counts, wrong = campaign(500, seed=1, workers=2)
+        counts, wrong = campaign(2000, seed=1, workers=2)
     except CompilerMissing as exc:
         pytest.skip(str(exc))
     assert wrong == []
-    assert counts.total() - counts["operations"] == 500
+    assert counts.total() - counts["operations"] == 2000
 
 
 @pytest.mark.campaign
-def test_20000_crash_states_lose_nothing_and_leave_nothing():
-    counts, wrong = campaign(20_000, seed=2, workers=2)
+def test_100000_crash_states_lose_nothing_and_leave_nothing():
+    counts, wrong = campaign(100_000, seed=2, workers=2)
     assert wrong == []
-    assert counts.total() - counts["operations"] == 20_000
+    assert counts.total() - counts["operations"] == 100_000

@@ -25,6 +25,7 @@ from tests.vadpipe.repository.index_kit import (
 )
 from tests.vadpipe.repository.repository_kit import digests
 from vadpipe.repository import index as index_module
+from vadpipe.repository import proofs
 from vadpipe.repository.backends.contract import ObjectExists
 from vadpipe.repository.cells import CELL, Cells
 from vadpipe.repository.files import ENDED, Objects, pack_id, segment_name
@@ -478,6 +479,19 @@ def test_a_run_finds_what_was_stored_in_any_order(sealing, data):
         ]
         found = index.addresses(number[row < count])
         assert [(address.pack, address.offset) for address in found] == expected
+
+
+def test_proofs_that_were_forgotten_are_made_again(monkeypatch):
+    monkeypatch.setattr(proofs, "_PAGE", 64)
+    monkeypatch.setattr(proofs, "_PAGES", 3)
+    objects, chunks = memory(), random_digests(1, 4000)
+    add_run(objects, 1, chunks)
+    index = RunIndex(objects, REPOSITORY, run_id(2), KEYS)
+    random = np.random.default_rng(1)
+    for _ in range(40):
+        low = int(random.integers(0, 3900))
+        assert known(index, chunks[low : low + 100]).all()
+        assert known(index, chunks[random.integers(0, 4000, 500)], 4096).all()
 
 
 def test_a_run_with_nothing_new_does_not_read_the_filters():

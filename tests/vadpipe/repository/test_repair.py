@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from pipeline import KiB, MachineId, MiB
-from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes, restore
+from tests.vadpipe.repository.repository_kit import (
+    MemoryDisk,
+    backup,
+    incremental_path,
+    random_bytes,
+    restore,
+)
 from vadpipe.repository import verify
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.config import Origin

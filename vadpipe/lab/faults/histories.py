@@ -1,23 +1,27 @@
-"""`python -m vadpipe.lab.faults.histories --count N --seed S`: VMs live, are backed up, and backups are killed.
+"""`python -m vadpipe.lab.faults.histories --count N --seed S`: VMs live, are backed up, and commands are killed.
 
-Each history draws two VMs. Their disks are written, zeroed, grown, exchanged and copied from each other; change
-tracking is lost now and then; backups run to their end or are killed at any moment. What each point has to hold is
-kept beside the repository, as digests of plain arrays. In the end, and now and then before, every point is restored
-and compared, and the repository is verified.
+Each history draws two VMs and a repository, which is sealed in every other one. Disks are written, zeroed, grown,
+exchanged and copied from each other; change tracking is lost now and then. Backups, `forget`, `prune`, copies into
+a second repository and changes of keys run to their end or are killed at any moment. What each point has to hold is
+kept beside the repositories, as digests of plain arrays. In the end, and now and then before, every point of both
+repositories is restored and compared, and they are verified; at last two prunes must leave nothing behind.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import click
 import numpy as np
@@ -31,22 +35,62 @@ from pipeline import (
     ChangedAreas,
     ChangeTrackingInvalid,
     Disk,
+    DiskReceipt,
     Extents,
     Job,
     KiB,
     MachineId,
     MiB,
+    MoverError,
+    Pipeline,
 )
 from pipeline.testing.fakes import FakeCapture
-from vadpipe.repository import Repository, open_repository, verify
+from sinks.copying import copy_points
+from stages import (
+    ChangedExtents,
+    Compress,
+    CutChunks,
+    Dedupe,
+    Digest,
+    MarkZeros,
+    ReadSpans,
+    Refine,
+    Zstd,
+)
+from vadpipe.repository import (
+    IntoRepository,
+    Point,
+    Repository,
+    RepositoryReader,
+    slot_changes,
+    slots,
+    verify,
+)
+from vadpipe.repository.config import Origin
+from vadpipe.repository.forgetting import forget
 
 from . import forked
-from .history import path, restored_digests, scratch, small_files
+from .history import (
+    HISTORIES,
+    key_file,
+    make,
+    opened,
+    path,
+    prune_once,
+    repository,
+    restored_digests,
+    scratch,
+    small_files,
+    write_keys,
+)
 
 # A backup of these disks ends within a second; what takes this long has hung.
 HANGS_AFTER_S = 30.0
 # A kill comes at a moment up to this; about half of the backups are over by then.
 KILLED_WITHIN_S = 0.25
+
+_NAMES = ("main", "copy")
+_KILLED = object()
 
 Held = tuple[tuple[str, str], ...]  # (key, BLAKE3) of each disk, in the order of the keys
 
@@ -125,11 +169,26 @@ class OracleVm:
         return []
 
 
+def refined_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    return (
+        ChangedExtents(disk, point.previous(disk))
+        | ReadSpans(disk)
+        | MarkZeros()
+        | CutChunks()
+        | Digest(point)
+        | Refine(point, disk)
+        | Dedupe(point)
+        | Compress(Zstd(level=-1))
+        | IntoRepository(point, disk)
+    )
+
+
 class History:
     """One history, drawn from its seed."""
 
-    def __init__(self, root: Path, seed: str) -> None:
+    def __init__(self, root: Path, history: str, seed: str) -> None:
         self._root = root
+        self._history = history
         self._draw = random.Random(seed)
         self._random = np.random.default_rng(self._draw.randrange(1 << 32))
         self._pool = BufferPool()
@@ -138,7 +197,12 @@ class History:
             for place in range(self._draw.randint(1, 2)):
                 vm.disks.append(self._disk(f"scsi0:{place}"))
         self._published: dict[str, Held] = {}
-        self._perhaps: set[Held] = set()
+        self._perhaps: set[Held] = set()  # of runs that were killed
+        self._leaving: dict[str, Held] = {}  # points that a killed `forget` may have removed
+        self._gone: set[str] = set()
+        self._copied: dict[str, Held] = {}
+        self._keys = ["first"]
+        self._path = self._draw.choice([path, refined_path])
         self.counts: Counter[str] = Counter()
 
     def _disk(self, key: str) -> OracleDisk:
@@ -164,11 +228,12 @@ class History:
 
     def play(self) -> list[str]:
         """Live through it; what is wrong, empty where nothing is."""
-        Repository(str(self._root)).init()
-        for _ in range(self._draw.randint(4, 10)):
-            self._live()
-            wrong = self._back_up(self._draw.choice(self._vms))
-            if not wrong and self._draw.random() < 0.2:
+        write_keys(self._root.parent / "keys", 1)
+        for name in _NAMES:
+            make(self._root, self._history, name)
+        for _ in range(self._draw.randint(5, 12)):
+            wrong = self._turn()
+            if not wrong and self._draw.random() < 0.15:
                 wrong = self._wrong()
             if wrong:
                 return wrong
@@ -176,7 +241,106 @@ class History:
             wrong = self._back_up(vm, may_be_killed=False)
             if wrong:
                 return wrong
-        return self._wrong(left=True)
+        return self._copy(may_be_killed=False) or self._wrong(last=True)
+
+    def _turn(self) -> list[str]:
+        """Something happens."""
+        drawn = self._draw.random()
+        if drawn < 0.5 or not self._published:
+            self._live()
+            return self._back_up(self._draw.choice(self._vms))
+        if drawn < 0.65:
+            return self._forget()
+        if drawn < 0.85:
+            _, wrong = self._run("pruned", lambda: prune_once(self._main()))
+            return wrong
+        if drawn < 0.95 or self._history == "plain":
+            return self._copy()
+        return self._change_keys()
+
+    def _main(self) -> Repository:
+        return repository(self._root, self._history)
+
+    def _other(self) -> Repository:
+        return repository(self._root, self._history, name="copy")
+
+    def _run(
+        self, name: str, command: Callable[[], object], *, may_be_killed: bool = True
+    ) -> tuple[object, list[str]]:
+        """A command in a process of its own: what it returns, or _KILLED, and what is wrong."""
+        killed = may_be_killed and self._draw.random() < 0.4
+        deadline = self._draw.random() * KILLED_WITHIN_S if killed else HANGS_AFTER_S
+        try:
+            result = forked.call(command, deadline)
+        except forked.Hung as exc:
+            self.counts[f"{name}, killed"] += 1
+            return _KILLED, [] if killed else [f"{name}: it hangs: {exc}"]
+        except RuntimeError as exc:
+            return _KILLED, [f"{name}: it fails: {exc}"]
+        self.counts[name] += 1
+        return result, []
+
+    def _forget(self) -> list[str]:
+        some = dict(self._draw.sample(sorted(self._published.items()), 1))
+
+        def remove() -> None:
+            main = self._main()
+            reader = RepositoryReader.of(main.backend(), main.unlock)
+            forget(
+                reader.objects, reader.config, Origin(), [each for each in reader.points if each.id in some]
+            )
+
+        result, wrong = self._run("forgotten", remove)
+        for point in some:
+            del self._published[point]
+        if result is _KILLED:
+            self._leaving.update(some)
+        else:
+            self._gone.update(some)
+        return wrong
+
+    def _copy(self, *, may_be_killed: bool = True) -> list[str]:
+        async def copy() -> list[str]:
+            receipt = await copy_points(self._main(), self._other(), codec=Zstd(level=-1))
+            return [*receipt.copied, *receipt.present]
+
+        result, wrong = self._run("copied", lambda: trio.run(copy), may_be_killed=may_be_killed)
+        if result is not _KILLED:
+            there = cast("list[str]", result)
+            wrong += [f"point {point} was not copied" for point in self._published if point not in there]
+            self._copied.update(
+                {point: self._published[point] for point in there if point in self._published}
+            )
+        return wrong
+
+    def _change_keys(self) -> list[str]:
+        """Add the second key, take a new epoch into use, or take the first key away."""
+        what = self._draw.choice(["add", "epoch", "remove"])
+        if (what == "remove" and "second" not in self._keys) or (what == "add" and "second" in self._keys):
+            what = "epoch"
+
+        def change() -> None:
+            backend, config, secrets = opened(self._main())
+            table = slots.SlotTable.read(backend)
+            labels = [slot.label for slot in table.slots]
+            if what == "add" and "second" not in labels:
+                slot_changes.add_slot(backend, config.id, secrets, key_file(self._root, "second"), "second")
+            elif what == "remove" and "first" in labels:
+                slot_changes.remove_slot(backend, config.id, secrets, table.named("first"))
+            elif what == "epoch":
+                slot_changes.new_epoch(backend, config.id, secrets)
+
+        result, wrong = self._run("keys changed", change)
+        if what == "add" and result is not _KILLED:
+            self._keys.append("second")
+        elif what == "remove":
+            self._keys = ["second"]
+        for key in self._keys:
+            try:
+                opened(repository(self._root, self._history, [key]))
+            except MoverError as exc:
+                wrong.append(f"the key {key} opens nothing: {exc}")
+        return wrong
 
     def _live(self) -> None:
         for vm in self._vms:
@@ -199,55 +363,65 @@ class History:
                 vm.disks[-1].epoch = self._draw.randrange(1, 1 << 30)
 
     def _back_up(self, vm: OracleVm, *, may_be_killed: bool = True) -> list[str]:
-        killed = may_be_killed and self._draw.random() < 0.4
-        deadline = self._draw.random() * KILLED_WITHIN_S if killed else HANGS_AFTER_S
-        try:
-            point = forked.call(lambda: trio.run(self._run, vm), deadline)
-        except forked.Hung as exc:
-            self.counts["killed"] += 1
+        async def back_up() -> str:
+            return (await Job(vm, self._path, self._main(), disks_at_once=2).run()).point
+
+        result, wrong = self._run("backed up", lambda: trio.run(back_up), may_be_killed=may_be_killed)
+        if result is _KILLED:
             self._perhaps.add(vm.held())
-            return [] if killed else [f"a backup hangs: {exc}"]
-        except RuntimeError as exc:
-            return [f"a backup fails: {exc}"]
-        self.counts["backed up"] += 1
-        self._published[point] = vm.held()
-        return []
+        else:
+            self._published[str(result)] = vm.held()
+        return wrong
 
-    async def _run(self, vm: OracleVm) -> str:
-        return (await Job(vm, path, Repository(str(self._root)), disks_at_once=2).run()).point
-
-    def _wrong(self, *, left: bool = False) -> list[str]:
+    def _wrong(self, *, last: bool = False) -> list[str]:
         self.counts["checked"] += 1
         try:
-            return forked.call(lambda: trio.run(self._check, left), HANGS_AFTER_S)
+            return forked.call(lambda: trio.run(self._check, last), HANGS_AFTER_S)
         except RuntimeError as exc:
             return [f"the check fails: {exc}"]
 
-    async def _check(self, left: bool) -> list[str]:
+    async def _check(self, last: bool) -> list[str]:
         wrong: list[str] = []
-        async with open_repository(self._root) as reader:
-            wrong += [f"damaged: {damage}" for damage in reader.damaged]
-            for point in reader.points:
-                held = await restored_digests(reader, point)
-                if held != self._published.get(point.id, held):
-                    wrong.append(f"point {point.id} is restored with wrong bytes")
-                if point.id not in self._published and held not in self._perhaps:
-                    wrong.append(f"point {point.id} holds what no VM ever held")
-            listed = {point.id for point in reader.points}
-            wrong += [f"point {point} is lost" for point in self._published if point not in listed]
-            report = await verify(reader)
-            wrong += [f"verify: {line}" for line in report.lines() if report.damages]
-        if left:
-            files = [one.name for room in ("tmp", "runs") for one in (self._root / room).iterdir()]
-            wrong += [f"left behind: {name}" for name in files]
+        for name, where, expected in (
+            ("main", self._main(), self._published),
+            ("copy", self._other(), self._copied),
+        ):
+            if last:
+                await trio.to_thread.run_sync(prune_once, where)
+                await trio.to_thread.run_sync(prune_once, where)
+            async with where.read() as reader:
+                found = [f"damaged: {damage}" for damage in reader.damaged]
+                for point in reader.points:
+                    held = await restored_digests(reader, point)
+                    known = (
+                        self._published.get(point.id)
+                        or self._copied.get(point.id)
+                        or self._leaving.get(point.id)
+                    )
+                    if held != (known or held):
+                        found.append(f"point {point.id} is restored with wrong bytes")
+                    if known is None and held not in self._perhaps and point.id not in self._gone:
+                        found.append(f"point {point.id} holds what no VM ever held")
+                    if name == "main" and point.id in self._gone:
+                        found.append(f"point {point.id} is back")
+                listed = {point.id for point in reader.points}
+                found += [f"point {point} is lost" for point in expected if point not in listed]
+                report = await verify(reader)
+                found += [f"verify: {line}" for line in report.lines() if report.damages]
+            if last:
+                left = [one for room in ("tmp", "runs", "removals") for one in (where.path / room).glob("*")]
+                found += [f"left behind: {one.relative_to(where.path)}" for one in left]
+            wrong += [f"{name}: {sentence}" for sentence in found]
         return wrong
 
 
 def _play(job: tuple[int, int]) -> tuple[int, Counter[str], list[str]]:
     seed, number = job
+    logging.disable(logging.WARNING)  # what a killed command left is no news here
     small_files()
     with tempfile.TemporaryDirectory(dir=scratch()) as directory:
-        history = History(Path(directory, "repository"), f"{seed}/{number}")
+        kind = list(HISTORIES)[number % len(HISTORIES)]
+        history = History(Path(directory, "root"), kind, f"{seed}/{number}")
         return number, history.counts, history.play()
 
 
@@ -265,14 +439,16 @@ def campaign(count: int, seed: int, workers: int, only: int | None = None) -> tu
 
 
 @click.command()
-@click.option("--count", default=1000, show_default=True, help="How many histories to play.")
+@click.option("--count", default=5000, show_default=True, help="How many histories to play.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--only", type=int, help="Only the history with this number.")
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True)
 def main(count: int, seed: int, only: int | None, workers: int) -> None:
-    """Back up VMs that live, kill backups, and compare every point with what the VM held."""
+    """Back up VMs that live, kill commands, and compare every point with what the VM held."""
+    started = time.monotonic()
     counts, wrong = campaign(count, seed, workers, only)
-    click.echo(f"seed {seed}: {', '.join(f'{number} {name}' for name, number in sorted(counts.items()))}")
+    told = ", ".join(f"{number} {name}" for name, number in sorted(counts.items()))
+    click.echo(f"seed {seed}, {time.monotonic() - started:.0f} s: {told}")
     for line in wrong:
         click.echo(f"WRONG {line}", err=True)
     click.echo(f"{len(wrong)} wrong")

@@ -9,11 +9,12 @@ byte, and a hole that a lost write leaves reads as zeros.
 from __future__ import annotations
 
 import math
+import os
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 _HEAD: Final = struct.Struct("=cQQIII")
@@ -46,16 +47,33 @@ class State:
     directories: tuple[str, ...]
     files: dict[str, bytes]
 
-    def write(self, root: Path) -> None:
-        """Make the state in the empty directory `root`."""
+    def write(self, root: Path, shared: SharedFiles | None = None) -> None:
+        """Make the state in the empty directory `root`.
+
+        Args:
+            shared: Links files to these copies where it can: for programs that change no file in place.
+        """
         for directory in self.directories:
-            (root / directory).mkdir(mode=0o700)
+            os.mkdir(f"{root}/{directory}", mode=0o700)
         for path, content in self.files.items():
-            (root / path).write_bytes(content)
+            copy = None if shared is None else shared.copy_of(content)
+            if copy is None:
+                Path(f"{root}/{path}").write_bytes(content)
+            else:
+                os.link(copy, f"{root}/{path}")
 
     def key(self) -> int:
         """Equal for equal states of one process."""
         return hash((self.directories, tuple(self.files.items())))
+
+    @classmethod
+    def of(cls, root: Path) -> State:
+        """What is in a directory now."""
+        paths = sorted(root.rglob("*"))
+        return cls(
+            tuple(str(path.relative_to(root)) for path in paths if path.is_dir()),
+            {str(path.relative_to(root)): path.read_bytes() for path in paths if path.is_file()},
+        )
 
 
 def read_log(path: Path) -> list[Operation]:
@@ -86,6 +104,28 @@ class Record:
     def __init__(self, operations: Sequence[Operation]) -> None:
         self.operations = operations
         self._certain = list(self._certain_from())
+        self._settled = dict(self._settled_from())
+
+    def _settled_from(self) -> Iterator[tuple[int, tuple[float, bytes]]]:
+        """For each file the moment from which on its content is certain, and that content."""
+        contents: dict[int, bytearray] = {}
+        moments: dict[int, float] = {}
+        for place, operation in enumerate(self.operations):
+            match operation.kind:
+                case "c":
+                    contents[operation.file], moments[operation.file] = bytearray(), place + 1
+                case "w" | "t":
+                    _apply(contents[operation.file], operation)
+                    moments[operation.file] = max(
+                        moments[operation.file], place + 1, self._certain[place] + 1
+                    )
+        for file, content in contents.items():
+            yield file, (moments[file], bytes(content))
+
+    @property
+    def settled(self) -> list[bytes]:
+        """The contents that files have at last; a state has these very objects."""
+        return [content for _, content in self._settled.values()]
 
     def _certain_from(self) -> Iterator[float]:
         """For each operation the place of the flush that makes it certain; infinity where none does."""
@@ -139,26 +179,26 @@ class Record:
     def _built(self, moment: int, keep: Callable[[int, Operation], Operation | None]) -> State:
         truth: dict[str, int] = {}  # the names as they were, to know which file a name meant
         names: dict[str, int] = {}  # the names as the crash leaves them
-        contents: dict[int, bytearray] = {}
+        contents: dict[int, bytes | bytearray] = {}
         for place, operation in enumerate(self.operations[:moment]):
+            if operation.kind in (WRITE, TRUNCATE):
+                content = contents[operation.file]
+                if isinstance(content, bytearray) and (kept := keep(place, operation)):
+                    _apply(content, kept)
+                continue
             kept = keep(place, operation)
             file = truth.get(operation.path, operation.file)
             match operation.kind:
                 case "c":
                     truth[operation.path] = operation.file
-                    contents[operation.file] = bytearray()
+                    settled, content = self._settled[operation.file]
+                    contents[operation.file] = content if settled <= moment else bytearray()
                     if kept:
                         names[operation.path] = operation.file
                 case "m":
                     truth[operation.path] = _DIRECTORY
                     if kept:
                         names[operation.path] = _DIRECTORY
-                case "w" if kept:
-                    _write(contents[operation.file], kept)
-                case "t" if kept:
-                    size = operation.offset
-                    content = contents[operation.file]
-                    content[:] = content[:size].ljust(size, b"\0")
                 case "r":
                     truth[operation.second] = truth.pop(operation.path)
                     if kept:
@@ -176,7 +216,31 @@ class Record:
         return _reachable(names, contents)
 
 
-def _write(content: bytearray, operation: Operation) -> None:
+class SharedFiles:
+    """Copies of the contents that files have at last, in a directory; each is written when it is needed first."""
+
+    def __init__(self, record: Record, directory: Path) -> None:
+        self._known = {id(content) for content in record.settled}
+        self._directory = directory
+        self._written: dict[int, Path] = {}
+
+    def copy_of(self, content: bytes) -> Path | None:
+        """The copy of a content; None for one that is of one state only."""
+        key = id(content)
+        if key not in self._known:
+            return None
+        if key not in self._written:
+            copy = self._directory / str(len(self._written))
+            copy.write_bytes(content)
+            self._written[key] = copy
+        return self._written[key]
+
+
+def _apply(content: bytearray, operation: Operation) -> None:
+    """A write or a change of the size."""
+    if operation.kind == TRUNCATE:
+        content[:] = content[: operation.offset].ljust(operation.offset, b"\0")
+        return
     end = operation.offset + len(operation.data)
     if len(content) < end:
         content.extend(bytes(end - len(content)))
@@ -184,11 +248,10 @@ def _write(content: bytearray, operation: Operation) -> None:
 
 
 def _parent(path: str) -> str:
-    parent = str(PurePosixPath(path).parent)
-    return "" if parent == "." else parent
+    return path.rpartition("/")[0]
 
 
-def _reachable(names: dict[str, int], contents: dict[int, bytearray]) -> State:
+def _reachable(names: dict[str, int], contents: Mapping[int, bytes | bytearray]) -> State:
     directories: set[str] = set()
     for path in sorted(path for path, file in names.items() if file == _DIRECTORY):
         if _parent(path) in directories or not _parent(path):

@@ -1,0 +1,155 @@
+"""Schedules of backups, removals and a restore: a short version of the campaign, and whether it finds defects."""
+
+import random
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from vadpipe.lab.faults import schedules
+from vadpipe.lab.faults.interleaving import Actor, Interleaving, Killed, Process, ScheduledBackend, uniform
+from vadpipe.repository import point, prune, removal, runs, store
+from vadpipe.repository.backends.contract import ObjectExists
+from vadpipe.repository.index import Removed
+
+SEED = 1
+FOUND_WITHIN = 400  # schedules
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bases():
+    """Repositories to begin with are made by code that has no defect."""
+    schedules.make_bases(SEED)
+
+
+def appenders(seed, count=3, turns=4):
+    """What comes into the store in a schedule of actors that write one object after the other."""
+    backend = ScheduledBackend({})
+
+    def write(name):
+        for turn in range(turns):
+            backend.put(f"{name}/{turn}", [b""])
+
+    actors = [
+        Actor(str(number), Process(number), lambda number=number: write(number)) for number in range(count)
+    ]
+    interleaving = Interleaving(actors, uniform(random.Random(seed)), keep_trace=True)
+    backend.interleaving = interleaving
+    return backend, actors, interleaving
+
+
+def test_a_schedule_is_a_function_of_its_seed():
+    traces = []
+    for seed in (1, 1, 2):
+        _, _, interleaving = appenders(seed)
+        interleaving.play()
+        traces.append(interleaving.trace)
+    assert traces[0] == traces[1] != traces[2]
+    assert len(traces[0]) == 12
+
+
+def test_an_actor_that_is_killed_does_nothing_more():
+    backend, actors, interleaving = appenders(1)
+    actors[1].killed_at = 3
+    interleaving.play()
+    assert sorted(name for name in backend.content() if name.startswith("1/")) == ["1/0", "1/1"]
+    assert not actors[1].process.there
+    assert actors[1].error is None
+
+
+def test_an_actor_that_is_stopped_wakes_up_when_the_others_have_ended():
+    _, actors, interleaving = appenders(1)
+    actors[0].stopped_at = 2
+    interleaving.play()
+    assert all(" 0 " in line for line in interleaving.trace[-3:])
+    assert all(actor.done for actor in actors)
+
+
+def test_a_lost_answer_hides_what_the_store_did():
+    backend, actors, interleaving = appenders(1)
+    actors[2].fault_at, actors[2].fault_has_effect = 2, True
+    interleaving.play()
+    assert "did not answer" in str(actors[2].error)
+    assert "2/1" in backend.content()
+    assert "2/2" not in backend.content()
+
+
+def test_a_name_is_taken_once():
+    backend = ScheduledBackend({})
+    backend.put("a", [b"1"])
+    with pytest.raises(ObjectExists):
+        backend.put("a", [b"2"])
+    assert not isinstance(Killed(), Exception)  # no clean-up of the product catches it
+
+
+@pytest.mark.slow
+def test_200_schedules_lose_nothing_and_leave_nothing():
+    counts, wrong = schedules.play_some(SEED, range(200))
+    assert wrong == []
+    assert counts["schedules"] == 200
+    assert counts["given up"] > 20
+    assert counts["killed"] > 20
+    assert counts["prunes"] > 300
+
+
+@pytest.mark.campaign
+def test_100000_schedules_lose_nothing_and_leave_nothing():
+    counts, wrong = schedules.campaign(100_000, seed=2, workers=2)
+    assert wrong == []
+    assert counts["schedules"] == 100_000
+
+
+# --- defects that the schedules find ---
+
+
+def found(*defect):
+    """What the first schedule says in which the defect shows."""
+    with ExitStack() as stack:
+        for owner, name, value in defect:
+            stack.enter_context(patch.object(owner, name, value))
+        for number in range(FOUND_WITHIN):
+            if wrong := schedules.play(SEED, number).wrong:
+                return wrong
+    return []
+
+
+@pytest.mark.slow
+def test_a_backup_that_ignores_removals_is_found():
+    assert found((store, "read_removed", lambda *_: Removed()))
+
+
+@pytest.mark.slow
+def test_a_prune_that_ignores_what_was_published_since_is_found():
+    assert found((prune._Prune, "_wanted_of", lambda *_: np.zeros(0, np.uint64)))
+
+
+@pytest.mark.slow
+def test_a_prune_that_lists_the_runs_before_it_publishes_the_removal_is_found():
+    listed, plan, publish = {}, prune._Prune._plan, removal.publish_removal
+
+    def plan_and_list(self, *limits):
+        listed[self._run.id] = [each for each in runs.unended_runs(self._objects) if each != self._run.id]
+        return plan(self, *limits)
+
+    def publish_with_list(objects, config, run, origin, **named):
+        with patch.object(removal, "unended_runs", lambda _: listed[run.id]):
+            publish(objects, config, run, origin, **named)
+
+    assert found((prune._Prune, "_plan", plan_and_list), (prune, "publish_removal", publish_with_list))
+
+
+@pytest.mark.slow
+def test_a_prune_that_waits_for_no_run_is_found():
+    assert found((prune, "is_ready", lambda _, each: each.waiting is not None))
+
+
+@pytest.mark.slow
+def test_a_run_whose_names_are_not_taken_when_it_is_given_up_is_found():
+    wrong = found((runs, "_take_names", lambda *_: None))
+    assert any("was given up, and publishes its point" in sentence for sentence in wrong)
+
+
+@pytest.mark.slow
+def test_a_backup_that_shares_frames_of_removed_packs_with_its_previous_point_is_found():
+    assert found((point.Point, "removal_waits", property(lambda _: False)))
