@@ -422,7 +422,7 @@ def _stored(run: OpenRun, index: Index, identity: NDArray[np.uint8]) -> tuple[Fr
 
 def _check_packs(run: OpenRun) -> None:
     """Before anything is visible: all that the maps of this point may lead to is there."""
-    needed = run.index.used_packs
+    needed = run.index.used_packs | run.index.packs()
     missing = sorted(needed - _present(run.objects, needed))
     if missing:
         run.run.require_alive()
