@@ -16,10 +16,11 @@ from .units import SPAN, format_size
 class Plan:
     """What a job would do.
 
-    `memory` bounds the bytes of disk data that the job holds at once, in buffers and encoded. `unchecked`: a
-    sentence when the path depends on the disk, else empty; where it could not be composed for a planned disk there
-    are no stages, and `memory` counts buffers only. `missing`: what a run would fail for now, as far as its target
-    and its machine can tell by looking.
+    `memory` bounds the bytes of disk data that the job holds at once, in buffers and encoded; a target that holds
+    some until it is sent says so by an attribute `memory`. `unchecked`: a sentence when the path depends on the
+    disk, else empty; where it could not be composed for a planned disk there are no stages, and `memory` counts
+    buffers only. `missing`: what a run would fail for now, as far as its target and its machine can tell by
+    looking.
     """
 
     job: str
@@ -59,7 +60,7 @@ def plan(entry: Job[Any, Any] | JobSource) -> Plan:
     return Plan(
         job=job.title,
         stages=[readable(part) for part in parts],
-        memory=job.machine.pool_size + job.disks_at_once * encoded * SPAN,
+        memory=job.machine.pool_size + job.disks_at_once * encoded * SPAN + getattr(job.into, "memory", 0),
         effects=[*job.machine.effects(), *job.into.effects()],
         unchecked=problem
         and f"{problem} A run checks it for every disk, after the snapshot was taken and before anything is read.",

@@ -41,8 +41,9 @@ def _fresh_process():
 
 @pytest.fixture(autouse=True)
 def _state_of_its_own(tmp_path, monkeypatch):
-    """The journal and VDDK's working directories are below the test's."""
+    """The journal, VDDK's working directories and copies of indexes are below the test's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

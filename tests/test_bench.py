@@ -124,3 +124,26 @@ def test_the_points_bench_costs_runs_with_nothing_new(tmp_path):
     assert "12 points of the VM,     3 other VMs" in lines[-2]
     assert float(lines[-2].split(": ")[1].split()[0]) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MKE2FS is None, reason="mke2fs is missing")
+def test_the_verify_bench_compares_with_its_floors(tmp_path):
+    options = "--size", 0.03125, "--fill", 4, "--points", 3, "--rounds", 1, "--directory", tmp_path
+    lines = program("verify", *options)[1:]
+    assert [line.split(":")[0] for line in (lines[0], lines[3])] == ["image", "points"]
+    for line in (*lines[1:3], *lines[4:]):
+        cost, floor = (float(part.split()[-2]) for part in line.split(":")[0].split(","))
+        assert cost > floor * 0.1 > 0
+
+
+@pytest.mark.slow
+def test_the_prune_bench_names_and_deletes_what_one_point_needed(tmp_path):
+    lines = program("prune", "--points", 8, "--pages", 2, "--directory", tmp_path)[1:-1]
+    found = [(line.split(", ")[1].split()[0], line.split("; ")[1]) for line in lines]
+    assert found == 2 * [
+        ("name", "1 packs named, 0 deleted"),
+        ("delete", "0 packs named, 1 deleted"),
+        ("nothing", "0 packs named, 0 deleted"),
+    ]
+    assert list(tmp_path.iterdir()) == []

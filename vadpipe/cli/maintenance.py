@@ -12,6 +12,7 @@ from pipeline.errors import EXIT_DONE, ConfigError
 from pipeline.units import format_size
 from sinks.copying import CopyReceipt, copy_points
 from vadpipe.kernels.codecs import Zstd
+from vadpipe.repository.backends.cached import drop_copies
 from vadpipe.repository.prune import REWRITE_BELOW, PruneReport, prune
 from vadpipe.repository.repair import RepairReport, repair
 from vadpipe.repository.restore_point import RestorePoint
@@ -80,6 +81,7 @@ def repair_command(repository: str, dry_run: bool, as_json: bool) -> int:
 
     async def work() -> RepairReport:
         with settings.open_for_maintenance() as (objects, config):
+            drop_copies(objects.backend)
             repaired = partial(repair, objects, config, settings.origin, dry_run=dry_run)
             return await trio.to_thread.run_sync(repaired)
 

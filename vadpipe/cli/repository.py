@@ -23,6 +23,7 @@ from pipeline.units import format_size
 from sinks.restore_job import resolve_point
 from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
+from vadpipe.repository.backends.cached import drop_copies
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.checksums import ChecksumReport, check_without_key
 from vadpipe.repository.reader import RepositoryReader, open_repository
@@ -180,7 +181,9 @@ def verify(
     limit = None if budget is None else Budget(budget, seed or 0)
 
     async def work() -> VerifyReport:
-        async with open_repository(repository) as reader, show_progress(as_json) as progress:
+        backend = backend_at(repository)
+        drop_copies(backend)
+        async with open_repository(backend) as reader, show_progress(as_json) as progress:
             points = None
             if point is not None:
                 points = [named_point(reader, point, vm)]
@@ -209,6 +212,7 @@ def _check_without_key(repository: str, as_json: bool) -> int:
             running = RunningVerification()
             progress.running.append(running)
             backend = backend_at(repository)
+            drop_copies(backend)
             try:
                 return await trio.to_thread.run_sync(check_without_key, backend, running.reached)
             finally:

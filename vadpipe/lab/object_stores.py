@@ -26,6 +26,7 @@ SECRET_KEY: Final = "labsecretkey-of-the-object-store"
 
 CEPH_COMMANDS: Final = ("ceph-mon", "ceph-osd", "radosgw", "radosgw-admin", "ceph", "monmaptool")
 
+_ATTEMPTS: Final = 5
 _START_S: Final = 90.0  # measured: moto 1 s, Ceph 13 to 19 s on two cores
 
 
@@ -122,8 +123,14 @@ def radosgw(directory: Path) -> Iterator[ObjectStore]:
         # A monitor that has just started may refuse everything for a moment.
         _wait_for(lambda: _tried("ceph", *settings, "osd", "new", storage) is not None, process, log)
         _call("ceph-osd", *settings, "-i", "0", "--mkfs", "--osd-uuid", storage, "--no-mon-config")
-        process, log = start("ceph-osd", "-i", "0")
-        _wait_for(lambda: "1 up" in (_tried("ceph", *settings, "osd", "stat") or ""), process, log)
+        for attempt in range(_ATTEMPTS):  # its first command may be refused for a wrong cluster, too
+            process, log = start("ceph-osd", "-i", "0")
+            try:
+                _wait_for(lambda: "1 up" in (_tried("ceph", *settings, "osd", "stat") or ""), process, log)
+                break
+            except RuntimeError:
+                if attempt == _ATTEMPTS - 1:
+                    raise
         process, log = start("radosgw", "-n", "client.rgw")
         endpoint = f"http://127.0.0.1:{gateway}"
         _wait_for(lambda: _answers(endpoint), process, log)

@@ -127,6 +127,11 @@ class Segment1(Columns):
         ids: Digests = self.take(FRAMES, frame)["id"]
         return ids
 
+    def lengths(self, frame: Rows) -> NDArray[np.uint32]:
+        """How long frames are, decoded."""
+        lengths: NDArray[np.uint32] = self.take(FRAMES, frame)["length"]
+        return lengths
+
     def chunks_of(self, frame: Rows) -> int:
         """How many chunks these frames have together."""
         return int(self.take(FRAMES, frame)["chunks"].sum(dtype=np.int64))

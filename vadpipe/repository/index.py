@@ -218,6 +218,13 @@ class Index:
                 result[place] = address
         return [address for address in result if address is not None]
 
+    def lengths(self, number: Numbers) -> Rows:
+        """How long published frames are, decoded."""
+        result = np.empty(len(number), np.int64)
+        for table, at, row in self._by_table(number):
+            result[at] = self._table[table].lengths(row)
+        return result
+
     def _numbers(self, table: int, row: Rows) -> Numbers:
         return row.astype(np.uint64) | np.uint64((self._base + table) << 32)
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -307,30 +305,3 @@ def damaged_frame(
         position=address.offset,
         **facts,
     )
-
-
-class FrameCache:
-    """The last decoded frames, up to `size` bytes. For several threads at once."""
-
-    def __init__(self, objects: Objects, config: Config, size: int) -> None:
-        self._objects = objects
-        self._config = config
-        self._size = size
-        self._held = 0
-        self._frame: OrderedDict[bytes, memoryview] = OrderedDict()
-        self._turn = threading.Lock()
-
-    def read(self, address: FrameAddress) -> memoryview:
-        """The bytes of a frame, all its chunks proved. Raises Damage."""
-        with self._turn:
-            if address.id in self._frame:
-                self._frame.move_to_end(address.id)
-                return self._frame[address.id]
-        data = frames.decode(read_frame(self._objects, self._config, address), self._config.keys)
-        with self._turn:
-            if address.id not in self._frame:
-                self._frame[address.id] = data
-                self._held += len(data)
-            while self._held > self._size and len(self._frame) > 1:
-                self._held -= len(self._frame.popitem(last=False)[1])
-        return data

@@ -448,7 +448,7 @@ def _present(objects: Objects, packs: Collection[str]) -> set[str]:
         if len(wanted) <= _ASKED_ONE_BY_ONE:
             present.update(pack for pack in wanted if objects.exists(objects.pack(pack)))
         else:
-            listed = {stem(found.name) for found in objects.backend.list(f"{PACKS}{prefix}/")}
+            listed = set(map(stem, objects.backend.names(f"{PACKS}{prefix}/")))
             present.update(listed.intersection(wanted))
     return present
 

@@ -14,8 +14,9 @@ from pipeline import CLUSTER, DIGEST_SIZE, NO_FRAME, Digests, Extents, Integrity
 from .config import Config
 from .disk_map import PAGE, PageMap, clusters, parse_page, root_of
 from .files import Damage, Objects
+from .frame_cache import FrameCache
 from .index import RunIndex
-from .packs import FrameAddress, FrameCache, damaged_frame
+from .packs import FrameAddress, damaged_frame
 from .restore_point import StoredDisk
 
 log = logging.getLogger(__name__)

@@ -46,8 +46,9 @@ from .disk_map import (
     root_of,
 )
 from .files import Damage, Missing, Objects
+from .frame_cache import FrameCache
 from .index import Index
-from .packs import FrameAddress, FrameCache, damaged_frame, read_chunks, read_object
+from .packs import FrameAddress, damaged_frame, read_chunks, read_object
 from .removal import readable_removed
 from .restore_point import RestorePoint, StoredDisk, read_points
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
+PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
 # How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
@@ -104,6 +106,8 @@ class RepositoryReader:
         self.damaged: tuple[IntegrityError, ...] = (*damaged, *unread, *self.index.damaged)
         self._turn = threading.Lock()
         self.frames = FrameCache(objects, config, DECODED)
+        self._proved: dict[bytes, memoryview] = {}
+        self._proved_size = 0
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
@@ -197,6 +201,20 @@ class RepositoryReader:
         known = iter(self.index.addresses(number[number != NO_FRAME]))
         return [next(known) if at != NO_FRAME else None for at in number]
 
+    def frame_lengths(self, page: PageMap) -> NDArray[np.int64] | None:
+        """How long the frames of a page are, decoded; None when the index does not know all of them."""
+        return self._looked_up(partial(self._lengths, page.frame_ids))
+
+    def _lengths(self, identity: Digests) -> NDArray[np.int64] | None:
+        number = self.index.find_frames(identity)
+        return None if (number == NO_FRAME).any() else self.index.lengths(number)
+
+    def remember(self, digest: bytes, content: memoryview) -> None:
+        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
+        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+            self._proved[digest] = content
+            self._proved_size += len(content)
+
     def _looked_up(self, look: Callable[[], T]) -> T:
         """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
         for _ in range(LOOKS):
@@ -214,6 +232,8 @@ class RepositoryReader:
             self.index.reload(readable_removed(self.objects, self.config)[0])
 
     def _object(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        if digest in self._proved:
+            return self._proved[digest]
         return self._looked_up(partial(self._object_now, digest, purpose, **facts))
 
     def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
@@ -234,7 +254,7 @@ class ReadPoint(Source[Span | Zeros]):
 
     Out: spans and zero ranges in ascending order, covering [0, capacity); in a span, what is not `data` is zero.
     Everything is proved on the way: root, page list, pages, frames, and the digest of every chunk.
-    Memory: `workers` + 2 spans of `pool`, 32 MiB of decoded frames in the reader.
+    Memory: `workers` + 2 spans of `pool`, in the reader 32 MiB of decoded frames and up to 32 MiB of stored ones.
     Cancel: waits for frames being decoded. Raises: ConfigError for a disk that the point does not have,
     IntegrityError with disk, offset, length, pack and position; other disks stay readable.
     """
@@ -455,6 +475,7 @@ class DiskContent:
     def parts(self, offset: int, digest: bytes) -> list[_Part]:
         """The spans of a page that hold data."""
         page = self.page(offset, digest)
+        self._reader.frames.expect(filter(None, page.addresses))
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
@@ -466,6 +487,8 @@ class DiskContent:
         rows = self.rows(offset, digest)
         first, last = run_borders(rows.differing(before))
         page = ContentPage(offset, rows.within(first, last), self._reader.addresses(rows))
+        used = (page.addresses[number] for number in np.unique(page.rows.frame).tolist())
+        self._reader.frames.expect(filter(None, used))
         start = first * CLUSTER + offset
         changed = Extents.from_columns(start, last * CLUSTER + offset - start).within(
             offset, min(PAGE, self.capacity - offset)

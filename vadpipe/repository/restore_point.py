@@ -20,7 +20,6 @@ from .files import (
     Objects,
     hold_name,
     point_name,
-    stem,
 )
 
 
@@ -124,6 +123,7 @@ NOTED_FROM: Final = 32
 
 _MOST_BYTES: Final = 1 << 63
 _NEWEST: Final = "newest"
+_ENDING: Final = ".json"
 
 
 def name_of(point: RestorePoint, config: Config) -> str:
@@ -170,7 +170,7 @@ def read_points(
 def point_names(objects: Objects, directory: str = "") -> Iterator[str]:
     """The names of points, those of ended runs among them."""
     prefix = f"{POINTS}{directory}/" if directory else POINTS
-    return (found.name for found in objects.backend.list(prefix) if found.name.endswith(".json"))
+    return (name for name in objects.backend.names(prefix) if name.endswith(_ENDING))
 
 
 def read_hold(objects: Objects, config: Config, point: RestorePoint) -> str | None:
@@ -228,14 +228,15 @@ class PointsOf:
         self._config = config
         self._directory = config.directory(machine.uuid)
         self._note = f"{POINTS}{self._directory}/{_NEWEST}"
-        self._before = self._ids()
+        self._before: list[str] | None = None  # the names that `newest` chose from
 
     def newest(self) -> RestorePoint | None:
         """The newest readable point."""
+        self._before = list(point_names(self._objects, self._directory))
         if len(self._before) >= NOTED_FROM:
             try:
                 note = self._config.decode(self._note, self._objects.read_whole(self._note, LARGEST_SMALL))
-                if note.get("of") == _together(self._before):
+                if note.get("of") == self._together(self._before):
                     name = point_name(self._directory, str(note["newest"]))
                     return read_point(self._objects, self._config, name)
             except (Damage, IntegrityError, KeyError):
@@ -250,22 +251,21 @@ class PointsOf:
         return read_point(self._objects, self._config, point_name(self._directory, point_id))
 
     def note_newest(self, point: RestorePoint) -> None:
-        """After `point` was published. Raises SinkError."""
-        now = self._ids()
-        if len(now) < NOTED_FROM:
+        """After `point` was published, which comes after the one that `newest` gave. Raises SinkError.
+
+        Where another run published or removed one meanwhile, the note does not fit, and the next run reads all. So no
+        second listing is needed. A copy of an old point is not the newest: whoever did not ask for that notes nothing.
+        """
+        if self._before is None or len(self._before) + 1 < NOTED_FROM:
             return
-        if now == sorted([*self._before, point.id]):
-            fields = {"newest": point.id, "of": _together(now)}
-            self._objects.backend.replace(self._note, [self._config.encode(self._note, fields)])
-        else:  # another run published meanwhile, or one was removed: the next run reads all
-            self._objects.backend.delete([self._note])
+        now = sorted([*self._before, point_name(self._directory, point.id)])
+        fields = {"newest": point.id, "of": self._together(now)}
+        self._objects.backend.replace(self._note, [self._config.encode(self._note, fields)])
 
-    def _ids(self) -> list[str]:
-        return [stem(name) for name in point_names(self._objects, self._directory)]
-
-
-def _together(names: Sequence[str]) -> str:
-    return blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+    def _together(self, names: Sequence[str]) -> str:
+        """Proves a set of points by their ids. The ids are cut out of all names at once: there may be thousands."""
+        ids = "\n".join(names).replace(f"{POINTS}{self._directory}/", "").replace(_ENDING, "")
+        return blake2b(ids.encode(), digest_size=16).hexdigest()
 
 
 def _decode(document: dict[str, object]) -> RestorePoint:

@@ -184,7 +184,7 @@ class _Seen:
 
 def unended_runs(objects: Objects) -> list[str]:
     """The ids of the runs that have not ended, as far as `runs/` says."""
-    return [stem(found.name) for found in objects.backend.list(RUNS) if found.name.endswith(".json")]
+    return [stem(name) for name in objects.backend.names(RUNS) if name.endswith(".json")]
 
 
 def has_ended(objects: Objects, run_id: str) -> bool:

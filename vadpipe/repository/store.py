@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pipeline import ConfigError, IntegrityError, MachineId, SinkError, emit
+from pipeline import SPAN, ConfigError, IntegrityError, MachineId, SinkError, emit
 
 from .backends.contract import Backend, ObjectExists
-from .backends.location import backend_at
+from .backends.location import backend_at, bytes_per_second, is_remote
+from .backends.wrappers import Throttled
 from .config import READ_ONLY, Config, Origin, create_repository, read_config
 from .files import Objects, run_name
 from .index import RunIndex
-from .packs import PackWriter
+from .packs import PACK_SIZE, PackWriter
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
@@ -42,12 +43,14 @@ class Repository:
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open it, if it is sealed: `[KeyFile(path)]`; by default what the environment names.
         tags: Texts that each new point gets; retention can keep points by them.
+        throttle: Bytes per second, written and read together: `"50MiB"` or a number; None: no limit.
     """
 
     place: str | Backend
     origin: Origin = field(compare=False)
     unlock: Sequence[Way] = field(compare=False)
     tags: tuple[str, ...]
+    throttle: str | float | None
 
     def __init__(
         self,
@@ -55,12 +58,16 @@ class Repository:
         *,
         unlock: Sequence[Way] = (),
         tags: Sequence[str] = (),
+        throttle: str | float | None = None,
         origin: Origin | None = None,
     ) -> None:
         object.__setattr__(self, "place", str(place) if isinstance(place, Path) else place)
         object.__setattr__(self, "origin", origin or Origin())
         object.__setattr__(self, "unlock", tuple(unlock))
         object.__setattr__(self, "tags", _checked(tags))
+        if throttle is not None:
+            bytes_per_second(throttle)
+        object.__setattr__(self, "throttle", throttle)
 
     def __repr__(self) -> str:
         return f"Repository({self.name!r})"
@@ -72,7 +79,9 @@ class Repository:
 
     def backend(self) -> Backend:
         """Where it is. Raises ConfigError for a place that no backend knows."""
-        return backend_at(self.place) if isinstance(self.place, str) else self.place
+        if isinstance(self.place, str):
+            return backend_at(self.place, self.throttle)
+        return self.place if self.throttle is None else Throttled(self.place, bytes_per_second(self.throttle))
 
     def init(self, seal_for: NewWay | None = None, label: str = "first") -> None:
         """Make it, with a new key, where there is nothing yet. Raises SinkError, ConfigError.
@@ -132,6 +141,11 @@ class Repository:
             return [str(error)]
         return []
 
+    @property
+    def memory(self) -> int:
+        """Bytes of packs that a run holds until they are sent: one that is sent, and one that is filled."""
+        return 2 * (PACK_SIZE + SPAN) if isinstance(self.place, str) and is_remote(self.place) else 0
+
     def effects(self) -> Sequence[str]:
         return [
             f"Adds packs, index segments and a restore point to the repository {self.name}.",
@@ -171,7 +185,7 @@ class RepositoryStore:
         run = await trio.to_thread.run_sync(self._begin, machine, original)
         opened: OpenRun | None = None
         try:
-            ended = await trio.to_thread.run_sync(end_dead_runs, self._objects, self._config, run)
+            ended = await trio.to_thread.run_sync(self._end_dead_runs, run)
             if ended:
                 emit("swept", repository=self._objects.place(), runs=ended)
             opened = await trio.to_thread.run_sync(self._start, run, machine, original)
@@ -227,6 +241,16 @@ class RepositoryStore:
             run.end()
         finally:
             run.abandon()
+
+    def _end_dead_runs(self, run: Run) -> list[str]:
+        """What dead runs left takes space only: whoever may not delete leaves it to a `prune`."""
+        try:
+            return end_dead_runs(self._objects, self._config, run)
+        except SinkError as exc:
+            if exc.transient:
+                raise
+            log.info("what dead runs left in %s stays: %s", self._objects.place(), exc)
+            return []
 
     def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
         objects, config = self._objects, self._config

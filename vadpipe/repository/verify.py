@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pipeline import (
     CLUSTER,
     ConfigError,
-    Digests,
     GiB,
     IntegrityError,
     KiB,
@@ -33,20 +32,23 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
+from .backends.contract import ObjectMissing
 from .cells import Rows
 from .config import Config
 from .disk_map import PAGE, PageMap
 from .files import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
 from .forgetting import forgotten
-from .frames import decode
+from .frames import Kind, decode
 from .index import AnySegment, Index
 from .packs import FrameAddress, addresses, frame_of, read_table
 from .reader import RepositoryReader
-from .removal import readable_removed
+from .removal import read_removed, readable_removed
 from .restore_point import RestorePoint, StoredDisk, name_of
 from .runs import unended_runs
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
+_Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
+_Digest = bytes
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class _PackReport:
     """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
 
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
+    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of all, where
+    they are many. `documents`: digests of such pieces of documents.
     """
 
     path: str
@@ -213,6 +217,8 @@ class _PackReport:
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
     problem: str = ""
     rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
+    pages: list[_Page] = field(default_factory=list)
+    documents: list[_Digest] = field(default_factory=list)
 
     def count(self, segment: AnySegment, right: int, unknown: int) -> None:
         before = self.rows.get(segment, (0, 0))
@@ -224,6 +230,30 @@ _LOOKS = 3  # at the index, while others merge its segments
 # Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
 _READ_AT_ONCE = 8 * MiB
 
+_PAGES_OF_PACK = 8 * MiB
+
+
+class _OnePack(Objects):
+    """The objects, one pack of which is read by a single request when it is small."""
+
+    def __init__(self, objects: Objects, pack: str) -> None:
+        super().__init__(objects.backend, objects.version)
+        self._name = self.pack(pack)
+        try:
+            self._begin = self.backend.read(self._name, 0, _READ_AT_ONCE)
+        except (ObjectMissing, Damage):
+            self._begin = b""
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        if name == self._name and offset + length <= len(self._begin):
+            return self._begin[offset : offset + length]
+        return super().read(name, offset, length)
+
+    def size(self, name: str) -> int:
+        if name == self._name and 0 < len(self._begin) < _READ_AT_ONCE:
+            return len(self._begin)
+        return super().size(name)
+
 
 def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
     """Read the frames of a pack: those of its own table, and those that the index expects in it.
@@ -231,6 +261,8 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     Every frame is compared with the rows that the index has of its chunks.
     """
     name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)), pack.name)
+    if pack.needed is None:
+        objects = _OnePack(objects, name)
     frames: dict[int, FrameAddress] = {}
     listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
@@ -247,27 +279,44 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[AnySegment, list[tuple[int, Digests, NDArray[np.int64]]]] = {}
+    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
+    pages: list[_Page] = []
+    documents: list[bytes] = []
+    held = 0
     for address, content in _contents(objects, wanted):
         try:
             if isinstance(content, Damage):
                 raise content
             frame = frame_of(content, address, config)
-            report.bytes += len(decode(frame, config.keys))
+            data = decode(frame, config.keys)
+            report.bytes += len(data)
             report.frames += 1
         except Damage as damage:
             report.damaged.append((address, str(damage)))
             for segment, row in listed.get(address.offset, ()):
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
-        place = np.cumsum(frame.chunk["length"], dtype=np.int64) - frame.chunk["length"]
         for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk["digest"], place))
-    for segment, tables in found.items():  # all chunks of the pack at once: a look-up costs by the call
-        rows = np.array([row for row, _, _ in tables])
-        many = np.array([len(places) for _, _, places in tables])
-        digests, places = (np.concatenate(column) for column in list(zip(*tables, strict=True))[1:])
-        report.count(segment, segment.agreeing(rows, many, digests, places), 0)
+            found.setdefault(segment, []).append((row, frame.chunk))
+        if frame.kind != Kind.DATA and len(frame.chunk) == 1 and address.offset in listed:
+            digest = frame.chunk["digest"].tobytes()
+            if frame.kind == Kind.DOCUMENT:
+                documents.append(digest)
+            elif held < _PAGES_OF_PACK:
+                held += len(data)
+                pages.append((digest, data))
+    wrong = 0
+    for segment, tables in found.items():  # all chunks of the pack at once: a comparison costs by the call
+        chunk = np.concatenate([chunk for _, chunk in tables])
+        many = np.array([len(chunk) for _, chunk in tables])
+        end = np.cumsum(chunk["length"], dtype=np.int64)
+        place = end - chunk["length"]
+        place -= np.repeat(place[np.cumsum(many) - many], many)
+        right = segment.agreeing(np.array([row for row, _ in tables]), many, chunk["digest"], place)
+        report.count(segment, right, 0)
+        wrong += len(chunk) - right
+    if not wrong:
+        report.pages, report.documents = pages, documents
     return report
 
 
@@ -321,6 +370,7 @@ class _Verification:
         self._segments: list[AnySegment] = []  # whose rows are compared
         self._gone: dict[bytes, FrameAddress] = {}  # frames of packs that were removed meanwhile
         self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._documents: set[bytes] = set()  # digests of pieces that are sound
         self._reached, self._covered = "", 1.0
 
     def check_index(self) -> None:
@@ -351,9 +401,9 @@ class _Verification:
             self._need(points, packs)
             packs = {name: pack for name, pack in packs.items() if pack.needed}
         else:
+            sizes = {found.name: found.size for found in self._reader.objects.backend.list(PACKS)}
             for pack in packs.values():
-                with suppress(Damage):
-                    pack.size = self._reader.objects.size(self._reader.objects.pack(pack.name))
+                pack.size = sizes.get(self._reader.objects.pack(pack.name), 0)
         chosen = [pack for _, pack in sorted(packs.items())]
         if budget is None:
             return chosen
@@ -418,6 +468,9 @@ class _Verification:
             return
         if report.problem:
             self._wound(report.path, 0, report.problem)
+        for digest, content in report.pages:
+            self._reader.remember(digest, content)
+        self._documents.update(report.documents)
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
 
@@ -493,6 +546,8 @@ class _Verification:
         for disk in point.disks:
             self._check_disk(point, disk)
         for name, document in point.documents.items():
+            if self._documents.issuperset(map(bytes.fromhex, document.parts)):
+                continue
             try:
                 self._reader.read_document(point, name)
             except IntegrityError as error:
@@ -537,6 +592,21 @@ class _Verification:
     def _check_page(self, point: RestorePoint, disk: StoredDisk, low: int, page: PageMap) -> bool:
         """Whether every row of a page leads to a sound frame."""
         wounds: dict[int, _Wound] = {}
+        longest = None if self._of_frame or self._gone else self._reader.frame_lengths(page)
+        if longest is None:  # each frame by itself: some are damaged, or unknown
+            longest = self._longest(page, wounds)
+        needed = np.minimum(page.count * CLUSTER, disk.capacity - low - page.offset * CLUSTER)
+        beyond = page.place * CLUSTER + needed > longest[page.frame]
+        hit = np.isin(page.frame, list(wounds)) | beyond
+        for row in np.flatnonzero(hit).tolist():
+            problem = f"the map of disk {disk.key} reads beyond a frame"
+            file = self._reader.objects.place(name_of(point, self._reader.config))
+            wound = wounds.get(int(page.frame[row])) or self._wound(file, 0, problem)
+            self._hit(wound, point, disk.key, low + int(page.offset[row]) * CLUSTER, int(needed[row]))
+        return not hit.any()
+
+    def _longest(self, page: PageMap, wounds: dict[int, _Wound]) -> NDArray[np.int64]:
+        """The lengths of a page's frames. Those that are damaged, or unknown, get their wounds."""
         longest = np.zeros(len(page.frame_ids), dtype=np.int64)
         for number, address in enumerate(self._reader.addresses(page)):
             identity = page.frame_ids[number].tobytes()
@@ -549,15 +619,7 @@ class _Verification:
                 file = self._reader.objects.place(self._reader.objects.pack(address.pack))
                 wounds[number] = self._wound(file, 0, "it was removed, and this point needs it")
             longest[number] = address.length if address else 0
-        needed = np.minimum(page.count * CLUSTER, disk.capacity - low - page.offset * CLUSTER)
-        beyond = page.place * CLUSTER + needed > longest[page.frame]
-        hit = np.isin(page.frame, list(wounds)) | beyond
-        for row in np.flatnonzero(hit).tolist():
-            problem = f"the map of disk {disk.key} reads beyond a frame"
-            file = self._reader.objects.place(name_of(point, self._reader.config))
-            wound = wounds.get(int(page.frame[row])) or self._wound(file, 0, problem)
-            self._hit(wound, point, disk.key, low + int(page.offset[row]) * CLUSTER, int(needed[row]))
-        return not hit.any()
+        return longest
 
     def _wound(self, file: str, position: int, problem: str) -> _Wound:
         return self._wounds.setdefault((file, position, problem), _Wound(file, position, problem))

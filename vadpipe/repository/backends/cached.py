@@ -1,7 +1,8 @@
 """Copies of immutable objects on a local disk, so that an index in S3 is read there and not over the network.
 
-A copy that has the size of the object is used. That proves nothing: whoever reads proves the content. Anybody may
-delete copies, or the directory, at any time.
+A copy is the object and a checksum of every 64 KiB of it, so that rot of the local disk is not taken for damage of
+the repository: such a copy is fetched again. Whoever reads proves the content. Anybody may delete copies, or the
+directory, at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from pipeline import GiB, MiB
+import xxhash
+
+from pipeline import GiB, KiB, MiB
 from vadpipe.files import TEMPORARY, create, temporary_beside, write_all
 
 from .contract import Backend, Damage, ObjectMissing, Parts, Stored, Upload, checked_name
@@ -27,7 +30,8 @@ log = logging.getLogger(__name__)
 
 LIMIT: Final = 8 * GiB  # an index has 40 bytes for a chunk, and its frames: about 200 million chunks
 
-_PIECE: Final = 8 * MiB
+_PIECE: Final = 8 * MiB  # fetched together
+_CHECKED: Final = 64 * KiB
 _SLASH: Final = "+"  # no name has one
 _OLD_S: Final = 24 * 3600.0  # of a temporary file whose process must be dead
 
@@ -53,7 +57,7 @@ class Cached(Forwarding):
             limit: Bytes of all copies. The copies that were not used for the longest time go first.
         """
         super().__init__(inner)
-        self._directory = Path(directory)
+        self.directory = Path(directory)
         self._prefixes = tuple(prefixes)
         self._limit = limit
         self._turn = threading.Lock()
@@ -83,14 +87,20 @@ class Cached(Forwarding):
         if size > self._limit or name in self._failed:
             return self.inner.read(name, offset, length)
         try:
-            descriptor = self._copy(name, size)
-            try:
-                return read_range(descriptor, size, offset, length)
-            finally:
-                os.close(descriptor)
+            for _ in range(2):
+                descriptor = self._copy(name, size)
+                try:
+                    return _read(descriptor, size, offset, length)
+                except Damage as damage:
+                    log.info("the copy of %s in %s is fetched again: %s", name, self.directory, damage)
+                    with suppress(OSError):
+                        self._path(name).unlink()
+                finally:
+                    os.close(descriptor)
+            raise OSError("what is written there is read back otherwise")
         except OSError as exc:
             self._failed.add(name)
-            log.warning("no copy of %s can be kept in %s (%s); the store is read", name, self._directory, exc)
+            log.warning("no copy of %s can be kept in %s (%s); the store is read", name, self.directory, exc)
             return self.inner.read(name, offset, length)
 
     def list(self, prefix: str) -> Iterator[Stored]:
@@ -115,8 +125,17 @@ class Cached(Forwarding):
             with suppress(OSError):
                 self._path(name).unlink()
 
+    def drop_all(self) -> None:
+        """Remove the copies of all objects: what is read from now on is what is stored now."""
+        self._sizes.clear()
+        with suppress(OSError), os.scandir(self.directory) as entries:
+            for entry in entries:
+                if _SLASH in entry.name and TEMPORARY.fullmatch(entry.name) is None:
+                    with suppress(OSError):
+                        os.unlink(entry.path)
+
     def _path(self, name: str) -> Path:
-        return self._directory / name.replace("/", _SLASH)
+        return self.directory / name.replace("/", _SLASH)
 
     def _copy(self, name: str, size: int) -> int:
         """A descriptor of a copy that has the right size. Raises OSError, and what reading the store raises."""
@@ -136,7 +155,7 @@ class Cached(Forwarding):
             descriptor, found = open_regular(path)
         except (ObjectMissing, Damage):
             return None
-        if found != size:
+        if found != _size_of_copy(size):
             os.close(descriptor)
             return None
         if name not in self._used:
@@ -147,13 +166,17 @@ class Cached(Forwarding):
 
     def _fetch(self, name: str, size: int) -> int:
         path = self._path(name)
-        self._directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
+        self.directory.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
         temporary = temporary_beside(path)
         descriptor = create(temporary)
         try:
+            checks = []
             for offset in range(0, size, _PIECE):
-                write_all(descriptor, [self.inner.read(name, offset, _PIECE)])
-            if os.fstat(descriptor).st_size != size:
+                piece = memoryview(self.inner.read(name, offset, _PIECE))
+                write_all(descriptor, [piece])
+                checks += [_check(piece[low : low + _CHECKED]) for low in range(0, len(piece), _CHECKED)]
+            write_all(descriptor, [b"".join(checks)])
+            if os.fstat(descriptor).st_size != _size_of_copy(size):
                 raise OSError("the object has another size than before")
             os.fsync(descriptor)
             os.replace(temporary, path)
@@ -169,7 +192,7 @@ class Cached(Forwarding):
         """Remove the copies that were not used for the longest time, until the rest is below the limit."""
         copies = []
         now = time.time()
-        with os.scandir(self._directory) as entries:
+        with os.scandir(self.directory) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
@@ -185,3 +208,39 @@ class Cached(Forwarding):
                 with suppress(FileNotFoundError):
                     os.unlink(path)
                 total -= size
+
+
+def drop_copies(backend: Backend) -> None:
+    """Remove the copies that this backend keeps, if it does: for whoever is to find damage in the store."""
+    inner: Backend | None = backend
+    while inner is not None:
+        if isinstance(inner, Cached):
+            inner.drop_all()
+        inner = getattr(inner, "inner", None)
+
+
+def _size_of_copy(size: int) -> int:
+    return size + 8 * -(-size // _CHECKED)
+
+
+def _check(piece: bytes | memoryview) -> bytes:
+    return xxhash.xxh3_64_digest(piece)
+
+
+def _read(descriptor: int, size: int, offset: int, length: int | None) -> bytes:
+    """A range of the object, of a copy. Raises Damage where a checksum is wrong, OSError."""
+    end = size if length is None else min(offset + length, size)
+    if offset >= end:
+        return b""
+    low, high = offset // _CHECKED, -(-end // _CHECKED)
+    whole = _size_of_copy(size)
+    begin = low * _CHECKED
+    content = read_range(descriptor, whole, begin, min(high * _CHECKED, size) - begin)
+    checks = read_range(descriptor, whole, size + 8 * low, 8 * (high - low))
+    pieces = memoryview(content)
+    if any(
+        _check(pieces[at * _CHECKED : (at + 1) * _CHECKED]) != checks[8 * at : 8 * at + 8]
+        for at in range(high - low)
+    ):
+        raise Damage("its checksum is wrong")
+    return content[offset - begin : end - begin]

@@ -58,6 +58,14 @@ def checked_name(name: str) -> str:
     return name
 
 
+def having_names(directory: str, parts: Sequence[str]) -> Sequence[str]:
+    """Those of the entries of a directory, given with its slash or empty for the root, that objects may have."""
+    # One match for a whole directory, which may hold thousands.
+    if not _PART.fullmatch("".join(parts)) or len(directory) + max(map(len, parts)) > NAME_LIMIT:
+        parts = [part for part in parts if _is_part(part) and len(directory) + len(part) <= NAME_LIMIT]
+    return parts if directory else [part for part in parts if part != "tmp"]
+
+
 def checked_prefix(prefix: str) -> str:
     """The prefix, when names may begin with it; its last part may be empty or `.`. Raises ValueError."""
     *parts, last = prefix.split("/")
@@ -121,6 +129,10 @@ class Backend(Protocol):
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """The objects whose names begin with `prefix`, ascending by name. Raises SinkError."""
+        ...
+
+    def names(self, prefix: str) -> Sequence[str]:
+        """The names that `list` has, in its order; nothing is asked about a single object. Raises SinkError."""
         ...
 
     def delete(self, names: Iterable[str]) -> None:

@@ -15,15 +15,17 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 from pipeline import SinkError
 from vadpipe.files import create, flush_directory, publish, write_all
 
-from .contract import Damage, ObjectExists, Parts, Stored, checked_name, checked_prefix
+from .contract import Damage, ObjectExists, Parts, Stored, checked_name, checked_prefix, having_names
 from .local_files import open_regular, read_range, sink_error, sink_errors, take_name, unreadable, what_it_is
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ FOREIGN_AGE_S: Final = (
 
 _TMP: Final = "tmp"
 _TEMPORARY: Final = re.compile("[0-9a-f]{32}")  # whatever else lies there is not ours
+
+_Entries = Sequence[os.DirEntry[str]]
+_name_of: Final[Callable[[os.DirEntry[str]], str]] = attrgetter("name")
 
 # What flock says where a file system has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -90,39 +95,55 @@ class LocalBackend:
         return found.st_size
 
     def list(self, prefix: str) -> Iterator[Stored]:
-        directory, slash, start = checked_prefix(prefix).rpartition("/")
-        return iter(()) if directory.partition("/")[0] == _TMP else self._below(directory + slash, start)
+        return self._stored(self._below(*_begin_of(prefix)))
 
-    def _below(self, directory: str, start: str) -> Iterator[Stored]:
-        """The objects of a directory whose names there begin with `start`.
+    def names(self, prefix: str) -> Sequence[str]:
+        found = self._below(*_begin_of(prefix))
+        return [f"{directory}{entry.name}" for directory, entries in found for entry in entries]
+
+    def _stored(self, found: Iterator[tuple[str, _Entries]]) -> Iterator[Stored]:
+        for directory, entries in found:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as exc:
+                    raise sink_error(self.root / directory / entry.name, "list", exc) from exc
+                yield Stored(f"{directory}{entry.name}", status.st_size, status.st_mtime)
+
+    def _below(self, directory: str, start: str) -> Iterator[tuple[str, _Entries]]:
+        """The objects of a directory whose names there begin with `start`: directories with entries, ascending.
 
         What is no object, e.g. a link, is listed too: whoever reads it is told so, and nothing vanishes silently.
         """
+        if directory.partition("/")[0] == _TMP:
+            return
         path = self.root / directory
         try:
             with os.scandir(path) as entries:
-                found = [entry for entry in entries if entry.name.startswith(start)]
+                found = (
+                    [entry for entry in entries if entry.name.startswith(start)] if start else list(entries)
+                )
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as exc:
             raise sink_error(path, "list", exc) from exc
+        names = list(map(_name_of, found))
+        if (allowed := having_names(directory, names)) is not names:
+            kept = set(allowed)  # not `lost+found`, `tmp`, nor what somebody else keeps there
+            found = [entry for entry in found if entry.name in kept]
         directories = {entry.name for entry in found if entry.is_dir(follow_symlinks=False)}
-        for entry in sorted(found, key=lambda entry: entry.name + "/" * (entry.name in directories)):
-            name = f"{directory}{entry.name}"
-            try:
-                checked_name(name)
-            except ValueError:
-                continue  # `lost+found`, `tmp`, what somebody else keeps there
-            if entry.name in directories:
-                yield from self._below(f"{name}/", "")
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                raise sink_error(self.root / name, "list", exc) from exc
-            yield Stored(name, status.st_size, status.st_mtime)
+        if not directories:
+            yield directory, sorted(found, key=_name_of)
+            return
+        found.sort(key=lambda entry: entry.name + "/" * (entry.name in directories))
+        for is_directory, run in groupby(found, lambda entry: entry.name in directories):
+            if is_directory:
+                for entry in run:
+                    yield from self._below(f"{directory}{entry.name}/", "")
+            else:
+                yield directory, list(run)
 
     def delete(self, names: Iterable[str]) -> None:
         parents: set[Path] = set()
@@ -306,6 +327,12 @@ class LocalUpload:
     def _close(self) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def _begin_of(prefix: str) -> tuple[str, str]:
+    """The directory that a prefix names, with its slash, and how the names there begin."""
+    directory, slash, start = checked_prefix(prefix).rpartition("/")
+    return directory + slash, start
 
 
 def local_locks(root: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from .contract import ObjectExists, ObjectMissing, Parts, Stored, checked_name, checked_prefix
 
@@ -58,6 +58,9 @@ class MemoryBackend:
         with self._turn:
             found = sorted(item for item in self._content.items() if item[0].startswith(prefix))
         return iter([Stored(name, len(content), modified) for name, (content, modified) in found])
+
+    def names(self, prefix: str) -> Sequence[str]:
+        return [found.name for found in self.list(prefix)]
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:

@@ -50,6 +50,11 @@ SMALL_REQUEST_S: Final = 120.0  # at most 8 MiB: a server that hangs is left aft
 _PAGE: Final = 1000  # what S3 lists and deletes with one request at most
 _COMPARED: Final = 8 * MiB
 _SMALL: Final = 8 * MiB
+# By whether a request may have reached the server.
+_WRITTEN: Final = {
+    False: " Nothing was published.",
+    True: " Whether it was written is not known; the next run finds out.",
+}
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
 
 
@@ -112,9 +117,18 @@ class S3Backend:
             if not self._bucket_seen:
                 next(self.list(""), None)  # such an answer has no text, so the bucket may be missing, too
             raise
+        except SinkError as error:
+            if error.facts.get("status") in (301, 400, 401, 403) and not error.facts.get("code"):
+                next(
+                    self.list(""), None
+                )  # nor does it say why; who may list, but not read, gets the first error
+            raise
 
     def list(self, prefix: str) -> Iterator[Stored]:
         return self._list(checked_prefix(prefix))
+
+    def names(self, prefix: str) -> Sequence[str]:
+        return [found.name for found in self.list(prefix)]
 
     def _list(self, prefix: str) -> Iterator[Stored]:
         """obstore lists below whole parts of names. For the rest of the prefix, it begins behind a name that is
@@ -240,14 +254,14 @@ class S3Backend:
                 log.debug("%s %s: %.3f s", doing, self.place(name), time.monotonic() - begin)
 
     def _translated(self, doing: str, name: str, exc: Exception) -> Exception:
-        found = trouble(exc, doing)
+        found = trouble(exc)
         if isinstance(exc, AlreadyExistsError) and found.status == 412:
             return ObjectExists(self.place(name))
         if doing == "read" and isinstance(exc, FileNotFoundError) and found.code != "NoSuchBucket":
             return ObjectMissing(self.place(name))
         error = SinkError(
             f"Could not {doing} {self.place(name)}: {found.problem}.",
-            remedy=found.remedy,
+            remedy=f"{found.remedy}{_WRITTEN[found.sent] if doing == 'write' else ''}",
             status=found.status,
             code=found.code,
             sent=found.sent,

@@ -62,8 +62,8 @@ _CODES = {
 }
 
 
-def trouble(exc: Exception, doing: str) -> Trouble:
-    """What an error means that obstore raised; `doing` is read, write, list or remove."""
+def trouble(exc: Exception) -> Trouble:
+    """What an error means that obstore raised."""
     text = str(exc)
     if isinstance(exc, ValueError) and not isinstance(exc, BaseError):
         return Trouble("obstore refused the request", "Report this as a defect.")
@@ -72,7 +72,7 @@ def trouble(exc: Exception, doing: str) -> Trouble:
     status = int(found.group(1)) if (found := re.search(r"status code: (\d{3})", text)) else None
     code = found.group(1) if (found := re.search(r"<Code>(\w{1,64})</Code>", text)) else ""
     if status is not None or code:
-        return _answered(status, code, doing)
+        return _answered(status, code)
     if "BareRedirect" in text:
         return Trouble("the bucket is in another region", _REGIONS)
     if "BadScheme" in text:
@@ -110,7 +110,7 @@ def asks_for_checksum(exc: Exception) -> bool:
     return "status code: 400" in text and "<Code>" in text and ("Content-MD5" in text or "hecksum" in text)
 
 
-def _answered(status: int | None, code: str, doing: str) -> Trouble:
+def _answered(status: int | None, code: str) -> Trouble:
     """An answer of the server with an error."""
     said = " ".join(part for part in (f"HTTP {status}" if status else "", code) if part)
     transient = status in (408, 409, 429, 500, 502, 503, 504) or code in ("SlowDown", "RequestTimeout")
@@ -134,8 +134,6 @@ def _answered(status: int | None, code: str, doing: str) -> Trouble:
         problem, remedy = "the server failed", _LATER
     else:
         problem, remedy = "the server refused it", "Look at the log of the server."
-    if doing == "write":
-        remedy += " Nothing was published."
     return Trouble(f"{problem} ({said})", remedy, transient, sent, status, code)
 
 

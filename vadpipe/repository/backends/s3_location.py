@@ -15,7 +15,7 @@ from .contract import checked_prefix
 
 ENVIRONMENT: Final = "Give credentials in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
 
-_OPTIONS: Final = "The options are endpoint, region, ca, allow_http and conditional."
+_OPTIONS: Final = "The options are endpoint, region, ca, allow_http, conditional, cache and throttle."
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _TRUE, _FALSE = ("yes", "true", "1"), ("no", "false", "0")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

@@ -58,6 +58,9 @@ class Forwarding:
     def list(self, prefix: str) -> Iterator[Stored]:
         return self.inner.list(prefix)
 
+    def names(self, prefix: str) -> Sequence[str]:
+        return self.inner.names(prefix)
+
     def delete(self, names: Iterable[str]) -> None:
         self.inner.delete(names)
 
@@ -128,6 +131,9 @@ class Retrying(Forwarding):
 
     def list(self, prefix: str) -> Iterator[Stored]:
         return self._list(prefix, self.inner.list(prefix))
+
+    def names(self, prefix: str) -> Sequence[str]:
+        return self.call(f"listing {prefix}", lambda: self.inner.names(prefix))
 
     def _list(self, prefix: str, listing: Iterator[Stored]) -> Iterator[Stored]:
         last = ""  # a name is never empty
@@ -348,6 +354,9 @@ class Faulty(Forwarding):
     def list(self, prefix: str) -> Iterator[Stored]:
         return self._list(self.inner.list(prefix))
 
+    def names(self, prefix: str) -> Sequence[str]:
+        return self.run("list", lambda: self.inner.names(prefix))  # a listing, to whoever plans a fault
+
     def _list(self, listing: Iterator[Stored]) -> Iterator[Stored]:
         fault = self._planned("list")
         if fault is not None and not fault.after:
@@ -426,6 +435,10 @@ class Delayed(Forwarding):
     def list(self, prefix: str) -> Iterator[Stored]:
         self.wait()
         return self.inner.list(prefix)
+
+    def names(self, prefix: str) -> Sequence[str]:
+        self.wait()
+        return self.inner.names(prefix)
 
     def delete(self, names: Iterable[str]) -> None:
         self.wait()

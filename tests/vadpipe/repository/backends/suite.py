@@ -84,6 +84,7 @@ class BackendSuite:
         for name in names:
             backend.put(name, [name.encode()])
         assert [stored.name for stored in backend.list("")] == sorted(names)
+        assert list(backend.names("")) == sorted(names)
         for name in names:
             assert backend.read(name) == name.encode()
             assert backend.size(name) == len(name)
@@ -112,6 +113,8 @@ class BackendSuite:
         for prefix in ("/", "/a", "../", "a/../", "a//", "a b", "*"):
             with pytest.raises(ValueError, match="prefix"):
                 list(backend.list(prefix))
+            with pytest.raises(ValueError, match="prefix"):
+                backend.names(prefix)
 
     def test_a_missing_object_is_missing(self, backend):
         backend.put("there/a", [b"x"])
@@ -195,6 +198,7 @@ class BackendSuite:
         for prefix in prefixes:
             expected = [name for name in sorted(BORDERS) if name.startswith(prefix)]
             assert [stored.name for stored in backend.list(prefix)] == expected, prefix
+            assert list(backend.names(prefix)) == expected, prefix
         assert {stored.name: stored.size for stored in backend.list("")} == {n: len(n) for n in BORDERS}
 
     def test_a_listing_tells_when_an_object_was_written(self, backend):
@@ -238,6 +242,7 @@ class BackendSuite:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda name: backend.put(name, [name.encode()]), names))
         assert [stored.name for stored in backend.list("index/")] == names
+        assert list(backend.names("index/")) == names
         assert [stored.name for stored in backend.list("index/000001")] == [
             name for name in names if name.startswith("index/000001")
         ]

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ConfigError
+from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import checked_name, checked_prefix
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.backends.s3 import S3Backend
 from vadpipe.repository.backends.s3_location import S3Location
+from vadpipe.repository.store import Repository
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +159,74 @@ def test_allowed_parts_make_a_name(first, second, third):
     for wrong in (f"{first}//{second}", f"/{first}", f"{first}/", f"{first}/../{second}", f"tmp/{first}"):
         with pytest.raises(ValueError, match="no name"):
             checked_name(wrong)
+
+
+def copies_of(place):
+    """The directory of the copies of an index."""
+    backend = backend_at(place)
+    assert isinstance(backend, Cached)
+    return backend.directory
+
+
+def around(backend):
+    """The backends from the outside to the inside, by the names of their classes."""
+    found = [type(backend).__name__]
+    while hasattr(backend, "inner"):
+        backend = backend.inner
+        found.append(type(backend).__name__)
+    return found
+
+
+def test_a_bucket_has_retries_and_copies_of_its_index(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    backend = backend_at("s3://bucket/x?region=eu-1")
+    assert around(backend) == ["Cached", "Retrying", "S3Backend"]
+    assert copies_of("s3://bucket/x").parent == tmp_path / "vadpipe"
+    assert backend.place() == "s3://bucket/x?region=eu-1"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repositories_have_caches_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    places = ["s3://bucket/x", "s3://bucket/y", "s3://other/x", "s3://bucket/x?endpoint=https://s3.example"]
+    assert len({copies_of(place) for place in places}) == 4
+    assert copies_of("s3://bucket/x?region=eu-1") == copies_of("s3://bucket/x")
+
+
+def test_without_a_home_there_is_no_cache(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert "Cached" not in around(backend_at("s3://bucket/x"))
+
+
+def test_the_cache_can_be_named_and_left_out(tmp_path):
+    assert copies_of(f"s3://bucket/x?cache={tmp_path}&region=a") == tmp_path
+    assert "Cached" not in around(backend_at("s3://bucket/x?cache=none"))
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x?throttle=50MiB", "s3://bucket/x?region=a&throttle=50MiB/s"])
+def test_a_url_limits_bytes_per_second(place):
+    backend = backend_at(place)
+    assert "Throttled" in around(backend)
+    assert "throttle" not in backend.place()
+    assert S3Location.parse(backend.place()).bucket == "bucket"
+
+
+def test_a_directory_can_be_throttled_too(tmp_path):
+    assert around(backend_at(tmp_path, throttle="1.5MiB")) == ["Throttled", "LocalBackend"]
+    assert around(Repository(tmp_path, throttle=1 << 20).backend()) == ["Throttled", "LocalBackend"]
+    assert around(Repository(tmp_path).backend()) == ["LocalBackend"]
+
+
+@pytest.mark.parametrize("rate", ["fast", "0MiB", "-1MiB", "", 0, "50MB"])
+def test_a_limit_that_is_none_is_refused_when_it_is_written(tmp_path, rate):
+    with pytest.raises(ConfigError, match="50MiB"):
+        Repository(tmp_path, throttle=rate)
+
+
+@pytest.mark.parametrize(
+    "options", ["cache=", "cache=none&cache=none", "throttle=", "throttle=fast", "cache=relative"]
+)
+def test_a_wrong_option_of_what_lies_around_the_bucket_is_refused(options):
+    with pytest.raises(ConfigError, match=r"cache|throttle"):
+        backend_at(f"s3://bucket/x?{options}")

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import MiB, SinkError
 from tests.vadpipe.repository.backends.suite import race
-from vadpipe.repository.backends.cached import Cached
+from vadpipe.repository.backends.cached import Cached, drop_copies
 from vadpipe.repository.backends.contract import ObjectExists, ObjectMissing
 from vadpipe.repository.backends.local import LocalBackend
 from vadpipe.repository.backends.memory import MemoryBackend
@@ -314,15 +314,38 @@ def test_a_copy_that_is_harmed_is_fetched_again(cached, store, tmp_path, harm):
     assert cached.read("index/1.idx") == b"content"
 
 
-def test_a_copy_that_was_dropped_is_fetched_again(cached, store, tmp_path):
+@pytest.mark.parametrize("at", [0, 70_000, 199_999, 200_000, 200_020])
+def test_a_copy_that_has_rotted_is_fetched_again(cached, store, tmp_path, at):
+    content = os.urandom(200_000)
+    store.inner.put("index/1.idx", [content])
+    assert cached.read("index/1.idx") == content
+    copy = tmp_path / "copies" / "index+1.idx"
+    rotted = bytearray(copy.read_bytes())
+    rotted[at] ^= 1
+    copy.write_bytes(rotted)
+    for offset in range(0, len(content), 50_000):
+        assert cached.read("index/1.idx", offset, 50_001) == content[offset : offset + 50_001]
+    assert store.calls["read"] == 2
+
+
+def test_a_disk_that_forgets_what_is_written_is_told_and_the_store_is_read(
+    cached, store, monkeypatch, caplog
+):
+    monkeypatch.setattr("vadpipe.repository.backends.cached._check", lambda piece: os.urandom(8))
     store.inner.put("index/1.idx", [b"content"])
-    cached.read("index/1.idx")
-    (tmp_path / "copies" / "index+1.idx").write_bytes(
-        b"CONTENT"
-    )  # damage of the right size: the reader notices
-    assert cached.read("index/1.idx") == b"CONTENT"
-    cached.drop("index/1.idx")
     assert cached.read("index/1.idx") == b"content"
+    assert "no copy of index/1.idx can be kept" in caplog.text
+
+
+def test_a_copy_that_was_dropped_is_fetched_again(cached, store):
+    store.inner.put("index/1.idx", [b"content"])
+    for number in range(1, 4):
+        assert cached.read("index/1.idx") == b"content"
+        assert store.calls["read"] == number
+        if number == 1:
+            cached.drop("index/1.idx")
+        else:
+            drop_copies(Retrying(cached))
 
 
 def test_a_deleted_object_is_missing_and_its_copy_goes(cached, store, tmp_path):
@@ -338,11 +361,11 @@ def test_the_copies_that_were_not_used_go_first(store, tmp_path):
     directory = tmp_path / "copies"
     for number in range(6):
         store.inner.put(f"index/{number}", [bytes(100)])
-    first = Cached(store, directory, limit=300)
+    first = Cached(store, directory, limit=330)
     for number in range(3):
         first.read(f"index/{number}")
         os.utime(directory / f"index+{number}", (1000 + number, 1000 + number))
-    second = Cached(store, directory, limit=300)
+    second = Cached(store, directory, limit=330)
     second.read("index/0")  # used again, so it is the newest now
     second.read("index/3")
     assert copies(directory) == ["index+0", "index+2", "index+3"]
