@@ -1,4 +1,4 @@
-"""Copying points into another repository: the same points, proved, each byte read once, and repeatable after a kill."""
+"""Copying points into another repository: the same points, proved, each byte read once; repeatable after a kill."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the tests of removals and of prune share: repositories in memory, sealed or not, and their points checked."""
+"""What the tests of removals and of prune share: repositories in memory, and their points checked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def put_back(repository: Repository, content: dict) -> None:
 
 
 class Machine:
-    """A VM of two disks: `small` never changes, `large` is written anew before each point. Knows what each point holds."""
+    """A VM of two disks: `small` never changes, `large` is written anew. Knows what each point holds."""
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository

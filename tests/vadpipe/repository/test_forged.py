@@ -329,6 +329,7 @@ def wrong_root(repository):
     path = max(repository.path.glob("points/*/*.json"), key=os.path.getmtime)
     name = str(path.relative_to(repository.path))
     point = read_point(objects, config, name)
+    assert point is not None
     (disk,) = point.disks
     forged = replace(disk, receipt=replace(disk.receipt, root="00" * 32))
     path.write_bytes(config.encode(name, replace(point, disks=(forged,)).as_dict()))

@@ -116,7 +116,7 @@ def test_init_refuses_what_is_there(tmp_path, repository):
         repository.init()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(SinkError, match="is not empty.*Name an empty directory"):
+    with pytest.raises(SinkError, match=r"is not empty.*Name an empty directory"):
         Repository(tmp_path / "full").init()
     (tmp_path / "plain").touch()
     with pytest.raises(SinkError):

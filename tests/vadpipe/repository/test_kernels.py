@@ -228,9 +228,7 @@ def test_the_root_hangs_on_capacity_and_on_every_page():
 def test_every_altered_byte_of_a_sealed_document_is_found(data):
     fields = {"name": "Büro \ud800", "list": [1, 2.5, None, True], "nested": {"b": 1, "a": "x"}}
     content = bytearray(seal(fields, KEYS.seal))
-    found = unseal(bytes(content), KEYS.seal)
-    del found["seal"]
-    assert found == fields
+    assert unseal(bytes(content), KEYS.seal).items() >= fields.items()
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(Damage):
         unseal(bytes(content), KEYS.seal)

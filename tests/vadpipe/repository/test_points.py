@@ -152,7 +152,9 @@ async def test_the_newest_of_many_points_is_found_without_reading_them_all(anywh
     disk = disk_of(4096)
     ids = [await backup(anywhere, [disk]) for _ in range(4)]
     directory = f"points/{MACHINE.uuid}"
-    assert names(anywhere, "points/") == sorted([*(f"{directory}/{i}.json" for i in ids), f"{directory}/newest"])
+    assert names(anywhere, "points/") == sorted(
+        [*(f"{directory}/{i}.json" for i in ids), f"{directory}/newest"]
+    )
     read = []
     real = restore_point.read_point
     monkeypatch.setattr(restore_point, "read_point", lambda *what: (read.append(what), real(*what))[1])

@@ -217,7 +217,9 @@ async def test_a_reader_reads_on_while_segments_are_merged_and_deleted(vm, few):
         await vm.back_up()
         finish(vm.repository)
         assert names(vm.repository, "removals/") == []
-        assert [found for found in (await verify(reader)).damages if "no run is writing" not in found.problem] == []
+        assert [
+            found for found in (await verify(reader)).damages if "no run is writing" not in found.problem
+        ] == []
 
 
 async def test_a_merge_that_fails_fails_no_run(vm, few, monkeypatch, caplog):

@@ -610,7 +610,7 @@ async def test_a_full_file_system_is_said_and_nothing_is_published(repository, s
 @pytest.mark.parametrize("dies", [False, True], ids=["the store fails", "the process dies"])
 async def test_whatever_call_of_the_store_fails_leaves_whole_points(in_memory, dies):
     """Every call of a backup is once the one that fails; and, where the process dies, so do all after it."""
-    content = {name: value for name, value in in_memory.place._content.items()}
+    content = dict(in_memory.place._content)
     disk = MemoryDisk(random_bytes(2, MiB))
     after = random_bytes(3, MiB // 2)
     broken = 0

@@ -1,4 +1,4 @@
-"""Verifying in slices: every pack is read once in a round, in the order of the ids, and a missing one is always told."""
+"""Verifying in slices: every pack is read once in a round, in the order of ids; a missing one is always told."""
 
 import json
 
