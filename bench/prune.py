@@ -23,10 +23,10 @@ from pipeline.testing.fakes import FakeMachine, PatternDisk
 from sinks import IntoRepository, Point, Repository
 from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans
 from vadpipe.bench.machine import machine_line, peak_rss
-from vadpipe.repository.disk_map import PAGE
-from vadpipe.repository.forgetting import forget
-from vadpipe.repository.prune import PruneReport, prune
-from vadpipe.repository.restore_point import read_points
+from vadpipe.repository.format.disk_map import PAGE
+from vadpipe.repository.format.restore_point import read_points
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.maintenance.prune import PruneReport, prune
 
 BLOCK = 64 * KiB
 

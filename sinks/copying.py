@@ -24,10 +24,10 @@ from pipeline import (
     PipelineReport,
 )
 from stages import Codec, Compress, CutChunks, Dedupe, Digest, Zstd
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
 from vadpipe.repository.reader import ReadChanges, ReadPoint, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.store import Repository, RepositoryStore
 
 Watch = Callable[[StoredDisk, PipelineReport[DiskReceipt]], None]

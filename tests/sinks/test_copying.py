@@ -19,7 +19,7 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from tests.vadpipe.repository.test_golden import FORMAT_1, SEALED, states, ways
 from vadpipe.repository import Repository, runs, verify
-from vadpipe.repository.files import ENDED, point_name, run_name
+from vadpipe.repository.format.objects import ENDED, point_name, run_name
 
 DOCUMENTS = {"vm-config.xml": b"<config/>", "vm.nvram": bytes(range(256)) * 300}
 

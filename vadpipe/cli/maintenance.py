@@ -13,9 +13,9 @@ from pipeline.units import format_size
 from sinks.copying import CopyReceipt, copy_points
 from vadpipe.kernels.codecs import Zstd
 from vadpipe.repository.backends.cached import drop_copies
-from vadpipe.repository.prune import REWRITE_BELOW, PruneReport, prune
-from vadpipe.repository.repair import RepairReport, repair
-from vadpipe.repository.restore_point import RestorePoint
+from vadpipe.repository.format.restore_point import RestorePoint
+from vadpipe.repository.maintenance.prune import REWRITE_BELOW, PruneReport, prune
+from vadpipe.repository.maintenance.repair import RepairReport, repair
 from vadpipe.repository.store import Repository
 from vadpipe.words import counted
 
@@ -141,7 +141,7 @@ def copy_command(
 
 def _size(text: str) -> int:
     """A size like 50GiB in bytes. Raises ConfigError."""
-    from vadpipe.repository.verify import Budget
+    from vadpipe.repository.maintenance.verify import Budget
 
     if text.endswith("%"):
         raise ConfigError(f"{text!r} is no size.", remedy="Write a size like 50GiB.")

@@ -9,23 +9,23 @@ verify           verify: read everything back                        index, segm
                                                                      merging          keeping segments few
 """
 
-from .config import Origin
-from .into_repository import IntoRepository
-from .point import Point
-from .reader import ReadPoint, RepositoryReader, open_repository
-from .restore_point import (
+from .format.config import Origin
+from .format.restore_point import (
     Document,
     Quiescing,
     RestorePoint,
     StoredDisk,
 )
-from .store import Repository, RepositoryStore
-from .verify import (
+from .into_repository import IntoRepository
+from .maintenance.verify import (
     Finding,
     Hit,
     VerifyReport,
     verify,
 )
+from .point import Point
+from .reader import ReadPoint, RepositoryReader, open_repository
+from .store import Repository, RepositoryStore
 
 __all__ = [
     "Document",

@@ -35,9 +35,8 @@ from vadpipe.kernels import Blake3, assign
 from vadpipe.words import counted
 
 from .backends.contract import ObjectExists
-from .config import Config, Keys, Origin
-from .files import PACKS, Damage, Missing, Objects, stem
-from .frames import (
+from .format.config import Config, Keys, Origin
+from .format.frames import (
     Kind,
     Record,
     check,
@@ -48,11 +47,9 @@ from .frames import (
     parse_chunks,
     record,
 )
-from .index import Index, RunIndex
-from .packs import FrameAddress, PackWriter, read_object, read_stored
-from .previous import PreviousContent
-from .removal import read_removed
-from .restore_point import (
+from .format.objects import PACKS, Damage, Missing, Objects, stem
+from .format.packs import FrameAddress, PackWriter, read_object, read_stored
+from .format.restore_point import (
     Document,
     PointsOf,
     Quiescing,
@@ -60,6 +57,9 @@ from .restore_point import (
     StoredDisk,
     name_of,
 )
+from .index.lookup import Index, RunIndex
+from .previous import PreviousContent
+from .removal import read_removed
 from .runs import Run
 
 log = logging.getLogger(__name__)

@@ -36,8 +36,8 @@ from vadpipe.kernels.zeros import run_borders
 
 from .backends.contract import Backend
 from .backends.location import backend_at
-from .config import Config, read_config
-from .disk_map import (
+from .format.config import Config, read_config
+from .format.disk_map import (
     EMPTY_PAGE,
     PAGE,
     PageMap,
@@ -45,15 +45,15 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .files import Damage, Missing, Objects
-from .frame_cache import FrameCache
-from .index import Index
-from .packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .format.frame_cache import FrameCache
+from .format.objects import Damage, Missing, Objects
+from .format.packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .format.restore_point import RestorePoint, StoredDisk, read_points
+from .index.lookup import Index
 from .removal import readable_removed
-from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
-    from .ways import Way
+    from .format.ways import Way
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB

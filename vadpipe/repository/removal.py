@@ -18,8 +18,8 @@ from typing import cast
 from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, Stored
-from .config import VERSION, Config, Origin
-from .files import (
+from .format.config import VERSION, Config, Origin
+from .format.objects import (
     ENDED,
     INDEX,
     LARGEST_LIST,
@@ -33,10 +33,10 @@ from .files import (
     stem,
     waiting_name,
 )
-from .index import Removed
-from .merging import merge, smallest
+from .index.lookup import Removed
+from .index.merging import merge, smallest
+from .index.segments import Segment
 from .runs import Run, has_ended, unended_runs
-from .segments import Segment
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from typing import Final
 from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, ObjectMissing, Stored
-from .config import VERSION, Config, Origin, parse
-from .files import (
+from .format.config import VERSION, Config, Origin, parse
+from .format.objects import (
     ENDED,
     INDEX,
     LARGEST_SMALL,
@@ -42,7 +42,7 @@ from .files import (
     segment_name,
     stem,
 )
-from .segments import ENDED_SIZE, Segment
+from .index.segments import ENDED_SIZE, Segment
 
 log = logging.getLogger(__name__)
 

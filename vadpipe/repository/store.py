@@ -16,18 +16,18 @@ from pipeline import SPAN, ConfigError, IntegrityError, MachineId, SinkError, em
 from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at, bytes_per_second, is_remote
 from .backends.wrappers import Throttled
-from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import Objects, run_name
-from .index import RunIndex
-from .packs import PACK_SIZE, PackWriter
+from .format.config import READ_ONLY, Config, Origin, create_repository, read_config
+from .format.objects import Objects, run_name
+from .format.packs import PACK_SIZE, PackWriter
+from .format.restore_point import PointsOf, RestorePoint, name_of, read_points
+from .index.lookup import RunIndex
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
-from .restore_point import PointsOf, RestorePoint, name_of, read_points
 from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
-    from .ways import NewWay, Way
+    from .format.ways import NewWay, Way
 
 log = logging.getLogger(__name__)
 

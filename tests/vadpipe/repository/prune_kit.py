@@ -17,12 +17,13 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from tests.vadpipe.repository.test_golden import KEY_FILE
-from vadpipe.repository import Repository, forgetting, runs, verify
+from vadpipe.repository import Repository, runs, verify
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.files import pack_id
-from vadpipe.repository.prune import prune
-from vadpipe.repository.restore_point import read_points
-from vadpipe.repository.ways import KeyFile
+from vadpipe.repository.format.objects import pack_id
+from vadpipe.repository.format.restore_point import read_points
+from vadpipe.repository.format.ways import KeyFile
+from vadpipe.repository.maintenance import forgetting
+from vadpipe.repository.maintenance.prune import prune
 
 
 def empty_repository(*, sealed: bool = False) -> Repository:

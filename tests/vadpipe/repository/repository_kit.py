@@ -48,12 +48,12 @@ from stages import (
     Zstd,
 )
 from vadpipe.repository.backends.contract import Backend, Parts, Stored, Upload
-from vadpipe.repository.config import Config, Origin, read_config
-from vadpipe.repository.files import Objects
+from vadpipe.repository.format.config import Config, Origin, read_config
+from vadpipe.repository.format.objects import Objects
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
 MACHINE = MachineId("00000000-0000-0000-0000-000000000001", "fake")

@@ -29,8 +29,8 @@ from tests.vadpipe.repository.repository_kit import (
 from vadpipe.cli.repository import points
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import Origin, create_repository
-from vadpipe.repository.ways import KeyFile, make_key_file
+from vadpipe.repository.format.config import Origin, create_repository
+from vadpipe.repository.format.ways import KeyFile, make_key_file
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT_1 = GOLDEN / "format1"

@@ -17,9 +17,9 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
 )
 from vadpipe.repository.backends.memory import MemoryBackend
+from vadpipe.repository.format.ways import KeyFile, make_key_file
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.store import Repository
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 def test_an_init_that_was_broken_off_can_be_repeated(tmp_path, monkeypatch):

@@ -30,10 +30,11 @@ from tests.vadpipe.repository.repository_kit import (
     overwrite,
     random_bytes,
 )
-from vadpipe.repository import restore_point, verify
-from vadpipe.repository.config import Origin
+from vadpipe.repository import verify
+from vadpipe.repository.format import restore_point
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.format.restore_point import RestorePoint, in_order
 from vadpipe.repository.reader import open_repository
-from vadpipe.repository.restore_point import RestorePoint, in_order
 from vadpipe.repository.store import Repository
 
 

@@ -34,8 +34,8 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from tests.vadpipe.repository.test_golden import FORMAT_1
 from vadpipe.repository import Repository, runs, verify
-from vadpipe.repository.files import ENDED, removal_name, run_name, segment_name, stem, waiting_name
-from vadpipe.repository.prune import PruneReport
+from vadpipe.repository.format.objects import ENDED, removal_name, run_name, segment_name, stem, waiting_name
+from vadpipe.repository.maintenance.prune import PruneReport
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "sealed"])
@@ -108,7 +108,10 @@ async def test_with_no_point_left_all_packs_go(vm):
     forget(vm.repository, *points)
     assert pruned(vm.repository).named_packs == len(packs(vm.repository))
     finish(vm.repository)
-    assert {name.partition("/")[0] for name in names(vm.repository)} - {"keys"} == {"config.json", "forgotten"}
+    assert {name.partition("/")[0] for name in names(vm.repository)} - {"keys"} == {
+        "config.json",
+        "forgotten",
+    }
     await vm.check(await vm.back_up())
 
 

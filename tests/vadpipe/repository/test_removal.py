@@ -23,8 +23,16 @@ from tests.vadpipe.repository.repository_kit import (
     overwrite,
     random_bytes,
 )
-from vadpipe.repository import merging, verify
-from vadpipe.repository.files import LARGEST_LIST, pack_id, removal_name, run_name, segment_name, waiting_name
+from vadpipe.repository import verify
+from vadpipe.repository.format.objects import (
+    LARGEST_LIST,
+    pack_id,
+    removal_name,
+    run_name,
+    segment_name,
+    waiting_name,
+)
+from vadpipe.repository.index import merging
 from vadpipe.repository.removal import (
     drop,
     drop_waiting_lists,

@@ -13,9 +13,9 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import verify
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.config import Origin
-from vadpipe.repository.prune import prune
-from vadpipe.repository.repair import ASIDE, repair
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.maintenance.prune import prune
+from vadpipe.repository.maintenance.repair import ASIDE, repair
 from vadpipe.repository.store import Repository
 
 

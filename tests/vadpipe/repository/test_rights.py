@@ -10,7 +10,7 @@ from tests.vadpipe.repository import repository_kit as kit
 from vadpipe.repository import Repository, verify
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.backends.wrappers import Forwarding
-from vadpipe.repository.prune import prune
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.runs import has_ended, unended_runs
 
 
@@ -23,7 +23,9 @@ class NoDelete(Forwarding):
         kept = tuple(names)
         if kept:
             self.refused += 1
-            raise SinkError(f"Could not remove {kept[0]}: access is denied (HTTP 403).", remedy="", status=403)
+            raise SinkError(
+                f"Could not remove {kept[0]}: access is denied (HTTP 403).", remedy="", status=403
+            )
 
 
 @pytest.fixture

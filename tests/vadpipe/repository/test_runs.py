@@ -33,9 +33,9 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import Repository, runs, verify
-from vadpipe.repository.config import Origin
-from vadpipe.repository.files import ENDED, pack_id, point_name, run_name, segment_name
-from vadpipe.repository.prune import prune
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.format.objects import ENDED, pack_id, point_name, run_name, segment_name
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.runs import SILENT_S, Run, end_dead_runs, has_ended, unended_runs
 
 RUN = "ab" * 8
@@ -477,7 +477,7 @@ async def test_a_run_whose_pack_was_removed_publishes_nothing(anywhere, which):
 
 
 async def test_many_packs_of_a_prefix_are_asked_for_by_a_listing(in_memory, monkeypatch):
-    monkeypatch.setattr("vadpipe.repository.packs.PACK_SIZE", 256 << 10)
+    monkeypatch.setattr("vadpipe.repository.format.packs.PACK_SIZE", 256 << 10)
     disk = MemoryDisk(random_bytes(1, 24 * MiB))
     await backup(in_memory, [disk])
     count = len(names(in_memory, "packs/"))
@@ -511,8 +511,8 @@ import sys
 import trio
 from pathlib import Path
 from vadpipe.repository import Repository
-import vadpipe.repository.packs as packs
-import vadpipe.repository.index as index
+import vadpipe.repository.format.packs as packs
+import vadpipe.repository.index.lookup as index
 sys.path.insert(0, sys.argv[2])
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
 

@@ -32,19 +32,19 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
-from .backends.contract import ObjectMissing
-from .cells import Rows
-from .config import Config
-from .disk_map import PAGE, PageMap
-from .files import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from ..backends.contract import ObjectMissing
+from ..format.config import Config
+from ..format.disk_map import PAGE, PageMap
+from ..format.frames import Kind, decode
+from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from ..format.packs import FrameAddress, addresses, frame_of, read_table
+from ..format.restore_point import RestorePoint, StoredDisk, name_of
+from ..index.cells import Rows
+from ..index.lookup import AnySegment, Index
+from ..reader import RepositoryReader
+from ..removal import read_removed, readable_removed
+from ..runs import unended_runs
 from .forgetting import forgotten
-from .frames import Kind, decode
-from .index import AnySegment, Index
-from .packs import FrameAddress, addresses, frame_of, read_table
-from .reader import RepositoryReader
-from .removal import read_removed, readable_removed
-from .restore_point import RestorePoint, StoredDisk, name_of
-from .runs import unended_runs
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
 _Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
@@ -626,7 +626,9 @@ class _Verification:
 
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
-        named = (error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts)
+        named = (
+            error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts
+        )
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):

@@ -10,7 +10,7 @@ from typing import Final, cast
 from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, MachineId
 
 from .config import READ_ONLY, VERSION, Config
-from .files import (
+from .objects import (
     ENDED,
     LARGEST_POINT,
     LARGEST_SMALL,

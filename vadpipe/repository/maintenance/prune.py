@@ -18,13 +18,15 @@ from pipeline import DIGEST_SIZE, NO_FRAME, Digests, IntegrityError, KiB
 from pipeline.units import format_size
 from vadpipe.words import counted
 
-from . import frames
-from .config import Config, Origin
-from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
-from .index import Removed, RunIndex
-from .packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
-from .reader import RepositoryReader
-from .removal import (
+from ..format import frames
+from ..format.config import Config, Origin
+from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
+from ..format.packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
+from ..format.restore_point import RestorePoint, StoredDisk, point_names, read_point
+from ..index.lookup import Removed, RunIndex
+from ..index.segments import FRAMES, Segment, heads
+from ..reader import RepositoryReader
+from ..removal import (
     Removal,
     drop,
     drop_waiting_lists,
@@ -36,9 +38,7 @@ from .removal import (
     read_removed,
     replace_segments,
 )
-from .restore_point import RestorePoint, StoredDisk, point_names, read_point
-from .runs import Run, maintenance, unended_runs
-from .segments import FRAMES, Segment, heads
+from ..runs import Run, maintenance, unended_runs
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class _Prune:
         for segment in self._live(removed):
             names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
             for rows in _frame_rows(segment):
-                found.append(heads(rows["id"][names[rows["pack"]]]))
+                found.append(heads(rows["id"][names[rows["pack"]]]))  # noqa: PERF401
         return _HeadSet.of(found)
 
     # Phase 1
@@ -344,7 +344,9 @@ class _Prune:
         try:
             read = [read_point(self._objects, self._config, name) for name in names]
             # After the points: what a point names was published before it.
-            reader = RepositoryReader(self._objects, self._config, [point for point in read if point is not None])
+            reader = RepositoryReader(
+                self._objects, self._config, [point for point in read if point is not None]
+            )
             for error in reader.damaged:
                 raise error
         except IntegrityError as error:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 
 from vadpipe.words import counted
 
-from . import frames
-from .backends.contract import ObjectExists
-from .config import Config, Origin
-from .files import INDEX, LARGEST_POINT, PACKS, Damage, Objects, run_of, stem
-from .index import Removed, RunIndex
-from .packs import PackWriter, addresses, read_chunks, read_table, sound_frames
-from .reader import RepositoryReader
-from .removal import read_removed, replace_segments
-from .restore_point import point_names
-from .runs import Run, maintenance, unended_runs
+from ..backends.contract import ObjectExists
+from ..format import frames
+from ..format.config import Config, Origin
+from ..format.objects import INDEX, LARGEST_POINT, PACKS, Damage, Objects, run_of, stem
+from ..format.packs import PackWriter, addresses, read_chunks, read_table, sound_frames
+from ..format.restore_point import point_names
+from ..index.lookup import Removed, RunIndex
+from ..reader import RepositoryReader
+from ..removal import read_removed, replace_segments
+from ..runs import Run, maintenance, unended_runs
 from .verify import PackToRead, check_pack
 
 log = logging.getLogger(__name__)

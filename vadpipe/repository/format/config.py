@@ -20,8 +20,8 @@ from blake3 import blake3
 
 from pipeline import ConfigError, IntegrityError, SinkError
 
-from .backends.contract import Backend, ObjectExists
-from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
+from ..backends.contract import Backend, ObjectExists
+from .objects import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
 from .sealing import Sealing, Secrets
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from pipeline import KiB, MiB
 
-from .backends.contract import Backend, ObjectMissing, Stored
-from .backends.contract import Damage as Damage
+from ..backends.contract import Backend, ObjectMissing, Stored
+from ..backends.contract import Damage as Damage
 
 RUN_ID_SIZE = 8
 PACK_ID_SIZE = RUN_ID_SIZE + 4

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, IntegrityError, MiB, SinkError
 
+from ..backends.contract import ObjectExists
 from . import frames
-from .backends.contract import ObjectExists
 from .config import Config
-from .files import PACK_ID_SIZE, Damage, Objects, pack_id
 from .frames import Record
+from .objects import PACK_ID_SIZE, Damage, Objects, pack_id
 
 log = logging.getLogger(__name__)
 
