@@ -4,8 +4,8 @@
 
 One VM is backed up again and again; its disk has so many map pages of 256 MiB, and one block of 64 KiB changes each
 time. After half of the backups, and after all of them, one point is removed, and three prunes run: the first one
-names what that point alone needed, the second one deletes it, the third one finds nothing to do. CPU-seconds of this
-process, from opening the repository on.
+names what that point alone needed, the second one deletes it, the third one finds nothing to do. CPU-seconds of
+this process, from opening the repository on.
 """
 
 from __future__ import annotations

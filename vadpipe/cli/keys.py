@@ -159,8 +159,8 @@ def opening(
     passphrase_env: str | None,
     age_identity: Path | None,
 ) -> Iterator[None]:
-    """Inside, these options open sealed repositories. Without any, a passphrase is asked for, if there is a terminal and
-    the repository is sealed: here, in the main thread, so that Ctrl-C works at the question."""
+    """Inside, these options open sealed repositories. Without any, a passphrase is asked for, if there is a
+    terminal and the repository is sealed: here, in the main thread, so that Ctrl-C works at the question."""
     ways = _ways(key_file, passphrase_file, passphrase_env, age_identity)
     if not ways and _can_ask() and _is_sealed(repository):
         question = Prompted.new("Passphrase of the repository")

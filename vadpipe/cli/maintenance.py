@@ -42,8 +42,8 @@ def prune_command(
 ) -> int:
     """Give back the space of what no restore point needs.
 
-    Works in two phases: what no point needs is named, and deleted by a later prune, when every run that may use it has
-    ended. Runs may write at the same time.
+    Works in two phases: what no point needs is named, and deleted by a later prune, when every run that may use it
+    has ended. Runs may write at the same time.
     """
     limit = None if most is None else _size(most)
 
@@ -74,8 +74,8 @@ def prune_command(
 def repair_command(repository: str, dry_run: bool, as_json: bool) -> int:
     """Take damaged packs, index segments and points out of use, and keep what is sound of them.
 
-    Reads everything. A lost index is made again from the packs. What was lost with a frame stays lost: `vadpipe verify`
-    names the points, disks and ranges. Runs may write at the same time.
+    Reads everything. A lost index is made again from the packs. What was lost with a frame stays lost: `vadpipe
+    verify` names the points, disks and ranges. Runs may write at the same time.
     """
     settings = Repository(repository)
 

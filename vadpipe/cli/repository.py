@@ -56,8 +56,8 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ex
 def init(repository: str, seal: bool, label: str, new_way: NewWay | None, as_json: bool) -> None:
     """Make a repository in an empty or new directory, or below a prefix of a bucket.
 
-    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key elsewhere: nothing
-    else opens the repository.
+    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key
+    elsewhere: nothing else opens the repository.
     """
     opens = asked(new_way) if seal or new_way is not None else None
     Repository(repository).init(opens, label)

@@ -192,8 +192,8 @@ class Point:
 
     @property
     def removal_waits(self) -> bool:
-        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run that
-        did not know of the removal may have published it."""
+        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run
+        that did not know of the removal may have published it."""
         return bool(self._opened.index.removed.packs)
 
     async def rescue(self, identity: Digests, purpose: str) -> int:
@@ -354,7 +354,8 @@ class Point:
             except Damage as damage:
                 raise IntegrityError(
                     f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is removed: {damage}.",
-                    remedy="Run again. If it comes again, run `vadpipe verify`; a full backup does not need the frame.",
+                    remedy="Run again. If it comes again, run `vadpipe verify`; "
+                    "a full backup does not need the frame.",
                 ) from damage
             new = run.index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], name)
             grown += self._append([new], [Record(name, address.length, len(chunk), content, b"")])

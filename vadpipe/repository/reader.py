@@ -60,8 +60,8 @@ DECODED: Final = 32 * MiB
 PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
-# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
-# a reader that is overtaken again while it reads.
+# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but
+# for a reader that is overtaken again while it reads.
 LOOKS: Final = 4
 
 T = TypeVar("T")
@@ -78,8 +78,8 @@ async def open_repository(
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open a sealed repository; by default what the environment names.
 
-    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed and
-    nothing opens it.
+    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed
+    and nothing opens it.
     """
     backend = backend_at(str(place)) if isinstance(place, str | Path) else place
     reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
@@ -266,7 +266,8 @@ class RepositoryReader:
         if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: {digest.hex()[:16]} is not in the index.",
-                remedy="Put the missing files of index/ back from a copy of the repository, unless the point was removed.",
+                remedy="Put the missing files of index/ back from a copy of the repository, "
+                "unless the point was removed.",
                 **facts,
             ) from Missing()
         (address,) = self.index.addresses(number)
@@ -303,10 +304,10 @@ class ReadPoint(Source[Span | Zeros]):
 class ReadChanges(Source[Span | Zeros | Unchanged]):
     """A disk of a restore point as it differs from the same disk of another point, proved, out.
 
-    Out: spans and unchanged ranges in ascending order, covering [0, capacity). A range counts as changed where the maps
-    of the points name other places of other frames, so equal bytes that were stored twice count as changed.
-    Only frames of changed ranges are read. Memory, Cancel, Raises: as ReadPoint; ConfigError where `since` has no such
-    disk of this capacity.
+    Out: spans and unchanged ranges in ascending order, covering [0, capacity). A range counts as changed where the
+    maps of the points name other places of other frames, so equal bytes that were stored twice count as changed.
+    Only frames of changed ranges are read. Memory, Cancel, Raises: as ReadPoint; ConfigError where `since` has no
+    such disk of this capacity.
     """
 
     reader: RepositoryReader

@@ -94,8 +94,8 @@ class Repository:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[RepositoryStore]:
-        """For writing. Raises SinkError for what is no repository or cannot be written, ConfigError where it is sealed
-        and nothing opens it."""
+        """For writing. Raises SinkError for what is no repository or cannot be written, ConfigError where it is
+        sealed and nothing opens it."""
         backend = self.backend()
         config = await trio.to_thread.run_sync(_open, backend, self.unlock, self.origin)
         try:
@@ -217,8 +217,8 @@ class RepositoryStore:
         except ObjectExists as exc:
             raise SinkError(
                 f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
-                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its host, and "
-                "by any other after seven days of silence.",
+                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its "
+                "host, and by any other after seven days of silence.",
                 path=self._objects.place(),
             ) from exc
         if run_id is not None:
@@ -269,7 +269,8 @@ class RepositoryStore:
                 removed=read_removed(objects, config),
                 first=run.segments,
             )
-            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
+            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it
+            # needs.
             if parent is None or objects.exists(name_of(parent, config)):
                 break
             index.close()

@@ -50,7 +50,8 @@ def plain():
 
 
 async def two_points(vm):
-    """The large disk of the first point is needed by it alone; the small one lies in the same pack, and is needed."""
+    """The large disk of the first point is needed by it alone; the small one lies in the same pack, and is
+    needed."""
     first = await vm.back_up()
     vm.change(3)
     return first, await vm.back_up()
@@ -281,7 +282,8 @@ async def test_a_run_takes_over_what_its_previous_point_needs_of_named_packs(vm)
 
 @pytest.mark.parametrize("path", [full_path, incremental_path])
 async def test_a_run_whose_previous_point_is_removed_takes_nothing_over_from_named_packs(vm, path):
-    """The removal does not wait for this run, and no point needs the packs any more: it copies what it takes over."""
+    """The removal does not wait for this run, and no point needs the packs any more: it copies what it takes
+    over."""
     first = await vm.back_up()
     async with vm.repository.open() as store:
         async with store.begin(MACHINE) as point:

@@ -306,7 +306,8 @@ def test_secrets_do_not_change_with_the_mapping_that_they_were_made_of():
 PROBE = """
 import sys
 from vadpipe.repository.format.sealing import Sealing
-import vadpipe.repository, vadpipe.repository.format.slots, vadpipe.cli.commands, vadpipe.cli.repository, vadpipe.cli.keys
+import vadpipe.repository, vadpipe.repository.format.slots
+import vadpipe.cli.commands, vadpipe.cli.repository, vadpipe.cli.keys
 plain = Sealing(bytes(16), None)
 assert plain.open_document("a", plain.seal_document("a", b"text")) == b"text"
 loaded = [name for name in sys.modules if name.partition(".")[0] in ("cryptography", "pyrage")]

@@ -1,7 +1,7 @@
 """Packs: files of about 64 MiB that consist of frames. The byte layout is in docs/repository.md.
 
-A pack ends with a table of its frames. It gets its name when it is whole and durable, and is never changed. The table
-makes it self-describing: the index can be made again from the packs alone.
+A pack ends with a table of its frames. It gets its name when it is whole and durable, and is never changed. The
+table makes it self-describing: the index can be made again from the packs alone.
 """
 
 from __future__ import annotations

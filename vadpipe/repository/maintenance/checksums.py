@@ -1,7 +1,7 @@
 """Checking a repository without its keys: what has rotted, been cut off or gone, as far as checksums say.
 
-For a sealed repository on a machine that must not read it. That the bytes are the right ones, and nothing was replaced by
-something older, only `verify` with a key can tell.
+For a sealed repository on a machine that must not read it. That the bytes are the right ones, and nothing was
+replaced by something older, only `verify` with a key can tell.
 """
 
 from __future__ import annotations

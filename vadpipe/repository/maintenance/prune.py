@@ -1,8 +1,8 @@
 """Prune: the space of what no point needs comes back, in two phases (docs/repository.md, "Removal").
 
-A removal first names what goes. A later prune deletes it, when every run knows of the removal. Which frames are needed
-is read from the maps of all points, each map page once; it is kept as the first eight bytes of the frames' ids, so that
-a false agreement only keeps a frame.
+A removal first names what goes. A later prune deletes it, when every run knows of the removal. Which frames are
+needed is read from the maps of all points, each map page once; it is kept as the first eight bytes of the frames'
+ids, so that a false agreement only keeps a frame.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ Heads = NDArray[np.uint64]
 class PruneReport:
     """What a prune did, in bytes and objects.
 
-    deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What was
-    needed of packs that were named. waiting: Ids of the runs that may not know of a removal. rescued: Packs of which frames
-    were copied before they were deleted, as points need them that were made since.
+    deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What
+    was needed of packs that were named. waiting: Ids of the runs that may not know of a removal. rescued: Packs of
+    which frames were copied before they were deleted, as points need them that were made since.
     """
 
     deleted_packs: int
@@ -174,7 +174,8 @@ class _Prune:
     # Phase 2
 
     def _finish(self, ready: Sequence[Removal]) -> None:
-        """Delete what removals name. What points need of it by now is copied first, so nothing comes back into use."""
+        """Delete what removals name. What points need of it by now is copied first, so nothing comes back into
+        use."""
         assert self._run is not None
         objects, config = self._objects, self._config
         going = frozenset[str]().union(*(removal.packs for removal in ready))
@@ -205,7 +206,8 @@ class _Prune:
             objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
         named = self._named() if going else frozenset()
         for removal in ready:
-            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has them.
+            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has
+            # them.
             if named.isdisjoint(removal.packs):
                 drop(objects, removal.id)
 
@@ -549,7 +551,8 @@ def _frame_rows(segment: Segment) -> Iterator[NDArray[np.void]]:
 def _add(
     index: RunIndex, chunk: NDArray[np.void], address: FrameAddress, at: tuple[int, int] | None = None
 ) -> None:
-    """A frame that is stored becomes one of a run's index: where it is, or in a pack of the run, at (number, offset)."""
+    """A frame that is stored becomes one of a run's index: where it is, or in a pack of the run, at (number,
+    offset)."""
     number = index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], address.id)
     if at is None:
         index.found(number, address)

@@ -97,8 +97,8 @@ class Budget:
 class VerifyReport:
     """What was read: `bytes` of decoded frames. `damages` is empty when all of that is as it was written.
 
-    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were taken in
-    the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
+    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were
+    taken in the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
     """
 
     points: int
@@ -154,7 +154,8 @@ async def verify(
     Args:
         points: only the frames that these points need; None: everything.
         budget: how much of the packs to read; None: all.
-        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None: they
+        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None:
+        they
             are drawn by the budget's seed.
         progress: is told the stored bytes that were read so far, and all that will be read.
     """
