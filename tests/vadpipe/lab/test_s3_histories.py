@@ -21,7 +21,9 @@ def played(server, count, seed):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 wrong" in done.stdout
-    return {name: int(number) for number, name in re.findall(r"(\d+) ([a-z, ]+?)(?:, (?=\d)|\n)", done.stdout)}
+    return {
+        name: int(number) for number, name in re.findall(r"(\d+) ([a-z, ]+?)(?:, (?=\d)|\n)", done.stdout)
+    }
 
 
 @pytest.mark.slow

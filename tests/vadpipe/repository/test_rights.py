@@ -23,7 +23,9 @@ class NoDelete(Forwarding):
         kept = tuple(names)
         if kept:
             self.refused += 1
-            raise SinkError(f"Could not remove {kept[0]}: access is denied (HTTP 403).", remedy="", status=403)
+            raise SinkError(
+                f"Could not remove {kept[0]}: access is denied (HTTP 403).", remedy="", status=403
+            )
 
 
 @pytest.fixture

@@ -470,7 +470,9 @@ def test_a_sweep_leaves_the_files_of_living_writers(backend):
     upload = backend.begin("packs/3f/x.pack")
     upload.write([b"x"])
     (living,) = temporary_files(backend)
-    (backend.root / "tmp" / "dddddddddddddddddddddddddddddddd").write_bytes(b"cccccccccccccccccccccccccccccccc")
+    (backend.root / "tmp" / "dddddddddddddddddddddddddddddddd").write_bytes(
+        b"cccccccccccccccccccccccccccccccc"
+    )
     assert LocalBackend(backend.root).sweep() == ["dddddddddddddddddddddddddddddddd"]
     assert temporary_files(backend) == [living]
     upload.finish()
@@ -544,7 +546,11 @@ def test_where_locks_are_private_only_old_files_are_swept(backend, monkeypatch):
     backend.put("first", [b"x"])
     monkeypatch.setattr(local_module, "local_locks", lambda root: "nolock")
     now = time.time()
-    ages = {"new": 0, "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb": FOREIGN_AGE_S - 3600, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa": FOREIGN_AGE_S + 3600}
+    ages = {
+        "new": 0,
+        "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb": FOREIGN_AGE_S - 3600,
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa": FOREIGN_AGE_S + 3600,
+    }
     for name, age in ages.items():
         (backend.root / "tmp" / name).write_bytes(b"cccccccccccccccccccccccccccccccc")
         os.utime(backend.root / "tmp" / name, (now - age, now - age))
@@ -560,7 +566,9 @@ def test_where_there_are_no_locks_objects_are_written_and_nothing_is_swept(backe
 
     monkeypatch.setattr("fcntl.flock", flock)
     backend.put("a", [b"x"])
-    (backend.root / "tmp" / "cccccccccccccccccccccccccccccccc").write_bytes(b"cccccccccccccccccccccccccccccccc")
+    (backend.root / "tmp" / "cccccccccccccccccccccccccccccccc").write_bytes(
+        b"cccccccccccccccccccccccccccccccc"
+    )
     with caplog.at_level("WARNING"):
         assert backend.sweep() == []
     assert "no locks" in caplog.text
