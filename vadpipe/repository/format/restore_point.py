@@ -233,7 +233,8 @@ class PointsOf:
 
     def newest(self) -> RestorePoint | None:
         """The newest readable point."""
-        self._before = list(point_names(self._objects, self._directory))
+        names = self._objects.backend.names(f"{POINTS}{self._directory}/")
+        self._before = [name for name in names if name.endswith(_ENDING)]
         if len(self._before) >= NOTED_FROM:
             try:
                 note = self._config.decode(self._note, self._objects.read_whole(self._note, LARGEST_SMALL))
@@ -266,7 +267,8 @@ class PointsOf:
 
     def _together(self, names: Sequence[str]) -> str:
         """Proves a set of points by their ids. The ids are cut out of all names at once: there may be thousands."""
-        ids = "\n".join(names).replace(f"{POINTS}{self._directory}/", "").replace(_ENDING, "")
+        begin = f"{POINTS}{self._directory}/"
+        ids = "\n".join(names).replace(f"{_ENDING}\n{begin}", "\n")[len(begin) : -len(_ENDING)]
         return blake2b(ids.encode(), digest_size=16).hexdigest()
 
 
