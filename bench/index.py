@@ -29,14 +29,14 @@ from numpy.typing import NDArray
 from pipeline import DIGEST_SIZE, NO_FRAME, KiB, MiB
 from vadpipe.bench.machine import machine_line
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import Keys
-from vadpipe.repository.files import Objects, pack_id, segment_name
-from vadpipe.repository.frames import chunk_table, frame_id
-from vadpipe.repository.index import DRAFT_ROWS, RunIndex
-from vadpipe.repository.merging import AT_ONCE, merge
-from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.segment_writer import TemporarySegment, publish, write_segment
+from vadpipe.repository.format.config import Keys
+from vadpipe.repository.format.frames import chunk_table, frame_id
+from vadpipe.repository.format.objects import Objects, pack_id, segment_name
+from vadpipe.repository.format.packs import FRAME_ROW
+from vadpipe.repository.format.sealing import Sealing, Secrets
+from vadpipe.repository.index.lookup import DRAFT_ROWS, RunIndex
+from vadpipe.repository.index.merging import AT_ONCE, merge
+from vadpipe.repository.index.segment_writer import TemporarySegment, publish, write_segment
 
 CHUNK: Final = 64 * KiB
 PER_FRAME: Final = 16  # a frame has 1 MiB

@@ -3,8 +3,8 @@
     python bench/points.py [--points 2000] [--machines 500] [--directory DIR]
 
 One VM is backed up again and again without a change, and between that other VMs once each. CPU-seconds are those of
-a whole run of the engine in this process, after start-up: opening the repository, the run, publishing and ending it.
-Each figure is the median of the runs around that point.
+a whole run of the engine in this process, after start-up: opening the repository, the run, publishing and ending
+it. Each figure is the median of the runs around that point.
 """
 
 from __future__ import annotations

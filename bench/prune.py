@@ -4,8 +4,8 @@
 
 One VM is backed up again and again; its disk has so many map pages of 256 MiB, and one block of 64 KiB changes each
 time. After half of the backups, and after all of them, one point is removed, and three prunes run: the first one
-names what that point alone needed, the second one deletes it, the third one finds nothing to do. CPU-seconds of this
-process, from opening the repository on.
+names what that point alone needed, the second one deletes it, the third one finds nothing to do. CPU-seconds of
+this process, from opening the repository on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pipeline.testing.fakes import FakeMachine, PatternDisk
 from sinks import IntoRepository, Point, Repository
 from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans
 from vadpipe.bench.machine import machine_line, peak_rss
-from vadpipe.repository.disk_map import PAGE
-from vadpipe.repository.forgetting import forget
-from vadpipe.repository.prune import PruneReport, prune
-from vadpipe.repository.restore_point import read_points
+from vadpipe.repository.format.disk_map import PAGE
+from vadpipe.repository.format.restore_point import read_points
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.maintenance.prune import PruneReport, prune
 
 BLOCK = 64 * KiB
 

@@ -34,9 +34,9 @@ from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, LocalVm,
 from vadpipe.bench.images import ext4_image
 from vadpipe.bench.machine import machine_line
 from vadpipe.cli.main import keep_freed_memory
-from vadpipe.repository.frames import CHUNK, HEADER, HEADER_SIZE, Kind
+from vadpipe.repository.format.frames import CHUNK, HEADER, HEADER_SIZE, Kind
+from vadpipe.repository.maintenance.verify import verify
 from vadpipe.repository.reader import DiskContent, RepositoryReader
-from vadpipe.repository.verify import verify
 
 MACHINE = MachineId("00000000-0000-0000-0000-000000000001", "small")
 _CHUNK = Struct("<I32s")

@@ -34,7 +34,7 @@ from pipeline import (
 from vadpipe.nbd import Nbd
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 
 from .images import only_disk
 from .raw import check_end, released, translated, whole_disk, write_span

@@ -1,7 +1,8 @@
-"""Copying restore points from one repository into another: only what is missing there, in the order of their chains.
+"""Copying restore points from one repository into another: only what is missing there, in the order of their
+chains.
 
-The keys of two repositories differ, so every byte that is copied is proved by the one and named anew by the other. What
-a point shares with its previous one is not read again.
+The keys of two repositories differ, so every byte that is copied is proved by the one and named anew by the other.
+What a point shares with its previous one is not read again.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pipeline import (
     PipelineReport,
 )
 from stages import Codec, Compress, CutChunks, Dedupe, Digest, Zstd
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
 from vadpipe.repository.reader import ReadChanges, ReadPoint, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.store import Repository, RepositoryStore
 
 Watch = Callable[[StoredDisk, PipelineReport[DiskReceipt]], None]

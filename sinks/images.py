@@ -29,7 +29,7 @@ import trio
 
 from pipeline import BufferPool, ConfigError, MoverError, Pipeline, SinkError
 from vadpipe.files import TEMPORARY, flush_directory, write_durably
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 
 from .restoring import Contents, OpenTarget
 

@@ -30,7 +30,7 @@ from pipeline import (
 from pipeline.composition import at_least, expect_disk
 from pipeline.errors import leaves
 from stages.differences import Differences
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 from vadpipe.vddk.errors import VddkError
 from vadpipe.vsphere.api.retry import backoff
 from vadpipe.vsphere.api.session import Vcenter

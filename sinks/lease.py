@@ -12,8 +12,8 @@ import trio
 from trio.abc import ReceiveChannel
 
 from pipeline import BufferPool, Pipeline, Sink
-from vadpipe.repository.restore_point import StoredDisk
-from vadpipe.repository.verify import Budget
+from vadpipe.repository.format.restore_point import StoredDisk
+from vadpipe.repository.maintenance.verify import Budget
 from vadpipe.vmdk.describe import DiskFacts, adapter_of
 from vadpipe.vmdk.stream import StreamPiece, stream_optimized
 from vadpipe.vsphere.api.session import Vcenter

@@ -26,9 +26,9 @@ from pipeline import (
     Zeros,
     format_size,
 )
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
+from vadpipe.repository.maintenance.verify import Budget
 from vadpipe.repository.reader import RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
-from vadpipe.repository.verify import Budget
 from vadpipe.vmdk.vmx import NVRAM_DOCUMENT
 from vadpipe.vsphere.api.session import Vcenter
 from vadpipe.vsphere.journal.intents import Journal

@@ -24,7 +24,7 @@ from trio.abc import ReceiveChannel
 from pipeline import BufferPool, ConfigError, Pipeline, Sink, SinkError
 from vadpipe.files import write_at
 from vadpipe.ovf import DiskImage, Hardware, PackedFile, descriptor, hardware
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 from vadpipe.vmdk.stream import LEVEL, DeflateGrains, StreamPiece, stream_optimized
 from vadpipe.vmdk.vmx import NVRAM_DOCUMENT
 

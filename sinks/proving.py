@@ -17,9 +17,9 @@ from trio.abc import ReceiveChannel
 from pipeline import SPAN, Disk, Extents, IntegrityError, Sink, Span, TransferFailed, Unchanged, format_size
 from pipeline.errors import leaves
 from stages.differences import Differences, DifferencesReceipt
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
+from vadpipe.repository.maintenance.verify import Budget
 from vadpipe.repository.reader import RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
-from vadpipe.repository.verify import Budget
 
 WORKERS = 2
 

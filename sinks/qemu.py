@@ -20,7 +20,7 @@ from pipeline import BufferPool, ConfigError, Pipeline, SinkError
 from vadpipe.nbd import Nbd
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 
 from .blocks import IntoNbd
 from .images import image_name, open_images

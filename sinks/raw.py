@@ -28,7 +28,7 @@ from pipeline import (
     Zeros,
 )
 from vadpipe.files import create, publish, temporary_beside, write_at
-from vadpipe.repository.restore_point import StoredDisk
+from vadpipe.repository.format.restore_point import StoredDisk
 
 from .images import image_name, only_disk, open_images
 from .restoring import Contents, OpenTarget

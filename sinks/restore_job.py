@@ -14,8 +14,8 @@ from pipeline.contracts import expect_trio
 from pipeline.errors import failures
 from pipeline.events import place, within
 from pipeline.job import DiskWatch
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.reader import RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
 from .restoring import Contents, RestoreReceipt, RestoreTarget, disks_of, restore

@@ -23,8 +23,8 @@ from pipeline.job import DiskWatch
 from pipeline.meters import PipelineReport
 from pipeline.values import Span, Zeros
 from vadpipe.iso import FIXED_DATE, iso_image
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 from vadpipe.vss.fetched import DOCUMENT_NAMES
 from vadpipe.vss.sheet import PointFacts, restore_sheet
 

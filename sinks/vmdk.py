@@ -29,7 +29,7 @@ from vadpipe.files import (
     write_at,
     write_durably,
 )
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.vmdk.build import GRAIN, LAST_PLACE, Bytes, GrainCutter, SparseExtent, Write, held_grains
 from vadpipe.vmdk.describe import ADAPTERS, DiskFacts, WrittenExtent, adapter_of, describe, disk_uuid
 from vadpipe.vmdk.descriptor import SECTOR

@@ -15,9 +15,9 @@ from pipeline import CLUSTER, SPAN, ConfigError, Disk, Extents, Source, Span, Un
 from pipeline.composition import at_least, expect_disk
 from vadpipe.kernels.differences import ChunkTable, clear_nonzero, differing_parts, take_differing
 from vadpipe.kernels.digest import Blake3
-from vadpipe.repository.disk_map import PAGE, PageMap
+from vadpipe.repository.format.disk_map import PAGE, PageMap
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.reader import ContentPage, DiskContent, HandingOver, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
 
 _WINDOW = 32 << 30  # as much as one QueryAllocatedBlocks call covers; a whole number of pages
 

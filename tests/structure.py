@@ -25,7 +25,10 @@ FLOORS = [
     ["pipeline", "pipeline/testing"],
     ["vadpipe", "vadpipe/kernels"],
     ["vadpipe/repository/backends"],
+    ["vadpipe/repository/format"],
+    ["vadpipe/repository/index"],
     ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    ["vadpipe/repository/maintenance"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")

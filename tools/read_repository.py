@@ -267,7 +267,8 @@ class Repository:
             self._objects[CHUNK.unpack(table)[1]] = place
 
     def _table(self, head: bytes, rest: bytes, where: str) -> tuple[bytes, int]:
-        """The chunk table of a frame, of which `rest` comes behind the header; and where the payload begins there."""
+        """The chunk table of a frame, of which `rest` comes behind the header; and where the payload begins
+        there."""
         magic, _, _, _, _, _, count, epoch, _, _ = FRAME_HEADER.unpack(head)
         size = count * CHUNK.size
         if magic == b"VFRM" and self._sealing is None:

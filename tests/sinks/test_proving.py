@@ -9,8 +9,8 @@ from pipeline import BufferPool, Extents, IntegrityError, KiB, MiB
 from sinks import open_repository
 from sinks.proving import prove_disk
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
+from vadpipe.repository.maintenance.verify import Budget
 from vadpipe.repository.store import Repository
-from vadpipe.repository.verify import Budget
 
 CAPACITY = 9 * MiB + 512  # three spans, the last one short
 

@@ -30,7 +30,7 @@ from sinks.in_place import OverDisk
 from stages.differences import Differences
 from tests.stages.differences_kit import WritableMemoryDisk, clusters_that_differ, rolled_back
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
-from vadpipe.repository.frames import decode
+from vadpipe.repository.format.frames import decode
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.store import Repository
 

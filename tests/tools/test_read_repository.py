@@ -13,8 +13,8 @@ from pipeline import MiB
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes
 from tests.vadpipe.repository.test_golden import FORMAT_1, FORMAT_2, states
 from vadpipe.repository import open_repository
+from vadpipe.repository.format.ways import KeyFile, Passphrase, make_key_file
 from vadpipe.repository.store import Repository
-from vadpipe.repository.ways import KeyFile, Passphrase, make_key_file
 
 PROGRAM = Path(__file__).parents[2] / "tools" / "read_repository.py"
 

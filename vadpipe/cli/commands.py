@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
-    from vadpipe.repository.restore_point import RestorePoint
+    from vadpipe.repository.format.restore_point import RestorePoint
 
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
@@ -61,7 +61,10 @@ BUILT_IN = {
     "hold": BuiltIn(
         "vadpipe.cli.retention:hold", "Keep a restore point from being removed, until it is released."
     ),
-    "init": BuiltIn("vadpipe.cli.repository:init", "Make a repository in an empty or new directory."),
+    "init": BuiltIn(
+        "vadpipe.cli.repository:init",
+        "Make a repository in an empty or new directory, or below a prefix of a bucket.",
+    ),
     "key": BuiltIn("vadpipe.cli.keys:key", "List, add, change and remove the keys of a sealed repository."),
     "lab": BuiltIn(
         "vadpipe.lab.commands:lab", "A vCenter, a VDDK and a VM to try things on, without any of them.", "lab"
@@ -340,13 +343,13 @@ class OnRepository(click.Command):
     It takes the options that open a sealed repository, unless it has such options of its own.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - those of click
         super().__init__(*args, **kwargs)
         names = {param.name for param in self.params}
         self._keys = [option for option in key_options() if option.name not in names]
         self.params += self._keys
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         if not self._keys:
             return super().invoke(ctx)
         given = {option.name: ctx.params.pop(str(option.name)) for option in self._keys}

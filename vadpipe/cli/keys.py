@@ -22,11 +22,11 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, ConfigError, MoverError
 from pipeline.secrets import Secret
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.config import read_config
-from vadpipe.repository.sealing import Secrets
-from vadpipe.repository.slot_changes import add_slot, change_passphrase, new_epoch, remove_slot
-from vadpipe.repository.slots import Opened, SlotTable, default_ways, open_slot
-from vadpipe.repository.ways import (
+from vadpipe.repository.format.config import read_config
+from vadpipe.repository.format.sealing import Secrets
+from vadpipe.repository.format.slot_changes import add_slot, change_passphrase, new_epoch, remove_slot
+from vadpipe.repository.format.slots import Opened, SlotTable, default_ways, open_slot
+from vadpipe.repository.format.ways import (
     AgeIdentity,
     AgeRecipient,
     KeyFile,
@@ -35,7 +35,7 @@ from vadpipe.repository.ways import (
     Way,
     make_key_file,
 )
-from vadpipe.repository.wrapping import Slot
+from vadpipe.repository.format.wrapping import Slot
 from vadpipe.words import counted
 
 from . import ending_signals
@@ -159,8 +159,8 @@ def opening(
     passphrase_env: str | None,
     age_identity: Path | None,
 ) -> Iterator[None]:
-    """Inside, these options open sealed repositories. Without any, a passphrase is asked for, if there is a terminal and
-    the repository is sealed: here, in the main thread, so that Ctrl-C works at the question."""
+    """Inside, these options open sealed repositories. Without any, a passphrase is asked for, if there is a
+    terminal and the repository is sealed: here, in the main thread, so that Ctrl-C works at the question."""
     ways = _ways(key_file, passphrase_file, passphrase_env, age_identity)
     if not ways and _can_ask() and _is_sealed(repository):
         question = Prompted.new("Passphrase of the repository")

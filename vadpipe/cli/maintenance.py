@@ -13,9 +13,9 @@ from pipeline.units import format_size
 from sinks.copying import CopyReceipt, copy_points
 from vadpipe.kernels.codecs import Zstd
 from vadpipe.repository.backends.cached import drop_copies
-from vadpipe.repository.prune import REWRITE_BELOW, PruneReport, prune
-from vadpipe.repository.repair import RepairReport, repair
-from vadpipe.repository.restore_point import RestorePoint
+from vadpipe.repository.format.restore_point import RestorePoint
+from vadpipe.repository.maintenance.prune import REWRITE_BELOW, PruneReport, prune
+from vadpipe.repository.maintenance.repair import RepairReport, repair
 from vadpipe.repository.store import Repository
 from vadpipe.words import counted
 
@@ -42,8 +42,8 @@ def prune_command(
 ) -> int:
     """Give back the space of what no restore point needs.
 
-    Works in two phases: what no point needs is named, and deleted by a later prune, when every run that may use it has
-    ended. Runs may write at the same time.
+    Works in two phases: what no point needs is named, and deleted by a later prune, when every run that may use it
+    has ended. Runs may write at the same time.
     """
     limit = None if most is None else _size(most)
 
@@ -74,8 +74,8 @@ def prune_command(
 def repair_command(repository: str, dry_run: bool, as_json: bool) -> int:
     """Take damaged packs, index segments and points out of use, and keep what is sound of them.
 
-    Reads everything. A lost index is made again from the packs. What was lost with a frame stays lost: `vadpipe verify`
-    names the points, disks and ranges. Runs may write at the same time.
+    Reads everything. A lost index is made again from the packs. What was lost with a frame stays lost: `vadpipe
+    verify` names the points, disks and ranges. Runs may write at the same time.
     """
     settings = Repository(repository)
 
@@ -141,7 +141,7 @@ def copy_command(
 
 def _size(text: str) -> int:
     """A size like 50GiB in bytes. Raises ConfigError."""
-    from vadpipe.repository.verify import Budget
+    from vadpipe.repository.maintenance.verify import Budget
 
     if text.endswith("%"):
         raise ConfigError(f"{text!r} is no size.", remedy="Write a size like 50GiB.")

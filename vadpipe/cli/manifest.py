@@ -13,8 +13,8 @@ from rich.console import Console
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
 from sinks.restoring import sheet_image, sheet_of
 from vadpipe.files import write_durably
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.reader import RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.vss.archive import (
     MAX_ARCHIVE_SIZE,
     MAX_MEMBER_SIZE,

@@ -25,12 +25,12 @@ from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.backends.cached import drop_copies
 from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.checksums import ChecksumReport, check_without_key
+from vadpipe.repository.format.restore_point import RestorePoint
+from vadpipe.repository.format.ways import NewWay
+from vadpipe.repository.maintenance.checksums import ChecksumReport, check_without_key
+from vadpipe.repository.maintenance.verify import Budget, Finding, VerifyReport
 from vadpipe.repository.reader import RepositoryReader, open_repository
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
-from vadpipe.repository.verify import Budget, Finding, VerifyReport
-from vadpipe.repository.ways import NewWay
 from vadpipe.vss.fetched import DOCUMENT_NAMES, ManifestKind
 from vadpipe.words import counted
 
@@ -56,8 +56,8 @@ force_option = click.option("--force", is_flag=True, help="Replace files that ex
 def init(repository: str, seal: bool, label: str, new_way: NewWay | None, as_json: bool) -> None:
     """Make a repository in an empty or new directory, or below a prefix of a bucket.
 
-    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key elsewhere: nothing
-    else opens the repository.
+    Give the options of a key, and it is sealed: encrypted, and opened by this key. Keep a copy of the key
+    elsewhere: nothing else opens the repository.
     """
     opens = asked(new_way) if seal or new_way is not None else None
     Repository(repository).init(opens, label)

@@ -14,32 +14,37 @@ import trio
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.units import format_size
-from vadpipe.repository.changes import DiskChanges, PointChanges
-from vadpipe.repository.changes import diff as changes_between
-from vadpipe.repository.config import Origin
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.format.restore_point import RestorePoint
+from vadpipe.repository.maintenance.changes import DiskChanges, PointChanges
+from vadpipe.repository.maintenance.changes import diff as changes_between
+from vadpipe.repository.maintenance.forgetting import (
     Heads,
     compare_heads,
     dated,
     holds,
     read_heads,
 )
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.maintenance.forgetting import (
     forget as forget_points,
 )
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.maintenance.forgetting import (
     heads as heads_of,
 )
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.maintenance.forgetting import (
     hold as hold_point,
 )
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.maintenance.forgetting import (
     release as release_point,
 )
+from vadpipe.repository.maintenance.retention import Age, Decision, Keep, decide
+from vadpipe.repository.maintenance.statistics import (
+    PointStatistics,
+    RepositoryStatistics,
+    VmStatistics,
+    statistics,
+)
 from vadpipe.repository.reader import RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint
-from vadpipe.repository.retention import Age, Decision, Keep, decide
-from vadpipe.repository.statistics import PointStatistics, RepositoryStatistics, VmStatistics, statistics
 from vadpipe.repository.store import Repository
 from vadpipe.words import counted
 

@@ -1,40 +1,45 @@
-"""The repository in a local directory. Its format is docs/repository.md.
+"""The repository, in a directory or a bucket. Its format is docs/repository.md.
 
-store            Repository, RepositoryStore: the target of jobs     files            paths, durable files
-point            Point: the writer that a path function gets         config           config.json and its keys
-into_repository  IntoRepository: the sink of one disk                runs             locks, and sweeping dead runs
-reader           open_repository, ReadPoint: a disk back, proved     packs, frames    where the bytes are
-restore_point    restore points as values and files                  disk_map         which clusters lie where
-verify           verify: read everything back                        index, segments  which chunk lies where
-                                                                     merging          keeping segments few
+store            Repository, RepositoryStore: the target of jobs     backends/     where the objects are stored
+point            Point: the writer that a path function gets         format/       the objects, byte by byte; keys
+into_repository  IntoRepository: the sink of one disk                index/        which chunk lies where
+previous         what the previous point holds, for Refine           maintenance/  verify, prune, repair, retention
+reader           open_repository, ReadPoint: a disk back, proved
+runs, removal    who is writing, and what is going to be deleted
 """
 
-from .config import Origin
-from .into_repository import IntoRepository
-from .point import Point
-from .reader import ReadPoint, RepositoryReader, open_repository
-from .restore_point import (
+from .format.config import Origin
+from .format.restore_point import (
     Document,
     Quiescing,
     RestorePoint,
     StoredDisk,
 )
-from .store import Repository, RepositoryStore
-from .verify import (
+from .format.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase
+from .into_repository import IntoRepository
+from .maintenance.verify import (
     Finding,
     Hit,
     VerifyReport,
     verify,
 )
+from .point import Point
+from .reader import ReadChanges, ReadPoint, RepositoryReader, open_repository
+from .store import Repository, RepositoryStore
 
 __all__ = [
+    "AgeIdentity",
+    "AgeRecipient",
     "Document",
     "Finding",
     "Hit",
     "IntoRepository",
+    "KeyFile",
     "Origin",
+    "Passphrase",
     "Point",
     "Quiescing",
+    "ReadChanges",
     "ReadPoint",
     "Repository",
     "RepositoryReader",

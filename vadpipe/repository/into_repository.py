@@ -34,7 +34,7 @@ from pipeline import (
 from pipeline.composition import expect_disk
 from vadpipe.kernels.codecs import codec_named
 
-from .disk_map import (
+from .format.disk_map import (
     EMPTY_PAGE,
     PAGE,
     PageMap,
@@ -45,9 +45,9 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .frames import Kind
+from .format.frames import Kind
+from .format.restore_point import StoredDisk
 from .point import Point
-from .restore_point import StoredDisk
 
 Items = FramedSpan | Zeros | Unchanged
 

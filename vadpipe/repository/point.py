@@ -35,9 +35,8 @@ from vadpipe.kernels import Blake3, assign
 from vadpipe.words import counted
 
 from .backends.contract import ObjectExists
-from .config import Config, Keys, Origin
-from .files import PACKS, Damage, Missing, Objects, stem
-from .frames import (
+from .format.config import Config, Keys, Origin
+from .format.frames import (
     Kind,
     Record,
     check,
@@ -48,11 +47,9 @@ from .frames import (
     parse_chunks,
     record,
 )
-from .index import Index, RunIndex
-from .packs import FrameAddress, PackWriter, read_object, read_stored
-from .previous import PreviousContent
-from .removal import read_removed
-from .restore_point import (
+from .format.objects import PACKS, Damage, Missing, Objects, stem
+from .format.packs import FrameAddress, PackWriter, read_object, read_stored
+from .format.restore_point import (
     Document,
     PointsOf,
     Quiescing,
@@ -60,6 +57,9 @@ from .restore_point import (
     StoredDisk,
     name_of,
 )
+from .index.lookup import Index, RunIndex
+from .previous import PreviousContent
+from .removal import read_removed
 from .runs import Run
 
 log = logging.getLogger(__name__)
@@ -192,8 +192,8 @@ class Point:
 
     @property
     def removal_waits(self) -> bool:
-        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run that
-        did not know of the removal may have published it."""
+        """Whether packs are going to be removed. What is shared with the previous point may lie there only: a run
+        that did not know of the removal may have published it."""
         return bool(self._opened.index.removed.packs)
 
     async def rescue(self, identity: Digests, purpose: str) -> int:
@@ -354,7 +354,8 @@ class Point:
             except Damage as damage:
                 raise IntegrityError(
                     f"{purpose}: frame {name.hex()[:16]} cannot be copied out of a pack that is removed: {damage}.",
-                    remedy="Run again. If it comes again, run `vadpipe verify`; a full backup does not need the frame.",
+                    remedy="Run again. If it comes again, run `vadpipe verify`; "
+                    "a full backup does not need the frame.",
                 ) from damage
             new = run.index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], name)
             grown += self._append([new], [Record(name, address.length, len(chunk), content, b"")])
@@ -422,7 +423,7 @@ def _stored(run: OpenRun, index: Index, identity: NDArray[np.uint8]) -> tuple[Fr
 
 def _check_packs(run: OpenRun) -> None:
     """Before anything is visible: all that the maps of this point may lead to is there."""
-    needed = run.index.used_packs
+    needed = run.index.used_packs | run.index.packs()
     missing = sorted(needed - _present(run.objects, needed))
     if missing:
         run.run.require_alive()

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from pipeline import CLUSTER, DIGEST_SIZE, NO_FRAME, Digests, Extents, IntegrityError, MiB
 
-from .config import Config
-from .disk_map import PAGE, PageMap, clusters, parse_page, root_of
-from .files import Damage, Objects
-from .frame_cache import FrameCache
-from .index import RunIndex
-from .packs import FrameAddress, damaged_frame
-from .restore_point import StoredDisk
+from .format.config import Config
+from .format.disk_map import PAGE, PageMap, clusters, parse_page, root_of
+from .format.frame_cache import FrameCache
+from .format.objects import Damage, Objects
+from .format.packs import FrameAddress, damaged_frame
+from .format.restore_point import StoredDisk
+from .index.lookup import RunIndex
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -36,8 +36,8 @@ from vadpipe.kernels.zeros import run_borders
 
 from .backends.contract import Backend
 from .backends.location import backend_at
-from .config import Config, read_config
-from .disk_map import (
+from .format.config import Config, read_config
+from .format.disk_map import (
     EMPTY_PAGE,
     PAGE,
     PageMap,
@@ -45,23 +45,23 @@ from .disk_map import (
     parse_page,
     root_of,
 )
-from .files import Damage, Missing, Objects
-from .frame_cache import FrameCache
-from .index import Index
-from .packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .format.frame_cache import FrameCache
+from .format.objects import Damage, Missing, Objects
+from .format.packs import FrameAddress, damaged_frame, read_chunks, read_object
+from .format.restore_point import RestorePoint, StoredDisk, read_points
+from .index.lookup import Index
 from .removal import readable_removed
-from .restore_point import RestorePoint, StoredDisk, read_points
 
 if TYPE_CHECKING:
-    from .ways import Way
+    from .format.ways import Way
 
 # Frames are used in the order of the disk; only deduplicated chunks jump. A span (4 MiB) has about four frames.
 DECODED: Final = 32 * MiB
 PROVED: Final = 32 * MiB  # map pages, about 0.1 % of the data that they are of
 CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB each
 
-# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but for
-# a reader that is overtaken again while it reads.
+# How often the index is read again for what is gone. What others remove, they move first; so once is enough, but
+# for a reader that is overtaken again while it reads.
 LOOKS: Final = 4
 
 T = TypeVar("T")
@@ -78,8 +78,8 @@ async def open_repository(
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open a sealed repository; by default what the environment names.
 
-    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed and
-    nothing opens it.
+    Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed
+    and nothing opens it.
     """
     backend = backend_at(str(place)) if isinstance(place, str | Path) else place
     reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
@@ -93,12 +93,17 @@ class RepositoryReader:
     """The published points, oldest first, and `damaged`: what is wrong with other points and index segments.
 
     The methods that are not async read files and are for worker threads, several at once.
+
+    Args:
+        points: Those that are wanted, where somebody read them already.
     """
 
-    def __init__(self, objects: Objects, config: Config) -> None:
+    def __init__(
+        self, objects: Objects, config: Config, points: Sequence[RestorePoint] | None = None
+    ) -> None:
         self.objects = objects
         self.config = config
-        points, damaged = read_points(objects, config)
+        points, damaged = read_points(objects, config) if points is None else (points, [])
         self.points: tuple[RestorePoint, ...] = tuple(points)
         # After the points: what a point names was published before it.
         removed, unread = readable_removed(objects, config)
@@ -209,11 +214,31 @@ class RepositoryReader:
         number = self.index.find_frames(identity)
         return None if (number == NO_FRAME).any() else self.index.lengths(number)
 
-    def remember(self, digest: bytes, content: memoryview) -> None:
-        """Keep a map page or a page list that was proved, so that it is not read again; up to PROVED bytes of them."""
-        if digest not in self._proved and self._proved_size + len(content) <= PROVED:
+    def remember(self, digest: bytes, content: memoryview) -> bool:
+        """Keep a map page or a page list that was proved, so that it is not read again. False: there is no room."""
+        if digest not in self._proved:
+            if self._proved_size + len(content) > PROVED:
+                return False
             self._proved[digest] = content
             self._proved_size += len(content)
+        return True
+
+    def read_ahead(self, digests: Sequence[bytes]) -> None:
+        """Look up map pages and page lists together that will be asked for, read them and remember them.
+
+        What cannot be read is left to the question.
+        """
+        wanted = [digest for digest in digests if digest not in self._proved]
+        if not wanted or self._proved_size >= PROVED:
+            return
+        rows = np.frombuffer(b"".join(wanted), np.uint8).reshape(-1, DIGEST_SIZE)
+        with suppress(IntegrityError):
+            number, _ = self.index.lookup(rows)
+            found = np.flatnonzero(number != NO_FRAME)
+            for at, address in zip(found.tolist(), self.index.addresses(number[found]), strict=True):
+                content = read_object(self.objects, self.config, address, wanted[at], "")
+                if not self.remember(wanted[at], content):
+                    break
 
     def _looked_up(self, look: Callable[[], T]) -> T:
         """What `look` returns. Where something is gone, others merged or moved it: then the index is read again."""
@@ -241,7 +266,8 @@ class RepositoryReader:
         if number[0] == NO_FRAME:
             raise IntegrityError(
                 f"{purpose}: {digest.hex()[:16]} is not in the index.",
-                remedy="Put the missing files of index/ back from a copy of the repository, unless the point was removed.",
+                remedy="Put the missing files of index/ back from a copy of the repository, "
+                "unless the point was removed.",
                 **facts,
             ) from Missing()
         (address,) = self.index.addresses(number)
@@ -278,10 +304,10 @@ class ReadPoint(Source[Span | Zeros]):
 class ReadChanges(Source[Span | Zeros | Unchanged]):
     """A disk of a restore point as it differs from the same disk of another point, proved, out.
 
-    Out: spans and unchanged ranges in ascending order, covering [0, capacity). A range counts as changed where the maps
-    of the points name other places of other frames, so equal bytes that were stored twice count as changed.
-    Only frames of changed ranges are read. Memory, Cancel, Raises: as ReadPoint; ConfigError where `since` has no such
-    disk of this capacity.
+    Out: spans and unchanged ranges in ascending order, covering [0, capacity). A range counts as changed where the
+    maps of the points name other places of other frames, so equal bytes that were stored twice count as changed.
+    Only frames of changed ranges are read. Memory, Cancel, Raises: as ReadPoint; ConfigError where `since` has no
+    such disk of this capacity.
     """
 
     reader: RepositoryReader

@@ -1,8 +1,8 @@
 """Removals: which packs and segments are going to be deleted, and when that is safe.
 
-Nothing is deleted that a run may use. A removal names what goes; runs that begin later leave it out. Then the runs are
-listed that had begun before: only these may not know. When all of them have ended, what the removal names is used by
-nobody, but for points that were published meanwhile (prune.py). No step depends on a clock.
+Nothing is deleted that a run may use. A removal names what goes; runs that begin later leave it out. Then the runs
+are listed that had begun before: only these may not know. When all of them have ended, what the removal names is
+used by nobody, but for points that were published meanwhile (prune.py). No step depends on a clock.
 
 Merging index segments uses the same way: the merged segment is published, and a removal names the old ones.
 """
@@ -18,8 +18,8 @@ from typing import cast
 from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, Stored
-from .config import VERSION, Config, Origin
-from .files import (
+from .format.config import VERSION, Config, Origin
+from .format.objects import (
     ENDED,
     INDEX,
     LARGEST_LIST,
@@ -33,10 +33,10 @@ from .files import (
     stem,
     waiting_name,
 )
-from .index import Removed
-from .merging import merge, smallest
+from .index.lookup import Removed
+from .index.merging import merge, smallest
+from .index.segments import Segment
 from .runs import Run, has_ended, unended_runs
-from .segments import Segment
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ def read_removals(objects: Objects, config: Config) -> list[Removal]:
         return []
     names: set[str] = set()
     while True:
-        # A listing comes in pages, and takes time. Meanwhile a removal may be dropped and the one that replaces it be
-        # written where the listing was before. Two listings that agree, and name what is there, miss neither.
+        # A listing comes in pages, and takes time. Meanwhile a removal may be dropped and the one that replaces it
+        # be written where the listing was before. Two listings that agree, and name what is there, miss neither.
         while names != (names := _listed(objects)):
             pass
         found = _read_listed(objects, config, names)
@@ -201,8 +201,8 @@ def merge_segments(objects: Objects, config: Config, run: Run, origin: Origin) -
 
 
 def _mergeable(objects: Objects, config: Config) -> list[Stored]:
-    """The segments in use, but for those that name a pack of a removal: the prune that deletes the pack rewrites them,
-    and no other run carries their rows into a new segment."""
+    """The segments in use, but for those that name a pack of a removal: the prune that deletes the pack rewrites
+    them, and no other run carries their rows into a new segment."""
     removed = read_removed(objects, config)
     live = live_segments(objects, removed)
     if not removed.packs:
@@ -271,8 +271,8 @@ def _read(objects: Objects, config: Config, name: str) -> dict[str, object] | No
     except Damage as damage:
         raise IntegrityError(
             f"{objects.place(name)} is damaged: {damage}.",
-            remedy="Put it back from a copy of the repository. Until then nothing is written or removed, as nobody knows "
-            "what is going to be removed.",
+            remedy="Put it back from a copy of the repository. Until then nothing is written or removed, "
+            "as nobody knows what is going to be removed.",
             path=objects.place(name),
         ) from damage
 

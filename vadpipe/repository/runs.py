@@ -1,8 +1,8 @@
 """Runs: who is writing, and ending those that died.
 
-A run says in `runs/` that it has not ended. What a dead run left is found by its id: packs that no index knows. They
-are removed by whoever begins next. No lock is needed: a run that was given up wrongly finds that the name of its
-segment or of its point is taken, and publishes nothing (docs/repository.md, "Runs that died").
+A run says in `runs/` that it has not ended. What a dead run left is found by its id: packs that no index knows.
+They are removed by whoever begins next. No lock is needed: a run that was given up wrongly finds that the name of
+its segment or of its point is taken, and publishes nothing (docs/repository.md, "Runs that died").
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Final
 from pipeline import IntegrityError, SinkError
 
 from .backends.contract import ObjectExists, ObjectMissing, Stored
-from .config import VERSION, Config, Origin, parse
-from .files import (
+from .format.config import VERSION, Config, Origin, parse
+from .format.objects import (
     ENDED,
     INDEX,
     LARGEST_SMALL,
@@ -42,7 +42,7 @@ from .files import (
     segment_name,
     stem,
 )
-from .segments import ENDED_SIZE, Segment
+from .index.segments import ENDED_SIZE, Segment
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ class Run:
         """What a run says that finds a name of its own taken."""
         return SinkError(
             f"The run {self.id} was given up by another one, and ended; nothing was published.",
-            remedy="It was silent for too long: it was stopped, or it lost the connection to the repository. Run again.",
+            remedy="It was silent for too long: it was stopped, or it lost the connection to the "
+            "repository. Run again.",
             path=self._objects.place(run_name(self.id)),
         )
 

@@ -16,18 +16,18 @@ from pipeline import SPAN, ConfigError, IntegrityError, MachineId, SinkError, em
 from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at, bytes_per_second, is_remote
 from .backends.wrappers import Throttled
-from .config import READ_ONLY, Config, Origin, create_repository, read_config
-from .files import Objects, run_name
-from .index import RunIndex
-from .packs import PACK_SIZE, PackWriter
+from .format.config import READ_ONLY, Config, Origin, create_repository, read_config
+from .format.objects import Objects, run_name
+from .format.packs import PACK_SIZE, PackWriter
+from .format.restore_point import PointsOf, RestorePoint, name_of, read_points
+from .index.lookup import RunIndex
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
 from .removal import finish_merges, merge_segments, read_removed
-from .restore_point import PointsOf, RestorePoint, name_of, read_points
 from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
-    from .ways import NewWay, Way
+    from .format.ways import NewWay, Way
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ class Repository:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[RepositoryStore]:
-        """For writing. Raises SinkError for what is no repository or cannot be written, ConfigError where it is sealed
-        and nothing opens it."""
+        """For writing. Raises SinkError for what is no repository or cannot be written, ConfigError where it is
+        sealed and nothing opens it."""
         backend = self.backend()
         config = await trio.to_thread.run_sync(_open, backend, self.unlock, self.origin)
         try:
@@ -217,8 +217,8 @@ class RepositoryStore:
         except ObjectExists as exc:
             raise SinkError(
                 f"The point {run_id} is being copied to {self._objects.place()} already, or a copy was killed.",
-                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its host, and "
-                "by any other after seven days of silence.",
+                remedy="Wait for the other copy; that of a killed process is ended by the next copy from its "
+                "host, and by any other after seven days of silence.",
                 path=self._objects.place(),
             ) from exc
         if run_id is not None:
@@ -269,7 +269,8 @@ class RepositoryStore:
                 removed=read_removed(objects, config),
                 first=run.segments,
             )
-            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it needs.
+            # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it
+            # needs.
             if parent is None or objects.exists(name_of(parent, config)):
                 break
             index.close()

@@ -18,14 +18,14 @@ from pipeline.errors import ConfigError, IntegrityError, SinkError
 from pipeline.secrets import Secret
 from vadpipe.cli import keys
 from vadpipe.cli.commands import vadpipe
-from vadpipe.repository import slot_changes
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import FORMAT, SEALING, Keys, Origin, create_repository, seal
-from vadpipe.repository.sealing import Secrets
-from vadpipe.repository.slot_changes import add_slot, create_keys
-from vadpipe.repository.slots import unlock
-from vadpipe.repository.ways import KeyFile, Passphrase, make_key_file, new_slot
-from vadpipe.repository.wrapping import Argon2
+from vadpipe.repository.format import slot_changes
+from vadpipe.repository.format.config import FORMAT, SEALING, Keys, Origin, create_repository, seal
+from vadpipe.repository.format.sealing import Secrets
+from vadpipe.repository.format.slot_changes import add_slot, create_keys
+from vadpipe.repository.format.slots import unlock
+from vadpipe.repository.format.ways import KeyFile, Passphrase, make_key_file, new_slot
+from vadpipe.repository.format.wrapping import Argon2
 
 IDENTITY = bytes(range(16))
 WEAK = Argon2(1, 64, 1)

@@ -20,7 +20,7 @@ from vadpipe.cli import repository as repository_commands
 from vadpipe.cli.commands import vadpipe
 from vadpipe.repository.store import Repository
 
-verification = sys.modules["vadpipe.repository.verify"]
+verification = sys.modules["vadpipe.repository.maintenance.verify"]
 
 
 class Named(FakeMachine):

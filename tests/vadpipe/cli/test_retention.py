@@ -14,9 +14,9 @@ from tests.vadpipe.repository import repository_kit as kit
 from tests.vadpipe.repository.forgetting_kit import DB, WEB, PointsAlone
 from vadpipe.cli.commands import vadpipe
 from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.restore_point import name_of
+from vadpipe.repository.format.restore_point import name_of
+from vadpipe.repository.format.ways import KeyFile, make_key_file
 from vadpipe.repository.store import Repository
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture(autouse=True)

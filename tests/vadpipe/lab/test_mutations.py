@@ -7,8 +7,9 @@ from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremen
 from vadpipe.lab.faults.forging import with_right_checksums
 from vadpipe.lab.faults.history import HISTORIES, make, repository, write_keys
 from vadpipe.lab.faults.mutations import campaign
-from vadpipe.repository import packs, verify
-from vadpipe.repository.packs import sound_frames
+from vadpipe.repository import verify
+from vadpipe.repository.format import packs
+from vadpipe.repository.format.packs import sound_frames
 
 
 @pytest.fixture(params=HISTORIES)

@@ -9,9 +9,10 @@ import pytest
 
 from vadpipe.lab.faults import schedules
 from vadpipe.lab.faults.interleaving import Actor, Interleaving, Killed, Process, ScheduledBackend, uniform
-from vadpipe.repository import point, prune, removal, runs, store
+from vadpipe.repository import point, removal, runs, store
 from vadpipe.repository.backends.contract import ObjectExists
-from vadpipe.repository.index import Removed
+from vadpipe.repository.index.lookup import Removed
+from vadpipe.repository.maintenance import prune
 
 SEED = 1
 FOUND_WITHIN = 400  # schedules

@@ -10,10 +10,10 @@ from blake3 import blake3
 from pipeline import MachineId
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.config import Config, Origin, create_repository
-from vadpipe.repository.files import Objects
-from vadpipe.repository.restore_point import Quiescing, RestorePoint, name_of, read_points
-from vadpipe.repository.ways import NewWay
+from vadpipe.repository.format.config import Config, Origin, create_repository
+from vadpipe.repository.format.objects import Objects
+from vadpipe.repository.format.restore_point import Quiescing, RestorePoint, name_of, read_points
+from vadpipe.repository.format.ways import NewWay
 
 WEB = MachineId("00000000-0000-0000-0000-000000000001", "web01")
 DB = MachineId("00000000-0000-0000-0000-000000000002", "db01")

@@ -10,16 +10,16 @@ import xxhash
 
 from pipeline import DIGEST_SIZE, NO_FRAME, KiB
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.cells import CELL
-from vadpipe.repository.config import Keys
-from vadpipe.repository.files import Objects, pack_id, segment_name, stem
-from vadpipe.repository.format1_segments import CHUNK_ROW
-from vadpipe.repository.frames import chunk_table, frame_id
-from vadpipe.repository.index import RunIndex
-from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.segment_writer import TemporarySegment, publish, write_segment
-from vadpipe.repository.segments import HEADER_SIZE, Segment, heads
+from vadpipe.repository.format.config import Keys
+from vadpipe.repository.format.frames import chunk_table, frame_id
+from vadpipe.repository.format.objects import Objects, pack_id, segment_name, stem
+from vadpipe.repository.format.packs import FRAME_ROW
+from vadpipe.repository.format.sealing import Sealing, Secrets
+from vadpipe.repository.index.cells import CELL
+from vadpipe.repository.index.format1_segments import CHUNK_ROW
+from vadpipe.repository.index.lookup import RunIndex
+from vadpipe.repository.index.segment_writer import TemporarySegment, publish, write_segment
+from vadpipe.repository.index.segments import HEADER_SIZE, Segment, heads
 
 REPOSITORY = bytes(range(16))
 KEYS = Keys.derive(bytes(range(32)))

@@ -1,4 +1,4 @@
-"""What the tests of removals and of prune share: repositories in memory, sealed or not, and their points checked."""
+"""What the tests of removals and of prune share: repositories in memory, and their points checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from tests.vadpipe.repository.test_golden import KEY_FILE
-from vadpipe.repository import Repository, forgetting, runs, verify
+from vadpipe.repository import Repository, runs, verify
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.files import pack_id
-from vadpipe.repository.prune import prune
-from vadpipe.repository.restore_point import read_points
-from vadpipe.repository.ways import KeyFile
+from vadpipe.repository.format.objects import pack_id
+from vadpipe.repository.format.restore_point import read_points
+from vadpipe.repository.format.ways import KeyFile
+from vadpipe.repository.maintenance import forgetting
+from vadpipe.repository.maintenance.prune import prune
 
 
 def empty_repository(*, sealed: bool = False) -> Repository:
@@ -64,7 +65,7 @@ def put_back(repository: Repository, content: dict) -> None:
 
 
 class Machine:
-    """A VM of two disks: `small` never changes, `large` is written anew before each point. Knows what each point holds."""
+    """A VM of two disks: `small` never changes, `large` is written anew. Knows what each point holds."""
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository

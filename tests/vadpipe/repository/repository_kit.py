@@ -48,12 +48,12 @@ from stages import (
     Zstd,
 )
 from vadpipe.repository.backends.contract import Backend, Parts, Stored, Upload
-from vadpipe.repository.config import Config, Origin, read_config
-from vadpipe.repository.files import Objects
+from vadpipe.repository.format.config import Config, Origin, read_config
+from vadpipe.repository.format.objects import Objects
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.into_repository import IntoRepository
 from vadpipe.repository.point import Point
 from vadpipe.repository.reader import ReadPoint, RepositoryReader
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 
 MACHINE = MachineId("00000000-0000-0000-0000-000000000001", "fake")
@@ -258,6 +258,10 @@ class Watched:
     def list(self, prefix: str) -> Iterator[Stored]:
         self._watch("list", prefix)
         return self._backend.list(prefix)
+
+    def names(self, prefix: str) -> Iterator[str]:
+        self._watch("list", prefix)
+        return self._backend.names(prefix)
 
     def delete(self, names: Iterable[str]) -> None:
         """One by one, as a process can die between any two."""

@@ -19,8 +19,8 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
 )
 from vadpipe.kernels.differences import ChunkTable
-from vadpipe.repository.changes import diff, differing_clusters
-from vadpipe.repository.disk_map import PAGE, PageMap
+from vadpipe.repository.format.disk_map import PAGE, PageMap
+from vadpipe.repository.maintenance.changes import diff, differing_clusters
 from vadpipe.repository.reader import DiskContent, open_repository
 from vadpipe.repository.store import Repository
 

@@ -6,9 +6,9 @@ import trio
 from pipeline import KiB, MiB, SinkError
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.checksums import check_without_key
+from vadpipe.repository.format.ways import KeyFile, make_key_file
+from vadpipe.repository.maintenance.checksums import check_without_key
 from vadpipe.repository.store import Repository
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture(params=["plain", "sealed"])

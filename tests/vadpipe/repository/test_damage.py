@@ -14,10 +14,10 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.repository import frames as frame_format
 from vadpipe.repository import verify
-from vadpipe.repository.frames import HEADER_SIZE
-from vadpipe.repository.packs import addresses, read_table
+from vadpipe.repository.format import frames as frame_format
+from vadpipe.repository.format.frames import HEADER_SIZE
+from vadpipe.repository.format.packs import addresses, read_table
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.store import Repository
 

@@ -20,7 +20,7 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
 )
 from vadpipe.repository import Repository
-from vadpipe.repository.files import run_name
+from vadpipe.repository.format.objects import run_name
 
 
 def open_files(path: Path) -> list[str]:

@@ -28,11 +28,11 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import IntoRepository, Repository, open_repository, verify
-from vadpipe.repository.files import Damage
-from vadpipe.repository.packs import addresses, read_frame, read_table
-from vadpipe.repository.restore_point import read_point
-from vadpipe.repository.segment_writer import SegmentWriter
-from vadpipe.repository.segments import DTYPES, FRAMES, ROWS, Counts, Segment
+from vadpipe.repository.format.objects import Damage
+from vadpipe.repository.format.packs import addresses, read_frame, read_table
+from vadpipe.repository.format.restore_point import read_point
+from vadpipe.repository.index.segment_writer import SegmentWriter
+from vadpipe.repository.index.segments import DTYPES, FRAMES, ROWS, Counts, Segment
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +329,7 @@ def wrong_root(repository):
     path = max(repository.path.glob("points/*/*.json"), key=os.path.getmtime)
     name = str(path.relative_to(repository.path))
     point = read_point(objects, config, name)
+    assert point is not None
     (disk,) = point.disks
     forged = replace(disk, receipt=replace(disk.receipt, root="00" * 32))
     path.write_bytes(config.encode(name, replace(point, disks=(forged,)).as_dict()))

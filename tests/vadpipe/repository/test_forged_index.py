@@ -21,10 +21,10 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import read_config
-from vadpipe.repository.files import Objects
-from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.segments import CHUNK_ROW, FRAMES, ROWS, Segment
+from vadpipe.repository.format.config import read_config
+from vadpipe.repository.format.objects import Objects
+from vadpipe.repository.format.packs import FRAME_ROW
+from vadpipe.repository.index.segments import CHUNK_ROW, FRAMES, ROWS, Segment
 
 
 @pytest.fixture(scope="module")

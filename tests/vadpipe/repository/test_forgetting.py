@@ -11,9 +11,11 @@ import pytest
 
 from pipeline import ConfigError, IntegrityError, SinkError
 from tests.vadpipe.repository.forgetting_kit import BEGIN, DB, WEB, PointsAlone
-from vadpipe.repository.config import READ_ONLY
-from vadpipe.repository.files import hold_name
-from vadpipe.repository.forgetting import (
+from vadpipe.repository.format.config import READ_ONLY
+from vadpipe.repository.format.objects import hold_name
+from vadpipe.repository.format.restore_point import name_of
+from vadpipe.repository.format.ways import KeyFile, make_key_file
+from vadpipe.repository.maintenance.forgetting import (
     compare_heads,
     dated,
     forget,
@@ -24,8 +26,6 @@ from vadpipe.repository.forgetting import (
     read_heads,
     release,
 )
-from vadpipe.repository.restore_point import name_of
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 @pytest.fixture

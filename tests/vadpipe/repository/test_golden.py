@@ -1,4 +1,4 @@
-"""The formats, byte for byte: tiny repositories with fixed ids, keys and times, and one of format 1, which is only read.
+"""The formats, byte for byte: tiny repositories with fixed ids, keys and times; that of format 1 is only read.
 
 A change that fails here changes the format: it needs a new version, and a reader for this one.
 `python -m tests.vadpipe.repository.test_golden` writes the files of format 2 anew; those of format 1 never change.
@@ -29,8 +29,8 @@ from tests.vadpipe.repository.repository_kit import (
 from vadpipe.cli.repository import points
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import Origin, create_repository
-from vadpipe.repository.ways import KeyFile, make_key_file
+from vadpipe.repository.format.config import Origin, create_repository
+from vadpipe.repository.format.ways import KeyFile, make_key_file
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMAT_1 = GOLDEN / "format1"
@@ -150,9 +150,7 @@ if __name__ == "__main__":
     for directory, is_sealed in ((FORMAT_2, False), (SEALED, True)):
         shutil.rmtree(directory, ignore_errors=True)
         if is_sealed and not KEY_FILE.exists():
-            make_key_file(
-                KEY_FILE, Origin(random=lambda size: blake3(b"the golden key").digest(size))
-            )
+            make_key_file(KEY_FILE, Origin(random=lambda size: blake3(b"the golden key").digest(size)))
         trio.run(partial(make_repository, directory, sealed=is_sealed))
         shutil.rmtree(directory / "tmp", ignore_errors=True)
         shutil.rmtree(directory / "runs", ignore_errors=True)

@@ -24,18 +24,18 @@ from tests.vadpipe.repository.index_kit import (
     with_right_checks,
 )
 from tests.vadpipe.repository.repository_kit import digests
-from vadpipe.repository import index as index_module
-from vadpipe.repository import proofs
 from vadpipe.repository.backends.contract import ObjectExists
-from vadpipe.repository.cells import CELL, Cells
-from vadpipe.repository.files import ENDED, Objects, pack_id, segment_name
-from vadpipe.repository.filters import Filters
-from vadpipe.repository.format1_segments import HEADS, Segment1
-from vadpipe.repository.frames import chunk_table, frame_id
-from vadpipe.repository.index import Index, Removed, RunIndex
-from vadpipe.repository.packs import FRAME_ROW, FrameAddress
-from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.segments import (
+from vadpipe.repository.format.frames import chunk_table, frame_id
+from vadpipe.repository.format.objects import ENDED, Objects, pack_id, segment_name
+from vadpipe.repository.format.packs import FRAME_ROW, FrameAddress
+from vadpipe.repository.format.sealing import Sealing, Secrets
+from vadpipe.repository.index import lookup as index_module
+from vadpipe.repository.index import proofs
+from vadpipe.repository.index.cells import CELL, Cells
+from vadpipe.repository.index.filters import Filters
+from vadpipe.repository.index.format1_segments import HEADS, Segment1
+from vadpipe.repository.index.lookup import Index, Removed, RunIndex
+from vadpipe.repository.index.segments import (
     DTYPES,
     ENTRIES,
     FILTER,
@@ -282,7 +282,7 @@ def test_a_chunk_that_two_frames_of_a_segment_have_agrees_with_both():
 @pytest.mark.parametrize("section", [ROWS, FIRSTS, ENTRIES, STARTS, ID_ENTRIES])
 def test_columns_that_do_not_fit_each_other_are_found_though_their_checksums_are_right(section, monkeypatch):
     """Two neighbouring rows of one column are exchanged."""
-    monkeypatch.setattr("vadpipe.repository.segments._PIECE", 500)
+    monkeypatch.setattr("vadpipe.repository.index.segments._PIECE", 500)
     objects, chunks = memory(), random_digests(1, 3000)
     name = put_segment(objects, chunks, frames_of_one(random_digests(2, 3000)), np.arange(3000), PACKS)
     segment = Segment(objects, name, REPOSITORY)

@@ -23,13 +23,13 @@ from tests.vadpipe.repository.index_kit import (
     run_id,
 )
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.files import Objects, pack_id, segment_name
-from vadpipe.repository.frames import chunk_table, frame_id
-from vadpipe.repository.index import DRAFT_ROWS, Removed, RunIndex
-from vadpipe.repository.merging import merge
-from vadpipe.repository.packs import FRAME_ROW
-from vadpipe.repository.segment_writer import SegmentWriter, SortedEntries, TemporarySegment, publish
-from vadpipe.repository.segments import CHUNK_ROW, Counts, heads
+from vadpipe.repository.format.frames import chunk_table, frame_id
+from vadpipe.repository.format.objects import Objects, pack_id, segment_name
+from vadpipe.repository.format.packs import FRAME_ROW
+from vadpipe.repository.index.lookup import DRAFT_ROWS, Removed, RunIndex
+from vadpipe.repository.index.merging import merge
+from vadpipe.repository.index.segment_writer import SegmentWriter, SortedEntries, TemporarySegment, publish
+from vadpipe.repository.index.segments import CHUNK_ROW, Counts, heads
 
 ROOT = Path(__file__).parents[3]
 LIMIT = 192 * MiB

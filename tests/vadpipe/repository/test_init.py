@@ -17,9 +17,9 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
 )
 from vadpipe.repository.backends.memory import MemoryBackend
+from vadpipe.repository.format.ways import KeyFile, make_key_file
 from vadpipe.repository.reader import open_repository
 from vadpipe.repository.store import Repository
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 
 def test_an_init_that_was_broken_off_can_be_repeated(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_init_refuses_what_is_there(tmp_path, repository):
         repository.init()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(SinkError, match="is not empty.*Name an empty directory"):
+    with pytest.raises(SinkError, match=r"is not empty.*Name an empty directory"):
         Repository(tmp_path / "full").init()
     (tmp_path / "plain").touch()
     with pytest.raises(SinkError):

@@ -30,14 +30,15 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
-from vadpipe.repository import Repository, merging, open_repository, verify
+from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.contract import ObjectExists, Stored
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.files import Objects, segment_name
-from vadpipe.repository.index import Index, Removed, RunIndex
-from vadpipe.repository.merging import merge, smallest
-from vadpipe.repository.segment_writer import TemporarySegment
-from vadpipe.repository.segments import CHUNK_ROW, ENDED_SIZE, FRAMES, HEADER_SIZE, ROWS, Segment
+from vadpipe.repository.format.objects import Objects, segment_name
+from vadpipe.repository.index import merging
+from vadpipe.repository.index.lookup import Index, Removed, RunIndex
+from vadpipe.repository.index.merging import merge, smallest
+from vadpipe.repository.index.segment_writer import TemporarySegment
+from vadpipe.repository.index.segments import CHUNK_ROW, ENDED_SIZE, FRAMES, HEADER_SIZE, ROWS, Segment
 
 FINAL = segment_name(run_id(99), 0)
 sealed_or_not = pytest.mark.parametrize("sealing", [None, SEALING], ids=["plain", "sealed"])
@@ -211,8 +212,8 @@ def test_temporary_files_of_a_sealed_merge_show_nothing(monkeypatch):
 def test_a_merge_killed_at_any_call_to_the_store_loses_nothing(large, monkeypatch):
     """Also in the middle of a large segment that is written in pieces."""
     if large:
-        monkeypatch.setattr("vadpipe.repository.segment_writer._SMALL", 0)
-        monkeypatch.setattr("vadpipe.repository.segment_writer.MiB", 1000)
+        monkeypatch.setattr("vadpipe.repository.index.segment_writer._SMALL", 0)
+        monkeypatch.setattr("vadpipe.repository.index.segment_writer.MiB", 1000)
 
     class Killed(BaseException):
         pass

@@ -25,7 +25,7 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
 )
 from vadpipe.repository import IntoRepository
-from vadpipe.repository.frames import Kind
+from vadpipe.repository.format.frames import Kind
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ async def test_chunks_that_the_repository_did_not_name_are_refused_before_a_byte
 ):
     """Whoever feeds the sink by hand meets the same rule."""
     written = []
-    monkeypatch.setattr("vadpipe.repository.packs.PackWriter.append", lambda *parts: written.append(parts))
+    monkeypatch.setattr(
+        "vadpipe.repository.format.packs.PackWriter.append", lambda *parts: written.append(parts)
+    )
     disk = MemoryDisk(random_bytes(1, 3 * MiB))
     async with repository.open() as store, store.begin(MACHINE) as point:
         label = point.identity if labelled else None

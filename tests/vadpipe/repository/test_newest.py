@@ -4,8 +4,8 @@ import pytest
 
 from pipeline import MachineId
 from tests.vadpipe.repository.forgetting_kit import WEB, PointsAlone
-from vadpipe.repository import restore_point
-from vadpipe.repository.restore_point import PointsOf
+from vadpipe.repository.format import restore_point
+from vadpipe.repository.format.restore_point import PointsOf
 
 NOTE = f"points/{WEB.uuid}/newest"
 

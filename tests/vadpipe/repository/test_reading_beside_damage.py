@@ -11,9 +11,9 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import Repository, RepositoryReader, verify
-from vadpipe.repository.config import Origin
-from vadpipe.repository.forgetting import forget
-from vadpipe.repository.prune import prune
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.removal import read_removed, readable_removed
 
 SIZE = 300_000

@@ -22,8 +22,8 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import Repository, open_repository, verify
-from vadpipe.repository.frames import Kind
-from vadpipe.repository.index import RunIndex
+from vadpipe.repository.format.frames import Kind
+from vadpipe.repository.index.lookup import RunIndex
 
 SECTOR = 512
 TRACKED = 64 * KiB  # what change tracking of ESXi tells apart

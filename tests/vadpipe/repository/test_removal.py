@@ -23,8 +23,16 @@ from tests.vadpipe.repository.repository_kit import (
     overwrite,
     random_bytes,
 )
-from vadpipe.repository import merging, verify
-from vadpipe.repository.files import LARGEST_LIST, pack_id, removal_name, run_name, segment_name, waiting_name
+from vadpipe.repository import verify
+from vadpipe.repository.format.objects import (
+    LARGEST_LIST,
+    pack_id,
+    removal_name,
+    run_name,
+    segment_name,
+    waiting_name,
+)
+from vadpipe.repository.index import merging
 from vadpipe.repository.removal import (
     drop,
     drop_waiting_lists,
@@ -217,7 +225,9 @@ async def test_a_reader_reads_on_while_segments_are_merged_and_deleted(vm, few):
         await vm.back_up()
         finish(vm.repository)
         assert names(vm.repository, "removals/") == []
-        assert [found for found in (await verify(reader)).damages if "no run is writing" not in found.problem] == []
+        assert [
+            found for found in (await verify(reader)).damages if "no run is writing" not in found.problem
+        ] == []
 
 
 async def test_a_merge_that_fails_fails_no_run(vm, few, monkeypatch, caplog):

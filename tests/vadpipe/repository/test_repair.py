@@ -13,9 +13,9 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import verify
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.config import Origin
-from vadpipe.repository.prune import prune
-from vadpipe.repository.repair import ASIDE, repair
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.maintenance.prune import prune
+from vadpipe.repository.maintenance.repair import ASIDE, repair
 from vadpipe.repository.store import Repository
 
 
@@ -170,8 +170,8 @@ async def test_a_dry_run_says_the_same_and_changes_nothing(filled, store):
 
 async def test_a_run_that_writes_meanwhile_is_left_alone(filled, store):
     repository, _ = filled
-    async with repository.open() as target:
-        async with target.begin(MachineId("00000000-0000-0000-0000-000000000009", "busy")) as point:
-            running = point._run.run.id
-            store.put(f"packs/{running[:2]}/{running}00000000.pack", [b"half a pack"])
-            assert repaired(repository).lines() == ["Nothing is damaged."]
+    busy = MachineId("00000000-0000-0000-0000-000000000009", "busy")
+    async with repository.open() as target, target.begin(busy) as point:
+        running = point._run.run.id
+        store.put(f"packs/{running[:2]}/{running}00000000.pack", [b"half a pack"])
+        assert repaired(repository).lines() == ["Nothing is damaged."]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ConfigError, IntegrityError
-from vadpipe.repository.retention import Age, DatedPoint, Keep, decide
+from vadpipe.repository.maintenance.retention import Age, DatedPoint, Keep, decide
 
 NOW = datetime(2026, 11, 28, 1, 0, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")

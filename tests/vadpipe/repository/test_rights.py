@@ -10,7 +10,7 @@ from tests.vadpipe.repository import repository_kit as kit
 from vadpipe.repository import Repository, verify
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.backends.wrappers import Forwarding
-from vadpipe.repository.prune import prune
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.runs import has_ended, unended_runs
 
 

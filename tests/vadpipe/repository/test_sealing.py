@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import ContractError
-from vadpipe.repository.files import Damage
-from vadpipe.repository.sealing import (
+from vadpipe.repository.format.objects import Damage
+from vadpipe.repository.format.sealing import (
     Sealing,
     Secrets,
     check_document,
@@ -305,8 +305,9 @@ def test_secrets_do_not_change_with_the_mapping_that_they_were_made_of():
 
 PROBE = """
 import sys
-from vadpipe.repository.sealing import Sealing
-import vadpipe.repository, vadpipe.repository.slots, vadpipe.cli.commands, vadpipe.cli.repository, vadpipe.cli.keys
+from vadpipe.repository.format.sealing import Sealing
+import vadpipe.repository, vadpipe.repository.format.slots
+import vadpipe.cli.commands, vadpipe.cli.repository, vadpipe.cli.keys
 plain = Sealing(bytes(16), None)
 assert plain.open_document("a", plain.seal_document("a", b"text")) == b"text"
 loaded = [name for name in sys.modules if name.partition(".")[0] in ("cryptography", "pyrage")]
@@ -323,7 +324,7 @@ def test_cryptography_is_not_loaded_where_nothing_is_sealed():
 WITHOUT = """
 import sys
 sys.modules["cryptography"] = None
-from vadpipe.repository.sealing import Sealing, Secrets
+from vadpipe.repository.format.sealing import Sealing, Secrets
 from pipeline import ConfigError
 try:
     Sealing(bytes(16), Secrets.draw()).seal_document("a", b"text")

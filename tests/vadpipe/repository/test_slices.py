@@ -1,4 +1,4 @@
-"""Verifying in slices: every pack is read once in a round, in the order of the ids, and a missing one is always told."""
+"""Verifying in slices: every pack is read once in a round, in the order of ids; a missing one is always told."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, names, o
 from vadpipe.cli.repository import last_verified, note_verified
 from vadpipe.cli.repository import verify as verify_command
 from vadpipe.repository import verify
-from vadpipe.repository.verify import Budget
+from vadpipe.repository.maintenance.verify import Budget
 
 COUNT = 9
 

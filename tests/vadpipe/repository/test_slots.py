@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from pipeline import ConfigError, IntegrityError, MoverError, SinkError
 from pipeline.secrets import Secret
-from vadpipe.repository import wrapping
 from vadpipe.repository.backends.memory import MemoryBackend
-from vadpipe.repository.config import Keys, Origin, seal
-from vadpipe.repository.files import Damage
-from vadpipe.repository.sealing import Sealing, Secrets
-from vadpipe.repository.slot_changes import (
+from vadpipe.repository.format import wrapping
+from vadpipe.repository.format.config import Keys, Origin, seal
+from vadpipe.repository.format.objects import Damage
+from vadpipe.repository.format.sealing import Sealing, Secrets
+from vadpipe.repository.format.slot_changes import (
     add_slot,
     change_passphrase,
     complete_slots,
@@ -36,9 +36,9 @@ from vadpipe.repository.slot_changes import (
     remove_foreign,
     remove_slot,
 )
-from vadpipe.repository.slots import SlotTable, open_slot, slot_name, unlock, wrap_name
-from vadpipe.repository.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase, make_key_file
-from vadpipe.repository.wrapping import Argon2
+from vadpipe.repository.format.slots import SlotTable, open_slot, slot_name, unlock, wrap_name
+from vadpipe.repository.format.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase, make_key_file
+from vadpipe.repository.format.wrapping import Argon2
 
 GOLDEN = Path(__file__).parent / "golden" / "slots.json"
 REPOSITORY = bytes(range(16))

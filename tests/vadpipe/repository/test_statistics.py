@@ -19,10 +19,10 @@ from tests.vadpipe.repository.repository_kit import (
     mixed_content,
     random_bytes,
 )
-from vadpipe.repository.disk_map import PAGE
-from vadpipe.repository.frame_use import FrameUse, Use
+from vadpipe.repository.format.disk_map import PAGE
+from vadpipe.repository.maintenance.frame_use import FrameUse, Use
+from vadpipe.repository.maintenance.statistics import statistics
 from vadpipe.repository.reader import open_repository
-from vadpipe.repository.statistics import statistics
 from vadpipe.repository.store import Repository
 
 # --- the kernel ---
@@ -210,5 +210,5 @@ async def test_pages_are_read_again_when_they_do_not_fit_in_memory(tmp_path, mon
     await make(tmp_path)
     async with open_repository(tmp_path) as reader:
         expected = statistics(reader)
-        monkeypatch.setattr("vadpipe.repository.statistics._KEPT_PAGES", 1)
+        monkeypatch.setattr("vadpipe.repository.maintenance.statistics._KEPT_PAGES", 1)
         assert statistics(reader) == expected

@@ -29,7 +29,7 @@ from tests.vadpipe.repository.repository_kit import (
     restore,
 )
 from vadpipe.repository import verify
-from vadpipe.repository.disk_map import PAGE
+from vadpipe.repository.format.disk_map import PAGE
 from vadpipe.repository.reader import open_repository
 
 
@@ -164,8 +164,8 @@ class _Wide:
 
 @pytest.mark.slow
 async def test_a_run_may_have_more_chunks_than_a_draft_holds(anywhere, monkeypatch):
-    monkeypatch.setattr("vadpipe.repository.index.DRAFT_ROWS", 40)
-    monkeypatch.setattr("vadpipe.repository.packs.PACK_SIZE", MiB)
+    monkeypatch.setattr("vadpipe.repository.index.lookup.DRAFT_ROWS", 40)
+    monkeypatch.setattr("vadpipe.repository.format.packs.PACK_SIZE", MiB)
     disk = MemoryDisk(random_bytes(1, 14 * MiB))
     disk.content[12 * MiB :] = disk.content[: 2 * MiB]  # found in what was written as a segment long before
     await backup(anywhere, [disk])

@@ -14,7 +14,8 @@ from pipeline import MoverError
 from pipeline.errors import are_ours
 from sinks.copying import copy_points
 from stages import Zstd
-from vadpipe.repository import Repository, RepositoryReader, open_repository, slot_changes, slots, verify
+from vadpipe.repository import Repository, RepositoryReader, open_repository, verify
+from vadpipe.repository.format import slot_changes, slots
 
 from .history import (
     HISTORIES,

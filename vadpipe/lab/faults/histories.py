@@ -62,12 +62,11 @@ from vadpipe.repository import (
     Point,
     Repository,
     RepositoryReader,
-    slot_changes,
-    slots,
     verify,
 )
-from vadpipe.repository.config import Origin
-from vadpipe.repository.forgetting import forget
+from vadpipe.repository.format import slot_changes, slots
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.maintenance.forgetting import forget
 
 from . import forked
 from .history import (

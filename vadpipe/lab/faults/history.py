@@ -61,21 +61,20 @@ from vadpipe.repository import (
     Repository,
     RepositoryReader,
     RestorePoint,
-    slot_changes,
-    slots,
 )
-from vadpipe.repository import index as _index
-from vadpipe.repository import merging as _merging
-from vadpipe.repository import packs as _packs
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.config import Config, Origin, read_config
-from vadpipe.repository.files import Objects
-from vadpipe.repository.forgetting import forget
-from vadpipe.repository.prune import prune
+from vadpipe.repository.format import packs as _packs
+from vadpipe.repository.format import slot_changes, slots
+from vadpipe.repository.format.config import Config, Origin, read_config
+from vadpipe.repository.format.objects import Objects
+from vadpipe.repository.format.sealing import Secrets
+from vadpipe.repository.format.ways import KeyFile
+from vadpipe.repository.index import lookup as _index
+from vadpipe.repository.index import merging as _merging
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.runs import Run, end_dead_runs
-from vadpipe.repository.sealing import Secrets
-from vadpipe.repository.ways import KeyFile
 
 # The steps of each history, in order. What the first killed run leaves is ended by two runs at once; what the
 # second leaves, by the next backup. From the third segment on, each run merges segments.

@@ -21,11 +21,11 @@ from unittest.mock import patch
 import trio
 
 from pipeline import SinkError
-from vadpipe.repository import config as _config
-from vadpipe.repository import packs as _packs
 from vadpipe.repository import runs as _runs
 from vadpipe.repository.backends.contract import ObjectExists, ObjectMissing, Parts, Stored
 from vadpipe.repository.backends.memory import MemoryBackend
+from vadpipe.repository.format import config as _config
+from vadpipe.repository.format import packs as _packs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -280,6 +280,9 @@ class ScheduledBackend(MemoryBackend):
             if len(page) == len(names):
                 return
             after = page[-1].name
+
+    def names(self, prefix: str) -> Sequence[str]:
+        return [found.name for found in self.list(prefix)]
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:

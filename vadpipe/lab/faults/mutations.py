@@ -34,10 +34,11 @@ import click
 import trio
 
 from pipeline.errors import are_ours, leaves
-from vadpipe.repository import Repository, RepositoryReader, open_repository, slot_changes, slots, verify
-from vadpipe.repository.config import Origin
-from vadpipe.repository.forgetting import compare_heads, forget, heads, hold, read_heads
-from vadpipe.repository.prune import prune
+from vadpipe.repository import Repository, RepositoryReader, open_repository, verify
+from vadpipe.repository.format import slot_changes, slots
+from vadpipe.repository.format.config import Origin
+from vadpipe.repository.maintenance.forgetting import compare_heads, forget, heads, hold, read_heads
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.runs import Run
 
 from . import forked

@@ -36,8 +36,8 @@ from vadpipe.repository import Repository, verify
 from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.wrappers import Delayed, Fault, Faulty, Retrying
-from vadpipe.repository.forgetting import forget
-from vadpipe.repository.prune import prune
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.reader import RepositoryReader
 
 from . import forked

@@ -11,6 +11,7 @@ nothing is left that nobody needs.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -47,13 +48,10 @@ from pipeline import (
 )
 from pipeline.testing.fakes import FakeCapture, MemoryDisk
 from vadpipe.repository import IntoRepository, Point, RepositoryReader, RestorePoint, open_repository, verify
-from vadpipe.repository import index as _index
-from vadpipe.repository import merging as _merging
-from vadpipe.repository import packs as _packs
-from vadpipe.repository import prune as _prune
 from vadpipe.repository import runs as _runs
-from vadpipe.repository.config import Config, Origin, create_repository
-from vadpipe.repository.files import (
+from vadpipe.repository.format import packs as _packs
+from vadpipe.repository.format.config import Config, Origin, create_repository
+from vadpipe.repository.format.objects import (
     INDEX,
     PACKS,
     POINTS,
@@ -63,13 +61,16 @@ from vadpipe.repository.files import (
     run_name,
     stem,
 )
-from vadpipe.repository.forgetting import forget
+from vadpipe.repository.format.restore_point import read_points
+from vadpipe.repository.format.ways import KeyFile, make_key_file
+from vadpipe.repository.index import lookup as _index
+from vadpipe.repository.index import merging as _merging
+from vadpipe.repository.index.segments import ENDED_SIZE, FRAMES, Segment
 from vadpipe.repository.into_repository import Items
+from vadpipe.repository.maintenance import prune as _prune
+from vadpipe.repository.maintenance.forgetting import forget
 from vadpipe.repository.reader import DiskContent, disk_of
-from vadpipe.repository.restore_point import read_points
-from vadpipe.repository.segments import ENDED_SIZE, FRAMES, Segment
 from vadpipe.repository.store import RepositoryStore
-from vadpipe.repository.ways import KeyFile, make_key_file
 
 from .interleaving import (
     Actor,
@@ -670,6 +671,7 @@ def play_some(seed: int, numbers: Sequence[int]) -> tuple[Counter[str], list[str
 
 
 def _play_some(job: tuple[int, Sequence[int]]) -> tuple[Counter[str], list[str]]:
+    logging.disable()  # each schedule has runs that are given up, which is a warning
     return play_some(*job)
 
 

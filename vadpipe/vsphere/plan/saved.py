@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from pyVmomi import vim
 
 from pipeline.errors import IntegrityError
-from vadpipe.repository.restore_point import RestorePoint
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.vmdk.vmx import NVRAM_DOCUMENT, REDACTED
 
 from ..inventory.hardware import VmDisk, provisioning_of, vm_disks

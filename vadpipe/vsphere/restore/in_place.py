@@ -17,7 +17,7 @@ from functools import partial
 import trio
 
 from pipeline.errors import MoverError
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.vddk.access import DiskAccess
 
 from ..api.session import VcenterSession

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.units import format_size
-from vadpipe.repository.restore_point import RestorePoint, StoredDisk
+from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 
 from ..api.properties import Row
 from ..api.session import VcenterSession

@@ -11,7 +11,7 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED
 from tests.vadpipe.repository.repository_kit import mixed_content, random_bytes
 from vadpipe.cli.main import _run
 from vadpipe.lab.object_stores import SECRET_KEY
-from vadpipe.repository.ways import make_key_file
+from vadpipe.repository.format.ways import make_key_file
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from tests.vadpipe.repository.repository_kit import mixed_content, random_bytes
 from vadpipe.cli.main import _run
 from vadpipe.lab.certificate import create_credentials
 from vadpipe.repository.backends import wrappers
-from vadpipe.repository.ways import make_key_file
+from vadpipe.repository.format.ways import make_key_file
 
 pytestmark = pytest.mark.slow
 

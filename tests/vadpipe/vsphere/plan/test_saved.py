@@ -11,7 +11,7 @@ from pipeline.protocols import DiskReceipt, MachineId
 from pipeline.units import GiB
 from stages import VcenterVm
 from tests.vadpipe.vsphere.plan.plan_kit import ORIGIN, SITE, config, plan, written
-from vadpipe.repository.restore_point import Document, Quiescing, RestorePoint, StoredDisk
+from vadpipe.repository.format.restore_point import Document, Quiescing, RestorePoint, StoredDisk
 from vadpipe.vmdk.vmx import Vmx, parse_vmx
 from vadpipe.vsphere.inventory.hardware import configuration
 from vadpipe.vsphere.inventory.origin import CONFIG_DOCUMENT

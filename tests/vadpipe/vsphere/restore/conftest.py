@@ -16,8 +16,8 @@ from tests.vadpipe.repository.repository_kit import incremental_path, random_byt
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
+from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.reader import open_repository
-from vadpipe.repository.restore_point import RestorePoint
 from vadpipe.repository.store import Repository
 from vadpipe.vddk.disk import Vddk
 from vadpipe.vsphere.api.session import Vcenter

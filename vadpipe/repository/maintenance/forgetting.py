@@ -19,9 +19,9 @@ from typing import Final, cast
 from pipeline import ConfigError, IntegrityError, SinkError
 from vadpipe.words import counted
 
-from .backends.contract import ObjectExists
-from .config import READ_ONLY, VERSION, Config, Origin
-from .files import (
+from ..backends.contract import ObjectExists
+from ..format.config import READ_ONLY, VERSION, Config, Origin
+from ..format.objects import (
     FORGOTTEN,
     HOLDS,
     LARGEST_LIST,
@@ -34,7 +34,7 @@ from .files import (
     hold_name,
     stem,
 )
-from .restore_point import RestorePoint, name_of, newest_of
+from ..format.restore_point import RestorePoint, name_of, newest_of
 from .retention import DatedPoint
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from pipeline import KiB, MiB
 
 from . import frames
 from .config import Config
-from .files import Damage, Objects
+from .objects import Damage, Objects
 from .packs import FrameAddress, frame_of, read_stored
 
 # A request to a store takes as long as 1 MiB or more, and a frame has about 1 MiB.

@@ -19,9 +19,9 @@ from typing import Final
 from pipeline import ConfigError, IntegrityError, MoverError
 from vadpipe.words import counted, printable
 
-from .backends.contract import Backend
+from ..backends.contract import Backend
 from .config import Keys, unseal
-from .files import LARGEST_SMALL, Damage, Missing, Objects
+from .objects import LARGEST_SMALL, Damage, Missing, Objects
 from .sealing import Secrets
 from .ways import AgeIdentity, KeyFile, Passphrase, Way
 from .wrapping import KINDS, AgeHolder, Slot, WrongKey, X25519Holder, check_epoch, unwrap

@@ -32,15 +32,15 @@ from pipeline import (
     MiB,
 )
 
+from ..format.config import Keys
+from ..format.objects import INDEX, Missing, Objects, pack_id, segment_name, stem
+from ..format.packs import FrameAddress
+from ..format.sealing import Sealing
 from .cells import Cells, Rows
-from .config import Keys
 from .draft import Draft
-from .files import INDEX, Missing, Objects, pack_id, segment_name, stem
 from .filters import Filters
 from .format1_segments import Segment1
-from .packs import FrameAddress
 from .proofs import Proofs
-from .sealing import Sealing
 from .segment_writer import (
     TemporarySegment,
     copy_segment,

@@ -10,7 +10,7 @@ from typing import Final, cast
 from pipeline import DIGEST_SIZE, DiskReceipt, IntegrityError, MachineId
 
 from .config import READ_ONLY, VERSION, Config
-from .files import (
+from .objects import (
     ENDED,
     LARGEST_POINT,
     LARGEST_SMALL,
@@ -220,7 +220,8 @@ def _by_number(points: Sequence[RestorePoint]) -> list[RestorePoint]:
 class PointsOf:
     """The points of one VM. Which one is the newest is noted where reading all of them would take long.
 
-    The note names a point and proves which objects it was chosen from; with other objects there it counts for nothing.
+    The note names a point and proves which objects it was chosen from; with other objects there it counts for
+    nothing.
     """
 
     def __init__(self, objects: Objects, config: Config, machine: MachineId) -> None:
@@ -253,8 +254,9 @@ class PointsOf:
     def note_newest(self, point: RestorePoint) -> None:
         """After `point` was published, which comes after the one that `newest` gave. Raises SinkError.
 
-        Where another run published or removed one meanwhile, the note does not fit, and the next run reads all. So no
-        second listing is needed. A copy of an old point is not the newest: whoever did not ask for that notes nothing.
+        Where another run published or removed one meanwhile, the note does not fit, and the next run reads all. So
+        no second listing is needed. A copy of an old point is not the newest: whoever did not ask for that notes
+        nothing.
         """
         if self._before is None or len(self._before) + 1 < NOTED_FROM:
             return

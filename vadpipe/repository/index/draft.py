@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pipeline import Digests
 from vadpipe.kernels.digest_table import DigestTable
 
+from ..format.packs import FRAME_ROW
 from .cells import Rows
-from .packs import FRAME_ROW
 
 
 class Draft:

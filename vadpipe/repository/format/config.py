@@ -4,7 +4,8 @@ One key per purpose keeps purposes apart: bytes that are a map page in one place
 names that nobody without the secret can relate. The purposes' names are part of the format.
 
 In a document, the keyed BLAKE3 of the rest stands in the field `seal`. The text is canonical (sorted keys, fixed
-spacing), and reading compares byte for byte: what parses to the same values but is written otherwise was altered, too.
+spacing), and reading compares byte for byte: what parses to the same values but is written otherwise was altered,
+too.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from blake3 import blake3
 
 from pipeline import ConfigError, IntegrityError, SinkError
 
-from .backends.contract import Backend, ObjectExists
-from .files import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
+from ..backends.contract import Backend, ObjectExists
+from .objects import CONFIG, LARGEST_SMALL, Damage, Missing, Objects, machine_directory
 from .sealing import Sealing, Secrets
 
 if TYPE_CHECKING:
@@ -234,11 +235,13 @@ def read_config(
 
 
 def _refuse_plain(backend: Backend, unlock: Sequence[Way] | Unlock) -> None:
-    """Somebody who can write the store could put a plain config in the place of a sealed one, and wait for backups."""
+    """Somebody who can write the store could put a plain config in the place of a sealed one, and wait for
+    backups."""
     if not callable(unlock) and unlock:
         raise ConfigError(
             f"The repository {backend.place()} is not sealed, but a key was given to open it.",
-            remedy="If it was sealed, somebody exchanged its config.json: do not use it. Otherwise leave the key out.",
+            remedy="If it was sealed, somebody exchanged its config.json: do not use it. "
+            "Otherwise leave the key out.",
         )
 
 

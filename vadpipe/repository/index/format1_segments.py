@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
+from ..format.objects import INDEX, PACK_ID_SIZE, RUN_ID_SIZE, Damage, Missing
+from ..format.packs import FRAME_ROW, FrameAddress
+from ..format.sealing import Sealing
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
-from .files import INDEX, PACK_ID_SIZE, RUN_ID_SIZE, Damage, Missing
-from .packs import FRAME_ROW, FrameAddress
-from .sealing import Sealing
 from .segments import heads
 
 # What of a chunk's row is not its digest's first eight bytes. `place` is bytes in the decoded frame.

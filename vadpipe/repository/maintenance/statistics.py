@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipeline import CLUSTER, DIGEST_SIZE, NO_FRAME, ContractError, Digests, MiB
 from vadpipe.kernels.digest_table import Rows
 
-from .disk_map import PageMap, page_count
-from .files import INDEX, PACKS
+from ..format.disk_map import PageMap, page_count
+from ..format.objects import INDEX, PACKS
+from ..format.restore_point import RestorePoint, StoredDisk
+from ..reader import RepositoryReader
 from .frame_use import FrameUse, Totals, Use
-from .reader import RepositoryReader
-from .restore_point import RestorePoint, StoredDisk
 
 # Frames of pages that are kept until the page goes: 4 bytes per frame, some 1 KiB per page.
 _KEPT_PAGES: Final = 64 * MiB

@@ -32,19 +32,19 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
-from .backends.contract import ObjectMissing
-from .cells import Rows
-from .config import Config
-from .disk_map import PAGE, PageMap
-from .files import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from ..backends.contract import ObjectMissing
+from ..format.config import Config
+from ..format.disk_map import PAGE, PageMap
+from ..format.frames import Kind, decode
+from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from ..format.packs import FrameAddress, addresses, frame_of, read_table
+from ..format.restore_point import RestorePoint, StoredDisk, name_of
+from ..index.cells import Rows
+from ..index.lookup import AnySegment, Index
+from ..reader import RepositoryReader
+from ..removal import read_removed, readable_removed
+from ..runs import unended_runs
 from .forgetting import forgotten
-from .frames import Kind, decode
-from .index import AnySegment, Index
-from .packs import FrameAddress, addresses, frame_of, read_table
-from .reader import RepositoryReader
-from .removal import read_removed, readable_removed
-from .restore_point import RestorePoint, StoredDisk, name_of
-from .runs import unended_runs
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
 _Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
@@ -97,8 +97,8 @@ class Budget:
 class VerifyReport:
     """What was read: `bytes` of decoded frames. `damages` is empty when all of that is as it was written.
 
-    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were taken in
-    the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
+    `unread_packs` and `unread_bytes` were left out by the budget. Its packs were drawn with `seed`; or they were
+    taken in the order of their ids, up to `reached`, and `covered` is the share of all stored bytes up to there.
     """
 
     points: int
@@ -154,7 +154,8 @@ async def verify(
     Args:
         points: only the frames that these points need; None: everything.
         budget: how much of the packs to read; None: all.
-        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None: they
+        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None:
+        they
             are drawn by the budget's seed.
         progress: is told the stored bytes that were read so far, and all that will be read.
     """
@@ -205,8 +206,8 @@ class _PackReport:
     """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
 
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
-    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of all, where
-    they are many. `documents`: digests of such pieces of documents.
+    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of
+    all, where they are many. `documents`: digests of such pieces of documents.
     """
 
     path: str
@@ -626,7 +627,9 @@ class _Verification:
 
     def _wound_of(self, error: MoverError) -> _Wound:
         """The wound of a file that an error names. A frame that `add` found damaged has one already."""
-        named = (error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts)
+        named = (
+            error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts
+        )
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):

@@ -21,7 +21,7 @@ from blake3 import blake3
 from pipeline import ConfigError, GiB, KiB
 
 from .config import Keys, Origin, parse, seal, unseal
-from .files import Damage
+from .objects import Damage
 from .sealing import KEY_SIZE, Secrets, aes_gcm, cryptography_missing
 
 if TYPE_CHECKING:

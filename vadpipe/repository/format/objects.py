@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from pipeline import KiB, MiB
 
-from .backends.contract import Backend, ObjectMissing, Stored
-from .backends.contract import Damage as Damage
+from ..backends.contract import Backend, ObjectMissing, Stored
+from ..backends.contract import Damage as Damage
 
 RUN_ID_SIZE = 8
 PACK_ID_SIZE = RUN_ID_SIZE + 4
@@ -27,7 +27,8 @@ FORGOTTEN: Final = "forgotten/"
 REMOVALS: Final = "removals/"
 RUNS: Final = "runs/"
 
-# An object that took the name of a segment or of a point of a run that was ended, and the id of the run that ended it.
+# An object that took the name of a segment or of a point of a run that was ended, and the id of the run that ended
+# it.
 ENDED: Final = b"VADENDED"
 
 # What an object of its kind can have at most; a reader takes no larger one into memory.

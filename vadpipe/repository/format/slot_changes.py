@@ -20,9 +20,9 @@ from typing import Final
 from pipeline import ConfigError, IntegrityError, SinkError
 from vadpipe.words import printable
 
-from .backends.contract import Backend, ObjectExists
+from ..backends.contract import Backend, ObjectExists
 from .config import Keys, Origin, unseal
-from .files import Damage, Missing
+from .objects import Damage, Missing
 from .sealing import KEY_SIZE, Secrets
 from .slots import LAST_EPOCH, SlotTable, epoch_name, read_key, slot_name, wrap_name
 from .ways import NewWay, Passphrase, new_slot

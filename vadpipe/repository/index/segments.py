@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, Digests, KiB, MiB
 
+from ..format.frames import LARGEST_FRAME
+from ..format.objects import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
+from ..format.packs import FRAME_ROW, LARGEST_PACK, FrameAddress
+from ..format.sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
 from .cells import CELL, Cells, Columns, Readable, Rows, aligned
-from .files import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
-from .frames import LARGEST_FRAME
-from .packs import FRAME_ROW, LARGEST_PACK, FrameAddress
-from .sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

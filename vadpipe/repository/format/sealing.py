@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from pipeline import ConfigError, ContractError
 
-from .files import Damage
+from .objects import Damage
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

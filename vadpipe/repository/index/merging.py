@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 
 from pipeline import KiB, MiB
 
+from ..format.objects import Objects, run_of
+from ..format.sealing import Sealing, aes_gcm, open_cell, seal_cell
 from .cells import Cells
-from .files import Objects, run_of
-from .index import Removed
-from .sealing import Sealing, aes_gcm, open_cell, seal_cell
+from .lookup import Removed
 from .segment_writer import SegmentWriter, SortedEntries, TemporarySegment, publish, temporary_errors
 from .segments import ENDED_SIZE, FRAMES, MOST_CHUNKS, ROWS, Counts, Segment, heads
 
 if TYPE_CHECKING:
-    from .backends.contract import Stored
+    from ..backends.contract import Stored
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Packs: files of about 64 MiB that consist of frames. The byte layout is in docs/repository.md.
 
-A pack ends with a table of its frames. It gets its name when it is whole and durable, and is never changed. The table
-makes it self-describing: the index can be made again from the packs alone.
+A pack ends with a table of its frames. It gets its name when it is whole and durable, and is never changed. The
+table makes it self-describing: the index can be made again from the packs alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline import DIGEST_SIZE, IntegrityError, MiB, SinkError
 
+from ..backends.contract import ObjectExists
 from . import frames
-from .backends.contract import ObjectExists
 from .config import Config
-from .files import PACK_ID_SIZE, Damage, Objects, pack_id
 from .frames import Record
+from .objects import PACK_ID_SIZE, Damage, Objects, pack_id
 
 log = logging.getLogger(__name__)
 

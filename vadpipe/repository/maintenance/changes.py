@@ -15,9 +15,9 @@ from vadpipe.kernels.differences import ChunkTable
 from vadpipe.kernels.digest_table import Rows
 from vadpipe.kernels.zeros import run_borders
 
-from .disk_map import EMPTY_PAGE, PAGE, PAGE_CLUSTERS, PageMap, page_count
-from .reader import ContentPage, DiskContent, RepositoryReader
-from .restore_point import RestorePoint, StoredDisk
+from ..format.disk_map import EMPTY_PAGE, PAGE, PAGE_CLUSTERS, PageMap, page_count
+from ..format.restore_point import RestorePoint, StoredDisk
+from ..reader import ContentPage, DiskContent, RepositoryReader
 
 _NO_ROWS: Rows = np.empty(0, dtype=np.int64)
 

@@ -30,7 +30,7 @@ from pipeline import (
 )
 
 from .config import Keys
-from .files import Damage
+from .objects import Damage
 
 # 65536 clusters: every column of a row fits in 16 bits. A random write of the guest costs a new page of some
 # 10 KiB (1024 chunks in 256 frames); the page list of a disk of 1 TiB is 128 KiB. Smaller pages make the list,

@@ -1,9 +1,9 @@
 """Repair: what is damaged goes out of use, what is sound of it stays, and the index is whole again.
 
-Frames that are sound in a damaged pack are copied into a new one. Packs that no index segment names any more, because
-their segment is lost, are indexed again from their own tables. Damaged packs and segments are named by a removal, like
-all that goes (removal.py). Damaged points are put aside. What was lost with a frame stays lost: the report says of
-which points, disks and ranges.
+Frames that are sound in a damaged pack are copied into a new one. Packs that no index segment names any more,
+because their segment is lost, are indexed again from their own tables. Damaged packs and segments are named by a
+removal, like all that goes (removal.py). Damaged points are put aside. What was lost with a frame stays lost: the
+report says of which points, disks and ranges.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 
 from vadpipe.words import counted
 
-from . import frames
-from .backends.contract import ObjectExists
-from .config import Config, Origin
-from .files import INDEX, LARGEST_POINT, PACKS, Damage, Objects, run_of, stem
-from .index import Removed, RunIndex
-from .packs import PackWriter, addresses, read_chunks, read_table, sound_frames
-from .reader import RepositoryReader
-from .removal import read_removed, replace_segments
-from .restore_point import point_names
-from .runs import Run, maintenance, unended_runs
+from ..backends.contract import ObjectExists
+from ..format import frames
+from ..format.config import Config, Origin
+from ..format.objects import INDEX, LARGEST_POINT, PACKS, Damage, Objects, run_of, stem
+from ..format.packs import PackWriter, addresses, read_chunks, read_table, sound_frames
+from ..format.restore_point import point_names
+from ..index.lookup import Removed, RunIndex
+from ..reader import RepositoryReader
+from ..removal import read_removed, replace_segments
+from ..runs import Run, maintenance, unended_runs
 from .verify import PackToRead, check_pack
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ ASIDE = "aside/"
 class RepairReport:
     """What was repaired: names of objects, and frames.
 
-    packs: Damaged packs, which go. saved: Frames that were sound in them. lost: Ids of frames that were not. segments:
-    Damaged segments, which go. indexed: Packs that were indexed again. points: Damaged points, which were put aside.
+    packs: Damaged packs, which go. saved: Frames that were sound in them. lost: Ids of frames that were not.
+    segments: Damaged segments, which go. indexed: Packs that were indexed again. points: Damaged points, which were
+    put aside.
     """
 
     packs: list[str] = field(default_factory=list)

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline import Digests, KiB, MiB, SinkError
 
+from ..format.objects import RUN_ID_SIZE, Damage, Objects, stem
+from ..format.sealing import SALT_SIZE, TAG_SIZE, Sealing, seal_cell
 from .cells import CELL
-from .files import RUN_ID_SIZE, Damage, Objects, stem
-from .sealing import SALT_SIZE, TAG_SIZE, Sealing, seal_cell
 from .segments import (
     CHECKSUM,
     CHUNK_ROW,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline import IntegrityError, KiB, MiB
 
-from .files import Damage
+from ..format.objects import Damage
 
 CELL: Final = 64 * KiB
 ALIGNMENT: Final = 64

@@ -1,8 +1,8 @@
 """Prune: the space of what no point needs comes back, in two phases (docs/repository.md, "Removal").
 
-A removal first names what goes. A later prune deletes it, when every run knows of the removal. Which frames are needed
-is read from the maps of all points, each map page once; it is kept as the first eight bytes of the frames' ids, so that
-a false agreement only keeps a frame.
+A removal first names what goes. A later prune deletes it, when every run knows of the removal. Which frames are
+needed is read from the maps of all points, each map page once; it is kept as the first eight bytes of the frames'
+ids, so that a false agreement only keeps a frame.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from pipeline import DIGEST_SIZE, NO_FRAME, Digests, IntegrityError, KiB
 from pipeline.units import format_size
 from vadpipe.words import counted
 
-from . import frames
-from .config import Config, Origin
-from .disk_map import EMPTY_PAGE
-from .files import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
-from .index import Removed, RunIndex
-from .packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
-from .reader import RepositoryReader
-from .removal import (
+from ..format import frames
+from ..format.config import Config, Origin
+from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
+from ..format.packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
+from ..format.restore_point import RestorePoint, StoredDisk, point_names, read_point
+from ..index.lookup import Removed, RunIndex
+from ..index.segments import FRAMES, Segment, heads
+from ..reader import RepositoryReader
+from ..removal import (
     Removal,
     drop,
     drop_waiting_lists,
@@ -37,8 +38,7 @@ from .removal import (
     read_removed,
     replace_segments,
 )
-from .runs import Run, maintenance, unended_runs
-from .segments import FRAMES, Segment, heads
+from ..runs import Run, maintenance, unended_runs
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 REWRITE_BELOW = 0.5
 
 _ROWS = 64 * KiB  # frame rows in memory at a time
+_POINTS = 256  # points whose page lists are looked up together
 
 Heads = NDArray[np.uint64]
 
@@ -54,9 +55,9 @@ Heads = NDArray[np.uint64]
 class PruneReport:
     """What a prune did, in bytes and objects.
 
-    deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What was
-    needed of packs that were named. waiting: Ids of the runs that may not know of a removal. rescued: Packs of which frames
-    were copied before they were deleted, as points need them that were made since.
+    deleted: What earlier removals named. named: What this one named: it is deleted by a later prune. copied: What
+    was needed of packs that were named. waiting: Ids of the runs that may not know of a removal. rescued: Packs of
+    which frames were copied before they were deleted, as points need them that were made since.
     """
 
     deleted_packs: int
@@ -133,7 +134,9 @@ class _Prune:
         self._config = config
         self._origin = origin
         self._run = run
-        self._pages: dict[bytes, Heads] = {}  # what each map page needs, once it was read
+        self._read: set[str] = set()  # names of the points whose needs are known
+        self._known: set[bytes] = set()  # digests of their map pages, page lists and documents
+        self._needs = _HeadSet.of([])
         self._deleted = [0, 0]
         self._rescued = 0
         self._packs = 0  # how many this run wrote
@@ -171,7 +174,8 @@ class _Prune:
     # Phase 2
 
     def _finish(self, ready: Sequence[Removal]) -> None:
-        """Delete what removals name. What points need of it by now is copied first, so nothing comes back into use."""
+        """Delete what removals name. What points need of it by now is copied first, so nothing comes back into
+        use."""
         assert self._run is not None
         objects, config = self._objects, self._config
         going = frozenset[str]().union(*(removal.packs for removal in ready))
@@ -202,7 +206,8 @@ class _Prune:
             objects.backend.delete([f"{INDEX}{segment}.idx" for segment in sorted(removal.segments)])
         named = self._named() if going else frozenset()
         for removal in ready:
-            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has them.
+            # A run that merges segments may carry rows of the packs on, as long as there is a segment that has
+            # them.
             if named.isdisjoint(removal.packs):
                 drop(objects, removal.id)
 
@@ -227,7 +232,7 @@ class _Prune:
         for segment in self._live(removed):
             names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
             for rows in _frame_rows(segment):
-                found.append(heads(rows["id"][names[rows["pack"]]]))
+                found.append(heads(rows["id"][names[rows["pack"]]]))  # noqa: PERF401
         return _HeadSet.of(found)
 
     # Phase 1
@@ -332,38 +337,61 @@ class _Prune:
     # What both phases use
 
     def _needed(self) -> _HeadSet:
-        """The frames that the points need. Raises IntegrityError where that cannot be told."""
-        reader = RepositoryReader(self._objects, self._config)
+        """The frames that the points need, and those that were removed since this prune began to ask.
+
+        Each point is read once in a prune, and a map page once for all of them. Raises IntegrityError where it
+        cannot be told what is needed.
+        """
+        names = [name for name in point_names(self._objects) if name not in self._read]
         try:
-            points_damaged = [error for error in reader.damaged if "point" in error.facts]
-            for error in (*points_damaged, *reader.index.damaged):
-                raise IntegrityError(
-                    f"{error.problem}; nothing is removed, as it is not known what that point or index needs.",
-                    remedy=error.remedy,
-                    **error.facts,
-                )
-            found: list[Heads] = []
-            objects: list[bytes] = []
-            for point in reader.points:
-                for document in point.documents.values():
-                    objects += [bytes.fromhex(part) for part in document.parts]
-                for disk in point.disks:
-                    objects.append(bytes.fromhex(disk.pages))
-                    for number, digest in enumerate(reader.page_digests(point, disk)):
-                        key = digest.tobytes()
-                        if key == EMPTY_PAGE:
-                            continue
-                        if key not in self._pages:
-                            page = reader.page(point, disk, number, key)
-                            self._pages[key] = heads(page.frame_ids)
-                        objects.append(key)
-                        found.append(self._pages[key])
-                found = [_HeadSet.of(found).head]
-                objects = list(dict.fromkeys(objects))
-            found.append(self._frames_of_objects(reader, objects))
-            return _HeadSet.of(found)
+            read = [read_point(self._objects, self._config, name) for name in names]
+            # After the points: what a point names was published before it.
+            reader = RepositoryReader(
+                self._objects, self._config, [point for point in read if point is not None]
+            )
+            for error in reader.damaged:
+                raise error
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"{error.problem}; nothing is removed, as it is not known what that point or index needs.",
+                remedy=error.remedy,
+                **error.facts,
+            ) from error
+        try:
+            for low in range(0, len(reader.points), _POINTS):
+                self._need(reader, reader.points[low : low + _POINTS])
         finally:
             reader.index.close()
+        self._read.update(names)
+        return self._needs
+
+    def _need(self, reader: RepositoryReader, points: Sequence[RestorePoint]) -> None:
+        """Note what some more points need."""
+        fresh: dict[bytes, None] = {}
+        for point in points:
+            for document in point.documents.values():
+                fresh.update((bytes.fromhex(part), None) for part in document.parts)
+        disks = [(point, disk) for point in points for disk in point.disks]
+        reader.read_ahead([bytes.fromhex(disk.pages) for _, disk in disks])
+        pages: dict[bytes, tuple[RestorePoint, StoredDisk, int]] = {}
+        for point, disk in disks:
+            listed = bytes.fromhex(disk.pages)
+            if listed in self._known or listed in fresh:
+                continue
+            fresh[listed] = None
+            digests = reader.page_digests(point, disk)
+            for number in np.flatnonzero(digests.any(axis=1)).tolist():
+                key = digests[number].tobytes()
+                if key not in self._known and key not in fresh:
+                    fresh[key] = None
+                    pages[key] = point, disk, number
+        reader.read_ahead(list(pages))
+        found = [self._needs.head]
+        for key, (point, disk, number) in pages.items():
+            found.append(heads(reader.page(point, disk, number, key).frame_ids))
+        found.append(self._frames_of_objects(reader, [key for key in fresh if key not in self._known]))
+        self._needs = _HeadSet.of(found)
+        self._known.update(fresh)
 
     def _frames_of_objects(self, reader: RepositoryReader, digests: Sequence[bytes]) -> Heads:
         """The frames of map pages, page lists and documents: every frame that holds one."""
@@ -523,7 +551,8 @@ def _frame_rows(segment: Segment) -> Iterator[NDArray[np.void]]:
 def _add(
     index: RunIndex, chunk: NDArray[np.void], address: FrameAddress, at: tuple[int, int] | None = None
 ) -> None:
-    """A frame that is stored becomes one of a run's index: where it is, or in a pack of the run, at (number, offset)."""
+    """A frame that is stored becomes one of a run's index: where it is, or in a pack of the run, at (number,
+    offset)."""
     number = index.add_frame(chunk["length"].astype(np.int64), chunk["digest"], address.id)
     if at is None:
         index.found(number, address)

@@ -1,22 +1,21 @@
 """Checking a repository without its keys: what has rotted, been cut off or gone, as far as checksums say.
 
-For a sealed repository on a machine that must not read it. That the bytes are the right ones, and nothing was replaced by
-something older, only `verify` with a key can tell.
+For a sealed repository on a machine that must not read it. That the bytes are the right ones, and nothing was
+replaced by something older, only `verify` with a key can tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline import IntegrityError, SinkError, format_size
 from vadpipe.words import counted
 
-from . import frames
-from .backends.contract import Backend
-from .config import FORMAT, SEALING, parse
-from .files import (
+from ..backends.contract import Backend
+from ..format import frames
+from ..format.config import FORMAT, SEALING, parse
+from ..format.objects import (
     CONFIG,
     ENDED,
     FORGOTTEN,
@@ -31,9 +30,9 @@ from .files import (
     Objects,
     stem,
 )
-from .packs import HEADER_SIZE, addresses, pack_header, read_stored, read_table
-from .sealing import check_document
-from .segments import Ended, Segment
+from ..format.packs import HEADER_SIZE, addresses, pack_header, read_stored, read_table
+from ..format.sealing import check_document
+from ..index.segments import Ended, Segment
 
 
 @dataclass
@@ -109,7 +108,7 @@ class _Closed:
 
     sealed = True
 
-    def cipher(self, epoch: int, purpose: str, salt: bytes) -> Any:
+    def cipher(self, epoch: int, purpose: str, salt: bytes) -> _Closed:
         return self
 
     def decrypt(self, nonce: bytes, content: bytes, associated: bytes) -> bytes:

@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ..format.config import Keys
+from ..format.frames import chunk_table, frame_id
 from .cells import Rows
-from .config import Keys
-from .frames import chunk_table, frame_id
 from .segments import FRAMES, PACKS, ROWS, Segment
 
 # Bits of so many rows lie together; a page of them is there when a row of it was proved.

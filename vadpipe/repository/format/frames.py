@@ -28,7 +28,7 @@ from pipeline import (
 from vadpipe.kernels.codecs import codec_named
 
 from .config import Config, Keys
-from .files import Damage
+from .objects import Damage
 from .sealing import SALT_SIZE, TAG_SIZE, open_frame_payload, open_frame_table, seal_frame_parts
 
 # Far above the frames of a disk (1 MiB, stages/dedupe.py). The page list of a disk is one frame: 128 TiB of disk
