@@ -26,6 +26,7 @@ from vadpipe.repository.format.objects import Objects, waiting_name
 from vadpipe.repository.format.restore_point import read_points
 from vadpipe.repository.index.lookup import Removed
 from vadpipe.repository.maintenance import prune
+from vadpipe.repository.maintenance.forgetting import forget
 from vadpipe.repository.reader import RepositoryReader
 
 SEED = 1
@@ -182,7 +183,7 @@ def test_a_backup_keeps_what_its_previous_point_has_in_removed_packs():
         return await publish(self, *what)
 
     def remove():
-        schedules.forget(objects, config, origin, read_points(objects, config)[0])
+        forget(objects, config, origin, read_points(objects, config)[0])
         reports.append(prune.prune(objects, config, origin))
 
     async def play():

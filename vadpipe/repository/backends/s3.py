@@ -317,9 +317,8 @@ class S3Upload:
 
     def __init__(self, backend: S3Backend, name: str) -> None:
         self._creation = _Creation(backend, name, [])
-        self._content = (
-            bytearray()
-        )  # of many pieces that are kept beside others that go, memory is twice as much
+        # In one piece: of many that are kept beside others that go, memory is twice as much.
+        self._content = bytearray()
 
     def write(self, parts: Parts) -> None:
         for part in parts:
@@ -343,7 +342,7 @@ class S3Upload:
 class _Creation:
     """One object that is created, in one or several attempts."""
 
-    def __init__(self, backend: S3Backend, name: str, parts: list[bytes | memoryview]) -> None:
+    def __init__(self, backend: S3Backend, name: str, parts: Parts) -> None:
         self.parts = parts
         self._backend = backend
         self._name = name
