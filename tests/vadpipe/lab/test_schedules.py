@@ -1,18 +1,33 @@
 """Schedules of backups, removals and a restore: a short version of the campaign, and whether it finds defects."""
 
 import random
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import trio
 
+from pipeline import MachineId
 from vadpipe.lab.faults import schedules
-from vadpipe.lab.faults.interleaving import Actor, Interleaving, Killed, Process, ScheduledBackend, uniform
+from vadpipe.lab.faults.interleaving import (
+    Actor,
+    Interleaving,
+    Killed,
+    Process,
+    ScheduledBackend,
+    processes,
+    uniform,
+)
 from vadpipe.repository import point, removal, runs, store
 from vadpipe.repository.backends.contract import ObjectExists
+from vadpipe.repository.format.config import create_repository
+from vadpipe.repository.format.objects import Objects, waiting_name
+from vadpipe.repository.format.restore_point import read_points
 from vadpipe.repository.index.lookup import Removed
 from vadpipe.repository.maintenance import prune
+from vadpipe.repository.maintenance.forgetting import forget
+from vadpipe.repository.reader import RepositoryReader
 
 SEED = 1
 FOUND_WITHIN = 400  # schedules
@@ -126,18 +141,19 @@ def test_a_prune_that_ignores_what_was_published_since_is_found():
 
 
 @pytest.mark.slow
-def test_a_prune_that_lists_the_runs_before_it_publishes_the_removal_is_found():
-    listed, plan, publish = {}, prune._Prune._plan, removal.publish_removal
+def test_a_list_of_runs_that_is_made_before_the_removal_is_found():
+    listed, begin = {}, runs.Run.__init__
 
-    def plan_and_list(self, *limits):
-        listed[self._run.id] = [each for each in runs.unended_runs(self._objects) if each != self._run.id]
-        return plan(self, *limits)
+    def begin_and_list(self, objects, *settings):
+        begin(self, objects, *settings)
+        listed[self.id] = [each for each in runs.unended_runs(objects) if each != self.id]
 
-    def publish_with_list(objects, config, run, origin, **named):
-        with patch.object(removal, "unended_runs", lambda _: listed[run.id]):
-            publish(objects, config, run, origin, **named)
+    def write_early_list(objects, config, removal_id, run):
+        name = waiting_name(removal_id)
+        with suppress(ObjectExists):
+            objects.backend.put(name, [config.encode(name, {"version": 2, "runs": listed[run.id]})])
 
-    assert found((prune._Prune, "_plan", plan_and_list), (prune, "publish_removal", publish_with_list))
+    assert found((runs.Run, "__init__", begin_and_list), (removal, "list_waiting", write_early_list))
 
 
 @pytest.mark.slow
@@ -151,6 +167,36 @@ def test_a_run_whose_names_are_not_taken_when_it_is_given_up_is_found():
     assert any("was given up, and publishes its point" in sentence for sentence in wrong)
 
 
-@pytest.mark.slow
-def test_a_backup_that_shares_frames_of_removed_packs_with_its_previous_point_is_found():
-    assert found((point.Point, "removal_waits", property(lambda _: False)))
+# --- what schedules found, step by step ---
+
+
+def test_a_backup_keeps_what_its_previous_point_has_in_removed_packs():
+    """The previous point is of a run that did not know of the removal, and is forgotten while the backup runs."""
+    backend, oracle, process = ScheduledBackend({}), schedules.Oracle(), Process(1)
+    origin = schedules.origin_of(random.Random(1))
+    objects, config = Objects(backend), create_repository(backend, origin)
+    machine = MachineId("00000000", "vm0")
+    publish, before_publish = point.Point.publish, []
+
+    async def publish_later(self, *what):
+        before_publish.pop()()
+        return await publish(self, *what)
+
+    def remove():
+        forget(objects, config, origin, read_points(objects, config)[0])
+        reports.append(prune.prune(objects, config, origin))
+
+    async def play():
+        target = store.RepositoryStore(objects, config, origin)
+        for meanwhile in (lambda: None, remove, remove):
+            before_publish.append(meanwhile)
+            await schedules.Backup(machine, ()).run(target, oracle)
+
+    reports = []
+    with processes({1: process}, process), patch.object(point.Point, "publish", publish_later):
+        trio.run(play)
+        assert reports[0].named_packs > 0
+        assert reports[1].deleted_packs == reports[0].named_packs
+        reader = RepositoryReader(objects, config)
+        (last,) = reader.points
+        assert schedules.wrong_bytes(reader, last, oracle) == []

@@ -317,30 +317,32 @@ class S3Upload:
 
     def __init__(self, backend: S3Backend, name: str) -> None:
         self._creation = _Creation(backend, name, [])
-        self._size = 0
+        # In one piece: of many that are kept beside others that go, memory is twice as much.
+        self._content = bytearray()
 
     def write(self, parts: Parts) -> None:
-        copies = [bytes(part) for part in parts if len(part)]
-        self._size += sum(map(len, copies))
-        if self._size > LARGEST_OBJECT:
+        for part in parts:
+            self._content += part
+        if len(self._content) > LARGEST_OBJECT:
             raise SinkError(
                 f"{self._creation.place} would be larger than {LARGEST_OBJECT // MiB} MiB.",
                 remedy="Report this as a defect: no object of a repository is so large.",
             )
-        self._creation.parts.extend(copies)
 
     def finish(self) -> None:
+        self._creation.parts = [memoryview(self._content)]
         self._creation.run()
-        self._creation.parts = []
+        self.abort()
 
     def abort(self) -> None:
         self._creation.parts = []
+        self._content = bytearray()
 
 
 class _Creation:
     """One object that is created, in one or several attempts."""
 
-    def __init__(self, backend: S3Backend, name: str, parts: list[bytes | memoryview]) -> None:
+    def __init__(self, backend: S3Backend, name: str, parts: Parts) -> None:
         self.parts = parts
         self._backend = backend
         self._name = name

@@ -171,7 +171,7 @@ def create_repository(
     if seal_for is None:
         fields["key"] = naming.hex()
     else:
-        from .slot_changes import create_keys, remove_foreign
+        from .slot_changes import create_keys
 
         drawn = Secrets(naming, {1: origin.random(KEY_SIZE)})
         create_keys(backend, identity, drawn, seal_for, label, origin=origin)
@@ -184,6 +184,8 @@ def create_repository(
             f"Somebody made a repository in {backend.place()} at the same time.", remedy="Use it as it is."
         ) from exc
     if drawn is not None:
+        from .slot_changes import remove_foreign
+
         remove_foreign(backend, drawn)
     return Config(identity, str(fields["created"]), VERSION, conditional, keys, sealing)
 

@@ -294,7 +294,7 @@ class _Prune:
         """
         assert self._run is not None
         writer = PackWriter(self._objects, self._config, self._run.id, self._packs)
-        index = self._new_index()
+        index, pack = self._new_index(), ""
         try:
             for pack, wanted in copies:
                 try:

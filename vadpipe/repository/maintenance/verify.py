@@ -379,6 +379,7 @@ class _Verification:
         for error in self._reader.damaged:
             self._wound_of(error)
         index = self._reader.index
+        dropped: list[IntegrityError] = []
         for _ in range(_LOOKS):
             held = len(index.damaged)
             index.drop_damaged()

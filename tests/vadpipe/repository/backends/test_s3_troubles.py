@@ -184,20 +184,23 @@ def test_a_storm_of_503_that_does_not_end_publishes_nothing(call, job, after):
 
 
 def commit_of(call, job):
-    """Which PUT of a run, from 1, is that of its point."""
+    """Which PUT of a run, from 1, is that of its point; and how many HEAD come before it."""
     with planned_store() as store:
         place = place_in(store)
         call("init", place)
-        before = store.count("PUT")
+        store.requests.clear()
         call("run", job(place))
-        puts = [name for method, name in store.requests if method == "PUT"][before:]
-        return next(number for number, name in enumerate(puts, 1) if "/points/" in name)
+        commit = next(
+            at for at, (method, name) in enumerate(store.requests) if method == "PUT" and "/points/" in name
+        )
+        before = [method for method, _ in store.requests[:commit]]
+        return before.count("PUT") + 1, before.count("HEAD")
 
 
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("status", [0, 500])
 def test_an_answer_to_the_commit_that_is_lost_makes_one_point(call, job, done, status):
-    number = commit_of(call, job)
+    number, _ = commit_of(call, job)
     with planned_store() as store:
         place = place_in(store)
         call("init", place)
@@ -212,11 +215,11 @@ def test_an_answer_to_the_commit_that_is_lost_makes_one_point(call, job, done, s
 
 
 def test_when_nobody_knows_whether_the_point_was_made_the_next_run_does(call, job):
-    number = commit_of(call, job)
+    number, looked = commit_of(call, job)
     with planned_store() as store:
         place = place_in(store)
         call("init", place)
-        first, heads = store.count("PUT") + number, store.count("HEAD")
+        first, heads = store.count("PUT") + number, store.count("HEAD") + looked
         store.plan = {("PUT", first): Trouble(done=True)}
         store.plan |= {("PUT", later): Trouble() for later in range(first + 1, first + 100)}
         store.plan |= {("HEAD", later): Trouble() for later in range(heads + 1, heads + 100)}
