@@ -79,7 +79,7 @@ def test_the_bytes_of_the_point_are_read_only_for_chunks_that_differ(repository,
     content = sample()
     stored(repository, content)
     decoded = []
-    monkeypatch.setattr("vadpipe.repository.packs.frames.decode", _counting(decoded))
+    monkeypatch.setattr("vadpipe.repository.format.packs.frames.decode", _counting(decoded))
     rolled_back(repository, WritableMemoryDisk(content.copy()))
     pages = len(decoded)
     decoded.clear()
