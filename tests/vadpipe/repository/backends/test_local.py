@@ -326,7 +326,9 @@ for call in (lambda: backend.put("a", [b"x"]), backend.check_writable, lambda: b
         print(type(error).__name__, error)
 """
     for parent in [backend.root, *backend.root.parents][:5]:  # pytest's directories are for their owner alone
-        if parent.stat().st_uid == os.getuid() and parent.name.startswith(("pytest", "popen", "test_", "repository")):
+        if parent.stat().st_uid == os.getuid() and parent.name.startswith(
+            ("pytest", "popen", "test_", "repository")
+        ):
             parent.chmod(0o755)
     done = subprocess.run(
         [sys.executable, "-c", script, backend.root], capture_output=True, text=True, check=False, timeout=60
