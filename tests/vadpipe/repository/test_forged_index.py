@@ -21,10 +21,11 @@ from tests.vadpipe.repository.repository_kit import (
 )
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
-from vadpipe.repository.format.config import read_config
+from vadpipe.repository.format.config import Origin, read_config
 from vadpipe.repository.format.objects import Objects
 from vadpipe.repository.format.packs import FRAME_ROW
 from vadpipe.repository.index.segments import CHUNK_ROW, FRAMES, ROWS, Segment
+from vadpipe.repository.maintenance.repair import repair
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,36 @@ def another_length(rows, frames):
 
 def another_count(rows, frames):
     frames["chunks"] += 1
+
+
+def exchange_two_frames(rows, frames):
+    """Two frames change their places in the pack."""
+    for name in ("offset", "size"):
+        frames[name][[0, 1]] = frames[name][[1, 0]]
+
+
+def between_frames(rows, frames):
+    frames["offset"][0] += 8
+
+
+@pytest.mark.parametrize("change", [another_length, exchange_two_frames, between_frames])
+async def test_a_wrong_place_of_a_frame_is_a_damage_of_the_segment_and_not_of_the_pack(repository, change):
+    segment = forge(repository, change)
+    async with open_repository(repository.place) as reader:
+        damages = (await verify(reader)).damages
+    assert {found.file for found in damages} == {segment}
+    assert any(found.hits for found in damages)
+
+
+@pytest.mark.parametrize("change", [another_length, exchange_two_frames, between_frames])
+async def test_a_segment_with_wrong_places_is_replaced_by_repair(repository, change):
+    segment = forge(repository, change)
+    with repository.open_for_maintenance() as (objects, config):
+        report = repair(objects, config, Origin())
+    assert report.segments == [Path(segment).stem]
+    assert report.packs == []
+    async with open_repository(repository.place) as reader:
+        assert (await verify(reader)).damages == ()
 
 
 async def test_exchanged_rows_of_the_index_are_found_by_verify(repository):

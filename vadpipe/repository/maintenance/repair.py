@@ -19,7 +19,7 @@ from ..format.config import Config, Origin
 from ..format.objects import INDEX, LARGEST_POINT, PACKS, Damage, Objects, run_of, stem
 from ..format.packs import PackWriter, addresses, read_chunks, read_table, sound_frames
 from ..format.restore_point import point_names
-from ..index.lookup import Removed, RunIndex
+from ..index.lookup import AnySegment, Removed, RunIndex
 from ..reader import RepositoryReader
 from ..removal import read_removed, replace_segments
 from ..runs import Run, maintenance, unended_runs
@@ -35,8 +35,8 @@ class RepairReport:
     """What was repaired: names of objects, and frames.
 
     packs: Damaged packs, which go. saved: Frames that were sound in them. lost: Ids of frames that were not.
-    segments: Damaged segments, which go. indexed: Packs that were indexed again. points: Damaged points, which were
-    put aside.
+    segments: Damaged segments, which go. indexed: Packs that were indexed again, as no segment had all their
+    frames. points: Damaged points, which were put aside.
     """
 
     packs: list[str] = field(default_factory=list)
@@ -106,6 +106,7 @@ class _Repair:
         for segment in reader.index.segments:
             for name, rows in segment.frames_by_pack().items():
                 listed.setdefault(name, PackToRead(name)).listed.append((segment, rows))
+        wrong: set[AnySegment] = set()  # their checksums are right, and they say what the packs do not
         for name in packs:
             if name in removed.packs or run_of(f"{name}.pack") in running:
                 continue
@@ -113,14 +114,13 @@ class _Repair:
             if found.problem or found.damaged:
                 self._report.packs.append(name)
                 self._report.lost += [address.id.hex() for address, _ in found.damaged]
-            elif name not in listed:
+            elif found.unlisted:
                 self._report.indexed.append(name)
+            wrong.update(segment for segment, _ in found.misplaced)
         self._report.packs += [name for name in listed if name not in packs and name not in removed.packs]
-        naming = [
-            segment.name
-            for segment in reader.index.segments
-            if set(self._report.packs).intersection(segment.packs())
-        ]
+        sound = [segment for segment in reader.index.segments if segment not in wrong]
+        self._report.segments += [stem(segment.name) for segment in reader.index.segments if segment in wrong]
+        naming = [segment.name for segment in sound if set(self._report.packs).intersection(segment.packs())]
         reader.index.close()
         self._save()
         if self._run is not None and (self._report.packs or self._report.segments):

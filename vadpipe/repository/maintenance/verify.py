@@ -205,6 +205,8 @@ class PackToRead:
 class _PackReport:
     """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
 
+    `misplaced`: segments, and addresses that they have of frames where the pack has another one, or none.
+    `unlisted`: how many frames of the pack's own table no segment lists.
     `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
     `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of
     all, where they are many. `documents`: digests of such pieces of documents.
@@ -216,6 +218,8 @@ class _PackReport:
     bytes: int = 0
     missing: bool = False
     damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
+    misplaced: list[tuple[AnySegment, FrameAddress]] = field(default_factory=list)
+    unlisted: int = 0
     problem: str = ""
     rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
     pages: list[_Page] = field(default_factory=list)
@@ -267,16 +271,22 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     frames: dict[int, FrameAddress] = {}
     listed: dict[int, list[tuple[AnySegment, int]]] = {}
     try:
-        for segment, rows in pack.listed:
-            for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
-                listed.setdefault(address.offset, []).append((segment, row))
-                if frames.setdefault(address.offset, address) != address:
-                    report.problem = f"the index has two frames at byte {address.offset}"
-        for address in addresses(read_table(objects, config.id, name), name):
-            if frames.setdefault(address.offset, address) != address:
-                raise Damage(f"the pack and the index disagree on the frame at byte {address.offset}")
+        own = {each.offset: each for each in addresses(read_table(objects, config.id, name), name)}
     except Damage as damage:
+        own = None
         report.problem, report.missing = str(damage), isinstance(damage, Missing)
+    frames.update(own or {})
+    for segment, rows in pack.listed:
+        for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
+            # The table of the pack has a checksum, and its frames prove it: a row that differs is wrong itself.
+            if own is not None and own.get(address.offset) != address:
+                report.misplaced.append((segment, address))
+                report.count(segment, 0, segment.chunks_of(np.array([row])))
+                continue
+            listed.setdefault(address.offset, []).append((segment, row))
+            if frames.setdefault(address.offset, address) != address:
+                report.problem = f"the index has two frames at byte {address.offset}"
+    report.unlisted = len((own or {}).keys() - listed.keys())
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
@@ -367,6 +377,9 @@ class _Verification:
         self._unread_packs = self._unread_bytes = 0
         self._wounds: dict[tuple[str, int, str], _Wound] = {}
         self._of_frame: dict[bytes, _Wound] = {}
+        self._misplaced: dict[
+            tuple[object, object], _Wound
+        ] = {}  # by the pack and the place that a row names
         self._rows: dict[AnySegment, tuple[int, int]] = {}
         self._segments: list[AnySegment] = []  # whose rows are compared
         self._gone: dict[bytes, FrameAddress] = {}  # frames of packs that were removed meanwhile
@@ -475,6 +488,10 @@ class _Verification:
         self._documents.update(report.documents)
         for address, problem in report.damaged:
             self._of_frame[address.id] = self._wound(report.path, address.offset, problem)
+        for segment, address in report.misplaced:
+            problem = f"it has a frame where pack {report.pack} has another one, or none"
+            wound = self._of_frame[address.id] = self._wound(segment.place, 0, problem)
+            self._misplaced[report.path, address.offset] = wound
 
     def _was_removed(self, pack: str) -> bool:
         """Whether a pack that is gone was removed on purpose since the index was read."""
@@ -632,6 +649,8 @@ class _Verification:
             error.facts[name] for name in ("pack", "segment", "point", "file", "path") if name in error.facts
         )
         file, position = str(next(named, self._reader.objects.place(INDEX))), error.facts.get("position")
+        if (file, position) in self._misplaced:
+            return self._misplaced[file, position]
         for wound in self._of_frame.values():
             if (wound.file, wound.position) == (file, position):
                 return wound
