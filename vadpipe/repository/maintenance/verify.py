@@ -154,9 +154,8 @@ async def verify(
     Args:
         points: only the frames that these points need; None: everything.
         budget: how much of the packs to read; None: all.
-        after: packs are read in the order of their ids, from the first one after this id, up to the budget; None:
-        they
-            are drawn by the budget's seed.
+        after: read packs in the order of their ids, from the first one after this id, up to the budget;
+            None: packs are drawn by the budget's seed.
         progress: is told the stored bytes that were read so far, and all that will be read.
     """
     work = _Verification(reader)
