@@ -282,7 +282,8 @@ def test_a_chunk_that_two_frames_of_a_segment_have_agrees_with_both():
 @pytest.mark.parametrize("section", [ROWS, FIRSTS, ENTRIES, STARTS, ID_ENTRIES])
 def test_columns_that_do_not_fit_each_other_are_found_though_their_checksums_are_right(section, monkeypatch):
     """Two neighbouring rows of one column are exchanged."""
-    monkeypatch.setattr("vadpipe.repository.index.segments._PIECE", 500)
+    for module in ("segments", "frame_columns"):
+        monkeypatch.setattr(f"vadpipe.repository.index.{module}.PIECE", 500)
     objects, chunks = memory(), random_digests(1, 3000)
     name = put_segment(objects, chunks, frames_of_one(random_digests(2, 3000)), np.arange(3000), PACKS)
     segment = Segment(objects, name, REPOSITORY)

@@ -15,12 +15,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, Digests, KiB, MiB
+from pipeline import DIGEST_SIZE, Digests, MiB
 
 from ..format.objects import INDEX, PACK_ID_SIZE, RUN_ID_SIZE, Damage, Missing
-from ..format.packs import FRAME_ROW, FrameAddress
+from ..format.packs import FRAME_ROW
 from ..format.sealing import Sealing
-from .cells import CELL, Cells, Columns, Readable, Rows, aligned
+from .cells import CELL, Cells, Readable, Rows, aligned
+from .frame_columns import PIECE, FrameColumns
 from .segments import heads
 
 # What of a chunk's row is not its digest's first eight bytes. `place` is bytes in the decoded frame.
@@ -35,7 +36,6 @@ HEADER_SIZE: Final = 128
 
 # Beyond this a file would have to be larger than any file system allows.
 _MOST_CHUNKS: Final = 1 << 40
-_PIECE: Final = 64 * KiB
 
 HEADS, CHUNKS, ID_HEADS, ID_FRAMES, FRAMES, PACKS = range(6)
 _DTYPES: Final[Sequence[np.dtype[Any]]] = (
@@ -50,9 +50,10 @@ _DTYPES: Final[Sequence[np.dtype[Any]]] = (
 MERGED: Final = f"{INDEX}merged/"  # segments that were merged into others lay there for a week
 
 
-class Segment1(Columns):
+class Segment1(FrameColumns):
     """One segment of format 1, with the methods that a reader needs of a Segment. `sealing` has no meaning here."""
 
+    frame_section, pack_section = FRAMES, PACKS
     has_removed = False
 
     def __init__(
@@ -91,14 +92,6 @@ class Segment1(Columns):
     def chunks(self) -> int:
         return self.count(CHUNKS)
 
-    @property
-    def frames(self) -> int:
-        return self.count(FRAMES)
-
-    def packs(self) -> list[str]:
-        """The ids of the packs that hold its frames."""
-        return [pack.tobytes().hex() for pack in self.column(PACKS, 0, self.count(PACKS))]
-
     def leave_out(self, packs: frozenset[str]) -> None:
         """Nothing is removed from a repository of format 1."""
 
@@ -122,48 +115,6 @@ class Segment1(Columns):
             found[at[same]] = frame[same]
         return found
 
-    def ids(self, frame: Rows) -> Digests:
-        """The ids of frames."""
-        ids: Digests = self.take(FRAMES, frame)["id"]
-        return ids
-
-    def lengths(self, frame: Rows) -> NDArray[np.uint32]:
-        """How long frames are, decoded."""
-        lengths: NDArray[np.uint32] = self.take(FRAMES, frame)["length"]
-        return lengths
-
-    def chunks_of(self, frame: Rows) -> int:
-        """How many chunks these frames have together."""
-        return int(self.take(FRAMES, frame)["chunks"].sum(dtype=np.int64))
-
-    def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
-        """Where frames are stored."""
-        rows = self.take(FRAMES, frame)
-        packs = self.take(PACKS, rows["pack"].astype(np.int64))
-        for row, pack in zip(rows, packs, strict=True):
-            yield FrameAddress(
-                pack.tobytes().hex(),
-                int(row["offset"]),
-                int(row["size"]),
-                int(row["length"]),
-                row["id"].tobytes(),
-            )
-
-    def frames_by_pack(self) -> dict[str, Rows]:
-        """For each pack the frames in it, in the order in which they lie there."""
-        pieces = [self.column(FRAMES, low, low + _PIECE) for low in range(0, self.frames, _PIECE)]
-        pack = np.concatenate([np.zeros(0, "<u4"), *(piece["pack"] for piece in pieces)])
-        offset = np.concatenate([np.zeros(0, "<u8"), *(piece["offset"] for piece in pieces)])
-        names = self.packs()
-        if len(pack) and int(pack.max()) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        order = np.lexsort((offset, pack))
-        borders = np.searchsorted(pack[order], np.arange(len(names) + 1))
-        return {
-            name: order[low:high]
-            for name, low, high in zip(names, borders[:-1].tolist(), borders[1:].tolist(), strict=True)
-        }
-
     def agreeing(self, frame: Rows, many: Rows, digest: Digests, place: Rows) -> int:
         """How many of its rows say what some frames really hold; see Segment."""
         found, at = self.lookup(digest)
@@ -177,8 +128,8 @@ class Segment1(Columns):
             (ID_FRAMES, "", self.frames),
             (FRAMES, "pack", self.count(PACKS)),
         ):
-            for low in range(0, self.count(section), _PIECE):
-                piece = self.column(section, low, low + _PIECE)
+            for low in range(0, self.count(section), PIECE):
+                piece = self.column(section, low, low + PIECE)
                 if int((piece[name] if name else piece).max()) >= below:
                     raise self.damaged("a row of it names what it does not have")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,13 +22,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, Digests, KiB, MiB
+from pipeline import DIGEST_SIZE, Digests, MiB
 
 from ..format.frames import LARGEST_FRAME
 from ..format.objects import PACK_ID_SIZE, RUN_ID_SIZE, Damage, segment_name
-from ..format.packs import FRAME_ROW, LARGEST_PACK, FrameAddress
+from ..format.packs import FRAME_ROW, LARGEST_PACK
 from ..format.sealing import SALT_SIZE, TAG_SIZE, Sealing, open_cell
-from .cells import CELL, Cells, Columns, Readable, Rows, aligned
+from .cells import CELL, Cells, Readable, Rows, aligned
+from .frame_columns import PIECE, FrameColumns, pack_ids
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -72,8 +73,6 @@ MOST_CHUNKS: Final = (1 << 32) - 1
 CHUNKS_PER_WORD: Final = 4
 WORDS_MULTIPLE: Final = 60
 
-_PIECE: Final = 64 * KiB  # rows looked at together where a whole segment is read
-
 SHIFT_32: Final = np.uint64(32)
 HIGH_BITS: Final = np.uint64(0xFFFF_FFFF_0000_0000)
 _LOW: Final = np.uint64(0xFFFF_FFFF)
@@ -104,7 +103,7 @@ class Counts(NamedTuple):
         return result
 
 
-class Segment(Columns):
+class Segment(FrameColumns):
     """One segment of format 2. Numbers of frames are rows of its frame table.
 
     Args:
@@ -117,6 +116,8 @@ class Segment(Columns):
         Ended: It only says that a run was ended.
         SinkError: The store failed; also from every method.
     """
+
+    frame_section, pack_section = FRAMES, PACKS
 
     def __init__(
         self,
@@ -165,14 +166,6 @@ class Segment(Columns):
     def chunks(self) -> int:
         return self.count(ROWS)
 
-    @property
-    def frames(self) -> int:
-        return self.count(FRAMES)
-
-    def packs(self) -> list[str]:
-        """The ids of the packs that hold its frames."""
-        return _pack_ids(self.column(PACKS, 0, self.count(PACKS)))
-
     def leave_out(self, packs: frozenset[str]) -> None:
         """Name the packs that are going to be removed: what lies in them is found only when it is asked for."""
         self._removed = None
@@ -197,7 +190,7 @@ class Segment(Columns):
 
     def staying_packs(self, pack: Rows) -> list[str]:
         """The ids of packs, by their rows, but for those that are going to be removed."""
-        return _pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
+        return pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
 
     def find(self, digest: Digests, *, removed: bool = True) -> Rows:
         """The row of each chunk, -1 where there is none.
@@ -237,48 +230,6 @@ class Segment(Columns):
             found[at[::-1]] = row[::-1]
         return found
 
-    def ids(self, frame: Rows) -> Digests:
-        """The ids of frames."""
-        ids: Digests = self.take(FRAMES, frame)["id"]
-        return ids
-
-    def lengths(self, frame: Rows) -> NDArray[np.uint32]:
-        """How long frames are, decoded."""
-        lengths: NDArray[np.uint32] = self.take(FRAMES, frame)["length"]
-        return lengths
-
-    def chunks_of(self, frame: Rows) -> int:
-        """How many chunks these frames have together."""
-        return int(self.take(FRAMES, frame)["chunks"].sum(dtype=np.int64))
-
-    def addresses(self, frame: Rows) -> Iterator[FrameAddress]:
-        """Where frames are stored."""
-        rows = self.take(FRAMES, frame)
-        packs = _pack_ids(self.take(PACKS, rows["pack"].astype(np.int64)))
-        for row, pack in zip(rows, packs, strict=True):
-            yield FrameAddress(
-                pack,
-                int(row["offset"]),
-                int(row["size"]),
-                int(row["length"]),
-                row["id"].tobytes(),
-            )
-
-    def frames_by_pack(self) -> dict[str, Rows]:
-        """For each pack the frames in it, in the order in which they lie there."""
-        pieces = [self.column(FRAMES, low, low + _PIECE) for low in range(0, self.frames, _PIECE)]
-        pack = np.concatenate([np.zeros(0, "<u4"), *(piece["pack"] for piece in pieces)])
-        offset = np.concatenate([np.zeros(0, "<u8"), *(piece["offset"] for piece in pieces)])
-        names = self.packs()
-        if len(pack) and int(pack.max()) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
-        order = np.lexsort((offset, pack))
-        borders = np.searchsorted(pack[order], np.arange(len(names) + 1))
-        return {
-            name: order[low:high]
-            for name, low, high in zip(names, borders[:-1].tolist(), borders[1:].tolist(), strict=True)
-        }
-
     def bounds(self, first: int, last: int) -> Rows:
         """Where the chunk rows of frames [first, last) begin, and where those of the last one end."""
         bounds = np.empty(last - first + 1, np.int64)
@@ -312,9 +263,9 @@ class Segment(Columns):
         self.prove_cells()
         before = 0
         ids, chunks = _Multiset(self.frames), _Multiset(self.chunks)
-        for low in range(0, self.frames, _PIECE):
-            bounds = self.bounds(low, min(low + _PIECE, self.frames))
-            frames = self.column(FRAMES, low, low + _PIECE)
+        for low in range(0, self.frames, PIECE):
+            bounds = self.bounds(low, min(low + PIECE, self.frames))
+            frames = self.column(FRAMES, low, low + PIECE)
             if int(bounds[0]) != before or (np.diff(bounds) != frames["chunks"]).any():
                 raise self.damaged("its frames have impossible chunks")
             if int(frames["pack"].max()) >= self.count(PACKS):
@@ -326,8 +277,8 @@ class Segment(Columns):
         if before != self.chunks:
             raise self.damaged("its frames have impossible chunks")
         frame = 0
-        for low in range(0, self.chunks, _PIECE):
-            rows = self.column(ROWS, low, low + _PIECE)
+        for low in range(0, self.chunks, PIECE):
+            rows = self.column(ROWS, low, low + PIECE)
             named = self._frames_of(rows)
             bounds = self.bounds(frame, min(int(named.max()) + 1, self.frames))
             number = np.arange(low, low + len(rows))
@@ -385,8 +336,8 @@ class _Table:
         """Whether its entries are these, and ascending."""
         found = 0
         last = np.uint64(0), np.uint64(0)
-        for low in range(0, self._segment.count(self._section), _PIECE):
-            entry = self._segment.column(self._section, low, low + _PIECE)
+        for low in range(0, self._segment.count(self._section), PIECE):
+            entry = self._segment.column(self._section, low, low + PIECE)
             number = np.arange(low, low + len(entry))
             bucket = (np.searchsorted(self._starts, number, side="right") - 1).astype(np.uint64)
             buckets, entries = np.append(last[0], bucket), np.append(last[1], entry)
@@ -491,11 +442,6 @@ def _parse_header(header: bytes, repository_id: bytes, name: str) -> _Header:
 def place_of_cells(repository_id: bytes, name: str, header: bytes) -> bytes:
     """What a sealed cell is bound to, besides its number."""
     return b"index" + repository_id + header[BOUND] + name.encode("ascii")
-
-
-def _pack_ids(packs: NDArray[np.void]) -> list[str]:
-    text, size = packs.tobytes().hex(), 2 * PACK_ID_SIZE
-    return [text[low : low + size] for low in range(0, len(text), size)]
 
 
 def bucket_bits(count: int) -> int:
