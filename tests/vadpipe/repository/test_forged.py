@@ -1,6 +1,5 @@
 """Files with right checksums and wrong content, or that are no files at all: named damage, and no more."""
 
-import io
 import os
 import shutil
 import struct
@@ -8,152 +7,36 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import trio
 import xxhash
 
-from pipeline import CLUSTER, IntegrityError, KiB, MiB, MoverError, SinkError, TransferFailed, Unchanged
+from pipeline import IntegrityError, KiB, MiB, MoverError, SinkError, TransferFailed, Unchanged
 from pipeline.errors import leaves
 from pipeline.testing.fakes import Items
 from tests.vadpipe.repository.repository_kit import (
     MACHINE,
     MemoryDisk,
-    backup,
-    full_path,
-    incremental_path,
     opened,
-    overwrite,
     random_bytes,
     restore,
+    two_points,
 )
 from vadpipe.repository import IntoRepository, Repository, open_repository, verify
 from vadpipe.repository.format.objects import Damage
 from vadpipe.repository.format.packs import addresses, read_frame, read_table
 from vadpipe.repository.format.restore_point import read_point
-from vadpipe.repository.index.segment_writer import SegmentWriter
-from vadpipe.repository.index.segments import DTYPES, FRAMES, ROWS, Counts, Segment
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    repository = Repository(tmp_path_factory.mktemp("forged") / "repository")
-    repository.init()
-    disk = MemoryDisk(random_bytes(1, 2 * MiB))
-    trio.run(backup, repository, [disk], incremental_path)
-    disk.write(0, random_bytes(2, MiB))
-    trio.run(backup, repository, [disk], incremental_path)
-    return repository.path
+    return two_points(tmp_path_factory.mktemp("forged") / "repository")
 
 
 @pytest.fixture
 def repository(pristine, tmp_path):
     shutil.copytree(pristine, tmp_path / "repository")
     return Repository(tmp_path / "repository")
-
-
-def rewritten(repository, path, change):
-    """A segment written anew after `change(rows, frames)`: all its checksums are right."""
-    objects, config = opened(repository)
-    name = f"index/{path.name}"
-    segment = Segment(objects, name, config.id, config.sealing)
-    columns = [segment.column(number, 0, segment.count(number)).copy() for number in range(len(DTYPES))]
-    change(columns[ROWS], columns[FRAMES])
-    file = io.BytesIO()
-    counts = Counts(segment.frames, segment.chunks, len(segment.packs()))
-    writer = SegmentWriter(file, name, config.id, counts, config.sealing)
-    for column in columns:
-        writer.write(column)
-        writer.end_column()
-    writer.finish()
-    overwrite(repository, name, file.getvalue())
-
-
-def exchange_two_rows(rows, frames):
-    """Two chunks of one frame change places."""
-    one, other = np.flatnonzero(rows["frame"] == np.bincount(rows["frame"]).argmax())[:2]
-    rows["place"][[one, other]] = rows["place"][[other, one]]
-
-
-def first_segment(repository):
-    return min(repository.path.glob("index/*.idx"), key=os.path.getmtime)
-
-
-async def test_exchanged_rows_of_the_index_are_found_by_verify(repository):
-    segment = first_segment(repository)
-    rewritten(repository, segment, exchange_two_rows)
-    async with open_repository(repository.path) as reader:
-        (found,) = (await verify(reader)).damages
-    assert found.file == str(segment)
-    assert found.problem.startswith("2 of its rows name a frame or a place where their chunk is not stored")
-
-
-async def test_exchanged_rows_of_the_index_never_reach_a_point(repository):
-    """The rows lead to wrong places; a backup that used them would be consistent, proved and wrong."""
-    segment = first_segment(repository)
-    rewritten(repository, segment, exchange_two_rows)
-    points = sorted(repository.path.glob("points/*/*"))
-    with pytest.raises(TransferFailed) as failed:
-        await backup(repository, [MemoryDisk(random_bytes(1, 2 * MiB))], full_path)
-    assert failed.group_contains(IntegrityError, match="says that a chunk lies where another one is stored")
-    assert {str(leaf.facts["segment"]) for leaf in leaves(failed.value) if isinstance(leaf, MoverError)} == {
-        str(segment)
-    }
-    assert sorted(repository.path.glob("points/*/*")) == points
-
-
-def another_frame(rows, frames):
-    rows["frame"][0] = (rows["frame"][0] + 1) % len(frames)
-
-
-def no_such_frame(rows, frames):
-    rows["frame"] = len(frames) + 7
-
-
-def no_such_pack(rows, frames):
-    frames["pack"] = 99
-
-
-def far_away(rows, frames):
-    frames["offset"] = 1 << 63
-
-
-def enormous(rows, frames):
-    frames["size"] = 0xFFFF_FFFF
-
-
-def another_length(rows, frames):
-    frames["length"] += CLUSTER
-
-
-def many_chunks(rows, frames):
-    frames["chunks"] += 7
-
-
-@pytest.mark.parametrize(
-    "change",
-    [another_frame, no_such_frame, no_such_pack, far_away, enormous, another_length, many_chunks],
-)
-async def test_a_forged_segment_is_named_damage(repository, change):
-    rewritten(repository, first_segment(repository), change)
-    truth = random_bytes(1, 2 * MiB)
-    async with open_repository(repository.path) as reader:
-        assert (await verify(reader)).damages
-    async with open_repository(repository.path) as reader:
-        assert await outcome(restore(reader, reader.points[0])) in (truth.tobytes(), IntegrityError)
-    if await outcome(backup(repository, [MemoryDisk(truth)], full_path)) is not IntegrityError:
-        async with open_repository(repository.path) as reader:
-            assert await outcome(restore(reader, reader.points[-1])) in (truth.tobytes(), IntegrityError)
-
-
-async def outcome(work):
-    """The bytes that were restored, the id of a point, or the one kind of error that came."""
-    try:
-        done = await work
-    except (TransferFailed, MoverError) as failed:
-        (kind,) = {type(leaf) for leaf in leaves(failed)}
-        return kind
-    return done if isinstance(done, str) else done.tobytes()
 
 
 def a_fifo(path):

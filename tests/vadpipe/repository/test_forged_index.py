@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trio
 
 from pipeline import CLUSTER, IntegrityError, MiB, MoverError, TransferFailed
 from pipeline.errors import leaves
@@ -15,9 +14,9 @@ from tests.vadpipe.repository.repository_kit import (
     MemoryDisk,
     backup,
     full_path,
-    incremental_path,
     random_bytes,
     restore,
+    two_points,
 )
 from vadpipe.repository import Repository, open_repository, verify
 from vadpipe.repository.backends.local import LocalBackend
@@ -30,13 +29,7 @@ from vadpipe.repository.maintenance.repair import repair
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    repository = Repository(tmp_path_factory.mktemp("forged") / "repository")
-    repository.init()
-    disk = MemoryDisk(random_bytes(1, 2 * MiB))
-    trio.run(backup, repository, [disk], incremental_path)
-    disk.write(0, random_bytes(2, MiB))
-    trio.run(backup, repository, [disk], incremental_path)
-    return repository.place
+    return two_points(tmp_path_factory.mktemp("forged") / "repository")
 
 
 @pytest.fixture
@@ -105,6 +98,10 @@ def another_count(rows, frames):
     frames["chunks"] += 1
 
 
+def many_chunks(rows, frames):
+    frames["chunks"] += 7
+
+
 def exchange_two_frames(rows, frames):
     """Two frames change their places in the pack."""
     for name in ("offset", "size"):
@@ -167,6 +164,8 @@ async def test_wrong_rows_of_the_index_never_reach_a_point(repository, change):
         enormous,
         another_length,
         another_count,
+        many_chunks,
+        exchange_two_places,
     ],
 )
 async def test_a_forged_segment_is_named_damage(repository, change):
