@@ -18,32 +18,18 @@ from time import process_time
 
 import trio
 
-from pipeline import Disk, DiskReceipt, Job, MiB, Pipeline
+from pipeline import Job, MiB
 from pipeline.testing.fakes import FakeMachine, PatternDisk
-from sinks import IntoRepository, Repository
-from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans
+from sinks import Repository
 from vadpipe.bench.machine import machine_line, peak_rss
-from vadpipe.repository.point import Point
+from vadpipe.bench.path import incremental_path
 
 AROUND = 9  # runs of a figure
 
 
-def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
-    return (
-        ChangedExtents(disk, point.previous(disk))
-        | ReadSpans(disk)
-        | MarkZeros()
-        | CutChunks()
-        | Digest(point)
-        | Dedupe(point)
-        | Compress()
-        | IntoRepository(point, disk)
-    )
-
-
 async def cost(repository: Repository, machine: FakeMachine) -> float:
     before = process_time()
-    await Job(machine, path, repository).run()
+    await Job(machine, incremental_path, repository).run()
     return process_time() - before
 
 

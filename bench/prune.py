@@ -18,11 +18,11 @@ from time import process_time
 
 import trio
 
-from pipeline import Disk, DiskReceipt, Job, KiB, MiB, Pipeline
+from pipeline import Job, KiB, MiB
 from pipeline.testing.fakes import FakeMachine, PatternDisk
-from sinks import IntoRepository, Point, Repository
-from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, MarkZeros, ReadSpans
+from sinks import Repository
 from vadpipe.bench.machine import machine_line, peak_rss
+from vadpipe.bench.path import incremental_path
 from vadpipe.repository.format.disk_map import PAGE
 from vadpipe.repository.format.restore_point import read_points
 from vadpipe.repository.maintenance.forgetting import forget
@@ -31,23 +31,10 @@ from vadpipe.repository.maintenance.prune import PruneReport, prune
 BLOCK = 64 * KiB
 
 
-def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
-    return (
-        ChangedExtents(disk, point.previous(disk))
-        | ReadSpans(disk)
-        | MarkZeros()
-        | CutChunks()
-        | Digest(point)
-        | Dedupe(point)
-        | Compress()
-        | IntoRepository(point, disk)
-    )
-
-
 async def back_up(repository: Repository, disk: PatternDisk, first: int, last: int) -> None:
     for number in range(first, last):
         disk.write(0, BLOCK, seed=number)
-        await Job(FakeMachine([disk]), path, repository).run()
+        await Job(FakeMachine([disk]), incremental_path, repository).run()
 
 
 def timed_prune(repository: Repository) -> tuple[float, PruneReport]:

@@ -27,12 +27,13 @@ import trio
 import zstandard
 from blake3 import blake3
 
-from pipeline import Disk, DiskReceipt, GiB, Job, KiB, MachineId, MiB, Pipeline
+from pipeline import GiB, Job, KiB, MachineId, MiB
 from pipeline.testing.fakes import FakeCapture, PatternDisk
-from sinks import IntoRepository, NullSink, Point, ReadPoint, Repository, open_repository
-from stages import ChangedExtents, Compress, CutChunks, Dedupe, Digest, LocalVm, MarkZeros, ReadSpans
+from sinks import NullSink, ReadPoint, Repository, open_repository
+from stages import LocalVm
 from vadpipe.bench.images import ext4_image
 from vadpipe.bench.machine import machine_line
+from vadpipe.bench.path import incremental_path
 from vadpipe.cli.main import keep_freed_memory
 from vadpipe.repository.format.frames import CHUNK, HEADER, HEADER_SIZE, Kind
 from vadpipe.repository.maintenance.verify import verify
@@ -61,24 +62,11 @@ class Small:
         return []
 
 
-def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
-    return (
-        ChangedExtents(disk, point.previous(disk))
-        | ReadSpans(disk)
-        | MarkZeros()
-        | CutChunks()
-        | Digest(point)
-        | Dedupe(point)
-        | Compress()
-        | IntoRepository(point, disk)
-    )
-
-
 async def image(place: Path, directory: Path, size: int, fill: int, seed: int) -> None:
     repository = Repository(place)
     repository.init()
     disk = ext4_image(directory, size, fill, seed)
-    await Job(LocalVm(disk.parent), path, repository).run()
+    await Job(LocalVm(disk.parent), incremental_path, repository).run()
 
 
 async def points(place: Path, count: int) -> None:
@@ -87,7 +75,7 @@ async def points(place: Path, count: int) -> None:
     disk = PatternDisk(8 * MiB)
     for number in range(count):
         disk.write(number * 64 * KiB % disk.capacity, 64 * KiB, seed=number)
-        await Job(Small(disk, number), path, repository).run()
+        await Job(Small(disk, number), incremental_path, repository).run()
 
 
 @dataclass(frozen=True)

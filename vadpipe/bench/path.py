@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import (
     Disk,
+    DiskReceipt,
     Flow,
     FramedSpan,
     Gap,
@@ -34,6 +35,7 @@ from pipeline.testing.fakes import MemoryDisk
 from sinks import IntoRepository, NullSink, Point, Repository
 from stages import (
     AllocatedExtents,
+    ChangedExtents,
     Codec,
     Compress,
     CutChunks,
@@ -96,6 +98,20 @@ def stored_path(disk: Disk, index: MemoryIndex | Point, codec: Codec) -> Flow[Fr
         | Refine(index, disk)
         | Dedupe(index)
         | Compress(codec)
+    )
+
+
+def incremental_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+    """A run by change tracking, as the programs in bench/ measure it."""
+    return (
+        ChangedExtents(disk, point.previous(disk))
+        | ReadSpans(disk)
+        | MarkZeros()
+        | CutChunks()
+        | Digest(point)
+        | Dedupe(point)
+        | Compress()
+        | IntoRepository(point, disk)
     )
 
 
