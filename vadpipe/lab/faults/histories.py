@@ -16,9 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
@@ -26,25 +24,18 @@ from typing import cast
 import click
 import numpy as np
 import trio
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from pipeline import (
-    Buffer,
     BufferPool,
-    ChangedAreas,
-    ChangeTrackingInvalid,
     Disk,
     DiskReceipt,
-    Extents,
     Job,
     KiB,
-    MachineId,
     MiB,
     MoverError,
     Pipeline,
 )
-from pipeline.testing.fakes import FakeCapture
 from sinks.copying import copy_points
 from stages import (
     ChangedExtents,
@@ -54,7 +45,6 @@ from stages import (
     Digest,
     MarkZeros,
     ReadSpans,
-    Refine,
     Zstd,
 )
 from vadpipe.repository import (
@@ -62,13 +52,13 @@ from vadpipe.repository import (
     Point,
     Repository,
     RepositoryReader,
-    verify,
 )
 from vadpipe.repository.format import slot_changes, slots
 from vadpipe.repository.format.config import Origin
 from vadpipe.repository.maintenance.forgetting import forget
 
 from . import forked
+from .expected import Expected, OracleDisk, OracleVm
 from .history import (
     HISTORIES,
     key_file,
@@ -77,7 +67,6 @@ from .history import (
     path,
     prune_once,
     repository,
-    restored_digests,
     scratch,
     small_files,
     write_keys,
@@ -86,96 +75,19 @@ from .history import (
 # A backup of these disks ends within a second; what takes this long has hung.
 HANGS_AFTER_S = 30.0
 # A kill comes at a moment up to this; about half of the backups are over by then.
-KILLED_WITHIN_S = 0.25
+KILLED_WITHIN_S = 0.05
 
 _NAMES = ("main", "copy")
 _KILLED = object()
 
-Held = tuple[tuple[str, str], ...]  # (key, BLAKE3) of each disk, in the order of the keys
 
-
-@dataclass
-class OracleDisk:
-    """A disk that is an array, with change tracking over what was written."""
-
-    key: str
-    content: NDArray[np.uint8]
-    pool: BufferPool
-    epoch: int = 0
-    written: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        return f"disk {self.key}"
-
-    @property
-    def capacity(self) -> int:
-        return len(self.content)
-
-    @property
-    def change_id(self) -> str:
-        return f"{self.epoch}/{len(self.written)}"
-
-    def write(self, offset: int, data: NDArray[np.uint8]) -> None:
-        length = min(len(data), self.capacity - offset)
-        self.content[offset : offset + length] = data[:length]
-        self.written.append((offset, length))
-
-    async def allocated(self, offset: int, length: int) -> Extents:
-        """In pieces of 64 KiB, those that are not all zero."""
-        await trio.lowlevel.checkpoint()
-        piece = 64 * KiB
-        starts = range(offset // piece * piece, offset + length, piece)
-        found = [
-            (start, min(piece, self.capacity - start))
-            for start in starts
-            if self.content[start : start + piece].any()
-        ]
-        return Extents.of(found).within(offset, length)
-
-    async def changed(self, since: str, offset: int) -> ChangedAreas:
-        await trio.lowlevel.checkpoint()
-        epoch, _, count = since.partition("/")
-        if int(epoch) != self.epoch:
-            raise ChangeTrackingInvalid("Change tracking was reset.")
-        length = min(MiB, self.capacity - offset)
-        return ChangedAreas(offset, length, Extents.of(self.written[int(count) :]).within(offset, length))
-
-    async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
-        await trio.lowlevel.checkpoint()
-        for start, length in wanted:
-            buffer.array[start - offset : start - offset + length] = self.content[start : start + length]
-
-
-@dataclass
-class OracleVm:
-    """A VM of such disks: a `pipeline.Machine`."""
-
-    name: str
-    uuid: str
-    disks: list[OracleDisk]
-    pool_size: int = 0
-
-    def held(self) -> Held:
-        return tuple(sorted((disk.key, blake3(disk.content.data).hexdigest()) for disk in self.disks))
-
-    @asynccontextmanager
-    async def capture(self) -> AsyncIterator[FakeCapture]:
-        disks: Sequence[Disk] = self.disks
-        yield FakeCapture(MachineId(self.uuid, self.name), disks)
-
-    def effects(self) -> Sequence[str]:
-        return []
-
-
-def refined_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
+def unrefined_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
     return (
         ChangedExtents(disk, point.previous(disk))
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
         | Digest(point)
-        | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=-1))
         | IntoRepository(point, disk)
@@ -195,13 +107,9 @@ class History:
         for vm in self._vms:
             for place in range(self._draw.randint(1, 2)):
                 vm.disks.append(self._disk(f"scsi0:{place}"))
-        self._published: dict[str, Held] = {}
-        self._perhaps: set[Held] = set()  # of runs that were killed
-        self._leaving: dict[str, Held] = {}  # points that a killed `forget` may have removed
-        self._gone: set[str] = set()
-        self._copied: dict[str, Held] = {}
+        self._expected = Expected()
         self._keys = ["first"]
-        self._path = self._draw.choice([path, refined_path])
+        self._path = self._draw.choice([path, unrefined_path])
         self.counts: Counter[str] = Counter()
 
     def _disk(self, key: str) -> OracleDisk:
@@ -245,7 +153,7 @@ class History:
     def _turn(self) -> list[str]:
         """Something happens."""
         drawn = self._draw.random()
-        if drawn < 0.5 or not self._published:
+        if drawn < 0.5 or not self._expected.published:
             self._live()
             return self._back_up(self._draw.choice(self._vms))
         if drawn < 0.65:
@@ -280,7 +188,7 @@ class History:
         return result, []
 
     def _forget(self) -> list[str]:
-        some = dict(self._draw.sample(sorted(self._published.items()), 1))
+        some = self._draw.sample(sorted(self._expected.published), 1)
 
         def remove() -> None:
             main = self._main()
@@ -290,12 +198,7 @@ class History:
             )
 
         result, wrong = self._run("forgotten", remove)
-        for point in some:
-            del self._published[point]
-        if result is _KILLED:
-            self._leaving.update(some)
-        else:
-            self._gone.update(some)
+        self._expected.forgotten(some, surely=result is not _KILLED)
         return wrong
 
     def _copy(self, *, may_be_killed: bool = True) -> list[str]:
@@ -305,11 +208,7 @@ class History:
 
         result, wrong = self._run("copied", lambda: trio.run(copy), may_be_killed=may_be_killed)
         if result is not _KILLED:
-            there = cast("list[str]", result)
-            wrong += [f"point {point} was not copied" for point in self._published if point not in there]
-            self._copied.update(
-                {point: self._published[point] for point in there if point in self._published}
-            )
+            wrong += self._expected.copied_over(cast("list[str]", result))
         return wrong
 
     def _change_keys(self) -> list[str]:
@@ -366,10 +265,7 @@ class History:
             return (await Job(vm, self._path, self._main(), disks_at_once=2).run()).point
 
         result, wrong = self._run("backed up", lambda: trio.run(back_up), may_be_killed=may_be_killed)
-        if result is _KILLED:
-            self._perhaps.add(vm.held())
-        else:
-            self._published[str(result)] = vm.held()
+        self._expected.backed_up(None if result is _KILLED else str(result), vm.held())
         return wrong
 
     def _wrong(self, *, last: bool = False) -> list[str]:
@@ -381,32 +277,11 @@ class History:
 
     async def _check(self, last: bool) -> list[str]:
         wrong: list[str] = []
-        for name, where, expected in (
-            ("main", self._main(), self._published),
-            ("copy", self._other(), self._copied),
-        ):
+        for name, where in (("main", self._main()), ("copy", self._other())):
             if last:
                 await trio.to_thread.run_sync(prune_once, where)
                 await trio.to_thread.run_sync(prune_once, where)
-            async with where.read() as reader:
-                found = [f"damaged: {damage}" for damage in reader.damaged]
-                for point in reader.points:
-                    held = await restored_digests(reader, point)
-                    known = (
-                        self._published.get(point.id)
-                        or self._copied.get(point.id)
-                        or self._leaving.get(point.id)
-                    )
-                    if held != (known or held):
-                        found.append(f"point {point.id} is restored with wrong bytes")
-                    if known is None and held not in self._perhaps and point.id not in self._gone:
-                        found.append(f"point {point.id} holds what no VM ever held")
-                    if name == "main" and point.id in self._gone:
-                        found.append(f"point {point.id} is back")
-                listed = {point.id for point in reader.points}
-                found += [f"point {point} is lost" for point in expected if point not in listed]
-                report = await verify(reader)
-                found += [f"verify: {line}" for line in report.lines() if report.damages]
+            found = await self._expected.compare(where, copy=name == "copy")
             if last:
                 left = [one for room in ("tmp", "runs", "removals") for one in (where.path / room).glob("*")]
                 found += [f"left behind: {one.relative_to(where.path)}" for one in left]

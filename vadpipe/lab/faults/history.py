@@ -42,7 +42,6 @@ from pipeline import (
 from pipeline.testing.fakes import FakeMachine, PatternDisk
 from sinks.copying import copy_points
 from stages import (
-    Blake3,
     ChangedExtents,
     Compress,
     CutChunks,
@@ -151,7 +150,7 @@ def path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
         | ReadSpans(disk)
         | MarkZeros()
         | CutChunks()
-        | Digest(Blake3(point.key))
+        | Digest(point)
         | Refine(point, disk)
         | Dedupe(point)
         | Compress(Zstd(level=-1))

@@ -32,7 +32,7 @@ from pipeline.errors import leaves
 from sinks.copying import copy_points
 from vadpipe.kernels.codecs import Zstd
 from vadpipe.lab.object_stores import ObjectStore, moto_server, radosgw
-from vadpipe.repository import Repository, verify
+from vadpipe.repository import Repository
 from vadpipe.repository.backends.cached import Cached
 from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.wrappers import Delayed, Fault, Faulty, Retrying
@@ -41,8 +41,8 @@ from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.reader import RepositoryReader
 
 from . import forked
-from .histories import Held, OracleDisk, OracleVm
-from .history import path, restored_digests, scratch, small_files
+from .expected import Expected, OracleDisk, OracleVm
+from .history import path, scratch, small_files
 
 HANGS_AFTER_S = 60.0
 KILLED_WITHIN_S = 0.6  # a backup takes 0.3 s against moto
@@ -78,10 +78,7 @@ class S3History:
         for vm in self._vms:
             for number in range(self._draw.randint(1, 2)):
                 vm.disks.append(self._disk(f"scsi0:{number}"))
-        self._published: dict[str, Held] = {}
-        self._perhaps: set[Held] = set()  # of runs that were killed
-        self._leaving: dict[str, Held] = {}  # points that a killed `forget` may have removed
-        self._copied: dict[str, Held] = {}
+        self._expected = Expected()
         self.counts: Counter[str] = Counter()
 
     def play(self) -> list[str]:
@@ -200,10 +197,7 @@ class S3History:
                 return (await Job(machine, path, repository, disks_at_once=2).run()).point
 
         point, wrong = self._run("backed up", lambda: trio.run(back_up), troubles=troubles)
-        if point is None:
-            self._perhaps.add(machine.held())
-        else:
-            self._published[str(point)] = machine.held()
+        self._expected.backed_up(None if point is None else str(point), machine.held())
         return wrong
 
     def _prune(self, *, troubles: bool = True) -> list[str]:
@@ -219,9 +213,9 @@ class S3History:
         return self._run("pruned", pruned, troubles=troubles)[1]
 
     def _forget(self) -> list[str]:
-        if not self._published:
+        if not self._expected.published:
             return []
-        point, held = self._draw.choice(sorted(self._published.items()))
+        point = self._draw.choice(sorted(self._expected.published))
         faults = self._troubles()
 
         def removed() -> bool:
@@ -236,9 +230,7 @@ class S3History:
             return True
 
         done, wrong = self._run("forgotten", removed)
-        del self._published[point]
-        if done is None:
-            self._leaving[point] = held
+        self._expected.forgotten([point], surely=done is not None)
         return wrong
 
     def _copy(self, *, troubles: bool = True) -> list[str]:
@@ -251,40 +243,18 @@ class S3History:
 
         there, wrong = self._run("copied", lambda: trio.run(copy), troubles=troubles)
         if there is not None:
-            copied = set(cast("list[str]", there))
-            wrong += [f"point {point} was not copied" for point in self._published if point not in copied]
-            self._copied.update({p: held for p, held in self._published.items() if p in copied})
+            wrong += self._expected.copied_over(cast("list[str]", there))
         return wrong
 
     async def _check(self) -> list[str]:
-        wrong: list[str] = []
         with self._opened([]) as repository:
-            wrong += await self._compare(repository, self._published)
+            wrong = await self._expected.compare(repository, copy=False)
             names = [found.name for found in repository.backend().list("")]
             wrong += [
                 f"left behind: {name}" for name in names if name.startswith(("runs/", "removals/", "probe-"))
             ]
-        wrong += await self._compare(Repository(self._root / "copy"), self._copied)
-        return wrong
-
-    async def _compare(self, repository: Repository, expected: dict[str, Held]) -> list[str]:
-        wrong: list[str] = []
-        async with repository.read() as reader:
-            wrong += [f"damaged: {damage}" for damage in reader.damaged]
-            for point in reader.points:
-                held = await restored_digests(reader, point)
-                known = (
-                    self._published.get(point.id) or self._copied.get(point.id) or self._leaving.get(point.id)
-                )
-                if held != (known or held):
-                    wrong.append(f"point {point.id} is restored with wrong bytes")
-                if known is None and held not in self._perhaps:
-                    wrong.append(f"point {point.id} holds what no VM ever held")
-            listed = {point.id for point in reader.points}
-            wrong += [f"point {point} is lost" for point in expected if point not in listed]
-            report = await verify(reader)
-            wrong += [f"verify: {line}" for line in report.lines() if report.damages]
-        return [f"{repository.name}: {sentence}" for sentence in wrong]
+        copied = await self._expected.compare(Repository(self._root / "copy"), copy=True)
+        return [*wrong, *(f"copy: {sentence}" for sentence in copied)]
 
 
 def _told(command: Callable[[], object]) -> dict[str, object]:
