@@ -278,8 +278,8 @@ def list_keys(repository: str, ways: tuple[Way, ...], as_json: bool) -> int:
     show({"slots": rows, "problems": problems}, lines or ["There is no key slot."], as_json)
     for slot_id in found.without_slot():
         report(
-            f"keys/{slot_id}/ has secrets, and their slot is gone. The next command that changes keys deletes them, "
-            f"or do it now: vadpipe key remove {slot_id}"
+            f"keys/{slot_id}/ has secrets, and their slot is gone. The next command that changes keys deletes "
+            f"them, or do it now: vadpipe key remove {slot_id}"
         )
     for problem in problems:
         report(problem)
