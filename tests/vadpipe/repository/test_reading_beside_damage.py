@@ -15,8 +15,11 @@ from tests.vadpipe.repository.repository_kit import (
     random_bytes,
     restore,
 )
+from vadpipe.lab.faults.forging import with_right_checksums
 from vadpipe.repository import Repository, RepositoryReader, open_repository, verify
 from vadpipe.repository.format.config import Origin
+from vadpipe.repository.index.merging import MOST
+from vadpipe.repository.index.segments import HEADER_SIZE
 from vadpipe.repository.maintenance.forgetting import forget
 from vadpipe.repository.maintenance.prune import prune
 from vadpipe.repository.removal import read_removed, readable_removed
@@ -149,17 +152,48 @@ async def test_what_is_damaged_in_every_place_is_named(twice):
     assert [type(leaf) for leaf in leaves(caught.value)] == [IntegrityError]
 
 
-async def test_prune_copies_what_is_sound_only_in_what_it_removes(twice):
-    def prune_once():
-        with twice.open_for_maintenance() as (objects, config):
-            return prune(objects, config, Origin())
+def prune_once(repository):
+    with repository.open_for_maintenance() as (objects, config):
+        return prune(objects, config, Origin())
 
-    assert prune_once().named_packs == 1
+
+async def test_prune_copies_what_is_sound_only_in_what_it_removes(twice):
+    assert prune_once(twice).named_packs == 1
     (removal,) = removals(twice)
     (kept,) = [path for path in objects_of(twice, "packs") if path.stem not in removal.read_text()]
     content = bytearray(kept.read_bytes())
     content[300] ^= 1
     kept.write_bytes(content)
-    assert prune_once().rescued_packs == 1
-    prune_once()
+    assert prune_once(twice).rescued_packs == 1
+    prune_once(twice)
     assert await restored(twice) == 2
+
+
+async def test_prune_copies_what_the_segment_of_the_other_copy_does_not_find(twice):
+    assert prune_once(twice).named_packs == 1
+    (removal,) = removals(twice)
+    (path,) = [path for path in objects_of(twice, "index") if path.stem not in removal.read_text()]
+    content = bytearray(path.read_bytes())
+    content[HEADER_SIZE] ^= 1  # the digest of a chunk
+    with_right_checksums(path.name, content)
+    path.write_bytes(content)
+    assert prune_once(twice).rescued_packs == 1
+    prune_once(twice)
+    assert await restored(twice) == 2
+
+
+async def test_prune_removes_no_segment_before_it_proves_the_merged_one(tmp_path):
+    made = Repository(tmp_path / "repository")
+    made.init()
+    for number in range(MOST + 2):
+        await backup(made, [MemoryDisk(random_bytes(number, SIZE))])
+    (removal,) = removals(made)
+    (merged,) = [path for path in objects_of(made, "index") if path.stem[:16] == removal.stem[:16]][:1]
+    content = bytearray(merged.read_bytes())
+    content[HEADER_SIZE] ^= 1
+    with_right_checksums(merged.name, content)
+    merged.write_bytes(content)
+    before = objects_of(made, "index")
+    with pytest.raises(IntegrityError, match=merged.name):
+        prune_once(made)
+    assert objects_of(made, "index") == before

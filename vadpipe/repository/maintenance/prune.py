@@ -200,6 +200,10 @@ class _Prune:
             for segment in self._live(read_removed(objects, config))
             if not going.isdisjoint(segment.packs())
         ]
+        merging = {run_of(removal.id) for removal in ready if removal.segments}
+        for segment in self._live(read_removed(objects, config)):
+            if run_of(segment.name) in merging:
+                segment.prove()  # what it was merged from is deleted
         self._run.require_alive()
         if copies:
             log.info("points need frames of %d packs that are removed: they are copied", len(copies))
@@ -236,14 +240,14 @@ class _Prune:
     def _lacking(self, going: Sequence[str]) -> _HeadSet:
         """What points need, and no pack that stays has sound.
 
-        Other copies of the frames in the packs that go are read and proved: one that was damaged since it was made
-        is noticed while there is still what it was made from.
+        Other copies of the frames in the packs that go are looked up, read and proved: one that is damaged,
+        or that its segment does not find, is noticed while there is still what it was made from.
         """
         needed = self._needed()
         held = _HeadSet.of([self._heads_of(pack) for pack in going])
         removed = read_removed(self._objects, self._config)
         found: list[Heads] = []
-        others: set[FrameAddress] = set()
+        others: dict[FrameAddress, Segment] = {}
         for segment in self._live(removed):
             names = segment.packs()
             stays = np.array([pack not in removed.packs for pack in names], dtype=np.bool_)
@@ -254,15 +258,23 @@ class _Prune:
                 found.append(head[~twice])
                 again = staying[twice]
                 for pack in np.unique(again["pack"]).tolist():
-                    others.update(addresses(again[again["pack"] == pack], names[pack]))
+                    copies = addresses(again[again["pack"] == pack], names[pack])
+                    others.update(dict.fromkeys(copies, segment))
         in_order = sorted(others, key=lambda address: (address.pack, address.offset))
-        found += [heads(_row(address.id)) for address in in_order if self._is_sound(address)]
+        found += [heads(_row(copy.id)) for copy in in_order if self._is_sound(copy, others[copy])]
         return needed - _HeadSet.of(found)
 
-    def _is_sound(self, address: FrameAddress) -> bool:
+    def _is_sound(self, address: FrameAddress, segment: Segment | None = None) -> bool:
+        """Whether a frame can be read; and, where a segment is given, whether that finds it and all its chunks."""
         try:
-            frames.decode(read_frame(self._objects, self._config, address), self._config.keys)
-        except Damage as damage:
+            frame = read_frame(self._objects, self._config, address)
+            frames.decode(frame, self._config.keys)
+            if segment is not None:
+                at = segment.find_frames(np.frombuffer(address.id, np.uint8)[None])
+                holding, _ = segment.lookup(frame.chunk["digest"])
+                if (at < 0).any() or (holding < 0).any():
+                    raise Damage(f"the index segment {segment.place} does not find it")
+        except (Damage, IntegrityError) as damage:
             log.warning("a frame of pack %s that points need is damaged: %s", address.pack, damage)
             return False
         return True
