@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +23,15 @@ from vadpipe.repository.backends.s3_location import S3Location
 from vadpipe.repository.backends.versions import VersionsBackend
 from vadpipe.repository.format.config import Config, Origin, read_config
 from vadpipe.repository.format.restore_point import RestorePoint
-from vadpipe.repository.maintenance.object_lock import (
-    Extension,
+from vadpipe.repository.maintenance.object_lock import Extension, KindState, lock_state, plan_extension
+from vadpipe.repository.maintenance.recorded_versions import (
     Histories,
-    KindState,
     Record,
     Step,
     belonging,
     histories,
     is_current,
     kind_of,
-    lock_state,
-    plan_extension,
     plan_return,
     read_records,
     record_name,
@@ -408,7 +406,7 @@ def restore_versions(
     """
     if hide_added and before is None:
         raise ConfigError("--hide-added needs --before.", remedy="Say when the intruder began.")
-    time = None if before is None else _moment(before).timestamp()
+    time = None if before is None else math.floor(_moment(before).timestamp())  # servers tell whole seconds
     with _administration(repository) as bucket:
         found = _found(bucket)
         config = read_config(_as_written(bucket, found))

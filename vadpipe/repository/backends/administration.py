@@ -199,19 +199,8 @@ class S3Administration:
         pages = self._client.get_paginator("list_object_versions").paginate(
             Bucket=self.location.bucket, Prefix=start + prefix
         )
-        found: dict[str, tuple[list[Version], list[Marker]]] = {}
         with self._errors("list the versions of"):
-            for page in pages:
-                for each in page.get("Versions", ()):
-                    version = _version(str(each["Key"])[len(start) :], each)
-                    found.setdefault(version.name, ([], []))[0].append(version)
-                for each in page.get("DeleteMarkers", ()):
-                    marker = Marker(str(each["VersionId"]), _seconds(each["LastModified"]))
-                    found.setdefault(str(each["Key"])[len(start) :], ([], []))[1].append(marker)
-                *whole, last = sorted(found) or [""]
-                yield from _histories((name, found.pop(name)) for name in whole)  # the last one may go on
-                assert not last or list(found) == [last]
-        yield from _histories(found.items())
+            yield from grouped(pages, start)
 
     def versions(self, prefix: str = "") -> Iterator[Version]:
         """Every version of every object whose name begins with `prefix`, ascending by name, newest first."""
@@ -277,18 +266,11 @@ class S3Administration:
         return [name for name, done in zip(versions, extended, strict=True) if done]
 
     def retention(self, name: str, version_id: str) -> datetime | None:
-        """Until when a version is kept; None: it is not."""
-        from botocore.exceptions import ClientError
-
+        """Until when a version is kept; None: it is not, or the key may not know (s3:GetObjectRetention)."""
         with self._errors("read the retention of", name):
-            try:
-                found = self._client.get_object_retention(**self._of(name, version_id))
-            except ClientError as exc:
-                if _code(exc) in _NO_LOCK:
-                    return None
-                raise
-        until: datetime | None = found.get("Retention", {}).get("RetainUntilDate")
-        return until
+            found = self._client.head_object(**self._of(name, version_id))
+        until: datetime | None = found.get("ObjectLockRetainUntilDate")
+        return None if until is None else until.astimezone(UTC)
 
     def retentions(self, versions: Mapping[str, str]) -> Mapping[str, datetime | None]:
         """Until when versions are kept: names, and ids of versions as of `recorded_versions`."""
@@ -349,10 +331,30 @@ def at_once(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(threads.map(function, items))
 
 
-def _histories(found: Iterable[tuple[str, tuple[list[Version], list[Marker]]]]) -> Iterator[History]:
-    for name, (versions, markers) in found:
-        with suppress(ValueError):  # keys of somebody else
-            yield History(checked_name(name), tuple(versions), tuple(markers))
+def grouped(pages: Iterable[Mapping[str, Any]], start: str = "") -> Iterator[History]:
+    """The histories of the names in a listing of versions, ascending. A page may end within a name.
+
+    Args:
+        pages: As boto3 has them.
+        start: What every key begins with, and no name.
+    """
+    found: dict[str, tuple[list[Version], list[Marker]]] = {}
+    for page in pages:
+        for each in page.get("Versions", ()):
+            version = _version(str(each["Key"])[len(start) :], each)
+            found.setdefault(version.name, ([], []))[0].append(version)
+        for each in page.get("DeleteMarkers", ()):
+            marker = Marker(str(each["VersionId"]), each["LastModified"].timestamp())
+            found.setdefault(str(each["Key"])[len(start) :], ([], []))[1].append(marker)
+        for name in sorted(found)[:-1]:
+            yield from _history(name, *found.pop(name))
+    for name, history in found.items():
+        yield from _history(name, *history)
+
+
+def _history(name: str, versions: Sequence[Version], markers: Sequence[Marker]) -> Iterator[History]:
+    with suppress(ValueError):  # keys of somebody else
+        yield History(checked_name(name), tuple(versions), tuple(markers))
 
 
 def _version(name: str, found: Mapping[str, Any]) -> Version:
@@ -360,21 +362,14 @@ def _version(name: str, found: Mapping[str, Any]) -> Version:
         name,
         str(found["VersionId"]),
         int(found["Size"]),
-        _seconds(found["LastModified"]),
+        found["LastModified"].timestamp(),
         bool(found.get("IsLatest")),
         str(found.get("ETag", "")),
     )
 
 
-def _seconds(when: datetime) -> float:
-    return when.timestamp()
-
-
-_NO_LOCK: Final = (
-    "NoSuchObjectLockConfiguration",
-    "ObjectLockConfigurationNotFoundError",
-    "ObjectLockConfigurationNotFound",
-)
+_NO_LOCK: Final = ("ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound")
+_GONE: Final = "Somebody removed this version, as nothing locked it. Use another copy of the repository."
 
 _REMEDIES: Final = {
     "AccessDenied": _RIGHTS,
@@ -385,7 +380,9 @@ _REMEDIES: Final = {
     "BucketAlreadyExists": "Choose another name: the bucket belongs to somebody.",
     "InvalidBucketState": _MADE_WITH,
     "InvalidRequest": _MADE_WITH,
-    "NoSuchVersion": "Somebody removed this version, as nothing locked it. Use another copy of the repository.",
+    "NoSuchVersion": _GONE,
+    "404": _GONE,
+    "403": _RIGHTS,
 }
 
 
