@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +21,6 @@ from ..index.segments import heads
 from ..reader import RepositoryReader
 from .forgetting import forgotten
 from .recorded_versions import KINDS, Histories, Record, belonging, is_current, iso_time, kind_of, told
-
-log = logging.getLogger(__name__)
 
 Seconds = NDArray[np.int64]
 

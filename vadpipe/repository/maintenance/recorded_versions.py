@@ -7,7 +7,6 @@ older version. A record says which names there were, and which versions they had
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,11 +33,6 @@ from ..format.objects import (
     Objects,
     stem,
 )
-
-log = logging.getLogger(__name__)
-
-# --- what is kept until when ---
-
 
 KEYS: Final = "keys/"
 RECORDS: Final = "versions/"
@@ -261,6 +255,14 @@ def plan_return(
     return steps
 
 
+def _belonging_before(history: History, before: float | None) -> Version:
+    """As `belonging`; of a hold, which is written again, the last version before the time."""
+    if before is not None and kind_of(history.name) == "holds":
+        earlier = [version for version in history.versions if version.modified < before]
+        return next(iter(earlier), history.versions[-1])
+    return belonging(history)
+
+
 def _step(
     name: str, history: History | None, record: Record | None, before: float | None, *, hide_added: bool
 ) -> Step | None:
@@ -268,7 +270,7 @@ def _step(
         return Step(name, "lost", "every version was removed")
     if kind_of(name) == "records":  # they are read by their versions
         return None
-    wanted = belonging(history)
+    wanted = _belonging_before(history, before)
     deleted = history.markers[0].modified if history.current is None and history.markers else None
     if deleted is not None and before is not None and deleted < before:
         return None
