@@ -147,7 +147,11 @@ def test_a_repository_that_a_thief_overwrote_and_deleted_comes_back(
     call, extend, bucket_of, filled, machine, tmp_path
 ):
     place = bucket_of.place
-    extend("--days", "30")
+    locked = extend("--days", "30")["extended"]
+    for version in bucket_of.versions():
+        if version["Key"].removeprefix("web/") in locked:
+            with pytest.raises(bucket_of.client.exceptions.ClientError, match="AccessDenied"):
+                bucket_of.delete(version["Key"], VersionId=version["VersionId"])
     late = next(reversed(filled.values())).copy()
     late[:4096] = 7
     call("run", machine(place, late))  # after the record
