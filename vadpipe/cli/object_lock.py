@@ -39,6 +39,7 @@ from vadpipe.repository.maintenance.recorded_versions import (
     take,
     told,
     write_record,
+    written_later,
 )
 from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.store import Repository
@@ -417,6 +418,7 @@ def restore_versions(
                 remedy="Leave --record out, or say when the intruder began: --before TIME.",
             )
         steps = plan_return(found, record, before=time, hide_added=hide_added)
+        later = written_later(found, record) if record is not None and time is None else []
         failed: Sequence[SinkError | None] = [None] * len(steps)
         if not dry_run:
             failed = at_once(partial(_try, bucket), steps)
@@ -429,6 +431,7 @@ def restore_versions(
             "repository": repository,
             "dry_run": dry_run,
             "record": record and record.id,
+            "written_later": later,
             "objects": [
                 {
                     "name": step.name,
@@ -440,7 +443,7 @@ def restore_versions(
                 for step, error in zip(steps, failed, strict=True)
             ],
         },
-        _return_lines(steps, failed, record, repository, dry_run=dry_run),
+        [*_return_lines(steps, failed, record, repository, dry_run=dry_run), *_later_lines(later)],
         as_json,
     )
     if any(failed):
@@ -480,6 +483,16 @@ def _return_lines(
     elif not dry_run and steps:
         lines.append(f"Prove it: vadpipe verify {repository}")
     return lines
+
+
+def _later_lines(later: Sequence[str]) -> list[str]:
+    if not later:
+        return []
+    more = f" and {len(later) - _NAMED} more" * (len(later) > _NAMED)
+    return [
+        f"Written after the record, by runs or by the intruder: {', '.join(later[:_NAMED])}{more}. "
+        "--before TIME --hide-added hides what is his."
+    ]
 
 
 @contextmanager

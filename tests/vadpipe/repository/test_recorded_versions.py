@@ -21,6 +21,7 @@ from vadpipe.repository.maintenance.recorded_versions import (
     read_records,
     record_name,
     write_record,
+    written_later,
 )
 
 PACK = "packs/00/000000000000000000000001.pack"
@@ -155,6 +156,16 @@ def test_what_came_after_the_time_is_left_or_hidden():
     assert planned(added, before=5) == [(POINT, "added", "evil")]
     assert planned(added, before=5, hide_added=True) == [(POINT, "hide", "evil")]
     assert planned(added, record=record(3)) == []  # a run after the record
+
+
+def test_what_was_written_after_the_record_is_named():
+    found = histories(
+        history(PACK, ("good", 1, 5)),
+        history(POINT, ("run or evil", 9, 600)),
+        history("holds/vm/0000000000000002.json", ("marker", 9), ("gone", 8, 600)),
+        history(record_name("0" * 16), ("record", 9, 5)),
+    )
+    assert written_later(found, record(3, **{PACK: "good"})) == [POINT]
 
 
 def test_what_came_back_after_it_was_deleted_is_named():

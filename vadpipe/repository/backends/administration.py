@@ -5,7 +5,8 @@ boto3 (the extra `s3-admin`), because obstore knows neither versions nor retenti
 
 Retention belongs to a version of an object. A thief who may write can put another version, or a delete marker, over
 a locked one: the locked version is still there. `histories` finds it, and `put_back` makes it current again.
-Times are those of the server, so nobody can make a version that is older than the first one.
+The server orders them, so nobody can make a version that is older than the first one. Times are those of the
+server, too; radosgw 16 tells as the time of a version when its retention was last changed.
 """
 
 from __future__ import annotations

@@ -196,9 +196,9 @@ Action = Literal["undelete", "copy", "hide", "lost", "added"]
 _DONE: Final = {
     "undelete": "put back: delete marker removed",
     "copy": "put back: copied over what lay above it",
-    "hide": "hidden by a delete marker: it is newer than the time given",
+    "hide": "hidden by a delete marker",
     "lost": "LOST: the version is gone",
-    "added": "left: it is newer than the time given, or came back after it was deleted",
+    "added": "left as it is",
 }
 
 
@@ -316,9 +316,19 @@ def summary_of(steps: Sequence[Step], *, dry_run: bool = False) -> str:
     back = sum(step.action in ("undelete", "copy") for step in steps)
     copied = sum(step.size for step in steps if step.action == "copy")
     would = "would be " if dry_run else ""
-    return (
-        f"{counted(back, 'object')} {would}put back, {format_size(copied)} of it {would}copied in the server"
-    )
+    return f"{counted(back, 'object')} {would}put back; {format_size(copied)} {would}copied in the server for that"
+
+
+def written_later(found: Histories, record: Record) -> list[str]:
+    """The names that are there and were first written after a record: by runs, or by an intruder."""
+    return [
+        name
+        for name, history in sorted(found.items())
+        if history.current is not None
+        and name not in record.versions
+        and kind_of(name) != "records"
+        and belonging(history).modified >= record.modified
+    ]
 
 
 def told(seconds: float) -> str:

@@ -174,6 +174,7 @@ def test_a_repository_that_a_thief_overwrote_and_deleted_comes_back(
     assert "would be put back" in dry
     call("points", place, code=EXIT_FAILED)
     said = call("object-lock", "restore", place)
+    assert "Written after the record" in said
     for name in before:
         if "/versions/" not in name and not name.endswith("newest"):
             assert f"{name.removeprefix('web/')}: " in said
@@ -359,6 +360,7 @@ def test_a_sealed_repository_comes_back_by_its_sealed_record(
         bucket_of.delete(name)
     said = call("object-lock", "restore", place)
     assert "keys/" in said
+    assert "--hide-added" not in said
     assert "cannot be believed" in call.told
     assert np.array_equal(restored(call, place, "latest", tmp_path / "restored"), content)
 
