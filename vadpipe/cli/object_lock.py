@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import click
 import trio
 
-from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError, IntegrityError, SinkError
-from vadpipe.repository.backends.administration import MODES, LockSettings, S3Administration, at_once
-from vadpipe.repository.backends.cached import drop_copies
-from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.backends.s3_location import S3Location
-from vadpipe.repository.backends.versions import VersionsBackend
-from vadpipe.repository.format.config import Config, Origin, read_config
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, ConfigError, IntegrityError, SinkError
+from vadpipe.repository.backends.administration import MODES, LockSettings, S3Administration
+from vadpipe.repository.format.config import Origin
 from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.maintenance.object_lock import Extension, KindState, lock_state, plan_extension
 from vadpipe.repository.maintenance.recorded_versions import (
     Histories,
-    Record,
-    Step,
     belonging,
     histories,
     is_current,
     kind_of,
-    plan_return,
-    read_records,
     record_name,
-    summary_of,
-    take,
     told,
     write_record,
-    written_later,
 )
 from vadpipe.repository.reader import RepositoryReader
 from vadpipe.repository.store import Repository
@@ -49,8 +36,7 @@ from .commands import OnRepository, json_option, repository_argument, vm_option
 from .output import report, show, table
 from .process import run_async
 from .repository import local_time, named_point, points_of
-
-_NAMED: Final = 5  # objects that a line names; --json has all
+from .versions import NAMED, administration, batches, believed, found_in, moment, restore_versions
 
 
 class OnBucket(OnRepository):
@@ -66,6 +52,8 @@ class OnBucket(OnRepository):
 def object_lock() -> None:
     """Lock what restore points need in a bucket, and put it back after somebody overwrote or deleted it."""
 
+
+object_lock.add_command(restore_versions)
 
 _mode_option = click.option(
     "--mode",
@@ -93,7 +81,7 @@ def prepare(
 
     Do this before `vadpipe init`: some servers take object lock only when the bucket is made (--make).
     """
-    with _administration(repository) as bucket:
+    with administration(repository) as bucket:
         if not dry_run:
             bucket.prepare_bucket(make=make, retention_days=days, mode=(mode or MODES[0]).upper())
         settings = bucket.settings()
@@ -211,7 +199,7 @@ def extend(
     wanted = _Wanted(None if until is None else _future(until), days, from_creation, vm, points, tags)
 
     async def work() -> _Extended:
-        with _administration(repository) as bucket:
+        with administration(repository) as bucket:
             settings = await trio.to_thread.run_sync(bucket.settings)
             if not settings.versions or not settings.lock:
                 raise SinkError(
@@ -276,9 +264,11 @@ def _extend(
     now = datetime.now(UTC)
     points = wanted.of(reader, now)
     found = histories(bucket)
-    last = next(_believed(bucket, reader.config, found), None)
+    last = next(believed(bucket, reader.config, found), None)
     extension = plan_extension(reader, found, points, last)
-    names = bucket.extend_retention(extension.versions, extension.until, mode, dry_run=dry_run)
+    names: list[str] = []
+    for batch in batches(list(extension.versions.items())):
+        names += bucket.extend_retention(dict(batch), extension.until, mode, dry_run=dry_run)
     if dry_run:
         return _Extended(extension, points, names, mode, None)
     record = write_record(reader.objects, reader.config, Origin(), extension.recorded)
@@ -300,28 +290,14 @@ def _drop_old_records(bucket: S3Administration, found: Histories, now: datetime)
             bucket.delete(name)
 
 
-def _believed(bucket: S3Administration, config: Config, found: Histories, **which: Any) -> Iterator[Record]:  # noqa: ANN401
-    """The records that can be believed, the newest first; the others are told."""
-    for each in read_records(_as_written(bucket, found), config, found, **which):
-        if isinstance(each, IntegrityError):
-            report(str(each))
-        else:
-            yield each
-
-
-def _as_written(bucket: S3Administration, found: Histories) -> VersionsBackend:
-    """The repository as it was written, with all that was deleted since."""
-    return VersionsBackend(bucket, {name: belonging(each) for name, each in found.items()})
-
-
 @object_lock.command(cls=OnBucket)
 @repository_argument
 @json_option
 def status(repository: str, as_json: bool) -> int:
     """Show until when the objects of a repository are locked, and which are not."""
-    with _administration(repository) as bucket:
+    with administration(repository) as bucket:
         settings = bucket.settings()
-        found = _found(bucket)
+        found = found_in(bucket)
         there = {name: belonging(each) for name, each in found.items() if each.current is not None}
         records = sorted(
             (name for name in found if kind_of(name) == "records"),
@@ -374,169 +350,14 @@ def _state_lines(states: Sequence[KindState]) -> list[str]:
     lines = table(("KIND", "OBJECTS", "LOCKED", "FROM", "UNTIL", "NOT LOCKED"), rows, right=numbers)
     for state in states:
         if state.not_locked:
-            more = f" and {len(state.not_locked) - _NAMED} more" * (len(state.not_locked) > _NAMED)
-            lines.append(f"Not locked: {', '.join(state.not_locked[:_NAMED])}{more}.")
+            more = f" and {len(state.not_locked) - NAMED} more" * (len(state.not_locked) > NAMED)
+            lines.append(f"Not locked: {', '.join(state.not_locked[:NAMED])}{more}.")
     return lines
-
-
-@object_lock.command("restore", cls=OnRepository)
-@repository_argument
-@click.option(
-    "--before",
-    metavar="TIME",
-    help="When the intruder began. Put back what was there then: 2026-11-27T20:00, local time without a zone.",
-)
-@click.option("--record", "record_id", metavar="ID", help="Take this record, not the newest one.")
-@click.option(
-    "--hide-added", is_flag=True, help="Hide what was first written after --before by delete markers."
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be done about which object; change nothing.")
-@json_option
-def restore_versions(
-    repository: str,
-    before: str | None,
-    record_id: str | None,
-    hide_added: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> int:
-    """Make the versions that the repository wrote the current ones again.
-
-    For a bucket in which somebody overwrote or deleted objects. Take the intruder's rights away first. Nothing is
-    removed but delete markers. Then run `vadpipe verify`.
-    """
-    if hide_added and before is None:
-        raise ConfigError("--hide-added needs --before.", remedy="Say when the intruder began.")
-    time = None if before is None else math.floor(_moment(before).timestamp())  # servers tell whole seconds
-    with _administration(repository) as bucket:
-        found = _found(bucket)
-        config = read_config(_as_written(bucket, found))
-        record = next(_believed(bucket, config, found, before=time, only=record_id), None)
-        if record is None and record_id is not None:
-            raise ConfigError(
-                f"There is no record {record_id} that can be believed.",
-                remedy="Leave --record out, or say when the intruder began: --before TIME.",
-            )
-        steps = plan_return(found, record, before=time, hide_added=hide_added)
-        later = written_later(found, record) if record is not None and time is None else []
-        failed: Sequence[SinkError | None] = [None] * len(steps)
-        if not dry_run:
-            failed = at_once(partial(_try, bucket), steps)
-    if not dry_run:
-        backend = backend_at(repository)
-        drop_copies(backend)
-        backend.close()
-    show(
-        {
-            "repository": repository,
-            "dry_run": dry_run,
-            "record": record and record.id,
-            "written_later": later,
-            "objects": [
-                {
-                    "name": step.name,
-                    "action": step.action,
-                    "happened": step.happened,
-                    "version": step.version_id,
-                    "failed": error and str(error),
-                }
-                for step, error in zip(steps, failed, strict=True)
-            ],
-        },
-        [*_return_lines(steps, failed, record, repository, dry_run=dry_run), *_later_lines(later)],
-        as_json,
-    )
-    if any(failed):
-        return EXIT_FAILED
-    return EXIT_ATTENTION if any(step.action in ("lost", "added") for step in steps) else EXIT_DONE
-
-
-def _try(bucket: S3Administration, step: Step) -> SinkError | None:
-    """Others are put back all the same."""
-    try:
-        take(bucket, step)
-    except SinkError as error:
-        return error
-    return None
-
-
-def _return_lines(
-    steps: Sequence[Step],
-    failed: Sequence[SinkError | None],
-    record: Record | None,
-    repository: str,
-    *,
-    dry_run: bool,
-) -> list[str]:
-    lines = [
-        f"{step.name}: {step.happened}; NOT put back: {error}" if error else step.line(dry_run=dry_run)
-        for step, error in zip(steps, failed, strict=True)
-    ]
-    of = f"by the record {record.id} of {local_time(record.created)}" if record else "without a record"
-    done = [step for step, error in zip(steps, failed, strict=True) if error is None]
-    lost = sum(step.action == "lost" for step in steps)
-    lines.append(f"{summary_of(done, dry_run=dry_run)}, {of}; {lost} lost, {sum(map(bool, failed))} failed.")
-    if lost:
-        lines.append(
-            f"`vadpipe verify {repository}` says which points that hits, `vadpipe repair` takes it out of use."
-        )
-    elif not dry_run and steps:
-        lines.append(f"Prove it: vadpipe verify {repository}")
-    return lines
-
-
-def _later_lines(later: Sequence[str]) -> list[str]:
-    if not later:
-        return []
-    more = f" and {len(later) - _NAMED} more" * (len(later) > _NAMED)
-    return [
-        f"Written after the record, by runs or by the intruder: {', '.join(later[:_NAMED])}{more}. "
-        "--before TIME --hide-added hides what is his."
-    ]
-
-
-@contextmanager
-def _administration(repository: str) -> Iterator[S3Administration]:
-    """The bucket of a repository. Raises ConfigError where it lies in none."""
-    if not re.match("s3://", repository, re.IGNORECASE):
-        raise ConfigError(
-            f"{repository} is not in a bucket, so nothing can be locked there.",
-            remedy="Name a repository like s3://bucket/prefix.",
-        )
-    place, mark, query = repository.partition("?")
-    options = "&".join(
-        option for option in query.split("&") if option.partition("=")[0] not in ("cache", "throttle")
-    )
-    bucket = S3Administration(S3Location.parse(f"{place}{mark if options else ''}{options}"))
-    try:
-        yield bucket
-    finally:
-        bucket.close()
-
-
-def _found(bucket: S3Administration) -> Histories:
-    found = histories(bucket)
-    if not found:
-        raise SinkError(
-            f"{bucket.location.place()} has no versions of a repository.",
-            remedy="Name the bucket and the prefix of a repository.",
-        )
-    return found
-
-
-def _moment(text: str) -> datetime:
-    """A time; a date is its begin, and without a zone it is local. Raises ConfigError."""
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except (ValueError, OverflowError) as exc:
-        raise ConfigError(
-            f"{text!r} is no time.", remedy="Write it like 2026-11-27T20:00 or 2026-11-27T20:00+01:00."
-        ) from exc
 
 
 def _future(text: str) -> datetime:
     """A time that is not past; a date is its end. Raises ConfigError."""
-    until = _moment(text)
+    until = moment(text)
     if re.fullmatch(r"[\d-]{8,10}", text.strip()):
         until = (until + timedelta(days=1)).astimezone()
     if until <= datetime.now(UTC):
