@@ -58,7 +58,8 @@ object_lock.add_command(restore_versions)
 _mode_option = click.option(
     "--mode",
     type=click.Choice([mode.lower() for mode in MODES]),
-    help="compliance: nobody can shorten a lock; governance: whoever has the right to.",
+    help="compliance: nobody can shorten a lock; governance: whoever has the right to. Without it, that of the "
+    "bucket, or compliance.",
 )
 
 
@@ -77,9 +78,10 @@ _mode_option = click.option(
 def prepare(
     repository: str, make: bool, days: int | None, mode: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Switch on versions in a bucket, and a lock of some days for everything that is written from now on.
+    """Switch on versions and locks in a bucket.
 
-    Do this before `vadpipe init`: some servers take object lock only when the bucket is made (--make).
+    With --days everything that is written from now on is locked for so long. Do this before `vadpipe init`:
+    some servers take object lock only when the bucket is made (--make).
     """
     with administration(repository) as bucket:
         if not dry_run:
@@ -187,9 +189,10 @@ def extend(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Keep everything that restore points need until a time, or for days from now, and record its versions.
+    """Lock what restore points need, and record it.
 
-    A pack is kept until the last point that needs it. No lock is shortened, so points can be kept for different
+    It is kept until a time, or for days from now. A pack is kept until the last point that needs it. No lock is
+    shortened, so points can be kept for different
     times by several calls: all for 30 days, those with a tag for 400.
     """
     if (until is None) == (days is None):
@@ -294,7 +297,7 @@ def _drop_old_records(bucket: S3Administration, found: Histories, now: datetime)
 @repository_argument
 @json_option
 def status(repository: str, as_json: bool) -> int:
-    """Show until when the objects of a repository are locked, and which are not."""
+    """Show what is locked until when, and what is not."""
     with administration(repository) as bucket:
         settings = bucket.settings()
         found = found_in(bucket)

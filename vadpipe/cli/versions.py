@@ -120,7 +120,7 @@ def restore_versions(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Make the versions that the repository wrote the current ones again.
+    """Put back the versions that the repository wrote.
 
     For a bucket in which somebody overwrote or deleted objects. Take the intruder's rights away first. Nothing is
     removed but delete markers. Then run `vadpipe verify`.
