@@ -85,7 +85,8 @@ def prepare(
     """
     with administration(repository) as bucket:
         if not dry_run:
-            bucket.prepare_bucket(make=make, retention_days=days, mode=(mode or MODES[0]).upper())
+            before = "" if mode or make else bucket.settings().mode
+            bucket.prepare_bucket(make=make, retention_days=days, mode=(mode or before or MODES[0]).upper())
         settings = bucket.settings()
     show(
         {"repository": repository, "dry_run": dry_run, "bucket": settings},
@@ -192,8 +193,7 @@ def extend(
     """Lock what restore points need, and record it.
 
     It is kept until a time, or for days from now. A pack is kept until the last point that needs it. No lock is
-    shortened, so points can be kept for different
-    times by several calls: all for 30 days, those with a tag for 400.
+    shortened, so points can be kept for different times by several calls: all for 30 days, those with a tag for 400.
     """
     if (until is None) == (days is None):
         raise ConfigError("Say until when.", remedy="Give either --until or --days.")

@@ -375,6 +375,16 @@ def test_a_key_is_not_asked_for_where_none_is_needed(call, extend, bucket_of, fi
     call("object-lock", "status", bucket_of.place, "--key-file", "x", code=EXIT_USAGE)
 
 
+@SERVERS
+def test_a_bucket_that_is_prepared_again_keeps_its_mode(call, bucket_of):
+    place = bucket_of.place
+    call("object-lock", "prepare", place, "--make", "--days", "2", *GOVERNANCE)
+    found = json.loads(call("object-lock", "prepare", place, "--days", "3", "--json"))
+    assert found["bucket"] == {"versions": True, "lock": True, "mode": "GOVERNANCE", "days": 3}
+    call("object-lock", "prepare", place, "--days", "9", "--dry-run")
+    assert "for 3 days (governance)" in call("object-lock", "prepare", place, "--days", "9", "--dry-run")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
