@@ -193,7 +193,7 @@ def extend(
     """Lock what restore points need, and record it.
 
     It is kept until a time, or for days from now. A pack is kept until the last point that needs it. No lock is
-    shortened, so points can be kept for different times by several calls: all for 30 days, those with a tag for 400.
+    shortened, so several calls add up: all points for 30 days, those with a tag for 400.
     """
     if (until is None) == (days is None):
         raise ConfigError("Say until when.", remedy="Give either --until or --days.")
