@@ -73,6 +73,10 @@ BUILT_IN = {
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",
     ),
+    "object-lock": BuiltIn(
+        "vadpipe.cli.object_lock:object_lock",
+        "Lock what restore points need in a bucket, and put it back after somebody overwrote or deleted it.",
+    ),
     "plan": BuiltIn(
         "vadpipe.cli.run:plan",
         "Show the stages, the memory and what the jobs would touch, without touching anything.",

@@ -4,17 +4,20 @@ Backups need none of this; it is for whoever sets up the bucket, with rights tha
 boto3 (the extra `s3-admin`), because obstore knows neither versions nor retention.
 
 Retention belongs to a version of an object. A thief who may write can put another version, or a delete marker, over
-a locked one: the locked version is still there, and `recorded_versions` finds it.
+a locked one: the locked version is still there. `histories` finds it, and `put_back` makes it current again.
+The server orders them, so nobody can make a version that is older than the first one. Times are those of the
+server, too; radosgw 16 tells as the time of a version when its retention was last changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipeline import ConfigError, SinkError
 
@@ -25,21 +28,82 @@ log = logging.getLogger(__name__)
 
 MODES: Final = ("COMPLIANCE", "GOVERNANCE")
 
+_AT_ONCE: Final = 16  # requests about single objects; each takes as long as an answer of the server
+
+T = TypeVar("T")
+R = TypeVar("R")
+
 _RIGHTS: Final = (
     "Use a key that may do this: s3:CreateBucket, s3:PutBucketVersioning, s3:PutBucketObjectLockConfiguration, "
-    "s3:PutObjectRetention, s3:ListBucketVersions."
+    "s3:GetBucketVersioning, s3:GetBucketObjectLockConfiguration, s3:ListBucketVersions, s3:GetObjectRetention, "
+    "s3:PutObjectRetention; to put versions back s3:GetObjectVersion, s3:PutObject and s3:DeleteObjectVersion."
+)
+
+
+_MADE_WITH: Final = (
+    "Object lock is chosen when a bucket is made: make another one (vadpipe object-lock prepare --make --days N), "
+    "and copy the repository into it (vadpipe copy)."
 )
 
 
 @dataclass(frozen=True)
 class Version:
     """One version of an object: its id, its size in bytes, and when it was written (seconds since 1970, by the
-    clock of the server)."""
+    clock of the server).
+
+    Args:
+        latest: Whether it is the current one.
+        etag: Of equal content it is equal, but for some kinds of encryption in the server.
+    """
 
     name: str
     version_id: str
     size: int
     modified: float
+    latest: bool = False
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A delete marker: its id, and when the object was deleted (seconds since 1970, by the clock of the server)."""
+
+    version_id: str
+    modified: float
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that lies under one name, each newest first."""
+
+    name: str
+    versions: tuple[Version, ...]
+    markers: tuple[Marker, ...] = ()
+
+    @property
+    def current(self) -> Version | None:
+        """What a reader gets; None: it is deleted."""
+        return next((version for version in self.versions if version.latest), None)
+
+    def version(self, version_id: str) -> Version | None:
+        return next((version for version in self.versions if version.version_id == version_id), None)
+
+
+@dataclass(frozen=True)
+class LockSettings:
+    """What a bucket does by itself.
+
+    Args:
+        versions: Whether it keeps versions.
+        lock: Whether versions can be locked.
+        mode: Of the default retention of new versions; "": there is none.
+        days: Of the default retention; a year counts as 365 days.
+    """
+
+    versions: bool
+    lock: bool
+    mode: str = ""
+    days: int = 0
 
 
 class S3Administration:
@@ -66,6 +130,7 @@ class S3Administration:
             verify=str(location.ca) if location.ca else None,
             config=Config(
                 request_checksum_calculation="when_required",
+                max_pool_connections=_AT_ONCE,
                 s3={"addressing_style": "path"} if location.endpoint_url() else {},
             ),
         )
@@ -79,8 +144,8 @@ class S3Administration:
         """Switch on versions, and object lock with a default retention. Doing it again changes nothing.
 
         Args:
-            make: Make the bucket, with object lock when there is a retention.
-            retention_days: How long each new version cannot be removed; None: no object lock.
+            make: Make the bucket, so that versions can be locked.
+            retention_days: How long each new version cannot be removed; None: it is not locked by itself.
             mode: `COMPLIANCE`: nobody can shorten it; `GOVERNANCE`: whoever has the right to.
 
         Raises:
@@ -95,7 +160,7 @@ class S3Administration:
         bucket = {"Bucket": self.location.bucket}
         if make:
             with self._errors("make the bucket of"):
-                self._client.create_bucket(**bucket, ObjectLockEnabledForBucket=retention_days is not None)
+                self._client.create_bucket(**bucket, ObjectLockEnabledForBucket=True)
         with self._errors("switch on versions in"):
             self._client.put_bucket_versioning(**bucket, VersioningConfiguration={"Status": "Enabled"})
         if retention_days is None:
@@ -109,19 +174,39 @@ class S3Administration:
                 },
             )
 
-    def versions(self, prefix: str = "") -> Iterator[Version]:
-        """Every version of every object whose name begins with `prefix`, ascending by name, newest first."""
+    def settings(self) -> LockSettings:
+        """What the bucket does by itself."""
+        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+        bucket = {"Bucket": self.location.bucket}
+        with self._errors("read the settings of"):
+            versions = self._client.get_bucket_versioning(**bucket).get("Status") == "Enabled"
+            try:
+                found = self._client.get_object_lock_configuration(**bucket)["ObjectLockConfiguration"]
+            except ClientError as exc:
+                if _code(exc) not in _NO_LOCK:
+                    raise
+                return LockSettings(versions, lock=False)
+        rule = found.get("Rule", {}).get("DefaultRetention", {})
+        days = int(rule.get("Days", 0)) + 365 * int(rule.get("Years", 0))
+        lock = found.get("ObjectLockEnabled") == "Enabled"
+        return LockSettings(versions, lock, str(rule.get("Mode", "")), days)
+
+    def histories(self, prefix: str = "") -> Iterator[History]:
+        """What lies under each name that begins with `prefix`, ascending by name. Names that no object of a
+        repository can have are left out."""
         checked_prefix(prefix)
         start = f"{self.location.prefix}/" if self.location.prefix else ""
         pages = self._client.get_paginator("list_object_versions").paginate(
             Bucket=self.location.bucket, Prefix=start + prefix
         )
         with self._errors("list the versions of"):
-            for page in pages:
-                for found in page.get("Versions", ()):
-                    name = str(found["Key"])[len(start) :]
-                    written: datetime = found["LastModified"]
-                    yield Version(name, str(found["VersionId"]), int(found["Size"]), written.timestamp())
+            yield from grouped(pages, start)
+
+    def versions(self, prefix: str = "") -> Iterator[Version]:
+        """Every version of every object whose name begins with `prefix`, ascending by name, newest first."""
+        for history in self.histories(prefix):
+            yield from history.versions
 
     def recorded_versions(self, prefix: str = "") -> Mapping[str, str]:
         """Per name the id of its oldest version: what a repository wrote, since it writes each name once.
@@ -130,46 +215,88 @@ class S3Administration:
         """
         return {found.name: found.version_id for found in self.versions(prefix)}  # the last one is the oldest
 
+    def read(self, name: str, version_id: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of a version, as of `Backend.read`."""
+        if length == 0:
+            return b""
+        end = "" if length is None else offset + length - 1
+        ranged = {"Range": f"bytes={offset}-{end}"} if offset or length is not None else {}
+        with self._errors("read", name):
+            try:
+                answer = self._client.get_object(**self._of(name, version_id), **ranged)
+            except Exception as exc:
+                if _code(exc) == "InvalidRange":  # it begins behind the end
+                    return b""
+                raise
+            content: bytes = answer["Body"].read()
+        return content
+
     def extend_retention(
-        self, versions: Mapping[str, str], until: datetime, mode: str = "COMPLIANCE"
-    ) -> Iterable[str]:
+        self,
+        versions: Mapping[str, str],
+        until: datetime | Mapping[str, datetime],
+        mode: str = "COMPLIANCE",
+        *,
+        dry_run: bool = False,
+    ) -> Sequence[str]:
         """Keep versions of objects until a time at least. None is shortened.
 
         Args:
             versions: Names, and the ids of their versions, as of `recorded_versions`.
-            until: With its time zone.
+            until: With its time zone; of all, or per name.
+            dry_run: Only look which would be extended.
 
         Returns:
             The names that were extended, in the given order.
         """
-        extended: list[str] = []
-        until = until.astimezone(UTC)
-        for name, version in versions.items():
-            of = {"Bucket": self.location.bucket, "Key": self._key(name), "VersionId": version}
-            kept = self._retention(name, of)
-            if kept is not None and kept >= until:
-                continue
-            with self._errors("extend the retention of", name):
-                self._client.put_object_retention(**of, Retention={"Mode": mode, "RetainUntilDate": until})
-            extended.append(name)
-        return extended
+
+        def extend(item: tuple[str, str]) -> bool:
+            name, version = item
+            wanted = (until if isinstance(until, datetime) else until[name]).astimezone(UTC)
+            kept = self.retention(name, version)
+            if kept is not None and kept >= wanted:
+                return False
+            if not dry_run:
+                with self._errors("extend the retention of", name):
+                    self._client.put_object_retention(
+                        **self._of(name, version), Retention={"Mode": mode, "RetainUntilDate": wanted}
+                    )
+            return True
+
+        extended = at_once(extend, versions.items())
+        return [name for name, done in zip(versions, extended, strict=True) if done]
 
     def retention(self, name: str, version_id: str) -> datetime | None:
-        """Until when a version is kept; None: it is not."""
-        of = {"Bucket": self.location.bucket, "Key": self._key(name), "VersionId": version_id}
-        return self._retention(name, of)
-
-    def _retention(self, name: str, of: Mapping[str, str]) -> datetime | None:
-        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
-
+        """Until when a version is kept; None: it is not, or the key may not know (s3:GetObjectRetention)."""
         with self._errors("read the retention of", name):
-            try:
-                until: datetime = self._client.get_object_retention(**of)["Retention"]["RetainUntilDate"]
-            except ClientError as exc:
-                if _code(exc) in ("NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"):
-                    return None
-                raise
-        return until
+            found = self._client.head_object(**self._of(name, version_id))
+        until: datetime | None = found.get("ObjectLockRetainUntilDate")
+        return None if until is None else until.astimezone(UTC)
+
+    def retentions(self, versions: Mapping[str, str]) -> Mapping[str, datetime | None]:
+        """Until when versions are kept: names, and ids of versions as of `recorded_versions`."""
+        found = at_once(lambda item: self.retention(*item), versions.items())
+        return dict(zip(versions, found, strict=True))
+
+    def undelete(self, name: str, markers: Iterable[Marker]) -> None:
+        """Remove delete markers, so that the version below them is the current one again."""
+        for marker in markers:
+            with self._errors("remove a delete marker of", name):
+                self._client.delete_object(**self._of(name, marker.version_id))
+
+    def put_back(self, name: str, version_id: str) -> None:
+        """Copy a version over what lies above it, in the server. The version itself stays as it is."""
+        of = self._of(name, version_id)
+        with self._errors("put back", name):
+            self._client.copy_object(Bucket=of["Bucket"], Key=of["Key"], CopySource=of)
+
+    def delete(self, name: str) -> None:
+        """Put a delete marker over an object. Its versions stay."""
+        with self._errors("delete", name):
+            self._client.delete_object(Bucket=self.location.bucket, Key=self._key(name))
+
+    def _of(self, name: str, version_id: str) -> dict[str, str]:
+        return {"Bucket": self.location.bucket, "Key": self._key(name), "VersionId": version_id}
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self.location.prefix, checked_name(name)) if part)
@@ -199,15 +326,64 @@ class S3Administration:
             ) from exc
 
 
+def at_once(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """What a function returns for each item, which are worked on side by side. The first error is raised."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(function, items))
+
+
+def grouped(pages: Iterable[Mapping[str, Any]], start: str = "") -> Iterator[History]:
+    """The histories of the names in a listing of versions, ascending. A page may end within a name.
+
+    Args:
+        pages: As boto3 has them.
+        start: What every key begins with, and no name.
+    """
+    found: dict[str, tuple[list[Version], list[Marker]]] = {}
+    for page in pages:
+        for each in page.get("Versions", ()):
+            version = _version(str(each["Key"])[len(start) :], each)
+            found.setdefault(version.name, ([], []))[0].append(version)
+        for each in page.get("DeleteMarkers", ()):
+            marker = Marker(str(each["VersionId"]), each["LastModified"].timestamp())
+            found.setdefault(str(each["Key"])[len(start) :], ([], []))[1].append(marker)
+        for name in sorted(found)[:-1]:
+            yield from _history(name, *found.pop(name))
+    for name, history in found.items():
+        yield from _history(name, *history)
+
+
+def _history(name: str, versions: Sequence[Version], markers: Sequence[Marker]) -> Iterator[History]:
+    with suppress(ValueError):  # keys of somebody else
+        yield History(checked_name(name), tuple(versions), tuple(markers))
+
+
+def _version(name: str, found: Mapping[str, Any]) -> Version:
+    return Version(
+        name,
+        str(found["VersionId"]),
+        int(found["Size"]),
+        found["LastModified"].timestamp(),
+        bool(found.get("IsLatest")),
+        str(found.get("ETag", "")),
+    )
+
+
+_NO_LOCK: Final = ("ObjectLockConfigurationNotFoundError", "ObjectLockConfigurationNotFound")
+_GONE: Final = "Somebody removed this version, as nothing locked it. Use another copy of the repository."
+
 _REMEDIES: Final = {
     "AccessDenied": _RIGHTS,
     "InvalidAccessKeyId": ENVIRONMENT,
     "SignatureDoesNotMatch": ENVIRONMENT,
-    "NoSuchBucket": "Make the bucket first: prepare_bucket(make=True).",
-    "BucketAlreadyOwnedByYou": "It is there already: leave out make=True.",
+    "NoSuchBucket": "Make the bucket first: vadpipe object-lock prepare --make, or prepare_bucket(make=True).",
+    "BucketAlreadyOwnedByYou": "It is there already: leave out --make (make=True).",
     "BucketAlreadyExists": "Choose another name: the bucket belongs to somebody.",
-    "InvalidBucketState": "Object lock is chosen when a bucket is made: make another one.",
-    "InvalidRequest": "Object lock is chosen when a bucket is made: make another one.",
+    "InvalidBucketState": _MADE_WITH,
+    "InvalidRequest": _MADE_WITH,
+    "NoSuchVersion": _GONE,
+    "404": _GONE,
+    "403": _RIGHTS,
 }
 
 
