@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.errors import ConfigError
 from pipeline.units import GiB, MiB
-from vadpipe.cli.commands import json_option
-from vadpipe.cli.output import show
+from vadpipe.cli.commands import config_argument, job_option, json_option
+from vadpipe.cli.config import load_jobs
+from vadpipe.cli.output import echo, is_verbose, show, wants_progress
+from vadpipe.cli.process import run_async
+from vadpipe.cli.run import stage_lines
 
+from .documents import comparison, comparison_lines, median_lines, read_document
 from .images import ext4_image
+from .jobs import TARGETS, JobRun, RunFailed, case_of, measure_in_turn, measure_job, report_of, retargeted
 from .machine import machine_line
 from .path import CASES, measure
+from .vary import parse, varied
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
+
+at_least_one = click.IntRange(min=1)
+repeat_option = click.option(
+    "--repeat", type=at_least_one, default=1, show_default=True, metavar="N", help="Rounds; cases take turns."
+)
+html_option = click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page with plots; needs vadpipe[bench].",
+)
 
 
 @click.group()
@@ -42,5 +66,160 @@ def path(
     image = ext4_image(directory.resolve(), size * GiB, fill * MiB, seed)
     results = [measure(case, image) for case in cases or CASES for _ in range(repeat)]
     about = f"{machine_line()}; ext4 image of {size} GiB with {fill} MiB of files, seed {seed}"
-    document = {"about": about, "results": [asdict(result) for result in results]}
+    rows = [
+        {**asdict(result), "mib_per_s": result.mib_per_s, "mib_per_cpu_s": result.mib_per_cpu_s}
+        for result in results
+    ]
+    document = {"kind": "bench path", "about": about, "results": rows}
     show(document, [about, *(result.line() for result in results)], as_json)
+
+
+@bench.command()
+@config_argument
+@job_option
+@click.option(
+    "--to",
+    type=click.Choice(TARGETS),
+    default="null",
+    show_default=True,
+    help="Where the data goes: nowhere, a repository in memory, or the job's own store, where each run "
+    "publishes a restore point.",
+)
+@click.option(
+    "--vary",
+    "axes",
+    multiple=True,
+    metavar="NAME=V1,V2",
+    help="Measure with each of these values of a setting, e.g. level=1,3; several options make a grid.",
+)
+@click.option(
+    "--first", type=at_least_one, metavar="MIB", help="Only the first MIB of each disk; not with --to store."
+)
+@repeat_option
+@click.option("--here", is_flag=True, hidden=True, help="Measure once, in this process.")
+@html_option
+@json_option
+@click.pass_context
+def run(
+    ctx: click.Context,
+    config: Path,
+    only: str | None,
+    to: str,
+    axes: tuple[str, ...],
+    first: int | None,
+    repeat: int,
+    here: bool,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """The pipeline of a job of a configuration, by default to nowhere: nothing is published.
+
+    Each run captures the VM as the job does: of a VM on a server it takes a snapshot, and removes it. Hooks are not
+    called; finishers such as VssManifest run with --to store only. To nowhere and into memory everything allocated
+    is read and no chunk is known. Memory holds all that is stored: limit it by --first.
+
+    With --vary each combination of values is measured in turn: A B C A B C. A name is that of a setting of a stage,
+    its codec, the machine or its reader: level, workers, depth, pool_size; or, where that means several,
+    Compress.workers.
+    """
+    grid = parse(axes)
+    job = _one_job(config, only)
+    targeted = retargeted(job, to, first and first * MiB)
+    jobs = [varied(targeted, settings) for settings in grid]  # all, before anything runs
+    if here:
+        [settings], [one] = grid, jobs
+        show(asdict(run_async(measure_job, one, settings)), [], True)
+        return
+    _expect_plots(page)
+    words = ["bench", "run", str(config), "--job", job.title, "--to", to]
+    words += ["--first", str(first)] if first else []
+    if wants_progress():
+        for sentence in [*job.machine.effects(), *(job.into.effects() if to == "store" else ())]:
+            echo(f"each of {repeat * len(grid)} runs: {sentence}", err=True)
+
+    def told(round_: int, found: JobRun) -> None:
+        if wants_progress():
+            rate = f"{found.mib_per_s:.0f} MiB/s, {found.cpu_s:.2f} CPU-s"
+            echo(f"round {round_} of {repeat}: {found.case}: {rate}", err=True)
+
+    try:
+        runs = run_async(
+            measure_in_turn,
+            grid,
+            repeat,
+            lambda settings: [*words, *(f"--vary={n}={v}" for n, v in settings.items()), "--here", "-q"],
+            told,
+        )
+    except RunFailed as failed:
+        if as_json:
+            click.echo(failed.output, nl=False)
+        ctx.exit(failed.code)
+    part = f", the first {first} MiB of each disk" if first else ""
+    document = {
+        "kind": "bench run",
+        "about": machine_line(),
+        "config": str(config),
+        "job": job.title,
+        "to": to,
+        "first_mib": first,
+        "results": [asdict(found) for found in runs],
+    }
+    lines = [machine_line(), f"job {job.title} of {config} to {to}{part}", *median_lines(document)]
+    lines += _stored_note(runs)
+    _write_page(page, document)
+    if is_verbose():
+        for settings in grid:
+            case = case_of(settings)
+            last = [found for found in runs if found.case == case][-1]
+            lines += ["", f"{case}, the last round:", *stage_lines(report_of(last.stages))]
+    show(document, lines, as_json)
+
+
+def _one_job(config: Path, only: str | None) -> Job[Any, Any]:
+    jobs = load_jobs(config, only)
+    if len(jobs) == 1:
+        return jobs[0]
+    raise ConfigError(
+        f"{config} has {len(jobs)} backups; a benchmark measures one.",
+        remedy=f"Name one with --job: {', '.join(job.title for job in jobs)}."
+        if jobs
+        else "Write a pipeline.Job.",
+    )
+
+
+def _stored_note(runs: list[JobRun]) -> list[str]:
+    stored = [found.stored for found in runs]
+    if max(stored) <= 2 * min(stored):
+        return []
+    return [
+        f"note: the runs stored {min(stored) / MiB:.1f} to {max(stored) / MiB:.1f} MiB: in a store, a run finds "
+        "what earlier ones stored. Compare settings with --to memory."
+    ]
+
+
+@bench.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@json_option
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """The figures of the file SECOND as ratios to those of the file FIRST, round by round.
+
+    Both were written by one benchmark with --json. Only cases that both have are compared.
+    """
+    document = comparison(read_document(first), read_document(second))
+    show(document, comparison_lines(document), as_json)
+
+
+def _expect_plots(page: Path | None) -> None:
+    """Find out before anything is measured whether a page can be made. Raises ConfigError."""
+    if page is not None:
+        from .page import expect_plots
+
+        expect_plots()
+
+
+def _write_page(page: Path | None, document: Mapping[str, Any]) -> None:
+    if page is not None:
+        from .page import page_of
+
+        page.write_text(page_of(document), encoding="utf-8")
