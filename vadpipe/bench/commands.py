@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,17 +20,31 @@ from vadpipe.cli.run import stage_lines
 from .documents import comparison, comparison_lines, median_lines, read_document
 from .images import ext4_image
 from .jobs import TARGETS, JobRun, RunFailed, case_of, measure_in_turn, measure_job, report_of, retargeted
+from .kernels import LEVELS, data_of, kernels_of, measure_kernels, seeded_data
 from .machine import machine_line
 from .path import CASES, measure
-from .vary import parse, varied
+from .source import measure_source
+from .vary import parse, sizes_of, varied
 
 if TYPE_CHECKING:
     from pipeline.job import Job
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 at_least_one = click.IntRange(min=1)
-repeat_option = click.option(
-    "--repeat", type=at_least_one, default=1, show_default=True, metavar="N", help="Rounds; cases take turns."
-)
+
+
+def repeat_option(default: int) -> Callable[[Command], Command]:
+    return click.option(
+        "--repeat",
+        type=at_least_one,
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Rounds, in which the cases take turns.",
+    )
+
+
 html_option = click.option(
     "--html",
     "page",
@@ -95,7 +109,7 @@ def path(
 @click.option(
     "--first", type=at_least_one, metavar="MIB", help="Only the first MIB of each disk; not with --to store."
 )
-@repeat_option
+@repeat_option(1)
 @click.option("--here", is_flag=True, hidden=True, help="Measure once, in this process.")
 @html_option
 @json_option
@@ -133,14 +147,12 @@ def run(
     _expect_plots(page)
     words = ["bench", "run", str(config), "--job", job.title, "--to", to]
     words += ["--first", str(first)] if first else []
-    if wants_progress():
-        for sentence in [*job.machine.effects(), *(job.into.effects() if to == "store" else ())]:
-            echo(f"each of {repeat * len(grid)} runs: {sentence}", err=True)
+    effects = [*job.machine.effects(), *(job.into.effects() if to == "store" else ())]
+    _tell(f"each of {repeat * len(grid)} runs: {sentence}" for sentence in effects)
 
     def told(round_: int, found: JobRun) -> None:
-        if wants_progress():
-            rate = f"{found.mib_per_s:.0f} MiB/s, {found.cpu_s:.2f} CPU-s"
-            echo(f"round {round_} of {repeat}: {found.case}: {rate}", err=True)
+        rate = f"{found.mib_per_s:.0f} MiB/s, {found.cpu_s:.2f} CPU-s"
+        _tell([f"round {round_} of {repeat}: {found.case}: {rate}"])
 
     try:
         runs = run_async(
@@ -175,6 +187,12 @@ def run(
     show(document, lines, as_json)
 
 
+def _tell(lines: Iterable[str]) -> None:
+    if wants_progress():
+        for line in lines:
+            echo(line, err=True)
+
+
 def _one_job(config: Path, only: str | None) -> Job[Any, Any]:
     jobs = load_jobs(config, only)
     if len(jobs) == 1:
@@ -195,6 +213,101 @@ def _stored_note(runs: list[JobRun]) -> list[str]:
         f"note: the runs stored {min(stored) / MiB:.1f} to {max(stored) / MiB:.1f} MiB: in a store, a run finds "
         "what earlier ones stored. Compare settings with --to memory."
     ]
+
+
+@bench.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--size", type=at_least_one, default=128, show_default=True, metavar="MIB", help="Data to measure with."
+)
+@click.option("--seed", default=1, show_default=True, help="Makes the data where no FILE is given.")
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.IntRange(-7, 22),
+    default=LEVELS,
+    show_default=True,
+    help="Of zstd; can be repeated.",
+)
+@repeat_option(3)
+@html_option
+@json_option
+def kernels(
+    file: Path | None,
+    size: int,
+    seed: int,
+    levels: tuple[int, ...],
+    repeat: int,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """What zero test, cuts, digests, codecs and encryption cost on the data of FILE: MiB per CPU-second.
+
+    FILE is a raw image or any other file; holes are left out. Without it the data is made from a seed.
+    """
+    _expect_plots(page)
+    data = seeded_data(size * MiB, seed) if file is None else data_of(file, size * MiB)
+    source = f"seed {seed}" if file is None else str(file)
+    about = f"{machine_line()}; {len(data) // MiB} MiB of {source}"
+    rows = measure_kernels(kernels_of(data, levels), repeat)
+    document = {"kind": "bench kernels", "about": about, "results": rows}
+    _write_page(page, document)
+    show(document, [about, *median_lines(document)], as_json)
+
+
+@bench.command()
+@config_argument
+@job_option
+@click.option("--disk", metavar="KEY", help="Read this disk of the VM; the default is the largest one.")
+@click.option("--depths", default="1,2,4,8,16", show_default=True, help="Reads in flight.")
+@click.option(
+    "--sizes", default="64KiB,256KiB,1MiB", show_default=True, help="Bytes of a read, at most 4MiB."
+)
+@click.option(
+    "--amount",
+    type=at_least_one,
+    default=64,
+    show_default=True,
+    metavar="MIB",
+    help="Data to read in each measurement.",
+)
+@repeat_option(3)
+@html_option
+@json_option
+def source(
+    config: Path,
+    only: str | None,
+    disk: str | None,
+    depths: str,
+    sizes: str,
+    amount: int,
+    repeat: int,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """The transport of a job: latency and throughput by reads in flight and their size.
+
+    The VM is captured once: of a VM on a server a snapshot is taken, and removed. Beside the throughput stands
+    depth x size / latency, with the latency of the smallest depth. The first reads warm the caches of files and
+    servers for the next rounds.
+    """
+    _expect_plots(page)
+    job = _one_job(config, only)
+    numbers = sizes_of("--depths", depths), sizes_of("--sizes", sizes)
+    _tell(f"the measurement: {sentence}" for sentence in job.machine.effects())
+    rows = run_async(measure_source, job.machine, disk, *numbers, amount * MiB, repeat)
+    about = machine_line()
+    document = {
+        "kind": "bench source",
+        "about": about,
+        "config": str(config),
+        "job": job.title,
+        "results": rows,
+    }
+    _write_page(page, document)
+    lines = [about, f"source of job {job.title} of {config}", *median_lines(document)]
+    show(document, lines, as_json)
 
 
 @bench.command()

@@ -79,7 +79,7 @@ def median_lines(document: Row) -> list[str]:
         [
             case,
             *(
-                _spread([value / figure.divisor for value in values(found, figure.name)], figure.digits)
+                spread([value / figure.divisor for value in values(found, figure.name)], figure.digits)
                 for figure in figures
             ),
             *([limited_by(found)] if limiting else []),
@@ -96,7 +96,8 @@ def limited_by(rows: Sequence[Row]) -> str:
     return " ".join([counted[0], *([f"(also {', '.join(others)})"] if others else [])])
 
 
-def _spread(found: Sequence[float], digits: int) -> str:
+def spread(found: Sequence[float], digits: int) -> str:
+    """The median, and in brackets the least and the most where there are several."""
     if not found:
         return ""
     middle = f"{statistics.median(found):.{digits}f}"

@@ -66,13 +66,27 @@ class Setting:
                 return text
             if self.kind is bool and text.casefold() in _WORDS:
                 return _WORDS[text.casefold()]
-            if self.kind is int and (size := re.fullmatch(r"([+-]?\d+)(|KiB|MiB|GiB)", text)):
-                return int(size[1]) * _UNITS[size[2]]
+            if self.kind is int and (size := _size(text)) is not None:
+                return size
             if self.kind is float and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", text):
                 return float(text)
             if self.kind is object and text in codec_names():
                 return codec_named(text)
         raise ConfigError(f"--vary {self.name}={text} is impossible.", remedy=f"Its values are {wanted}.")
+
+
+def _size(text: str) -> int | None:
+    found = re.fullmatch(r"([+-]?\d+)(|KiB|MiB|GiB)", text)
+    return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+def sizes_of(option: str, text: str) -> list[int]:
+    """The whole numbers of a list such as '64KiB,1MiB'. Raises ConfigError."""
+    found = [_size(part.strip()) for part in text.split(",")]
+    sizes = [size for size in found if size is not None and size > 0]
+    if len(sizes) < len(found):
+        raise ConfigError(f"{option} {text} is no list of sizes.", remedy="Write for example 64KiB,1MiB.")
+    return sizes
 
 
 _WANTED: Mapping[type, str] = {
@@ -92,14 +106,26 @@ def settings_of(job: Job[Any, Any]) -> Sequence[Setting]:
             f"The settings of {job.title} cannot be varied. {problem}",
             remedy="Write a path whose stages do not depend on facts of the disk.",
         )
-    found = [Setting("job", "Job", ("disks_at_once",), "Job", int)]
-    title = type(job.machine).__name__
-    found += _fields_of(job.machine, "machine", title, ())
-    if not dataclasses.is_dataclass(type(job.machine)) and "pool_size" in vars(job.machine):
-        found.append(Setting("machine", title, ("pool_size",), title, int))
+    found = [Setting("job", "Job", ("disks_at_once",), "Job", int), *_machine_settings(job.machine)]
     for part in pipeline.parts:
         found += _fields_of(part, type(part).__name__, type(part).__name__, ())
     return found
+
+
+def _machine_settings(machine: object) -> Sequence[Setting]:
+    title = type(machine).__name__
+    found = list(_fields_of(machine, "machine", title, ()))
+    if not dataclasses.is_dataclass(type(machine)) and "pool_size" in vars(machine):
+        found.append(Setting("machine", title, ("pool_size",), title, int))
+    return found
+
+
+def with_machine_setting(machine: Any, name: str, value: object) -> Any:  # noqa: ANN401 - of any class
+    """The machine with another value of its settings of that name, its reader's included; unchanged without one."""
+    for setting in _machine_settings(machine):
+        if setting.fields[-1] == name:
+            machine = _replaced(machine, setting.fields, value)
+    return machine
 
 
 def _fields_of(owner: object, part: str, title: str, before: tuple[str, ...]) -> Iterator[Setting]:
