@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.errors import ConfigError
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, ConfigError
 from pipeline.units import GiB, MiB
 from vadpipe.cli.commands import config_argument, job_option, json_option
 from vadpipe.cli.config import load_jobs
-from vadpipe.cli.output import echo, is_verbose, show, wants_progress
+from vadpipe.cli.output import echo, is_verbose, report, show, wants_progress
 from vadpipe.cli.process import run_async
 from vadpipe.cli.run import stage_lines
 
@@ -113,9 +114,7 @@ def path(
 @click.option("--here", is_flag=True, hidden=True, help="Measure once, in this process.")
 @html_option
 @json_option
-@click.pass_context
 def run(
-    ctx: click.Context,
     config: Path,
     only: str | None,
     to: str,
@@ -125,7 +124,7 @@ def run(
     here: bool,
     page: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """The pipeline of a job of a configuration, by default to nowhere: nothing is published.
 
     Each run captures the VM as the job does: of a VM on a server it takes a snapshot, and removes it. Hooks are not
@@ -143,8 +142,8 @@ def run(
     if here:
         [settings], [one] = grid, jobs
         show(asdict(run_async(measure_job, one, settings)), [], True)
-        return
-    _expect_plots(page)
+        return EXIT_DONE
+    _expect_page(page)
     words = ["bench", "run", str(config), "--job", job.title, "--to", to]
     words += ["--first", str(first)] if first else []
     effects = [*job.machine.effects(), *(job.into.effects() if to == "store" else ())]
@@ -159,13 +158,19 @@ def run(
             measure_in_turn,
             grid,
             repeat,
-            lambda settings: [*words, *(f"--vary={n}={v}" for n, v in settings.items()), "--here", "-q"],
+            lambda settings: [
+                *words,
+                *(f"--vary={n}={v}" for n, v in settings.items()),
+                "--here",
+                "--json",
+                "-q",
+            ],
             told,
         )
     except RunFailed as failed:
         if as_json:
             click.echo(failed.output, nl=False)
-        ctx.exit(failed.code)
+        return failed.code
     part = f", the first {first} MiB of each disk" if first else ""
     document = {
         "kind": "bench run",
@@ -178,13 +183,12 @@ def run(
     }
     lines = [machine_line(), f"job {job.title} of {config} to {to}{part}", *median_lines(document)]
     lines += _stored_note(runs)
-    _write_page(page, document)
     if is_verbose():
         for settings in grid:
             case = case_of(settings)
             last = [found for found in runs if found.case == case][-1]
             lines += ["", f"{case}, the last round:", *stage_lines(report_of(last.stages))]
-    show(document, lines, as_json)
+    return _show(document, lines, as_json, page)
 
 
 def _tell(lines: Iterable[str]) -> None:
@@ -241,19 +245,18 @@ def kernels(
     repeat: int,
     page: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """What zero test, cuts, digests, codecs and encryption cost on the data of FILE: MiB per CPU-second.
 
     FILE is a raw image or any other file; holes are left out. Without it the data is made from a seed.
     """
-    _expect_plots(page)
+    _expect_page(page)
     data = seeded_data(size * MiB, seed) if file is None else data_of(file, size * MiB)
     source = f"seed {seed}" if file is None else str(file)
     about = f"{machine_line()}; {len(data) // MiB} MiB of {source}"
     rows = measure_kernels(kernels_of(data, levels), repeat)
     document = {"kind": "bench kernels", "about": about, "results": rows}
-    _write_page(page, document)
-    show(document, [about, *median_lines(document)], as_json)
+    return _show(document, [about, *median_lines(document)], as_json, page)
 
 
 @bench.command()
@@ -285,14 +288,14 @@ def source(
     repeat: int,
     page: Path | None,
     as_json: bool,
-) -> None:
+) -> int:
     """The transport of a job: latency and throughput by reads in flight and their size.
 
     The VM is captured once: of a VM on a server a snapshot is taken, and removed. Beside the throughput stands
     depth x size / latency, with the latency of the smallest depth. The first reads warm the caches of files and
     servers for the next rounds.
     """
-    _expect_plots(page)
+    _expect_page(page)
     job = _one_job(config, only)
     numbers = sizes_of("--depths", depths), sizes_of("--sizes", sizes)
     _tell(f"the measurement: {sentence}" for sentence in job.machine.effects())
@@ -305,9 +308,8 @@ def source(
         "job": job.title,
         "results": rows,
     }
-    _write_page(page, document)
     lines = [about, f"source of job {job.title} of {config}", *median_lines(document)]
-    show(document, lines, as_json)
+    return _show(document, lines, as_json, page)
 
 
 @bench.command()
@@ -323,16 +325,29 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     show(document, comparison_lines(document), as_json)
 
 
-def _expect_plots(page: Path | None) -> None:
+def _expect_page(page: Path | None) -> None:
     """Find out before anything is measured whether a page can be made. Raises ConfigError."""
-    if page is not None:
-        from .page import expect_plots
+    if page is None:
+        return
+    from .page import expect_plots
 
-        expect_plots()
+    expect_plots()
+    if not os.access(page if page.exists() else page.parent, os.W_OK):
+        raise ConfigError(
+            f"The page {page} cannot be written.", remedy="Name a file in a directory of yours."
+        )
 
 
-def _write_page(page: Path | None, document: Mapping[str, Any]) -> None:
-    if page is not None:
-        from .page import page_of
+def _show(document: Mapping[str, Any], lines: Sequence[str], as_json: bool, page: Path | None) -> int:
+    """Print the result, and write the page if one was asked for. Returns the exit code."""
+    show(document, lines, as_json)
+    if page is None:
+        return EXIT_DONE
+    from .page import page_of
 
+    try:
         page.write_text(page_of(document), encoding="utf-8")
+    except OSError as exc:
+        report(f"The page {page} cannot be written: {exc.strerror}.")
+        return EXIT_ATTENTION
+    return EXIT_DONE

@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.errors import ConfigError
 from pipeline.units import MiB, format_size
 from vadpipe.words import printable
@@ -26,11 +28,14 @@ if TYPE_CHECKING:
 # Told apart with every kind of colour vision (Okabe and Ito, 2008).
 _BUSY, _STARVED, _BLOCKED = "#0072B2", "#CCCCCC", "#E69F00"
 
+# Of throughput over time: seconds of a step where that gives neither fewer nor more steps than these.
+_BIN_S, _BINS = 0.2, (8, 100)
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .8rem; border-bottom: 1px solid #ddd }
-th, td { text-align: right } th:first-child, td:first-child { text-align: left } svg { max-width: 100%; height: auto }
-h2 { margin-top: 2.5rem }
+th, td { text-align: right } th:first-child, td:first-child { text-align: left }
+svg { max-width: 100%; height: auto } h2 { margin-top: 2.5rem }
 """
 
 
@@ -87,15 +92,17 @@ def _section(title: str, figure: Figure) -> str:
 
 def _table(document: Row) -> str:
     figures = FIGURES[document["kind"]]
-    rows = [["case", *(figure.title.lower() for figure in figures)]]
-    for case, found in by_case(document).items():
-        cells = ([value / figure.divisor for value in values(found, figure.name)] for figure in figures)
-        rows.append(
-            [case, *(spread(cell, figure.digits) for cell, figure in zip(cells, figures, strict=True))]
-        )
-    head, *body = ("".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows)
-    lines = "".join(f"<tr>{row}</tr>" for row in body)
-    return f"<p>Median, and in brackets the least and the most of all rounds.</p><table><tr>{head.replace('td>', 'th>')}</tr>{lines}</table>"
+    lines = [_cells("th", ["case", *(figure.title.lower() for figure in figures)])]
+    for case, rows in by_case(document).items():
+        found = ([value / figure.divisor for value in values(rows, figure.name)] for figure in figures)
+        spreads = (spread(some, figure.digits) for some, figure in zip(found, figures, strict=True))
+        lines.append(_cells("td", [case, *spreads]))
+    said = "<p>Medians, and in brackets the least and the most of all rounds.</p>"
+    return f"{said}<table>{''.join(lines)}</table>"
+
+
+def _cells(tag: str, texts: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(text)}</{tag}>' for text in texts)}</tr>"
 
 
 def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
@@ -130,7 +137,7 @@ def _stages(row: Row) -> Figure:
     limiting = report.bottleneck
     figure, axes = _figure(0.9 + 0.45 * len(report.stages))
     stages = list(reversed(report.stages))
-    names = [_plain(_wrapped(stage.name)) + (" (limits)" if stage is limiting else "") for stage in stages]
+    names = [_wrapped(stage.name) + (" (limits)" if stage is limiting else "") for stage in stages]
     left = [0.0] * len(stages)
     for share, colour in (("busy", _BUSY), ("starved", _STARVED), ("blocked", _BLOCKED)):
         widths = [getattr(stage, f"{share}_s") / (report.wall_s or 1) for stage in stages]
@@ -143,26 +150,24 @@ def _stages(row: Row) -> Figure:
 
 
 def _wrapped(name: str) -> str:
-    """The name of fused stages in lines."""
-    parts = name.split("+")
+    """A stage as a label; the names of fused stages in lines."""
+    parts = _plain(name).split("+")
     return "+\n".join("+".join(parts[at : at + 3]) for at in range(0, len(parts), 3))
 
 
 def _over_time(row: Row) -> Figure:
     """MiB/s of each stage over time. The source of extents sends all at once, so it is left out."""
     figure, axes = _figure()
-    samples = [[0.0] * (len(row["stages"]) + 1), *row["samples"]]
+    samples = np.array([[0.0] * (len(row["stages"]) + 1), *row["samples"]])
+    end_s = float(samples[-1, 0])
+    edges = np.linspace(0.0, end_s, min(max(int(end_s / _BIN_S), _BINS[0]), _BINS[1]) + 1)
     for at, stage in enumerate(row["stages"][1:], start=2):
-        pairs = [(one, other) for one, other in zip(samples, samples[1:], strict=False) if other[0] > one[0]]
-        rates = [(other[at] - one[at]) / MiB / (other[0] - one[0]) for one, other in pairs]
-        axes.stairs(
-            rates,
-            [0.0, *(other[0] for _, other in pairs)],
-            baseline=None,
-            label=_plain(_wrapped(stage["name"])),
-        )
+        rates = np.diff(np.interp(edges, samples[:, 0], samples[:, at])) / MiB / np.diff(edges)
+        width = 1 + len(row["stages"]) - at  # where lines cover each other, all of them can be seen
+        axes.stairs(rates, edges, baseline=None, label=_wrapped(stage["name"]), linewidth=width)
     axes.set_xlabel("seconds")
     axes.set_ylabel("MiB/s")
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     return figure
 
@@ -187,6 +192,8 @@ def _sweep(name: str, curves: Curves) -> Figure:
     for label, curve in curves.items():
         _curve(axes, list(curve), list(curve.values()), label)
     axes.set_xlabel(_plain(name))
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
     return figure
 
 
@@ -228,8 +235,6 @@ def _curve(
         color=colour,
     )
     axes.set_ylabel("MiB/s")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
 
 
 def _bars(cases: Mapping[str, Sequence[Row]]) -> Figure:

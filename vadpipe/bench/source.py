@@ -2,8 +2,8 @@
 
 Requests go to the reader of the user's machine as a pipeline's do, one after the other over what the disk has
 allocated, never twice the same place while there are others. The latency is what a caller waits, so it has the
-reader's own share. Depth x size / latency is reckoned with the mean latency at the smallest depth of the same round:
-what the transport would reach if more requests in flight did not slow each other down.
+reader's own share. Depth x size / latency takes the mean latency at the smallest depth of the same round: what the
+transport would reach if more requests in flight did not slow each other down.
 """
 
 from __future__ import annotations
