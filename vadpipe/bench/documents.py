@@ -120,7 +120,8 @@ def read_document(path: Path) -> Row:
         ) from exc
     kind = document.get("kind") if isinstance(document, dict) else None
     rows = document.get("results") if isinstance(document, dict) else None
-    if kind not in FIGURES or not isinstance(rows, list) or not rows or not all(map(_is_result, rows)):
+    figures = FIGURES.get(kind) if isinstance(kind, str) else None
+    if not (figures and isinstance(rows, list) and rows and all(_is_result(row, figures) for row in rows)):
         raise ConfigError(
             f"{path} is no result of a benchmark.",
             remedy="Name a file that `vadpipe bench run --json` or another benchmark wrote.",
@@ -129,8 +130,12 @@ def read_document(path: Path) -> Row:
     return found
 
 
-def _is_result(row: object) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("case"), str)
+def _is_result(row: object, figures: Sequence[Figure]) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("case"), str)
+        and all(isinstance(row.get(figure.name), int | float | None) for figure in figures)
+    )
 
 
 def comparison(before: Row, after: Row) -> Row:

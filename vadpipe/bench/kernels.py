@@ -41,7 +41,10 @@ class Kernel:
 
 
 def kernels_of(data: NDArray[np.uint8], levels: Sequence[int] = LEVELS) -> Mapping[str, Kernel]:
-    """The kernels by name. The zero test gets all of `data`, the others what it leaves, as in a pipeline."""
+    """The kernels by name. The zero test gets all of `data`, the others what it leaves, as in a pipeline.
+
+    The kernel that decodes takes what the one before it encoded.
+    """
     spans = [Span.of(data[at : at + SPAN].data, at) for at in range(0, len(data), SPAN)]
     left = [part for span in spans for part in _nonzero(span)]
     kept = np.concatenate(left) if left else np.empty(0, dtype=np.uint8)
