@@ -37,6 +37,7 @@ def config(tmp_path):
     return config_in(tmp_path, LOCAL)
 
 
+@pytest.mark.slow
 def test_each_size_is_measured_with_each_depth_in_turns(config, capsys):
     words = ["--sizes", "4KiB,1MiB", "--depths", "8,1", "--amount", 1, "--repeat", 2]
     found = document(capsys, "source", config, *words)
