@@ -69,11 +69,9 @@ class _FirstPart:
     """The first bytes of a disk, as a smaller disk."""
 
     def __init__(self, disk: Disk, size: int) -> None:
-        self._disk = disk
+        self.key, self.label, self.pool, self.change_id = disk.key, disk.label, disk.pool, disk.change_id
         self.capacity = min(disk.capacity, size)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the disk has
-        return getattr(self._disk, name)
+        self.allocated, self.changed, self.read = disk.allocated, disk.changed, disk.read
 
 
 def retargeted(job: Job[Any, Any], to: str, first: int | None = None) -> Job[Any, Any]:

@@ -93,16 +93,18 @@ def test_the_pool_of_a_local_vm_takes_a_size_with_a_unit():
 def test_settings_of_the_reader_of_a_vm_can_be_varied():
     vcenter = Vcenter("vc01.example.com", user="backup", password=Secret.from_env("PASSWORD"))
     job = job_of(VcenterVm(vcenter, "web01", reader=Vddk("/opt/vddk")))
-    reader = varied(job, {"depth": "16", "transports": "hotadd:nbdssl", "unbuffered": "yes"}).machine.reader
-    assert reader == Vddk("/opt/vddk", depth=16, transports="hotadd:nbdssl", unbuffered=True)
+    machine = varied(job, {"depth": "16", "transports": "hotadd:nbdssl", "unbuffered": "yes"}).machine
+    assert isinstance(machine, VcenterVm)
+    assert machine.reader == Vddk("/opt/vddk", depth=16, transports="hotadd:nbdssl", unbuffered=True)
     with pytest.raises(ConfigError, match="one of none, zlib, fastlz, skipz"):
         varied(job, {"compression": "gzip"})
     assert not [setting for setting in settings_of(job) if "password" in setting.name]
 
 
 def test_all_disks_of_an_nbd_vm_get_the_value():
-    job = varied(job_of(NbdVm("web01", {"a": Nbd("one"), "b": Nbd("two")})), {"depth": "2"})
-    assert [(nbd.host, nbd.depth) for nbd in job.machine.disks.values()] == [("one", 2), ("two", 2)]
+    machine = varied(job_of(NbdVm("web01", {"a": Nbd("one"), "b": Nbd("two")})), {"depth": "2"}).machine
+    assert isinstance(machine, NbdVm)
+    assert [(nbd.host, nbd.depth) for nbd in machine.disks.values()] == [("one", 2), ("two", 2)]
 
 
 @pytest.mark.parametrize(
