@@ -25,7 +25,7 @@ from .kernels import LEVELS, data_of, kernels_of, measure_kernels, seeded_data
 from .machine import machine_line
 from .path import CASES, measure
 from .source import measure_source
-from .vary import parse, sizes_of, varied
+from .vary import parse, sizes_of, undisturbed, varied
 
 if TYPE_CHECKING:
     from pipeline.job import Job
@@ -127,9 +127,10 @@ def run(
 ) -> int:
     """The pipeline of a job of a configuration, by default to nowhere: nothing is published.
 
-    Each run captures the VM as the job does: of a VM on a server it takes a snapshot, and removes it. Hooks are not
-    called; finishers such as VssManifest run with --to store only. To nowhere and into memory everything allocated
-    is read and no chunk is known. Memory holds all that is stored: limit it by --first.
+    Each run captures the VM: of a VM on a server it takes a snapshot, and removes it. Hooks are not called. With
+    --to store everything else is as in a run of the job. To nowhere and into memory the guest is not quiesced, no
+    finisher runs, everything allocated is read and no chunk is known. Memory holds all that is stored: limit it by
+    --first.
 
     With --vary each combination of values is measured in turn: A B C A B C. A name is that of a setting of a stage,
     its codec, the machine or its reader: level, workers, depth, pool_size; or, where that means several,
@@ -146,7 +147,7 @@ def run(
     _expect_page(page)
     words = ["bench", "run", str(config), "--job", job.title, "--to", to]
     words += ["--first", str(first)] if first else []
-    effects = [*job.machine.effects(), *(job.into.effects() if to == "store" else ())]
+    effects = [*targeted.machine.effects(), *(job.into.effects() if to == "store" else ())]
     _tell(f"each of {repeat * len(grid)} runs: {sentence}" for sentence in effects)
 
     def told(round_: int, found: JobRun) -> None:
@@ -298,8 +299,9 @@ def source(
     _expect_page(page)
     job = _one_job(config, only)
     numbers = sizes_of("--depths", depths), sizes_of("--sizes", sizes)
-    _tell(f"the measurement: {sentence}" for sentence in job.machine.effects())
-    rows = run_async(measure_source, job.machine, disk, *numbers, amount * MiB, repeat)
+    machine = undisturbed(job.machine)
+    _tell(f"the measurement: {sentence}" for sentence in machine.effects())
+    rows = run_async(measure_source, machine, disk, *numbers, amount * MiB, repeat)
     about = machine_line()
     document = {
         "kind": "bench source",

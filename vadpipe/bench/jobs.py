@@ -29,7 +29,7 @@ from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.store import Repository
 
 from .machine import cpu_s, peak_rss
-from .vary import Settings, with_parts
+from .vary import Settings, undisturbed, with_parts
 
 TARGETS = ("null", "memory", "store")
 
@@ -77,6 +77,8 @@ class _FirstPart:
 def retargeted(job: Job[Any, Any], to: str, first: int | None = None) -> Job[Any, Any]:
     """The job with another target. Its hooks are not called; its finishers run for its own store only.
 
+    For another target than its own store the VM is only read: not quiesced, and change tracking stays as it is.
+
     Args:
         job: The user's.
         to: 'null', 'memory' or 'store'.
@@ -93,6 +95,7 @@ def retargeted(job: Job[Any, Any], to: str, first: int | None = None) -> Job[Any
                 remedy="Leave out --first, or measure --to null or --to memory.",
             )
         return job
+    job = replace(job, machine=undisturbed(job.machine))
     if first is not None:
         path = job.path
         job = replace(job, path=lambda disk, point: path(_FirstPart(disk, first), point))

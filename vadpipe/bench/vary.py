@@ -128,6 +128,13 @@ def with_machine_setting(machine: Any, name: str, value: object) -> Any:  # noqa
     return machine
 
 
+def undisturbed(machine: Any) -> Any:  # noqa: ANN401 - of any class
+    """The machine for reading alone: its guest is not quiesced, and change tracking is not switched on."""
+    if dataclasses.is_dataclass(machine) and hasattr(machine, "quiesce"):
+        machine = dataclasses.replace(machine, quiesce=type(machine.quiesce).none())  # type: ignore[type-var]
+    return with_machine_setting(machine, "enable_change_tracking", False)
+
+
 def _fields_of(owner: object, part: str, title: str, before: tuple[str, ...]) -> Iterator[Setting]:
     if isinstance(owner, Mapping):  # the disks of an NbdVm: all of them get the value
         for one in itertools.islice(owner.values(), 1):

@@ -87,7 +87,8 @@ def test_the_transport_of_a_vm_is_read_through_vddk_and_its_snapshot_removed(sma
         VADPIPE_VDDK_LATENCY_MS="5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Takes a snapshot of web01" in done.stderr
+    assert "Takes a snapshot of web01 on 127.0.0.1 without quiescing" in done.stderr
+    assert "Enables change tracking" not in done.stderr
     rows = json.loads(done.stdout)["results"]
     assert [row["depth"] for row in rows] == [1, 4]
     assert all(row["latency_ms"] >= 5 for row in rows)  # what the stand-in waits at least

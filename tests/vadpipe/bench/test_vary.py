@@ -17,13 +17,14 @@ from stages import (
     MarkZeros,
     Nbd,
     NbdVm,
+    Quiesce,
     ReadSpans,
     Vcenter,
     VcenterVm,
     Vddk,
     Zstd,
 )
-from vadpipe.bench.vary import parse, settings_of, sizes_of, varied
+from vadpipe.bench.vary import parse, settings_of, sizes_of, undisturbed, varied
 
 
 def path(disk, point):
@@ -99,6 +100,15 @@ def test_settings_of_the_reader_of_a_vm_can_be_varied():
     with pytest.raises(ConfigError, match="one of none, zlib, fastlz, skipz"):
         varied(job, {"compression": "gzip"})
     assert not [setting for setting in settings_of(job) if "password" in setting.name]
+
+
+def test_a_vm_that_is_only_measured_is_not_quiesced_and_its_change_tracking_stays():
+    vcenter = Vcenter("vc01.example.com", user="backup", password=Secret.from_env("PASSWORD"))
+    reader = Vddk("/opt/vddk")
+    machine = undisturbed(VcenterVm(vcenter, "web01", reader=reader, enable_change_tracking=True))
+    assert machine == VcenterVm(vcenter, "web01", reader=reader, quiesce=Quiesce.none())
+    local = LocalVm("/vms/web01")
+    assert undisturbed(local) is local
 
 
 def test_all_disks_of_an_nbd_vm_get_the_value():
