@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -142,7 +143,7 @@ def run(
     jobs = [varied(targeted, settings) for settings in grid]  # all, before anything runs
     if here:
         [settings], [one] = grid, jobs
-        show(asdict(run_async(measure_job, one, settings)), [], True)
+        click.echo(json.dumps(asdict(run_async(measure_job, one, settings))))  # the last line
         return EXIT_DONE
     _expect_page(page)
     words = ["bench", "run", str(config), "--job", job.title, "--to", to]

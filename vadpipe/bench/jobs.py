@@ -220,7 +220,7 @@ async def measure_in_turn(
     Args:
         grid: The combinations.
         repeat: Rounds.
-        command: Arguments of `vadpipe` that measure one run in their process and print it as JSON.
+        command: Arguments of `vadpipe` that measure one run in their process and print it last, as a line of JSON.
         tell: Called with the number of the round, from 1, and each run.
 
     Raises:
@@ -237,7 +237,7 @@ async def measure_in_turn(
             )
             if done.returncode:
                 raise RunFailed(done.returncode, done.stdout.decode(errors="replace"))
-            run = JobRun(**json.loads(done.stdout))
+            run = JobRun(**json.loads(done.stdout.splitlines()[-1]))  # the configuration may print, too
             tell(round_, run)
             runs.append(run)
     return runs

@@ -1,5 +1,6 @@
 """`vadpipe bench run`: the user's own pipeline, to nowhere, into memory, into its store."""
 
+import json
 import os
 import signal
 import subprocess
@@ -118,8 +119,9 @@ def test_a_run_that_fails_ends_the_benchmark_with_its_message_and_code(tmp_path)
     config = config_in(
         tmp_path, CONFIG.replace("PatternDisk(9 << 20)", 'FaultyDisk(PatternDisk(9 << 20), "read", 1)')
     )
-    done = vadpipe("bench", "run", config, "--repeat", 3)
+    done = vadpipe("bench", "run", config, "--repeat", 3, "--json")
     assert done.returncode == 1
+    assert json.loads(done.stdout)["exit_code"] == 1
     assert done.stderr.count("Injected: call 1 of read failed.") == 1
     assert "Traceback" not in done.stderr
     assert len((tmp_path / "captures").read_text().splitlines()) == 1
@@ -144,6 +146,12 @@ def test_a_signal_releases_the_capture_of_the_run_at_work(tmp_path):
     assert process.returncode == 130
     assert (tmp_path / "released").exists()
     assert b"Traceback" not in err
+
+
+def test_a_configuration_may_print(tmp_path):
+    done = vadpipe("bench", "run", config_in(tmp_path, CONFIG + "\nprint('{ hello')\n"))
+    assert done.returncode == 0, done.stderr
+    assert "as configured" in done.stdout
 
 
 def test_verbose_shows_the_stages_of_each_case(config, capsys):
