@@ -15,21 +15,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from pipeline.composition import has_methods, readable
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
-from sinks.in_place import OverVm
-from sinks.restore_job import Restore
-from sinks.restoring import RestoreTarget
 
 from .process import run_async
+
+if TYPE_CHECKING:
+    from sinks.in_place import OverVm
+    from sinks.restore_job import Restore
+    from sinks.restoring import RestoreTarget
 
 _NAMED_IN_AN_ERROR = 10
 
 
-Entry = Job[Any, Any] | JobSource | Restore
+Entry: TypeAlias = "Job[Any, Any] | JobSource | Restore"
 """What a configuration may have among its jobs."""
 
 
@@ -63,11 +65,11 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Entry]:
     if not entries:
         raise ConfigError(f"{path}: `jobs` is empty.", remedy="Put a pipeline.Job into it.")
     for entry in entries:
-        if not isinstance(entry, Job | JobSource | Restore):
+        if not isinstance(entry, Job | JobSource) and not _is_restore(entry):
             raise ConfigError(
                 f"{path} has {readable(entry)} where a pipeline.Job, JobSource or sinks.Restore is expected."
             )
-    jobs = [entry for entry in entries if isinstance(entry, Job | Restore)]
+    jobs = [entry for entry in entries if not isinstance(entry, JobSource)]
     _check_titles(path, jobs)
     if only is None:
         return entries
@@ -88,7 +90,7 @@ def read_target(path: Path) -> RestoreTarget:
     if found is None:
         listed = getattr(module, "jobs", None)
         jobs = [getattr(module, "job", None)] if listed is None else list(listed)
-        targets = [job.target for job in jobs if isinstance(job, Restore)]
+        targets = [job.target for job in jobs if _is_restore(job)]
         if len(targets) != 1:
             raise ConfigError(
                 f"{path} defines no `target`.",
@@ -111,12 +113,21 @@ def read_target_in_place(path: Path) -> OverVm:
     """
     module = _execute(path)
     found = getattr(module, "in_place", getattr(module, "target", None))
+    from sinks.in_place import OverVm
+
     if not isinstance(found, OverVm):
         raise ConfigError(
             f"{path} does not permit to write over a VM: it has no OverVm.",
             remedy="Assign one: in_place = OverVm(vcenter, writer=Vddk(libdir), allow=True).",
         )
     return found
+
+
+def _is_restore(entry: object) -> TypeGuard[Restore]:
+    """Whether an entry is a restore. A configuration that has one loaded its module; others do without it, and so
+    without pyVmomi: half of the start of a small run."""
+    loaded = sys.modules.get("sinks.restore_job")
+    return loaded is not None and isinstance(entry, loaded.Restore)
 
 
 def read_jobs_and_target(path: Path) -> Sequence[Entry | RestoreTarget]:
@@ -149,7 +160,7 @@ async def resolve(path: Path, only: str | None = None, entries: Sequence[Entry] 
     jobs: list[Job[Any, Any] | Restore] = []
     failed: list[tuple[str, Exception]] = []
     for entry in read_config(path) if entries is None else entries:
-        if isinstance(entry, Job | Restore):
+        if not isinstance(entry, JobSource):
             jobs.append(entry)
             continue
         try:

@@ -6,11 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vadpipe.rules import Finding, Rule, Severity, Undecided, Violation
 from vadpipe.vss.verdict import (
@@ -22,6 +18,9 @@ from vadpipe.vss.verdict import (
     read_verdict,
 )
 from vadpipe.words import counted, printable
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 V = TypeVar("V", bound=Violation)
 
@@ -121,6 +120,10 @@ def verdict_lines(path: str, verdict: Verdict) -> list[str]:
 
 def verdict_table(path: str, verdict: Verdict) -> Group:
     """The same for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(expand=True)
     table.add_column("writer", ratio=3, overflow="fold")
     table.add_column("state", min_width=9)

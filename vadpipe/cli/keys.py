@@ -276,15 +276,14 @@ def list_keys(repository: str, ways: tuple[Way, ...], as_json: bool) -> int:
     header = ("SLOT", "KIND", "LABEL", "CREATED", "EPOCHS", "SEAL")
     lines = table(header, [list(map(str, row.values())) for row in rows])
     show({"slots": rows, "problems": problems}, lines or ["There is no key slot."], as_json)
-    for slot_id in sorted(set(found.wraps) - {slot.id for slot in found.slots} - _damaged_slots(found)):
-        report(f"keys/{slot_id}/ is left of a key slot that is gone. Delete it: vadpipe key remove {slot_id}")
+    for slot_id in found.without_slot():
+        report(
+            f"keys/{slot_id}/ has secrets, and their slot is gone. The next command that changes keys deletes "
+            f"them, or do it now: vadpipe key remove {slot_id}"
+        )
     for problem in problems:
         report(problem)
     return EXIT_FAILED if problems else EXIT_DONE
-
-
-def _damaged_slots(found: SlotTable) -> set[str]:
-    return {name.removeprefix("keys/").removesuffix(".json") for name in found.damaged}
 
 
 def _row(found: SlotTable, slot: Slot, naming: bytes | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ at once; of the rest of a larger disk it is estimated from what has been seen.
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column
 
 from pipeline.events import Event, observed
 from pipeline.job import DiskWatch
@@ -160,14 +158,19 @@ async def show_progress(as_json: bool) -> AsyncIterator[Watch]:
     if as_json or not wants_progress():
         yield watch
         return
-    console = Console(stderr=True)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_bars if console.is_terminal else _lines, watch, console)
+        nursery.start_soon(_bars if sys.stderr.isatty() else _lines, watch)
         yield watch
         nursery.cancel_scope.cancel()
 
 
-async def _bars(watch: Watch, console: Console) -> None:
+async def _bars(watch: Watch) -> None:
+    # Here, as most runs have no terminal, and loading rich costs 50 ms.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    console = Console(stderr=True)
     columns = [
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=_BAR),
@@ -204,7 +207,7 @@ async def _bars(watch: Watch, console: Console) -> None:
         return
 
 
-async def _lines(watch: Watch, _: Console) -> None:
+async def _lines(watch: Watch) -> None:
     while True:
         await trio.sleep(LINE_S)
         for run in watch.running:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import click
@@ -19,8 +19,6 @@ from pipeline.meters import PipelineReport
 from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
-from sinks.restore_job import Restore
-from sinks.restoring import RestoreReceipt
 from vadpipe.vsphere.journal.intents import WHOLE
 
 from . import EXIT_INTERRUPTED
@@ -30,7 +28,10 @@ from .findings import quiescing_lines
 from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
 from .progress import Watch, events_to, show_progress
-from .restore import restore_lines, restore_plan_lines
+
+if TYPE_CHECKING:
+    from sinks.restore_job import Restore
+    from sinks.restoring import RestoreReceipt
 
 at_least_one = click.IntRange(min=1)
 
@@ -220,7 +221,7 @@ class Run:
     async def _run_job(self, job: Job[Any, Any] | Restore, watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
-        at_work = AtWork(job.title, restores=isinstance(job, Restore))
+        at_work = AtWork(job.title, restores=not isinstance(job, Job))
         self.at_work.append(at_work)
         try:
             with observed(at_work.take):
@@ -268,7 +269,7 @@ async def places_of_jobs(
 
 def _server(job: Job[Any, Any] | Restore) -> frozenset[tuple[str, ...]]:
     """The server that the VM of a job is on, or will be on, if any."""
-    vcenter = getattr(job.into if isinstance(job, Restore) else job.machine, "vcenter", None)
+    vcenter = getattr(job.machine if isinstance(job, Job) else job.into, "vcenter", None)
     return frozenset() if vcenter is None else frozenset({("server", vcenter.server)})
 
 
@@ -349,15 +350,17 @@ def plan(config: Path, only: str | None, as_json: bool) -> None:
     documents: list[object] = []
     lines: list[str] = []
     for entry in read_config(config, only):
-        if isinstance(entry, Restore):
+        if isinstance(entry, Job | JobSource):
+            planned = _planned(entry)
+            documents.append(planned)
+            lines += planned.lines()
+        else:
+            from .restore import restore_plan_lines
+
             restored = run_async(entry.plan)
             documents.append({"job": entry.title, "plan": restored and restored.as_dict()})
             lines += [f"job {entry.title}", *(f"  effect: {sentence}" for sentence in entry.effects())]
             lines += restore_plan_lines(restored) if restored else []
-        else:
-            planned = _planned(entry)
-            documents.append(planned)
-            lines += planned.lines()
     show({"jobs": documents}, lines, as_json)
 
 
@@ -373,6 +376,8 @@ def job_lines(title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool
     """A finished job, for people."""
     if isinstance(receipt, JobReceipt):
         return receipt_lines(receipt, verbose=verbose)
+    from .restore import restore_lines
+
     return [f"{title}: point {receipt.point.id}", *(f"  {line}" for line in restore_lines(receipt))]
 
 

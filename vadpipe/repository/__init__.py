@@ -6,47 +6,10 @@ into_repository  IntoRepository: the sink of one disk                index/     
 previous         what the previous point holds, for Refine           maintenance/  verify, prune, repair, retention
 reader           open_repository, ReadPoint: a disk back, proved
 runs, removal    who is writing, and what is going to be deleted
+
+The names below are loaded when they are used.
 """
 
-from .format.config import Origin
-from .format.restore_point import (
-    Document,
-    Quiescing,
-    RestorePoint,
-    StoredDisk,
-)
-from .format.ways import AgeIdentity, AgeRecipient, KeyFile, Passphrase
-from .into_repository import IntoRepository
-from .maintenance.verify import (
-    Finding,
-    Hit,
-    VerifyReport,
-    verify,
-)
-from .point import Point
-from .reader import ReadChanges, ReadPoint, RepositoryReader, open_repository
-from .store import Repository, RepositoryStore
+from vadpipe.lazy import lazy_names
 
-__all__ = [
-    "AgeIdentity",
-    "AgeRecipient",
-    "Document",
-    "Finding",
-    "Hit",
-    "IntoRepository",
-    "KeyFile",
-    "Origin",
-    "Passphrase",
-    "Point",
-    "Quiescing",
-    "ReadChanges",
-    "ReadPoint",
-    "Repository",
-    "RepositoryReader",
-    "RepositoryStore",
-    "RestorePoint",
-    "StoredDisk",
-    "VerifyReport",
-    "open_repository",
-    "verify",
-]
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

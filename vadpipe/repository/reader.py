@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -63,6 +64,8 @@ CHUNK_TABLES: Final = 1024  # those of 1 GiB that was stored in order; 0.6 KiB e
 # How often the index is read again for what is gone. What others remove, they move first; so once is enough, but
 # for a reader that is overtaken again while it reads.
 LOOKS: Final = 4
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Span | Zeros | Unchanged)
@@ -202,17 +205,40 @@ class RepositoryReader:
         return address
 
     def _addresses(self, identity: Digests) -> list[FrameAddress | None]:
-        number = self.index.find_frames(identity)
-        known = iter(self.index.addresses(number[number != NO_FRAME]))
+        try:
+            number = self.index.find_frames(identity)
+            known = iter(self.index.addresses(number[number != NO_FRAME]))
+        except IntegrityError as error:
+            if isinstance(error.__cause__, Missing):
+                raise
+            return [self._address_beside_damage(each.tobytes()) for each in identity]
         return [next(known) if at != NO_FRAME else None for at in number]
+
+    def _address_beside_damage(self, identity: bytes) -> FrameAddress | None:
+        """Where a frame lies, as a sound segment says."""
+        found, damage = self.index.places(identity)
+        if damage is not None and not found:
+            raise damage
+        return found[0] if found else None
+
+    def other_places(self, address: FrameAddress) -> Sequence[FrameAddress]:
+        """Where the same frame lies, too: two runs stored it at the same time, or one segment has a wrong place."""
+        return [place for place in self.index.places(address.id)[0] if place != address]
 
     def frame_lengths(self, page: PageMap) -> NDArray[np.int64] | None:
         """How long the frames of a page are, decoded; None when the index does not know all of them."""
         return self._looked_up(partial(self._lengths, page.frame_ids))
 
     def _lengths(self, identity: Digests) -> NDArray[np.int64] | None:
-        number = self.index.find_frames(identity)
-        return None if (number == NO_FRAME).any() else self.index.lengths(number)
+        try:
+            number = self.index.find_frames(identity)
+            return None if (number == NO_FRAME).any() else self.index.lengths(number)
+        except IntegrityError as error:
+            if isinstance(error.__cause__, Missing):
+                raise
+            found = [self._address_beside_damage(each.tobytes()) for each in identity]
+        lengths = [address.length for address in found if address is not None]
+        return np.array(lengths, np.int64) if len(lengths) == len(found) else None
 
     def remember(self, digest: bytes, content: memoryview) -> bool:
         """Keep a map page or a page list that was proved, so that it is not read again. False: there is no room."""
@@ -262,6 +288,19 @@ class RepositoryReader:
         return self._looked_up(partial(self._object_now, digest, purpose, **facts))
 
     def _object_now(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
+        try:
+            return self._object_at_first_place(digest, purpose, **facts)
+        except IntegrityError as error:
+            if isinstance(error.__cause__, Missing):
+                raise
+            for address in self.index.places(digest, of_chunk=True)[0]:
+                with suppress(IntegrityError):
+                    content = read_object(self.objects, self.config, address, digest, purpose, **facts)
+                    log.warning("%s Another copy of it is used.", error)
+                    return content
+            raise
+
+    def _object_at_first_place(self, digest: bytes, purpose: str, **facts: object) -> memoryview:
         number, _ = self.index.lookup(np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
         if number[0] == NO_FRAME:
             raise IntegrityError(
@@ -582,7 +621,13 @@ class DiskContent:
         except Damage as damage:
             facts = {"disk": self._disk.key, "offset": offset, "length": length}
             purpose = f"Disk {self._disk.key} of point {self._point.id}, bytes {offset} to {offset + length}"
-            raise damaged_frame(self._reader.objects, address, damage, purpose, **facts) from damage
+            error = damaged_frame(self._reader.objects, address, damage, purpose, **facts)
+            for other in self._reader.other_places(address):
+                with suppress(Damage):
+                    found = read(other)
+                    log.warning("%s Another copy of it is used, in pack %s.", error, other.pack)
+                    return found
+            raise error from damage
 
     def damaged(self, offset: int, length: int, problem: str) -> IntegrityError:
         """The error for a range of the disk that cannot be had."""

@@ -313,7 +313,9 @@ def _died(fields: Mapping[str, object] | None) -> bool:
     pid = fields.get("pid")
     if pid == here["pid"] and fields.get("started") == here["started"]:
         return True  # of this process, and not among those that are alive
-    return isinstance(pid, int) and (not _exists(pid) or _started(pid) != fields.get("started"))
+    if not isinstance(pid, int) or not 0 < pid < 1 << 31:  # no process has such a number
+        return False
+    return not _exists(pid) or _started(pid) != fields.get("started")
 
 
 def _this_process() -> dict[str, object]:

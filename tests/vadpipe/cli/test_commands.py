@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -57,6 +58,24 @@ def test_help_and_version_load_no_large_library(option):
     done = subprocess.run([sys.executable, "-c", program, option], capture_output=True, text=True, check=True)
     loaded = set(eval(done.stderr))
     assert not loaded & {"trio", "numpy", "rich", "pyVmomi", "cryptography", "pipeline", "stages", "sinks"}
+
+
+@pytest.mark.slow
+def test_a_run_without_vsphere_or_a_terminal_loads_no_library_for_them(tmp_path):
+    program = (
+        "import sys; from vadpipe.cli.main import main\n"
+        "try: main(['plan', sys.argv[1]])\n"
+        "finally:\n"
+        "    import vadpipe.cli.run, vadpipe.cli.progress\n"
+        "    print(sorted(sys.modules), file=sys.stderr)"
+    )
+    config = Path(__file__).parents[3] / "examples" / "local.py"
+    done = subprocess.run(
+        [sys.executable, "-c", program, config], capture_output=True, text=True, check=False
+    )
+    loaded = set(eval(done.stderr.splitlines()[-1]))
+    assert "vadpipe.repository.store" in loaded
+    assert not loaded & {"rich", "pyVmomi", "cryptography", "obstore", "sinks.restore_job"}
 
 
 @pytest.mark.slow

@@ -230,8 +230,19 @@ def test_a_run_that_was_given_up_stays_given_up(anywhere):
         {"pid": os.getppid(), "started": runs._started(os.getppid())},
         {"pid": None},
         {"pid": "7"},
+        {"pid": 1 << 70},
+        {"pid": -1},
     ],
-    ids=["another host", "a copy of this host", "another namespace", "it lives", "no pid", "a text as pid"],
+    ids=[
+        "another host",
+        "a copy of this host",
+        "another namespace",
+        "it lives",
+        "no pid",
+        "a text as pid",
+        "a huge pid",
+        "all",
+    ],
 )
 def test_a_run_that_may_live_is_left_alone_until_it_was_silent_for_seven_days(anywhere, fields, caplog):
     forge_run(anywhere, **fields)

@@ -660,6 +660,46 @@ def test_a_crash_between_any_two_writes_leaves_a_repository_that_opens(operation
     assert number >= 3
 
 
+def test_secrets_without_a_slot_are_deleted_by_the_next_command(tmp_path):
+    start, secrets = made()
+    for number in count():
+        backend = copy_of(start)
+        try:
+            add(Failing(backend, number), secrets, key_file(tmp_path))
+        except Crash:
+            new_epoch(backend, REPOSITORY, secrets)
+            table = SlotTable.read(backend)
+            assert set(table.wraps) == {slot.id for slot in table.slots}
+        else:
+            break
+    assert number >= 2
+
+
+def test_the_secrets_of_a_damaged_slot_are_kept(tmp_path):
+    backend, secrets = made()
+    slot = add(backend, secrets, key_file(tmp_path))
+    backend.replace(slot_name(slot.id), [b"damaged"])
+    new_epoch(backend, REPOSITORY, secrets)
+    assert wrap_name(slot.id, 1) in names(backend)
+
+
+def test_secrets_that_are_deleted_while_their_slot_is_added_are_written_again(tmp_path):
+    backend, secrets = made()
+
+    class Racing(MemoryBackend):
+        def __getattribute__(self, name):
+            return getattr(backend, name) if name != "put" else super().__getattribute__(name)
+
+        def put(self, name, parts):
+            if name.count("/") == 1:  # the slot
+                complete_slots(backend, REPOSITORY, secrets)
+            backend.put(name, parts)
+
+    slot = add(Racing(), secrets, key_file(tmp_path))
+    assert wrap_name(slot.id, 1) in names(backend)
+    assert opened(backend, key_file(tmp_path)) == secrets
+
+
 def test_a_crash_of_the_creation_is_repeated(tmp_path):
     for number in count():
         backend = MemoryBackend()
@@ -777,6 +817,23 @@ def test_the_lost_key_of_an_older_epoch_is_warned_of(caplog):
     backend.replace(wrap_name(only_slot(backend).id, 1), [b"{}"])
     assert list(opened(backend, passphrase()).epochs) == [2]
     assert "00000001.json: its field 'version' is missing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda backend, name: backend.replace(name, [b"{}"]), lambda backend, name: backend.delete([name])],
+)
+def test_the_lost_key_of_an_older_epoch_is_found_in_another_slot(damage, tmp_path, caplog):
+    backend, secrets = made(key_file(tmp_path))
+    first = only_slot(backend)
+    add(backend, secrets, passphrase())
+    new = new_epoch(backend, REPOSITORY, secrets)
+    damage(backend, wrap_name(first.id, 1))
+    found = open_slot(backend, REPOSITORY, [key_file(tmp_path), passphrase()])
+    assert (found.secrets, found.slot.id) == (new, first.id)
+    assert "cannot be read" not in caplog.text
+    assert list(opened(backend, key_file(tmp_path)).epochs) == [2]
+    assert "What was written under this epoch cannot be read" in caplog.text
 
 
 HOSTILE_KDF = [

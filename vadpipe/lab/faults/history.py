@@ -178,15 +178,23 @@ def key_file(root: Path, name: str) -> KeyFile:
     return KeyFile(root.parent / "keys" / name)
 
 
-def repository(root: Path, history: str, keys: Iterable[str] = KEYS, *, name: str = "main") -> Repository:
+def repository(
+    root: Path,
+    history: str,
+    keys: Iterable[str] = KEYS,
+    *,
+    name: str = "main",
+    origin: Origin | None = None,
+) -> Repository:
     """A repository below `root`, to be opened by any of the keys."""
     ways = [] if history == "plain" else [key_file(root, key) for key in keys]
-    return Repository(str(root / name), unlock=ways)
+    return Repository(str(root / name), unlock=ways, origin=origin)
 
 
-def make(root: Path, history: str, name: str = "main") -> None:
+def make(root: Path, history: str, name: str = "main", origin: Origin | None = None) -> None:
     """Make a repository below `root`. Raises SinkError."""
-    repository(root, history, name=name).init(None if history == "plain" else key_file(root, "first"))
+    first = None if history == "plain" else key_file(root, "first")
+    repository(root, history, name=name, origin=origin).init(first)
 
 
 def opened(where: Repository) -> tuple[Backend, Config, Secrets]:

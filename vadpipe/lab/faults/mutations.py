@@ -270,8 +270,9 @@ def build(root: Path, history: str, seed: int) -> None:
     """
     root.mkdir(parents=True)
     write_keys(root.parent / "keys", seed)
-    make(root, history)
-    main = repository(root, history)
+    origin = Origin(random=random.Random(seed).randbytes)  # a seed gives the same names each time
+    make(root, history, origin=origin)
+    main = repository(root, history, origin=origin)
     right: dict[str, str] = {}
 
     def back_up_and_keep(step: int) -> None:
@@ -283,24 +284,20 @@ def build(root: Path, history: str, seed: int) -> None:
         back_up_and_keep(step)
     if history == "sealed":
         backend, config, secrets = opened(main)
-        slot_changes.add_slot(backend, config.id, secrets, key_file(root, KEYS[1]), KEYS[1])
-        slot_changes.new_epoch(backend, config.id, secrets)
+        slot_changes.add_slot(backend, config.id, secrets, key_file(root, KEYS[1]), KEYS[1], origin=origin)
+        slot_changes.new_epoch(backend, config.id, secrets, origin=origin)
     reader = RepositoryReader.of(main.backend(), main.unlock)
-    forget(reader.objects, reader.config, Origin(), reader.points[:1])
-    hold(reader.objects, reader.config, Origin(), reader.points[1], "asked for")
+    forget(reader.objects, reader.config, origin, reader.points[:1])
+    hold(reader.objects, reader.config, origin, reader.points[1], "asked for")
     with main.open_for_maintenance() as (objects, config):
-        Run(objects, config, Origin(), "machine")  # it never ends
-        prune(objects, config, Origin(), rewrite_below=REWRITE_BELOW)
+        Run(objects, config, origin, "machine")  # it never ends
+        prune(objects, config, origin, rewrite_below=REWRITE_BELOW)
     back_up_and_keep(BACKUPS)
     with main.open_for_maintenance() as (objects, config):
-        Run(objects, config, Origin(), "machine")
+        Run(objects, config, origin, "machine")
     reader = RepositoryReader.of(main.backend(), main.unlock)
     (root.parent / "heads").write_text(json.dumps(heads(reader.config, reader.points).as_dict()))
     (root.parent / "right").write_text(json.dumps(right))
-    if (main.path / "keys").is_dir():
-        shutil.copytree(main.path / "keys", root.parent / "slots")
-    else:
-        (root.parent / "slots").mkdir()
 
 
 async def _restored(
@@ -336,21 +333,9 @@ def restorable_without(original: Path, history: str, files: tuple[str, ...]) -> 
         for name in files:
             (root / "main" / name).unlink(missing_ok=True)
         try:
-            return frozenset(trio.run(_restored, _opened_by(root, history, files), {}, [])[0])
+            return frozenset(trio.run(_restored, repository(root, history), {}, [])[0])
         except Exception:
             return frozenset()
-
-
-def _opened_by(root: Path, history: str, files: Sequence[str]) -> Repository:
-    """The repository; the keys whose slot is not among these files come first, as a person uses another key."""
-    hit = {name.split("/")[1].partition(".")[0] for name in files if name.startswith("keys/")}
-    label = {json.loads(path.read_bytes())["label"] for path in _slots(root) if path.stem in hit}
-    return repository(root, history, sorted(KEYS, key=lambda key: key in label))
-
-
-def _slots(root: Path) -> list[Path]:
-    """The slots as they were, which no mutation reaches."""
-    return list((root.parent / "slots").glob("*.json"))
 
 
 def lost_too_much(files: Sequence[str], lost: set[str]) -> bool:
@@ -365,7 +350,7 @@ def lost_too_much(files: Sequence[str], lost: set[str]) -> bool:
 
 def _copied(original: Path, directory: Path) -> Path:
     """A copy of the original's root with its keys."""
-    for name in ("keys", "slots", "heads"):
+    for name in ("keys", "heads"):
         os.symlink(original.parent / name, directory / name)
     return Path(shutil.copytree(original, directory / "root"))  # with the times
 
@@ -384,7 +369,7 @@ async def outcome(
     """
     wrong: list[str] = []
     said: list[str] = []  # what anything says of damage
-    main = _opened_by(root, history, mutation.files)
+    main = repository(root, history)
     done: set[str] = set()
     try:
         done, listed, told = await _restored(main, right, wrong)

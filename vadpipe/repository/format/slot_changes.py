@@ -7,8 +7,8 @@ steps leaves a repository that opens, and the operation can be repeated:
     remove a slot   the slot itself, then its secrets
     a new epoch     its key for each slot, then the object that takes it into use
 
-Two operations at the same time look, after their last step, at what the other one did; what a slot still lacks is
-written by the next operation.
+Two operations at the same time look, after their last step, at what the other one did. The next operation writes
+what a slot still lacks, and deletes secrets that have no slot.
 """
 
 from __future__ import annotations
@@ -229,6 +229,9 @@ def complete_slots(
 ) -> SlotTable:
     """Write the secrets that a slot lacks, as after an interrupted operation, and those that are damaged.
 
+    Secrets without a slot are deleted. Where another command is about to write that slot, it looks afterwards, and
+    writes them again.
+
     Args:
         without: The id of a slot that is left alone.
 
@@ -240,6 +243,9 @@ def complete_slots(
     """
     table = SlotTable.read(backend)
     key = Keys.derive(secrets.naming).seal
+    for slot_id in table.without_slot():
+        log.warning("keys/%s/: these secrets have no slot. They are deleted.", slot_id)
+        _delete_slot(backend, slot_id)
     for slot in table.sound(secrets.naming):
         for epoch in table.in_use(secrets.naming):
             name = wrap_name(slot.id, epoch)

@@ -125,6 +125,11 @@ class SlotTable:
         """The object of a slot, even a damaged one; None where there is none."""
         return self._contents.get(slot_id)
 
+    def without_slot(self) -> list[str]:
+        """The ids under which there are secrets and no slot: what an interrupted command leaves."""
+        known = {slot_name(slot_id) for slot_id in self._contents} | set(self.damaged)
+        return sorted(slot_id for slot_id in self.wraps if slot_name(slot_id) not in known)
+
     def named(self, text: str) -> str:
         """The id of the slot that a person means: its id, the begin of it, or its label. Raises ConfigError."""
         known = {slot.id for slot in self.slots} | set(self.wraps) | set(self._contents)
@@ -150,6 +155,22 @@ class Opened:
     slot: Slot
 
 
+@dataclass(frozen=True)
+class _Unwrapped:
+    """The secrets of a slot, and what is wrong with those of other epochs."""
+
+    secrets: Secrets
+    slot: Slot
+    lost: Mapping[int, Damage]
+
+    def with_epochs_of(self, other: _Unwrapped) -> _Unwrapped:
+        if other.secrets.naming != self.secrets.naming:
+            return self
+        epochs = {**other.secrets.epochs, **self.secrets.epochs}
+        lost = {epoch: why for epoch, why in self.lost.items() if epoch not in epochs}
+        return _Unwrapped(Secrets(self.secrets.naming, epochs, self.secrets.newest), self.slot, lost)
+
+
 def ways_of_environment() -> Sequence[Way]:
     """What VADPIPE_KEY_FILE, VADPIPE_PASSPHRASE_FILE and VADPIPE_AGE_IDENTITY name."""
     found: list[Way] = []
@@ -172,7 +193,8 @@ def unlock(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Secre
     """The secrets of a repository.
 
     Args:
-        ways: Key files are tried first, then age identities, then passphrases, which cost time and memory.
+        ways: Key files are tried first, then age identities, then passphrases, which cost time and memory. The
+            first one that opens a slot decides; where the secrets of an epoch are damaged there, others are tried.
 
     Raises:
         ConfigError: None of the ways opens a slot, or none was given.
@@ -188,23 +210,30 @@ def open_slot(backend: Backend, repository_id: bytes, ways: Sequence[Way]) -> Op
     order = list(KINDS)
     # The cheap ones first: a forged slot that takes all memory is not reached by who has the right passphrase.
     cheap_first = sorted(table.slots, key=lambda slot: slot.kdf.cost if slot.kdf else 0)
+    found: _Unwrapped | None = None
     for way in sorted(ways, key=lambda way: order.index(way.kind)):
         for slot in cheap_first:
-            if slot.kind != way.kind:
+            if slot.kind != way.kind or (found is not None and not found.lost):
                 continue
             started = time.monotonic()
             try:
-                secrets = _secrets_of(backend, table, slot, way.holder(slot), repository_id)
+                unwrapped = _unwrapped(backend, table, slot, way.holder(slot), repository_id)
             except WrongKey:
                 continue
             except Damage as damage:
                 problems.append(f"Key slot {printable(str(slot))}: {damage}.")
                 continue
             log.debug("Key slot %s opened: %.2f s", slot.id, time.monotonic() - started)
-            for problem in table.problems(secrets.naming):
-                log.warning("%s", problem)
-            return Opened(secrets, slot)
-    raise _locked(backend, table, ways, problems)
+            found = unwrapped if found is None else found.with_epochs_of(unwrapped)
+    if found is None:
+        raise _locked(backend, table, ways, problems)
+    for problem in table.problems(found.secrets.naming):
+        log.warning("%s", problem)
+    for epoch, why in found.lost.items():
+        log.warning(
+            "%s: %s. What was written under this epoch cannot be read.", wrap_name(found.slot.id, epoch), why
+        )
+    return Opened(found.secrets, found.slot)
 
 
 def _locked(backend: Backend, table: SlotTable, ways: Sequence[Way], problems: Sequence[str]) -> MoverError:
@@ -234,9 +263,9 @@ def _locked(backend: Backend, table: SlotTable, ways: Sequence[Way], problems: S
     )
 
 
-def _secrets_of(
+def _unwrapped(
     backend: Backend, table: SlotTable, slot: Slot, holder: X25519Holder | AgeHolder, repository_id: bytes
-) -> Secrets:
+) -> _Unwrapped:
     """Raises Damage; WrongKey where the holder is not that of the slot."""
     naming, keys, lost, wrong = b"", dict[int, bytes](), dict[int, Damage](), 0
     for epoch in sorted(table.wraps.get(slot.id, ())):
@@ -265,10 +294,14 @@ def _secrets_of(
         if epoch in keys and fits is not None and not fits(keys[epoch]):
             lost[epoch] = Damage("its key is not that of the epoch")
             del keys[epoch]
+    for epoch in in_use:
+        if epoch not in keys:
+            lost.setdefault(epoch, Damage("it is missing"))
     current = in_use[-1]
     if current not in keys:
-        why = lost.get(current, Damage("it is missing"))
-        raise Damage(f"{wrap_name(slot.id, current)}: {why}; another slot opens it and makes it anew")
+        raise Damage(
+            f"{wrap_name(slot.id, current)}: {lost[current]}; another slot opens it and makes it anew"
+        )
     if unused := [epoch for epoch in keys if epoch > current]:
         log.warning(
             "Key slot %s has secrets of epoch %d, which is not in use: `vadpipe key epoch` was interrupted, or "
@@ -276,11 +309,7 @@ def _secrets_of(
             slot.id,
             max(unused),
         )
-    for epoch, why in lost.items():
-        log.warning(
-            "%s: %s. What was written under this epoch cannot be read.", wrap_name(slot.id, epoch), why
-        )
-    return Secrets(naming, keys, current)
+    return _Unwrapped(Secrets(naming, keys, current), slot, lost)
 
 
 def _digest_of(table: SlotTable, epoch: int, naming: bytes) -> Callable[[bytes], bool] | None:

@@ -57,14 +57,20 @@ class FrameColumns(Columns):
                 pack, int(row["offset"]), int(row["size"]), int(row["length"]), row["id"].tobytes()
             )
 
+    def frame_rows(self) -> Iterator[NDArray[np.void]]:
+        """The rows of all frames, some thousands at a time; each is in a pack that the segment names."""
+        for low in range(0, self.frames, PIECE):
+            rows = self.column(self.frame_section, low, low + PIECE)
+            if int(rows["pack"].max()) >= self.count(self.pack_section):
+                raise self.damaged("a frame of it is in a pack that it does not name")
+            yield rows
+
     def frames_by_pack(self) -> dict[str, Rows]:
         """For each pack the frames in it, in the order in which they lie there."""
-        pieces = [self.column(self.frame_section, low, low + PIECE) for low in range(0, self.frames, PIECE)]
+        pieces = list(self.frame_rows())
         pack = np.concatenate([np.zeros(0, "<u4"), *(piece["pack"] for piece in pieces)])
         offset = np.concatenate([np.zeros(0, "<u8"), *(piece["offset"] for piece in pieces)])
         names = self.packs()
-        if len(pack) and int(pack.max()) >= len(names):
-            raise self.damaged("a frame of it is in a pack that it does not name")
         order = np.lexsort((offset, pack))
         borders = np.searchsorted(pack[order], np.arange(len(names) + 1))
         return {

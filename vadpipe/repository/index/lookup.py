@@ -218,6 +218,31 @@ class Index:
                 result[place] = address
         return [address for address in result if address is not None]
 
+    def places(
+        self, digest: bytes, *, of_chunk: bool = False
+    ) -> tuple[Sequence[FrameAddress], IntegrityError | None]:
+        """Every place that some segment names for a frame, and the first damage that was met. Damaged segments are
+        passed over. It asks each segment by itself: for a frame that cannot be had otherwise.
+
+        Args:
+            digest: The id of the frame, or with `of_chunk` the digest of a chunk that it holds.
+        """
+        wanted = np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE)
+        found: dict[FrameAddress, None] = {}
+        damage: IntegrityError | None = None
+        for removed in (False, True):
+            for table in reversed(self._used):
+                segment = self._table[table]
+                try:
+                    if of_chunk:
+                        row, _ = segment.lookup(wanted, removed=removed)
+                    else:
+                        row = segment.find_frames(wanted, removed=removed)
+                    found.update(dict.fromkeys(segment.addresses(row[row >= 0])))
+                except IntegrityError as error:
+                    damage = damage or error
+        return list(found), damage
+
     def lengths(self, number: Numbers) -> Rows:
         """How long published frames are, decoded."""
         result = np.empty(len(number), np.int64)

@@ -21,10 +21,18 @@ from vadpipe.words import counted
 from ..format import frames
 from ..format.config import Config, Origin
 from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, run_of, stem
-from ..format.packs import FrameAddress, PackWriter, addresses, read_stored, read_table, sound_frames
+from ..format.packs import (
+    FrameAddress,
+    PackWriter,
+    addresses,
+    read_frame,
+    read_stored,
+    read_table,
+    sound_frames,
+)
 from ..format.restore_point import RestorePoint, StoredDisk, point_names, read_point
 from ..index.lookup import Removed, RunIndex
-from ..index.segments import FRAMES, Segment, heads
+from ..index.segments import Segment, heads
 from ..reader import RepositoryReader
 from ..removal import (
     Removal,
@@ -181,7 +189,7 @@ class _Prune:
         going = frozenset[str]().union(*(removal.packs for removal in ready))
         there = [pack for pack in sorted(going) if objects.exists(objects.pack(pack))]
         copies: list[tuple[str, Heads]] = []
-        missing = self._needed() - self._available() if there else _HeadSet.of([])
+        missing = self._lacking(there) if there else _HeadSet.of([])
         for pack in there:
             wanted = self._wanted_of(pack, missing)
             if len(wanted):
@@ -192,6 +200,10 @@ class _Prune:
             for segment in self._live(read_removed(objects, config))
             if not going.isdisjoint(segment.packs())
         ]
+        merging = {run_of(removal.id) for removal in ready if removal.segments}
+        for segment in self._live(read_removed(objects, config)):
+            if run_of(segment.name) in merging:
+                segment.prove()  # what it was merged from is deleted
         self._run.require_alive()
         if copies:
             log.info("points need frames of %d packs that are removed: they are copied", len(copies))
@@ -225,15 +237,58 @@ class _Prune:
                         raise
         return frozenset(named)
 
-    def _available(self) -> _HeadSet:
-        """The frames that lie in packs which stay."""
+    def _lacking(self, going: Sequence[str]) -> _HeadSet:
+        """What points need, and no pack that stays has sound.
+
+        Other copies of the frames in the packs that go are looked up, read and proved: one that is damaged,
+        or that its segment does not find, is noticed while there is still what it was made from.
+        """
+        needed = self._needed()
+        held = _HeadSet.of([self._heads_of(pack) for pack in going])
         removed = read_removed(self._objects, self._config)
         found: list[Heads] = []
+        others: dict[FrameAddress, Segment] = {}
         for segment in self._live(removed):
-            names = np.array([pack not in removed.packs for pack in segment.packs()], dtype=np.bool_)
-            for rows in _frame_rows(segment):
-                found.append(heads(rows["id"][names[rows["pack"]]]))  # noqa: PERF401
-        return _HeadSet.of(found)
+            names = segment.packs()
+            stays = np.array([pack not in removed.packs for pack in names], dtype=np.bool_)
+            for rows in segment.frame_rows():
+                staying = rows[stays[rows["pack"]]]
+                head = heads(staying["id"])
+                twice = held.holds(head) & needed.holds(head)
+                found.append(head[~twice])
+                again = staying[twice]
+                for pack in np.unique(again["pack"]).tolist():
+                    copies = addresses(again[again["pack"] == pack], names[pack])
+                    others.update(dict.fromkeys(copies, segment))
+        in_order = sorted(others, key=lambda address: (address.pack, address.offset))
+        found += [heads(_row(copy.id)) for copy in in_order if self._is_sound(copy, others[copy])]
+        return needed - _HeadSet.of(found)
+
+    def _is_sound(self, address: FrameAddress, segment: Segment | None = None) -> bool:
+        """Whether a frame can be read; and, where a segment is given, whether that finds it and all its chunks."""
+        try:
+            frame = read_frame(self._objects, self._config, address)
+            frames.decode(frame, self._config.keys)
+            if segment is not None:
+                at = segment.find_frames(np.frombuffer(address.id, np.uint8)[None])
+                holding, _ = segment.lookup(frame.chunk["digest"])
+                if (at < 0).any() or (holding < 0).any():
+                    raise Damage(f"the index segment {segment.place} does not find it")
+        except (Damage, IntegrityError) as damage:
+            log.warning("a frame of pack %s that points need is damaged: %s", address.pack, damage)
+            return False
+        return True
+
+    def _heads_of(self, pack: str) -> Heads:
+        """The frames of a pack."""
+        try:
+            return heads(read_table(self._objects, self._config.id, pack)["id"])
+        except Missing:
+            return np.zeros(0, np.uint64)
+        except Damage:  # its frames may be sound all the same
+            return _HeadSet.of(
+                [heads(_row(address.id)) for address, _ in sound_frames(self._objects, pack)]
+            ).head
 
     # Phase 1
 
@@ -433,21 +488,13 @@ class _Prune:
         """Those of the frames in `missing` that a pack holds, sound."""
         try:
             table = read_table(self._objects, self._config.id, pack)
-        except Missing:
-            return np.zeros(0, np.uint64)
         except Damage:  # its frames may be sound all the same
-            found = [heads(_row(address.id)) for address, _ in sound_frames(self._objects, pack)]
-            held = _HeadSet.of(found).head
+            held = self._heads_of(pack)
             return held[missing.holds(held)]
         wanted = missing.holds(heads(table["id"]))
-        sound: list[Heads] = []
-        for address in addresses(table[wanted], pack):
-            try:
-                frames.check(read_stored(self._objects, address))
-                sound.append(heads(_row(address.id)))
-            except Damage as damage:
-                log.warning("a frame of pack %s that points need is lost: %s", pack, damage)
-        return _HeadSet.of(sound).head
+        return _HeadSet.of(
+            [heads(_row(address.id)) for address in addresses(table[wanted], pack) if self._is_sound(address)]
+        ).head
 
     def _size_of(self, packs: Iterable[str]) -> int:
         total = 0
@@ -516,7 +563,7 @@ def _places(segments: Sequence[Segment], removed: Removed) -> _Places:
             [-1 if name in removed.packs else number.setdefault(name, len(number)) for name in names],
             dtype=np.int64,
         )
-        for rows in _frame_rows(segment):
+        for rows in segment.frame_rows():
             pack = numbers[rows["pack"]]
             stays = pack >= 0
             columns.append((heads(rows["id"])[stays], pack[stays], rows["size"][stays].astype(np.int64)))
@@ -540,12 +587,6 @@ def _in_fullest(places: _Places, needed: NDArray[np.bool_], live: NDArray[np.int
     first[1:] = head[1:] != head[:-1]
     kept[order[first]] = True
     return kept
-
-
-def _frame_rows(segment: Segment) -> Iterator[NDArray[np.void]]:
-    """The frame rows of a segment, some thousands at a time."""
-    for low in range(0, segment.frames, _ROWS):
-        yield segment.column(FRAMES, low, low + _ROWS)
 
 
 def _add(
