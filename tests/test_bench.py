@@ -22,6 +22,7 @@ def test_the_path_bench_measures_every_case(tmp_path):
     done = vadpipe("bench", "path", "--size", 1, "--fill", 24, "--directory", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
+    assert document["kind"] == "bench path"
     assert "seed 1" in document["about"]
     assert "cores" in document["about"]
     results = {result["case"]: result for result in document["results"]}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 from pathlib import Path
+
+from pipeline.units import KiB
 
 
 def machine_line() -> str:
@@ -25,5 +26,11 @@ def cpu_s() -> float:
 
 
 def peak_rss() -> int:
-    """Largest resident size of this process until now, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident size of this process until now, bytes.
+
+    Not that of getrusage, which begins with the size of the process that started this one.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * KiB
+    return 0

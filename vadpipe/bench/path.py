@@ -6,7 +6,6 @@ Each case runs in a process of its own, so that its memory is its own: `python -
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from pipeline import (
     Disk,
@@ -51,6 +48,7 @@ from stages import (
 )
 from vadpipe.cli.main import keep_freed_memory
 
+from .kernels import first_data
 from .machine import cpu_s, peak_rss
 
 R = TypeVar("R")
@@ -116,7 +114,7 @@ def incremental_path(disk: Disk, point: Point) -> Pipeline[DiskReceipt]:
 
 
 async def memory_to_null(image: Path, codec: Codec) -> Timed:
-    disk = MemoryDisk(await trio.to_thread.run_sync(_first_data, image))
+    disk = MemoryDisk(await trio.to_thread.run_sync(first_data, image, IN_MEMORY))
     return await _timed(stored_path(disk, MemoryIndex(), codec) | NullSink())
 
 
@@ -162,24 +160,6 @@ def measure(case: str, image: Path) -> Result:
         check=True,
     )
     return Result(**json.loads(done.stdout))
-
-
-def _first_data(image: Path) -> NDArray[np.uint8]:
-    """The first MiBs of the image that are not holes, up to IN_MEMORY."""
-    held = np.empty(IN_MEMORY, dtype=np.uint8)
-    filled = 0
-    with image.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        while filled < IN_MEMORY:
-            try:
-                offset = os.lseek(file.fileno(), file.tell(), os.SEEK_DATA) // MiB * MiB
-            except OSError:  # nothing but a hole up to the end
-                break
-            if offset + MiB > size:
-                break
-            file.seek(offset)
-            filled += file.readinto(held[filled : filled + MiB].data)
-    return held[:filled]
 
 
 def _run(case: str, image: Path) -> Result:

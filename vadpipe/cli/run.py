@@ -18,7 +18,6 @@ from pipeline.job import DiskRun, Job, JobReceipt, JobSource
 from pipeline.meters import PipelineReport
 from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
-from pipeline.protocols import DiskReceipt
 from pipeline.units import MiB, format_size
 from vadpipe.vsphere.journal.intents import WHOLE
 
@@ -430,18 +429,17 @@ def disk_lines(run: DiskRun) -> Sequence[str]:
     ]
 
 
-def stage_lines(report: PipelineReport[DiskReceipt]) -> list[str]:
-    """Where the time of each stage went: busy, starved (waiting for input), blocked (waiting for its output)."""
+def stage_lines(report: PipelineReport[Any]) -> list[str]:
+    """Where the time of each stage went: busy, starved (waiting for input), blocked (waiting for its output).
+
+    Beneath a stage that runs kernels on threads stand the CPU-seconds of each.
+    """
     wall_s = report.wall_s or 1.0
     shares = ("busy", "starved", "blocked")
-    rows = [
-        [
-            stage.name,
-            *(f"{getattr(stage, f'{share}_s') / wall_s:.0%}" for share in shares),
-            format_size(stage.bytes),
-        ]
-        for stage in report.stages
-    ]
-    return table(
-        ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"], rows, right=["BUSY", "STARVED", "BLOCKED", "DATA"]
-    )
+    rows = []
+    for stage in report.stages:
+        shown = [f"{getattr(stage, f'{share}_s') / wall_s:.0%}" for share in shares]
+        rows.append([stage.name, *shown, format_size(stage.bytes), ""])
+        rows += [[f"  {name}", "", "", "", "", f"{cpu_s:.2f}"] for name, cpu_s in stage.kernel_s.items()]
+    right = ["BUSY", "STARVED", "BLOCKED", "DATA", "CPU-S"]
+    return table(["STAGE", *right], rows, right=right)

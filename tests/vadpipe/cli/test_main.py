@@ -66,7 +66,7 @@ def test_a_verbose_run_shows_where_the_time_of_each_stage_went(config):
     assert "STARVED" not in vadpipe("run", config).stdout
     shown = vadpipe("run", "-v", config).stdout.splitlines()
     header = next(at for at, line in enumerate(shown) if "STAGE" in line)
-    assert shown[header].split() == ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA"]
+    assert shown[header].split() == ["STAGE", "BUSY", "STARVED", "BLOCKED", "DATA", "CPU-S"]
     stages = [line.split() for line in shown[header + 1 : header + 4]]
     assert [name for name, *_ in stages] == ["AllocatedExtents", "ReadSpans", "Count"]
     assert all(share.endswith("%") for _, *shares, _, _ in stages for share in shares)
