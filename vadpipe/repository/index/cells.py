@@ -45,6 +45,7 @@ class Cells:
     """The last proved cells, up to `size` bytes. For several threads at once."""
 
     def __init__(self, size: int = 32 * MiB) -> None:
+        self.size = size
         self._most = max(1, size // CELL)
         self._resident = size // 2
         self._cell: OrderedDict[tuple[int, int], bytes] = OrderedDict()
@@ -135,11 +136,32 @@ class Columns:
             content = self.cell(number)
         elif end - number <= _LOOSE:
             content = b"".join([self.cell(each) for each in range(number, end)])
+        elif end - number <= _AT_ONCE:
+            content = self._proved(number, end)
         else:
             content = b"".join(
                 [self._proved(each, min(each + _AT_ONCE, end)) for each in range(number, end, _AT_ONCE)]
             )
         return np.frombuffer(content, dtype, last - first, low - number * CELL)
+
+    def is_large(self, section: int) -> bool:
+        """Whether hardly a cell of a column is met again while it is in the cache."""
+        return self._count[section] * self._dtypes[section].itemsize > 4 * self._cells.size
+
+    def unproved(self, section: int, first: int, last: int) -> NDArray[Any]:
+        """Rows [first, last) of a column as they are stored: no more is read, and nothing is proved.
+
+        In a sealed repository they are proved, as nothing can be opened otherwise.
+        """
+        if self._opener is not None:
+            return self.column(section, first, last)
+        dtype = self._dtypes[section]
+        size = (last - first) * dtype.itemsize
+        try:
+            content = self.objects.read(self.name, self._start[section] + first * dtype.itemsize, size)
+        except Damage as damage:
+            raise self.damaged(str(damage)) from damage
+        return np.frombuffer(content, dtype)
 
     def take(self, section: int, row: Rows) -> NDArray[Any]:
         """Rows of a column, in the order of `row`."""
@@ -183,14 +205,16 @@ class Columns:
         begin = self._begin + first * CELL
         end = min(self._begin + last * CELL, self._start[-1])
         content = self.objects.read(self.name, begin, end - begin)
+        cells = memoryview(content)
         opened: list[bytes] = []
         for number in range(first, last):
             low = (number - first) * CELL
-            stored = content if last == first + 1 else content[low : low + CELL]
+            stored = cells[low : low + CELL]
             if xxhash.xxh3_64_intdigest(stored) != self._checks[number]:
                 raise Damage(f"the checksum of bytes {begin + low} to {begin + low + len(stored)} is wrong")
-            opened.append(self._opener(number, stored) if self._opener else stored)
-        return opened[0] if len(opened) == 1 else b"".join(opened)
+            if self._opener:
+                opened.append(self._opener(number, bytes(stored)))
+        return b"".join(opened) if self._opener else content
 
     def _proved(self, first: int, last: int) -> bytes:
         try:

@@ -344,10 +344,13 @@ class RunIndex(Index):
         missing = np.flatnonzero(number == NO_FRAME)
         if not len(missing) or not self._published:
             return
+        asked = len(missing)
         maybe = self.filters.maybe(heads(digest[missing]))
-        missing, maybe = missing[maybe.any(axis=0)], maybe[:, maybe.any(axis=0)]
-        # One search, then what stands beside what was found; as long as that answers for many.
-        while len(missing) > 1:
+        passed = maybe.any(axis=0)
+        missing, maybe = missing[passed], maybe[:, passed]
+        # One search, then what stands beside what was found; as long as that answers for many. Where most are
+        # unknown for certain, the others hardly stand beside each other.
+        while len(missing) > 1 and 2 * len(missing) > asked:
             first, tables = missing[:1], np.flatnonzero(maybe[:, 0])
             at, table, row = self._find(digest[first], maybe[:, :1], tables)
             if not len(at):
@@ -381,7 +384,7 @@ class RunIndex(Index):
             wanted = np.flatnonzero(maybe[each] & (table < 0))
             if not len(wanted):
                 continue
-            found = self._published[each].find(digest[wanted], removed=False)
+            found = self._published[each].find(digest[wanted], removed=False, proved=False)
             table[wanted[found >= 0]] = each
             row[wanted[found >= 0]] = found[found >= 0]
         at = np.flatnonzero(table >= 0)

@@ -192,14 +192,16 @@ class Segment(FrameColumns):
         """The ids of packs, by their rows, but for those that are going to be removed."""
         return pack_ids(self.take(PACKS, pack if self._removed is None else pack[~self._removed[pack]]))
 
-    def find(self, digest: Digests, *, removed: bool = True) -> Rows:
+    def find(self, digest: Digests, *, removed: bool = True, proved: bool = True) -> Rows:
         """The row of each chunk, -1 where there is none.
 
         Args:
             removed: Whether a chunk counts that lies only in packs that are going to be removed.
+            proved: Whether the entries are proved before they are believed. Otherwise a chunk that is there may not
+                be found where they are damaged. What is found has a proved row with its digest anyway.
         """
         found = np.full(len(digest), -1, np.int64)
-        at, row = self._candidates(ENTRIES, heads(digest))
+        at, row = self._candidates(ENTRIES, heads(digest), proved)
         if len(at):
             chunk = self.take(ROWS, row)
             right = same(chunk["digest"], digest[at])
@@ -296,9 +298,11 @@ class Segment(FrameColumns):
             raise self.damaged("a chunk of it is in a frame that it does not have")
         return frame
 
-    def _candidates(self, section: int, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
+    def _candidates(
+        self, section: int, head: NDArray[np.uint64], proved: bool = True
+    ) -> tuple[Rows, Rows]:
         """Positions in `head`, ascending, and rows whose digests may be meant: 32 bits and the bucket agree."""
-        return self._table(section).candidates(head) if self.count(section) else (_NO_ROWS, _NO_ROWS)
+        return self._table(section).candidates(head, proved) if self.count(section) else (_NO_ROWS, _NO_ROWS)
 
     def _table(self, section: int) -> _Table:
         if section not in self._tables:
@@ -352,7 +356,7 @@ class _Table:
         tail: NDArray[np.uint64] = (entry >> SHIFT_32) << np.uint64(32 - self._bits)
         return tail | (bucket << np.uint64(64 - self._bits)) if self._bits else tail
 
-    def candidates(self, head: NDArray[np.uint64]) -> tuple[Rows, Rows]:
+    def candidates(self, head: NDArray[np.uint64], proved: bool) -> tuple[Rows, Rows]:
         """See Segment._candidates."""
         if self._key is not None:
             key = head & self._mask
@@ -372,8 +376,11 @@ class _Table:
         ats: list[int] = []
         rows: list[int] = []
         order: list[int] = np.argsort(bucket).tolist()  # what is in one cell, one after the other
+        # A bucket is read by itself where the next one that is wanted hardly ever lies in the same cell.
+        alone = not proved and self._segment.is_large(self._section)
+        read = self._segment.unproved if alone else self._segment.column
         for number in order:
-            entry = self._segment.column(self._section, low[number], high[number])
+            entry = read(self._section, low[number], high[number])
             wanted = least[number]
             place = int(entry.searchsorted(wanted))
             while place < len(entry) and entry[place] & HIGH_BITS == wanted:
