@@ -318,6 +318,7 @@ class RunIndex(Index):
         self._misses = 0
         self._cursor: tuple[int, int] | None = None  # table and row where the next chunk is expected
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
+        self._own_segments: list[int] = []  # their numbers among those, in the order of the filters
         self._temporary: list[TemporarySegment] = []
 
     def reload(self, removed: Removed | None = None) -> None:
@@ -330,22 +331,39 @@ class RunIndex(Index):
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
         if self._follow(0, digest, number, place) < len(digest):
-            for serial in reversed(range(len(self._own))):
-                missing = np.flatnonzero(number == NO_FRAME)
-                frame, at = self._own[serial].lookup(digest[missing])
-                found = frame >= 0
-                number[missing[found]] = self._numbers(self._first + serial, frame[found])
-                place[missing[found]] = at[found]
-            self._search_published(digest, number, place)
+            for serial, table in enumerate(self._own):
+                if isinstance(table, Draft):
+                    self._search_own(serial, np.flatnonzero(number == NO_FRAME), digest, number, place)
+            self._search_segments(digest, number, place)
         return number, place
 
-    def _search_published(self, digest: Digests, number: Numbers, place: Rows) -> None:
-        """Fill in what the published segments know of the rows that are still NO_FRAME."""
+    def _search_own(self, serial: int, wanted: Rows, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what a draft of the run, or its segment, knows of some rows."""
+        frame, at = self._own[serial].lookup(digest[wanted])
+        found = frame >= 0
+        number[wanted[found]] = self._numbers(self._first + serial, frame[found])
+        place[wanted[found]] = at[found]
+
+    def _search_segments(self, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what the run's segments and the published ones know of the rows that are still NO_FRAME."""
+        published = len(self._published)
         missing = np.flatnonzero(number == NO_FRAME)
-        if not len(missing) or not self._published:
+        if not len(missing) or not published + len(self._own_segments):
             return
-        asked = len(missing)
+        # A segment of the run is searched for each of its new chunks: not without a filter. It is added here, as
+        # nothing is searched any more behind the last draft.
+        for serial in self._own_segments[len(self.filters) - published :]:
+            segment = self._own[serial]
+            assert isinstance(segment, Segment)
+            self.filters.add(segment)
         maybe = self.filters.maybe(heads(digest[missing]))
+        for serial, some in zip(self._own_segments, maybe[published:], strict=True):
+            if some.any():
+                self._search_own(serial, missing[some], digest, number, place)
+        if len(maybe) > published:
+            left = number[missing] == NO_FRAME
+            missing, maybe = missing[left], maybe[:published, left]
+        asked = len(missing)
         passed = maybe.any(axis=0)
         missing, maybe = missing[passed], maybe[:, passed]
         # One search, then what stands beside what was found; as long as that answers for many. Where most are
@@ -512,6 +530,7 @@ class RunIndex(Index):
     def replace(self, draft: Draft, segment: Segment) -> None:
         """Give the memory of a draft back."""
         self._own[draft.serial] = segment
+        self._own_segments.append(draft.serial)
 
     @property
     def used_packs(self) -> set[str]:

@@ -298,9 +298,7 @@ class Segment(FrameColumns):
             raise self.damaged("a chunk of it is in a frame that it does not have")
         return frame
 
-    def _candidates(
-        self, section: int, head: NDArray[np.uint64], proved: bool = True
-    ) -> tuple[Rows, Rows]:
+    def _candidates(self, section: int, head: NDArray[np.uint64], proved: bool = True) -> tuple[Rows, Rows]:
         """Positions in `head`, ascending, and rows whose digests may be meant: 32 bits and the bucket agree."""
         return self._table(section).candidates(head, proved) if self.count(section) else (_NO_ROWS, _NO_ROWS)
 
@@ -316,7 +314,7 @@ _NO_ROWS: Final = np.zeros(0, np.int64)
 class _Table:
     """The sorted entries of a segment.
 
-    Memory: where its buckets begin, 8 bytes for 512 entries or more. A small table stays in memory as a whole.
+    Memory: where its buckets begin, 4 bytes for 512 entries or more. A small table stays in memory as a whole.
     """
 
     def __init__(self, segment: Segment, section: int, cells: Cells) -> None:
@@ -324,8 +322,8 @@ class _Table:
         self._section = section
         count = segment.count(section)
         self._bits = bucket_bits(count)
-        self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).astype(np.int64)
-        if self._starts[0] or self._starts[-1] != count or (np.diff(self._starts) < 0).any():
+        self._starts = segment.column(section + 1, 0, (1 << self._bits) + 1).copy()
+        if self._starts[0] or self._starts[-1] != count or (self._starts[1:] < self._starts[:-1]).any():
             raise segment.damaged("its buckets are impossible")
         self._mask = known_bits(self._bits)
         self._key: NDArray[np.uint64] | None = None
