@@ -144,24 +144,22 @@ class Columns:
             )
         return np.frombuffer(content, dtype, last - first, low - number * CELL)
 
-    def is_large(self, section: int) -> bool:
-        """Whether hardly a cell of a column is met again while it is in the cache."""
-        return self._count[section] * self._dtypes[section].itemsize > 4 * self._cells.size
+    def is_scattered(self, section: int) -> bool:
+        """Whether few rows of a column are better read by themselves: hardly a cell of it is met again while it is
+        in the cache. Never in a sealed repository, where a cell is opened as a whole."""
+        size = self._count[section] * self._dtypes[section].itemsize
+        return self._opener is None and size > 4 * self._cells.size
 
-    def unproved(self, section: int, first: int, last: int) -> NDArray[Any]:
-        """Rows [first, last) of a column as they are stored: no more is read, and nothing is proved.
-
-        In a sealed repository they are proved, as nothing can be opened otherwise.
-        """
-        if self._opener is not None:
-            return self.column(section, first, last)
-        dtype = self._dtypes[section]
-        size = (last - first) * dtype.itemsize
+    def unproved(self, section: int, first: Rows, last: Rows) -> NDArray[Any]:
+        """Rows [first, last) of a column, range after range, as they are stored: nothing else is read or proved."""
+        size = self._dtypes[section].itemsize
+        begin, length = self._start[section] + first * size, (last - first) * size
+        read, name = self.objects.read, self.name
         try:
-            content = self.objects.read(self.name, self._start[section] + first * dtype.itemsize, size)
+            pieces = [read(name, *each) for each in zip(begin.tolist(), length.tolist(), strict=True)]
         except Damage as damage:
             raise self.damaged(str(damage)) from damage
-        return np.frombuffer(content, dtype)
+        return np.frombuffer(b"".join(pieces), self._dtypes[section])
 
     def take(self, section: int, row: Rows) -> NDArray[Any]:
         """Rows of a column, in the order of `row`."""

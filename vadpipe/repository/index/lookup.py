@@ -7,7 +7,8 @@ temporary file, so that memory stays bounded however much is new. `publish` give
 A chunk that is known stands in a segment beside those that were stored with it. So a search first looks where
 the last chunk was found: chunks that were stored in the order of the disk cost no search at all. What is not
 found there is searched by digest. When many searches find nothing, the filters of the segments are loaded, and
-tell most unknown chunks at once.
+tell most unknown chunks at once. What passes them is searched in entries that are not proved: damage there costs at
+most that a chunk is stored again. What is found has a proved row, and its frame is proved.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 # 384 Ki chunks are 24 GiB of new data. A draft of that size takes 20 MiB.
 DRAFT_ROWS: Final = 384 * KiB
 
-# For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
-_CELLS: Final = 8 * MiB
+# For the cells of segments, in a run. It meets chunks in the order of the disk or never again.
+_CELLS: Final = 6 * MiB
 
 # Searches that found nothing, before the filters are loaded. Until then a run with little new does not read them.
 _MISSES: Final = 512
@@ -517,6 +518,7 @@ class RunIndex(Index):
             known = list(self._packs)
             digest, place = draft.chunks()
         names = [known[number] for number in packs.tolist()]
+        self.cells.clear()  # writing takes more memory than they
         temporary = TemporarySegment(name, self._directory)
         with temporary_errors(self._directory):
             write_segment(
