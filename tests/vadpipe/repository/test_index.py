@@ -35,6 +35,7 @@ from vadpipe.repository.index.cells import CELL, Cells
 from vadpipe.repository.index.filters import Filters
 from vadpipe.repository.index.format1_segments import HEADS, Segment1
 from vadpipe.repository.index.lookup import Index, Removed, RunIndex
+from vadpipe.repository.index.segment_writer import TemporarySegment
 from vadpipe.repository.index.segments import (
     DTYPES,
     ENTRIES,
@@ -108,6 +109,55 @@ def test_a_table_of_many_cells_is_searched_like_an_array(clustered):
     if clustered:
         assert segment.lookup(chunks[:20_000:1999])[0].tolist() == list(range(0, 20_000, 1999))
     segment.prove()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clustered", [False, True])
+def test_entries_that_are_read_without_a_proof_give_the_same_rows(clustered):
+    """Also where the digests are not where uniform ones would be."""
+    objects, chunks = memory(), random_digests(3, 60_000)
+    if clustered:
+        chunks[:30_000, :3] = 7
+        chunks[:20_000, :8] = 7
+        chunks[30_000:40_000, :2] = 9
+    segment = segment_of(objects, 2, chunks, frames_of_one(chunks), np.arange(len(chunks)), Cells(CELL))
+    assert segment.is_scattered(ENTRIES)
+    order = np.append(np.random.default_rng(5).permutation(20_000)[:600] + 20_000, [5, 19_999])
+    wanted = np.concatenate((chunks[order], random_digests(4, 600), chunks[-600:]))
+    wanted[-10:, :3] = 7
+    expected = segment.find(wanted)
+    assert (expected >= 0).sum() > 1100
+    assert np.array_equal(segment.find(wanted, proved=False), expected)
+    assert segment.find(wanted[:1], proved=False).tolist() == expected[:1].tolist()
+    assert segment.find(wanted[:0], proved=False).tolist() == []
+
+
+def test_damaged_entries_hide_a_chunk_at_most():
+    """Whoever only wants to know what to store again may overlook it. `prove` finds the damage."""
+    objects, chunks = memory(), random_digests(3, 60_000)
+    name = put_segment(objects, chunks, frames_of_one(chunks), np.arange(len(chunks)), PACKS)
+    content = bytearray(objects.backend.read(name))
+    begin = Segment(objects, name, REPOSITORY)._start[ENTRIES]
+    for row in range(0, 45_000, 3):  # bits of the digest, then bits of the row that it stands in
+        content[begin + 8 * row + (4 if row % 2 else 1)] ^= 1
+    objects.backend.replace(name, [content])
+    segment = Segment(objects, name, REPOSITORY, cells=Cells(CELL))
+    wanted = np.concatenate((chunks[:1000], random_digests(4, 1000)))
+    found = segment.find(wanted, proved=False)
+    assert (found[1000:] == -1).all()
+    assert 600 < (found >= 0).sum() < 900
+    assert (found[found >= 0] == np.flatnonzero(found >= 0)).all()
+    for reading in (lambda: segment.find(wanted), segment.prove):
+        with pytest.raises(IntegrityError, match="checksum of bytes"):
+            reading()
+
+
+def test_a_sealed_segment_is_read_in_whole_cells():
+    objects, chunks = memory(), random_digests(3, 60_000)
+    name = put_segment(objects, chunks, frames_of_one(chunks), np.arange(len(chunks)), PACKS, sealing=SEALING)
+    segment = Segment(objects, name, REPOSITORY, SEALING, Cells(CELL))
+    assert not segment.is_scattered(ENTRIES)
+    assert segment.find(chunks[:50], proved=False).tolist() == list(range(50))
 
 
 @pytest.mark.slow
@@ -317,6 +367,46 @@ def test_a_filter_lets_every_known_chunk_through(budget):
     unknown = filters.maybe(heads(random_digests(99, 4000))).mean()
     if budget >= 1 << 20:
         assert unknown < 0.012  # 0.8 % measured
+
+
+def segments_of(objects, *sizes):
+    runs = [random_digests(number, size) for number, size in enumerate(sizes)]
+    names = [put_run(objects, number, chunks) for number, chunks in enumerate(runs)]
+    return runs, [Segment(objects, name, REPOSITORY) for name in names]
+
+
+def put_run(objects, number, chunks):
+    frames = frames_of_one(chunks)
+    name = segment_name(run_id(number), 0)
+    return put_segment(objects, chunks, frames, np.zeros(len(chunks), np.int64), PACKS, name=name)
+
+
+def test_where_memory_is_short_the_largest_filter_gets_coarser_and_small_ones_stay():
+    """Every segment adds the chunks that seem to be in it."""
+    runs, segments = segments_of(memory(), 40_000, 800, 400)
+    filters = Filters(segments, 30_000)
+    filters.load()
+    assert 16_000 < filters.loaded <= 30_000
+    unknown = filters.maybe(heads(random_digests(99, 20_000))).mean(axis=1)
+    assert 0.05 < unknown[0] < 0.3
+    assert unknown[1:].max() < 0.012
+    for number, chunks in enumerate(runs):
+        assert filters.maybe(heads(chunks))[number].all()
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 50_000, 9_000, 1])
+def test_filters_that_were_added_are_those_that_are_loaded_together(budget):
+    sizes = 5000, 300, 9000, 0, 2000
+    runs, segments = segments_of(memory(), *sizes)
+    together, added = Filters(segments, budget), Filters(segments[:1], budget)
+    together.load()
+    for number, segment in enumerate(segments[1:], 2):
+        added.add(segment)
+        assert len(added) == number
+        assert added.loaded <= max(budget, 8 * sum(map(filter_words, sizes)) // 60)
+    head = heads(np.concatenate((*runs, random_digests(99, 4000))))
+    assert np.array_equal(added.maybe(head), together.maybe(head))
+    assert added.loaded == together.loaded
 
 
 def test_the_filter_of_merged_and_small_segments_has_whole_groups():
@@ -563,6 +653,36 @@ def test_a_run_finds_its_own_chunks_before_and_after_a_draft_is_written(tmp_path
     assert list(tmp_path.iterdir()) == []  # a temporary file has no name
     with pytest.raises(ContractError, match="no frame with the number"):
         index.frame_ids(np.array([number + 1], np.uint64))
+    index.close()
+
+
+@sealed_or_not
+def test_unknown_chunks_are_not_searched_in_the_segments_that_the_run_wrote(monkeypatch, tmp_path, sealing):
+    """A full backup writes one for every 24 GiB."""
+    monkeypatch.setattr(index_module, "DRAFT_ROWS", 500)
+    objects, stored = memory(), random_digests(7, 400)
+    add_run(objects, 1, stored, sealing=sealing)
+    index = RunIndex(objects, REPOSITORY, run_id(2), KEYS, sealing, directory=tmp_path)
+    chunks, numbers = random_digests(1, 2100), []
+    for low in range(0, len(chunks), 4):
+        part, length = chunks[low : low + 4], np.full(4, CHUNK)
+        numbers.append(index.add_frame(length, part, frame_id(chunk_table(length, part), KEYS)))
+        index.stored(numbers[-1], 0, 48 + low, 1000)
+        for draft in index.full():
+            index.replace(draft, index.write(draft))
+    assert len(index.written()) == 4
+    assert not known(index, random_digests(8, 64)).any()  # filters are loaded
+    assert index.filters.loaded == 8 * (filter_words(400) + 4 * filter_words(500))
+    reads = []
+    read = TemporarySegment.read
+    monkeypatch.setattr(TemporarySegment, "read", lambda *each: (reads.append(each), read(*each))[1])
+    index.cells.clear()
+    assert not known(index, random_digests(9, 640)).any()
+    assert len(reads) < 64  # 0.8 % seem to be in each of them
+    assert index.lookup(chunks)[0].tolist() == [number for number in numbers for _ in range(4)]
+    assert index.lookup(chunks)[1].tolist() == (np.arange(2100) % 4 * CHUNK).tolist()
+    both = np.concatenate((stored[::-1], chunks[::-1], random_digests(9, 64)))
+    assert known(index, both, 333).tolist() == [True] * 2500 + [False] * 64
     index.close()
 
 

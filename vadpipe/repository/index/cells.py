@@ -45,6 +45,7 @@ class Cells:
     """The last proved cells, up to `size` bytes. For several threads at once."""
 
     def __init__(self, size: int = 32 * MiB) -> None:
+        self.size = size
         self._most = max(1, size // CELL)
         self._resident = size // 2
         self._cell: OrderedDict[tuple[int, int], bytes] = OrderedDict()
@@ -135,11 +136,30 @@ class Columns:
             content = self.cell(number)
         elif end - number <= _LOOSE:
             content = b"".join([self.cell(each) for each in range(number, end)])
+        elif end - number <= _AT_ONCE:
+            content = self._proved(number, end)
         else:
             content = b"".join(
                 [self._proved(each, min(each + _AT_ONCE, end)) for each in range(number, end, _AT_ONCE)]
             )
         return np.frombuffer(content, dtype, last - first, low - number * CELL)
+
+    def is_scattered(self, section: int) -> bool:
+        """Whether few rows of a column are better read by themselves: hardly a cell of it is met again while it is
+        in the cache. Never in a sealed repository, where a cell is opened as a whole."""
+        size = self._count[section] * self._dtypes[section].itemsize
+        return self._opener is None and size > 4 * self._cells.size
+
+    def unproved(self, section: int, first: Rows, last: Rows) -> NDArray[Any]:
+        """Rows [first, last) of a column, range after range, as they are stored: nothing else is read or proved."""
+        size = self._dtypes[section].itemsize
+        begin, length = self._start[section] + first * size, (last - first) * size
+        read, name = self.objects.read, self.name
+        try:
+            pieces = [read(name, *each) for each in zip(begin.tolist(), length.tolist(), strict=True)]
+        except Damage as damage:
+            raise self.damaged(str(damage)) from damage
+        return np.frombuffer(b"".join(pieces), self._dtypes[section])
 
     def take(self, section: int, row: Rows) -> NDArray[Any]:
         """Rows of a column, in the order of `row`."""
@@ -183,14 +203,16 @@ class Columns:
         begin = self._begin + first * CELL
         end = min(self._begin + last * CELL, self._start[-1])
         content = self.objects.read(self.name, begin, end - begin)
+        cells = memoryview(content)
         opened: list[bytes] = []
         for number in range(first, last):
             low = (number - first) * CELL
-            stored = content if last == first + 1 else content[low : low + CELL]
+            stored = cells[low : low + CELL]
             if xxhash.xxh3_64_intdigest(stored) != self._checks[number]:
                 raise Damage(f"the checksum of bytes {begin + low} to {begin + low + len(stored)} is wrong")
-            opened.append(self._opener(number, stored) if self._opener else stored)
-        return opened[0] if len(opened) == 1 else b"".join(opened)
+            if self._opener:
+                opened.append(self._opener(number, bytes(stored)))
+        return b"".join(opened) if self._opener else content
 
     def _proved(self, first: int, last: int) -> bytes:
         try:

@@ -7,7 +7,8 @@ temporary file, so that memory stays bounded however much is new. `publish` give
 A chunk that is known stands in a segment beside those that were stored with it. So a search first looks where
 the last chunk was found: chunks that were stored in the order of the disk cost no search at all. What is not
 found there is searched by digest. When many searches find nothing, the filters of the segments are loaded, and
-tell most unknown chunks at once.
+tell most unknown chunks at once. What passes them is searched in entries that are not proved: damage there costs at
+most that a chunk is stored again. What is found has a proved row, and its frame is proved.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ log = logging.getLogger(__name__)
 # 384 Ki chunks are 24 GiB of new data. A draft of that size takes 20 MiB.
 DRAFT_ROWS: Final = 384 * KiB
 
-# For the cells of published segments, in a run. It meets chunks in the order of the disk or never again.
-_CELLS: Final = 8 * MiB
+# For the cells of segments, in a run. It meets chunks in the order of the disk or never again.
+_CELLS: Final = 6 * MiB
 
 # Searches that found nothing, before the filters are loaded. Until then a run with little new does not read them.
 _MISSES: Final = 512
@@ -318,6 +319,7 @@ class RunIndex(Index):
         self._misses = 0
         self._cursor: tuple[int, int] | None = None  # table and row where the next chunk is expected
         self._own: list[Draft | Segment] = [Draft(0, DRAFT_ROWS)]
+        self._own_segments: list[int] = []  # their numbers among those, in the order of the filters
         self._temporary: list[TemporarySegment] = []
 
     def reload(self, removed: Removed | None = None) -> None:
@@ -330,24 +332,44 @@ class RunIndex(Index):
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
         if self._follow(0, digest, number, place) < len(digest):
-            for serial in reversed(range(len(self._own))):
-                missing = np.flatnonzero(number == NO_FRAME)
-                frame, at = self._own[serial].lookup(digest[missing])
-                found = frame >= 0
-                number[missing[found]] = self._numbers(self._first + serial, frame[found])
-                place[missing[found]] = at[found]
-            self._search_published(digest, number, place)
+            for serial, table in enumerate(self._own):
+                if isinstance(table, Draft):
+                    self._search_own(serial, np.flatnonzero(number == NO_FRAME), digest, number, place)
+            self._search_segments(digest, number, place)
         return number, place
 
-    def _search_published(self, digest: Digests, number: Numbers, place: Rows) -> None:
-        """Fill in what the published segments know of the rows that are still NO_FRAME."""
+    def _search_own(self, serial: int, wanted: Rows, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what a draft of the run, or its segment, knows of some rows."""
+        frame, at = self._own[serial].lookup(digest[wanted])
+        found = frame >= 0
+        number[wanted[found]] = self._numbers(self._first + serial, frame[found])
+        place[wanted[found]] = at[found]
+
+    def _search_segments(self, digest: Digests, number: Numbers, place: Rows) -> None:
+        """Fill in what the run's segments and the published ones know of the rows that are still NO_FRAME."""
+        published = len(self._published)
         missing = np.flatnonzero(number == NO_FRAME)
-        if not len(missing) or not self._published:
+        if not len(missing) or not published + len(self._own_segments):
             return
+        # A segment of the run is searched for each of its new chunks: not without a filter. It is added here, as
+        # nothing is searched any more behind the last draft.
+        for serial in self._own_segments[len(self.filters) - published :]:
+            segment = self._own[serial]
+            assert isinstance(segment, Segment)
+            self.filters.add(segment)
         maybe = self.filters.maybe(heads(digest[missing]))
-        missing, maybe = missing[maybe.any(axis=0)], maybe[:, maybe.any(axis=0)]
-        # One search, then what stands beside what was found; as long as that answers for many.
-        while len(missing) > 1:
+        for serial, some in zip(self._own_segments, maybe[published:], strict=True):
+            if some.any():
+                self._search_own(serial, missing[some], digest, number, place)
+        if len(maybe) > published:
+            left = number[missing] == NO_FRAME
+            missing, maybe = missing[left], maybe[:published, left]
+        asked = len(missing)
+        passed = maybe.any(axis=0)
+        missing, maybe = missing[passed], maybe[:, passed]
+        # One search, then what stands beside what was found; as long as that answers for many. Where most are
+        # unknown for certain, the others hardly stand beside each other.
+        while len(missing) > 1 and 2 * len(missing) > asked:
             first, tables = missing[:1], np.flatnonzero(maybe[:, 0])
             at, table, row = self._find(digest[first], maybe[:, :1], tables)
             if not len(at):
@@ -381,7 +403,7 @@ class RunIndex(Index):
             wanted = np.flatnonzero(maybe[each] & (table < 0))
             if not len(wanted):
                 continue
-            found = self._published[each].find(digest[wanted], removed=False)
+            found = self._published[each].find(digest[wanted], removed=False, proved=False)
             table[wanted[found >= 0]] = each
             row[wanted[found >= 0]] = found[found >= 0]
         at = np.flatnonzero(table >= 0)
@@ -496,6 +518,7 @@ class RunIndex(Index):
             known = list(self._packs)
             digest, place = draft.chunks()
         names = [known[number] for number in packs.tolist()]
+        self.cells.clear()  # writing takes more memory than they
         temporary = TemporarySegment(name, self._directory)
         with temporary_errors(self._directory):
             write_segment(
@@ -509,6 +532,7 @@ class RunIndex(Index):
     def replace(self, draft: Draft, segment: Segment) -> None:
         """Give the memory of a draft back."""
         self._own[draft.serial] = segment
+        self._own_segments.append(draft.serial)
 
     @property
     def used_packs(self) -> set[str]:
