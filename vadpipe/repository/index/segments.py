@@ -313,6 +313,7 @@ _NO_ROWS: Final = np.zeros(0, np.int64)
 # Entries of a bucket that are read on each side of where one is expected. Of uniform digests, in a bucket of 1024,
 # the deviation is at most 16: 1 in 10,000 lies farther away, and the whole bucket is searched for it.
 _NEAR: Final = 64
+_TOGETHER: Final = 512  # searches whose entries are in memory at a time: 512 KiB
 
 
 class _Table:
@@ -371,7 +372,11 @@ class _Table:
             place = np.arange(len(at)) + np.repeat(low - (np.cumsum(many) - many), many)
             return at, self._row[place]
         if not proved and self._segment.is_scattered(self._section):
-            return self._near(head)
+            found = [(low, self._near(head[low : low + _TOGETHER])) for low in range(0, len(head), _TOGETHER)]
+            return (
+                np.concatenate([_NO_ROWS, *(low + at for low, (at, _) in found)]),
+                np.concatenate([_NO_ROWS, *(row for _, (_, row) in found)]),
+            )
         bucket = self._bucket_of(head)
         low, high = self._starts[bucket].tolist(), self._starts[bucket + 1].tolist()
         least = (head << np.uint64(self._bits)) & HIGH_BITS
