@@ -184,7 +184,7 @@ def run(
         "results": [asdict(found) for found in runs],
     }
     lines = [machine_line(), f"job {job.title} of {config} to {to}{part}", *median_lines(document)]
-    lines += _stored_note(runs)
+    lines += _stored_note(runs) if to == "store" else []
     if is_verbose():
         for settings in grid:
             case = case_of(settings)
