@@ -43,6 +43,7 @@ from .format.frames import (
     checked_table,
     chunk_table,
     frame_id,
+    object_digest,
     object_record,
     parse_chunks,
     record,
@@ -299,8 +300,11 @@ class Point:
         """On a worker thread: an object's digest, and what has to be written; None when it is stored already."""
         run = self._opened
         run.run.beat()
-        digest, new = object_record(kind, content, run.config)
+        digest = object_digest(kind, content, run.config)
         row = _one_row(digest)
+        if run.index.lookup(row)[0][0] != NO_FRAME:  # most maps and documents are those of the previous point
+            return digest, 0, None
+        new = object_record(kind, content, digest, run.config)
         with run.index.lock:
             if run.index.lookup(row)[0][0] != NO_FRAME:
                 return digest, 0, None

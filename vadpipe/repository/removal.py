@@ -57,7 +57,7 @@ def read_removals(objects: Objects, config: Config) -> list[Removal]:
     """All removals, finished ones excepted. Raises IntegrityError for a damaged one, SinkError."""
     if objects.version == 1:
         return []
-    names: set[str] = set()
+    names: set[str] | None = None
     while True:
         # A listing comes in pages, and takes time. Meanwhile a removal may be dropped and the one that replaces it
         # be written where the listing was before. Two listings that agree, and name what is there, miss neither.
@@ -89,10 +89,14 @@ def _listed(objects: Objects) -> set[str]:
 
 def read_removed(objects: Objects, config: Config) -> Removed:
     """What any removal names. Raises IntegrityError, SinkError."""
-    found = read_removals(objects, config)
+    return named_by(read_removals(objects, config))
+
+
+def named_by(removals: Sequence[Removal]) -> Removed:
+    """What any of the removals names."""
     return Removed(
-        packs=frozenset().union(*(each.packs for each in found)),
-        segments=frozenset().union(*(each.segments for each in found)),
+        packs=frozenset().union(*(each.packs for each in removals)),
+        segments=frozenset().union(*(each.segments for each in removals)),
     )
 
 
@@ -243,10 +247,10 @@ def replace_segments(
     publish_removal(objects, config, run, origin, packs=packs, segments=segments)
 
 
-def finish_merges(objects: Objects, config: Config, run: Run) -> None:
+def finish_merges(objects: Objects, config: Config, run: Run, removals: Sequence[Removal]) -> None:
     """Delete segments that were merged, and that nobody uses any more. What keeps it from being done is logged."""
     try:
-        for removal in read_removals(objects, config):
+        for removal in removals:
             if removal.packs:
                 continue
             if removal.waiting is None:

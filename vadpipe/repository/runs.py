@@ -210,11 +210,10 @@ def end_dead_runs(objects: Objects, config: Config, own: Run) -> list[str]:
     if sweep is not None:
         sweep()
     ended: list[str] = []
-    runs = list(_seen(objects, objects.backend.list(RUNS)))
-    now = next((seen.stored.modified for seen in runs if seen.id == own.id), None)
-    for seen in runs:
-        if seen.id == own.id or seen.id in _alive:
-            continue
+    listed = {stem(found.name): found for found in objects.backend.list(RUNS)}
+    now = listed[own.id].modified if own.id in listed else None
+    others = [found for run_id, found in listed.items() if run_id != own.id and run_id not in _alive]
+    for seen in list(_seen(objects, iter(others))):
         if not _died(seen.fields):
             if now is None or now - seen.stored.modified <= SILENT_S:
                 log.info("the run %s of host %s has not ended", seen.id, (seen.fields or {}).get("name"))

@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from pipeline import SPAN, ConfigError, IntegrityError, MachineId, SinkError, emit
+from pipeline import SPAN, ConfigError, IntegrityError, KiB, MachineId, SinkError, emit
 
 from .backends.contract import Backend, ObjectExists
 from .backends.location import backend_at, bytes_per_second, is_remote
 from .backends.wrappers import Throttled
 from .format.config import READ_ONLY, Config, Origin, create_repository, read_config
-from .format.objects import Objects, run_name
+from .format.objects import Objects, ReadAhead, run_name
 from .format.packs import PACK_SIZE, PackWriter
 from .format.restore_point import PointsOf, RestorePoint, name_of, read_points
+from .index import merging
 from .index.lookup import RunIndex
 from .point import OpenRun, Point
 from .reader import RepositoryReader, open_repository
-from .removal import finish_merges, merge_segments, read_removed
+from .removal import finish_merges, merge_segments, named_by, read_removals
 from .runs import Run, end_dead_runs, free_point, unended_runs
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 # Removing a few objects; what a dead store does not let us remove, the next run does.
 CLEANUP_S: Final = 60.0
+
+# A segment of so many bytes is read by one request. Those of small runs have 2 KiB and more; merged ones 64 bytes
+# for each chunk.
+SMALL_SEGMENT: Final = 64 * KiB
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -254,24 +259,29 @@ class RepositoryStore:
 
     def _start(self, run: Run, machine: MachineId, original: RestorePoint | None) -> OpenRun:
         objects, config = self._objects, self._config
-        finish_merges(objects, config, run)
-        merge_segments(objects, config, run, self._origin)
+        tidied = False
         while True:
             points = PointsOf(objects, config, machine)
-            # Before the index, so that the index has all of it.
+            # The point first, then the removals, then the index, so that the index has all that the point needs.
             parent = points.newest() if original is None else points.of_id(original.previous)
+            removals = read_removals(objects, config)
+            if not tidied:
+                finish_merges(objects, config, run, removals)
             index = RunIndex(
-                objects,
+                ReadAhead(objects, SMALL_SEGMENT),
                 config.id,
                 run.id,
                 config.keys,
                 sealing=config.sealing,
-                removed=read_removed(objects, config),
+                removed=named_by(removals),
                 first=run.segments,
             )
             # A point that was removed meanwhile may have needed packs that are gone; one that is there has all it
             # needs.
-            if parent is None or objects.exists(name_of(parent, config)):
+            gone = parent is not None and not objects.exists(name_of(parent, config))
+            crowded = not tidied and len(index.segments) > merging.MOST
+            tidied = True
+            if not gone and not (crowded and merge_segments(objects, config, run, self._origin)):
                 break
             index.close()
         return OpenRun(

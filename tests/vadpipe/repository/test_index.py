@@ -50,6 +50,7 @@ from vadpipe.repository.index.segments import (
     filter_words,
     heads,
 )
+from vadpipe.repository.maintenance.verify import _Lengths
 
 NAME = segment_name("00" * 8, 0)
 PACKS = [pack_id("00" * 8, serial) for serial in range(2)]
@@ -729,3 +730,15 @@ def test_a_temporary_directory_that_cannot_be_written_is_named(tmp_path):
 
 def test_frame_rows_are_those_of_packs():
     assert FRAME_ROW.itemsize == 56
+
+
+def test_a_verification_knows_the_lengths_of_frames_from_all_segments():
+    objects = memory()
+    for run in (1, 2):
+        add_run(objects, run, random_digests(run, 40))
+    index = Index(objects, REPOSITORY)
+    ids = np.concatenate([segment.ids(np.arange(segment.frames)) for segment in index.segments])
+    lengths = _Lengths(index.segments)
+    assert np.array_equal(lengths.of(ids[::-1]), index.lengths(index.find_frames(ids[::-1])))
+    assert lengths.of(np.concatenate([ids, random_digests(3, 1)])) is None
+    assert _Lengths([]).of(ids) is None

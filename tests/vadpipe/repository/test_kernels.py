@@ -26,7 +26,7 @@ CONFIG = Config(bytes(16), "now", 2, True, KEYS, Sealing(bytes(16), None))
 def frame_of(*chunks, codec="raw"):
     data = b"".join(chunks)
     length = np.array([len(chunk) for chunk in chunks])
-    names = b"".join(frames.object_record(Kind.DATA, chunk, CONFIG)[0] for chunk in chunks)
+    names = b"".join(frames.object_digest(Kind.DATA, chunk, CONFIG) for chunk in chunks)
     table = frames.chunk_table(length, np.frombuffer(names, np.uint8).reshape(-1, DIGEST_SIZE))
     payload = zstandard.compress(data) if codec == "zstd" else data
     record = frames.record(Kind.DATA, codec, len(data), table, frames.frame_id(table, KEYS), payload, CONFIG)
@@ -88,7 +88,7 @@ def test_a_codec_of_the_caller_is_stored_by_name(monkeypatch):
     known = {"backwards": Backwards()}
     monkeypatch.setattr(frames, "codec_named", lambda name: known[name])
     chunk = b"a" * CLUSTER + b"b"
-    digest, _ = frames.object_record(Kind.DATA, chunk, CONFIG)
+    digest = frames.object_digest(Kind.DATA, chunk, CONFIG)
     table = frames.chunk_table(np.array([len(chunk)]), np.frombuffer(digest, np.uint8).reshape(1, -1))
     record = frames.record(
         Kind.DATA, "backwards", len(chunk), table, frames.frame_id(table, KEYS), chunk[::-1], CONFIG
@@ -232,6 +232,39 @@ def test_every_altered_byte_of_a_sealed_document_is_found(data):
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(Damage):
         unseal(bytes(content), KEYS.seal)
+
+
+@pytest.mark.parametrize("fields", [{"a": 1}, {"a": 1, "z": 2}, {"z": 2}], ids=["last", "between", "first"])
+def test_a_sealed_document_has_its_line_with_the_seal_in_one_place(fields):
+    content = seal(fields, KEYS.seal)
+    assert unseal(content, KEYS.seal).items() >= fields.items()
+    sealed = [line for line in content.splitlines(keepends=True) if b"seal" in line]
+    others = content.replace(sealed[0], b"").splitlines(keepends=True)
+    for place in range(len(others) + 1):
+        moved = b"".join(others[:place] + sealed + others[place:])
+        if moved != content:
+            with pytest.raises(Damage):
+                unseal(moved, KEYS.seal)
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        lambda text: text.replace(b"\n", b""),
+        lambda text: text.replace(b'"seal": ', b'"seal":'),
+        lambda text: text.replace(b'\n "seal"', b'\n  "seal"'),
+        lambda text: text + b"\n",
+        lambda text: text.replace(b'"seal"', b'"seal": "", "seal"'),
+        lambda text: text.replace(b"}\n", b' , "seal": ""}\n'),
+        lambda text: text.upper(),
+        lambda text: text.replace(b'"a": 1', b'"a": 1.0'),
+    ],
+)
+def test_a_document_that_is_written_otherwise_is_refused(altered):
+    content = seal({"a": 1, "n": {"b": []}, "z": 2}, KEYS.seal)
+    assert altered(content) != content
+    with pytest.raises(Damage):
+        unseal(altered(content), KEYS.seal)
 
 
 def test_a_seal_of_another_key_is_wrong():

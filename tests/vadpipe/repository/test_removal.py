@@ -16,16 +16,20 @@ from tests.vadpipe.repository.prune_kit import (
 from tests.vadpipe.repository.repository_kit import (
     MACHINE,
     MemoryDisk,
+    Watched,
     backup,
     full_path,
+    incremental_path,
     names,
     opened,
     overwrite,
     random_bytes,
 )
-from vadpipe.repository import verify
+from vadpipe.repository import Repository, verify
+from vadpipe.repository.backends.wrappers import Forwarding
 from vadpipe.repository.format.objects import (
     LARGEST_LIST,
+    Objects,
     pack_id,
     removal_name,
     run_name,
@@ -123,6 +127,39 @@ def test_a_waiting_list_without_a_removal_is_dropped(vm, maintained):
     removal_of(vm, maintained, packs=[PACK])
     drop_waiting_lists(objects)
     assert len(names(vm.repository, "removals/")) == 2
+
+
+def test_a_removal_that_replaces_one_during_an_empty_listing_is_not_missed(vm, maintained):
+    """A listing that comes in pages was past the place of the new one, and the old one was dropped before its place
+    was reached: so it shows nothing."""
+    objects, config, _ = maintained
+    [old] = removal_of(vm, maintained, packs=[PACK])
+    listed = []
+
+    class Paged(Forwarding):
+        def list(self, prefix):
+            listed.append(prefix)
+            if listed == ["removals/"]:
+                removal_of(vm, maintained, segments=[SEGMENT])
+                drop(objects, old.id)
+                return iter(())
+            return self.inner.list(prefix)
+
+    removed = read_removed(Objects(Paged(objects.backend)), config)
+    assert (removed.packs, removed.segments) == (frozenset(), frozenset([SEGMENT]))
+
+
+async def test_a_run_lists_removals_and_segments_after_its_point_and_only_for_one_reading(vm):
+    await vm.back_up()
+    calls = []
+    watched = Repository(
+        Watched(vm.repository.backend(), lambda *call: calls.append(call)),
+        origin=vm.repository.origin,
+        unlock=vm.repository.unlock,
+    )
+    await backup(watched, vm.disks, incremental_path)
+    listed = [prefix.partition("/")[0] for what, prefix in calls if what == "list" and prefix != "keys/"]
+    assert listed == ["runs", "points", "removals", "removals", "index"]
 
 
 def test_segments_of_ended_runs_and_of_removals_are_not_live(vm, maintained):

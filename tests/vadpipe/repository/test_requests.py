@@ -13,6 +13,7 @@ from vadpipe.repository import Repository, verify
 from vadpipe.repository.backends.contract import Damage
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.backends.wrappers import Fault, Faulty, Forwarding
+from vadpipe.repository.format.objects import Missing, Objects, ReadAhead
 from vadpipe.repository.reader import DiskContent
 
 pytestmark = pytest.mark.slow
@@ -109,7 +110,8 @@ async def test_a_run_with_nothing_new_needs_few_requests(store):
     await kit.backup(Repository(store), [disk], kit.incremental_path)
     store.reset()
     await kit.backup(Repository(store), [disk], kit.incremental_path)
-    assert sum(store.requests.values()) <= 30, store.requests
+    assert sum(store.requests.values()) <= 14, store.requests
+    assert store.requests["read index"] == 1
     assert store.requests["put packs"] == 0
 
 
@@ -127,6 +129,27 @@ async def test_a_verification_reads_packs_in_large_pieces(store):
     async with Repository(store).read() as reader:
         assert not (await verify(reader)).damages
     assert store.requests["read packs"] * GiB / len(disk.content) <= 280, store.requests
+
+
+def test_the_begin_of_an_object_is_read_once_and_the_rest_where_it_is_wanted(store):
+    content = kit.random_bytes(1, 300).tobytes()
+    for name, size in (("a", 100), ("b", 300)):
+        store.inner.put(name, [content[:size]])
+    objects = ReadAhead(Objects(store), 128, most=2)
+    assert objects.read("a", 0, 10) == content[:10]
+    assert objects.read("a", 10, 90) == content[10:100]
+    assert store.requests == {"read a": 1}
+    with pytest.raises(Damage, match="cut off"):
+        objects.read("a", 50, 51)
+    assert objects.read("b", 0, 128) == content[:128]
+    assert objects.read("b", 100, 200) == content[100:300]
+    assert store.requests == {"read a": 2, "read b": 2}
+    store.inner.put("c", [content])
+    objects.read("c", 0, 1)  # and the begin that was read first goes
+    objects.read("a", 0, 1)
+    assert store.requests == {"read a": 3, "read b": 2, "read c": 1}
+    with pytest.raises(Missing):
+        objects.read("d", 0, 1)
 
 
 async def test_frames_are_written_while_a_pack_is_sent():

@@ -75,7 +75,7 @@ class LocalBackend:
             upload.abort()
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        path = self._path(name)
+        path = f"{self.root}/{checked_name(name)}"  # joining a Path took a third of a small read
         descriptor, size = open_regular(path)
         try:
             return read_range(descriptor, size, offset, length)
@@ -98,8 +98,29 @@ class LocalBackend:
         return self._stored(self._below(*_begin_of(prefix)))
 
     def names(self, prefix: str) -> Sequence[str]:
-        found = self._below(*_begin_of(prefix))
-        return [f"{directory}{entry.name}" for directory, entries in found for entry in entries]
+        directory, start = _begin_of(prefix)
+        flat = self._files(directory, start)
+        if flat is not None:
+            return [directory + name for name in having_names(directory, flat)]
+        found = self._below(directory, start)
+        return [f"{below}{entry.name}" for below, entries in found for entry in entries]
+
+    def _files(self, directory: str, start: str) -> Sequence[str] | None:
+        """The names in a directory that begin with `start`, ascending; None where some are directories, or there is
+        an error to be told. The points of a VM are thousands of names: nothing is kept of an entry but its name."""
+        names: list[str] = []
+        if directory.partition("/")[0] == _TMP:
+            return names
+        try:
+            with os.scandir(self.root / directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        return None
+                    names.append(entry.name)
+        except OSError:
+            return None
+        names.sort()
+        return [name for name in names if name.startswith(start)] if start else names
 
     def _stored(self, found: Iterator[tuple[str, _Entries]]) -> Iterator[Stored]:
         for directory, entries in found:

@@ -89,7 +89,7 @@ def _rename_without_replacing(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
 
-def open_regular(path: Path) -> tuple[int, int]:
+def open_regular(path: Path | str) -> tuple[int, int]:
     """A descriptor for reading a regular file, and its size. Never waits, as opening a FIFO would.
 
     Raises:
@@ -128,7 +128,7 @@ def read_range(descriptor: int, size: int, offset: int, length: int | None) -> b
     return b"".join(pieces)
 
 
-def sink_error(path: Path, doing: str, exc: OSError) -> SinkError:
+def sink_error(path: Path | str, doing: str, exc: OSError) -> SinkError:
     """An OSError as a SinkError that names `path`; `doing` is like 'write'."""
     number = exc.errno or 0
     remedy = _REMEDIES.get(number, "Check the file system and the kernel's log, then run again.")
@@ -151,7 +151,7 @@ def sink_errors(path: Path, doing: str) -> Iterator[None]:
         raise sink_error(path, doing, exc) from exc
 
 
-def unreadable(path: Path, exc: OSError) -> Exception:
+def unreadable(path: Path | str, exc: OSError) -> Exception:
     """What an OSError of reading means: a missing or damaged object, or trouble of this process or the server."""
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return ObjectMissing(str(path))

@@ -59,14 +59,24 @@ def seal(fields: Mapping[str, object], key: bytes) -> bytes:
 def unseal(content: bytes, key: bytes) -> dict[str, object]:
     """The fields of a document, `seal` among them. Raises Damage."""
     fields = parse(content)
-    given = fields.pop("seal", None)
-    try:
-        sound = seal(fields, key) == content
-    except RecursionError:
-        sound = False
-    if not sound:
+    if not _is_as_sealed(content, fields, key):
         raise Damage("its seal is wrong")
-    return {**fields, "seal": given}
+    return fields
+
+
+def _is_as_sealed(content: bytes, fields: Mapping[str, object], key: bytes) -> bool:
+    """Whether `seal` wrote a document, from the first byte to the last.
+
+    The seal proves the bytes of the text without its line; what is left is where that line stands. Writing the text
+    anew would prove the same, and make reading a point take six times as long.
+    """
+    given = fields.get("seal")
+    if not isinstance(given, str) or list(fields) != sorted(fields):
+        return False
+    before, line, after = content.partition(f'\n "seal": "{given}"'.encode(errors="surrogatepass"))
+    is_last = not after.startswith(b",")
+    rest = before.removesuffix(b",") + after if is_last else before + after[1:]
+    return bool(line) and blake3(rest, key=key).hexdigest() == given
 
 
 def parse(content: bytes) -> dict[str, object]:

@@ -42,9 +42,10 @@ CHECKSUM: Final = struct.Struct("<Q")
 HEADER_SIZE: Final = HEADER.size + CHECKSUM.size
 
 CHUNK: Final = np.dtype([("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
+_CHUNK: Final = struct.Struct(f"<I{DIGEST_SIZE}s")  # the same
 _SEALED_HEAD: Final = HEADER_SIZE + SALT_SIZE
 assert HEADER_SIZE == 64
-assert CHUNK.itemsize == 36
+assert CHUNK.itemsize == _CHUNK.size == 36
 
 
 class Kind(IntEnum):
@@ -150,14 +151,18 @@ def record(
     return Record(identity, length, chunks, b"".join((header, checksum, salt, table)), payload)
 
 
-def object_record(kind: Kind, data: bytes, config: Config) -> tuple[bytes, Record]:
-    """A frame with one chunk, for a map page or a document. Returns the chunk's digest and the frame."""
-    digest = blake3(data, key=kind.key(config.keys)).digest()
+def object_digest(kind: Kind, data: bytes, config: Config) -> bytes:
+    """Names a map page or a document: the digest of its single chunk."""
+    return blake3(data, key=kind.key(config.keys)).digest()
+
+
+def object_record(kind: Kind, data: bytes, digest: bytes, config: Config) -> Record:
+    """A frame with one chunk, for a map page or a document with its digest."""
     table = chunk_table(np.array([len(data)]), np.frombuffer(digest, np.uint8).reshape(1, DIGEST_SIZE))
     # Ids of frames do not compress; a list of mostly empty pages does. What saves little is not worth decoding.
     packed = zstandard.ZstdCompressor(level=1).compress(data)
     codec, payload = ("zstd", packed) if len(packed) < len(data) * 7 // 8 else ("raw", data)
-    return digest, record(kind, codec, len(data), table, frame_id(table, config.keys), payload, config)
+    return record(kind, codec, len(data), table, frame_id(table, config.keys), payload, config)
 
 
 def size_at(header: bytes | memoryview) -> int:
@@ -262,9 +267,9 @@ def decode(frame: Frame, keys: Keys) -> memoryview:
     if len(view) != frame.length:
         raise Damage(f"it decodes to {len(view)} bytes instead of {frame.length}")
     key, start = frame.kind.key(keys), 0
-    for number, (length, digest) in enumerate(zip(frame.chunk["length"], frame.chunk["digest"], strict=True)):
-        end = start + int(length)
-        if blake3(view[start:end], key=key).digest() != digest.tobytes():
+    for number, (length, digest) in enumerate(_CHUNK.iter_unpack(frame.chunk.tobytes())):
+        end = start + length
+        if blake3(view[start:end], key=key).digest() != digest:
             raise Damage(f"the digest of its chunk {number} (bytes {start} to {end}) is wrong")
         start = end
     return view

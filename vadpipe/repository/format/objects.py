@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -115,6 +116,42 @@ class Objects:
         return True
 
 
+class ReadAhead(Objects):
+    """The objects, the begins of which stay in memory once they were read: a small object takes one request.
+
+    For objects that are never changed, and for several threads at once.
+    """
+
+    def __init__(self, objects: Objects, size: int, most: int = 32) -> None:
+        """
+        Args:
+            size: Bytes of a begin.
+            most: How many begins are kept, of the objects that were read from their begin last.
+        """
+        super().__init__(objects.backend, objects.version)
+        self._ahead = size
+        self._most = most
+        self._begin: dict[str, bytes] = {}
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        begin = self._begin.get(name)
+        if begin is None and not offset and length <= self._ahead:
+            begin = self._read_ahead(name)
+        if begin is None or offset + length > len(begin):
+            return super().read(name, offset, length)
+        return begin[offset : offset + length]
+
+    def _read_ahead(self, name: str) -> bytes | None:
+        try:
+            begin = self.backend.read(name, 0, self._ahead)
+        except (ObjectMissing, Damage):  # whoever reads on is told what it is
+            return None
+        while len(self._begin) >= self._most:
+            self._begin.pop(next(iter(self._begin)), None)
+        self._begin[name] = begin
+        return begin
+
+
 def pack_id(run_id: str, number: int) -> str:
     """Pack or segment `number` of a run."""
     return f"{run_id}{number:08x}"
@@ -157,6 +194,7 @@ def run_of(name: str) -> str | None:
     return found.group() if found else None
 
 
+@lru_cache(256)
 def machine_directory(uuid: str) -> str:
     """A VM's UUID as a part of a name. UUIDs come from configuration files: none may name another directory."""
     name = quote(uuid, safe="")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Final, cast
@@ -133,7 +134,6 @@ def name_of(point: RestorePoint, config: Config) -> str:
 
 def read_point(objects: Objects, config: Config, name: str) -> RestorePoint | None:
     """A point; None where a run was ended before it had one, or the point was removed. Raises IntegrityError."""
-    path = objects.place(name)
     try:
         content = objects.read_whole(name, LARGEST_POINT)
         if content.startswith(ENDED):
@@ -145,6 +145,7 @@ def read_point(objects: Objects, config: Config, name: str) -> RestorePoint | No
     except Missing:
         return None
     except Damage as problem:
+        path = objects.place(name)
         raise IntegrityError(
             f"Restore point {path} is damaged: {problem}.",
             remedy="Put this file back from a copy of the repository; other points are not hit.",
@@ -229,28 +230,36 @@ class PointsOf:
         self._config = config
         self._directory = config.directory(machine.uuid)
         self._note = f"{POINTS}{self._directory}/{_NEWEST}"
-        self._before: list[str] | None = None  # the names that `newest` chose from
+        self._before: list[str] | None = None  # the ids that `newest` chose from, ascending
 
     def newest(self) -> RestorePoint | None:
         """The newest readable point."""
-        names = self._objects.backend.names(f"{POINTS}{self._directory}/")
-        self._before = [name for name in names if name.endswith(_ENDING)]
-        if len(self._before) >= NOTED_FROM:
+        begin = f"{POINTS}{self._directory}/"
+        cut = slice(len(begin), -len(_ENDING))
+        # One step over the names of all points: there may be thousands.
+        ids = [name[cut] for name in self._objects.backend.names(begin) if name.endswith(_ENDING)]
+        self._before = ids
+        if len(ids) >= NOTED_FROM:
             try:
                 note = self._config.decode(self._note, self._objects.read_whole(self._note, LARGEST_SMALL))
-                if note.get("of") == self._together(self._before):
-                    name = point_name(self._directory, str(note["newest"]))
-                    return read_point(self._objects, self._config, name)
+                if note.get("of") == _together(ids):
+                    return self.of_id(str(note["newest"]))
             except (Damage, IntegrityError, KeyError):
                 pass
-        points, _ = read_points(self._objects, self._config, self._directory)
-        return newest_of(points)
+        found = map(self._readable, ids)
+        return newest_of([point for point in found if point is not None])
 
     def of_id(self, point_id: str | None) -> RestorePoint | None:
         """The point with this id, where there is one."""
         if point_id is None:
             return None
         return read_point(self._objects, self._config, point_name(self._directory, point_id))
+
+    def _readable(self, point_id: str) -> RestorePoint | None:
+        try:
+            return self.of_id(point_id)
+        except IntegrityError:
+            return None
 
     def note_newest(self, point: RestorePoint) -> None:
         """After `point` was published, which comes after the one that `newest` gave. Raises SinkError.
@@ -261,15 +270,15 @@ class PointsOf:
         """
         if self._before is None or len(self._before) + 1 < NOTED_FROM:
             return
-        now = sorted([*self._before, point_name(self._directory, point.id)])
-        fields = {"newest": point.id, "of": self._together(now)}
+        now = self._before.copy()
+        insort(now, point.id)
+        fields = {"newest": point.id, "of": _together(now)}
         self._objects.backend.replace(self._note, [self._config.encode(self._note, fields)])
 
-    def _together(self, names: Sequence[str]) -> str:
-        """Proves a set of points by their ids. The ids are cut out of all names at once: there may be thousands."""
-        begin = f"{POINTS}{self._directory}/"
-        ids = "\n".join(names).replace(f"{_ENDING}\n{begin}", "\n")[len(begin) : -len(_ENDING)]
-        return blake2b(ids.encode(), digest_size=16).hexdigest()
+
+def _together(ids: Sequence[str]) -> str:
+    """Proves a set of points by their ids, which ascend."""
+    return blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
 
 
 def _decode(document: dict[str, object]) -> RestorePoint:
@@ -312,12 +321,7 @@ def _decode(document: dict[str, object]) -> RestorePoint:
 
 
 def _disk(entry: Mapping[str, object]) -> StoredDisk:
-    receipt = {
-        column.name: (
-            str if column.name in ("key", "label") else _digest if column.name == "root" else _number
-        )(entry[column.name])
-        for column in fields(DiskReceipt)
-    }
+    receipt = {name: read(entry[name]) for name, read in _RECEIPT.items()}
     return StoredDisk(
         receipt=DiskReceipt(**receipt),  # type: ignore[arg-type]  # of the right types by now
         change_id=cast("str | None", entry["change_id"]),
@@ -335,3 +339,7 @@ def _digest(value: object) -> str:
     if len(bytes.fromhex(str(value))) != DIGEST_SIZE:
         raise ValueError
     return str(value)
+
+
+_READS: Final[Mapping[str, Callable[[object], object]]] = {"key": str, "label": str, "root": _digest}
+_RECEIPT: Final = {column.name: _READS.get(column.name, _number) for column in fields(DiskReceipt)}
