@@ -301,6 +301,8 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
         own = {each.offset: each for each in addresses(table, name)}
     except Damage as damage:
         report.problem, report.missing = str(damage), isinstance(damage, Missing)
+        if report.missing and pack.listed:  # or these are wrong
+            report.problem += f"; it is named by {', '.join(segment.name for segment, _ in pack.listed)}"
     frames.update(own or {})
     for segment, rows in pack.listed:
         if table is not None and _lists(segment, rows, table):
