@@ -132,7 +132,7 @@ def found(*defect):
 
 @pytest.mark.slow
 def test_a_backup_that_ignores_removals_is_found():
-    assert found((store, "read_removed", lambda *_: Removed()))
+    assert found((store, "named_by", lambda *_: Removed()))
 
 
 @pytest.mark.slow
