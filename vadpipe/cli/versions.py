@@ -17,8 +17,7 @@ import trio
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError, IntegrityError, SinkError
 from vadpipe.repository.backends.administration import S3Administration, at_once
 from vadpipe.repository.backends.cached import drop_copies
-from vadpipe.repository.backends.location import backend_at
-from vadpipe.repository.backends.s3_location import S3Location
+from vadpipe.repository.backends.location import backend_at, bucket_location
 from vadpipe.repository.backends.versions import VersionsBackend
 from vadpipe.repository.format.config import Config, read_config
 from vadpipe.repository.maintenance.recorded_versions import (
@@ -53,11 +52,7 @@ def administration(repository: str) -> Iterator[S3Administration]:
             f"{repository} is not in a bucket, so nothing can be locked there.",
             remedy="Name a repository like s3://bucket/prefix.",
         )
-    place, mark, query = repository.partition("?")
-    options = "&".join(
-        option for option in query.split("&") if option.partition("=")[0] not in ("cache", "throttle")
-    )
-    bucket = S3Administration(S3Location.parse(f"{place}{mark if options else ''}{options}"))
+    bucket = S3Administration(bucket_location(repository))
     try:
         yield bucket
     finally:

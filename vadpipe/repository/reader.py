@@ -233,10 +233,8 @@ class RepositoryReader:
         try:
             number = self.index.find_frames(identity)
             return None if (number == NO_FRAME).any() else self.index.lengths(number)
-        except IntegrityError as error:
-            if isinstance(error.__cause__, Missing):
-                raise
-            found = [self._address_beside_damage(each.tobytes()) for each in identity]
+        except IntegrityError:
+            found = self._addresses(identity)
         lengths = [address.length for address in found if address is not None]
         return np.array(lengths, np.int64) if len(lengths) == len(found) else None
 

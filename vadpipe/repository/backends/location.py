@@ -63,6 +63,11 @@ def is_remote(place: str | Path) -> bool:
     return not isinstance(place, Path) and _SCHEME.match(place) is not None
 
 
+def bucket_location(url: str) -> S3Location:
+    """The bucket that a URL names, whatever lies around it. Raises ConfigError."""
+    return S3Location.parse(_options(url)[0])
+
+
 def bytes_per_second(rate: str | float) -> float:
     """`50MiB` or a number. Raises ConfigError."""
     if isinstance(rate, str):

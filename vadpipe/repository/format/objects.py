@@ -134,14 +134,19 @@ class ReadAhead(Objects):
         self._begin: dict[str, bytes] = {}
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        begin = self._begin.get(name)
-        if begin is None and not offset and length <= self._ahead:
-            begin = self._read_ahead(name)
+        begin = self._read_ahead(name) if offset + length <= self._ahead else None
         if begin is None or offset + length > len(begin):
             return super().read(name, offset, length)
         return begin[offset : offset + length]
 
+    def size(self, name: str) -> int:
+        begin = self._read_ahead(name)
+        return super().size(name) if begin is None or len(begin) == self._ahead else len(begin)
+
     def _read_ahead(self, name: str) -> bytes | None:
+        """The begin of an object; None where it cannot be read."""
+        if name in self._begin:
+            return self._begin[name]
         try:
             begin = self.backend.read(name, 0, self._ahead)
         except (ObjectMissing, Damage):  # whoever reads on is told what it is

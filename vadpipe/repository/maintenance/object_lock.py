@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,17 +10,17 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import NO_FRAME, ConfigError, IntegrityError
+from pipeline import ConfigError
 
 from ..format.objects import (
     POINTS,
     stem,
 )
-from ..format.restore_point import RestorePoint, StoredDisk, name_of
-from ..index.frame_columns import PIECE
+from ..format.restore_point import RestorePoint, name_of
 from ..index.segments import heads
 from ..reader import RepositoryReader
 from .forgetting import forgotten
+from .needs import frames_needed
 from .recorded_versions import KINDS, Histories, Record, belonging, is_current, iso_time, kind_of, told
 
 Seconds = NDArray[np.int64]
@@ -130,11 +131,8 @@ def _packs_until(
             names = segment.packs()
             counts = np.array([(name in removed) == going for name in names], np.bool_)
             best = np.zeros(len(names), np.int64)
-            for low in range(0, segment.frames, PIECE):
-                rows = segment.column(segment.frame_section, low, low + PIECE)
+            for rows in segment.frame_rows():
                 at, pack = _matching(head, heads(rows["id"])), rows["pack"]
-                if int(pack.max()) >= len(names):
-                    raise segment.damaged("a frame of it is in a pack that it does not name")
                 hit = np.flatnonzero(at >= 0)
                 hit = hit[counts[pack[hit]]]
                 if going:
@@ -168,48 +166,11 @@ def _frames_until(
     whens: list[Seconds] = [np.zeros(0, np.int64)]
     for point in sorted(points, key=lambda point: until[point.id], reverse=True):
         when = int(np.ceil(until[point.id].timestamp()))
-        for frames in _frames_of(reader, point, known):
-            columns.append(frames)
-            whens.append(np.full(len(frames), when))
+        frames = frames_needed(reader, [point], known)
+        columns.append(frames)
+        whens.append(np.full(len(frames), when))
     head, first = np.unique(np.concatenate(columns), return_index=True)  # the first one is kept for longest
     return head, np.concatenate(whens)[first]
-
-
-def _frames_of(
-    reader: RepositoryReader, point: RestorePoint, known: set[bytes]
-) -> Iterator[NDArray[np.uint64]]:
-    """The frames of a point, but for those of pages, page lists and documents in `known`; these are added."""
-    fresh = {
-        digest: None
-        for document in point.documents.values()
-        for part in document.parts
-        if (digest := bytes.fromhex(part)) not in known
-    }
-    pages: dict[bytes, tuple[StoredDisk, int]] = {}
-    reader.read_ahead([bytes.fromhex(disk.pages) for disk in point.disks])
-    for disk in point.disks:
-        listed = bytes.fromhex(disk.pages)
-        if listed in known or listed in fresh:
-            continue
-        fresh[listed] = None
-        digests = reader.page_digests(point, disk)
-        for number in np.flatnonzero(digests.any(axis=1)).tolist():
-            key = digests[number].tobytes()
-            if key not in known and key not in fresh:
-                fresh[key] = None
-                pages[key] = disk, number
-    reader.read_ahead(list(pages))
-    for key, (disk, number) in pages.items():
-        yield heads(reader.page(point, disk, number, key).frame_ids)
-    if fresh:
-        found, _ = reader.index.lookup(np.frombuffer(b"".join(fresh), np.uint8).reshape(len(fresh), -1))
-        if (found == NO_FRAME).any():
-            raise IntegrityError(
-                f"A map page or a document of point {point.id} is not in the index.",
-                remedy="Run `vadpipe verify`; it says what is hit.",
-            )
-        yield heads(reader.index.frame_ids(found))
-    known.update(fresh)
 
 
 @dataclass(frozen=True)
@@ -244,10 +205,7 @@ def lock_state(found: Histories, kept: Mapping[str, datetime | None], now: datet
     for kind in KINDS:
         names = [name for name in kept if kind_of(name) == kind]
         ends = sorted(when for name in names if (when := kept[name]) is not None and when > now)
-        days: dict[str, int] = {}
-        for end in ends:
-            day = end.astimezone(UTC).date().isoformat()
-            days[day] = days.get(day, 0) + 1
+        days = Counter(end.astimezone(UTC).date().isoformat() for end in ends)
         state = KindState(
             kind,
             len(names),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import DIGEST_SIZE, NO_FRAME, Digests, IntegrityError, KiB
+from pipeline import DIGEST_SIZE, Digests, IntegrityError, KiB
 from pipeline.units import format_size
 from vadpipe.words import counted
 
@@ -30,7 +30,7 @@ from ..format.packs import (
     read_table,
     sound_frames,
 )
-from ..format.restore_point import RestorePoint, StoredDisk, point_names, read_point
+from ..format.restore_point import point_names, read_point
 from ..index.lookup import Removed, RunIndex
 from ..index.segments import Segment, heads
 from ..reader import RepositoryReader
@@ -47,6 +47,7 @@ from ..removal import (
     replace_segments,
 )
 from ..runs import Run, maintenance, unended_runs
+from .needs import Heads, frames_needed
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ REWRITE_BELOW = 0.5
 
 _ROWS = 64 * KiB  # frame rows in memory at a time
 _POINTS = 256  # points whose page lists are looked up together
-
-Heads = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -195,13 +194,10 @@ class _Prune:
             if len(wanted):
                 copies.append((pack, wanted))
                 missing = missing - _HeadSet.of([wanted])
-        naming = [
-            segment.name
-            for segment in self._live(read_removed(objects, config))
-            if not going.isdisjoint(segment.packs())
-        ]
+        live = self._live(read_removed(objects, config))
+        naming = [segment.name for segment in live if not going.isdisjoint(segment.packs())]
         merging = {run_of(removal.id) for removal in ready if removal.segments}
-        for segment in self._live(read_removed(objects, config)):
+        for segment in live:
             if run_of(segment.name) in merging:
                 segment.prove()  # what it was merged from is deleted
         self._run.require_alive()
@@ -414,52 +410,12 @@ class _Prune:
             ) from error
         try:
             for low in range(0, len(reader.points), _POINTS):
-                self._need(reader, reader.points[low : low + _POINTS])
+                needed = frames_needed(reader, reader.points[low : low + _POINTS], self._known)
+                self._needs = _HeadSet.of([self._needs.head, needed])
         finally:
             reader.index.close()
         self._read.update(names)
         return self._needs
-
-    def _need(self, reader: RepositoryReader, points: Sequence[RestorePoint]) -> None:
-        """Note what some more points need."""
-        fresh: dict[bytes, None] = {}
-        for point in points:
-            for document in point.documents.values():
-                fresh.update((bytes.fromhex(part), None) for part in document.parts)
-        disks = [(point, disk) for point in points for disk in point.disks]
-        reader.read_ahead([bytes.fromhex(disk.pages) for _, disk in disks])
-        pages: dict[bytes, tuple[RestorePoint, StoredDisk, int]] = {}
-        for point, disk in disks:
-            listed = bytes.fromhex(disk.pages)
-            if listed in self._known or listed in fresh:
-                continue
-            fresh[listed] = None
-            digests = reader.page_digests(point, disk)
-            for number in np.flatnonzero(digests.any(axis=1)).tolist():
-                key = digests[number].tobytes()
-                if key not in self._known and key not in fresh:
-                    fresh[key] = None
-                    pages[key] = point, disk, number
-        reader.read_ahead(list(pages))
-        found = [self._needs.head]
-        for key, (point, disk, number) in pages.items():
-            found.append(heads(reader.page(point, disk, number, key).frame_ids))
-        found.append(self._frames_of_objects(reader, [key for key in fresh if key not in self._known]))
-        self._needs = _HeadSet.of(found)
-        self._known.update(fresh)
-
-    def _frames_of_objects(self, reader: RepositoryReader, digests: Sequence[bytes]) -> Heads:
-        """The frames of map pages, page lists and documents: every frame that holds one."""
-        if not digests:
-            return np.zeros(0, np.uint64)
-        wanted = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_SIZE)
-        number, _ = reader.index.lookup(wanted)
-        if (number == NO_FRAME).any():
-            raise IntegrityError(
-                "A map page or a document of a point is not in the index; nothing is removed.",
-                remedy="Run `vadpipe verify`; it says which point is hit.",
-            )
-        return heads(reader.index.frame_ids(number))
 
     def _new_index(self) -> RunIndex:
         assert self._run is not None

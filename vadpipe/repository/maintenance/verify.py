@@ -34,11 +34,10 @@ from pipeline import (
 )
 from vadpipe.words import counted
 
-from ..backends.contract import ObjectMissing
 from ..format.config import Config
 from ..format.disk_map import PAGE, PageMap
 from ..format.frames import Kind, decode
-from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, point_name, run_of, stem
+from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, ReadAhead, point_name, run_of, stem
 from ..format.packs import FRAME_ROW, FrameAddress, addresses, frame_of, read_table
 from ..format.restore_point import RestorePoint, StoredDisk, name_of
 from ..index.cells import Rows
@@ -249,28 +248,6 @@ _PAGES_OF_PACK = 8 * MiB
 _FRAMES_IN_TABLE = 256 * KiB  # 256 GiB that were stored in order
 
 
-class _OnePack(Objects):
-    """The objects, one pack of which is read by a single request when it is small."""
-
-    def __init__(self, objects: Objects, pack: str) -> None:
-        super().__init__(objects.backend, objects.version)
-        self._name = self.pack(pack)
-        try:
-            self._begin = self.backend.read(self._name, 0, _READ_AT_ONCE)
-        except (ObjectMissing, Damage):
-            self._begin = b""
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        if name == self._name and offset + length <= len(self._begin):
-            return self._begin[offset : offset + length]
-        return super().read(name, offset, length)
-
-    def size(self, name: str) -> int:
-        if name == self._name and 0 < len(self._begin) < _READ_AT_ONCE:
-            return len(self._begin)
-        return super().size(name)
-
-
 def _check_some(
     objects: Objects, config: Config, packs: Iterator[PackToRead]
 ) -> list[tuple[PackToRead, _PackReport]]:
@@ -291,7 +268,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackRepor
     """
     name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)), pack.name)
     if pack.needed is None:
-        objects = _OnePack(objects, name)
+        objects = ReadAhead(objects, _READ_AT_ONCE, most=1)  # a small pack takes one request
     frames: dict[int, FrameAddress] = {}
     listed: dict[int, list[tuple[AnySegment, int]]] = {}
     own: dict[int, FrameAddress] | None = None
