@@ -8,6 +8,7 @@ KiB: Final = 1 << 10
 MiB: Final = 1 << 20
 GiB: Final = 1 << 30
 TiB: Final = 1 << 40
+UNITS: Final = {"B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
 
 # What guest file systems allocate: the default cluster of NTFS and the block of ext4 and XFS.
 CLUSTER: Final = 4 * KiB

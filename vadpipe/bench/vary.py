@@ -21,12 +21,12 @@ from pipeline.composition import has_methods
 from pipeline.contracts import Flow, Pipeline
 from pipeline.errors import ConfigError, MoverError
 from pipeline.job import Job
+from pipeline.units import UNITS
 from vadpipe.kernels.codecs import codec_named, codec_names
 
 Settings = Mapping[str, str]
 """Values as they were written, by the names that were written."""
 
-_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _PLAIN: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -77,7 +77,7 @@ class Setting:
 
 def _size(text: str) -> int | None:
     found = re.fullmatch(r"([+-]?\d+)(|KiB|MiB|GiB)", text)
-    return int(found[1]) * _UNITS[found[2]] if found else None
+    return int(found[1]) * UNITS[found[2] or "B"] if found else None
 
 
 def sizes_of(option: str, text: str) -> list[int]:

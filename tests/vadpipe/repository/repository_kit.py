@@ -143,15 +143,14 @@ async def backup(repository: Repository, disks: Sequence[Disk], path=full_path, 
     return receipt.point
 
 
-def two_points(path: Path) -> Path:
-    """A repository in a new directory: a disk of 2 MiB, and what changed in it."""
-    repository = Repository(path)
+def two_points(repository: Repository) -> Repository:
+    """Make a repository with two points: a disk of 2 MiB, and its first MiB written anew."""
     repository.init()
     disk = MemoryDisk(random_bytes(1, 2 * MiB))
     trio.run(backup, repository, [disk], incremental_path)
     disk.write(0, random_bytes(2, MiB))
     trio.run(backup, repository, [disk], incremental_path)
-    return path
+    return repository
 
 
 async def restore(reader: RepositoryReader, point: RestorePoint, key: str = "scsi0:0") -> np.ndarray:

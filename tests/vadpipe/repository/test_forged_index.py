@@ -29,7 +29,7 @@ from vadpipe.repository.maintenance.repair import repair
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return two_points(tmp_path_factory.mktemp("forged") / "repository")
+    return two_points(Repository(tmp_path_factory.mktemp("forged") / "repository")).path
 
 
 @pytest.fixture

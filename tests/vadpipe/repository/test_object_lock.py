@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from pipeline import ConfigError, IntegrityError, MiB
-from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, incremental_path, random_bytes
+from tests.vadpipe.repository.repository_kit import MemoryDisk, backup, random_bytes, two_points
 from vadpipe.repository.backends.administration import History, Version
 from vadpipe.repository.backends.memory import MemoryBackend
 from vadpipe.repository.format.objects import INDEX, PACKS
@@ -23,14 +23,7 @@ SHORT, LONG = NOW + timedelta(days=10), NOW + timedelta(days=400)
 
 @pytest.fixture
 def repository():
-    """Two points: the first MiB was written anew, the second one is that of the first point."""
-    made = Repository(MemoryBackend())
-    made.init()
-    disk = MemoryDisk(random_bytes(1, 2 * MiB))
-    trio.run(backup, made, [disk], incremental_path)
-    disk.write(0, random_bytes(2, MiB))
-    trio.run(backup, made, [disk], incremental_path)
-    return made
+    return two_points(Repository(MemoryBackend()))
 
 
 def listed(repository):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from pipeline import ConfigError, GiB, KiB, MiB, TiB
+from pipeline import ConfigError
+from pipeline.units import UNITS
 
 from .cached import Cached
 from .contract import Backend
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)(?:/s)?")
-_UNITS: Final = {"B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
 _NO_CACHE: Final = "none"
 
 
@@ -72,7 +72,7 @@ def bytes_per_second(rate: str | float) -> float:
     """`50MiB` or a number. Raises ConfigError."""
     if isinstance(rate, str):
         found = _RATE.fullmatch(rate.strip())
-        amount = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        amount = float(found[1]) * UNITS[found[2]] if found else 0.0
     else:
         amount = float(rate)
     if not amount >= 1:

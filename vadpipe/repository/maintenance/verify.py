@@ -24,14 +24,13 @@ from pipeline import (
     CLUSTER,
     ConfigError,
     Digests,
-    GiB,
     IntegrityError,
     KiB,
     MiB,
     MoverError,
-    TiB,
     format_size,
 )
+from pipeline.units import UNITS
 from vadpipe.words import counted
 
 from ..format.config import Config
@@ -91,8 +90,7 @@ class Budget:
             raise ConfigError(
                 f"{self.text!r} is no budget.", remedy="Write a share like 10%, or a size like 5GiB."
             )
-        units = {"%": total / 100, "B": 1, "KiB": KiB, "MiB": MiB, "GiB": GiB, "TiB": TiB}
-        return int(amount * units[found[2]])
+        return int(amount * (total / 100 if found[2] == "%" else UNITS[found[2]]))
 
 
 @dataclass(frozen=True)
