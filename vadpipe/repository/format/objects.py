@@ -6,6 +6,7 @@ Every object that a run writes is named after the run. So what a dead run left i
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
@@ -132,6 +133,7 @@ class ReadAhead(Objects):
         self._ahead = size
         self._most = most
         self._begin: dict[str, bytes] = {}
+        self._lock = threading.Lock()
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         begin = self._read_ahead(name) if offset + length <= self._ahead else None
@@ -145,15 +147,16 @@ class ReadAhead(Objects):
 
     def _read_ahead(self, name: str) -> bytes | None:
         """The begin of an object; None where it cannot be read."""
-        if name in self._begin:
-            return self._begin[name]
+        if (kept := self._begin.get(name)) is not None:
+            return kept
         try:
             begin = self.backend.read(name, 0, self._ahead)
         except (ObjectMissing, Damage):  # whoever reads on is told what it is
             return None
-        while len(self._begin) >= self._most:
-            self._begin.pop(next(iter(self._begin)), None)
-        self._begin[name] = begin
+        with self._lock:
+            while len(self._begin) >= self._most:
+                del self._begin[next(iter(self._begin))]
+            self._begin[name] = begin
         return begin
 
 
