@@ -13,7 +13,7 @@ from sinks import open_repository
 from sinks.restoring import Contents
 from tests.sinks import new_vm_runs
 from tests.sinks.new_vm_kit import at_step, filled
-from vadpipe.lab.vcenter import Drop, Event
+from vadpipe.lab.vcenter import Delay, Drop, Event
 from vadpipe.lab.vcenter.faults.kinds import fault_maker
 from vadpipe.lab.vcenter.state.inventory import VmTraits
 from vadpipe.vsphere.api.tasks import wait_for_task
@@ -82,6 +82,14 @@ async def test_a_lost_answer_makes_nothing_twice(backed, method, nth):
     receipt = await backed.restore(power_on=True, heartbeat_within_s=20)
     assert_whole(backed, receipt)
     assert state_of(backed.lab, "web01-restored").power == "poweredOn"
+
+
+async def test_a_disk_that_a_lost_attempt_adds_between_the_look_and_the_next_attempt_is_taken(backed):
+    backed.vcenter = replace(backed.vcenter, patience_s=20)
+    backed.lab.inject("ReconfigVM_Task", Drop.AFTER)
+    backed.lab.inject("ReconfigVM_Task", Delay(0.5), in_task=True)
+    backed.lab.inject("ReconfigVM_Task", Delay(1), nth=2)
+    assert_whole(backed, await backed.restore())
 
 
 @pytest.mark.parametrize("step", ["creating", "adding disk scsi0:1", "writing", "finishing", "whole"])

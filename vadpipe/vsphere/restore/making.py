@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -53,9 +53,10 @@ async def new_vm(
 
 @dataclass
 class _Creating(Making):
-    """`task`: one that may be running."""
+    """`task`: one that may be running. `tried`: the keys of the disks that an attempt was made to add."""
 
     task: vim.Task | None = None
+    tried: set[str] = field(default_factory=set)
 
     async def make(self) -> MadeVm:
         session, plan = self.session, self.plan
@@ -137,14 +138,22 @@ class _Creating(Making):
                 )
             spec = vim.vm.ConfigSpec(deviceChange=[planned.spec(controller)])
             change = partial(subject.Reconfigure, spec)
-            self.task = await session.call("ReconfigVM_Task", change, changes=True)
+            doubted = key in self.tried
+            self.tried.add(key)
+            failed: MoverError | None = None
             try:
+                self.task = await session.call("ReconfigVM_Task", change, changes=True)
                 await self._wait("ReconfigVM_Task")
             except MoverError as exc:
                 exc.add_note(f"adding disk {planned.label} ({key}) on datastore {planned.datastore}")
-                raise
+                if exc.transient or not doubted:
+                    raise
+                failed = exc
             devices = (await session.properties(subject, [DEVICES])).get(DEVICES) or ()
             found = _disk_at(key, devices)
+            if failed and not found:
+                raise failed
+            # The earlier attempt had been at work when the devices were read first, and this one came too late.
         if found is None or found.capacity != planned.capacity:
             raise SourceError(
                 f"{session.server} made disk {key} of {self.plan.name} with "
