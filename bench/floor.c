@@ -1,15 +1,17 @@
 /* What a backup and a restore cannot avoid, by one thread of C: the floor that bench/scoreboard.py measures against.
  *
- *     floor full IMAGE PACK [LEVEL]    read, zero test, cuts, digests, dedupe, zstd, write
- *     floor scan IMAGE                 read, zero test, cuts, digests: a run that finds nothing new
- *     floor decode PACK                decode each frame that `full` wrote and digest its chunks
- *     floor restore PACK RAW           the same, and write a sparse raw image
+ *     floor full IMAGE PACK [LEVEL]            read, zero test, cuts, digests, dedupe, zstd, write
+ *     floor again KNOWN IMAGE PACK [LEVEL]     the same, where the chunks of KNOWN need not be stored
+ *     floor scan IMAGE                         read, zero test, cuts, digests: a run that finds nothing new
+ *     floor decode PACK                        decode each frame of a pack of `full` and digest its chunks
+ *     floor restore PACK RAW                   the same, and write a sparse raw image
  *
  * The rules are those of vadpipe/kernels: spans of 4 MiB, clusters of 4 KiB, runs of four zero clusters (zeros.py),
  * chunks of 16 to 256 KiB that end after a cluster by its xxh3 (chunks.py), keyed BLAKE3 (digest.py), frames of at
  * most 1 MiB of the new chunks of a span (dedupe.py), stored as they are where zstd does not shrink them (codecs.py).
  * There is no index beyond a table in memory, no map of the disk but a list, and nothing that survives a crash.
- * One JSON object is printed: CPU-seconds of the process, and by steps CPU-seconds of the thread and bytes.
+ * One JSON object is printed: CPU-seconds of the process, and by steps CPU-seconds of the thread and bytes. What
+ * `again` spends on KNOWN is left out.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -112,6 +114,11 @@ static double seconds_of(clockid_t clock)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+static double seconds(struct timeval time)
+{
+    return (double)time.tv_sec + (double)time.tv_usec / 1e6;
+}
+
 static double last;
 
 /* What this thread spent since the step before belongs to this one. */
@@ -192,6 +199,8 @@ static void add_piece(uint64_t offset, uint32_t frame, uint32_t place, uint32_t 
 }
 
 /* ---- known chunks: a table with open addressing */
+
+#define ELSEWHERE UINT32_MAX /* the frame of a chunk that this pack does not hold */
 
 struct known {
     struct digest digest;
@@ -343,6 +352,18 @@ static void store(const uint8_t *span, const struct chunk *chunks, size_t count,
 
 static uint64_t known_bytes, new_bytes, zero_bytes, chunk_count;
 
+/* Nothing is stored: the chunks are there already. */
+static void remember(const struct chunk *chunks, size_t count)
+{
+    for (size_t at = 0; at < count; at++) {
+        if (2 * table.used >= table.capacity)
+            grow_table();
+        struct known *row = row_of(&chunks[at].digest);
+        table.used += !row->frame;
+        *row = (struct known){chunks[at].digest, ELSEWHERE, 0};
+    }
+}
+
 /* The new chunks of a span in frames. */
 static void dedupe(const uint8_t *span, uint64_t offset, const struct chunk *chunks, size_t count, int level)
 {
@@ -383,8 +404,11 @@ struct extent {
     uint64_t begin, end;
 };
 
-/* Read the extents of one span, and find its chunks; with a level, store the new ones. */
-static void move_span(int image, uint64_t offset, const struct extent *extents, size_t count, const int *level)
+/* What happens to chunks that were found. */
+enum end { FORGET, REMEMBER, STORE };
+
+/* Read the extents of one span, and find its chunks. */
+static void move_span(int image, uint64_t offset, const struct extent *extents, size_t count, enum end end, int level)
 {
     static uint8_t *span;
     static bool zero[CLUSTERS];
@@ -405,12 +429,12 @@ static void move_span(int image, uint64_t offset, const struct extent *extents, 
         size_t clusters = (extents[at].end - extents[at].begin) / CLUSTER;
         if (mark_zeros(span + begin, clusters, zero))
             continue;
-        for (size_t first = 0, end; first < clusters; first = end + 1) {
-            for (end = first; end < clusters && !zero[end];)
-                end++;
-            if (end > first) {
-                data[runs++] = (struct extent){begin + first * CLUSTER, begin + end * CLUSTER};
-                left += (end - first) * CLUSTER;
+        for (size_t first = 0, last; first < clusters; first = last + 1) {
+            for (last = first; last < clusters && !zero[last];)
+                last++;
+            if (last > first) {
+                data[runs++] = (struct extent){begin + first * CLUSTER, begin + last * CLUSTER};
+                left += (last - first) * CLUSTER;
             }
         }
     }
@@ -423,12 +447,14 @@ static void move_span(int image, uint64_t offset, const struct extent *extents, 
     for (size_t at = 0; at < found; at++)
         chunks[at].digest = digest_of(span + chunks[at].place, chunks[at].length);
     spent(DIGEST, left);
-    if (level)
-        dedupe(span, offset, chunks, found, *level);
+    if (end == STORE)
+        dedupe(span, offset, chunks, found, level);
+    else if (end == REMEMBER)
+        remember(chunks, found);
 }
 
 /* The image's allocated extents, span by span. */
-static uint64_t move_image(const char *path, const int *level)
+static uint64_t move_image(const char *path, enum end what, int level)
 {
     static struct extent extents[CLUSTERS];
     int image = open(path, O_RDONLY);
@@ -449,7 +475,7 @@ static uint64_t move_image(const char *path, const int *level)
         for (at = begin; at < end;) {
             uint64_t base = at / SPAN * SPAN, stop = base + SPAN < end ? base + SPAN : end;
             if (count && base != span) {
-                move_span(image, span, extents, count, level);
+                move_span(image, span, extents, count, what, level);
                 count = 0;
             }
             span = base;
@@ -458,7 +484,7 @@ static uint64_t move_image(const char *path, const int *level)
         }
     }
     if (count)
-        move_span(image, span, extents, count, level);
+        move_span(image, span, extents, count, what, level);
     close(image);
     return size;
 }
@@ -470,7 +496,7 @@ static void back_up(const char *image, const char *out, int level)
     compressor = ZSTD_createCCtx();
     if (pack.fd < 0 || !compressor)
         fail(out);
-    struct trailer trailer = {.capacity = move_image(image, &level)};
+    struct trailer trailer = {.capacity = move_image(image, STORE, level)};
     flush();
     trailer.pieces = pack.count;
     trailer.frames = pack.frames;
@@ -572,13 +598,23 @@ int main(int count, char **words)
 {
     const char *mode = count > 2 ? words[1] : "";
     bool full = !strcmp(mode, "full") && (count == 4 || count == 5), known = true;
-    int level = full && count == 5 ? atoi(words[4]) : 1;
+    bool again = !strcmp(mode, "again") && (count == 5 || count == 6);
+    int level = (full && count == 5) || (again && count == 6) ? atoi(words[count - 1]) : 1;
     double begun = seconds_of(CLOCK_MONOTONIC);
     last = seconds_of(CLOCK_THREAD_CPUTIME_ID);
-    if (full)
-        back_up(words[2], words[3], level);
+    struct rusage before = {0}, used;
+    if (again) {
+        move_image(words[2], REMEMBER, 0);
+        zero_bytes = chunk_count = 0;
+        memset(steps, 0, sizeof steps);
+        getrusage(RUSAGE_SELF, &before);
+        begun = seconds_of(CLOCK_MONOTONIC);
+        last = seconds_of(CLOCK_THREAD_CPUTIME_ID);
+    }
+    if (full || again)
+        back_up(words[2 + again], words[3 + again], level);
     else if (!strcmp(mode, "scan") && count == 3)
-        move_image(words[2], NULL);
+        move_image(words[2], FORGET, 0);
     else if (!strcmp(mode, "decode") && count == 3)
         restore(words[2], NULL);
     else if (!strcmp(mode, "restore") && count == 4)
@@ -586,13 +622,13 @@ int main(int count, char **words)
     else
         known = false;
     if (!known) {
-        fprintf(stderr, "floor full IMAGE PACK [LEVEL] | scan IMAGE | decode PACK | restore PACK RAW\n");
+        fprintf(stderr, "floor full IMAGE PACK [LEVEL] | again KNOWN IMAGE PACK [LEVEL] | scan IMAGE | decode PACK | "
+                        "restore PACK RAW\n");
         return 2;
     }
-    struct rusage used;
     getrusage(RUSAGE_SELF, &used);
-    double user_s = (double)used.ru_utime.tv_sec + (double)used.ru_utime.tv_usec / 1e6;
-    double system_s = (double)used.ru_stime.tv_sec + (double)used.ru_stime.tv_usec / 1e6;
+    double user_s = seconds(used.ru_utime) - seconds(before.ru_utime);
+    double system_s = seconds(used.ru_stime) - seconds(before.ru_stime);
     printf("{\"mode\": \"%s\", \"cpu_s\": %.4f, \"user_s\": %.4f, \"system_s\": %.4f, \"wall_s\": %.4f, ", mode,
            user_s + system_s, user_s, system_s, seconds_of(CLOCK_MONOTONIC) - begun);
     printf("\"peak_rss\": %ld, \"zero\": %" PRIu64 ", \"known\": %" PRIu64 ", \"new\": %" PRIu64
