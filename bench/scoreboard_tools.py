@@ -1,14 +1,15 @@
 """The tools of the scoreboard: what each of them runs in a step, and what a command costs.
 
-A step is one of `back up`, `discard` (restore to nothing), `restore` (to a raw image) and `verify`. A tool answers with
-its commands, or with none where it does not do that. Flags are those that a user takes who wants speed: restic with
-its own compression, borg with zstd,1, qemu-img into a qcow2 compressed by zstd, nbdcopy from a server of its own.
+A step backs up, discards (restores to nothing), restores to a raw image, or verifies. A tool answers with its
+commands, or with none where it does not do that. Flags are those that a user takes who wants speed: restic with its own
+compression, borg with zstd,1, qemu-img into a qcow2 compressed by zstd, nbdcopy from a server of its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,12 +52,16 @@ class Step:
     areas: Path | None = None
     huge: bool = False
 
+    @property
+    def first(self) -> str:
+        """The name of the backup that is read."""
+        return "tiny" if self.vm == "tiny" else "full"
+
 
 class Tool:
     """A program that backs up images. Each method gives the commands of an action; none: it does not do that.
 
-    `one_core` pins it to one core. `programs` have to be installed. `reads_holes` tells that a hole costs it as much
-    as data.
+    `one_core` pins it to one core. `programs` have to be installed. `reads_holes`: a hole costs it as much as data.
     """
 
     name: str
@@ -171,9 +176,11 @@ class Floor(Tool):
 
     def commands(self, step: Step, store: Path, target: Path) -> Sequence[Command]:
         if step.action != "back up":
-            pack = store / "full.pack"
+            pack = store / f"{step.first}.pack"
             raw = step.action == "restore"
-            return [[self._program, "restore", pack, target / "raw"] if raw else [self._program, "decode", pack]]
+            return [
+                [self._program, "restore", pack, target / "raw"] if raw else [self._program, "decode", pack]
+            ]
         words: list[str | Path]
         if step.areas:
             words = ["full", step.areas]
@@ -227,7 +234,7 @@ class Borg(Tool):
         if step.action == "verify":
             return [["borg", "check", "--verify-data", repository]]
         options = ["--stdout"] if step.action == "discard" else ["--sparse"]
-        return [["borg", "extract", *options, f"{repository}::full"]]
+        return [["borg", "extract", *options, f"{repository}::{step.first}"]]
 
 
 class QemuImg(Tool):
@@ -242,9 +249,9 @@ class QemuImg(Tool):
         if step.action == "back up" and step.known is None and step.vm in ("vm", "noise"):
             options = ["-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"]
             return [[*convert, *options, step.image, image]]
-        if step.action == "restore":
+        if step.action == "restore" and step.vm == "vm":
             return [[*convert, "-f", "qcow2", "-O", "raw", image, target / "raw"]]
-        if step.action == "discard":
+        if step.action == "discard" and step.vm == "vm":
             size = step.image.stat().st_size
             source = ["--image-opts", f"driver=qcow2,file.driver=file,file.filename={image}"]
             return [[*convert, "-n", *source, "--target-image-opts", f"driver=null-co,size={size}"]]
@@ -260,7 +267,7 @@ class Nbdcopy(Tool):
 
     def commands(self, step: Step, store: Path, target: Path) -> Sequence[Command]:
         if step.action == "back up" and step.known is None and step.vm in ("vm", "noise"):
-            served = ["[", "nbdkit", "--exit-with-parent", "file", step.image, "]"]
+            served: Command = ["[", "nbdkit", "--exit-with-parent", "file", step.image, "]"]
             return [["nbdcopy", "--", *served, store / "copy.raw"]]
         return []
 
@@ -318,7 +325,7 @@ def measure(
     total: dict[str, Any] = {"cpu_s": 0.0, "wall_s": 0.0, "peak_rss": 0}
     for command in commands:
         words = [sys.executable, "-I", "-S", "-c", _METER, chosen, output, *command]
-        done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, check=False, cwd=place, env=environment, capture_output=True, text=True)
         code, cpu_s, wall_s, peak = json.loads(done.stdout) if done.returncode == 0 else (1, 0, 0, 0)
         if code:
             raise ConfigError(f"{' '.join(map(str, command))} failed: {done.stderr.strip()}")
@@ -350,8 +357,8 @@ def versions(chosen: Sequence[Tool]) -> dict[str, str]:
     for tool in chosen:
         if tool.programs:
             asked = [tool.programs[0], "version" if tool.name == "restic" else "--version"]
-            said = subprocess.run(asked, capture_output=True, text=True).stdout.split("\n")[0]
-            found[tool.name] = said.removeprefix(f"{tool.name} ").partition(" compiled")[0].removeprefix("version ")
+            said = subprocess.run(asked, check=False, capture_output=True, text=True).stdout
+            found[tool.name] = next(iter(re.findall(r"\d+(?:\.\d+)+", said)), "")
     return found
 
 
