@@ -117,7 +117,11 @@ class Round:
         return float(self._rows[step, tool]["growth"])
 
     def peak_rss(self) -> float:
-        return max(float(row["peak_rss"]) for (_, tool), row in self._rows.items() if tool in (ONE, OURS))
+        """The largest of ours."""
+        ours = [float(row["peak_rss"]) for (_, tool), row in self._rows.items() if tool in (ONE, OURS)]
+        if not ours:
+            raise KeyError(OURS)
+        return max(ours)
 
 
 @dataclass(frozen=True)

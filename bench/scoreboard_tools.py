@@ -1,8 +1,8 @@
 """The tools of the scoreboard: what each of them runs in a step, and what a command costs.
 
 A step backs up, discards (restores to nothing), restores to a raw image, or verifies. A tool answers with its
-commands, or with none where it does not do that. Flags are those that a user takes who wants speed: restic with its own
-compression, borg with zstd,1, qemu-img into a qcow2 compressed by zstd, nbdcopy from a server of its own.
+commands, or with none where it does not do that. Flags are those that a user takes who wants speed: restic with
+its own compression, borg with zstd,1, qemu-img into a qcow2 compressed by zstd, nbdcopy from a server of its own.
 """
 
 from __future__ import annotations
