@@ -325,7 +325,6 @@ def run_round(
     environment = environment_of(place)
     first = number % len(chosen)
     for step in steps_of(images, place, given):
-        settle()
         rows = []
         for tool in [*chosen[first:], *chosen[:first]]:
             if step.huge and tool.reads_holes:
@@ -338,6 +337,7 @@ def run_round(
                 for command in tool.prepare(store, target):
                     subprocess.run(command, cwd=target, env=environment, check=True, capture_output=True)
             if commands := tool.commands(step, store, target):
+                settle()
                 before = size_of(store)
                 row = measure(tool, commands, target, environment)
                 grew = size_of(store) - before if step.action == "back up" and tool.growth else None
@@ -417,7 +417,27 @@ def lines_of(document: Mapping[str, Any]) -> list[str]:
     others = ", ".join(f"{name} {number}" for name, number in document["tools"].items())
     lines = [document["about"], f"vadpipe {document['version']}; {others}"]
     lines += [f"left out, not installed: {name}" for name in document["left_out"]]
+    lines += ["", "CPU-seconds, and in brackets the median ratio to the floor's", *matrix(document, "cpu_s")]
+    lines += ["", "MiB that the store grew by", *matrix(document, "growth", MiB)]
     return [*lines, "", *median_lines(document), "", *goal_lines(document["goals"])]
+
+
+def matrix(document: Mapping[str, Any], name: str, unit: float = 1) -> list[str]:
+    """The medians of a figure: a line for each step, a column for each tool."""
+    cases, rows = by_case(document), document["results"]
+    tools = list(dict.fromkeys(row["tool"] for row in rows if row[name] is not None))
+    lines = []
+    for step in dict.fromkeys(row["step"] for row in rows):
+        cells = []
+        for tool in tools:
+            found = cases.get(f"{step}, {tool}", [])
+            cell = f"{median(values(found, name)) / unit:.2f}" if values(found, name) else ""
+            if cell and name == "cpu_s" and tool != FLOOR and (ratios := values(found, "of_floor")):
+                cell += f" ({median(ratios):.2f})"
+            cells.append(cell)
+        if any(cells):
+            lines.append([step, *cells])
+    return table(["STEP", *tools], lines, right=tools)
 
 
 # ---- releases
