@@ -22,10 +22,12 @@ other, so that a busy minute slows all of them down; a ratio is that of two cost
     incompressible  random bytes, an eighth of --size
     contiguous      a disk of 4 TiB with a quarter of --size as data, side by side
     scattered       the same data in pieces of 1 MiB over all of the disk
+    disks           the same data on 16 disks of one VM
 
 `floor` is one thread of C (bench/floor.c). It and `vadpipe, 1 core` are pinned to one core; the others have all.
 CPU-seconds are user and system time of the command from its start to its end. borg and restic read every hole, so
-they are left out where the disk has 4 TiB. A restored image is compared with the original in the first round.
+they are left out where the disk has 4 TiB, and of the 16 disks. A restored image is compared with the original in
+the first round.
 """
 
 from __future__ import annotations
@@ -78,13 +80,14 @@ RELEASES = ROOT / "bench" / "releases.json"
 STEPS = (
     *("tiny", "tiny-discard", "tiny-verify"),
     *("full", "discard", "restore", "verify", "nothing", "blocks", "writes", "sibling"),
-    *("incompressible", "contiguous", "scattered"),
+    *("incompressible", "contiguous", "scattered", "disks"),
 )
 _OF_FULL = frozenset(STEPS[STEPS.index("discard") : STEPS.index("incompressible")])
 _OF_TINY = frozenset(("tiny-discard", "tiny-verify"))
 # The step that tells what a step's commands cost for their start.
 _START = {"discard": "tiny-discard", "restore": "tiny-discard", "verify": "tiny-verify"}
 CAPACITY = 4 * TiB
+DISKS = 16
 LARGEST_RSS = 256 * MiB
 
 ONE, OURS, FLOOR = "vadpipe, 1 core", "vadpipe", "floor"
@@ -176,6 +179,13 @@ GOALS = (
         1.1,
         lambda r: r.cpu("scattered", ONE) / r.cpu("contiguous", ONE),
     ),
+    Goal(
+        "16 disks: throughput of the same data on one",
+        0.95,
+        lambda r: r.wall("contiguous", OURS) / r.wall("disks", OURS),
+        at_least=True,
+        starts=False,
+    ),
     Goal("restore to nothing, one core: CPU of the floor's", 1.3, lambda r: r.of("discard", ONE, FLOOR)),
     Goal("restore to raw, one core: CPU of the floor's", 1.3, lambda r: r.of("restore", ONE, FLOOR)),
     Goal("verify, one core: CPU of the floor's", 1.3, lambda r: r.of("verify", ONE, FLOOR)),
@@ -232,11 +242,13 @@ class Images:
     noise: Path
     contiguous: Path
     scattered: Path
+    disks: Path
 
 
 def images_of(directory: Path, scratch: Path, given: argparse.Namespace) -> Images:
     size, chance = int(given.size * GiB), np.random.default_rng(given.seed)
-    found = {name: scratch / name / "disk.raw" for name in ("tiny", "noise", "contiguous", "scattered")}
+    names = ("tiny", "noise", "contiguous", "scattered", "disks")
+    found = {name: scratch / name / "disk.raw" for name in names}
     base = ext4_image(directory, size, given.fill * MiB, given.seed)
     sibling = base
     if "sibling" in given.only:
@@ -247,19 +259,26 @@ def images_of(directory: Path, scratch: Path, given: argparse.Namespace) -> Imag
         length = max(size // 8 // MiB, 1) * MiB
         pieces = ((offset, chance.bytes(MiB)) for offset in range(0, length, MiB))
         write_flat(found["noise"], length, pieces)
-    if "contiguous" in given.only or "scattered" in given.only:
+    if {"contiguous", "scattered", "disks"} & set(given.only):
         data = first_data(base, max(size // 4 // MiB, 1) * MiB).tobytes()
         count = len(data) // MiB
         apart = CAPACITY // count
         for name, distance in (("contiguous", MiB), ("scattered", apart // CLUSTER * CLUSTER)):
             pieces = ((at * distance, data[at * MiB : (at + 1) * MiB]) for at in range(count))
             write_flat(found[name], CAPACITY, pieces)
+        share = len(data) // DISKS // CLUSTER * CLUSTER
+        for number in range(DISKS):
+            part = (
+                data[number * share : (number + 1) * share] if number < DISKS - 1 else data[number * share :]
+            )
+            write_flat(found["disks"].with_stem(f"disk{number:02}"), len(part), [(0, part)])
+    found["disks"] = found["disks"].with_stem("disk00")
     return Images(base=base, sibling=sibling, **found)
 
 
 def write_flat(image: Path, size: int, pieces: Iterator[tuple[int, bytes]] | list[tuple[int, bytes]]) -> None:
     """A sparse raw image with these bytes at these offsets, and its descriptor."""
-    image.parent.mkdir(parents=True)
+    image.parent.mkdir(parents=True, exist_ok=True)
     with image.open("wb") as file:
         file.truncate(size)
         for offset, data in pieces:
@@ -308,7 +327,7 @@ def steps_of(images: Images, place: Path, given: argparse.Namespace) -> Iterator
         yield replace(full, name="sibling", image=images.sibling, known=image)
     if "incompressible" in given.only:
         yield Step("incompressible", "back up", images.noise, vm="noise")
-    for name in ("contiguous", "scattered"):
+    for name in ("contiguous", "scattered", "disks"):
         if name in given.only:
             yield Step(name, "back up", getattr(images, name), vm=name, huge=True)
 

@@ -35,12 +35,12 @@ class Step:
     Args:
         name: Of the row.
         action: What is done.
-        image: Is backed up; or was, into the store that is read.
+        image: Is backed up; or was, into the store that is read. Its directory may hold more disks.
         vm: Whose store takes it or has it.
         known: An image whose chunks are stored already.
         written: File with the areas that change tracking tells of.
         areas: An image that holds nothing but them.
-        huge: The image is far larger than what it holds: nothing for tools that read holes.
+        huge: The image is far larger than what it holds, or one of many: nothing for tools that read holes.
     """
 
     name: str
@@ -190,6 +190,11 @@ class Floor(Tool):
             return [[self._program, "scan", step.image]]
         else:
             words = ["again", step.known, step.image]
+        if step.image.with_stem("disk01").exists():
+            images = sorted(step.image.parent.glob("*.raw"))
+            return [
+                [self._program, "full", one, store / f"{one.stem}.pack", str(self._level)] for one in images
+            ]
         return [[self._program, *words, store / f"{step.name}.pack", str(self._level)]]
 
 
