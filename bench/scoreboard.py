@@ -380,8 +380,8 @@ def expect_equal(image: Path, target: Path, tool: Tool) -> None:
         raise ConfigError(f"{tool.name} restored {restored}, which differs from the image.")
 
 
-def score(given: argparse.Namespace) -> dict[str, Any]:
-    """The document of a run."""
+def score(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The document of a run, after each round with the rounds until then."""
     directory = given.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     every = tools(built_floor(), given.level)
@@ -409,15 +409,16 @@ def score(given: argparse.Namespace) -> dict[str, Any]:
                 results.append(row)
                 told = f"round {number + 1} of {given.rounds}: {row['case']}: {row['cpu_s']:.2f} CPU-s"
                 print(told, file=sys.stderr, flush=True)
-    document: dict[str, Any] = {
-        "kind": "bench scoreboard",
-        "about": about,
-        "version": version("vadpipe"),
-        "tools": versions(chosen),
-        "left_out": left_out,
-        "results": results,
-    }
-    return {**document, "goals": goals_of(document)}
+            document: dict[str, Any] = {
+                "kind": "bench scoreboard",
+                "about": about,
+                "version": version("vadpipe"),
+                "tools": versions(chosen),
+                "left_out": left_out,
+                "rounds": number + 1,
+                "results": results,
+            }
+            yield {**document, "goals": goals_of(document)}
 
 
 def built_floor() -> Path:
@@ -467,12 +468,12 @@ def read_releases() -> list[dict[str, Any]]:
     return found
 
 
-def keep_release(document: Mapping[str, Any], rounds: int) -> None:
+def keep_release(document: Mapping[str, Any]) -> None:
     """Keep the medians of the ratios under the version of the package, in the place of earlier ones of it."""
     entry = {
         "version": document["version"],
         "about": document["about"],
-        "rounds": rounds,
+        "rounds": document["rounds"],
         "goals": {goal["goal"]: round(goal["median"], 3) for goal in document["goals"]},
         "of_floor": {
             case: round(median(found), 3)
@@ -532,6 +533,8 @@ def main() -> None:
             given.only = [*given.only, needed]  # they read what it stored
     if (given.action == "compare") != (len(given.files) == 2) or (given.files and given.action != "compare"):
         arguments.error("`compare` takes two files, and nothing else takes any")
+    if given.rounds < 1:
+        arguments.error("there is at least one round")
     try:
         print("\n".join(act(given)))
     except ConfigError as error:
@@ -543,15 +546,16 @@ def act(given: argparse.Namespace) -> Sequence[str]:
         return release_lines()
     if given.action == "compare":
         return comparison_lines(comparison(*map(read_document, given.files)))
-    document = score(given)
-    if given.json:
-        given.json.write_text(json.dumps(document, indent=1) + "\n")
+    document: dict[str, Any] = {}
+    for document in score(given):
+        if given.json:  # after each round: whoever ends a long run keeps what it measured
+            given.json.write_text(json.dumps(document, indent=1) + "\n")
     if given.pictures:
         from bench.scoreboard_pictures import write_pictures
 
         write_pictures(document, given.pictures)
     if given.release:
-        keep_release(document, given.rounds)
+        keep_release(document)
     return lines_of(document)
 
 

@@ -188,8 +188,8 @@ def test_a_version_is_kept_once_with_its_ratios(tmp_path, monkeypatch):
     rows = [row("full", "floor"), row("full", "vadpipe, 1 core", cpu_s=1.5, of_floor=1.5)]
     for version, factor in (("1.0", 1), ("1.1", 1), ("1.1", 2)):
         found = [{**one, "cpu_s": one["cpu_s"] * (factor if one["tool"] != "floor" else 1)} for one in rows]
-        document = {"version": version, "about": "here", "results": found}
-        scoreboard.keep_release({**document, "goals": scoreboard.goals_of(document)}, 1)
+        document = {"version": version, "about": "here", "rounds": 1, "results": found}
+        scoreboard.keep_release({**document, "goals": scoreboard.goals_of(document)})
     kept = scoreboard.read_releases()
     assert [release["version"] for release in kept] == ["1.0", "1.1"]
     assert kept[0]["of_floor"] == {"full, vadpipe, 1 core": 1.5}
