@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import trio
 
-from bench import scoreboard
+from bench import scoreboard_goals as goals
+from bench.scoreboard_images import CAPACITY, write_flat
 from bench.scoreboard_tools import tools
 from pipeline import GiB, KiB, MiB
 from pipeline.testing.fakes import MemoryDisk
@@ -161,9 +162,7 @@ def test_a_goal_is_the_median_of_the_ratios_of_each_round():
     costs = [(2.0, 1.0), (6.0, 2.0), (1.1, 1.0)]
     rows = [row("full", "floor", number, cpu_s=floor) for number, (_, floor) in enumerate(costs)]
     rows += [row("full", "vadpipe, 1 core", number, cpu_s=own) for number, (own, _) in enumerate(costs)]
-    [goal] = [
-        one for one in scoreboard.goals_of({"results": rows}) if one["goal"].startswith("full, one core")
-    ]
+    [goal] = [one for one in goals.goals_of({"results": rows}) if one["goal"].startswith("full, one core")]
     assert goal["ratios"] == [2.0, 3.0, 1.1]
     assert goal["median"] == 2.0
     assert goal["less_start"] is None
@@ -173,27 +172,25 @@ def test_a_goal_is_the_median_of_the_ratios_of_each_round():
 def test_a_goal_less_the_start_leaves_out_what_a_tiny_disk_costs():
     rows = [row("tiny", "floor", cpu_s=0.0), row("tiny", "vadpipe, 1 core", cpu_s=0.5)]
     rows += [row("full", "floor", cpu_s=2.0), row("full", "vadpipe, 1 core", cpu_s=2.5)]
-    [goal] = [
-        one for one in scoreboard.goals_of({"results": rows}) if one["goal"].startswith("full, one core")
-    ]
+    [goal] = [one for one in goals.goals_of({"results": rows}) if one["goal"].startswith("full, one core")]
     assert (goal["median"], goal["less_start"]) == (1.25, 1.0)
 
 
 def test_goals_whose_parts_were_not_measured_are_left_out():
-    assert scoreboard.goals_of({"results": [row("full", "borg", growth=1)]}) == []
+    assert goals.goals_of({"results": [row("full", "borg", growth=1)]}) == []
 
 
 def test_a_version_is_kept_once_with_its_ratios(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoreboard, "RELEASES", tmp_path / "releases.json")
+    monkeypatch.setattr(goals, "RELEASES", tmp_path / "releases.json")
     rows = [row("full", "floor"), row("full", "vadpipe, 1 core", cpu_s=1.5, of_floor=1.5)]
     for version, factor in (("1.0", 1), ("1.1", 1), ("1.1", 2)):
         found = [{**one, "cpu_s": one["cpu_s"] * (factor if one["tool"] != "floor" else 1)} for one in rows]
         document = {"version": version, "about": "here", "rounds": 1, "results": found}
-        scoreboard.keep_release({**document, "goals": scoreboard.goals_of(document)})
-    kept = scoreboard.read_releases()
+        goals.keep_release({**document, "goals": goals.goals_of(document)})
+    kept = goals.read_releases()
     assert [release["version"] for release in kept] == ["1.0", "1.1"]
     assert kept[0]["of_floor"] == {"full, vadpipe, 1 core": 1.5}
-    [line] = [line for line in scoreboard.release_lines() if line.startswith("full, one core")]
+    [line] = [line for line in goals.release_lines() if line.startswith("full, one core")]
     assert line.split()[-3:] == ["1.50", "3.00", "1.15"]
 
 
@@ -211,7 +208,7 @@ def test_every_tool_has_a_colour_in_the_pictures(tmp_path):
 
 def test_a_disk_of_four_tebibytes_holds_the_pieces_apart(tmp_path):
     pieces = [(at * GiB, bytes([at]) * MiB) for at in (1, 3)]
-    scoreboard.write_flat(tmp_path / "new" / "disk.raw", scoreboard.CAPACITY, pieces)
+    write_flat(tmp_path / "new" / "disk.raw", CAPACITY, pieces)
     with (tmp_path / "new" / "disk.raw").open("rb") as file:
         assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 * GiB
         assert os.pread(file.fileno(), 1, 3 * GiB) == b"\x03"
