@@ -24,7 +24,7 @@ other, so that a busy minute slows all of them down; a ratio is that of two cost
     scattered       the same data in pieces of 1 MiB over all of the disk
     disks           the same data on 16 disks of one VM
 
-`floor` is one thread of C (bench/floor.c). It and `vadpipe, 1 core` are pinned to one core; the others have all.
+`floor` is one thread of C (bench/floor.c). It and `vadpipe-1` are pinned to one core; the others have all.
 CPU-seconds are user and system time of the command from its start to its end. borg and restic read every hole, so
 they are left out where the disk has 4 TiB, and of the 16 disks. A restored image is compared with the original in
 the first round.

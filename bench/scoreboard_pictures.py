@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "floor": "#000000",
     "vadpipe": "#0072B2",
-    "vadpipe, 1 core": "#56B4E9",
+    "vadpipe-1": "#56B4E9",
     "restic": "#E69F00",
     "borg": "#009E73",
     "qemu-img": "#CC79A7",
@@ -48,7 +48,7 @@ def write_pictures(document: Mapping[str, Any], directory: Path) -> list[Path]:
 
     steps = [step for step in steps if step in _GROWS]
     figure, axes = new_plot(1.2 + 0.45 * max(len(steps), 1))
-    tools = [tool for tool in tools if tool not in ("vadpipe, 1 core", "nbdcopy", "floor")]
+    tools = [tool for tool in tools if tool not in ("vadpipe-1", "nbdcopy", "floor")]
     for tool in tools:
         found = [values(cases.get(f"{step}, {tool}", ()), "growth") for step in steps]
         # A run that stores nothing cannot stand on a logarithmic axis.

@@ -125,7 +125,7 @@ class Vadpipe(Tool):
     """This project's command."""
 
     def __init__(self, level: int, one_core: bool) -> None:
-        self.name = "vadpipe, 1 core" if one_core else "vadpipe"
+        self.name = "vadpipe-1" if one_core else "vadpipe"
         self.one_core = one_core
         self._level = level
 

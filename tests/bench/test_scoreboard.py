@@ -161,7 +161,7 @@ def row(step, tool, number=0, **figures):
 def test_a_goal_is_the_median_of_the_ratios_of_each_round():
     costs = [(2.0, 1.0), (6.0, 2.0), (1.1, 1.0)]
     rows = [row("full", "floor", number, cpu_s=floor) for number, (_, floor) in enumerate(costs)]
-    rows += [row("full", "vadpipe, 1 core", number, cpu_s=own) for number, (own, _) in enumerate(costs)]
+    rows += [row("full", "vadpipe-1", number, cpu_s=own) for number, (own, _) in enumerate(costs)]
     [goal] = [one for one in goals.goals_of({"results": rows}) if one["goal"].startswith("full, one core")]
     assert goal["ratios"] == [2.0, 3.0, 1.1]
     assert goal["median"] == 2.0
@@ -170,8 +170,8 @@ def test_a_goal_is_the_median_of_the_ratios_of_each_round():
 
 
 def test_a_goal_less_the_start_leaves_out_what_a_tiny_disk_costs():
-    rows = [row("tiny", "floor", cpu_s=0.0), row("tiny", "vadpipe, 1 core", cpu_s=0.5)]
-    rows += [row("full", "floor", cpu_s=2.0), row("full", "vadpipe, 1 core", cpu_s=2.5)]
+    rows = [row("tiny", "floor", cpu_s=0.0), row("tiny", "vadpipe-1", cpu_s=0.5)]
+    rows += [row("full", "floor", cpu_s=2.0), row("full", "vadpipe-1", cpu_s=2.5)]
     [goal] = [one for one in goals.goals_of({"results": rows}) if one["goal"].startswith("full, one core")]
     assert (goal["median"], goal["less_start"]) == (1.25, 1.0)
 
@@ -182,14 +182,14 @@ def test_goals_whose_parts_were_not_measured_are_left_out():
 
 def test_a_version_is_kept_once_with_its_ratios(tmp_path, monkeypatch):
     monkeypatch.setattr(goals, "RELEASES", tmp_path / "releases.json")
-    rows = [row("full", "floor"), row("full", "vadpipe, 1 core", cpu_s=1.5, of_floor=1.5)]
+    rows = [row("full", "floor"), row("full", "vadpipe-1", cpu_s=1.5, of_floor=1.5)]
     for version, factor in (("1.0", 1), ("1.1", 1), ("1.1", 2)):
         found = [{**one, "cpu_s": one["cpu_s"] * (factor if one["tool"] != "floor" else 1)} for one in rows]
         document = {"version": version, "about": "here", "rounds": 1, "results": found}
         goals.keep_release({**document, "goals": goals.goals_of(document)})
     kept = goals.read_releases()
     assert [release["version"] for release in kept] == ["1.0", "1.1"]
-    assert kept[0]["of_floor"] == {"full, vadpipe, 1 core": 1.5}
+    assert kept[0]["of_floor"] == {"full, vadpipe-1": 1.5}
     [line] = [line for line in goals.release_lines() if line.startswith("full, one core")]
     assert line.split()[-3:] == ["1.50", "3.00", "1.15"]
 
