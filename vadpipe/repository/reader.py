@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -423,7 +423,7 @@ async def _send(
                         buffer=await pool.acquire(),
                     )
                     held[part.offset] = span
-                    await send.send(_Piece(span, part.rows, part.addresses))
+                    await send.send(_Piece(span, part))
             if reached < capacity:
                 await send.send(gap(reached, capacity - reached))
 
@@ -466,11 +466,10 @@ class HandingOver(SendChannel[A]):
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A span to be filled, and the rows of the map that say from where."""
+    """A span to be filled, and the part of the map that says from where."""
 
     span: Span
-    rows: PageMap
-    addresses: Sequence[FrameAddress | None]
+    part: _Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -482,7 +481,7 @@ class _Part:
     data: Extents
     zeros: Extents
     rows: PageMap
-    addresses: Sequence[FrameAddress | None]
+    page: ContentPage
 
 
 @dataclass(frozen=True, eq=False)
@@ -492,6 +491,12 @@ class ContentPage:
     offset: int
     rows: PageMap
     addresses: Sequence[FrameAddress | None]
+
+    @cached_property
+    def used_once(self) -> NDArray[np.bool_]:
+        """For each frame, whether one row has all that the page has of it."""
+        used: NDArray[np.bool_] = np.bincount(self.rows.frame, minlength=len(self.addresses)) == 1
+        return used
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
@@ -542,7 +547,7 @@ class DiskContent:
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
-            found.append(_Part(start, length, data, data.inverted(start, length), rows, page.addresses))
+            found.append(_Part(start, length, data, data.inverted(start, length), rows, page))
         return found
 
     def changed_parts(self, offset: int, digest: bytes, before: PageMap) -> list[_Part]:
@@ -562,28 +567,33 @@ class DiskContent:
             length = min(SPAN, self.capacity - low)
             if len(inside := changed.within(low, length)):
                 extents, part = data.get(low, (Extents.empty(), PageMap.empty()))
-                found.append(_Part(low, length, extents, inside - extents, part, page.addresses))
+                found.append(_Part(low, length, extents, inside - extents, part, page))
         return found
 
     def fill(self, piece: _Piece) -> None:
-        """Decode what the span needs, and copy it to its places."""
-        memory, rows, low = piece.span.buffer.array, piece.rows, piece.span.offset % PAGE
-        frame = np.unique(rows.frame)
-        for number in frame.tolist():
-            mine = np.flatnonzero(rows.frame == number)
-            columns = (
-                rows.offset[mine] * CLUSTER - low,
-                rows.count[mine] * CLUSTER,
-                rows.place[mine] * CLUSTER,
-            )
-            where = piece.span.offset + int(columns[0][0])
-            address = piece.addresses[number]
-            data = self.frame(address, where, int(columns[1][0]), rows.frame_ids[number].tobytes())
-            for start, length, place in zip(*(column.tolist() for column in columns), strict=True):
-                length = min(length, piece.span.length - start)  # the tail of a disk is no whole cluster
-                if place + length > len(data):
-                    raise self.damaged(start + piece.span.offset, length, "the map reads beyond its frame")
-                memory[start : start + length] = np.frombuffer(data[place : place + length], np.uint8)
+        """Decode what the span needs, and put it in its places."""
+        span, rows, page = piece.span, piece.part.rows, piece.part.page
+        memory, low = span.buffer.memory, span.offset % PAGE
+        order = np.argsort(rows.frame, kind="stable")
+        starts = (rows.offset[order] * CLUSTER - low).tolist()
+        lengths = (rows.count[order] * CLUSTER).tolist()
+        places = (rows.place[order] * CLUSTER).tolist()
+        frames = rows.frame[order].tolist()
+        decoded, data = -1, memoryview(b"")
+        for number, start, length, place in zip(frames, starts, lengths, places, strict=True):
+            length = min(length, span.length - start)  # the tail of a disk is no whole cluster
+            target = memory[start : start + length]
+            if number != decoded:
+                address, identity = page.addresses[number], rows.frame_ids[number].tobytes()
+                if address is not None and address.length == length and page.used_once[number]:
+                    read = partial(self._reader.frames.read_into, target=target)
+                    self._read(read, address, span.offset + start, length, identity)
+                    continue
+                data = self.frame(address, span.offset + start, length, identity)
+                decoded = number
+            if place + length > len(data):
+                raise self.damaged(span.offset + start, length, "the map reads beyond its frame")
+            target[:] = data[place : place + length]
 
     def frame(self, address: FrameAddress | None, offset: int, length: int, identity: bytes) -> memoryview:
         """The bytes of a frame, which the map names for `length` bytes at `offset` of the disk."""

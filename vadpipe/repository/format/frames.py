@@ -25,7 +25,7 @@ from pipeline import (
     Digests,
     MiB,
 )
-from vadpipe.kernels.codecs import codec_named
+from vadpipe.kernels.codecs import Zstd, codec_named
 
 from .config import Config, Keys
 from .objects import Damage
@@ -254,14 +254,22 @@ def parse_chunks(head: bytes, identity: bytes, config: Config) -> NDArray[np.voi
     return np.frombuffer(table, dtype=CHUNK)
 
 
-def decode(frame: Frame, keys: Keys) -> memoryview:
-    """The bytes of a frame, each chunk proved by its digest. Raises Damage."""
+def decode(frame: Frame, keys: Keys, target: memoryview | None = None) -> memoryview:
+    """The bytes of a frame, each chunk proved by its digest. Raises Damage.
+
+    Args:
+        target: `frame.length` bytes of memory to decode into; after Damage they are anything.
+    """
     try:
         codec = codec_named(frame.codec)
     except LookupError as exc:
         raise Damage(f"it was written with the codec {frame.codec!r}, which is not registered") from exc
     try:
-        view = memoryview(codec.decode(frame.payload, frame.length))
+        if target is not None and isinstance(codec, Zstd):
+            codec.decode_into(frame.payload, target)
+            view = target
+        else:
+            view = memoryview(codec.decode(frame.payload, frame.length))
     except ValueError as exc:
         raise Damage(str(exc)) from exc
     if len(view) != frame.length:
@@ -272,6 +280,8 @@ def decode(frame: Frame, keys: Keys) -> memoryview:
         if blake3(view[start:end], key=key).digest() != digest:
             raise Damage(f"the digest of its chunk {number} (bytes {start} to {end}) is wrong")
         start = end
+    if target is not None and view is not target:
+        target[:] = view
     return view
 
 
