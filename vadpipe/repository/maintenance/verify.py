@@ -26,18 +26,15 @@ from pipeline import (
     Digests,
     IntegrityError,
     KiB,
-    MiB,
     MoverError,
     format_size,
 )
 from pipeline.units import UNITS
 from vadpipe.words import counted
 
-from ..format.config import Config
 from ..format.disk_map import PAGE, PageMap
-from ..format.frames import Kind, decode
-from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, ReadAhead, point_name, run_of, stem
-from ..format.packs import FRAME_ROW, FrameAddress, addresses, frame_of, read_table
+from ..format.objects import INDEX, PACKS, Missing, point_name, run_of, stem
+from ..format.packs import FRAME_ROW, FrameAddress
 from ..format.restore_point import RestorePoint, StoredDisk, name_of
 from ..index.cells import Rows
 from ..index.lookup import AnySegment, Index
@@ -46,6 +43,7 @@ from ..reader import RepositoryReader
 from ..removal import read_removed, readable_removed
 from ..runs import unended_runs
 from .forgetting import forgotten
+from .reading_packs import TRIP_S, PackReport, PackToRead, check_packs, in_batches
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
 _Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
@@ -163,14 +161,14 @@ async def verify(
     await trio.to_thread.run_sync(work.check_index)
     chosen = await trio.to_thread.run_sync(work.choose, points, budget, after)
     total, done = sum(pack.size for pack in chosen), 0
-    packs = iter(chosen)
+    batches = iter(in_batches(chosen))
 
-    async def check_packs() -> None:
+    async def check() -> None:
         nonlocal done
-        while reports := await trio.to_thread.run_sync(_check_some, reader.objects, reader.config, packs):
-            for pack, report in reports:
+        while reports := await trio.to_thread.run_sync(check_packs, reader.objects, reader.config, batches):
+            for packs, report in reports:
                 work.add(report)
-                done += pack.size
+                done += sum(pack.size for pack in packs)
             if progress is not None:
                 progress(done, total)
 
@@ -178,7 +176,7 @@ async def verify(
         progress(0, total)
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
-            nursery.start_soon(check_packs)
+            nursery.start_soon(check)
     await trio.to_thread.run_sync(work.look_again)
     if points is None:
         await trio.to_thread.run_sync(work.check_rows)
@@ -190,188 +188,9 @@ async def verify(
     return work.report(budget)
 
 
-@dataclass
-class PackToRead:
-    """A pack to be read: what the index lists in it, and its size in bytes.
-
-    `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
-    """
-
-    name: str
-    listed: list[_Listing] = field(default_factory=list)
-    size: int = 0
-    needed: set[int] | None = None
-
-
-@dataclass
-class _PackReport:
-    """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
-
-    `misplaced`: segments, and addresses that they have of frames where the pack has another one, or none.
-    `unlisted`: how many frames of the pack's own table no segment lists.
-    `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
-    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of
-    all, where they are many. `documents`: digests of such pieces of documents.
-    """
-
-    path: str
-    pack: str = ""
-    frames: int = 0
-    bytes: int = 0
-    missing: bool = False
-    damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
-    misplaced: list[tuple[AnySegment, FrameAddress]] = field(default_factory=list)
-    unlisted: int = 0
-    problem: str = ""
-    rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
-    pages: list[_Page] = field(default_factory=list)
-    documents: list[_Digest] = field(default_factory=list)
-
-    def count(self, segment: AnySegment, right: int, unknown: int) -> None:
-        before = self.rows.get(segment, (0, 0))
-        self.rows[segment] = before[0] + right, before[1] + unknown
-
-
 _LOOKS = 3  # at the index, while others merge its segments
 
-# A trip to a worker thread costs 0.1 ms of CPU, as much as a small pack or point. After so many seconds it comes
-# back: a trip cannot be cancelled.
-_TRIP_S = 0.05
-
-# Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
-_READ_AT_ONCE = 8 * MiB
-
-_PAGES_OF_PACK = 8 * MiB
-
 _FRAMES_IN_TABLE = 256 * KiB  # 256 GiB that were stored in order
-
-
-def _check_some(
-    objects: Objects, config: Config, packs: Iterator[PackToRead]
-) -> list[tuple[PackToRead, _PackReport]]:
-    """On a worker thread: check the next packs, for a short while."""
-    until = time.monotonic() + _TRIP_S
-    reports: list[tuple[PackToRead, _PackReport]] = []
-    for pack in packs:
-        reports.append((pack, check_pack(objects, config, pack)))
-        if time.monotonic() >= until:
-            break
-    return reports
-
-
-def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
-    """Read the frames of a pack: those of its own table, and those that the index expects in it.
-
-    Every frame is compared with the rows that the index has of its chunks.
-    """
-    name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)), pack.name)
-    if pack.needed is None:
-        objects = ReadAhead(objects, _READ_AT_ONCE, most=1)  # a small pack takes one request
-    frames: dict[int, FrameAddress] = {}
-    listed: dict[int, list[tuple[AnySegment, int]]] = {}
-    own: dict[int, FrameAddress] | None = None
-    table: NDArray[np.void] | None = None
-    try:
-        table = read_table(objects, config.id, name)
-        own = {each.offset: each for each in addresses(table, name)}
-    except Damage as damage:
-        report.problem, report.missing = str(damage), isinstance(damage, Missing)
-        if report.missing and pack.listed:  # or these are wrong
-            report.problem += f"; it is named by {', '.join(segment.name for segment, _ in pack.listed)}"
-    frames.update(own or {})
-    for segment, rows in pack.listed:
-        if table is not None and _lists(segment, rows, table):
-            for row, offset in zip(rows.tolist(), own or (), strict=True):
-                listed.setdefault(offset, []).append((segment, row))
-            continue
-        for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
-            # The table of the pack has a checksum, and its frames prove it: a row that differs is wrong itself.
-            if own is not None and own.get(address.offset) != address:
-                report.misplaced.append((segment, address))
-                report.count(segment, 0, segment.chunks_of(np.array([row])))
-                continue
-            listed.setdefault(address.offset, []).append((segment, row))
-            if frames.setdefault(address.offset, address) != address:
-                report.problem = f"the index has two frames at byte {address.offset}"
-    report.unlisted = len((own or {}).keys() - listed.keys())
-    wanted = [
-        address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
-    ]
-    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
-    pages: list[_Page] = []
-    documents: list[bytes] = []
-    held = 0
-    for address, content in _contents(objects, wanted):
-        try:
-            if isinstance(content, Damage):
-                raise content
-            frame = frame_of(content, address, config)
-            data = decode(frame, config.keys)
-            report.bytes += len(data)
-            report.frames += 1
-        except Damage as damage:
-            report.damaged.append((address, str(damage)))
-            for segment, row in listed.get(address.offset, ()):
-                report.count(segment, 0, segment.chunks_of(np.array([row])))
-            continue
-        for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk))
-        if frame.kind != Kind.DATA and len(frame.chunk) == 1 and address.offset in listed:
-            digest = frame.chunk["digest"].tobytes()
-            if frame.kind == Kind.DOCUMENT:
-                documents.append(digest)
-            elif held < _PAGES_OF_PACK:
-                held += len(data)
-                pages.append((digest, data))
-    wrong = 0
-    for segment, tables in found.items():  # all chunks of the pack at once: a comparison costs by the call
-        chunk = np.concatenate([chunk for _, chunk in tables])
-        many = np.array([len(chunk) for _, chunk in tables])
-        end = np.cumsum(chunk["length"], dtype=np.int64)
-        place = end - chunk["length"]
-        place -= np.repeat(place[np.cumsum(many) - many], many)
-        right = segment.agreeing(np.array([row for row, _ in tables]), many, chunk["digest"], place)
-        report.count(segment, right, 0)
-        wrong += len(chunk) - right
-    if not wrong:
-        report.pages, report.documents = pages, documents
-    return report
-
-
-def _lists(segment: AnySegment, rows: Rows, table: NDArray[np.void]) -> bool:
-    """Whether rows of a segment are the whole table of a pack, as they are for most packs."""
-    if len(rows) != len(table):
-        return False
-    frames = segment.take(segment.frame_section, rows).copy()
-    frames["pack"] = 0
-    return bool(frames.tobytes() == table.tobytes())
-
-
-def _contents(
-    objects: Objects, wanted: Sequence[FrameAddress]
-) -> Iterator[tuple[FrameAddress, memoryview | Damage]]:
-    """The stored bytes of frames, which ascend; what lies side by side is read together."""
-    low = 0
-    while low < len(wanted):
-        high, begin = low + 1, wanted[low].offset
-        while (
-            high < len(wanted)
-            and wanted[high].offset == wanted[high - 1].offset + wanted[high - 1].size
-            and wanted[high].offset + wanted[high].size - begin <= _READ_AT_ONCE
-        ):
-            high += 1
-        together = wanted[low:high]
-        try:
-            end = together[-1].offset + together[-1].size
-            content = memoryview(objects.read(objects.pack(together[0].pack), begin, end - begin))
-            yield from ((each, content[each.offset - begin :][: each.size]) for each in together)
-        except Damage as damage:
-            if len(together) == 1:
-                yield together[0], damage
-            else:  # one of them alone may be whole
-                for each in together:
-                    yield from _contents(objects, [each])
-        low = high
 
 
 @dataclass
@@ -513,8 +332,8 @@ class _Verification:
         for segment, frames in pack.listed:
             self._count(segment, 0, segment.chunks_of(frames))
 
-    def add(self, report: _PackReport) -> None:
-        self._packs += 1
+    def add(self, report: PackReport) -> None:
+        self._packs += report.packs
         self._frames += report.frames
         self._bytes += report.bytes
         for segment, (right, unknown) in report.rows.items():
@@ -602,7 +421,7 @@ class _Verification:
 
     def check_some(self, points: Iterator[RestorePoint]) -> bool:
         """Check the next points, for a short while. Returns whether some may be left."""
-        until = time.monotonic() + _TRIP_S
+        until = time.monotonic() + TRIP_S
         for point in points:
             self.check_point(point)
             if time.monotonic() >= until:
