@@ -134,7 +134,7 @@ async def verify_all(place: Path) -> None:
 
 
 async def restore_newest(place: Path) -> None:
-    async with open_repository(place) as reader:
+    async with open_repository(place, wanted="latest") as reader:
         point = reader.points[-1]
         for disk in point.disks:
             await (ReadPoint(reader, point, disk.key) | NullSink()).run()

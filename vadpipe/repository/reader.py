@@ -49,7 +49,7 @@ from .format.disk_map import (
 from .format.frame_cache import FrameCache
 from .format.objects import Damage, Missing, Objects
 from .format.packs import FrameAddress, damaged_frame, read_chunks, read_object
-from .format.restore_point import RestorePoint, StoredDisk, read_points
+from .format.restore_point import RestorePoint, StoredDisk, read_points, read_wanted
 from .index.lookup import Index
 from .removal import readable_removed
 
@@ -73,19 +73,21 @@ A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 @asynccontextmanager
 async def open_repository(
-    place: str | Path | Backend, *, unlock: Sequence[Way] = ()
+    place: str | Path | Backend, *, unlock: Sequence[Way] = (), wanted: str | None = None
 ) -> AsyncIterator[RepositoryReader]:
     """Read what is published now. Nothing that is published is ever changed; what is removed meanwhile is missing.
 
     Args:
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open a sealed repository; by default what the environment names.
+        wanted: The only point that is needed, as `resolve` takes it: the others are not read where it can be told
+            without them.
 
     Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed
     and nothing opens it.
     """
     backend = backend_at(str(place)) if isinstance(place, str | Path) else place
-    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
+    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock, wanted)
     try:
         yield reader
     finally:
@@ -119,10 +121,12 @@ class RepositoryReader:
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
-    def of(cls, backend: Backend, unlock: Sequence[Way] = ()) -> RepositoryReader:
-        """Open the repository that is there. Raises: see `open_repository`."""
+    def of(cls, backend: Backend, unlock: Sequence[Way] = (), wanted: str | None = None) -> RepositoryReader:
+        """Open the repository that is there. Args, Raises: see `open_repository`."""
         config = read_config(backend, unlock)
-        return cls(Objects(backend, config.version), config)
+        objects = Objects(backend, config.version)
+        point = None if wanted is None else read_wanted(objects, config, wanted)
+        return cls(objects, config, None if point is None else [point])
 
     def __repr__(self) -> str:
         return f"RepositoryReader({self.objects.place()!r})"
@@ -174,25 +178,37 @@ class RepositoryReader:
         parts = [self._object(bytes.fromhex(part), purpose) for part in point.documents[name].parts]
         return b"".join(parts)
 
-    def page_digests(self, point: RestorePoint, disk: StoredDisk) -> Digests:
-        """The page list of a disk, proved by its root. All zeros is an empty page."""
-        purpose = f"Disk {disk.key} of point {point.id}"
-        listed = self._object(bytes.fromhex(disk.pages), purpose)
+    def page_list(self, point: RestorePoint, disk: StoredDisk) -> memoryview:
+        """The digests of a disk's pages, one after the other, proved by its root. All zeros is an empty page."""
+        digest = bytes.fromhex(disk.pages)
+        listed = self._proved.get(digest)
+        if listed is None:
+            listed = self._object(digest, f"Disk {disk.key} of point {point.id}")
         root = root_of(disk.capacity, listed, self.config.keys)
         if root.hex() != disk.receipt.root or len(listed) != page_count(disk.capacity) * DIGEST_SIZE:
             raise IntegrityError(
-                f"{purpose}: its page list does not have its root.",
+                f"Disk {disk.key} of point {point.id}: its page list does not have its root.",
                 remedy="Use another point.",
                 disk=disk.key,
             )
-        return np.frombuffer(listed, np.uint8).reshape(-1, DIGEST_SIZE)
+        return listed
+
+    def page_digests(self, point: RestorePoint, disk: StoredDisk) -> Digests:
+        """The same as rows of bytes."""
+        return np.frombuffer(self.page_list(point, disk), np.uint8).reshape(-1, DIGEST_SIZE)
 
     def page(self, point: RestorePoint, disk: StoredDisk, number: int, digest: bytes) -> PageMap:
         """A map page, proved by its digest."""
-        low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
-        purpose = f"Disk {disk.key} of point {point.id}, bytes {low} to {high}, map page"
-        facts = {"disk": disk.key, "offset": low, "length": high - low}
-        return parse_page(self._object(digest, purpose, **facts), purpose)
+        return parse_page(self.stored_page(point, disk, number, digest), _purpose(point, disk, number))
+
+    def stored_page(self, point: RestorePoint, disk: StoredDisk, number: int, digest: bytes) -> memoryview:
+        """The same, as it is stored."""
+        content = self._proved.get(digest)
+        if content is None:
+            low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
+            facts = {"disk": disk.key, "offset": low, "length": high - low}
+            content = self._object(digest, _purpose(point, disk, number), **facts)
+        return content
 
     def addresses(self, page: PageMap) -> list[FrameAddress | None]:
         """Where the frames of a page lie; None for one that the index does not know."""
@@ -435,6 +451,12 @@ async def _send(
     finally:
         for span in held.values():
             span.release()
+
+
+def _purpose(point: RestorePoint, disk: StoredDisk, number: int) -> str:
+    """What a map page is wanted for."""
+    low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
+    return f"Disk {disk.key} of point {point.id}, bytes {low} to {high}, map page"
 
 
 def disk_of(point: RestorePoint, key: str) -> StoredDisk:

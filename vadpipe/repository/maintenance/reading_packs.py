@@ -92,7 +92,7 @@ def in_batches(packs: Iterable[PackToRead]) -> list[list[PackToRead]]:
     batches: list[list[PackToRead]] = []
     begun: dict[AnySegment, tuple[list[PackToRead], int]] = {}
     for pack in packs:
-        if pack.needed is not None or not 0 < pack.size <= _SMALL or len(pack.listed) != 1:
+        if not _is_small(pack):
             batches.append([pack])
             continue
         segment = pack.listed[0][0]
@@ -105,6 +105,10 @@ def in_batches(packs: Iterable[PackToRead]) -> list[list[PackToRead]]:
     return batches
 
 
+def _is_small(pack: PackToRead) -> bool:
+    return pack.needed is None and 0 < pack.size <= _SMALL and len(pack.listed) == 1
+
+
 def check_packs(
     objects: Objects, config: Config, batches: Iterator[list[PackToRead]]
 ) -> list[tuple[list[PackToRead], PackReport]]:
@@ -112,7 +116,7 @@ def check_packs(
     until = time.monotonic() + TRIP_S
     reports: list[tuple[list[PackToRead], PackReport]] = []
     for batch in batches:
-        together = _sound(objects, config, batch) if len(batch) > 1 else None
+        together = _sound(objects, config, batch) if _is_small(batch[0]) else None
         if together is not None:
             reports.append((batch, together))
         else:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from struct import Struct
 
 import numpy as np
 import trio
@@ -22,18 +23,20 @@ from numpy.typing import NDArray
 
 from pipeline import (
     CLUSTER,
+    DIGEST_SIZE,
     ConfigError,
     Digests,
     IntegrityError,
     KiB,
+    MiB,
     MoverError,
     format_size,
 )
 from pipeline.units import UNITS
 from vadpipe.words import counted
 
-from ..format.disk_map import PAGE, PageMap
-from ..format.objects import INDEX, PACKS, Missing, point_name, run_of, stem
+from ..format.disk_map import EMPTY_PAGE, PAGE, PageMap
+from ..format.objects import INDEX, PACKS, Damage, Missing, point_name, run_of, stem
 from ..format.packs import FRAME_ROW, FrameAddress
 from ..format.restore_point import RestorePoint, StoredDisk, name_of
 from ..index.cells import Rows
@@ -190,6 +193,10 @@ async def verify(
 
 _LOOKS = 3  # at the index, while others merge its segments
 
+_PAGES_TOGETHER = MiB
+
+_LISTED = Struct(f"{DIGEST_SIZE}s")
+
 _FRAMES_IN_TABLE = 256 * KiB  # 256 GiB that were stored in order
 
 
@@ -227,6 +234,25 @@ class _Lengths:
         return self._length[at] if same(self._id[at], identity).all() else None
 
 
+class _NewPages:
+    """Map pages that are looked at together: digests, stored bytes, and how many bytes of a disk each is of."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def add(self, digest: bytes, content: memoryview, length: int) -> None:
+        self.digests.add(digest)
+        self.contents.append(content)
+        self.lengths.append(length)
+        self.size += len(content)
+
+    def clear(self) -> None:
+        self.digests: set[bytes] = set()
+        self.contents: list[memoryview] = []
+        self.lengths: list[int] = []
+        self.size = 0
+
+
 class _Verification:
     """What is known so far. Its methods run on one worker thread at a time, but for `add`."""
 
@@ -240,10 +266,11 @@ class _Verification:
             tuple[object, object], _Wound
         ] = {}  # by the pack and the place that a row names
         self._rows: dict[AnySegment, tuple[int, int]] = {}
+        self._there: list[str] = []  # packs that lay there when verifying began
         self._segments: list[AnySegment] = []  # whose rows are compared
         self._gone: dict[bytes, FrameAddress] = {}  # frames of packs that were removed meanwhile
         self._lengths: _Lengths | None = None
-        self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._sound = {EMPTY_PAGE}  # digests of pages that lead to sound frames only
         self._documents: set[bytes] = set()  # digests of pieces that are sound
         self._reached, self._covered = "", 1.0
 
@@ -277,6 +304,7 @@ class _Verification:
             packs = {name: pack for name, pack in packs.items() if pack.needed}
         else:
             sizes = {found.name: found.size for found in self._reader.objects.backend.list(PACKS)}
+            self._there = list(sizes)
             for pack in packs.values():
                 pack.size = sizes.get(self._reader.objects.pack(pack.name), 0)
         chosen = [pack for _, pack in sorted(packs.items())]
@@ -385,10 +413,9 @@ class _Verification:
         objects, config = self._reader.objects, self._reader.config
         if self._reader.index.damaged:
             return  # a segment that cannot be read may name any pack
-        packs = [found.name for found in objects.backend.list(PACKS)]
-        # A run that ended since then has no object any more, and its segments are in the index by now.
+        # A run that ended since they were listed has no object any more, and its segments are in the index by now.
         running = set(unended_runs(objects))
-        unknown = [name for name in packs if run_of(name) not in running]
+        unknown = [name for name in self._there if run_of(name) not in running]
         removed, unread = readable_removed(objects, config)
         index = Index(objects, config.id, sealing=config.sealing, removed=removed)
         if index.damaged or unread:
@@ -420,19 +447,69 @@ class _Verification:
                 self._wound(file, 0, problem)
 
     def check_some(self, points: Iterator[RestorePoint]) -> bool:
-        """Check the next points, for a short while. Returns whether some may be left."""
+        """Check the next points, for a short while. Returns whether some may be left.
+
+        The new map pages of all of them are looked at together. Where not all is sound, each point is checked by
+        itself, to say what is wrong with it.
+        """
         until = time.monotonic() + TRIP_S
+        some: list[RestorePoint] = []
+        new, sound = _NewPages(), not (self._of_frame or self._gone)
         for point in points:
+            some.append(point)
+            sound = sound and self._is_sound(point, new)
+            if not sound or time.monotonic() >= until:
+                break
+        if sound and self._fit(new):
+            self._points += len(some)
+            return time.monotonic() >= until
+        for point in some:
             self.check_point(point)
-            if time.monotonic() >= until:
-                return True
-        return False
+        return bool(some)
+
+    def _is_sound(self, point: RestorePoint, new: _NewPages) -> bool:
+        """Follow the maps of a point's disks, and read its documents.
+
+        Pages that are not known to be sound are added to `new`. False: `check_point` will tell.
+        """
+        try:
+            for disk in point.disks:
+                listed = self._reader.page_list(point, disk)
+                for number, (digest,) in enumerate(_LISTED.iter_unpack(listed)):
+                    if digest not in self._sound and digest not in new.digests:
+                        content = self._reader.stored_page(point, disk, number, digest)
+                        new.add(digest, content, min(PAGE, disk.capacity - number * PAGE))
+                        if new.size > _PAGES_TOGETHER and not self._fit(new):
+                            return False
+        except IntegrityError:
+            return False
+        self._check_documents(point)
+        return True
+
+    def _fit(self, new: _NewPages) -> bool:
+        """Whether all rows of some pages lead to sound frames; then the pages are sound, and `new` is empty."""
+        if new.digests:
+            try:
+                page, many = PageMap.parse_all(new.contents)
+                longest = self._sound_lengths(page)
+            except (Damage, IntegrityError):
+                return False
+            left = np.repeat(np.array(new.lengths), many) - page.offset * CLUSTER
+            needed = np.minimum(page.count * CLUSTER, left)
+            if longest is None or (page.place * CLUSTER + needed > longest[page.frame]).any():
+                return False
+            self._sound.update(new.digests)
+            new.clear()
+        return True
 
     def check_point(self, point: RestorePoint) -> None:
         """Follow the maps of a point's disks, and read its documents."""
         self._points += 1
         for disk in point.disks:
             self._check_disk(point, disk)
+        self._check_documents(point)
+
+    def _check_documents(self, point: RestorePoint) -> None:
         for name, document in point.documents.items():
             if self._documents.issuperset(map(bytes.fromhex, document.parts)):
                 continue
