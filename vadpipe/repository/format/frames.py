@@ -227,7 +227,8 @@ def parse(content: bytes | memoryview, config: Config) -> Frame:
     view = memoryview(content)
     magic, kind, codec, _, length, _, chunks, _, identity = _checked_fields(view)
     end = _table_end(magic, chunks)
-    table, payload = _table_of(view[:end], config), view[end:]
+    payload = view[end:]
+    table = bytes(view[HEADER_SIZE:end]) if magic == MAGIC else _table_of(view[:end], config)
     if blake3(table, key=config.keys.frame).digest() != identity:
         raise Damage("its id is not that of its chunks")
     if magic == SEALED:
@@ -308,9 +309,9 @@ def decode(frame: Frame, keys: Keys, target: memoryview | None = None) -> memory
     return view
 
 
-def _checksum(*parts: bytes | memoryview) -> int:
+def _checksum(header: bytes | memoryview, *parts: bytes | memoryview) -> int:
     """Of the header and of all that comes after the checksum."""
-    state = xxhash.xxh3_64()
+    state = xxhash.xxh3_64(header)
     for part in parts:
         state.update(part)
     return state.intdigest()

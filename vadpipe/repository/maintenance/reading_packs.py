@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -135,6 +134,7 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
     tables: list[NDArray[np.void]] = []
     ends: list[int] = []
     chunks: list[bytes] = []
+    ids: list[bytes] = []
     held = 0
     try:
         for pack in packs:
@@ -143,39 +143,35 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
             tables.append(table)
             ends.append(end)
         rows = np.concatenate(tables)
-        counts = [len(table) for table in tables]
         listed = np.concatenate([pack.listed[0][1] for pack in packs])
-        if not side_by_side(rows, counts, ends) or not _lists(segment, listed, rows):
+        if not side_by_side(rows, [len(table) for table in tables], ends) or not _lists(
+            segment, listed, rows
+        ):
             return None
-        addresses = zip(*(rows[name].tolist() for name in ("offset", "size", "length")), strict=True)
-        ids = rows["id"].tobytes()
-        for number, content in enumerate(_repeated(map(memoryview, contents), counts)):
-            offset, size, length = next(addresses)
-            frame = parse(content[offset : offset + size], config)
-            if frame.length != length or not ids.startswith(frame.id, number * DIGEST_SIZE):
-                return None
-            data = decode(frame, config.keys)
-            report.bytes += length
-            chunks.append(frame.table)
-            if frame.kind is not Kind.DATA and len(frame.table) == CHUNK.itemsize:
-                digest = frame.table[-DIGEST_SIZE:]
-                if frame.kind is Kind.DOCUMENT:
-                    report.documents.append(digest)
-                elif held < _PAGES_OF_PACK:
-                    held += length
-                    report.pages.append((digest, _alone(frame, data)))
+        lengths = iter(rows["length"].tolist())
+        for content, table in zip(map(memoryview, contents), tables, strict=True):
+            for offset, size in zip(table["offset"].tolist(), table["size"].tolist(), strict=True):
+                frame = parse(content[offset : offset + size], config)
+                if frame.length != next(lengths):
+                    return None
+                data = decode(frame, config.keys)
+                report.bytes += len(data)
+                ids.append(frame.id)
+                chunks.append(frame.table)
+                if frame.kind is not Kind.DATA and len(frame.table) == CHUNK.itemsize:
+                    digest = frame.table[-DIGEST_SIZE:]
+                    if frame.kind is Kind.DOCUMENT:
+                        report.documents.append(digest)
+                    elif held < _PAGES_OF_PACK:
+                        held += len(data)
+                        report.pages.append((digest, _alone(frame, data)))
     except Damage:
         return None
     many = np.array([len(table) for table in chunks]) // CHUNK.itemsize
     right = _agreeing(segment, listed, many, np.frombuffer(b"".join(chunks), CHUNK))
     report.frames = len(rows)
     report.count(segment, right, 0)
-    return report if right == many.sum() else None
-
-
-def _repeated(contents: Iterable[memoryview], counts: Sequence[int]) -> Iterator[memoryview]:
-    for content, count in zip(contents, counts, strict=True):
-        yield from repeat(content, count)
+    return report if right == many.sum() and b"".join(ids) == rows["id"].tobytes() else None
 
 
 def _agreeing(segment: AnySegment, rows: Rows, many: Rows, chunk: NDArray[np.void]) -> int:
