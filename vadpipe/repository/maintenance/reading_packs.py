@@ -149,9 +149,9 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
         ):
             return None
         lengths = iter(rows["length"].tolist())
-        for content, table in zip(map(memoryview, contents), tables, strict=True):
+        for content, table in zip(contents, tables, strict=True):
             for offset, size in zip(table["offset"].tolist(), table["size"].tolist(), strict=True):
-                frame = parse(content[offset : offset + size], config)
+                frame = parse(memoryview(content)[offset : offset + size], config)
                 if frame.length != next(lengths):
                     return None
                 data = decode(frame, config.keys)
