@@ -214,21 +214,26 @@ def read_table(objects: Objects, repository_id: bytes, name: str) -> NDArray[np.
     head = objects.read(path, 0, HEADER_SIZE)
     footer = objects.read(path, end - FOOTER_SIZE, FOOTER_SIZE)
     start, size = _place_of_table(footer, end)
-    rows = _proved_table(head, objects.read(path, start, size), footer, repository_id, name)
+    table = objects.read(path, start, size)
+    _prove_table(head, table, footer, repository_id, name)
+    rows = np.frombuffer(table, dtype=FRAME_ROW)
     if not side_by_side(rows, [len(rows)], [start]):
         raise Damage("the frames of the pack's table do not lie side by side")
     return rows
 
 
-def table_in(content: bytes, repository_id: bytes, name: str) -> tuple[NDArray[np.void], int]:
-    """As `read_table`, from a whole pack, but for whether its frames lie `side_by_side`; and where the table
-    begins."""
+def table_in(content: bytes, repository_id: bytes, name: str) -> tuple[bytes, int]:
+    """The table of a whole pack as it is stored, and where it begins. Raises Damage.
+
+    Proves what `read_table` proves, but for whether the frames lie `side_by_side`.
+    """
     if len(content) < HEADER_SIZE + FOOTER_SIZE:
         raise Damage("the pack is cut off")
     footer = content[-FOOTER_SIZE:]
     start, size = _place_of_table(footer, len(content))
     table = content[start : start + size]
-    return _proved_table(content[:HEADER_SIZE], table, footer, repository_id, name), start
+    _prove_table(content[:HEADER_SIZE], table, footer, repository_id, name)
+    return table, start
 
 
 def _place_of_table(footer: bytes, end: int) -> tuple[int, int]:
@@ -242,9 +247,8 @@ def _place_of_table(footer: bytes, end: int) -> tuple[int, int]:
     return start, size
 
 
-def _proved_table(
-    head: bytes, table: bytes, footer: bytes, repository_id: bytes, name: str
-) -> NDArray[np.void]:
+def _prove_table(head: bytes, table: bytes, footer: bytes, repository_id: bytes, name: str) -> None:
+    """Header, table and footer. Raises Damage."""
     if head != pack_header(repository_id, name):
         raise Damage("the pack's header is wrong")
     if (
@@ -252,7 +256,6 @@ def _proved_table(
         != _CHECKSUM.unpack_from(footer, _FOOTER.size)[0]
     ):
         raise Damage("the checksum of the pack's table is wrong")
-    return np.frombuffer(table, dtype=FRAME_ROW)
 
 
 def side_by_side(rows: NDArray[np.void], counts: Sequence[int], ends: Sequence[int]) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline import DIGEST_SIZE, KiB, MiB
 from ..format.config import Config
 from ..format.frames import CHUNK, Frame, Kind, decode, parse
 from ..format.objects import Damage, Missing, Objects, ReadAhead
-from ..format.packs import FrameAddress, addresses, frame_of, read_table, side_by_side, table_in
+from ..format.packs import FRAME_ROW, FrameAddress, addresses, frame_of, read_table, side_by_side, table_in
 from ..index.cells import Rows
 from ..index.lookup import AnySegment
 
@@ -131,7 +132,7 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
     report = PackReport("", packs=len(packs))
     segment = packs[0].listed[0][0]
     contents: list[bytes] = []
-    tables: list[NDArray[np.void]] = []
+    tables: list[bytes] = []
     ends: list[int] = []
     chunks: list[bytes] = []
     ids: list[bytes] = []
@@ -142,17 +143,16 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
             table, end = table_in(contents[-1], config.id, pack.name)
             tables.append(table)
             ends.append(end)
-        rows = np.concatenate(tables)
+        rows = np.frombuffer(b"".join(tables), FRAME_ROW)
+        counts = [len(table) // FRAME_ROW.itemsize for table in tables]
         listed = np.concatenate([pack.listed[0][1] for pack in packs])
-        if not side_by_side(rows, [len(table) for table in tables], ends) or not _lists(
-            segment, listed, rows
-        ):
+        if not side_by_side(rows, counts, ends) or not _lists(segment, listed, rows):
             return None
-        lengths = iter(rows["length"].tolist())
-        for content, table in zip(contents, tables, strict=True):
-            for offset, size in zip(table["offset"].tolist(), table["size"].tolist(), strict=True):
+        places = zip(*(rows[name].tolist() for name in ("offset", "size", "length")), strict=True)
+        for content, count in zip(contents, counts, strict=True):
+            for offset, size, length in islice(places, count):
                 frame = parse(memoryview(content)[offset : offset + size], config)
-                if frame.length != next(lengths):
+                if frame.length != length:
                     return None
                 data = decode(frame, config.keys)
                 report.bytes += len(data)
@@ -167,19 +167,20 @@ def _sound(objects: Objects, config: Config, packs: Sequence[PackToRead]) -> Pac
                         report.pages.append((digest, _alone(frame, data)))
     except Damage:
         return None
-    many = np.array([len(table) for table in chunks]) // CHUNK.itemsize
-    right = _agreeing(segment, listed, many, np.frombuffer(b"".join(chunks), CHUNK))
+    right, many = _agreeing(segment, listed, chunks)
     report.frames = len(rows)
     report.count(segment, right, 0)
-    return report if right == many.sum() and b"".join(ids) == rows["id"].tobytes() else None
+    return report if right == many and b"".join(ids) == rows["id"].tobytes() else None
 
 
-def _agreeing(segment: AnySegment, rows: Rows, many: Rows, chunk: NDArray[np.void]) -> int:
-    """How many chunk rows of a segment say what its frames, by their rows, really hold: so `many` chunks each."""
+def _agreeing(segment: AnySegment, rows: Rows, tables: Sequence[bytes]) -> tuple[int, int]:
+    """How many chunk rows of a segment say what its frames really hold, by their chunk tables; and of how many."""
+    chunk = np.frombuffer(b"".join(tables), CHUNK)
+    many = np.array([len(table) for table in tables]) // CHUNK.itemsize
     end = np.cumsum(chunk["length"], dtype=np.int64)
     place = end - chunk["length"]
     place -= np.repeat(place[np.cumsum(many) - many], many)
-    return segment.agreeing(rows, many, chunk["digest"], place)
+    return segment.agreeing(rows, many, chunk["digest"], place), len(chunk)
 
 
 def check_pack(objects: Objects, config: Config, pack: PackToRead) -> PackReport:
@@ -220,7 +221,7 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> PackReport
     wanted = [
         address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
     ]
-    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
+    found: dict[AnySegment, list[tuple[int, bytes]]] = {}
     pages: list[_Page] = []
     documents: list[bytes] = []
     held = 0
@@ -238,21 +239,19 @@ def check_pack(objects: Objects, config: Config, pack: PackToRead) -> PackReport
                 report.count(segment, 0, segment.chunks_of(np.array([row])))
             continue
         for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk))
-        if frame.kind != Kind.DATA and len(frame.chunk) == 1 and address.offset in listed:
-            digest = frame.chunk["digest"].tobytes()
+            found.setdefault(segment, []).append((row, frame.table))
+        if frame.kind != Kind.DATA and len(frame.table) == CHUNK.itemsize and address.offset in listed:
+            digest = frame.table[-DIGEST_SIZE:]
             if frame.kind == Kind.DOCUMENT:
                 documents.append(digest)
             elif held < _PAGES_OF_PACK:
                 held += len(data)
                 pages.append((digest, _alone(frame, data)))
     wrong = 0
-    for segment, tables in found.items():  # all chunks of the pack at once: a comparison costs by the call
-        chunk = np.concatenate([chunk for _, chunk in tables])
-        many = np.array([len(chunk) for _, chunk in tables])
-        right = _agreeing(segment, np.array([row for row, _ in tables]), many, chunk)
+    for segment, chunks in found.items():  # all chunks of the pack at once: a comparison costs by the call
+        right, many = _agreeing(segment, np.array([row for row, _ in chunks]), [table for _, table in chunks])
         report.count(segment, right, 0)
-        wrong += len(chunk) - right
+        wrong += many - right
     if not wrong:
         report.pages, report.documents = pages, documents
     return report
