@@ -6,7 +6,7 @@ Two repositories. `image`: one backup of a file system with files of this machin
 backed up many times, one block of 64 KiB and one document changed each time. In turns: `verify` as the command does
 it, from opening the repository on; a restore of the newest point that keeps nothing; and their floors, bare loops
 that read the packs, decode each frame and digest each chunk: of all packs, and of the frames of that point.
-`objects` is verify beside a floor that reads the other objects, too, parses the JSON documents and digests them all.
+`objects` is verify beside a floor that reads the other objects, too, parses JSON documents and digests all of them.
 CPU-seconds of this process, all threads together; a ratio is the median of the rounds' ratios.
 """
 
