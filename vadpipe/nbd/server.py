@@ -51,7 +51,7 @@ class Limits:
 
     connections: int = 256
     in_flight: int = 256 << 20
-    most_of_one: int = 16 << 20
+    most_of_one: int = 4 << 20
     handshake_s: float = 10.0
     stalled_s: float = 60.0
 

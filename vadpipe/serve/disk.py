@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import trio
@@ -25,7 +25,7 @@ from .frames import DecodedFrames, Wanted
 
 log = logging.getLogger(__name__)
 
-AHEAD: Final = 8 * MiB  # what is read ahead of a client that reads in order
+AHEAD: Final = 16 * MiB  # what is read ahead of a client that reads in order
 
 _MAPS: Final = 32 * MiB  # of loaded map pages of a disk
 _PER_FRAME: Final = 400  # bytes of an address, its texts and its id
@@ -65,12 +65,13 @@ class _Page:
         return cls(start, end, frame, place, page.addresses, ids, 4 * start.nbytes + _PER_FRAME * len(ids))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A part of a disk: `length` bytes at `place` of a frame."""
+class _Run(NamedTuple):
+    """A part of a disk: `length` bytes from `offset` on, which lie at `place` of a frame of a map page."""
 
-    wanted: Wanted
+    page: _Page
+    frame: int
     place: int
+    offset: int
     length: int
 
 
@@ -146,15 +147,16 @@ class PointDisk:
         if runs is None:
             return None
         self._follow(offset, length)
-        found: list[memoryview] = []
+        frames: list[memoryview] = []
+        at_hand = self._frames.at_hand
         for run in runs:
-            if isinstance(run, _Run):
-                data = self._frames.at_hand(run.wanted.identity)
+            if not isinstance(run, int):
+                data = at_hand(run.page.ids[run.frame])
                 if data is None:
                     return None
-                found.append(data)
+                frames.append(data)
         try:
-            return self._parts(runs, found)
+            return self._parts(runs, frames)
         except MoverError:
             return None  # `read` tells it
 
@@ -165,8 +167,7 @@ class PointDisk:
             if runs is None:
                 runs = await self._runs(offset, length)
                 self._follow(offset, length)
-            found = await self._frames.get([run.wanted for run in runs if isinstance(run, _Run)])
-            return self._parts(runs, found)
+            return self._parts(runs, await self._frames.get(self._wanted(runs)))
         except (MoverError, OSError) as exc:
             self._tell(exc)
             raise
@@ -242,11 +243,18 @@ class PointDisk:
                 place += gap
                 continue
             length = min(page.end[row] + low, stop) - place
-            frame = page.frame[row]
-            wanted = Wanted(self._content, page.addresses[frame], page.ids[frame], place, length)
-            found.append(_Run(wanted, page.place[row] + place - first, length))
+            found.append(_Run(page, page.frame[row], page.place[row] + place - first, place, length))
             place += length
             row += 1
+
+    def _wanted(self, runs: Sequence[_Run | int]) -> list[Wanted]:
+        return [
+            Wanted(
+                self._content, run.page.addresses[run.frame], run.page.ids[run.frame], run.offset, run.length
+            )
+            for run in runs
+            if not isinstance(run, int)
+        ]
 
     def _parts(self, runs: Sequence[_Run | int], frames: Sequence[memoryview]) -> Parts:
         parts: list[memoryview | int] = []
@@ -257,11 +265,10 @@ class PointDisk:
                 continue
             frame = frames[number]
             number += 1
-            part = frame[run.place : run.place + run.length]
-            if len(part) < run.length:
-                problem = "the map reads beyond its frame"
-                raise self._content.damaged(run.wanted.offset, run.length, problem)
-            parts.append(part)
+            end = run.place + run.length
+            if end > len(frame):
+                raise self._content.damaged(run.offset, run.length, "the map reads beyond its frame")
+            parts.append(frame[run.place : end])
             data += run.length
             pinned += len(frame)
         if data <= _COPIED or pinned > _MOST_PINNED * data:
@@ -313,7 +320,7 @@ class PointDisk:
             runs = await self._runs(offset, length)
         except (MoverError, OSError):
             return  # whoever reads it is told
-        self._frames.expect([run.wanted for run in runs if isinstance(run, _Run)])
+        self._frames.expect(self._wanted(runs))
 
     def _tell(self, exc: MoverError | OSError) -> None:
         """Log what cannot be read, once."""
