@@ -261,8 +261,11 @@ async def fuzzed(server, seed: int) -> None:
 
 
 async def many_fuzzed(place, export, count: int, at_once: int = 8) -> None:
-    """So many sessions; afterwards nothing of them is left, and others are served."""
-    async with serve([export], place, limits=Limits(handshake_s=5)) as server:
+    """So many sessions; afterwards nothing of them is left, and others are served.
+
+    A session that sends more than the server takes, and reads nothing, ends as a stalled one.
+    """
+    async with serve([export], place, limits=Limits(handshake_s=5, stalled_s=0.5)) as server:
         seeds = iter(range(count))
 
         async def work():

@@ -170,12 +170,13 @@ async def test_qemu_writes_into_a_point_and_the_point_stays_as_it_was(repository
                 "-c", "write -P 0x5a 4096 8192", "-c", "write -z 2M 1M", "-c", "flush",
             )  # fmt: skip
             await said("qemu-img", "compare", "--image-opts", options, f"driver=raw,file.filename={raw}")
-        async with serve_point(reader, point, listen=place) as server:
+        async with serve_point(reader, point, listen=place) as server, client_of(server) as client:
             await said("qemu-img", "compare", "-f", "qcow2", "-F", "raw", kept, raw)
-            async with client_of(server) as client:
-                await client.go()
-                assert (await client.run(Command.READ, 0, SIZE)).data == disk.content.tobytes()
-        async with serve_point(reader, point, listen=place, writable=True) as server:
-            async with client_of(server) as client:  # nothing of the changes is left
-                await client.go()
-                assert (await client.run(Command.READ, 0, SIZE)).data == disk.content.tobytes()
+            await client.go()
+            assert (await client.run(Command.READ, 0, SIZE)).data == disk.content.tobytes()
+        async with (
+            serve_point(reader, point, listen=place, writable=True) as server,
+            client_of(server) as client,
+        ):
+            await client.go()  # nothing of the changes is left
+            assert (await client.run(Command.READ, 0, SIZE)).data == disk.content.tobytes()
