@@ -7,8 +7,8 @@ its point that keeps nothing, and nbdcopy of the whole point into nothing. CPU i
 server without nbdcopy; throughput is the point's data by wall time. The ratios are medians of the rounds' ratios.
 
 Then a disk that was backed up --points times, 64 pieces of it changed at random each time: how long the command
-`vadpipe serve` takes to answer a first read, after it told its address; and how long reads of 4 KiB at random places
-of the newest point take, one after the other, with a cache that holds a sixteenth of the disk.
+`vadpipe serve` takes to answer a first read, after it told its address; and how long reads of 4 KiB at random
+places of the newest point take, one after the other, with a cache that holds a sixteenth of the disk.
 """
 
 from __future__ import annotations

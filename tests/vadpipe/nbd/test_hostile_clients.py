@@ -288,6 +288,7 @@ async def test_fuzzed_sessions_cost_nothing_but_themselves(place, kind, caplog):
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(7200)
 async def test_a_hundred_thousand_fuzzed_sessions_leave_no_memory_behind(place, export, caplog):
     await many_fuzzed(place, export, 5_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
