@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
 
+# Of a Unix socket; by default 208 KiB, less than one reply to nbdcopy. With it the event loop took 0.52 CPU-seconds
+# for 1.3 GiB instead of 0.60 (medians of 5 rounds). TCP finds its own.
+_SEND_BUFFER: Final = 1 << 20
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -182,9 +186,8 @@ def tls_with_shared_keys(path: Path) -> ssl.SSLContext:
         raise ConfigError(
             f"The keys in {path} cannot be used.", remedy="Write lines of NAME:HEXADECIMAL-KEY."
         ) from exc
-    # A TLS 1.3 client would have to offer the key in a way that GnuTLS and OpenSSL do not share.
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE-PSK:DHE-PSK:@SECLEVEL=2")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # Python's callback is for its way of naming the key
+    context.set_ciphers("kECDHEPSK:!eNULL")
     ask(lambda name: keys.get(name or "", b""))
     return context
 
@@ -253,6 +256,8 @@ async def _serve_client(
         return
     with contextlib.suppress(OSError):
         stream.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+        if isinstance(server.where, Path):
+            stream.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, _SEND_BUFFER)
     link = Link(sockets.socket(fileno=stream.socket.detach()), peer="client", stalled_s=limits.stalled_s)
     server.connections += 1
     begun = time.monotonic()
