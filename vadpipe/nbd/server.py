@@ -215,8 +215,12 @@ async def _listen(
                 remedy="Use TLS (--tls-certificate, --tls-key), a Unix socket (--socket), or 127.0.0.1.",
             )
         listeners = await trio.open_tcp_listeners(where.port, host=where.host)
-        port = listeners[0].socket.getsockname()[1]
-        return listeners, Address(where.host, port)
+        if where.port:
+            return listeners, where
+        for other in listeners[1:]:  # each has another port
+            other.socket.close()
+        host, port = listeners[0].socket.getsockname()[:2]
+        return listeners[:1], Address(host, port)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         taken = exc.errno == errno.EADDRINUSE
@@ -269,6 +273,7 @@ async def _serve_client(
         if agreed is None:
             ended = f"no handshake within {limits.handshake_s:g} s"
         elif agreed.export is not None:
+            log.info("A client has chosen %s.", agreed.export.name)
 
             def share() -> int:
                 return max(min(limits.most_of_one, limits.in_flight // server.connections), PIECE)

@@ -322,6 +322,14 @@ async def test_what_was_agreed_in_the_clear_does_not_count_after_tls(export, cre
         assert await client.ends()
 
 
+async def test_any_free_port_is_one_port_for_a_host_of_several_addresses(export):
+    async with serve([export], Address("localhost", 0)) as server:
+        assert server.where.port
+        assert server.where.host in ("127.0.0.1", "::1")
+        async with client_of(server) as client:
+            await client.go()
+
+
 async def test_other_machines_need_tls(export):
     for host in ("0.0.0.0", "::"):
         with pytest.raises(ConfigError, match=r"can be reached by other machines.*Use TLS"):
