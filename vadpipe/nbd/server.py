@@ -30,7 +30,8 @@ from .export import Export
 from .link import Link, LinkLost
 from .negotiation import Agreement, negotiate
 from .protocol import ProtocolError, Receive, Send, StartTls
-from .session import PIECE, Session
+from .replies import PIECE
+from .session import Session
 
 log = logging.getLogger(__name__)
 
