@@ -28,7 +28,7 @@ FLOORS = [
     ["vadpipe/repository/format"],
     ["vadpipe/repository/index"],
     ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
-    ["vadpipe/repository/maintenance"],
+    ["vadpipe/repository/maintenance", "vadpipe/serve"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")
