@@ -114,7 +114,7 @@ def serve(
             report(text)
 
     async def work() -> None:
-        async with open_repository(repository) as reader:
+        async with open_repository(repository, wanted=None if vm else point) as reader:
             found = named_point(reader, point, vm)
             disks = disks_of(found, keys)
             async with serve_point(
