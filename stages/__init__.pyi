@@ -37,6 +37,7 @@ from .preflight import NotReady as NotReady
 from .preflight import Preflight as Preflight
 from .read import ReadSpans as ReadSpans
 from .refine import Refine as Refine
+from .remember import RememberRanges as RememberRanges
 from .vcenter_vm import VcenterVm as VcenterVm
 from .vss_manifest import VssManifest as VssManifest
 from .zeros import MarkZeros as MarkZeros

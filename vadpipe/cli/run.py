@@ -369,7 +369,9 @@ def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
     missing: list[str] = []
     for part in (job.machine, job.into):
         missing += getattr(part, "missing", list)()
-    return replace(plan_job(entry), missing=missing)
+    planned = plan_job(entry)
+    further: Sequence[str] = getattr(job, "forecast", tuple)()
+    return replace(planned, missing=missing, effects=[*planned.effects, *further])
 
 
 def job_lines(title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool = False) -> Sequence[str]:

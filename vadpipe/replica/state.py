@@ -10,8 +10,8 @@ Two rules hold at any moment, also after a kill:
 2. Outside of the ranges in doubt, the replica differs from the VM at most where change tracking says that something
    changed since the change id.
 
-So the ranges in doubt are durable before anything is written there, and they are taken back when the replica and its
-digests are durable. Change ids are replaced last.
+So the ranges in doubt are durable before anything is written there, and they are taken back when the replica and
+its digests are durable. Change ids are replaced last.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ _STATE: Final = "state.json"
 KEPT: Final = 20  # increments whose figures are kept for the estimate
 
 
+class InUse(SinkError):
+    """Another run is at work on the migration."""
+
+
 @dataclass(frozen=True)
 class ReplicaDisk:
-    """A disk of the replica. `made`: it exists. `change_id`: of the last increment that ended; None: not tracked."""
+    """A disk of the replica. `made`: it exists. `change_id`: of the last increment that ended; None: untracked."""
 
     capacity: int
     place: str
@@ -52,13 +56,15 @@ class ReplicaDisk:
 class Increment:
     """The figures of an increment. `ended` in seconds since 1970; `moving_s`: while disks were read and written.
 
-    Bytes: `touched` had to be looked at, `written` went to the replica. `full`: everything was looked at.
+    Bytes: `read` came from the VM, `touched` had to be looked at (zeros too), `written` went to the replica.
+    `full`: everything was looked at.
     """
 
     number: int
     ended: float
     wall_s: float
     moving_s: float
+    read: int
     touched: int
     written: int
     full: bool
@@ -108,7 +114,7 @@ class StateDirectory:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise SinkError(
+                raise InUse(
                     f"Another run is at work on the migration of {self.path}.",
                     remedy="Wait until it has ended.",
                 ) from None

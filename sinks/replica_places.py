@@ -1,0 +1,231 @@
+"""Where the disks of a replica lie: qcow2 and raw images, block devices, exports of NBD servers.
+
+Images and devices are written and read through a qemu-nbd of our own, so that there is one way for all.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias, TypeVar
+
+import trio
+
+from pipeline import BufferPool, ConfigError, SinkError
+from vadpipe.nbd import Nbd, NbdDisk
+from vadpipe.nbd.client import NbdError
+from vadpipe.nbd.writer import NbdWriter, open_for_writing
+
+from .blocks import NbdTarget
+from .images import image_name
+from .qemu import read_back, run_tool, served, tool
+from .targets import parse_target
+
+T = TypeVar("T")
+
+# A qemu-nbd of a killed run holds the lock of its image until it has written its tables.
+_LOCKED_FOR_S: Final = 20.0
+_PAUSE_S: Final = 0.2
+
+
+class ReplicaPlace(Protocol):
+    """Where one disk of a replica lies. Making one does no I/O. `made_by_us`: it reads as zero when it is made."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def made_by_us(self) -> bool: ...
+
+    async def exists(self) -> bool:
+        """Whether there is something of that name."""
+        ...
+
+    async def make(self, capacity: int) -> None:
+        """Make it, in place of one that a killed run left half made. Raises SinkError."""
+        ...
+
+    def writing(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdWriter]:
+        """Open it for writing. Raises SinkError."""
+        ...
+
+    def reading(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdDisk]:
+        """Open it for reading, through a new connection. Raises SinkError."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """An image in a file, of the form 'qcow2' or 'raw'."""
+
+    path: Path
+    form: str
+    made_by_us: bool = True
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def _image(self) -> str:
+        return f"file:{self.path}"  # whatever its name, it is a file
+
+    async def exists(self) -> bool:
+        return await trio.to_thread.run_sync(os.path.lexists, self.path)
+
+    async def make(self, capacity: int) -> None:
+        try:
+            await trio.to_thread.run_sync(self._prepare)
+        except OSError as exc:
+            raise SinkError(
+                f"{self.path} cannot be made: {exc.strerror}.",
+                remedy="Name a directory that this user may write.",
+            ) from exc
+        await run_tool("qemu-img", "create", "-q", "-f", self.form, self._image, str(capacity))
+
+    def _prepare(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:
+        async with _when_unlocked(lambda: served(self._image, self.form, pool, name=self.name)) as writer:
+            yield writer
+
+    @asynccontextmanager
+    async def reading(self, pool: BufferPool, key: str) -> AsyncIterator[NbdDisk]:
+        async with _when_unlocked(lambda: read_back(self._image, self.form, pool, name=key)) as disk:
+            yield disk
+
+
+@dataclass(frozen=True)
+class DevicePlace:
+    """A block device: an LVM volume, a mapped RBD image, a LUN."""
+
+    path: Path
+    made_by_us: bool = False
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    async def exists(self) -> bool:
+        return False
+
+    async def make(self, capacity: int) -> None:
+        try:
+            mode = (await trio.to_thread.run_sync(self.path.stat)).st_mode
+        except OSError as exc:
+            raise SinkError(f"{self.path} cannot be used: {exc.strerror}.") from exc
+        if not stat.S_ISBLK(mode):
+            raise SinkError(
+                f"{self.path} is no block device.", remedy="Name one, or take qcow2:DIR or raw:DIR."
+            )
+
+    def writing(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdWriter]:
+        return served(str(self.path), "raw", pool, name=self.name)
+
+    def reading(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdDisk]:
+        return read_back(str(self.path), "raw", pool, name=key)
+
+
+@dataclass(frozen=True)
+class NbdPlace:
+    """An export of an NBD server."""
+
+    server: Nbd
+    made_by_us: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.server.export or 'the export'} of {self.server.server}"
+
+    async def exists(self) -> bool:
+        return False
+
+    async def make(self, capacity: int) -> None:
+        """It is there already, or the first write says so."""
+
+    @asynccontextmanager
+    async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:
+        try:
+            async with open_for_writing(self.server, pool) as writer:
+                yield writer
+        except NbdError as exc:
+            raise SinkError(exc.problem, remedy=exc.remedy, **exc.facts) from exc
+
+    @asynccontextmanager
+    async def reading(self, pool: BufferPool, key: str) -> AsyncIterator[NbdDisk]:
+        async with self.server.open(pool=pool, key=key) as disk:
+            yield disk
+
+
+@asynccontextmanager
+async def _when_unlocked(open_image: Callable[[], AbstractAsyncContextManager[T]]) -> AsyncIterator[T]:
+    """Open an image; while a server of a killed run ends, wait for it."""
+    deadline = trio.current_time() + _LOCKED_FOR_S
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                found = await stack.enter_async_context(open_image())
+            except SinkError as exc:
+                if "lock" not in exc.problem or trio.current_time() > deadline:
+                    raise
+                await trio.sleep(_PAUSE_S)
+            else:
+                break
+        yield found
+
+
+PlaceText: TypeAlias = "str | Nbd"
+"""A place in a configuration: `qcow2:DIR`, `raw:DIR`, `device:/dev/...`, `nbd://...`, or settings `Nbd`."""
+
+_USAGE: Final = (
+    "Write qcow2:DIR, raw:DIR, device:/dev/..., nbd://HOST/EXPORT or nbd+unix:///EXPORT?socket=PATH."
+)
+
+
+def check_place(place: PlaceText) -> None:
+    """Raises ConfigError for what names no place."""
+    place_of(place, "vm", "disk")
+
+
+def place_of(place: PlaceText, machine: str, key: str) -> ReplicaPlace:
+    """The place of a disk. Images lie in DIR/MACHINE/DISK.FORM. Raises ConfigError."""
+    if isinstance(place, Nbd):
+        return NbdPlace(place)
+    kind, _, rest = place.partition(":")
+    if kind in ("qcow2", "raw") and rest not in ("", "-"):
+        return ImagePlace(Path(rest) / image_name(machine) / f"{image_name(key)}.{kind}", kind)
+    if kind == "device" and rest:
+        return DevicePlace(Path(rest))
+    target = parse_target(place) if kind in ("nbd", "nbds", "nbd+unix") else None
+    if isinstance(target, NbdTarget):
+        return NbdPlace(target.server)
+    raise ConfigError(f"{place!r} is no place for a replica.", remedy=_USAGE)
+
+
+def places_of(places: PlaceText | Mapping[str, PlaceText], machine: str, key: str) -> ReplicaPlace:
+    """The place of a disk among those of all disks. Raises ConfigError where it has none."""
+    if not isinstance(places, Mapping):
+        return place_of(places, machine, key)
+    if key not in places:
+        raise ConfigError(
+            f"The replica has no place for the disk {key}.",
+            remedy=f"Name one for it, beside those of {', '.join(places) or 'no other'}; or exclude the disk.",
+        )
+    return place_of(places[key], machine, key)
+
+
+def need_tools(places: PlaceText | Mapping[str, PlaceText]) -> None:
+    """Raises ConfigError where a tool is missing that a place needs."""
+    every = places.values() if isinstance(places, Mapping) else [places]
+    if any(
+        isinstance(place, str) and place.partition(":")[0] in ("qcow2", "raw", "device") for place in every
+    ):
+        for name in ("qemu-img", "qemu-nbd"):
+            tool(name)

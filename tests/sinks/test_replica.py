@@ -1,0 +1,325 @@
+"""A replica: increments write what changed, a crash at any moment is recovered, a proof finds what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline import ChangedAreas, ChangeTrackingInvalid, ConfigError, IntegrityError, KiB, MiB, SinkError
+from pipeline.errors import leaves
+from pipeline.testing import FakeMachine, FaultyDisk, PatternDisk
+from sinks.migrate import Migrate
+from sinks.replica import IntoReplica, Replica
+from sinks.replica_proof import prove_replica
+from stages.extents import ChangedExtents
+from stages.read import ReadSpans
+from stages.remember import RememberRanges
+from stages.zeros import MarkZeros
+from tests.sinks.replica_kit import (
+    CAPACITY,
+    Moving,
+    changed,
+    doubt,
+    image_content,
+    path,
+    qemu,
+    written,
+    zeros_of,
+)
+from vadpipe.nbd import Nbd
+from vadpipe.nbd.writer import NbdWriter
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def moving(tmp_path):
+    return Moving(tmp_path)
+
+
+async def test_an_increment_writes_what_changed_and_nothing_else(moving):
+    first = await moving.increment()
+    assert moving.matches()
+    assert first.point == "increment-1"
+    moving.disk.write(5 * MiB, 200 * KiB, seed=1)
+    moving.disk.write(CAPACITY - 700, 700, seed=2)
+    second = await moving.increment()
+    assert moving.matches()
+    assert second.disks[0].mode == "incremental"
+    assert written(second) == changed(second) < MiB
+
+
+async def test_a_changed_block_with_the_same_content_is_not_written(moving):
+    await moving.increment()
+    moving.disk.write(MiB, 64 * KiB, seed=1)
+    await moving.increment()
+    moving.disk.write(MiB, 64 * KiB, seed=1)
+    receipt = await moving.increment()
+    assert changed(receipt) == 64 * KiB
+    assert written(receipt) == 0
+
+
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+async def test_what_became_zero_gives_its_space_back(tmp_path, form):
+    moving = Moving(tmp_path, form, PatternDisk(CAPACITY, hole_ratio=0, zero_ratio=0))
+    await moving.increment()
+    before = moving.image.stat().st_blocks
+    moving.disk.erase(2 * MiB, 12 * MiB)
+    receipt = await moving.increment()
+    assert moving.matches()
+    assert written(receipt) == 0
+    assert zeros_of(moving.image, form) >= 12 * MiB
+    if form == "raw":
+        assert moving.image.stat().st_blocks < before
+
+
+@pytest.mark.parametrize("nth", [1, 2, 4, 7])
+@pytest.mark.parametrize("how", ["before", "after"])
+async def test_a_write_that_fails_leaves_its_range_in_doubt_and_the_next_increment_writes_it_again(
+    moving, monkeypatch, nth, how
+):
+    """`after`: the bytes arrived, but nobody was told: the digests must not be believed."""
+    await moving.increment()
+    for place in range(9):
+        moving.disk.write(2 * place * MiB + 64 * KiB, 300 * KiB, seed=place)
+    calls = []
+    real = NbdWriter.write
+
+    async def failing(self, buffer, offset, wanted):
+        calls.append(offset)
+        number = len(calls)
+        if how == "after" or number != nth:
+            await real(self, buffer, offset, wanted)
+        if number == nth:
+            raise SinkError("Injected.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NbdWriter, "write", failing)
+        if nth <= 5:
+            with pytest.raises(ExceptionGroup) as failed:
+                await moving.increment()
+            assert [str(leaf) for leaf in leaves(failed.value)] == ["Injected."]
+            assert doubt(moving).total >= 300 * KiB
+            with pytest.raises(IntegrityError, match="did not end"):
+                await prove_replica(moving.replica)
+        else:
+            await moving.increment()
+    moving.disk.write(20 * MiB, 64 * KiB, seed=77)
+    await moving.increment()
+    assert moving.matches()
+    assert not len(doubt(moving))
+    await prove_replica(moving.replica)
+
+
+async def test_ranges_in_doubt_are_written_again_when_the_guest_wrote_the_old_bytes_back(moving, monkeypatch):
+    """The digests say that nothing differs, and the replica may hold the half of an increment."""
+    moving.disk.write(MiB, 64 * KiB, seed=1)
+    await moving.increment()
+    moving.disk.write(MiB, 64 * KiB, seed=2)
+
+    async def lost(self, reached):
+        raise SinkError("Injected.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sinks.replica.OpenReplicaDisk.settle", lost)
+        patched.setattr("vadpipe.replica.digests.DigestFile.write", lambda *_: None)
+        with pytest.raises(ExceptionGroup):
+            await moving.increment()
+    moving.disk.write(MiB, 64 * KiB, seed=1)
+    receipt = await moving.increment()
+    assert written(receipt) == 64 * KiB
+    assert moving.matches()
+
+
+@pytest.mark.parametrize("method", ["allocated", "changed", "read"])
+async def test_a_source_that_fails_leaves_a_replica_that_the_next_increment_completes(moving, method):
+    await moving.increment()
+    moving.disk.write(3 * MiB, 9 * MiB, seed=3)
+    with pytest.raises(Exception, match=r"transfer failed|Injected"):
+        await moving.increment(FaultyDisk(moving.disk, method, 1))
+    await moving.increment()
+    assert moving.matches()
+
+
+async def test_an_increment_that_was_not_published_is_asked_for_again(moving):
+    await moving.increment()
+    moving.disk.write(MiB, MiB, seed=4)
+    machine = FakeMachine([moving.disk], moved=SinkError("Moved."))
+    with pytest.raises(SinkError, match="Moved"):
+        await Migrate(machine, path, into=moving.replica).run()
+    receipt = await moving.increment()
+    assert receipt.disks[0].changed == MiB
+    assert written(receipt) == 0  # it is there already, and durable
+    assert moving.matches()
+
+
+class Untracked(FaultyDisk):
+    """A disk whose change tracking was reset."""
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        raise ChangeTrackingInvalid("Tracking was reset.")
+
+
+async def test_lost_change_tracking_becomes_a_comparison_that_writes_what_differs(moving):
+    await moving.increment()
+    moving.disk.write(7 * MiB, 128 * KiB, seed=5)
+    receipt = await moving.increment(Untracked(moving.disk, "", 0))
+    assert receipt.disks[0].mode == "full"
+    assert written(receipt) == 128 * KiB
+    assert moving.matches()
+
+
+async def test_a_full_increment_finds_what_change_tracking_did_not_report(moving):
+    await moving.increment()
+    moving.disk.write(9 * MiB, 64 * KiB, seed=6)
+    moving.disk._written.clear()
+    receipt = await moving.increment()
+    assert written(receipt) == 0
+    assert not moving.matches()
+    receipt = await moving.job().increment(full=True)
+    assert written(receipt) == 64 * KiB
+    assert moving.matches()
+
+
+async def test_a_checkpoint_takes_back_the_doubt_below_it(moving, monkeypatch):
+    seen = []
+    real = IntoReplica.run
+    moving.disk = PatternDisk(CAPACITY, hole_ratio=0, zero_ratio=0)
+
+    def small(disk, replica):
+        parts = path(disk, replica)
+        return parts.flow | IntoReplica(replica, disk, checkpoint=4 * MiB)
+
+    async def settled(self, key, reached, capacity):
+        seen.append(reached)
+        await before(self, key, reached, capacity)
+
+    from sinks.replica import ReplicaWriter
+
+    before = ReplicaWriter.settle
+    monkeypatch.setattr(ReplicaWriter, "settle", settled)
+    await moving.increment(path=small)
+    assert len(seen) > 3
+    assert seen == sorted(seen)
+    assert seen[-1] == CAPACITY
+    assert moving.matches()
+    assert real is IntoReplica.run
+
+
+async def test_a_replica_that_somebody_else_wrote_to_is_found_and_mended(moving):
+    await moving.increment()
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 6M 64k", moving.image)
+    with pytest.raises(
+        IntegrityError, match=r"holds other bytes .* 64.0 KiB in 1 ranges, the first at 6291456"
+    ):
+        await prove_replica(moving.replica)
+    receipt = await moving.increment()
+    assert "in doubt" in receipt.remarks[0]
+    assert moving.matches()
+    [proof] = await prove_replica(moving.replica)
+    assert proof.read > 0
+
+
+async def test_a_cut_over_ends_the_migration(moving):
+    await moving.increment()
+    moving.disk.write(MiB, MiB, seed=8)
+    receipt = await moving.job().cut_over()
+    assert moving.matches()
+    assert receipt.increments == 2
+    assert json.loads((moving.root / "migration" / "receipt.json").read_text())["down_s"] >= 0
+    with pytest.raises(SinkError, match="was cut over"):
+        await moving.increment()
+
+
+async def test_a_path_that_does_not_remember_is_refused(moving):
+    def forgetful(disk, replica):
+        return (
+            ChangedExtents(disk, replica.previous(disk))
+            | ReadSpans(disk)
+            | MarkZeros()
+            | IntoReplica(replica, disk)
+        )
+
+    with pytest.raises(ConfigError, match="does not remember"):
+        await moving.increment(path=forgetful)
+
+
+async def test_a_path_that_leaves_out_what_is_in_doubt_is_refused(moving, monkeypatch):
+    await moving.increment()
+    moving.replica.directory.put_in_doubt("scsi0:0", doubt(moving).whole(MiB, MiB))
+
+    def careless(disk, replica):
+        from pipeline import PreviousDisk
+
+        previous = PreviousDisk("x", disk.capacity, disk.change_id)
+        return (
+            ChangedExtents(disk, previous)
+            | RememberRanges(replica, disk)
+            | ReadSpans(disk)
+            | MarkZeros()
+            | IntoReplica(replica, disk)
+        )
+
+    with pytest.raises(ExceptionGroup) as failed:
+        await moving.increment(path=careless)
+    assert "left out a range" in str(leaves(failed.value)[0])
+
+
+async def test_another_vm_and_a_taken_name_are_refused(moving):
+    await moving.increment()
+    other = FakeMachine([moving.disk], uuid="00000000-0000-0000-0000-000000000002")
+    with pytest.raises(SinkError, match="is of fake"):
+        await Migrate(other, path, into=moving.replica).run()
+    elsewhere = Replica(moving.replica.place, state=moving.root / "another")
+    with pytest.raises(Exception, match=r"transfer failed") as failed:
+        await moving.increment(into=elsewhere)
+    assert "exists already" in str(leaves(failed.value)[0])
+
+
+async def test_a_disk_that_grew_is_refused(moving):
+    await moving.increment()
+    with pytest.raises(Exception, match=r"transfer failed") as failed:
+        await moving.increment(PatternDisk(CAPACITY + MiB, seed=5))
+    assert "when the migration began" in str(leaves(failed.value)[0])
+
+
+async def test_two_runs_at_once_are_refused(moving):
+    with moving.replica.directory.locked(), pytest.raises(SinkError, match="at work"):
+        await moving.increment()
+
+
+async def test_a_damaged_state_is_one_message(moving):
+    await moving.increment()
+    (moving.root / "migration" / "state.json").write_text("{}")
+    with pytest.raises(SinkError, match="is damaged"):
+        await moving.increment()
+
+
+@pytest.mark.parametrize("form", ["qcow2", "raw"])
+async def test_an_export_is_overwritten_wholly_and_keeps_holes(tmp_path, serve, form):
+    image = tmp_path / f"target.{form}"
+    size = CAPACITY + 4 * MiB - CAPACITY % (4 * MiB)
+    qemu("qemu-img", "create", "-q", "-f", form, image, size)
+    qemu("qemu-io", "-f", form, "-c", "write -P 0x5a 0 24M", image)
+    socket = serve("qemu-nbd", "--persistent", "--discard=unmap", "-f", form, "-k", "SOCKET", image)
+    disk = PatternDisk(CAPACITY, seed=5)
+    into = Replica({"scsi0:0": Nbd(str(socket))}, state=tmp_path / "migration")
+    for seed in range(3):
+        receipt = await Migrate(FakeMachine([disk]), path, into=into).run()
+        disk.write((seed + 3) * MiB, 64 * KiB, seed=seed)
+    assert written(receipt) == 64 * KiB
+    await Migrate(FakeMachine([disk]), path, into=into).cut_over()
+    serve.kill()
+    content = image_content(image, form, tmp_path / "witness.raw")
+    assert np.array_equal(content[:CAPACITY], disk.bytes_at(0, CAPACITY))
+    assert zeros_of(image, form) > 6 * MiB
+
+
+async def test_an_export_that_is_too_small_is_refused(tmp_path, serve):
+    image = tmp_path / "small.raw"
+    image.write_bytes(bytes(MiB))
+    socket = serve("qemu-nbd", "--persistent", "-f", "raw", "-k", "SOCKET", image)
+    into = Replica(Nbd(str(socket)), state=tmp_path / "migration")
+    with pytest.raises(ExceptionGroup) as failed:
+        await Migrate(FakeMachine([PatternDisk(CAPACITY)]), path, into=into).run()
+    assert "at least as large" in str(leaves(failed.value)[0])
