@@ -119,7 +119,14 @@ async def _serving(image: str, form: str, *options: str) -> AsyncIterator[Nbd]:
         )
         try:
             await _wait_ready(socket, process, errors)
-            yield Nbd(socket)
+            try:
+                yield Nbd(socket)
+            except (NbdError, SinkError) as exc:  # it listens before it opens the image
+                with trio.move_on_after(_POLL_S * 100):
+                    await process.wait()
+                if process.returncode:
+                    raise _failed("qemu-nbd", _text(errors)) from exc
+                raise
             with trio.move_on_after(_ENDING_S):
                 await process.wait()
             if process.returncode != 0:

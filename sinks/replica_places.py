@@ -30,6 +30,7 @@ T = TypeVar("T")
 # A qemu-nbd of a killed run holds the lock of its image until it has written its tables.
 _LOCKED_FOR_S: Final = 20.0
 _PAUSE_S: Final = 0.2
+_LOCKED: Final = ("another process using the image", '" lock')  # QEMU's block/file-posix.c and block.c
 
 
 class ReplicaPlace(Protocol):
@@ -173,7 +174,7 @@ async def _when_unlocked(open_image: Callable[[], AbstractAsyncContextManager[T]
             try:
                 found = await stack.enter_async_context(open_image())
             except SinkError as exc:
-                if "lock" not in exc.problem or trio.current_time() > deadline:
+                if not any(said in exc.problem for said in _LOCKED) or trio.current_time() > deadline:
                     raise
                 await trio.sleep(_PAUSE_S)
             else:

@@ -134,7 +134,7 @@ def test_five_increments_and_a_cut_over_leave_what_the_vm_held(migration):
 def test_a_kill_in_any_phase_costs_no_write(migration):
     migration.increment()
     for seed, phase in enumerate(PHASES):
-        migration.lab.guest.work(seed, 2 * MiB)
+        migration.lab.guest.work(seed, MiB)
         assert migration("migrate", KILL=phase).returncode == -signal.SIGKILL
         migration.lab.guest.work(100 + seed, 256 * KiB)
         receipt = migration.increment()

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import trio
 
 from pipeline import ChangedAreas, ChangeTrackingInvalid, ConfigError, IntegrityError, KiB, MiB, SinkError
 from pipeline.errors import leaves
 from pipeline.testing import FakeMachine, FaultyDisk, PatternDisk
 from sinks.migrate import Migrate
 from sinks.replica import IntoReplica, Replica
+from sinks.replica_places import place_of
 from sinks.replica_proof import prove_replica
 from stages.extents import ChangedExtents
 from stages.read import ReadSpans
@@ -323,3 +325,19 @@ async def test_an_export_that_is_too_small_is_refused(tmp_path, serve):
     with pytest.raises(ExceptionGroup) as failed:
         await Migrate(FakeMachine([PatternDisk(CAPACITY)]), path, into=into).run()
     assert "at least as large" in str(leaves(failed.value)[0])
+
+
+async def test_an_image_that_a_dying_server_holds_is_waited_for(moving):
+    await moving.increment()
+    moving.disk.write(MiB, MiB, seed=4)
+    place = place_of(moving.replica.place, "fake", "scsi0:0")
+    async with trio.open_nursery() as nursery:
+
+        async def hold(*, task_status):
+            async with place.writing(moving.disk.pool, "held"):
+                task_status.started()
+                await trio.sleep(0.5)
+
+        await nursery.start(hold)
+        await moving.increment()
+    assert moving.matches()
