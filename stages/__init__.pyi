@@ -1,4 +1,6 @@
+from vadpipe.nbd import Bitmaps as Bitmaps
 from vadpipe.nbd import Nbd as Nbd
+from vadpipe.nbd import new_bitmap as new_bitmap
 from vadpipe.vddk import DiskAccess as DiskAccess
 from vadpipe.vddk import Vddk as Vddk
 from vadpipe.vddk.errors import VddkError as VddkError

@@ -4,17 +4,19 @@ import json
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
 
 from pipeline import ConfigError, IntegrityError, KiB, MiB, SinkError
+from sinks.migrate import Migrate
 from sinks.replica_proof import prove_replica
 from tests.conftest import EXAMPLES, SmallLab
 from tests.sinks.replica_kit import image_content, qemu
 from tests.sinks.target_kit import tool
-from vadpipe.cli.config import read_config
+from vadpipe.cli.config import load_jobs
 
 pytestmark = pytest.mark.slow
 
@@ -65,10 +67,14 @@ class Migration:
         """The real command in a process of its own."""
         return self.lab(command, self.config, *arguments, **environment)
 
+    def job(self) -> Migrate[Any]:
+        [job] = load_jobs(self.config)
+        assert isinstance(job, Migrate)
+        return job
+
     def increment(self):
         """An increment in this process."""
-        [job] = read_config(self.config)
-        return trio.run(job.increment)
+        return trio.run(self.job().increment)
 
     def matches(self) -> bool:
         """Whether each image holds what the guest sees."""
@@ -154,7 +160,7 @@ def test_a_kill_before_the_end_of_a_cut_over_leaves_a_vm_that_the_next_run_power
 
 def test_a_replica_that_fails_its_proof_powers_the_vm_on_again(migration):
     migration.increment()
-    [job] = read_config(migration.config)
+    job = migration.job()
     real = prove_replica
 
     async def spoilt(replica, watch):
@@ -173,7 +179,7 @@ def test_a_replica_that_fails_its_proof_powers_the_vm_on_again(migration):
 
 
 def test_a_vm_that_may_not_be_shut_down_is_left_on(migration):
-    [job] = read_config(migration.config)
+    job = migration.job()
     job = replace(job, power_off=False)
     with pytest.raises(ConfigError, match="runs, and the cut-over needs it off"):
         trio.run(job.cut_over)
@@ -184,7 +190,7 @@ def test_a_vm_that_may_not_be_shut_down_is_left_on(migration):
 
 
 def test_a_plan_says_how_long_a_cut_over_takes(migration):
-    [job] = read_config(migration.config)
+    job = migration.job()
     assert job.forecast() == ["How long a cut-over takes is known after the first increment."]
     migration.increment()
     trio.run(job.prove)
