@@ -1,11 +1,14 @@
 """QEMU's dirty bitmaps in the place of change tracking: what is asked, and when everything is read instead."""
 
+import json
+import socket as socketlib
 import subprocess
+import time
 
 import numpy as np
 import pytest
 
-from pipeline import ChangeTrackingInvalid, ConfigError, Extents, KiB, MiB
+from pipeline import SPAN, ChangeTrackingInvalid, ConfigError, Extents, KiB, MiB
 from pipeline.job import Job
 from sinks import IntoRepository, open_repository, restore
 from sinks.raw import RawDirectory
@@ -23,6 +26,7 @@ from stages import (
 )
 from tests.vadpipe.nbd.nbd_kit import needs
 from vadpipe.nbd import Bitmaps, Nbd, new_bitmap
+from vadpipe.nbd.writer import open_for_writing
 
 CAPACITY = 20 * MiB + 512 * 7
 B1, B2, B3 = (f"vadpipe-{number:032x}" for number in range(1, 4))
@@ -172,3 +176,131 @@ async def test_a_backup_that_failed_leaves_an_interval_that_is_not_missed(image,
     assert third.mode == "full"
     assert "not among the frozen" in third.reason
     assert await restored_equals(repository, image, tmp_path / "third")
+
+
+class Monitor:
+    """The monitor of a qemu-storage-daemon: commands of QMP, one after the other."""
+
+    def __init__(self, path):
+        self.socket = socketlib.socket(socketlib.AF_UNIX)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.socket.connect(str(path))
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        self.lines = self.socket.makefile("r")
+        self.lines.readline()  # its greeting
+        self("qmp_capabilities")
+
+    def __call__(self, command, **arguments):
+        order = {
+            "execute": command,
+            "arguments": {name.replace("_", "-"): arguments[name] for name in arguments},
+        }
+        self.socket.sendall(json.dumps(order).encode())
+        while "return" not in (answer := json.loads(self.lines.readline())):
+            assert "error" not in answer, answer
+        return answer["return"]
+
+    def moment(self, image, number, frozen):
+        """The disk as it is now, exported while it is written on: as docs/embedding.md says."""
+        overlay = image.with_name(f"fleece-{number}.qcow2")
+        run("qemu-img", "create", "-q", "-f", "qcow2", overlay, CAPACITY)
+        file = {"driver": "file", "filename": str(overlay)}
+        self("blockdev-add", driver="qcow2", node_name="fleece", file=file, backing="disk")
+        started = f"vadpipe-{number:032x}"
+        actions = [
+            ("block-dirty-bitmap-add", {"node": "disk", "name": started, "persistent": True}),
+            ("blockdev-backup", {"device": "disk", "target": "fleece", "sync": "none", "job-id": "fleece"}),
+        ]
+        if frozen:
+            actions.insert(0, ("block-dirty-bitmap-disable", {"node": "disk", "name": frozen[-1]}))
+        self("transaction", actions=[{"type": kind, "data": data} for kind, data in actions])
+        bitmaps = [{"node": "disk", "name": name} for name in frozen]
+        self("block-export-add", type="nbd", id="backup", node_name="fleece", name="system", bitmaps=bitmaps)
+        return started
+
+    def end(self):
+        self("block-export-del", id="backup", mode="hard")
+        self("job-cancel", id="fleece")
+        while self("query-jobs"):
+            time.sleep(0.01)
+        self("blockdev-del", node_name="fleece")
+
+
+@pytest.fixture
+def running(image, tmp_path):
+    """A disk that is in use, exported as `guest` for whoever writes to it; its monitor, and its socket."""
+    socket, monitor = tmp_path / "nbd.sock", tmp_path / "qmp.sock"
+    process = subprocess.Popen(
+        [
+            needs("qemu-storage-daemon"),
+            f"--blockdev=driver=qcow2,node-name=disk,file.driver=file,file.filename={image}",
+            f"--nbd-server=addr.type=unix,addr.path={socket},max-connections=8",
+            "--export=type=nbd,id=guest,node-name=disk,name=guest,writable=on",
+            f"--chardev=socket,id=qmp,path={monitor},server=on,wait=off",
+            "--monitor=chardev=qmp",
+        ]
+    )
+    try:
+        connected = Monitor(monitor)
+        yield connected, socket
+        connected.lines.close()
+        connected.socket.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def write(socket, pool, *places):
+    async with open_for_writing(Nbd(str(socket), export="guest"), pool) as guest:
+        for place in places:
+            buffer = await pool.acquire()
+            buffer.array[: 64 * KiB] = place % 250 + 2
+            await guest.write(buffer, place * 64 * KiB, Extents.whole(64 * KiB, place * 64 * KiB))
+            buffer.release()
+        await guest.flush()
+
+
+@pytest.mark.slow
+async def test_a_disk_in_use_is_backed_up_by_a_chain_of_frozen_bitmaps(
+    image, running, repository, tmp_path, pool
+):
+    monitor, socket = running
+    moments: list[np.ndarray] = []
+    runs = []
+    frozen: list[str] = []
+    for number, places in ((1, (90,)), (2, (3, 4)), (3, (4, 120)), (4, (200,))):
+        started = monitor.moment(image, number, frozen)
+        vm = NbdVm(
+            "web01",
+            {"system": Nbd(str(socket), export="system")},
+            bitmaps=Bitmaps(started=started, frozen=frozen),
+        )
+        async with Nbd(str(socket), export="guest").open(pool=pool) as disk:
+            moments.append(await content(disk))
+        await write(socket, pool, *places)  # behind the moment: it is not in this backup
+        if number != 3:  # the third backup is left out, its interval is not
+            runs.append((await Job(vm, path, into=repository).run()).disks[0])
+        monitor.end()
+        frozen.append(started)
+    assert [run.mode for run in runs] == ["full", "incremental", "incremental"]
+    assert [run.changed for run in runs[1:]] == [64 * KiB, 3 * 64 * KiB]
+    async with open_repository(repository.path) as reader:
+        for point, wanted in zip(reader.points, (moments[0], moments[1], moments[3]), strict=True):
+            receipt = await restore(reader, point, RawDirectory(tmp_path / "restored"))
+            assert np.array_equal(np.fromfile(receipt.disks[0].place, np.uint8), wanted)
+
+
+async def content(disk):
+    found = np.zeros(disk.capacity, np.uint8)
+    for offset in range(0, disk.capacity, SPAN):
+        buffer = await disk.pool.acquire()
+        size = min(SPAN, disk.capacity - offset)
+        await disk.read(buffer, offset, Extents.whole(size, offset))
+        found[offset : offset + size] = buffer.array[:size]
+        buffer.release()
+    return found
