@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 from uuid import uuid4
 
 import trio
@@ -101,6 +101,9 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
         power_off: The cut-over may shut the guest down, through VMware Tools. Otherwise the VM has to be off before
             it.
         shutdown_within_s: How long the guest may take for that; afterwards the cut-over fails, and the VM stays on.
+        proof: What the cut-over reads back of the replica while the VM is off: 'whole', or 'changed', which is what
+            was written since `vadpipe migrate --prove` last read the whole. What somebody else wrote to the replica
+            is found for certain by a proof of the whole only.
 
     Raises:
         ConfigError: A setting is impossible.
@@ -109,6 +112,7 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
     _: KW_ONLY
     power_off: bool = False
     shutdown_within_s: float = SHUTDOWN_WITHIN_S
+    proof: Literal["whole", "changed"] = "whole"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,6 +120,10 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
             raise ConfigError(
                 f"Migrate(into={readable(self.into)}) is impossible.",
                 remedy='Give it a Replica("qcow2:/images", state="/var/lib/vadpipe/web01").',
+            )
+        if self.proof not in ("whole", "changed"):
+            raise ConfigError(
+                f"Migrate(proof={self.proof!r}) is impossible.", remedy="Choose 'whole' or 'changed'."
             )
         if self.power_off and not has_methods(self.machine, "stopped"):
             raise ConfigError(
@@ -140,7 +148,12 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
     def forecast(self) -> Sequence[str]:
         """For a plan: how long a cut-over would take, from the figures of the increments. Raises SinkError."""
         state = self.replica.directory.load()
-        found = None if state is None else estimate(state)
+        unproved = None
+        if state is not None and self.proof == "changed":
+            unproved = sum(
+                self.replica.directory.unproved(key, disk.capacity).total for key, disk in state.disks.items()
+            )
+        found = None if state is None else estimate(state, unproved=unproved)
         return estimate_lines(found, self.shutdown_within_s if self.power_off else None)
 
     async def is_cut_over(self) -> bool:
@@ -156,9 +169,9 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
         into = replace(self.replica, full=full or self.replica.full, wait_s=WAIT_S)
         return await replace(self, into=into).run(watch)
 
-    async def prove(self, watch: DiskWatch | None = None) -> Sequence[ReplicaProof]:
+    async def prove(self, watch: DiskWatch | None = None, *, whole: bool = True) -> Sequence[ReplicaProof]:
         """Read the replica back; the VM is not needed for that. Raises as `prove_replica`."""
-        return await prove_replica(replace(self.replica, wait_s=WAIT_S), watch)
+        return await prove_replica(replace(self.replica, wait_s=WAIT_S), watch, whole=whole)
 
     async def cut_over(self, watch: DiskWatch | None = None) -> CutOver:
         """Stop the VM, copy what it wrote last, prove the whole replica. The VM stays off.
@@ -177,7 +190,7 @@ class Migrate(Job[C, ReplicaWriter], Generic[C]):
                 begun = trio.current_time()
                 async with self._stopped() as stopped:
                     last = await self.increment(watch)
-                    proofs = await self.prove(watch)
+                    proofs = await self.prove(watch, whole=self.proof == "whole")
                     await stopped.confirm()
                     stopped.stay_off()
                     down_s = trio.current_time() - begun

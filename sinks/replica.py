@@ -39,7 +39,7 @@ from pipeline import (
 )
 from pipeline.composition import expect_disk
 from vadpipe.nbd.writer import NbdWriter
-from vadpipe.replica.digests import BLOCK, DigestFile, Digests, digest_blocks, extents_of, inside
+from vadpipe.replica.digests import BLOCK, DigestFile, Digests, digest_blocks, extents_of, inside, joined
 from vadpipe.replica.state import (
     KEPT,
     Increment,
@@ -173,6 +173,8 @@ class ReplicaWriter:
         self._doubt: dict[str, Extents] = {}
         self._forced: dict[str, Extents] = {}
         self._ids: dict[str, str | None] = {}
+        self._seen: dict[str, str] = {}
+        self._foreign: list[str] = []
         self._figures: list[DiskFigures] = []
         self._changing = trio.Lock()
         self._begun = time.monotonic()
@@ -187,10 +189,13 @@ class ReplicaWriter:
         """What the report of the increment says of the replica."""
         again = {key: extents.total for key, extents in self._forced.items() if extents.total}
         return [
-            f"Disk {key}: {format_size(size)} were in doubt after an increment that did not end; "
-            "they were written again."
-            for key, size in again.items()
-            if key in self._ids
+            *self._foreign,
+            *(
+                f"Disk {key}: {format_size(size)} were in doubt after an increment that did not end; "
+                "they were written again."
+                for key, size in again.items()
+                if key in self._ids
+            ),
         ]
 
     def previous(self, disk: Disk) -> PreviousDisk | None:
@@ -230,6 +235,7 @@ class ReplicaWriter:
                 f"The replica of disk {disk.key}, {place.name}, is gone.",
                 remedy=f"Put it back; or remove {self._replica.state} and begin the migration again.",
             )
+        await self._look_at(place, disk)
         key = bytes.fromhex(self.state.key)
         async with place.writing(disk.pool, disk.key) as target:
             if target.capacity < disk.capacity:
@@ -249,15 +255,22 @@ class ReplicaWriter:
         """The ranges of a disk that were remembered and are not settled."""
         return self._doubt[key]
 
-    async def settle(self, key: str, reached: int, capacity: int) -> None:
-        """Take back the doubt below `reached`: replica and digests are durable there. Raises SinkError."""
+    async def settle(self, key: str, reached: int, capacity: int, wrote: Extents) -> None:
+        """Take back the doubt below `reached`: replica and digests are durable there. Raises SinkError.
+
+        `wrote`: what was written since the last call.
+        """
         async with self._changing:
+            if len(wrote):
+                unproved = await trio.to_thread.run_sync(self._directory.unproved, key, capacity)
+                await trio.to_thread.run_sync(self._directory.keep_unproved, key, unproved | wrote)
             rest = self._doubt[key].within(reached, capacity - reached)
             await trio.to_thread.run_sync(self._directory.put_in_doubt, key, rest)
             self._doubt[key] = rest
 
-    def wrote(self, disk: Disk, figures: DiskFigures) -> None:
-        """Note that a disk was written to its end."""
+    async def wrote(self, disk: Disk, figures: DiskFigures) -> None:
+        """Note that a disk was written to its end, and is closed."""
+        self._seen[disk.key] = await self._place(disk.key).seen()
         self._ids[disk.key] = disk.change_id
         self._figures.append(figures)
 
@@ -277,7 +290,7 @@ class ReplicaWriter:
             full=any(figures.touched >= figures.capacity for figures in self._figures),
         )
         kept = {
-            key: replace(disk, change_id=self._ids[key]) if key in self._ids else disk
+            key: replace(disk, change_id=self._ids[key], seen=self._seen[key]) if key in self._ids else disk
             for key, disk in self.state.disks.items()
         }
         increments = (*self.state.increments, increment)[-KEPT:]
@@ -286,6 +299,18 @@ class ReplicaWriter:
 
     def _place(self, key: str) -> ReplicaPlace:
         return places_of(self._replica.place, self.state.machine_name, key)
+
+    async def _look_at(self, place: ReplicaPlace, disk: Disk) -> None:
+        """Find that somebody else wrote to the replica: then nothing of it is proved. Raises SinkError."""
+        kept = self.state.disks[disk.key]
+        if not kept.seen or kept.seen == await place.seen():
+            return
+        self._foreign.append(
+            f"Disk {disk.key}: {place.name} was changed since increment {self.state.number}, by somebody else or by "
+            "an increment that did not end. The cut-over reads it back as a whole."
+        )
+        whole = Extents.whole(disk.capacity)
+        await trio.to_thread.run_sync(self._directory.keep_unproved, disk.key, whole)
 
     async def _know(self, disk: Disk) -> None:
         """Make sure that the state has the disk, with the size that it has. Raises SinkError."""
@@ -361,6 +386,7 @@ class OpenReplicaDisk:
     written: int = 0  # bytes that were sent as data
     zeroed: int = 0
     compared: int = 0  # bytes that the replica held already
+    _wrote: list[Extents] = field(default_factory=list)
 
     async def put_span(self, span: Span) -> None:
         """Write the blocks of a span that the replica does not hold. Raises SinkError."""
@@ -369,6 +395,7 @@ class OpenReplicaDisk:
         self.compared += span.data.total - (span.data & (data | zeros)).total
         await self.target.write(span.buffer, span.offset, data)
         self.written += data.total
+        self._wrote.append(data)
         await self._zero(zeros)
 
     async def put_zeros(self, offset: int, length: int) -> None:
@@ -390,12 +417,14 @@ class OpenReplicaDisk:
         """Make everything durable up to `reached`, and take its doubt back. Raises SinkError."""
         await self.target.flush()
         await _translated(self.digests.flush)
-        await self.writer.settle(self.disk.key, reached, self.disk.capacity)
+        wrote, self._wrote = self._wrote, []
+        await self.writer.settle(self.disk.key, reached, self.disk.capacity, joined(wrote))
 
     async def _zero(self, extents: Extents) -> None:
         for offset, length in extents:
             await self.target.write_zeros(offset, length)
         self.zeroed += extents.total
+        self._wrote.append(extents)
 
     def _need_remembered(self, extents: Extents) -> None:
         missing = extents - self.writer.in_doubt(self.disk.key)
@@ -489,7 +518,7 @@ class IntoReplica(Sink[Span | Zeros | Unchanged, DiskReceipt]):
             await opened.settle(self.disk.capacity)
         written = opened.written + opened.zeroed
         figures = DiskFigures(self.disk.capacity, counts.read, counts.touched, written, counts.wall_s)
-        self.replica.wrote(self.disk, figures)
+        await self.replica.wrote(self.disk, figures)
         return DiskReceipt(
             key=self.disk.key,
             label=self.disk.label,

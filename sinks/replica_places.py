@@ -46,6 +46,10 @@ class ReplicaPlace(Protocol):
         """Whether there is something of that name."""
         ...
 
+    async def seen(self) -> str:
+        """What it looks like while it is closed, to find that somebody wrote to it; empty where nobody knows."""
+        ...
+
     async def make(self, capacity: int) -> None:
         """Make it, in place of one that a killed run left half made. Raises SinkError."""
         ...
@@ -77,6 +81,13 @@ class ImagePlace:
 
     async def exists(self) -> bool:
         return await trio.to_thread.run_sync(os.path.lexists, self.path)
+
+    async def seen(self) -> str:
+        try:
+            found = await trio.to_thread.run_sync(self.path.stat)
+        except OSError:
+            return ""
+        return f"{found.st_dev}:{found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
     async def make(self, capacity: int) -> None:
         try:
@@ -117,6 +128,9 @@ class DevicePlace:
     async def exists(self) -> bool:
         return False
 
+    async def seen(self) -> str:
+        return ""
+
     async def make(self, capacity: int) -> None:
         try:
             mode = (await trio.to_thread.run_sync(self.path.stat)).st_mode
@@ -147,6 +161,9 @@ class NbdPlace:
 
     async def exists(self) -> bool:
         return False
+
+    async def seen(self) -> str:
+        return ""
 
     async def make(self, capacity: int) -> None:
         """It is there already, or the first write says so."""

@@ -21,6 +21,7 @@ from pipeline import (
     ConfigError,
     Extents,
     IntegrityError,
+    PreviousDisk,
     Sink,
     Span,
     TransferFailed,
@@ -31,36 +32,51 @@ from pipeline import (
 from pipeline.buffers import Buffer
 from pipeline.errors import leaves
 from pipeline.job import DiskWatch
-from stages.extents import AllocatedExtents
+from stages.extents import ChangedExtents
 from stages.read import ReadSpans
 from stages.zeros import MarkZeros
 from vadpipe.nbd.client import NbdDisk
-from vadpipe.replica.digests import BLOCK, DigestFile, digest_blocks, extents_of
+from vadpipe.replica.digests import BLOCK, DigestFile, digest_blocks, extents_of, joined
 from vadpipe.replica.state import ProofFigures, ReplicaDisk, ReplicaState
 
 from .replica import Replica
 from .replica_places import places_of
 
+_WANTED = "to be read back"
 _TOGETHER = 1 << 18  # digests of zeros that are looked at together: 16 GiB of the disk
 
 
 @dataclass(frozen=True)
 class ReplicaProof:
-    """A disk of a replica that holds what was written. Bytes; `read` of `capacity`, the rest reads as zero."""
+    """A disk of a replica that holds what was written. Bytes.
+
+    `read` of the `looked_at` bytes of `capacity` held data, the others read as zero.
+    """
 
     key: str
     place: str
     capacity: int
+    looked_at: int
     read: int
     wall_s: float
 
     def __str__(self) -> str:
-        size = format_size(self.read)
-        return f"disk {self.key}: {self.place}, {size} read back and proved in {self.wall_s:.1f} s"
+        size, part = format_size(self.read), format_size(self.looked_at)
+        proved = (
+            f"all {size} of data"
+            if self.looked_at == self.capacity
+            else f"{part} written since the last proof"
+        )
+        return f"disk {self.key}: {self.place}, {proved} read back and proved in {self.wall_s:.1f} s"
 
 
-async def prove_replica(replica: Replica, watch: DiskWatch | None = None) -> Sequence[ReplicaProof]:
+async def prove_replica(
+    replica: Replica, watch: DiskWatch | None = None, *, whole: bool = True
+) -> Sequence[ReplicaProof]:
     """Read every disk of a replica and compare it with what was written.
+
+    Args:
+        whole: Read everything; otherwise what was written since the whole was last proved.
 
     Raises:
         ConfigError: There was no increment.
@@ -76,10 +92,14 @@ async def prove_replica(replica: Replica, watch: DiskWatch | None = None) -> Seq
                 remedy="Run `vadpipe migrate CONFIG.py` first.",
             )
         pool = BufferPool()
-        proofs = [await _prove(replica, state, key, disk, pool, watch) for key, disk in state.disks.items()]
-        figures = ProofFigures(sum(proof.read for proof in proofs), sum(proof.wall_s for proof in proofs))
-        opened.state = replace(state, proof=figures)
-        await trio.to_thread.run_sync(opened.directory.save, opened.state)
+        proofs = [
+            await _prove(replica, state, key, disk, pool, watch, whole=whole)
+            for key, disk in state.disks.items()
+        ]
+        if all(proof.looked_at == proof.capacity for proof in proofs):
+            figures = ProofFigures(sum(proof.read for proof in proofs), sum(proof.wall_s for proof in proofs))
+            opened.state = replace(state, proof=figures)
+            await trio.to_thread.run_sync(opened.directory.save, opened.state)
         return proofs
 
 
@@ -90,6 +110,8 @@ async def _prove(
     kept: ReplicaDisk,
     pool: BufferPool,
     watch: DiskWatch | None,
+    *,
+    whole: bool,
 ) -> ReplicaProof:
     directory = replica.directory
     doubt = await trio.to_thread.run_sync(directory.doubt, key)
@@ -99,6 +121,9 @@ async def _prove(
             remedy="Run another increment first.",
             disk=key,
         )
+    wanted = Extents.whole(kept.capacity)
+    if not whole:
+        wanted = await trio.to_thread.run_sync(directory.unproved, key, kept.capacity)
     place = places_of(replica.place, state.machine_name, key)
     with ExitStack() as stack:
         opening = DigestFile.open(directory.digests(key), kept.capacity)
@@ -108,9 +133,9 @@ async def _prove(
                 raise IntegrityError(
                     f"{place.name} has {opened.capacity} bytes of {kept.capacity}.", disk=key
                 )
-            disk = _Part(opened, key, kept.capacity)
+            disk = _Part(opened, key, kept.capacity, wanted)
             pipeline = (
-                AllocatedExtents(disk)
+                ChangedExtents(disk, PreviousDisk("", kept.capacity, _WANTED, unit=BLOCK))
                 | ReadSpans(disk)
                 | MarkZeros()
                 | _Compare(digests, bytes.fromhex(state.key))
@@ -122,6 +147,7 @@ async def _prove(
     differing = report.receipt
     if len(differing):
         await trio.to_thread.run_sync(directory.put_in_doubt, key, differing)
+        await trio.to_thread.run_sync(directory.keep_unproved, key, Extents.whole(kept.capacity))
         offset = int(differing.start[0])
         raise IntegrityError(
             f"The replica of disk {key} holds other bytes than were written to it: {format_size(differing.total)} "
@@ -130,7 +156,8 @@ async def _prove(
             disk=key,
             offset=offset,
         )
-    return ReplicaProof(key, place.name, kept.capacity, report.stages[1].bytes, report.wall_s)
+    await trio.to_thread.run_sync(directory.keep_unproved, key, Extents.empty())
+    return ReplicaProof(key, place.name, kept.capacity, wanted.total, report.stages[1].bytes, report.wall_s)
 
 
 @dataclass(frozen=True)
@@ -141,18 +168,16 @@ class _Compare(Sink[Span | Zeros | Unchanged, Extents]):
     key: bytes
 
     async def run(self, inbox: ReceiveChannel[Span | Zeros | Unchanged]) -> Extents:
-        found = [Extents.empty()]
+        found: list[Extents] = []
         async for item in inbox:
             if isinstance(item, Span):
                 try:
                     found.append(await trio.to_thread.run_sync(self._span, item))
                 finally:
                     item.release()
-            else:
+            elif isinstance(item, Zeros):
                 found.append(await trio.to_thread.run_sync(self._zeros, item.offset, item.length))
-        return Extents.from_columns(
-            np.concatenate([part.start for part in found]), np.concatenate([part.length for part in found])
-        )
+        return joined(found)
 
     def _span(self, span: Span) -> Extents:
         numbers, now = digest_blocks(span, self.key, self.digests.capacity)
@@ -170,12 +195,13 @@ class _Compare(Sink[Span | Zeros | Unchanged, Extents]):
 
 @dataclass(frozen=True)
 class _Part:
-    """The first bytes of a disk, as a disk."""
+    """The first bytes of a disk, as a disk of which the wanted ranges have changed."""
 
     disk: NbdDisk
     key: str
     capacity: int
-    change_id: None = None
+    wanted: Extents
+    change_id: str = _WANTED
 
     @property
     def label(self) -> str:
@@ -189,7 +215,9 @@ class _Part:
         return await self.disk.allocated(offset, length)
 
     async def changed(self, since: str, offset: int) -> ChangedAreas:
-        return await self.disk.changed(since, offset)
+        await trio.lowlevel.checkpoint()
+        length = self.capacity - offset
+        return ChangedAreas(offset, length, self.wanted.within(offset, length))
 
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
         await self.disk.read(buffer, offset, wanted)

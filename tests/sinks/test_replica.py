@@ -192,9 +192,9 @@ async def test_a_checkpoint_takes_back_the_doubt_below_it(moving, monkeypatch):
         parts = path(disk, replica)
         return parts.flow | IntoReplica(replica, disk, checkpoint=4 * MiB)
 
-    async def settled(self, key, reached, capacity):
+    async def settled(self, key, reached, *more):
         seen.append(reached)
-        await before(self, key, reached, capacity)
+        await before(self, key, reached, *more)
 
     from sinks.replica import ReplicaWriter
 
@@ -216,10 +216,33 @@ async def test_a_replica_that_somebody_else_wrote_to_is_found_and_mended(moving)
     ):
         await prove_replica(moving.replica)
     receipt = await moving.increment()
-    assert "in doubt" in receipt.remarks[0]
+    assert any("in doubt" in remark for remark in receipt.remarks)
     assert moving.matches()
     [proof] = await prove_replica(moving.replica)
     assert proof.read > 0
+
+
+async def test_a_proof_of_what_changed_reads_no_more(moving):
+    await moving.increment()
+    [whole] = await prove_replica(moving.replica, whole=False)
+    assert whole.looked_at == CAPACITY
+    moving.disk.write(3 * MiB, 128 * KiB, seed=1)
+    moving.disk.erase(9 * MiB, 64 * KiB)
+    await moving.increment()
+    [changed] = await prove_replica(moving.replica, whole=False)
+    assert (changed.looked_at, changed.read) == (192 * KiB, 128 * KiB)
+    [nothing] = await prove_replica(moving.replica, whole=False)
+    assert nothing.looked_at == 0
+
+
+async def test_a_replica_that_changed_between_increments_is_proved_as_a_whole(moving):
+    await moving.increment()
+    await prove_replica(moving.replica)
+    qemu("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 6M 64k", moving.image)
+    receipt = await moving.increment()
+    assert "was changed since increment 1" in receipt.remarks[0]
+    with pytest.raises(IntegrityError, match="the first at 6291456"):
+        await prove_replica(moving.replica, whole=False)
 
 
 async def test_a_cut_over_ends_the_migration(moving):

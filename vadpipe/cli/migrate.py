@@ -107,6 +107,8 @@ def migrate(
     """
     if prove and (every or until_below or cut_over or full):
         raise click.UsageError("--prove stands alone: it makes no increment.")
+    if cut_over and every and not until_below:
+        raise click.UsageError("--cut-over with --every needs --until-below, or it would never come.")
     job = _migration(config, only)
     running = Migration(job, every, until_below, cut_over, full, prove, as_json)
     with events_to(events):

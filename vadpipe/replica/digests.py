@@ -7,7 +7,7 @@ is 16 bytes per 64 KiB of data: 256 MiB per TiB.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -119,3 +119,12 @@ def inside(numbers: NDArray[np.int64], extents: Extents) -> NDArray[np.bool_]:
     place = np.searchsorted(extents.start, numbers * BLOCK, side="right") - 1
     covered: NDArray[np.bool_] = (place >= 0) & (numbers * BLOCK < extents.end[np.maximum(place, 0)])
     return covered
+
+
+def joined(parts: Sequence[Extents]) -> Extents:
+    """The union of many extents."""
+    if not parts:
+        return Extents.empty()
+    return Extents.from_columns(
+        np.concatenate([part.start for part in parts]), np.concatenate([part.length for part in parts])
+    )

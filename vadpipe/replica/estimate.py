@@ -25,12 +25,15 @@ class Estimate:
     increments: int
 
 
-def estimate(state: ReplicaState, now: float | None = None) -> Estimate | None:
+def estimate(
+    state: ReplicaState, now: float | None = None, *, unproved: int | None = None
+) -> Estimate | None:
     """From the increments that are kept; None where there is none.
 
     The change rate is what increments touched over the time between their ends. Each increment costs what it took
     besides moving data (snapshots), and its bytes at the copy rate. The last one holds what changes during the one
-    before it.
+    before it. The proof takes what the last one took; where only `unproved` bytes and what comes meanwhile are
+    read, its part of that.
     """
     if not state.increments:
         return None
@@ -48,12 +51,15 @@ def estimate(state: ReplicaState, now: float | None = None) -> Estimate | None:
     pending = change_rate * max(now - state.increments[-1].ended, 0.0)
     per_byte_s = 1 / copy_rate if copy_rate else 0.0
     warm_s = overhead_s + pending * per_byte_s
+    proof_s = state.proof.wall_s if state.proof else None
+    if state.proof and unproved is not None and state.proof.read:
+        proof_s = state.proof.wall_s * min((unproved + pending) / state.proof.read, 1.0)
     return Estimate(
         change_rate=change_rate,
         copy_rate=copy_rate,
         pending=pending,
         warm_s=warm_s,
         last_s=overhead_s + change_rate * warm_s * per_byte_s,
-        proof_s=state.proof.wall_s if state.proof else None,
+        proof_s=proof_s,
         increments=len(state.increments),
     )

@@ -3,6 +3,7 @@
     state.json           the VM, its disks with their change ids, the last increments, when it was cut over
     scsi0%3A0.digests    what the replica of a disk holds (see `digests`)
     scsi0%3A0.doubt      the ranges that an increment is writing
+    scsi0%3A0.unproved   the ranges that were written since the whole replica was last read back; none: all
 
 Two rules hold at any moment, also after a kill:
 
@@ -44,12 +45,17 @@ class InUse(SinkError):
 
 @dataclass(frozen=True)
 class ReplicaDisk:
-    """A disk of the replica. `made`: it exists. `change_id`: of the last increment that ended; None: untracked."""
+    """A disk of the replica.
+
+    `made`: it exists. `change_id`: of the last increment that ended; None: untracked. `seen`: what the file of the
+    replica looked like then; empty where that is not known.
+    """
 
     capacity: int
     place: str
     made: bool = False
     change_id: str | None = None
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,11 +171,26 @@ class StateDirectory:
 
     def doubt(self, key: str) -> Extents:
         """The ranges of a disk that an increment did not end with."""
-        path = self._doubt(key)
+        return self._read(self._ranges(key, "doubt")) or Extents.empty()
+
+    def put_in_doubt(self, key: str, extents: Extents) -> None:
+        """Make the ranges of a disk durable that are in doubt from now on, in place of the earlier ones."""
+        self._write(self._ranges(key, "doubt"), extents)
+
+    def unproved(self, key: str, capacity: int) -> Extents:
+        """The ranges of a disk that were written since the whole of it was read back."""
+        found = self._read(self._ranges(key, "unproved"))
+        return Extents.whole(capacity) if found is None else found
+
+    def keep_unproved(self, key: str, extents: Extents) -> None:
+        """Make the ranges of a disk durable that are to be read back, in place of the earlier ones."""
+        self._write(self._ranges(key, "unproved"), extents)
+
+    def _read(self, path: Path) -> Extents | None:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            return Extents.empty()
+            return None
         except OSError as exc:
             raise self._unusable(exc) from exc
         if len(content) % 16:
@@ -177,17 +198,15 @@ class StateDirectory:
         table = np.frombuffer(content, "<i8").reshape(-1, 2)
         return Extents.from_columns(table[:, 0], table[:, 1])
 
-    def put_in_doubt(self, key: str, extents: Extents) -> None:
-        """Make the ranges of a disk durable that are in doubt from now on, in place of the earlier ones."""
-        path = self._doubt(key)
+    def _write(self, path: Path, extents: Extents) -> None:
         table = np.stack([extents.start, extents.length], axis=1).astype("<i8")
         try:
             write_durably(path, table.tobytes(), replace=True)
         except OSError as exc:
             raise self._unusable(exc) from exc
 
-    def _doubt(self, key: str) -> Path:
-        return self.path / f"{quote(key, safe='')}.doubt"
+    def _ranges(self, key: str, kind: str) -> Path:
+        return self.path / f"{quote(key, safe='')}.{kind}"
 
     def _damaged(self, path: Path, exc: Exception) -> SinkError:
         return SinkError(

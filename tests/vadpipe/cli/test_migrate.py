@@ -132,11 +132,11 @@ def test_mistakes_are_named(config, options, text):
 
 def test_a_configuration_without_a_migration_is_refused(tmp_path):
     path = tmp_path / "other.py"
-    path.write_text("from tests.sinks.replica_kit import *\n")
     path.write_text(
         "from pipeline import Job\nfrom pipeline.testing import FakeMachine, PatternDisk\n"
         "from sinks import Nowhere, NullSink\nfrom stages import AllocatedExtents\n"
-        "job = Job(FakeMachine([PatternDisk(4096)]), lambda d, p: AllocatedExtents(d) | NullSink(), into=Nowhere())\n"
+        "machine = FakeMachine([PatternDisk(4096)])\n"
+        "job = Job(machine, lambda disk, point: AllocatedExtents(disk) | NullSink(), into=Nowhere())\n"
     )
     done = vadpipe("migrate", path)
     assert done.returncode == 2
