@@ -306,8 +306,8 @@ class ReplicaWriter:
         if not kept.seen or kept.seen == await place.seen():
             return
         self._foreign.append(
-            f"Disk {disk.key}: {place.name} was changed since increment {self.state.number}, by somebody else or by "
-            "an increment that did not end. The cut-over reads it back as a whole."
+            f"Disk {disk.key}: {place.name} was changed since increment {self.state.number}, by somebody else or "
+            "by an increment that did not end. The cut-over reads it back as a whole."
         )
         whole = Extents.whole(disk.capacity)
         await trio.to_thread.run_sync(self._directory.keep_unproved, disk.key, whole)
