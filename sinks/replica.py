@@ -175,6 +175,7 @@ class ReplicaWriter:
         self._ids: dict[str, str | None] = {}
         self._seen: dict[str, str] = {}
         self._foreign: list[str] = []
+        self._gone: list[str] = []
         self._figures: list[DiskFigures] = []
         self._changing = trio.Lock()
         self._begun = time.monotonic()
@@ -190,6 +191,7 @@ class ReplicaWriter:
         again = {key: extents.total for key, extents in self._forced.items() if extents.total}
         return [
             *self._foreign,
+            *self._gone,
             *(
                 f"Disk {key}: {format_size(size)} were in doubt after an increment that did not end; "
                 "they were written again."
@@ -279,6 +281,11 @@ class ReplicaWriter:
         missing = [disk.key for disk in capture.disks if disk.key not in self._ids]
         if missing:
             raise ContractError(f"Disk {missing[0]} was not written by IntoReplica.")
+        self._gone = [
+            f"Disk {key} is in the replica and was not among the VM's disks this time: it stays as it is."
+            for key in self.state.disks
+            if key not in self._ids
+        ]
         increment = Increment(
             number=self.state.number + 1,
             ended=time.time(),

@@ -320,6 +320,19 @@ async def test_a_disk_that_grew_is_refused(moving):
     assert "when the migration began" in str(leaves(failed.value)[0])
 
 
+async def test_a_disk_that_comes_later_or_goes_is_told(moving):
+    await moving.increment()
+    second = PatternDisk(4 * MiB, seed=9, key="scsi0:1")
+    machine = FakeMachine([moving.disk, second])
+    receipt = await Migrate(machine, path, into=moving.replica).run()
+    assert [run.mode for run in receipt.disks] == ["incremental", "full"]
+    receipt = await moving.increment()
+    assert receipt.remarks == [
+        "Disk scsi0:1 is in the replica and was not among the VM's disks this time: it stays as it is."
+    ]
+    assert len(await prove_replica(moving.replica)) == 2
+
+
 async def test_two_runs_at_once_are_refused(moving):
     with moving.replica.directory.locked(), pytest.raises(SinkError, match="at work"):
         await moving.increment()

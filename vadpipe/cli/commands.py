@@ -75,7 +75,7 @@ BUILT_IN = {
     ),
     "migrate": BuiltIn(
         "vadpipe.cli.migrate:migrate",
-        "Move a VM to its replica: one increment, or many, and the cut-over.",
+        "Bring the replica of a running VM up to date, and cut over to it.",
     ),
     "object-lock": BuiltIn(
         "vadpipe.cli.object_lock:object_lock",

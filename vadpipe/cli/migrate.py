@@ -99,7 +99,7 @@ def migrate(
     events: Path | None,
     as_json: bool,
 ) -> int:
-    """Move a VM to its replica: one increment, or many, and the cut-over.
+    """Bring the replica of a running VM up to date, and cut over to it.
 
     Without options one increment is made. The VM runs until the cut-over; there it is shut down, if the
     configuration allows that, and stays off. Every increment may be a command of its own: what was done is kept in
