@@ -69,26 +69,27 @@ class Replica:
 
     Args:
         place: `qcow2:DIR` or `raw:DIR` for images in DIR/VM/, `device:/dev/...`, `nbd://HOST/EXPORT` or settings
-            `Nbd(...)`. A device or an export takes one disk: of several disks, a place for each by its key. What it
-            holds is overwritten.
+            `Nbd(...)`. A device or an export takes one disk: of several disks, a place for each by its key.
         state: A directory of this machine, which is this migration's alone. It is kept from run to run: about
             256 MiB per TiB of data.
+        overwrite: Devices and exports may be overwritten; images are always new ones.
         full: Read the VM's disks in full and compare them with what was written, whatever change tracking says.
         wait_s: Seconds to wait for another run that is at work on the replica; 0: it is an error at once.
 
     Raises:
-        ConfigError: A place is none.
+        ConfigError: A place is none, or holds what may not be overwritten.
     """
 
     place: PlaceText | Mapping[str, PlaceText]
     state: str | Path
+    overwrite: bool = False
     full: bool = False
     wait_s: float = 0.0
 
     def __post_init__(self) -> None:
         expect_directory(self.state)
         for place in self.place.values() if isinstance(self.place, Mapping) else [self.place]:
-            check_place(place)
+            check_place(place, overwrite=self.overwrite)
 
     @property
     def directory(self) -> StateDirectory:

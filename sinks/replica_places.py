@@ -6,7 +6,6 @@ Images and devices are written and read through a qemu-nbd of our own, so that t
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 import trio
 
 from pipeline import BufferPool, ConfigError, SinkError
+from vadpipe.files import create
 from vadpipe.nbd import Nbd, NbdDisk
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
 
-from .blocks import NbdTarget
+from .blocks import NbdTarget, exclusive_device
 from .images import image_name
 from .qemu import read_back, run_tool, served, tool
 from .targets import parse_target
@@ -102,6 +102,7 @@ class ImagePlace:
     def _prepare(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
+        os.close(create(self.path))  # qemu-img keeps its mode: only its owner may read a VM's data
 
     @asynccontextmanager
     async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:
@@ -110,6 +111,7 @@ class ImagePlace:
 
     @asynccontextmanager
     async def reading(self, pool: BufferPool, key: str) -> AsyncIterator[NbdDisk]:
+        await trio.to_thread.run_sync(_drop_cached, self.path)
         async with _when_unlocked(lambda: read_back(self._image, self.form, pool, name=key)) as disk:
             yield disk
 
@@ -132,20 +134,33 @@ class DevicePlace:
         return ""
 
     async def make(self, capacity: int) -> None:
-        try:
-            mode = (await trio.to_thread.run_sync(self.path.stat)).st_mode
-        except OSError as exc:
-            raise SinkError(f"{self.path} cannot be used: {exc.strerror}.") from exc
-        if not stat.S_ISBLK(mode):
-            raise SinkError(
-                f"{self.path} is no block device.", remedy="Name one, or take qcow2:DIR or raw:DIR."
-            )
+        """It is there already, or the first write says so."""
 
-    def writing(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdWriter]:
-        return served(str(self.path), "raw", pool, name=self.name)
+    @asynccontextmanager
+    async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:
+        async with (
+            exclusive_device(self.path),  # what is mounted is refused, and nobody mounts it meanwhile
+            served(str(self.path), "raw", pool, name=self.name) as writer,
+        ):
+            yield writer
 
-    def reading(self, pool: BufferPool, key: str) -> AbstractAsyncContextManager[NbdDisk]:
-        return read_back(str(self.path), "raw", pool, name=key)
+    @asynccontextmanager
+    async def reading(self, pool: BufferPool, key: str) -> AsyncIterator[NbdDisk]:
+        await trio.to_thread.run_sync(_drop_cached, self.path)
+        async with read_back(str(self.path), "raw", pool, name=key) as disk:
+            yield disk
+
+
+def _drop_cached(path: Path) -> None:
+    """Let what follows be read from the storage, not from this machine's memory, where the system does that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # whoever opens it next says why
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -207,9 +222,14 @@ _USAGE: Final = (
 )
 
 
-def check_place(place: PlaceText) -> None:
-    """Raises ConfigError for what names no place."""
-    place_of(place, "vm", "disk")
+def check_place(place: PlaceText, *, overwrite: bool) -> None:
+    """Raises ConfigError for what names no place, and for what is there already and may not be overwritten."""
+    found = place_of(place, "vm", "disk")
+    if not found.made_by_us and not overwrite:
+        raise ConfigError(
+            f"A migration overwrites what {found.name} holds.",
+            remedy="Say Replica(..., overwrite=True) if that is what you want.",
+        )
 
 
 def place_of(place: PlaceText, machine: str, key: str) -> ReplicaPlace:

@@ -163,10 +163,10 @@ def test_a_replica_that_fails_its_proof_powers_the_vm_on_again(migration):
     job = migration.job()
     real = prove_replica
 
-    async def spoilt(replica, watch):
+    async def spoilt(replica, watch, *, whole):
         qemu("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 6M 64k", migration.images[0])
         assert migration.power == "poweredOff"
-        return await real(replica, watch)
+        return await real(replica, watch, whole=whole)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sinks.migrate.prove_replica", spoilt)

@@ -1,6 +1,8 @@
 """A replica: increments write what changed, a crash at any moment is recovered, a proof finds what is wrong."""
 
 import json
+import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -43,6 +45,7 @@ from tests.sinks.replica_kit import (
     written,
     zeros_of,
 )
+from tests.sinks.target_kit import tool
 from vadpipe.nbd import Nbd
 from vadpipe.nbd.writer import NbdWriter
 
@@ -333,6 +336,26 @@ async def test_a_disk_that_comes_later_or_goes_is_told(moving):
     assert len(await prove_replica(moving.replica)) == 2
 
 
+@pytest.mark.parametrize(
+    "place", ["nbd://host/x", "device:/dev/vg/web01", Nbd("host"), {"scsi0:0": "nbd://host/x"}]
+)
+def test_what_may_not_be_overwritten_is_refused_when_it_is_named(tmp_path, place):
+    with pytest.raises(ConfigError, match="A migration overwrites what"):
+        Replica(place, state=tmp_path)
+    assert Replica(place, state=tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("place", ["", "qcow2:", "raw:-", "vmdk:/x", "null:", "rbd:pool/image"])
+def test_what_is_no_place_is_refused_when_it_is_named(tmp_path, place):
+    with pytest.raises(ConfigError, match="is no place for a replica"):
+        Replica(place, state=tmp_path)
+
+
+async def test_an_image_is_readable_by_its_owner_only(moving):
+    await moving.increment()
+    assert moving.image.stat().st_mode & 0o777 == 0o600
+
+
 async def test_two_runs_at_once_are_refused(moving):
     with moving.replica.directory.locked(), pytest.raises(SinkError, match="at work"):
         await moving.increment()
@@ -353,7 +376,7 @@ async def test_an_export_is_overwritten_wholly_and_keeps_holes(tmp_path, serve, 
     qemu("qemu-io", "-f", form, "-c", "write -P 0x5a 0 24M", image)
     socket = serve("qemu-nbd", "--persistent", "--discard=unmap", "-f", form, "-k", "SOCKET", image)
     disk = PatternDisk(CAPACITY, seed=5)
-    into = Replica({"scsi0:0": Nbd(str(socket))}, state=tmp_path / "migration")
+    into = Replica({"scsi0:0": Nbd(str(socket))}, state=tmp_path / "migration", overwrite=True)
     for seed in range(3):
         receipt = await Migrate(FakeMachine([disk]), path, into=into).run()
         disk.write((seed + 3) * MiB, 64 * KiB, seed=seed)
@@ -369,7 +392,7 @@ async def test_an_export_that_is_too_small_is_refused(tmp_path, serve):
     image = tmp_path / "small.raw"
     image.write_bytes(bytes(MiB))
     socket = serve("qemu-nbd", "--persistent", "-f", "raw", "-k", "SOCKET", image)
-    into = Replica(Nbd(str(socket)), state=tmp_path / "migration")
+    into = Replica(Nbd(str(socket)), state=tmp_path / "migration", overwrite=True)
     with pytest.raises(ExceptionGroup) as failed:
         await Migrate(FakeMachine([PatternDisk(CAPACITY)]), path, into=into).run()
     assert "at least as large" in str(leaves(failed.value)[0])
@@ -447,3 +470,40 @@ async def test_a_path_without_the_stage_fails_before_it_writes(moving):
         with pytest.raises(ExceptionGroup) as failed:
             await pipeline.run()
     assert "without being remembered" in str(leaves(failed.value)[0])
+
+
+@pytest.fixture
+def device(tmp_path):
+    """A loop device over a file that is full of something else."""
+    image = tmp_path / "device.raw"
+    image.write_bytes(b"\xaa" * (CAPACITY + 2 * MiB))
+    made = subprocess.run(
+        [tool("losetup"), "--find", "--show", image], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
+    yield made.stdout.strip()
+    subprocess.run([tool("losetup"), "--detach", made.stdout.strip()], check=True)
+
+
+async def test_a_block_device_is_overwritten_unless_it_is_in_use(tmp_path, device):
+    disk = PatternDisk(CAPACITY, seed=5)
+    job = Migrate(
+        FakeMachine([disk]),
+        path,
+        into=Replica(f"device:{device}", state=tmp_path / "migration", overwrite=True),
+    )
+    held = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        with pytest.raises(ExceptionGroup) as failed:
+            await job.run()
+        assert "is in use" in str(leaves(failed.value)[0])
+    finally:
+        os.close(held)
+    await job.run()
+    disk.write(MiB, 64 * KiB, seed=1)
+    receipt = await job.cut_over()
+    assert written(receipt.last) == 64 * KiB
+    content = np.fromfile(device, np.uint8)
+    assert np.array_equal(content[:CAPACITY], disk.bytes_at(0, CAPACITY))
+    assert (content[CAPACITY + 4096 :] == 0xAA).all()
