@@ -2,7 +2,8 @@
 
 import json
 import signal
-from dataclasses import dataclass, replace
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import trio
 
-from pipeline import ConfigError, IntegrityError, KiB, MiB, SinkError
+from pipeline import ConfigError, IntegrityError, KiB, MiB, SinkError, SourceError
 from sinks.migrate import Migrate
+from sinks.replica import Replica
 from sinks.replica_proof import prove_replica
+from stages import Quiesce, VcenterVm
 from tests.conftest import EXAMPLES, SmallLab
-from tests.sinks.replica_kit import image_content, qemu
+from tests.sinks.new_vm_kit import Backed
+from tests.sinks.replica_kit import path, qemu
 from tests.sinks.target_kit import tool
 from vadpipe.cli.config import load_jobs
+from vadpipe.cli.run import planned_job
 
 pytestmark = pytest.mark.slow
 
@@ -78,11 +83,10 @@ class Migration:
 
     def matches(self) -> bool:
         """Whether each image holds what the guest sees."""
-        for disk, image in zip(self.lab.guest.disks, self.images, strict=True):
-            wanted = np.fromfile(self.lab.guest.image_of(disk), np.uint8)
-            if not np.array_equal(image_content(image, "qcow2", self.lab.root / "witness.raw"), wanted):
-                return False
-        return True
+        return all(
+            same(self.lab.guest.image_of(disk), "raw", image)
+            for disk, image in zip(self.lab.guest.disks, self.images, strict=True)
+        )
 
     @property
     def power(self) -> str:
@@ -104,6 +108,12 @@ def migration(small_lab, monkeypatch):
     for name, value in small_lab.environment.items():
         monkeypatch.setenv(name, value)
     return Migration(small_lab, config)
+
+
+def same(one, form, image):
+    """Whether two images hold the same bytes, as qemu-img finds."""
+    command = [tool("qemu-img"), "compare", "-f", form, "-F", "qcow2", one, image]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def sums(disks):
@@ -130,9 +140,8 @@ def test_five_increments_and_a_cut_over_leave_what_the_vm_held(migration):
     assert migration.matches()
     assert migration.power == "poweredOff"
     assert migration.lab.snapshots == 0
-    for disk, image in zip(migration.lab.guest.disks, migration.images, strict=True):
+    for image in migration.images:
         qemu("qemu-img", "check", "-f", "qcow2", image)
-        qemu("qemu-img", "compare", "-f", "raw", "-F", "qcow2", migration.lab.guest.image_of(disk), image)
     with pytest.raises(SinkError, match="was cut over"):
         migration.increment()
 
@@ -146,55 +155,122 @@ def test_a_kill_in_any_phase_costs_no_write(migration):
         receipt = migration.increment()
         assert all(run.mode == "incremental" for run in receipt.disks), phase
         assert migration.matches(), phase
-    assert migration.lab.snapshots == 0
-
-
-def test_a_kill_before_the_end_of_a_cut_over_leaves_a_vm_that_the_next_run_powers_on(migration):
+    # Before the end of a cut-over: the next run powers the VM on.
     killed = migration("migrate", "--cut-over", KILL="vadpipe.vsphere.vm.power:HeldOff:confirm")
     assert killed.returncode == -signal.SIGKILL
     assert migration.power == "poweredOff"
     receipt = migration.increment()
     assert any("powered on again" in remark for remark in receipt.remarks)
     assert migration.power == "poweredOn"
+    assert migration.lab.snapshots == 0
 
 
-def test_a_replica_that_fails_its_proof_powers_the_vm_on_again(migration):
-    migration.increment()
-    job = migration.job()
+@dataclass
+class SmallMigration:
+    """A VM of two small disks without a guest; everything in this process."""
+
+    backed: Backed
+    root: Path
+
+    def job(self, **settings: Any) -> Migrate[Any]:
+        machine = VcenterVm(
+            self.backed.vcenter,
+            "web01",
+            reader=self.backed.writer,
+            quiesce=Quiesce.none(),
+            journal=self.backed.journal,
+            preflight=None,
+            lock_relocation=False,
+            enable_change_tracking=True,
+        )
+        into = Replica(f"qcow2:{self.root / 'images'}", state=self.root / "migration")
+        return Migrate(machine, path, into=into, **{"power_off": True, **settings})
+
+    @property
+    def images(self) -> list[Path]:
+        return [self.root / "images" / "web01" / f"scsi0-{unit}.qcow2" for unit in range(2)]
+
+    def matches(self) -> bool:
+        disks = self.backed.lab.disks(self.backed.moref)
+        return all(same(disk.leaf, "vmdk", image) for disk, image in zip(disks, self.images, strict=True))
+
+    def write(self, *places: int) -> None:
+        for disk in self.backed.lab.disks(self.backed.moref):
+            for place in places:
+                disk.write(place * 64 * KiB, bytes([place % 250 + 1]) * 64 * KiB)
+
+    @property
+    def power(self) -> str:
+        [vm] = self.backed.lab.vms
+        return vm.power
+
+
+@pytest.fixture
+def small(machine, tmp_path):
+    tool("qemu-nbd")
+    return SmallMigration(machine, tmp_path)
+
+
+async def test_a_replica_that_fails_its_proof_powers_the_vm_on_again(small, monkeypatch):
+    await small.job().run()
     real = prove_replica
 
     async def spoilt(replica, watch, *, whole):
-        qemu("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 6M 64k", migration.images[0])
-        assert migration.power == "poweredOff"
+        qemu("qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 6M 64k", small.images[0])
+        assert small.power == "poweredOff"
         return await real(replica, watch, whole=whole)
 
-    with pytest.MonkeyPatch.context() as patched:
+    with monkeypatch.context() as patched:
         patched.setattr("sinks.migrate.prove_replica", spoilt)
         with pytest.raises(IntegrityError, match="holds other bytes than were written"):
-            trio.run(job.cut_over)
-    assert migration.power == "poweredOn"
-    trio.run(job.cut_over)
-    assert migration.matches()
-    assert migration.power == "poweredOff"
+            await small.job().cut_over()
+    assert small.power == "poweredOn"
+    small.write(3, 70)
+    await small.job().cut_over()
+    assert small.matches()
+    assert small.power == "poweredOff"
 
 
-def test_a_vm_that_may_not_be_shut_down_is_left_on(migration):
-    job = migration.job()
-    job = replace(job, power_off=False)
+async def test_a_vm_that_may_not_be_shut_down_is_left_on(small):
+    job = small.job(power_off=False)
     with pytest.raises(ConfigError, match="runs, and the cut-over needs it off"):
-        trio.run(job.cut_over)
-    assert migration.power == "poweredOn"
-    migration.lab.vcenter.change(migration.lab.moref, power="poweredOff")
-    trio.run(job.cut_over)
-    assert migration.matches()
+        await job.cut_over()
+    assert small.power == "poweredOn"
+    small.backed.lab.change(small.backed.moref, power="poweredOff")
+    receipt = await job.cut_over()
+    assert small.matches()
+    assert receipt.increments == 1
 
 
-def test_a_plan_says_how_long_a_cut_over_takes(migration):
-    job = migration.job()
+async def test_a_vm_that_somebody_powers_on_during_the_cut_over_fails_it(small, monkeypatch):
+    async def meddled(replica, watch, *, whole):
+        small.backed.lab.change(small.backed.moref, power="poweredOn")
+        return await prove_replica(replica, watch, whole=whole)
+
+    monkeypatch.setattr("sinks.migrate.prove_replica", meddled)
+    with pytest.raises(SourceError, match="somebody else powered it on"):
+        await small.job().cut_over()
+    assert not await small.job().is_cut_over()
+
+
+async def test_a_reset_of_change_tracking_becomes_a_comparison(small):
+    await small.job().run()
+    small.write(5)
+    for disk in small.backed.lab.disks(small.backed.moref):
+        disk.reset_tracking()
+    receipt = await small.job().run()
+    assert [run.mode for run in receipt.disks] == ["full", "full"]
+    assert [run.receipt.stored for run in receipt.disks] == [64 * KiB] * 2
+    assert small.matches()
+
+
+async def test_a_plan_says_how_long_a_cut_over_takes(small):
+    job = small.job(proof="changed")
     assert job.forecast() == ["How long a cut-over takes is known after the first increment."]
-    migration.increment()
-    trio.run(job.prove)
-    done = migration("plan")
-    assert done.returncode == 0, done.stderr
-    assert "effect: A cut-over takes about" in done.stdout
-    assert "for reading the replica back" in done.stdout
+    await job.run()
+    assert "was not measured yet" in job.forecast()[0]
+    await job.prove()
+    [effect] = [effect for effect in planned_job(job).effects if "cut-over" in effect]
+    assert effect.startswith("A cut-over takes about")
+    assert "for reading the replica back" in effect
+    assert "at most 900 s" in effect

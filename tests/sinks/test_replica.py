@@ -198,29 +198,30 @@ async def test_a_full_increment_finds_what_change_tracking_did_not_report(moving
     assert moving.matches()
 
 
-async def test_a_checkpoint_takes_back_the_doubt_below_it(moving, monkeypatch):
-    seen = []
-    real = IntoReplica.run
+async def test_a_checkpoint_saves_what_was_written_from_being_written_again(moving, monkeypatch):
     moving.disk = PatternDisk(CAPACITY, hole_ratio=0, zero_ratio=0)
+    calls = []
+    real = NbdWriter.write
 
-    def small(disk, replica):
-        parts = path(disk, replica)
-        return parts.flow | IntoReplica(replica, disk, checkpoint=4 * MiB)
+    def often(disk, replica):
+        return path(disk, replica).flow | IntoReplica(replica, disk, checkpoint=4 * MiB)
 
-    async def settled(self, key, reached, *more):
-        seen.append(reached)
-        await before(self, key, reached, *more)
+    async def failing(self, buffer, offset, wanted):
+        calls.append(offset)
+        if offset >= 4 * SPAN:
+            raise SinkError("Injected.")
+        await real(self, buffer, offset, wanted)
 
-    from sinks.replica import ReplicaWriter
-
-    before = ReplicaWriter.settle
-    monkeypatch.setattr(ReplicaWriter, "settle", settled)
-    await moving.increment(path=small)
-    assert len(seen) > 3
-    assert seen == sorted(seen)
-    assert seen[-1] == CAPACITY
+    with monkeypatch.context() as patched:
+        patched.setattr(NbdWriter, "write", failing)
+        with pytest.raises(ExceptionGroup):
+            await moving.increment(path=often)
+    left = doubt(moving)
+    assert len(left) == 1
+    assert SPAN <= left.start[0] <= 4 * SPAN
+    receipt = await moving.increment(path=often)
+    assert written(receipt) == left.total
     assert moving.matches()
-    assert real is IntoReplica.run
 
 
 async def test_a_replica_that_somebody_else_wrote_to_is_found_and_mended(moving):

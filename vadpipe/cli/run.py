@@ -353,7 +353,7 @@ def plan(config: Path, only: str | None, as_json: bool) -> None:
     lines: list[str] = []
     for entry in read_config(config, only):
         if isinstance(entry, Job | JobSource):
-            planned = _planned(entry)
+            planned = planned_job(entry)
             documents.append(planned)
             lines += planned.lines()
         else:
@@ -366,7 +366,8 @@ def plan(config: Path, only: str | None, as_json: bool) -> None:
     show({"jobs": documents}, lines, as_json)
 
 
-def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
+def planned_job(entry: Job[Any, Any] | JobSource) -> Plan:
+    """What a job would do, and what is missing for it now. Raises ConfigError."""
     job = entry if isinstance(entry, Job) else entry.planned()
     missing: list[str] = []
     for part in (job.machine, job.into):
