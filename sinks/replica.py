@@ -183,8 +183,12 @@ class ReplicaWriter:
 
     def look(self) -> None:
         """Read what earlier increments left in doubt. Waits for files; raises SinkError."""
-        for key in self.state.disks:
-            self._doubt[key] = self._forced[key] = self._directory.doubt(key)
+        for key, disk in self.state.disks.items():
+            doubt = self._directory.doubt(key)
+            if disk.made and not self._directory.has_digests(key, disk.capacity):
+                doubt = Extents.whole(disk.capacity)
+                self._directory.put_in_doubt(key, doubt)
+            self._doubt[key] = self._forced[key] = doubt
 
     @property
     def remarks(self) -> Sequence[str]:

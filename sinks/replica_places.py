@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 import trio
 
 from pipeline import BufferPool, ConfigError, SinkError
-from vadpipe.files import create
+from vadpipe.files import create, flush_directory
 from vadpipe.nbd import Nbd, NbdDisk
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
@@ -98,6 +98,7 @@ class ImagePlace:
                 remedy="Name a directory that this user may write.",
             ) from exc
         await run_tool("qemu-img", "create", "-q", "-f", self.form, self._image, str(capacity))
+        await trio.to_thread.run_sync(flush_directory, self.path.parent)
 
     def _prepare(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

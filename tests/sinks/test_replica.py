@@ -357,6 +357,22 @@ async def test_an_image_is_readable_by_its_owner_only(moving):
     assert moving.image.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+async def test_digests_that_are_lost_put_the_whole_disk_in_doubt(moving, damage):
+    """Digests of zeros in their place would leave out what became zero."""
+    moving.disk.write(MiB, MiB, seed=1)
+    await moving.increment()
+    moving.disk.erase(MiB, MiB)
+    digests = moving.replica.directory.digests("scsi0:0")
+    if damage == "removed":
+        digests.unlink()
+    else:
+        os.truncate(digests, 8)
+    receipt = await moving.increment(Untracked(moving.disk, "", 0))
+    assert moving.matches()
+    assert any("in doubt" in remark for remark in receipt.remarks)
+
+
 async def test_two_runs_at_once_are_refused(moving):
     with moving.replica.directory.locked(), pytest.raises(SinkError, match="at work"):
         await moving.increment()

@@ -32,6 +32,11 @@ SIZE: Final = 16
 Digests = NDArray[np.uint8]  # shape (n, SIZE)
 
 
+def digests_size(capacity: int) -> int:
+    """The bytes of the digests of a disk."""
+    return -(-capacity // BLOCK) * SIZE
+
+
 class DigestFile:
     """The digests of a disk of `capacity` bytes, in an open file. Its methods may wait for the file."""
 
@@ -45,7 +50,7 @@ class DigestFile:
         """Open the file; one that is not there is made, and says that the disk is zero. Raises OSError."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
         try:
-            os.truncate(descriptor, -(-capacity // BLOCK) * SIZE)
+            os.truncate(descriptor, digests_size(capacity))
             yield cls(descriptor, capacity)
         finally:
             os.close(descriptor)

@@ -34,6 +34,8 @@ from pipeline.errors import ConfigError, SinkError
 from pipeline.extents import Extents
 from vadpipe.files import write_durably
 
+from .digests import digests_size
+
 _VERSION: Final = 1
 _STATE: Final = "state.json"
 KEPT: Final = 20  # increments whose figures are kept for the estimate
@@ -168,6 +170,15 @@ class StateDirectory:
     def digests(self, key: str) -> Path:
         """The file of a disk's digests."""
         return self.path / f"{quote(key, safe='')}.digests"
+
+    def has_digests(self, key: str, capacity: int) -> bool:
+        """Whether the digests of a disk are there, as many as it has blocks."""
+        try:
+            return self.digests(key).stat().st_size == digests_size(capacity)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise self._unusable(exc) from exc
 
     def doubt(self, key: str) -> Extents:
         """The ranges of a disk that an increment did not end with."""

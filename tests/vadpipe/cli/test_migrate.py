@@ -7,9 +7,11 @@ import subprocess
 import time
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import command, vadpipe
 from tests.sinks.target_kit import tool
+from vadpipe.cli.commands import vadpipe as group
 
 pytestmark = pytest.mark.slow
 
@@ -122,12 +124,13 @@ def test_a_signal_between_increments_ends_a_loop_in_order(config, tmp_path):
         (["--every", "10"], "is no time"),
         (["--until-below", "5"], "is no size"),
         (["--prove", "--cut-over"], "stands alone"),
+        (["--every", "1m", "--cut-over"], "needs --until-below"),
     ],
 )
 def test_mistakes_are_named(config, options, text):
-    done = vadpipe("migrate", config, *options)
-    assert done.returncode == 2
-    assert text in done.stderr
+    done = CliRunner().invoke(group, ["migrate", str(config), *options])
+    assert done.exit_code == 2
+    assert text in done.output
 
 
 def test_a_configuration_without_a_migration_is_refused(tmp_path):
