@@ -25,6 +25,7 @@ ROOMS = {
     "vadpipe.vmdk": "VMDK files",
     "vadpipe.nbd": "NBD",
     "vadpipe.replica": "Replicas",
+    "vadpipe.serve": "Serving points",
     "vadpipe.vddk": "VDDK",
     "vadpipe.vsphere": "vSphere",
     "vadpipe.vss": "VSS manifests",

@@ -36,7 +36,7 @@ FLOORS = [
         "vadpipe/replica",
         "vadpipe/proxy",
     ],
-    ["vadpipe/repository/maintenance"],
+    ["vadpipe/repository/maintenance", "vadpipe/serve"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")

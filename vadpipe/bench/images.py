@@ -60,16 +60,24 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int, *, layout: int 
         with raw.open("wb") as file:
             file.truncate(size)
         subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
-        (place / "disk.vmdk").write_text(_DESCRIPTOR.format(sectors=size // 512, name=image.name))
+        describe(image, size)
         raw.rename(image)
     return image
 
 
+def describe(image: Path, size: int) -> None:
+    """Write a VMDK descriptor beside a raw image of `size` bytes, so that LocalVm(image.parent) reads it."""
+    image.with_suffix(".vmdk").write_text(_DESCRIPTOR.format(sectors=size // 512, name=image.name))
+
+
 def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:
-    """Whole directories in an order by seed, so that files keep the neighbours they have."""
+    """Whole directories in an order by seed, so that files keep the neighbours they have.
+
+    Each directory has its own place in that order: one that comes or goes leaves the others where they are, and an
+    image that is made later holds nearly the same files.
+    """
     directories = sorted({Path(found) for root in ROOTS for found, _, _ in os.walk(root)})
-    random.Random(seed).shuffle(directories)
-    for directory in directories:
+    for directory in sorted(directories, key=lambda found: random.Random(f"{seed} {found}").random()):
         if fill < CLUSTER:
             return
         for entry in sorted(_entries(directory), key=lambda entry: entry.name):

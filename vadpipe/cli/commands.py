@@ -112,6 +112,9 @@ BUILT_IN = {
         "Restore a restore point into files or into a new VM, or prove that it can be restored.",
     ),
     "run": BuiltIn("vadpipe.cli.run:run", "Run the jobs of a configuration: one backup or restore each."),
+    "serve": BuiltIn(
+        "vadpipe.cli.serve:serve", "Serve the disks of a restore point as block devices, over NBD."
+    ),
     "show": BuiltIn(
         "vadpipe.cli.repository:show_point",
         "Show a restore point: its disks, its consistency and the reasons, and what preflight found.",

@@ -45,7 +45,7 @@ def prune_command(
     Works in two phases: what no point needs is named, and deleted by a later prune, when every run that may use it
     has ended. Runs may write at the same time.
     """
-    limit = None if most is None else _size(most)
+    limit = None if most is None else parse_size(most)
 
     settings = Repository(repository)
 
@@ -139,7 +139,7 @@ def copy_command(
     return EXIT_DONE
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
     """A size like 50GiB in bytes. Raises ConfigError."""
     from vadpipe.repository.maintenance.verify import Budget
 

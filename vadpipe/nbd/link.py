@@ -1,4 +1,4 @@
-"""A socket to an NBD server, plain or in TLS.
+"""A socket between an NBD client and a server, plain or in TLS.
 
 Bytes are received straight into the caller's memory, as many as the kernel has, and the event loop is asked only
 when there are none. trio's streams copy every byte once more, and visit the loop for each piece.
@@ -6,10 +6,14 @@ when there are none. trio's streams copy every byte once more, and visit the loo
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
+from collections.abc import Sequence
 
 import trio
+
+_BUFFERS = 512  # of one call; Linux takes 1024
 
 
 class LinkLost(Exception):
@@ -17,11 +21,21 @@ class LinkLost(Exception):
 
 
 class Link:
-    """A connected socket. One task may receive while another one sends."""
+    """A connected socket. One task may receive while another one sends.
 
-    def __init__(self, connected: socket.socket) -> None:
+    Args:
+        connected: The socket.
+        peer: What the other side is called in messages.
+        stalled_s: The connection is lost when the other side takes no byte for so long.
+    """
+
+    def __init__(
+        self, connected: socket.socket, *, peer: str = "server", stalled_s: float = math.inf
+    ) -> None:
         connected.setblocking(False)
         self._socket = connected
+        self._peer = peer
+        self._stalled_s = stalled_s
 
     @classmethod
     async def open(cls, host: str, port: int) -> Link:
@@ -33,9 +47,13 @@ class Link:
             stream = await trio.open_tcp_stream(host, port)
         return cls(socket.socket(fileno=stream.socket.detach()))
 
-    async def start_tls(self, context: ssl.SSLContext, name: str | None) -> None:
+    async def start_tls(
+        self, context: ssl.SSLContext, name: str | None, *, server_side: bool = False
+    ) -> None:
         """Shake hands. Raises ssl.SSLError for a certificate that is not trusted, LinkLost."""
-        secured = context.wrap_socket(self._socket, server_hostname=name, do_handshake_on_connect=False)
+        secured = context.wrap_socket(
+            self._socket, server_hostname=name, server_side=server_side, do_handshake_on_connect=False
+        )
         self._socket = secured
         while True:
             try:
@@ -44,6 +62,10 @@ class Link:
                 await self.wait()
             except ssl.SSLWantWriteError:
                 await self._wait_writable()
+            except ssl.SSLError:
+                raise
+            except OSError as exc:
+                raise LinkLost(f"the connection broke ({exc})") from exc
 
     def receive_nowait(self, target: memoryview) -> int:
         """Fill the beginning of `target`, which is not empty. 0: nothing has come. Raises LinkLost."""
@@ -54,7 +76,7 @@ class Link:
         except OSError as exc:
             raise LinkLost(f"the connection broke ({exc})") from exc
         if not count:
-            raise LinkLost("the server closed the connection")
+            raise LinkLost(f"the {self._peer} closed the connection")
         return count
 
     async def wait(self) -> None:
@@ -88,6 +110,28 @@ class Link:
             except OSError as exc:
                 raise LinkLost(f"the connection broke ({exc})") from exc
 
+    async def send_parts(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Send all parts, without joining them first. Raises LinkLost."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            for part in parts:
+                await self.send_all(part)
+            return
+        left = list(parts)
+        first = 0
+        while first < len(left):
+            try:
+                sent = self._socket.sendmsg(left[first : first + _BUFFERS])
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            except OSError as exc:
+                raise LinkLost(f"the connection broke ({exc})") from exc
+            while first < len(left) and sent >= len(left[first]):
+                sent -= len(left[first])
+                first += 1
+            if sent:
+                left[first] = memoryview(left[first])[sent:]
+
     def close(self) -> None:
         """Close it; whoever waits for it gets LinkLost."""
         if self._socket.fileno() >= 0:
@@ -95,7 +139,10 @@ class Link:
             self._socket.close()
 
     async def _wait_writable(self) -> None:
-        try:
-            await trio.lowlevel.wait_writable(self._socket)
-        except trio.ClosedResourceError:
-            raise LinkLost("it was closed") from None
+        with trio.move_on_after(self._stalled_s) as patience:
+            try:
+                await trio.lowlevel.wait_writable(self._socket)
+            except trio.ClosedResourceError:
+                raise LinkLost("it was closed") from None
+        if patience.cancelled_caught:
+            raise LinkLost(f"the {self._peer} took nothing for {self._stalled_s:g} s")

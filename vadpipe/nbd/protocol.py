@@ -39,17 +39,42 @@ ALLOCATION: Final = "base:allocation"
 
 
 class Option(IntEnum):
+    EXPORT_NAME = 1
     ABORT = 2
+    LIST = 3
     STARTTLS = 5
+    INFO = 6
     GO = 7
     STRUCTURED_REPLY = 8
+    LIST_META_CONTEXT = 9
     SET_META_CONTEXT = 10
 
 
 class OptionReply(IntEnum):
     ACK = 1
+    SERVER = 2
     INFO = 3
     META_CONTEXT = 4
+
+
+class Info(IntEnum):
+    """What a server tells of an export in answer to INFO and GO."""
+
+    EXPORT = 0
+    NAME = 1
+    DESCRIPTION = 2
+    BLOCK_SIZE = 3
+
+
+class Refusal(IntEnum):
+    """Why a server refuses an option."""
+
+    UNSUPPORTED = 1
+    POLICY = 2
+    INVALID = 3
+    TLS_REQUIRED = 5
+    UNKNOWN_EXPORT = 6
+    TOO_BIG = 9
 
 
 OPTION_ERRORS: Final = {
@@ -70,16 +95,32 @@ class Command(IntEnum):
     WRITE = 1
     DISCONNECT = 2
     FLUSH = 3
+    TRIM = 4
+    CACHE = 5
     WRITE_ZEROES = 6
     BLOCK_STATUS = 7
+
+
+class CommandFlag(IntFlag):
+    FUA = 1
+    NO_HOLE = 2
+    DONT_FRAGMENT = 4
+    ONE_EXTENT = 8
+    FAST_ZERO = 16
 
 
 class Transmission(IntFlag):
     """What the server says of an export, in `Export.flags`."""
 
+    HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
     FLUSH = 1 << 2
+    FUA = 1 << 3
+    TRIM = 1 << 5
     WRITE_ZEROES = 1 << 6
+    DONT_FRAGMENT = 1 << 7
+    MULTI_CONN = 1 << 8
+    CACHE = 1 << 10
 
 
 class Chunk(IntEnum):
