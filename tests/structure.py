@@ -27,7 +27,15 @@ FLOORS = [
     ["vadpipe/repository/backends"],
     ["vadpipe/repository/format"],
     ["vadpipe/repository/index"],
-    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    [
+        "vadpipe/vmdk",
+        "vadpipe/vddk",
+        "vadpipe/nbd",
+        "vadpipe/vss",
+        "vadpipe/repository",
+        "vadpipe/replica",
+        "vadpipe/proxy",
+    ],
     ["vadpipe/repository/maintenance", "vadpipe/serve"],
     [
         f"vadpipe/vsphere{room}"

@@ -73,6 +73,10 @@ BUILT_IN = {
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",
     ),
+    "migrate": BuiltIn(
+        "vadpipe.cli.migrate:migrate",
+        "Bring the replica of a running VM up to date, and cut over to it.",
+    ),
     "object-lock": BuiltIn(
         "vadpipe.cli.object_lock:object_lock",
         "Lock what restore points need in a bucket, and put it back after somebody overwrote or deleted it.",

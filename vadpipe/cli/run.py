@@ -118,12 +118,13 @@ class Outcome:
 class AtWork:
     """A job while it runs: the snapshot that stands or is being made, and the point that is published.
 
-    Of a restore: the VM that is being made, and whether it is complete. `found`: the facts of the event that says
-    that it failed.
+    Of a restore: the VM that is being made, and whether it is complete. `migrates`: it is an increment of a
+    migration. `found`: the facts of the event that says that it failed.
     """
 
     title: str
     restores: bool = False
+    migrates: bool = False
     snapshot: str = ""
     point: str = ""
     vm: str = ""
@@ -147,7 +148,8 @@ class AtWork:
         """What remains to be done when a signal ends it."""
         if self.restores:
             return f"{self.title}: {self.fate()}."
-        done = f"point {self.point} is published" if self.point else "what was stored for it is discarded"
+        lost = "the next increment goes on" if self.migrates else "what was stored for it is discarded"
+        done = f"point {self.point} is published" if self.point else lost
         return f"{self.title}: {done}" + (
             f"; its snapshot {self.snapshot!r} is removed." if self.snapshot else "."
         )
@@ -221,7 +223,7 @@ class Run:
     async def _run_job(self, job: Job[Any, Any] | Restore, watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
         several = self.at_once > 1
-        at_work = AtWork(job.title, restores=not isinstance(job, Job))
+        at_work = AtWork(job.title, restores=not isinstance(job, Job), migrates=hasattr(job, "cut_over"))
         self.at_work.append(at_work)
         try:
             with observed(at_work.take):
@@ -351,7 +353,7 @@ def plan(config: Path, only: str | None, as_json: bool) -> None:
     lines: list[str] = []
     for entry in read_config(config, only):
         if isinstance(entry, Job | JobSource):
-            planned = _planned(entry)
+            planned = planned_job(entry)
             documents.append(planned)
             lines += planned.lines()
         else:
@@ -364,12 +366,15 @@ def plan(config: Path, only: str | None, as_json: bool) -> None:
     show({"jobs": documents}, lines, as_json)
 
 
-def _planned(entry: Job[Any, Any] | JobSource) -> Plan:
+def planned_job(entry: Job[Any, Any] | JobSource) -> Plan:
+    """What a job would do, and what is missing for it now. Raises ConfigError."""
     job = entry if isinstance(entry, Job) else entry.planned()
     missing: list[str] = []
     for part in (job.machine, job.into):
         missing += getattr(part, "missing", list)()
-    return replace(plan_job(entry), missing=missing)
+    planned = plan_job(entry)
+    further: Sequence[str] = getattr(job, "forecast", tuple)()
+    return replace(planned, missing=missing, effects=[*planned.effects, *further])
 
 
 def job_lines(title: str, receipt: JobReceipt | RestoreReceipt, *, verbose: bool = False) -> Sequence[str]:

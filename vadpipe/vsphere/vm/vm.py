@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import get_args
 
@@ -14,7 +14,7 @@ from vadpipe.exclude import expect_patterns
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
-from ..inventory.lookup import Vm
+from ..inventory.lookup import Vm, find_vm
 from ..inventory.placement import Place, places_of
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
@@ -26,6 +26,7 @@ from ..snapshot.snapshot import REMOVE_WITHIN_S
 from .capture import VsphereCapture, captured
 from .check import Check
 from .disk import DiskReader
+from .power import HeldOff, held_off, power_state
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,32 @@ class VsphereVm:
                 when both failed.
         """
         return captured(self)
+
+    @asynccontextmanager
+    async def stopped(self, *, power_off: bool, within_s: float) -> AsyncIterator[HeldOff]:
+        """The VM is off inside, for a cut-over. One that was on is powered on at the end, unless it is to stay off.
+
+        The order is in the journal: the next run powers the VM on for one that was killed.
+
+        Args:
+            power_off: Its guest may be shut down, through VMware Tools, never by force.
+            within_s: How long the guest may take for that.
+
+        Raises:
+            ConfigError: It is on, and may not be shut down.
+            SourceError: It did not shut down in time; or it could not be powered on again.
+        """
+        async with self.vcenter.connect() as session:
+            vm = await find_vm(session, self.vm)
+            if not power_off and await power_state(session, vm.moref) != "poweredOff":
+                raise ConfigError(
+                    f"{vm.name} runs, and the cut-over needs it off.",
+                    remedy="Shut it down and cut over then, or allow it with Migrate(power_off=True).",
+                    vm=vm.name,
+                )
+            journal = self.journal or Journal()
+            async with held_off(session, vm, journal, shutdown_within_s=within_s) as held:
+                yield held
 
     def effects(self) -> Sequence[str]:
         where = f"{self.name} on {self.vcenter.server}"
