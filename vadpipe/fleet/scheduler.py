@@ -256,7 +256,7 @@ class Scheduler:
         self._compile(job)
         route = next((one for one in job.routes if one.transport == event.transport), None)
         machine = self._machines.setdefault(event.proxy, Machine(Proxy(event.proxy, 0)))
-        self._hold_tokens(job, route.needs if route else job.whole, machine)
+        self._hold_tokens(job, route.needs if route else job.whole, machine, job.request.expected_s)
         if job.request.deadline is not None:
             self._note_moment(job.request.deadline, job)
 
@@ -278,6 +278,7 @@ class Scheduler:
             job.held = ()
             assert job.machine is not None
             job.machine.used -= 1
+            del job.machine.jobs[job]
             self._touch_machine(job.machine)
             if job in self._removing:
                 self._removing.remove(job)
@@ -306,7 +307,6 @@ class Scheduler:
         machine.proxy = proxy
         for pool in self._pools.values():
             self._find_machines(pool)
-            self._touched[pool] = None
         self._reconsider()
 
     def _reconsider(self) -> None:
@@ -314,13 +314,14 @@ class Scheduler:
         for job in self._reserved:
             self._unclaim(job)
         self._reserved.clear()
-        if self._impossible:
-            impossible, self._impossible = self._impossible, {}
-            for job in impossible.values():
-                job.told = None
-                self._fifo.append(job)
-                self._line_up(job)
+        impossible, self._impossible = self._impossible, {}
+        for job in impossible.values():
+            job.told = None
+            self._fifo.append(job)
+            self._line_up(job)
+        if impossible:
             self._sort_fifo()
+        self._touched |= dict.fromkeys(self._pools.values())
 
     def _sort_fifo(self) -> None:
         oldest = self._fifo[0] if self._fifo else None
@@ -447,13 +448,39 @@ class Scheduler:
         else:
             return False  # an entry of earlier
         lacks = self._lacks(route)
-        if lacks is None:
-            machine = route.pool.best()
-            assert machine is not None
-            self._start(job, route, machine)
+        if lacks is not None:
+            self._wait_at(job, route, lacks)
+            return False
+        if len(job.routes) > 1:
+            if self._waits_for_best(job, route):
+                best = job.routes[0].pool
+                best.patient[job] = None
+                route.at = best  # looked at again with each slot that comes free there
+                self._push(job, best, 1)
+                self._hold(job, best.name)
+                return False
+            route = next(one for one in job.routes if self._lacks(one) is None)
+        machine = route.pool.best()
+        assert machine is not None
+        self._start(job, route, machine)
+        return True
+
+    def _waits_for_best(self, job: Waiting, route: Route) -> bool:
+        """Whether a job that could start this way had better wait for a slot for its best way.
+
+        It had when this way takes longer than all else will, and when a slot comes free before the time is over
+        that the best way saves.
+        """
+        best = job.routes[0]
+        if route is best or self.policy.order == "fifo" or self._lacks(best) is not best.pool:
+            return False
+        if not best.feasible():
+            return False
+        if route.expected_s > max(best.expected_s, best.pool.longest_s(), route.pool.longest_s()):
             return True
-        self._wait_at(job, route, lacks)
-        return False
+        ends = sorted(one.expected_end for machine in best.pool.machines for one in machine.jobs)
+        ahead = len(best.pool.patient) - (job in best.pool.patient)
+        return ahead < len(ends) and ends[ahead] - self.now < route.expected_s - best.expected_s
 
     def _lacks(self, route: Route) -> Queue | None:
         """The first thing that is not free; None when the job can start."""
@@ -505,11 +532,13 @@ class Scheduler:
         cost = max(job.request.expected_s, 1.0) * max(share, 1 / max(slots, 1))
         tenant = job.request.tenant
         self._served[tenant] = self._served.get(tenant, 0.0) + cost / self._weights.get(tenant, 1.0)
-        self._hold_tokens(job, route.needs, machine)
+        self._hold_tokens(job, route.needs, machine, route.expected_s)
         self._decisions.append(Start(job.request.job, machine.proxy.name, route.transport))
 
-    def _hold_tokens(self, job: Waiting, needs: Needs, machine: Machine) -> None:
+    def _hold_tokens(self, job: Waiting, needs: Needs, machine: Machine, expected_s: float) -> None:
         job.state = "running"
+        job.expected_end = self.now + expected_s
+        machine.jobs[job] = None
         job.held, job.machine = needs, machine
         machine.used += 1
         for resource, need in needs:
@@ -534,6 +563,7 @@ class Scheduler:
         self._impossible.pop(job.request.job, None)
         for route in job.routes:
             route.at = None
+            route.pool.patient.pop(job, None)
         self._drop_claims(job)
         job.state = "ended"  # a job that starts is set to running after this
         self._oldest()
@@ -672,9 +702,16 @@ class Scheduler:
         job.whole = self._needs(request.tokens)
         job.removal = self._needs(request.removal)
         job.routes = tuple(
-            Route(way.transport, self._joined(job.whole, way.tokens), self._pool(way.transport, way.sees))
+            Route(
+                way.transport,
+                self._joined(job.whole, way.tokens),
+                self._pool(way.transport, way.sees),
+                request.expected_s if way.expected_s is None else way.expected_s,
+            )
             for way in request.ways
         )
+        for route in job.routes:
+            route.pool.resources |= {resource: None for resource, _ in route.needs[len(job.whole) :]}
 
     def _joined(self, whole: Needs, tokens: Tokens) -> Needs:
         """The needs of a way: first what is held to the end, then what is its own; a name in both counts twice."""

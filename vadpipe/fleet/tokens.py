@@ -81,6 +81,7 @@ class Machine:
     used: int = 0
     claimed: int = 0
     pools: list[Pool] = field(default_factory=list)
+    jobs: dict[Waiting, None] = field(default_factory=dict)  # that run on it
 
     def free(self) -> int:
         return self.proxy.slots - self.used - self.claimed
@@ -96,6 +97,12 @@ class Pool(Queue):
     transport: str = ""
     sees: tuple[str, ...] = ()
     machines: list[Machine] = field(default_factory=list)
+    resources: dict[Resource, None] = field(default_factory=dict)  # what jobs of this kind need
+    patient: dict[Waiting, None] = field(default_factory=dict)  # jobs that wait here, but could go elsewhere
+
+    def longest_s(self) -> float:
+        """How long waiting jobs will keep the busiest resource at least that jobs of this kind need."""
+        return max((resource.drain_s() for resource in self.resources), default=0.0)
 
     def fits(self, proxy: Proxy) -> bool:
         """Whether a proxy belongs to it."""
@@ -106,9 +113,9 @@ class Pool(Queue):
         return sum(machine.free() for machine in self.machines if machine.free() > 0)
 
     def best(self) -> Machine | None:
-        """The proxy with a free slot that has the least to do."""
+        """The proxy with a free slot that can do the least else; of those alike, the one with the least to do."""
         free = [machine for machine in self.machines if machine.free() > 0]
-        return min(free, key=Machine.load, default=None)
+        return min(free, key=lambda one: (len(one.proxy.transports), one.load()), default=None)
 
 
 @dataclass(eq=False, slots=True)
@@ -118,6 +125,7 @@ class Route:
     transport: str
     needs: Needs
     pool: Pool
+    expected_s: float
     at: Queue | None = None
 
     def amount(self, queue: Queue) -> int:
@@ -147,6 +155,7 @@ class Waiting:
     removal: Needs = ()
     held: Needs = ()
     machine: Machine | None = None
+    expected_end: float = 0.0
     risks: bool = False
     passed: int = 0
     reserved: Route | None = None  # what it needs this way is set aside

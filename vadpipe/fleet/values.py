@@ -66,12 +66,17 @@ class Proxy:
 class Way:
     """One way to run a job: its transport, and the tokens that are held while data is read.
 
-    `sees`: the datastores that the proxy has to see for it; none for a transport over the network.
+    Args:
+        transport: A proxy has to have it.
+        tokens: See above.
+        sees: The datastores that the proxy has to see for it; none for a transport over the network.
+        expected_s: Seconds of the job this way; None: as those of the job.
     """
 
     transport: str
     tokens: Tokens = field(default_factory=dict)
     sees: Sequence[str] = ()
+    expected_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,11 @@ amounts = st.integers(1, 4)
 needs = st.dictionaries(st.sampled_from([*HOSTS, *DATASTORES]), amounts, max_size=3)
 ways = st.lists(
     st.builds(
-        Way, st.sampled_from(["nbdssl", "hotadd"]), needs, st.sampled_from([(), ("d1",), ("d1", "d2")])
+        Way,
+        st.sampled_from(["nbdssl", "hotadd"]),
+        needs,
+        st.sampled_from([(), ("d1",), ("d1", "d2")]),
+        st.sampled_from([None, 5.0, 300.0]),
     ),
     min_size=1,
     max_size=2,
@@ -405,6 +409,18 @@ def test_a_job_takes_the_way_that_is_free():
         Start("j2", "p2", "nbdssl"),
     ]
     assert kernel.take(Ended(1, "j1")) == [Start("j3", "p1", "hotadd")]
+
+
+def test_a_job_waits_for_its_best_way_when_that_is_over_sooner():
+    proxies = [Proxy("p1", 1, ("hotadd",)), Proxy("p2", 9)]
+    kernel = Scheduler({}, proxies)
+    both = [Way("hotadd", expected_s=100), Way("nbdssl", expected_s=400)]
+    kernel.take(Submitted(0, [Request("j1", both, expected_s=100)]))
+    assert started(kernel.take(Submitted(0, [Request("j2", both, expected_s=100)]))) == []
+    assert Start("j3", "p2", "nbdssl") in kernel.take(
+        Submitted(0, [Request("j3", [both[0], Way("nbdssl", expected_s=150)], expected_s=100)])
+    )
+    assert kernel.take(Ended(90, "j1")) == [Start("j2", "p1", "hotadd")]
 
 
 def test_jobs_go_to_the_proxy_with_the_least_to_do():
