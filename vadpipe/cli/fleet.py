@@ -132,8 +132,8 @@ def _lines(model: Site, found: dict[Scheme, Simulated], more: Simulated, added: 
     if ours.never:
         lines.append(f"no proxy can run: {len(ours.never)} jobs, {', '.join(ours.never[:_SHOWN])}")
     lines.append(
-        f"the scheduler took {ours.mean_ms:.2f} ms of CPU time for an event on average, {ours.p99_ms:.2f} ms at most "
-        f"for 99 of 100, {ours.slowest_ms:.1f} ms for the slowest of {ours.events}"
+        f"CPU time of the scheduler for each of {ours.events} events: {ours.mean_ms:.2f} ms on average, "
+        f"{ours.p99_ms:.2f} ms at most for 99 of 100, {ours.slowest_ms:.1f} ms at most"
     )
     rows = [
         [

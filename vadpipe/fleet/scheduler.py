@@ -468,16 +468,13 @@ class Scheduler:
     def _waits_for_best(self, job: Waiting, route: Route) -> bool:
         """Whether a job that could start this way had better wait for a slot for its best way.
 
-        It had when this way takes longer than all else will, and when a slot comes free before the time is over
-        that the best way saves.
+        It had when one comes free before the time is over that the best way saves.
         """
         best = job.routes[0]
         if route is best or self.policy.order == "fifo" or self._lacks(best) is not best.pool:
             return False
         if not best.feasible():
             return False
-        if route.expected_s > max(best.expected_s, best.pool.longest_s(), route.pool.longest_s()):
-            return True
         ends = sorted(one.expected_end for machine in best.pool.machines for one in machine.jobs)
         ahead = len(best.pool.patient) - (job in best.pool.patient)
         return ahead < len(ends) and ends[ahead] - self.now < route.expected_s - best.expected_s
@@ -710,8 +707,6 @@ class Scheduler:
             )
             for way in request.ways
         )
-        for route in job.routes:
-            route.pool.resources |= {resource: None for resource, _ in route.needs[len(job.whole) :]}
 
     def _joined(self, whole: Needs, tokens: Tokens) -> Needs:
         """The needs of a way: first what is held to the end, then what is its own; a name in both counts twice."""

@@ -97,12 +97,7 @@ class Pool(Queue):
     transport: str = ""
     sees: tuple[str, ...] = ()
     machines: list[Machine] = field(default_factory=list)
-    resources: dict[Resource, None] = field(default_factory=dict)  # what jobs of this kind need
     patient: dict[Waiting, None] = field(default_factory=dict)  # jobs that wait here, but could go elsewhere
-
-    def longest_s(self) -> float:
-        """How long waiting jobs will keep the busiest resource at least that jobs of this kind need."""
-        return max((resource.drain_s() for resource in self.resources), default=0.0)
 
     def fits(self, proxy: Proxy) -> bool:
         """Whether a proxy belongs to it."""

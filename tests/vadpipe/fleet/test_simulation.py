@@ -86,7 +86,8 @@ def test_a_vm_that_no_proxy_can_read_is_named():
 def test_one_more_proxy_halves_the_time_where_slots_are_short_and_changes_nothing_elsewhere():
     short = site([vm(f"v{n}", 10) for n in range(4)], slots=1)
     grown, _ = with_one_more_proxy(short, busiest_proxy(simulate(short)))
-    assert (simulate(short).end_s, simulate(grown).end_s) == (pytest.approx(40), pytest.approx(20))
+    assert simulate(short).end_s == pytest.approx(40)
+    assert simulate(grown).end_s == pytest.approx(20)
     held = site([vm(f"v{n}", 10) for n in range(4)], streams=1, slots=4)
     grown, _ = with_one_more_proxy(held, "p1")
     assert simulate(grown).end_s == pytest.approx(simulate(held).end_s)
