@@ -30,6 +30,11 @@ def streams(datastore: str) -> str:
     return f"datastore:{datastore}/streams"
 
 
+def snapshots(datastore: str) -> str:
+    """VMs that have a snapshot on a datastore."""
+    return f"datastore:{datastore}/snapshots"
+
+
 def removals(datastore: str) -> str:
     """Snapshots that are removed on a datastore at the same time."""
     return f"datastore:{datastore}/snapshot-removals"
