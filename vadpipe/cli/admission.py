@@ -44,7 +44,7 @@ _PAST_THE_HOST = {"hotadd", "san", "file"}
 """Transports of VDDK that need nothing of the ESXi host's disk service."""
 
 _BYTES_PER_SECOND = 100_000_000
-"""What a job reads, to rank jobs by how long they will take. Only ratios matter, so any rate gives the same order."""
+"""What a job reads, to rank jobs by how long they will take. Any rate gives the same order."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Admission:
         for decision in self.scheduler.take(event):
             if isinstance(decision, Start):
                 started.append(self.jobs[decision.job])
-            elif isinstance(decision, Hold):
+            elif isinstance(decision, Hold) and ":" in decision.resource:  # not for its turn among N
                 log.info("%s waits for %s", decision.job, decision.resource)
                 with within(job=decision.job):
                     emit("job waiting", resource=decision.resource)

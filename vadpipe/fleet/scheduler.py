@@ -126,6 +126,7 @@ class Scheduler:
         self._moments: list[tuple[float, int, Waiting]] = []
         self._touched: dict[Queue, None] = {}  # may have a job that can start
         self._freed = False  # something came free since it was last set
+        self._new: list[Waiting] = []
         self._decisions: list[Decision] = []
         for name, capacity in limits.items():
             self._resource(name).capacity = offered(capacity)
@@ -161,6 +162,7 @@ class Scheduler:
         self._pass_moments()
         self._grant_removals()
         self._start_jobs()
+        self._tell_new()
         decisions, self._decisions = self._decisions, []
         return decisions
 
@@ -404,6 +406,14 @@ class Scheduler:
                     heapq.heappush(heads, (*head, at, queue, heap, amount))
             if not heads and not again and not self._freed:
                 self._touched.clear()
+
+    def _tell_new(self) -> None:
+        """Say of jobs that came with this event and did not start what they wait for."""
+        for job in self._new:
+            if job.state == "waiting" and job.told is None:
+                lacks = next((one for one in map(self._lacks, job.routes) if one), job.routes[0].pool)
+                self._hold(job, lacks.name)
+        self._new.clear()
 
     def _has_slot(self) -> bool:
         return any(machine.free() > 0 for machine in self._machines.values())
@@ -657,6 +667,7 @@ class Scheduler:
         """Let a job wait, for each of its ways, at the resource that waiting jobs will keep busy the longest."""
         if self._hold_if_impossible(job):
             return
+        self._new.append(job)
         for route in job.routes:
             if not route.feasible():
                 continue
@@ -665,8 +676,6 @@ class Scheduler:
             route.at = queue
             self._push(job, queue, route.amount(queue))
             self._touched[queue] = None
-            if route.amount(queue) > queue.free():
-                self._hold(job, queue.name)
 
     def _push(self, job: Waiting, queue: Queue, amount: int) -> None:
         if job.risks:
