@@ -556,7 +556,8 @@ class Scheduler:
         self._freed = True
         for resource, need in held:
             resource.used -= need - kept.get(resource, 0)
-            self._touched[resource] = None
+            if resource.heaps:
+                self._touched[resource] = None
 
     def _touch_machine(self, machine: Machine) -> None:
         for pool in machine.pools:
