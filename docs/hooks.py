@@ -29,6 +29,7 @@ ROOMS = {
     "vadpipe.vss": "VSS manifests",
     "vadpipe.preflight": "Preflight",
     "vadpipe.proxy": "Backup proxies",
+    "vadpipe.fleet": "Scheduling",
 }
 
 
