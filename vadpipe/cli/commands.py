@@ -47,6 +47,9 @@ BUILT_IN = {
         "vadpipe.cli.retention:diff",
         "Show what changed on the disks from restore point A to restore point B.",
     ),
+    "fleet": BuiltIn(
+        "vadpipe.cli.fleet:fleet", "Plan many backups on several machines: what a site allows, simulated."
+    ),
     "forget": BuiltIn(
         "vadpipe.cli.retention:forget", "Remove restore points by rules, per VM, or by their ids."
     ),
@@ -72,6 +75,10 @@ BUILT_IN = {
     "manifest": BuiltIn(
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",
+    ),
+    "migrate": BuiltIn(
+        "vadpipe.cli.migrate:migrate",
+        "Bring the replica of a running VM up to date, and cut over to it.",
     ),
     "object-lock": BuiltIn(
         "vadpipe.cli.object_lock:object_lock",
