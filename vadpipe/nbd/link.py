@@ -33,7 +33,7 @@ class Link:
         self, connected: socket.socket, *, peer: str = "server", stalled_s: float = math.inf
     ) -> None:
         connected.setblocking(False)
-        self._socket = connected
+        self._socket: socket.socket = connected
         self._peer = peer
         self._stalled_s = stalled_s
 
