@@ -24,6 +24,7 @@ ROOMS = {
     "vadpipe.repository": "Repository",
     "vadpipe.vmdk": "VMDK files",
     "vadpipe.nbd": "NBD",
+    "vadpipe.serve": "Serving points",
     "vadpipe.vddk": "VDDK",
     "vadpipe.vsphere": "vSphere",
     "vadpipe.vss": "VSS manifests",

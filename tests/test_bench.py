@@ -148,3 +148,14 @@ def test_the_prune_bench_names_and_deletes_what_one_point_needed(tmp_path):
         ("nothing", "0 packs named, 0 deleted"),
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    MKE2FS is None or shutil.which("nbdcopy") is None, reason="mke2fs or nbdcopy (libnbd-bin) is missing"
+)
+def test_the_serve_bench_compares_a_copy_with_a_restore_and_times_single_reads(tmp_path):
+    tiny = ("--gib", 1, "--mib", 16, "--points", 2, "--rounds", 1, "--reads", 20)
+    lines = program("serve", *tiny, "--directory", tmp_path)
+    assert [line.split()[0] for line in lines[1:]] == ["restore", "nbdcopy", "nbdcopy", "first", "4"]
+    assert "seed 1" in lines[0]

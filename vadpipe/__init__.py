@@ -7,6 +7,7 @@ vmdk        VMDK files and VMs read from their own directory      vsphere     VM
 vddk        disks read through VDDK, in a child process           preflight   what will go wrong, before it does
 vss         the VSS manifest: bytes in, verdict out               proxy       whether this machine can be a proxy
 repository  deduplicated restore points in a directory            kernels     what the stages compute
+nbd         disks of NBD servers, and a server                    serve       points as block devices
 cli         the command                                           lab, bench  stand-ins, and measurements
 """
 

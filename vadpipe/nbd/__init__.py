@@ -1,10 +1,13 @@
-"""Disks of an NBD server, read and written: qemu-nbd, nbdkit and its plugins, or any other.
+"""Disks of an NBD server, read and written: qemu-nbd, nbdkit and its plugins, or any other. And a server of disks.
 
-protocol    messages of both directions and the handshake, without I/O
+protocol    messages of both directions and the client's handshake, without I/O
 link        a socket, plain or in TLS
-connection  one connection, with requests in flight
-client      Nbd (settings), NbdDisk
-writer      open_for_writing, NbdWriter
+
+connection  one connection, with requests in flight     export       what a server offers
+client      Nbd (settings), NbdDisk                     negotiation  the server's handshake, without I/O
+writer      open_for_writing, NbdWriter                 session      one client: requests in, replies out
+                                                        outbox       replies on their way out
+                                                        server       serve: listening, TLS, limits
 """
 
 from .client import Nbd, NbdDisk, NbdError

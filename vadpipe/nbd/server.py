@@ -169,7 +169,8 @@ def tls_with_shared_keys(path: Path) -> ssl.SSLContext:
         ConfigError: The file cannot be used, or this Python cannot do it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    if not hasattr(context, "set_psk_server_callback"):
+    ask = getattr(context, "set_psk_server_callback", None)
+    if ask is None:
         raise ConfigError(
             "TLS with shared keys needs Python 3.13 or newer.",
             remedy="Use a certificate, or serve on a Unix socket or 127.0.0.1 behind a TLS proxy.",
@@ -184,7 +185,7 @@ def tls_with_shared_keys(path: Path) -> ssl.SSLContext:
     # A TLS 1.3 client would have to offer the key in a way that GnuTLS and OpenSSL do not share.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE-PSK:DHE-PSK:@SECLEVEL=2")
-    context.set_psk_server_callback(lambda name: keys.get(name or "", b""))
+    ask(lambda name: keys.get(name or "", b""))
     return context
 
 
@@ -257,12 +258,12 @@ async def _serve_client(
     begun = time.monotonic()
     ended = "good-bye"
     try:
-        with trio.move_on_after(limits.handshake_s) as patience:
+        agreed: Agreement | None = None
+        with trio.move_on_after(limits.handshake_s):
             agreed = await _shake_hands(link, server.exports, tls)
-        if patience.cancelled_caught:
+        if agreed is None:
             ended = f"no handshake within {limits.handshake_s:g} s"
-            return
-        if agreed.export is not None:
+        elif agreed.export is not None:
 
             def share() -> int:
                 return max(min(limits.most_of_one, limits.in_flight // server.connections), PIECE)

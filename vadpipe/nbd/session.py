@@ -3,8 +3,8 @@
 A read of what is at hand is answered at once, reads that follow each other by one task, and any other request by
 a task of its own; replies come in the order in which they are ready. One task sends them, as many with one call as
 there are. What a client can make this process hold is bounded: requests are not received while too many of its own
-are in flight, or more bytes than its share, and a long request is answered in pieces. What it writes is stored piece
-by piece while it is received.
+are in flight, or more bytes than its share, and a long request is answered in pieces. What it writes is stored
+piece by piece while it is received.
 """
 
 from __future__ import annotations

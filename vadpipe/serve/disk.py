@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import trio
 
-from pipeline.errors import MoverError
+from pipeline.errors import IntegrityError, MoverError
 from pipeline.units import CLUSTER, MiB, format_size
 from vadpipe.nbd.export import Parts, States
 from vadpipe.nbd.protocol import State
@@ -318,16 +318,18 @@ class PointDisk:
     async def _read_ahead(self, offset: int, length: int) -> None:
         try:
             runs = await self._runs(offset, length)
-        except (MoverError, OSError):
+        except Exception:
             return  # whoever reads it is told
         self._frames.expect(self._wanted(runs))
 
     def _tell(self, exc: MoverError | OSError) -> None:
         """Log what cannot be read, once."""
-        text = f"{self.name} of point {self._point.id} cannot be read: {exc}"
+        text = str(exc)
+        if not isinstance(exc, IntegrityError):  # which names them
+            text = f"Disk {self.name} of point {self._point.id} cannot be read: {exc}"
         if text not in self._told and len(self._told) < _LOGGED:
             self._told.add(text)
-            log.warning("Disk %s", text)
+            log.warning("%s", text)
 
 
 def _add(found: list[tuple[int, int]], length: int, flags: int) -> None:

@@ -17,7 +17,6 @@ from typing import Final, NamedTuple, Protocol
 
 import trio
 
-from pipeline.errors import MoverError
 from pipeline.units import MiB
 from vadpipe.background import in_background
 from vadpipe.repository.format.packs import FrameAddress
@@ -144,16 +143,20 @@ class DecodedFrames:
 
     def _next_group(self) -> list[_Job]:
         """The job that waits longest and its neighbours; empty when there is none."""
-        jobs = self._urgent or self._expected
         window: list[_Job] = []
-        while jobs and len(window) < _WINDOW:
-            job = jobs.popleft()
-            if job.waiting or job.expected:
-                window.append(job)
-            else:  # whoever wanted it is gone
-                del self._jobs[job.wanted.identity]
-        if not window:
-            return []
+        for jobs in (self._urgent, self._expected):
+            while jobs and len(window) < _WINDOW:
+                job = jobs.popleft()
+                if job.waiting or job.expected:
+                    window.append(job)
+                else:  # whoever wanted it is gone
+                    del self._jobs[job.wanted.identity]
+            if window:
+                return self._group_of(window, jobs)
+        return []
+
+    def _group_of(self, window: list[_Job], jobs: deque[_Job]) -> list[_Job]:
+        """What is decoded together; the rest of the window goes back to where it came from."""
         first, rest = window[0], window[1:]
         most = -(-len(window) // THREADS)
         group = [first, *_behind(first, rest)[: most - 1]]
@@ -168,7 +171,7 @@ class DecodedFrames:
             wanted = job.wanted
             try:
                 job.data = wanted.content.frame(wanted.address, wanted.offset, wanted.length, wanted.identity)
-            except (MoverError, OSError) as exc:
+            except Exception as exc:  # for those who wait for it
                 job.error = exc
 
     def _finish(self, job: _Job) -> None:
