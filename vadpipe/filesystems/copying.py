@@ -132,7 +132,7 @@ class _Copy:
             raise Unreadable(f"Directory {path} contains itself.")
         if len(way) >= _DEEPEST:
             raise Unreadable(f"Directory {path} lies more than {_DEEPEST} levels deep.")
-        entries = self._files.list(entry)
+        entries = self._files.entries(entry)
         inner, made = place.directory(name)
         with inner:
             for each in entries:

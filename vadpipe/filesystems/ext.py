@@ -44,7 +44,7 @@ class Ext:
     def root(self) -> Entry:
         return self._entry("/", _ROOT)
 
-    def list(self, directory: Entry) -> Sequence[Entry]:
+    def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
             return [self._entry(name, number) for name, number in self._names(directory)]
 

@@ -58,7 +58,7 @@ class Fat:
     def root(self) -> Entry:
         return Entry("/", Kind.DIRECTORY, 0, None, None, "/", node=self._fs.root)
 
-    def list(self, directory: Entry) -> Sequence[Entry]:
+    def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
             return [self._entry(each) for each in self._rows(directory)]
 

@@ -124,7 +124,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 def _value(token: str, tokens: Iterator[str]) -> Any:  # noqa: ANN401 - strings, numbers and lists of them
     if token == "[":
-        found = []
+        found: list[Any] = []
         for each in tokens:
             if each == "]":
                 return found

@@ -53,7 +53,7 @@ class Ntfs:
         with reading(self._source, f"The root of {self._title}"):
             return self._entry("/", _ROOT)
 
-    def list(self, directory: Entry) -> Sequence[Entry]:
+    def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
             return [self._entry(name, segment) for name, segment in self._names(directory)]
 

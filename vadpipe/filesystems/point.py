@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -9,6 +10,8 @@ from typing import TypeVar
 import trio
 
 from vadpipe.background import in_background
+from vadpipe.repository.backends.contract import Backend
+from vadpipe.repository.backends.wrappers import Forwarding
 from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.reader import RepositoryReader
 from vadpipe.serve.disk import PointDisk
@@ -18,6 +21,21 @@ from .sources import ExportSource, Source
 from .volumes import Volume, volumes_of
 
 T = TypeVar("T")
+
+
+class CountedReads(Forwarding):
+    """A backend that counts the bytes that are read through it."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self._turn = threading.Lock()
+        self.count = 0
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        content = self.inner.read(name, offset, length)
+        with self._turn:
+            self.count += len(content)
+        return content
 
 
 class PointVolumes:

@@ -45,7 +45,7 @@ class Xfs:
         with reading(self._source, f"The root of {self._title}"):
             return self._entry("/", self._fs.sb.sb_rootino)
 
-    def list(self, directory: Entry) -> Sequence[Entry]:
+    def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
             return [self._entry(name, number) for name, number in self._names(directory)]
 
