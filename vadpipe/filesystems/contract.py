@@ -103,7 +103,7 @@ _MOST_LINKS: Final = 40  # as Linux has it (MAXSYMLINKS)
 
 
 def resolve(files: FileSystem, path: str) -> Entry:
-    """The entry that a path leads to; links on the way are followed inside the volume, the last one is not.
+    """The entry that a path leads to. Links are followed inside the volume, the last one too.
 
     Raises:
         NotThere: There is none.
@@ -124,7 +124,7 @@ def resolve(files: FileSystem, path: str) -> Entry:
             raise NotThere(
                 f"There is no {path} on the volume.", remedy="`vadpipe files ... list` shows what is."
             )
-        if found.kind is Kind.LINK and left:
+        if found.kind is Kind.LINK:
             links += 1
             if links > _MOST_LINKS:
                 raise Unreadable(f"{path} leads through more than {_MOST_LINKS} symbolic links.")

@@ -42,7 +42,8 @@ class Ext:
             self.notes = ["Its journal was not replayed: what changed last may be missing."] if dirty else []
 
     def root(self) -> Entry:
-        return self._entry("/", _ROOT)
+        with reading(self._source, f"The root of {self._title}"):
+            return self._entry("/", _ROOT)
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):

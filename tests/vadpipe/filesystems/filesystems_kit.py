@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,17 +19,15 @@ class DiskFile:
     failure = None
 
     def __init__(self, path):
-        self._file = open(path, "rb")  # noqa: SIM115 - is open as long as the test
-        self.size = self._file.seek(0, os.SEEK_END)
+        self._path = path
+        self.size = path.stat().st_size
         self.read = []
 
     def read_at(self, offset, length):
         self.read.append((offset, length))
-        self._file.seek(offset)
-        return self._file.read(length)
-
-    def close(self):
-        self._file.close()
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(length)
 
 
 def tool(*command, **options):
@@ -50,8 +49,12 @@ def ext_image(path, commands, size="16M", options=("-t", "ext4")):
 
 
 def debugfs(path, commands):
-    told = tool("debugfs", "-w", "-f", "-", path, input="\n".join(commands) + "\n")
-    return told
+    """Run commands of debugfs; one that fails is told, as its exit status is 0."""
+    with path.with_suffix(".commands").open("w") as file:
+        file.write("\n".join(commands) + "\n")
+    said = tool("debugfs", "-w", "-f", file.name, path)
+    assert not re.search(r"^(?!debugfs)[a-z0-9_]+: ", said, re.MULTILINE), said
+    return said
 
 
 def golden(name, path):
