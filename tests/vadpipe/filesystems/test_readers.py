@@ -179,7 +179,9 @@ def test_ntfs_reads_as_ntfs_3g_wrote_it(ntfs):
 def test_a_directory_of_ntfs_has_what_is_in_its_tree_and_nothing_that_was_removed(ntfs):
     files = opened(ntfs)
     kept = [number for number in range(400) if number % 3]
-    assert names(files, "/many") == [f"a rather long name of a file number {number:04}.txt" for number in kept]
+    assert names(files, "/many") == [
+        f"a rather long name of a file number {number:04}.txt" for number in kept
+    ]
 
 
 def test_what_lies_behind_the_valid_length_of_ntfs_reads_as_zero(ntfs):
