@@ -10,13 +10,14 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from dissect.extfs import extfs
 
 from .contract import Content, Entry, Kind
 from .sources import FileContent, Runs, Source, SourceFile
-from .translation import Translated, reading
+from .translation import Translated, entry_or_why, reading
 
 _ROOT: Final = 2
 _EXTENTS, _INLINE, _ENCRYPTED = 0x80000, 0x10000000, 0x800  # flags of an inode
@@ -47,13 +48,16 @@ class Ext:
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            return [self._entry(name, number) for name, number in self._names(directory)]
+            return [
+                entry_or_why(self._source, name, partial(self._entry, name, number))
+                for name, number in self._names(directory)
+            ]
 
     def find(self, directory: Entry, name: str) -> Entry | None:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
             for each, number in self._names(directory):
                 if each == name:
-                    return self._entry(name, number)
+                    return entry_or_why(self._source, name, partial(self._entry, name, number))
         return None
 
     def open(self, entry: Entry, stream: str = "") -> Content:

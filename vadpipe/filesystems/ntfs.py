@@ -8,6 +8,7 @@ stream reads as zero here, as Windows has it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from dissect.ntfs import NTFS
@@ -16,7 +17,7 @@ from dissect.ntfs.index import Index
 
 from .contract import Content, Entry, Kind, Stream
 from .sources import FileContent, Runs, Source, SourceFile
-from .translation import Translated, reading
+from .translation import Translated, entry_or_why, reading
 
 _ROOT: Final = 5
 _FIRST_OF_USERS: Final = 24  # records before it are the volume's own files
@@ -55,7 +56,10 @@ class Ntfs:
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            return [self._entry(name, segment) for name, segment in self._names(directory)]
+            return [
+                entry_or_why(self._source, name, partial(self._entry, name, segment))
+                for name, segment in self._names(directory)
+            ]
 
     def find(self, directory: Entry, name: str) -> Entry | None:
         with reading(self._source, f"Directory {directory.name!r} of {self._title}"):

@@ -20,7 +20,7 @@ _LARGEST: Final = MiB  # what an export gives at once
 
 
 class Source(Protocol):
-    """Bytes at offsets. `failure`: the first error of reading, which a library may have swallowed."""
+    """Bytes at offsets. `failure`: the last error of reading, which a library may have swallowed."""
 
     @property
     def size(self) -> int: ...
@@ -77,7 +77,7 @@ class ExportSource:
         try:
             parts = trio.from_thread.run(self._export.read, offset, length)
         except MoverError as exc:
-            self.failure = self.failure or exc
+            self.failure = exc
             raise
         return b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
 

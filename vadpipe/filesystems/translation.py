@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline.errors import MoverError
+from pipeline.errors import IntegrityError, MoverError
 
-from .contract import Content, Unreadable
+from .contract import Content, Entry, Kind, Unreadable
 from .sources import Source
 
 
@@ -32,6 +32,15 @@ def reading(source: Source, what: str) -> Iterator[None]:
         ) from exc
     if source.failure is not None and source.failure is not before:
         raise source.failure
+
+
+def entry_or_why(source: Source, name: str, make: Callable[[], Entry]) -> Entry:
+    """An entry of a directory; where its own record cannot be read, one that says so."""
+    try:
+        with reading(source, "Its record"):
+            return make()
+    except (Unreadable, IntegrityError) as exc:
+        return Entry(name, Kind.FILE, 0, None, None, None, unreadable=exc.problem.rstrip("."))
 
 
 class Translated:

@@ -326,6 +326,20 @@ def test_a_volume_of_a_kind_that_no_library_reads_names_libguestfs(tmp_path):
         find_place(volumes_of({"scsi0:0": DiskFile(disk)}), "/x")
 
 
+@pytest.mark.slow
+def test_a_name_whose_inode_is_forged_does_not_cost_its_directory(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    commands = [f"write {tmp_path / 'file'} {name}" for name in ("good", "forged")]
+    image = ext_image(tmp_path / "image", commands, options=EXT["plain"])
+    raw = image.read_bytes()
+    at = raw.index(b"\x06\x01forged") - 6
+    image.write_bytes(raw[:at] + b"\xff\xff\xff\xff" + raw[at + 4 :])
+    files = opened(image)
+    assert names(files) == ["forged", "good", "lost+found"]
+    assert "inum out of range" in entry(files, "forged").unreadable
+    assert content(files, "/good") == b"x"
+
+
 class Damaged(DiskFile):
     """A disk whose repository is damaged from an offset on."""
 
