@@ -1,10 +1,13 @@
 """Files out of a point of a repository, through the command."""
 
+import contextlib
+import io
 import json
 import os
 import random
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ from pipeline.values import Extents
 from tests.conftest import command, vadpipe
 from tests.vadpipe.filesystems.filesystems_kit import ext_image, golden, tool
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup
+from vadpipe.cli.main import _run
+from vadpipe.repository.store import Repository
 
 pytest.importorskip("dissect.ntfs", reason="the extra `files` is not installed")
 
@@ -32,9 +37,7 @@ def disk_of(image, key):
                 break
             at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             data.append((start, at - start))
-    return MemoryDisk(
-        np.memmap(image, np.uint8, "r"), key=key, holes=Extents.whole(size) - Extents.of(data)
-    )
+    return MemoryDisk(np.memmap(image, np.uint8, "r"), key=key, holes=Extents.whole(size) - Extents.of(data))
 
 
 def back_up(repository, **images):
@@ -43,8 +46,12 @@ def back_up(repository, **images):
 
 
 def files(repository, *arguments, code=0):
-    done = vadpipe("files", repository.path, "latest", *arguments)
-    assert done.returncode == code, done.stdout + done.stderr
+    """The command, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        ended = _run(["files", *map(str, (repository.path, "latest", *arguments))])
+    done = SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
+    assert ended == code, done
     assert "Traceback" not in done.stderr
     return done
 
@@ -72,9 +79,12 @@ def test_a_file_of_five_mebibytes_out_of_an_8_gib_ntfs_disk_reads_little(reposit
     assert (done["reader"], done["files"], done["bytes"]) == ("dissect.ntfs", 1, 5 * MiB + 123)
 
 
-@pytest.fixture
-def two_disks(repository, tmp_path):
+@pytest.fixture(scope="module")
+def two_disks(tmp_path_factory):
     """A point with a disk of Windows, and one with two partitions: ext4, and one that is sealed with LUKS."""
+    tmp_path = tmp_path_factory.mktemp("two_disks")
+    repository = Repository(tmp_path / "repository")
+    repository.init()
     (tmp_path / "hosts").write_bytes(b"127.0.0.1 localhost\n")
     linux = ext_image(
         tmp_path / "ext",
@@ -148,7 +158,11 @@ def test_mistakes_are_told_with_their_remedy(two_disks, tmp_path):
     assert "is no directory" in files(two_disks, "get", "root:/etc", tmp_path / "a" / "b", code=1).stderr
     place = {**os.environ, "VADPIPE_REPOSITORY": str(two_disks.path)}
     done = subprocess.run(
-        command("files", "latest", "list", "root:/etc"), env=place, capture_output=True, text=True, check=False
+        command("files", "latest", "list", "root:/etc"),
+        env=place,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "hosts" in done.stdout, done.stderr
 

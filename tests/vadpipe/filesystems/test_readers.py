@@ -368,7 +368,7 @@ def test_a_forged_or_damaged_file_system_ends_in_an_error_that_names_it(tmp_path
     image = ext_image(tmp_path / "image", ["mkdir d", f"write {tmp_path / 'file'} d/file"], "4M")
     raw = image.read_bytes()
     wrong = 0
-    for place in [*range(1024, 1400, 16), *range(2048, 160 * KiB, 1021)]:
+    for place in [*range(1024, 1400, 24), *range(2048, 160 * KiB, 4093)]:
         broken = bytearray(raw)
         broken[place : place + 16] = b"\xff" * 16
         image.write_bytes(broken)
