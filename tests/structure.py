@@ -29,7 +29,7 @@ FLOORS = [
     ["vadpipe/repository/index"],
     ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
     ["vadpipe/repository/maintenance", "vadpipe/serve"],
-    ["vadpipe/filesystems"],
+    ["vadpipe/filesystems", "vadpipe/boot"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import trio
 
-from pipeline import GiB, MiB
-from pipeline.values import Extents
+from pipeline import Extents, GiB, MiB
 from tests.conftest import command, vadpipe
 from tests.vadpipe.filesystems.filesystems_kit import ext_image, golden, tool
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup
