@@ -18,7 +18,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -40,6 +40,7 @@ PROGRAM: Final = "guestfish"
 _START_S: Final = 300  # an appliance without KVM took 40 s
 _ANSWER_S: Final = 600
 _POLL_S: Final = 0.2
+_ENDS_S: Final = 5
 _PIECE: Final = 16 * MiB  # fetched at once
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_./:=+,@-]+")
 _FIELD: Final = re.compile(r"^st_(\w+): (-?\d+)$", re.MULTILINE)
@@ -51,18 +52,16 @@ class Guestfish:
     """A running guestfish. The methods block, and are for one worker thread of trio at a time.
 
     Args:
-        uris: The disks by key, as URIs of NBD.
+        keys: The disks, by the names of their exports.
+        socket: Where a server of NBD listens.
         directory: For what it fetches; is private.
     """
 
-    def __init__(self, uris: Mapping[str, str], directory: Path) -> None:
-        self._directory = directory
-        self._disks = {key: f"/dev/sd{chr(ord('a') + number)}" for number, key in enumerate(uris)}
-        drives = [part for uri in uris.values() for part in ("--format=raw", "-a", uri)]
-        command = [PROGRAM, "--ro", *drives]
-        log.debug("%s", " ".join(command))
+    def __init__(self, keys: Sequence[str], socket: Path, directory: Path) -> None:
+        self._socket, self._directory = socket, directory
+        self._disks = {key: f"/dev/sd{chr(ord('a') + number)}" for number, key in enumerate(keys)}
         self._child = subprocess.Popen(
-            command,
+            [PROGRAM, "--ro"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -72,7 +71,14 @@ class Guestfish:
         self._said = b""
         self._number = 0
         self._mounted = 0
+
+    def launch(self) -> None:
+        """Start the appliance. Raises Unreadable."""
         begun = time.monotonic()
+        server = f"server:unix:{self._socket}"
+        for key in self._disks:
+            # Not as a URI: guestfish knows no `nbd+unix`, and takes it for the name of a file.
+            self.run("add-drive", key, "readonly:true", "format:raw", "protocol:nbd", server)
         self.run("run", limit_s=_START_S)
         log.info("guestfish: the appliance runs after %.1f s", time.monotonic() - begun)
 
@@ -127,8 +133,7 @@ class Guestfish:
             with suppress(ProcessLookupError):
                 os.killpg(self._child.pid, number)
             with suppress(subprocess.TimeoutExpired):
-                self._child.wait(5)
-                break
+                self._child.wait(_ENDS_S)
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 with suppress(OSError):
@@ -282,12 +287,10 @@ async def guestfish(
     """
     started: list[Guestfish] = []
     async with AsyncExitStack() as stack:
+        keys = [disk.key for disk in disks]
 
-        async def serve(directory: Path) -> dict[str, str]:
-            keys = [disk.key for disk in disks]
-            socket = directory / "nbd"
-            server = await stack.enter_async_context(serve_point(reader, point, keys=keys, listen=socket))
-            return {key: server.uri(key) for key in keys}
+        async def serve(socket: Path) -> None:
+            await stack.enter_async_context(serve_point(reader, point, keys=keys, listen=socket))
 
         def start() -> Guestfish:
             if not started:
@@ -298,8 +301,10 @@ async def guestfish(
                     )
                 directory = Path(tempfile.mkdtemp(prefix="vadpipe-"))
                 stack.callback(shutil.rmtree, directory, ignore_errors=True)
-                uris = trio.from_thread.run(serve, directory)
-                started.append(Guestfish(uris, directory))
+                trio.from_thread.run(serve, directory / "nbd")
+                # Before it is launched, so that it is ended in any case.
+                started.append(Guestfish(keys, directory / "nbd", directory))
+                started[0].launch()
             return started[0]
 
         try:

@@ -202,6 +202,7 @@ def _named(volumes: Sequence[Volume], name: str, open_one: Open) -> Volume:
     found = found or [
         volume for volume in volumes if volume.number is not None and str(volume.number) == name
     ]
+    problems: list[str] = []
     if not found:
         for volume in volumes:
             if not volume.why_not:
@@ -209,7 +210,7 @@ def _named(volumes: Sequence[Volume], name: str, open_one: Open) -> Volume:
                     if open_one(volume).label == name:
                         found.append(volume)
                 except (Unreadable, ConfigError) as exc:
-                    log.info("The label of %s is not known: %s", volume.name, exc)
+                    problems.append(exc.problem)
     if len(found) == 1:
         return found[0]
     if found:
@@ -217,7 +218,8 @@ def _named(volumes: Sequence[Volume], name: str, open_one: Open) -> Volume:
     drive = (
         " Drive letters of Windows are not kept on its disks." if len(name) == 1 and name.isalpha() else ""
     )
-    raise NotThere(f"There is no volume {name!r}.{drive} {_list_of(volumes)}")
+    unknown = "".join(f" {problem}" for problem in problems)
+    raise NotThere(f"There is no volume {name!r}.{drive} {_list_of(volumes)}{unknown}")
 
 
 def _list_of(volumes: Sequence[Volume]) -> str:
