@@ -6,6 +6,7 @@ link        a socket, plain or in TLS
 connection  one connection, with requests in flight     export       what a server offers
 client      Nbd (settings), NbdDisk                     negotiation  the server's handshake, without I/O
 writer      open_for_writing, NbdWriter                 session      one client: requests in, replies out
+                                                        replies      the bytes of replies, without I/O
                                                         outbox       replies on their way out
                                                         server       serve: listening, TLS, limits
 """

@@ -30,11 +30,16 @@ from .export import Export
 from .link import Link, LinkLost
 from .negotiation import Agreement, negotiate
 from .protocol import ProtocolError, Receive, Send, StartTls
-from .session import PIECE, Session
+from .replies import PIECE
+from .session import Session
 
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
+
+# Of a Unix socket; by default 208 KiB, less than one reply to nbdcopy. With it the event loop took 0.52 CPU-seconds
+# for 1.3 GiB instead of 0.60 (medians of 5 rounds). TCP finds its own.
+_SEND_BUFFER: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,8 @@ def tls_with_shared_keys(path: Path) -> ssl.SSLContext:
         raise ConfigError(
             f"The keys in {path} cannot be used.", remedy="Write lines of NAME:HEXADECIMAL-KEY."
         ) from exc
-    # A TLS 1.3 client would have to offer the key in a way that GnuTLS and OpenSSL do not share.
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE-PSK:DHE-PSK:@SECLEVEL=2")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # Python's callback is for its way of naming the key
+    context.set_ciphers("kECDHEPSK:!eNULL")
     ask(lambda name: keys.get(name or "", b""))
     return context
 
@@ -212,8 +216,12 @@ async def _listen(
                 remedy="Use TLS (--tls-certificate, --tls-key), a Unix socket (--socket), or 127.0.0.1.",
             )
         listeners = await trio.open_tcp_listeners(where.port, host=where.host)
-        port = listeners[0].socket.getsockname()[1]
-        return listeners, Address(where.host, port)
+        if where.port:
+            return listeners, where
+        for other in listeners[1:]:  # each has another port
+            other.socket.close()
+        host, port = listeners[0].socket.getsockname()[:2]
+        return listeners[:1], Address(host, port)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         taken = exc.errno == errno.EADDRINUSE
@@ -253,6 +261,8 @@ async def _serve_client(
         return
     with contextlib.suppress(OSError):
         stream.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+        if isinstance(server.where, Path):
+            stream.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, _SEND_BUFFER)
     link = Link(sockets.socket(fileno=stream.socket.detach()), peer="client", stalled_s=limits.stalled_s)
     server.connections += 1
     begun = time.monotonic()
@@ -264,6 +274,7 @@ async def _serve_client(
         if agreed is None:
             ended = f"no handshake within {limits.handshake_s:g} s"
         elif agreed.export is not None:
+            log.info("A client has chosen %s.", agreed.export.name)
 
             def share() -> int:
                 return max(min(limits.most_of_one, limits.in_flight // server.connections), PIECE)

@@ -10,11 +10,10 @@ piece by piece while it is received.
 from __future__ import annotations
 
 import errno
-import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
@@ -22,41 +21,16 @@ from pipeline.errors import MoverError
 
 from .export import Export, Parts, WritableExport
 from .link import Link, LinkLost
-from .negotiation import CONTEXT_ID, LARGEST_REQUEST, Agreement
+from .negotiation import LARGEST_REQUEST, Agreement
 from .outbox import Content, More, Outbox
-from .protocol import (
-    HOLE,
-    REPLY_DONE,
-    REPLY_MAGIC,
-    REQUEST,
-    REQUEST_MAGIC,
-    SIMPLE_REPLY,
-    SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY,
-    STRUCTURED_REPLY_MAGIC,
-    Chunk,
-    Command,
-    CommandFlag,
-    ProtocolError,
-)
+from .protocol import REPLY_DONE, REQUEST, REQUEST_MAGIC, Command, CommandFlag, ProtocolError
+from .replies import PIECE, Asked, chunks, extents, failure, filled, simple
 
-PIECE: Final = 1 << 20  # of a longer request; about a frame of a repository
 MOST_REQUESTS: Final = 128  # libnbd's nbdcopy has 64 in flight
 
 _RECEIVED: Final = 64 << 10  # requests have 28 bytes, so one call brings many
-_LEAST_HOLE: Final = 16 << 10  # shorter ones are sent as zeros: a chunk costs about as much to send
 _MOST_EXTENTS: Final = 8192  # of a reply, 64 KiB
 
-_CHUNK = struct.Struct(">IHHQI")  # magic, flags, type, cookie, length
-_SIMPLE = struct.Struct(">IIQ")
-_CONTEXT = struct.Struct(">I")
-_EXTENT = struct.Struct(">II")
-_DATA_CHUNK = struct.Struct(">IHHQIQ")  # the same, and the offset of the data
-_HOLE_CHUNK = struct.Struct(">IHHQIQI")
-assert _CHUNK.size == REPLY_MAGIC.size + STRUCTURED_REPLY.size
-assert _SIMPLE.size == REPLY_MAGIC.size + SIMPLE_REPLY.size
-
-_ZEROS: Final = memoryview(bytes(PIECE))
 # The flags that each command may have. Plain numbers: arithmetic on flags as enumerations costs microseconds.
 _KNOWN_FLAGS: Final[Mapping[int, int]] = {
     int(Command.READ): int(CommandFlag.DONT_FRAGMENT),
@@ -69,18 +43,6 @@ _KNOWN_FLAGS: Final[Mapping[int, int]] = {
 }
 _CHANGES: Final = frozenset(map(int, (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES, Command.FLUSH)))
 _READ: Final = int(Command.READ)
-_DONT_FRAGMENT: Final = int(CommandFlag.DONT_FRAGMENT)
-
-
-class _Asked(NamedTuple):
-    """A request. `problem`: the error number that is all it gets; 0: it is served."""
-
-    command: int
-    flags: int
-    cookie: int
-    offset: int
-    length: int
-    problem: int
 
 
 class Session:
@@ -101,7 +63,7 @@ class Session:
         self._link = link
         self._share = share
         self._outbox = Outbox(link)
-        self._lines: dict[int, deque[_Asked]] = {}  # of reads in order, by where the last of them ends
+        self._lines: dict[int, deque[Asked]] = {}  # of reads in order, by where the last of them ends
         self._requests = 0
         self._bytes = 0
         self._freed: trio.Event | None = None
@@ -145,7 +107,7 @@ class Session:
         if command == Command.WRITE and length > LARGEST_REQUEST:
             raise ProtocolError(f"the client wants to write {length} bytes at once")
         problem = self._problem(command, flags, offset, length)
-        asked = _Asked(command, flags, cookie, offset, length, problem)
+        asked = Asked(command, flags, cookie, offset, length, problem)
         claim = min(length, PIECE) if command == _READ else 0
         while self._requests >= MOST_REQUESTS or (self._requests and self._bytes + claim > self._share()):
             await self._wait_for_one()
@@ -159,7 +121,7 @@ class Session:
             self._nursery.start_soon(self._answer, asked)
         return True
 
-    def _begin_read(self, asked: _Asked) -> None:
+    def _begin_read(self, asked: Asked) -> None:
         """Answer a read at once, or by the task that answers the one before it on the disk, or by a new task."""
         line = self._lines.pop(asked.offset, None)
         if line is None:
@@ -170,16 +132,16 @@ class Session:
         line.append(asked)
         self._lines[asked.offset + asked.length] = line
 
-    def _read_at_once(self, asked: _Asked) -> bool:
+    def _read_at_once(self, asked: Asked) -> bool:
         if asked.length > PIECE:
             return False
         parts = self._export.read_nowait(asked.offset, asked.length)
         if parts is None:
             return False
-        self._end(asked, _chunks(asked, asked.offset, parts, REPLY_DONE))
+        self._end(asked, chunks(asked, asked.offset, parts, REPLY_DONE))
         return True
 
-    async def _read_in_line(self, line: deque[_Asked]) -> None:
+    async def _read_in_line(self, line: deque[Asked]) -> None:
         """Answer reads that follow each other on the disk; a task for each would cost more than what it does."""
         while line:
             asked = line[0]
@@ -194,11 +156,11 @@ class Session:
         self._freed = trio.Event()
         await self._freed.wait()
 
-    def _end(self, asked: _Asked, content: Content, *, more: More | None = None) -> None:
+    def _end(self, asked: Asked, content: Content, *, more: More | None = None) -> None:
         """Send the end of a reply."""
         self._outbox.put(content, sent=partial(self._ended, asked), more=more)
 
-    def _ended(self, asked: _Asked) -> None:
+    def _ended(self, asked: Asked) -> None:
         self._requests -= 1
         if asked.command == _READ:
             self._bytes -= min(asked.length, PIECE)
@@ -224,7 +186,7 @@ class Session:
             return errno.EINVAL
         return 0
 
-    async def _answer(self, asked: _Asked) -> None:
+    async def _answer(self, asked: Asked) -> None:
         if asked.problem:
             self._fail(asked, asked.problem)
         elif asked.command == Command.READ:
@@ -237,7 +199,7 @@ class Session:
         elif self._changes is not None:
             await self._change(self._changes, asked)
 
-    async def _read(self, asked: _Asked) -> None:
+    async def _read(self, asked: Asked) -> None:
         end = asked.offset + asked.length
         place = asked.offset
         while True:
@@ -248,12 +210,12 @@ class Session:
                 self._fail(asked, _number(exc), place)
                 return
             if place + size == end:
-                self._end(asked, _chunks(asked, place, parts, REPLY_DONE))
+                self._end(asked, chunks(asked, place, parts, REPLY_DONE))
                 return
-            await self._outbox.put_and_wait(_chunks(asked, place, parts, 0))
+            await self._outbox.put_and_wait(chunks(asked, place, parts, 0))
             place += size
 
-    async def _read_simply(self, asked: _Asked) -> None:
+    async def _read_simply(self, asked: Asked) -> None:
         """A reply without chunks cannot fail when it has begun, so a long one is read twice, and not held."""
         end = asked.offset + asked.length
         pieces = [(place, min(end - place, PIECE)) for place in range(asked.offset, end, PIECE)]
@@ -264,9 +226,9 @@ class Session:
         except (MoverError, OSError) as exc:
             self._fail(asked, _number(exc))
             return
-        head = _SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, asked.cookie)
+        head = simple(asked, 0)
         if len(pieces) <= 1:
-            self._end(asked, [head, *_filled(parts)])
+            self._end(asked, [head, *filled(parts)])
             return
 
         async def send(link: Link) -> None:
@@ -275,7 +237,7 @@ class Session:
                     again = await self._parts(place, size)
                 except (MoverError, OSError) as exc:
                     raise LinkLost("what was read once cannot be read again") from exc
-                await link.send_parts(_filled(again))
+                await link.send_parts(filled(again))
 
         self._end(asked, [head], more=send)
 
@@ -283,17 +245,16 @@ class Session:
         parts = self._export.read_nowait(offset, length)
         return await self._export.read(offset, length) if parts is None else parts
 
-    async def _status(self, asked: _Asked) -> None:
+    async def _status(self, asked: Asked) -> None:
         try:
             states = await self._export.states(asked.offset, asked.length)
         except (MoverError, OSError) as exc:
             self._fail(asked, _number(exc))
             return
         told = states[: 1 if asked.flags & CommandFlag.ONE_EXTENT else _MOST_EXTENTS]
-        content = b"".join([_CONTEXT.pack(CONTEXT_ID), *(_EXTENT.pack(*each) for each in told)])
-        self._end(asked, [_head(asked, Chunk.BLOCK_STATUS, len(content)), content])
+        self._end(asked, extents(asked, told))
 
-    async def _write(self, asked: _Asked) -> None:
+    async def _write(self, asked: Asked) -> None:
         """Store what is received, before the next request is. After an error the rest is received and dropped."""
         problem = asked.problem
         content = memoryview(bytearray(min(asked.length, PIECE)))
@@ -309,7 +270,7 @@ class Session:
             place += len(piece)
         await self._changed(asked, problem)
 
-    async def _change(self, export: WritableExport, asked: _Asked) -> None:
+    async def _change(self, export: WritableExport, asked: Asked) -> None:
         problem = 0
         try:
             if asked.command != Command.FLUSH:
@@ -318,7 +279,7 @@ class Session:
             problem = _number(exc)
         await self._changed(asked, problem)
 
-    async def _changed(self, asked: _Asked, problem: int) -> None:
+    async def _changed(self, asked: Asked, problem: int) -> None:
         """Answer a change, after a flush where one is asked for."""
         wanted = asked.command == Command.FLUSH or asked.flags & CommandFlag.FUA
         if wanted and not problem and self._changes is not None:
@@ -331,17 +292,14 @@ class Session:
         else:
             self._done(asked)
 
-    def _done(self, asked: _Asked) -> None:
-        self._end(asked, [_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, asked.cookie)])
+    def _done(self, asked: Asked) -> None:
+        self._end(asked, [simple(asked, 0)])
 
-    def _fail(self, asked: _Asked, problem: int, offset: int | None = None) -> None:
-        if not self._structured or asked.command not in (Command.READ, Command.BLOCK_STATUS):
-            self._end(asked, [_SIMPLE.pack(SIMPLE_REPLY_MAGIC, problem, asked.cookie)])
-            return
-        kind, content = Chunk.ERROR, struct.pack(">IH", problem, 0)
-        if offset is not None:
-            kind, content = Chunk.ERROR_OFFSET, content + struct.pack(">Q", offset)
-        self._end(asked, [_head(asked, kind, len(content)), content])
+    def _fail(self, asked: Asked, problem: int, offset: int | None = None) -> None:
+        if self._structured and asked.command in (Command.READ, Command.BLOCK_STATUS):
+            self._end(asked, failure(asked, problem, offset))
+        else:
+            self._end(asked, [simple(asked, problem)])
 
     async def _receive(self, size: int) -> None:
         """Have at least `size` bytes received, which fit. Raises LinkLost."""
@@ -366,49 +324,6 @@ class Session:
             if not count:
                 await self._link.wait()
             rest = rest[count:]
-
-
-def _chunks(asked: _Asked, offset: int, parts: Parts, last: int) -> list[bytes | memoryview]:
-    """The chunks of a structured reply to a read: holes that are worth it, and data between them."""
-    whole = asked.flags & _DONT_FRAGMENT
-    found: list[bytes | memoryview] = []
-    data: list[bytes | memoryview] = []
-    place = begun = offset
-    left = len(parts)
-    for part in parts:
-        left -= 1
-        if not isinstance(part, int):
-            data.append(part)
-            place += len(part)
-        elif part < _LEAST_HOLE or whole:
-            data.append(_ZEROS[:part])
-            place += part
-        else:
-            if data:
-                found += [_data_head(asked, begun, place, 0), *data]
-                data = []
-            done = 0 if left else last
-            head = (STRUCTURED_REPLY_MAGIC, done, Chunk.HOLE, asked.cookie, HOLE.size)
-            found.append(_HOLE_CHUNK.pack(*head, place, part))
-            place += part
-            begun = place
-    if data:
-        found += [_data_head(asked, begun, place, last), *data]
-    return found or [_head(asked, Chunk.NONE, 0)]
-
-
-def _data_head(asked: _Asked, offset: int, end: int, flags: int) -> bytes:
-    size = end - offset + 8
-    return _DATA_CHUNK.pack(STRUCTURED_REPLY_MAGIC, flags, Chunk.DATA, asked.cookie, size, offset)
-
-
-def _head(asked: _Asked, kind: int, size: int) -> bytes:
-    """Of a chunk that is the last of its reply."""
-    return _CHUNK.pack(STRUCTURED_REPLY_MAGIC, REPLY_DONE, kind, asked.cookie, size)
-
-
-def _filled(parts: Parts) -> list[bytes | memoryview]:
-    return [_ZEROS[:part] if isinstance(part, int) else part for part in parts]
 
 
 def _number(exc: MoverError | OSError) -> int:

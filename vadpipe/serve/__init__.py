@@ -1,7 +1,8 @@
 """A restore point as block devices: each of its disks is an export of an NBD server.
 
 point    serve_point: the disks of a point, served      disk     a disk of a point, read-only
-frames   decoded frames, shared by disks and clients    overlay  what clients change, thrown away or kept as qcow2
+frames   decoded frames, shared by disks and clients    overlay  what clients change, thrown away or kept
+                                                        qcow2    the tables and the header of an image
 
 The server itself is `vadpipe.nbd.server`; it serves anything that is a `vadpipe.nbd.export.Export`.
 """

@@ -23,7 +23,8 @@ from vadpipe.repository.format.packs import FrameAddress
 from vadpipe.repository.reader import RepositoryReader
 
 CACHE: Final = 256 * MiB
-THREADS: Final = max(2, min(8, os.cpu_count() or 2))
+_PROCESSORS: Final = max(2, min(8, os.cpu_count() or 2))
+THREADS: Final = max(4, _PROCESSORS)  # some of them wait for a store
 
 _WINDOW: Final = 32  # waiting frames that are looked through for neighbours
 _GROUP: Final = 4 * MiB  # decoded on one trip: as a restore does it
@@ -158,7 +159,7 @@ class DecodedFrames:
     def _group_of(self, window: list[_Job], jobs: deque[_Job]) -> list[_Job]:
         """What is decoded together; the rest of the window goes back to where it came from."""
         first, rest = window[0], window[1:]
-        most = -(-len(window) // THREADS)
+        most = -(-len(window) // _PROCESSORS)
         group = [first, *_behind(first, rest)[: most - 1]]
         taken = set(map(id, group))
         jobs.extendleft(job for job in reversed(rest) if id(job) not in taken)

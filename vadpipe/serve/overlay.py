@@ -3,15 +3,12 @@
 The file is laid out as a qcow2 image from the start: clusters of data follow each other behind the first one, and
 the tables are those of the format, held in memory. Thrown away, it never had a name or a header. Kept, the tables
 and the header are written behind the data at the end; the image names the served disk as its backing file.
-
-Source: https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.rst
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import struct
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,32 +17,20 @@ from typing import Final
 
 import numpy as np
 import trio
-from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, SinkError
 from vadpipe.files import create, publish, temporary_beside, write_at
 from vadpipe.nbd.export import Export, Parts, States
 from vadpipe.nbd.protocol import State
 
+from .qcow2 import CLUSTER, OFFSET, OWN, PER_TABLE, TABLE, ZERO, Table, completion
+
 log = logging.getLogger(__name__)
 
-CLUSTER: Final = 1 << 16  # the default of qcow2
-PER_TABLE: Final = CLUSTER // 8
-TABLE: Final = PER_TABLE * CLUSTER  # bytes of a disk that one table describes: 512 MiB
-
-_ZERO: Final = 1  # an entry: reads as zero
-_OWN: Final = 1 << 63  # an entry: its cluster is used once
-_OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
-_PER_REFCOUNTS: Final = CLUSTER // 2  # counts of 16 bits
-
-_HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-_EXTENSION = struct.Struct(">II")
-_BACKING_FORMAT: Final = 0xE2792ACA
 _HOLE: Final = int(State.HOLE | State.ZERO)
 _MOST_RUNS: Final = 8192
 
-Table = NDArray[np.uint64]
-_ALL_ZERO: Final[Table] = np.full(PER_TABLE, _ZERO, np.uint64)  # shared: a guest may discard a whole disk
+_ALL_ZERO: Final[Table] = np.full(PER_TABLE, ZERO, np.uint64)  # shared: a guest may discard a whole disk
 
 
 class Overlay:
@@ -91,7 +76,7 @@ class Overlay:
         for entry, start, size in self._runs(offset, length):
             if entry == 0:
                 parts += await self._base.read(start, size)
-            elif entry == _ZERO:
+            elif entry == ZERO:
                 parts.append(size)
             else:
                 parts.append(memoryview(await trio.to_thread.run_sync(self._read, entry, start, size)))
@@ -105,7 +90,7 @@ class Overlay:
         found: list[tuple[int, int]] = []
         for entry, start, size in self._runs(offset, length):
             if entry:
-                found.append((size, _HOLE if entry == _ZERO else 0))
+                found.append((size, _HOLE if entry == ZERO else 0))
                 continue
             told = await self._base.states(start, size)
             found += told
@@ -143,7 +128,7 @@ class Overlay:
                 if stop - begin == PER_TABLE:
                     self._tables[number] = _ALL_ZERO
                 else:
-                    self._table(number)[begin:stop] = _ZERO
+                    self._table(number)[begin:stop] = ZERO
 
     async def flush(self) -> None:
         """Raises OSError."""
@@ -178,7 +163,7 @@ class Overlay:
             else:
                 entry = self._entry(place // CLUSTER)
                 size = min(end, (place // CLUSTER + 1) * CLUSTER) - place
-            if found and entry in (0, _ZERO) and found[-1][0] == entry:
+            if found and entry in (0, ZERO) and found[-1][0] == entry:
                 found[-1] = (entry, found[-1][1], found[-1][2] + size)
             else:
                 found.append((entry, place, size))
@@ -186,7 +171,7 @@ class Overlay:
         return found
 
     def _read(self, entry: int, offset: int, length: int) -> bytes:
-        content = os.pread(self._descriptor, length, (entry & _OFFSET) + offset % CLUSTER)
+        content = os.pread(self._descriptor, length, (entry & OFFSET) + offset % CLUSTER)
         if len(content) < length:
             raise OSError("The file of changes was cut off.")
         return content
@@ -195,8 +180,8 @@ class Overlay:
         """Write a part of a cluster, or all of it."""
         cluster = low // CLUSTER
         entry = self._entry(cluster)
-        if entry not in (0, _ZERO):
-            place = (entry & _OFFSET) + offset - low
+        if entry not in (0, ZERO):
+            place = (entry & OFFSET) + offset - low
             await trio.to_thread.run_sync(write_at, self._descriptor, piece, place)
             return
         whole = bytearray(CLUSTER)
@@ -213,57 +198,13 @@ class Overlay:
         place = self._end
         await trio.to_thread.run_sync(write_at, self._descriptor, memoryview(whole), place)
         self._end += CLUSTER
-        self._table(cluster // PER_TABLE)[cluster % PER_TABLE] = _OWN | place
+        self._table(cluster // PER_TABLE)[cluster % PER_TABLE] = OWN | place
 
     def finish(self, backing: str) -> None:
         """Make the file a qcow2 image upon `backing`, durably. Blocks. Raises OSError."""
-        end = self._end
-        tables = -(-self._clusters // PER_TABLE)
-        roots = np.zeros(max(tables, 1), ">u8")
-        used = [0]
-        for number, table in sorted(self._tables.items()):
-            write_at(self._descriptor, table.astype(">u8").tobytes(), end)
-            roots[number] = _OWN | end
-            used.append(end // CLUSTER)
-            data = table[(table & np.uint64(_OFFSET)) != 0]
-            used += ((data & np.uint64(_OFFSET)) // np.uint64(CLUSTER)).tolist()
-            end += CLUSTER
-        root_at = end
-        write_at(self._descriptor, roots.tobytes(), root_at)
-        end += -(-roots.nbytes // CLUSTER) * CLUSTER
-        used += range(root_at // CLUSTER, end // CLUSTER)
-        count_at, count_clusters, blocks = self._counts(end, used)
-        write_at(self._descriptor, self._header(backing, root_at, len(roots), count_at, count_clusters), 0)
-        os.truncate(self._descriptor, count_at + (count_clusters + blocks) * CLUSTER)
+        for place, content in completion(self.size, self._tables, self._end, backing):
+            write_at(self._descriptor, content, place)
         os.fsync(self._descriptor)
-
-    def _counts(self, end: int, used: list[int]) -> tuple[int, int, int]:
-        """Write how often each cluster is used, from `end` on. Returns the place, and how many clusters of both
-        tables there are."""
-        before = end // CLUSTER
-        blocks = roots = 1
-        while before + roots + blocks > blocks * _PER_REFCOUNTS:
-            blocks += 1
-            roots = -(-blocks // PER_TABLE)
-        counts = np.zeros(blocks * _PER_REFCOUNTS, ">u2")
-        counts[used] = 1
-        counts[before : before + roots + blocks] = 1
-        places = np.zeros(roots * PER_TABLE, ">u8")
-        first = end + roots * CLUSTER
-        places[:blocks] = first + np.arange(blocks) * CLUSTER
-        write_at(self._descriptor, places.tobytes(), end)
-        write_at(self._descriptor, counts.tobytes(), first)
-        return end, roots, blocks
-
-    def _header(self, backing: str, root_at: int, roots: int, count_at: int, count_clusters: int) -> bytes:
-        name = backing.encode()
-        extensions = _EXTENSION.pack(_BACKING_FORMAT, 3) + b"raw".ljust(8, b"\0") + _EXTENSION.pack(0, 0)
-        name_at = _HEADER.size + len(extensions)
-        header = _HEADER.pack(
-            b"QFI\xfb", 3, name_at, len(name), CLUSTER.bit_length() - 1, self.size, 0, roots, root_at,
-            count_at, count_clusters, 0, 0, 0, 0, 0, 4, _HEADER.size,
-        )  # fmt: skip
-        return header + extensions + name
 
 
 @asynccontextmanager

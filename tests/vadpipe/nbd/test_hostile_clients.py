@@ -23,8 +23,9 @@ from tests.vadpipe.nbd.server_kit import (
 )
 from vadpipe.nbd import protocol
 from vadpipe.nbd.protocol import Command, Option
+from vadpipe.nbd.replies import PIECE
 from vadpipe.nbd.server import Limits, serve
-from vadpipe.nbd.session import MOST_REQUESTS, PIECE
+from vadpipe.nbd.session import MOST_REQUESTS
 
 SIZE = 8 * MiB
 START = struct.pack(">I", 3)

@@ -322,6 +322,14 @@ async def test_what_was_agreed_in_the_clear_does_not_count_after_tls(export, cre
         assert await client.ends()
 
 
+async def test_any_free_port_is_one_port_for_a_host_of_several_addresses(export):
+    async with serve([export], Address("localhost", 0)) as server:
+        assert server.where.port
+        assert server.where.host in ("127.0.0.1", "::1")
+        async with client_of(server) as client:
+            await client.go()
+
+
 async def test_other_machines_need_tls(export):
     for host in ("0.0.0.0", "::"):
         with pytest.raises(ConfigError, match=r"can be reached by other machines.*Use TLS"):
@@ -380,9 +388,38 @@ def test_tls_files_that_cannot_be_used_are_told(tmp_path):
         tls_server(tmp_path / "missing", tmp_path / "missing")
 
 
-@pytest.mark.skipif(
-    hasattr(ssl.SSLContext, "set_psk_server_callback"), reason="this Python can serve shared keys"
-)
+SHARED_KEYS = hasattr(ssl.SSLContext, "set_psk_server_callback")
+
+
+@pytest.mark.skipif(SHARED_KEYS, reason="this Python can serve shared keys")
 def test_shared_keys_need_a_newer_python(tmp_path):
     with pytest.raises(ConfigError, match=r"needs Python 3\.13"):
         tls_with_shared_keys(tmp_path / "keys")
+
+
+@pytest.mark.skipif(not SHARED_KEYS, reason="TLS with shared keys needs Python 3.13")
+async def test_shared_keys_let_those_in_who_have_one(export, tmp_path):
+    keys, others = tmp_path / "keys.psk", tmp_path / "others.psk"
+    keys.write_text(f"alice:{'5a' * 32}\nbob:{'a5' * 32}\n")
+    others.write_text(f"alice:{'00' * 32}\ncarol:{'5a' * 32}\n")
+    async with serve([export], ANY_PORT, tls=tls_with_shared_keys(keys)) as server:
+        for name, file, fails in (
+            ("alice", keys, False),
+            ("bob", keys, False),
+            ("alice", others, True),
+            ("carol", others, True),
+        ):
+            uri = server.uri("scsi0:0").replace("//", f"//{name}@")
+            told = await said("nbdinfo", f"{uri}?tls-psk-file={file}", fails=fails)
+            assert fails or "with TLS" in told
+        assert "nbdinfo" in await said("nbdinfo", server.uri("scsi0:0"), fails=True)
+
+
+@pytest.mark.skipif(not SHARED_KEYS, reason="TLS with shared keys needs Python 3.13")
+@pytest.mark.parametrize("text", [None, "no key", "alice:xyz"])
+def test_a_file_of_keys_that_cannot_be_used_is_told(tmp_path, text):
+    keys = tmp_path / "keys.psk"
+    if text is not None:
+        keys.write_text(text)
+    with pytest.raises(ConfigError, match="Write lines of NAME:HEXADECIMAL-KEY"):
+        tls_with_shared_keys(keys)

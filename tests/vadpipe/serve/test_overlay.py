@@ -21,7 +21,7 @@ from vadpipe.nbd.protocol import Command
 from vadpipe.nbd.server import serve
 from vadpipe.repository.reader import open_repository
 from vadpipe.serve import discarded_overlay, kept_overlay, serve_point
-from vadpipe.serve.overlay import CLUSTER, TABLE
+from vadpipe.serve.qcow2 import CLUSTER, TABLE
 
 SIZE = 5 * MiB + 1536
 DATA = [(0, 700 * KiB), (2 * MiB, 4 * MiB), (SIZE - 700, SIZE)]
