@@ -10,7 +10,7 @@ WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); workers=$$((cores * 3 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
-.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench campaign mutants tools clean
+.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench scoreboard campaign mutants tools clean
 
 demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
@@ -51,6 +51,13 @@ dist: .venv/installed
 
 bench: .venv/installed tools
 	$(BIN)/vadpipe bench path --size $(BENCH_SIZE)
+
+# This project beside other tools and a floor in C: ratios, bench/releases.json and the pictures of the documentation.
+# A version without pictures and peers: .venv/bin/python bench/scoreboard.py --only full,nothing --tools floor,vadpipe
+SCOREBOARD ?= --size 2 --rounds 5
+scoreboard: .venv/installed tools
+	@bench/install_peers
+	$(BIN)/python bench/scoreboard.py $(SCOREBOARD) --seed $(SEED) --json build/scoreboard.json --pictures docs --release
 
 # Slow campaigns; `make test` runs a short version of each.
 campaign: .venv/installed tools

@@ -5,12 +5,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import trio
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import CLUSTER, ConfigError, ContractError, Extents, MiB, Span
+from pipeline import CLUSTER, SPAN, ConfigError, ContractError, Extents, MiB, Sink, Span
 from pipeline.testing import check_codec, check_stage
+from pipeline.testing.fakes import MemoryDisk
 from pipeline.testing.views import all_free, covers, plain
 from sinks import NullSink
 from stages import (
@@ -284,3 +286,32 @@ async def test_an_identity_of_the_caller_works_where_the_index_has_it(disk):
     again = await (flow | NullSink()).run()
     assert again.known == first.known + first.new > 0
     assert again.new == 0
+
+
+class SlowSink(Sink):
+    """Takes a fifth of a second for a span."""
+
+    def __init__(self):
+        self.stored = 0
+
+    async def run(self, inbox):
+        async for item in inbox:
+            for frame in getattr(item, "frames", ()):
+                self.stored += len(frame.payload)
+                decoded = codec_named(frame.codec).decode(frame.payload, frame.length)
+                assert len(decoded) == frame.length
+            await trio.sleep(0.2)
+
+
+@pytest.mark.slow
+async def test_an_automatic_level_rises_while_the_store_is_waited_for():
+    words = np.random.default_rng(1).integers(0, 3000, 20 * SPAN // 8)
+    text = b"".join(b"%07d " % word for word in words.tolist())
+    stored = {}
+    for level in (1, "auto"):
+        disk, sink = MemoryDisk(np.frombuffer(text, np.uint8)), SlowSink()
+        index = MemoryIndex()
+        path = AllocatedExtents(disk) | ReadSpans(disk) | CutChunks() | Digest(index) | Dedupe(index)
+        await (path | Compress(Zstd(level)) | sink).run()
+        stored[level] = sink.stored
+    assert stored["auto"] < stored[1]

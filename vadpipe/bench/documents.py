@@ -43,6 +43,13 @@ _RUN = (
 FIGURES: Mapping[str, Sequence[Figure]] = {
     "bench path": _RUN,
     "bench run": (*_RUN, Figure("stored", "MIB STORED", MiB, 1)),
+    "bench scoreboard": (
+        Figure("cpu_s", "CPU-S"),
+        Figure("of_floor", "OF THE FLOOR"),
+        Figure("wall_s", "S"),
+        Figure("growth", "MIB GREW", MiB, 1),
+        Figure("peak_rss", "MIB RSS", MiB, 0),
+    ),
     "bench kernels": (_CPU_RATE, Figure("ratio", "RATIO")),
     "bench source": (
         _RATE,

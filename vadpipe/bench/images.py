@@ -60,9 +60,14 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int, *, layout: int 
         with raw.open("wb") as file:
             file.truncate(size)
         subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
-        (place / "disk.vmdk").write_text(_DESCRIPTOR.format(sectors=size // 512, name=image.name))
+        describe(image, size)
         raw.rename(image)
     return image
+
+
+def describe(image: Path, size: int) -> None:
+    """Write a VMDK descriptor beside a raw image of `size` bytes, so that LocalVm(image.parent) reads it."""
+    image.with_suffix(".vmdk").write_text(_DESCRIPTOR.format(sectors=size // 512, name=image.name))
 
 
 def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:

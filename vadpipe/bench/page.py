@@ -78,8 +78,8 @@ def _sections(document: Row) -> Iterator[str]:
             last = rows[-1]
             if "stages" in last:
                 yield f"<h2>{_text(case)}</h2><p>The last round. Limited by {_text(limited_by(rows))}.</p>"
-                yield _svg(_stages(last))
-                yield _svg(_over_time(last))
+                yield svg_of(_stages(last))
+                yield svg_of(_over_time(last))
 
 
 def _text(value: object) -> str:
@@ -87,7 +87,7 @@ def _text(value: object) -> str:
 
 
 def _section(title: str, figure: Figure) -> str:
-    return f"<h2>{_text(title)}</h2>\n{_svg(figure)}"
+    return f"<h2>{_text(title)}</h2>\n{svg_of(figure)}"
 
 
 def _table(document: Row) -> str:
@@ -105,7 +105,8 @@ def _cells(tag: str, texts: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{_text(text)}</{tag}>' for text in texts)}</tr>"
 
 
-def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
+def new_plot(height: float = 3.6) -> tuple[Figure, Axes]:
+    """An empty plot, `height` inches high."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, height), layout="constrained")
@@ -115,7 +116,7 @@ def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
     """The figure as an element of a page. Text stays text."""
     from matplotlib import rc_context
 
@@ -135,7 +136,7 @@ def _stages(row: Row) -> Figure:
     """Busy, starved and blocked of each stage; the one that limits has a mark."""
     report = report_of(row["stages"])
     limiting = report.bottleneck
-    figure, axes = _figure(0.9 + 0.45 * len(report.stages))
+    figure, axes = new_plot(0.9 + 0.45 * len(report.stages))
     stages = list(reversed(report.stages))
     names = [_wrapped(stage.name) + (" (limits)" if stage is limiting else "") for stage in stages]
     left = [0.0] * len(stages)
@@ -157,7 +158,7 @@ def _wrapped(name: str) -> str:
 
 def _over_time(row: Row) -> Figure:
     """MiB/s of each stage over time. The source of extents sends all at once, so it is left out."""
-    figure, axes = _figure()
+    figure, axes = new_plot()
     samples = np.array([[0.0] * (len(row["stages"]) + 1), *row["samples"]])
     end_s = float(samples[-1, 0])
     edges = np.linspace(0.0, end_s, min(max(int(end_s / _BIN_S), _BINS[0]), _BINS[1]) + 1)
@@ -188,7 +189,7 @@ def _sweeps(rows: Sequence[Row]) -> Iterator[tuple[str, Curves]]:
 
 
 def _sweep(name: str, curves: Curves) -> Figure:
-    figure, axes = _figure()
+    figure, axes = new_plot()
     for label, curve in curves.items():
         _curve(axes, list(curve), list(curve.values()), label)
     axes.set_xlabel(_plain(name))
@@ -198,7 +199,7 @@ def _sweep(name: str, curves: Curves) -> Figure:
 
 
 def _source_curves(rows: Sequence[Row]) -> Figure:
-    figure, axes = _figure(4.5)
+    figure, axes = new_plot(4.5)
     for at, size in enumerate(dict.fromkeys(row["size"] for row in rows)):
         found: dict[int, list[Row]] = {}
         for row in rows:
@@ -238,7 +239,7 @@ def _curve(
 
 
 def _bars(cases: Mapping[str, Sequence[Row]]) -> Figure:
-    figure, axes = _figure(0.8 + 0.3 * len(cases))
+    figure, axes = new_plot(0.8 + 0.3 * len(cases))
     rates = [statistics.median(values(rows, "mib_per_cpu_s")) for rows in cases.values()]
     bars = axes.barh(list(map(_plain, cases)), rates, color=_BUSY)
     axes.bar_label(bars, fmt="{:.0f}", padding=3)

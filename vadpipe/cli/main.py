@@ -30,6 +30,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code."""
     for number in ending_signals():
         signal.signal(number, _end_at_once)
+    # numpy's linear algebra, which nothing here uses, would start a thread per processor, and each spins at its
+    # start: 0.1 CPU-seconds per processor after the first (bench/startup.py).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _forbid_core_dumps()
     _check_address_space()
     keep_freed_memory()

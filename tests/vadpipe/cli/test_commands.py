@@ -61,6 +61,31 @@ def test_help_and_version_load_no_large_library(option):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads in /proc")
+def test_numpy_starts_no_threads_of_its_own(tmp_path):
+    program = (
+        "import os, sys; from vadpipe.cli.main import main\n"
+        "try: main(['points', sys.argv[1]])\n"
+        "finally:\n"
+        "    import numpy\n"
+        "    print(len(os.listdir('/proc/self/task')), file=sys.stderr)"
+    )
+    threads = []
+    for setting in ({}, {"OPENBLAS_NUM_THREADS": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path],
+            env=environment | setting,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "is not a repository" in done.stderr
+        threads.append(done.stderr.splitlines()[-1])
+    assert threads[0] == threads[1]
+
+
+@pytest.mark.slow
 def test_a_run_without_vsphere_or_a_terminal_loads_no_library_for_them(tmp_path):
     program = (
         "import sys; from vadpipe.cli.main import main\n"
