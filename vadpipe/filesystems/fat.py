@@ -1,7 +1,7 @@
 """FAT12, FAT16 and FAT32 by dissect.fat.
 
-The library reads the boot sector and directories. Chains of clusters are followed here: version 3.13 of it merges
-clusters that lie before one another, and never ends in a circle.
+The library reads the boot sector and directories. Chains of clusters are followed here: version 3.13 of it takes a
+cluster that lies before another one for the one behind it, and does not end in a circle.
 """
 
 from __future__ import annotations

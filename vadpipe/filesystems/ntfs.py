@@ -7,6 +7,7 @@ stream reads as zero here, as Windows has it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final
@@ -25,6 +26,8 @@ _DOS_NAME: Final = 2  # name space of a FILE_NAME: the 8.3 name beside a long on
 _IN_USE: Final = 1
 _COMPRESSED, _ENCRYPTED = 0x00FF, 0x4000  # flags of an attribute
 _SYMLINK, _JUNCTION, _LINUX_LINK = 0xA000000C, 0xA0000003, 0xA000001D
+_LARGEST_CLUSTER: Final = 2 << 20  # of Windows Server 2019 and later
+_LARGEST_RECORD: Final = 2 << 20  # index buffers have a cluster where that is larger than 4 KiB
 _MOST_DEPTH: Final = 32  # of the tree of a directory
 _EPOCH: Final = 116444736000000000  # 1970 in units of 100 ns since 1601
 # Attributes of files whose content is elsewhere (winnt.h): OFFLINE, RECALL_ON_OPEN, RECALL_ON_DATA_ACCESS.
@@ -47,6 +50,7 @@ class Ntfs:
     def __init__(self, source: Source, title: str) -> None:
         self._source, self._title = source, title
         with reading(source, f"The NTFS of {title}"):
+            _check_sizes(source.read_at(0, 512))
             self._fs = NTFS(SourceFile(source))
             self.label = str(self._fs.volume_name or "")
 
@@ -176,3 +180,17 @@ class Ntfs:
             why,
             record,
         )
+
+
+def _check_sizes(sector: bytes) -> None:
+    """The library reads records of any size that a boot sector names. Raises ValueError for what none has."""
+    (size,) = struct.unpack_from("<H", sector, 11)
+    per_cluster = sector[13]  # above 128 it is a negative power of two
+    cluster = size * (per_cluster if per_cluster <= 128 else 1 << (256 - per_cluster))
+    if size not in (512, 1024, 2048, 4096) or not size <= cluster <= _LARGEST_CLUSTER:
+        raise ValueError(f"its sectors have {size} bytes, its clusters {cluster}")
+    for what, at in (("records", 64), ("index buffers", 68)):
+        (count,) = struct.unpack_from("<b", sector, at)
+        length = 1 << -count if count < 0 else count * cluster
+        if not 256 <= length <= _LARGEST_RECORD:
+            raise ValueError(f"its {what} have {length} bytes")

@@ -26,6 +26,7 @@ _REALTIME: Final = 1  # a flag of an inode
 _FREE: Final = 0xFFFF
 _HEADERS: Final = {b"XDB3": 64, b"XDD3": 64, b"XD2B": 16, b"XD2D": 16}
 _WITH_TAIL: Final = (b"XDB3", b"XD2B")
+_LARGEST_BLOCK: Final = 65536
 _LARGEST_DIRECTORY: Final = 32 << 30  # what lies behind is the index of the names (XFS_DIR2_LEAF_OFFSET)
 
 
@@ -38,6 +39,7 @@ class Xfs:
     def __init__(self, source: Source, title: str) -> None:
         self._source, self._title = source, title
         with reading(source, f"The XFS of {title}"):
+            _check_sizes(source.read_at(0, 512))
             self._fs = xfs.XFS(SourceFile(source))
             self.label = str(self._fs.name)
             self._directory_block = self._fs.block_size << self._fs.sb.sb_dirblklog
@@ -138,3 +140,14 @@ class Xfs:
             at += -(-(8 + 1 + length + has_types + 2) // 8) * 8
             if name not in (b".", b"..", b""):
                 yield name.decode("utf-8", "surrogateescape"), number
+
+
+def _check_sizes(superblock: bytes) -> None:
+    """Raises ValueError for sizes that no XFS has (xfs_sb in xfs_format.h)."""
+    (block,) = struct.unpack_from(">I", superblock, 4)
+    sector, inode = struct.unpack_from(">HH", superblock, 102)
+    shift = superblock[192]
+    if not 512 <= block <= _LARGEST_BLOCK or not 256 <= inode <= 2048 or not 512 <= sector <= 32768:
+        raise ValueError(f"it has blocks of {block}, sectors of {sector} and inodes of {inode} bytes")
+    if block << min(shift, 32) > _LARGEST_BLOCK:
+        raise ValueError(f"its directories have blocks of {block << min(shift, 32)} bytes")

@@ -21,6 +21,7 @@ from tests.conftest import command, vadpipe
 from tests.vadpipe.filesystems.filesystems_kit import TOOLS, ext_image, tool
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup
 from vadpipe.boot import run
+from vadpipe.boot.machine import Choices
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +161,7 @@ def test_efi_without_firmware_is_refused_with_its_remedy(sector, monkeypatch):
         machine = type("Machine", (), {"name": "dc01"})
 
     with pytest.raises(ConfigError, match=r"dc01 boots by EFI.*Install OVMF"):
-        run.plan_for(Point, [], Path(), run.Choices())
+        run.plan_for(Point, [], Path(), Choices())
 
 
 INIT = """\

@@ -97,7 +97,6 @@ def test_an_ext_file_system_reads_as_debugfs_wrote_it(tmp_path, kind):
 
 @pytest.mark.slow
 def test_ext_blocks_that_are_not_side_by_side_are_not_merged(tmp_path):
-    """dissect.extfs 3.15 takes the length of one run for all that follow."""
     (tmp_path / "file").write_bytes(pattern(300_000, 7))
     filler = tmp_path / "filler"
     filler.write_bytes(b"f" * 3000)
@@ -106,6 +105,17 @@ def test_ext_blocks_that_are_not_side_by_side_are_not_merged(tmp_path):
     commands += [f"rm f{number:03}" for number in range(0, 200, 2)]
     ext_image(image, [*commands, f"write {tmp_path / 'file'} file"], "2M", EXT["ext2"])
     assert content(opened(image), "/file") == (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_last_entry_of_a_full_directory_of_ext_is_listed(tmp_path):
+    """One of 12 bytes at the very end; dissect.extfs 3.15 alone leaves it out."""
+    (tmp_path / "file").write_bytes(b"x")
+    wanted = ["abcde", *(f"{number:03}" for number in range(82))]
+    commands = ["mkdir d", *(f"write {tmp_path / 'file'} d/{name}" for name in wanted)]
+    files = opened(ext_image(tmp_path / "image", commands, options=EXT["ext2"]))
+    assert resolve(files, "/d").size == 1024
+    assert names(files, "/d") == sorted(wanted)
 
 
 @pytest.mark.slow
@@ -160,7 +170,7 @@ def test_ntfs_reads_as_ntfs_3g_wrote_it(ntfs):
     assert files.label == "DATA"
     assert names(files) == sorted(
         [
-            "compressed", "dedup.bin", "Documents and Settings", "link.txt", "many", "preallocated.bin",
+            "compressed", "dedup.bin", "Documents and Settings", "few", "link.txt", "many", "preallocated.bin",
             "sparse.bin", "Users",
         ]
     )  # fmt: skip
@@ -176,6 +186,31 @@ def test_ntfs_reads_as_ntfs_3g_wrote_it(ntfs):
     assert content(files, f"{documents}/letter.txt", "Zone.Identifier") == b"[ZoneTransfer]\r\nZoneId=3\r\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [512, 65536])
+def test_ntfs_has_clusters_of_any_size(tmp_path, cluster):
+    image, file = tmp_path / "image", tmp_path / "file"
+    file.write_bytes(pattern(200_000, 13))
+    with image.open("wb") as disk:
+        disk.truncate(24 * MiB)
+    tool("mkntfs", "-F", "-Q", "-q", "-c", cluster, image)
+    tool("ntfscp", "-f", image, file, "file")
+    tool("ntfscp", "-f", "-N", "second", image, file, "file")
+    files = opened(image)
+    assert content(files, "/file") == content(files, "/file", "second") == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [11, 13, 64, 68])
+def test_a_forged_size_of_ntfs_is_refused_before_anything_is_read_by_it(ntfs, tmp_path, at):
+    raw = bytearray(ntfs.read_bytes())
+    raw[at] = 0x85
+    image = tmp_path / "image"
+    image.write_bytes(raw)
+    with pytest.raises(Unreadable, match="The NTFS of scsi0:0 cannot be read: its "):
+        opened(image)
+
+
 def test_a_directory_of_ntfs_has_what_is_in_its_tree_and_nothing_that_was_removed(ntfs):
     files = opened(ntfs)
     kept = [number for number in range(400) if number % 3]
@@ -184,8 +219,24 @@ def test_a_directory_of_ntfs_has_what_is_in_its_tree_and_nothing_that_was_remove
     ]
 
 
-def test_what_lies_behind_the_valid_length_of_ntfs_reads_as_zero(ntfs):
-    assert content(opened(ntfs), "/preallocated.bin") == (b"written" * 100).ljust(200_000, b"\0")
+def test_names_that_an_index_of_ntfs_only_still_holds_are_not_listed(ntfs):
+    """Of 400 files 5 were kept; dissect.ntfs 3.16 alone lists 37."""
+    assert names(opened(ntfs), "/few") == [
+        f"a rather long name of a file number {n:04}.txt" for n in range(5)
+    ]
+
+
+def test_what_lies_behind_the_valid_length_of_ntfs_reads_as_zero(ntfs, tmp_path):
+    raw = bytearray(ntfs.read_bytes())
+    lengths = struct.pack("<QQ", 200_000, 200_000)
+    assert raw.count(lengths) == 1
+    at = raw.index(lengths)
+    raw[at + 8 : at + 16] = struct.pack("<Q", 700)
+    start = raw.index(b"written" * 100)
+    raw[start + 700 : start + 200_000] = b"stale" * 39_860
+    image = tmp_path / "image"
+    image.write_bytes(raw)
+    assert content(opened(image), "/preallocated.bin") == (b"written" * 100).ljust(200_000, b"\0")
 
 
 def test_links_of_ntfs_lead_where_windows_shows_it(ntfs):
