@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,10 @@ from tests.conftest import command, vadpipe
 from tests.vadpipe.filesystems.filesystems_kit import ext_image, golden, tool
 from tests.vadpipe.repository.repository_kit import MemoryDisk, backup
 from vadpipe.cli.main import _run
+from vadpipe.filesystems.copying import copy
+from vadpipe.filesystems.point import open_volumes
+from vadpipe.filesystems.volumes import find_place
+from vadpipe.repository.reader import open_repository
 from vadpipe.repository.store import Repository
 
 pytest.importorskip("dissect.ntfs", reason="the extra `files` is not installed")
@@ -164,6 +169,37 @@ def test_mistakes_are_told_with_their_remedy(two_disks, tmp_path):
         check=False,
     )
     assert "hosts" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [2, 5, 9])
+async def test_a_cancelled_copy_leaves_whole_files_only(two_disks, tmp_path, after):
+    scope = trio.CancelScope()
+    left = [after]
+
+    def check():
+        left[0] -= 1
+        if not left[0]:
+            trio.from_thread.run_sync(scope.cancel)
+        trio.from_thread.check_cancelled()
+
+    async with open_repository(two_disks.backend()) as reader:
+        point = reader.resolve("latest")
+        async with open_volumes(reader, point, point.disks) as opened:
+
+            def work(target, check):
+                place = find_place(opened.volumes, "DATA:/Users")
+                return copy(place.files, place.entry, "/Users", target, check=check)
+
+            with scope:
+                await opened.run(work, tmp_path, check)
+            assert scope.cancelled_caught
+            (tmp_path / "whole").mkdir()
+            await opened.run(work, tmp_path / "whole", lambda: None)
+    for place, _, names in os.walk(tmp_path / "Users"):
+        for name in names:
+            path = Path(place) / name
+            assert path.read_bytes() == (tmp_path / "whole" / path.relative_to(tmp_path)).read_bytes()
 
 
 @pytest.mark.slow
