@@ -16,7 +16,7 @@ from typing import Any, Final
 from dissect.extfs import extfs
 
 from .contract import Content, Entry, Kind
-from .sources import FileContent, Runs, Source, SourceFile
+from .sources import FileContent, Runs, Source, file_of
 from .translation import Translated, entry_or_why, reading
 
 _ROOT: Final = 2
@@ -42,7 +42,7 @@ class Ext:
             (block,) = struct.unpack("<I", source.read_at(_BLOCK_SIZE, 4))
             if block > _LARGEST_BLOCK:  # the library would shift by any number
                 raise ValueError(f"its blocks have 2^{10 + block} bytes")
-            self._fs = extfs.ExtFS(SourceFile(source))
+            self._fs = extfs.ExtFS(file_of(source))
             self.label = str(self._fs.volume_name)
             dirty = self._fs.sb.s_feature_incompat & _RECOVER
             self.notes = ["Its journal was not replayed: what changed last may be missing."] if dirty else []
@@ -131,11 +131,11 @@ class Ext:
             whole = bytes(raw.i_block)
             if size > _IN_INODE:
                 whole += next(each.value for each in inode.xattr if each.name == "system.data")
-            return FileContent(_Bytes(whole[:size]), size)
+            return FileContent(file_of(_Held(whole[:size])), size)
         if raw.i_flags & _EXTENTS:
             runs: list[tuple[int | None, int]] = []
             end = 0
-            for extent in extfs._parse_extents(inode, _Bytes(bytes(raw.i_block))):
+            for extent in extfs._parse_extents(inode, file_of(_Held(bytes(raw.i_block)))):
                 count = extent.ee_len
                 written = count <= _INITIALIZED
                 count -= 0 if written else _INITIALIZED
@@ -179,14 +179,9 @@ class Ext:
             left -= each
 
 
-class _Bytes(SourceFile):
-    """Bytes as a file object."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(_Held(content))
-
-
 class _Held:
+    """Bytes as a source."""
+
     failure = None
 
     def __init__(self, content: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from dissect.fat import fat
 
 from .contract import Content, Entry, Kind
-from .sources import Runs, Source, SourceFile
+from .sources import Runs, Source, file_of
 from .translation import Translated, reading
 
 _LAST: Final = {12: 0xFF8, 16: 0xFFF8, 32: 0x0FFFFFF8}  # and above: the end of a chain
@@ -35,7 +35,8 @@ class _Chains(fat.FAT):  # type: ignore[misc]  # a library without types
             total += 1
             if total > self.entry_count:
                 raise ValueError("a chain of clusters runs in a circle")
-            cluster = self.get(cluster)
+            following: Any = self.get(cluster)
+            cluster = following
             if cluster >= _LAST[self.bits_per_entry]:
                 yield start - 2, count
                 return
@@ -50,7 +51,7 @@ class Fat:
     def __init__(self, source: Source, title: str) -> None:
         self._source, self._title = source, title
         with reading(source, f"The FAT of {title}"):
-            self._fs = fat.FATFS(SourceFile(source))
+            self._fs = fat.FATFS(file_of(source))
             self._fs.fat = _Chains(self._fs.fat.fh, self._fs.type)
             self.label = str(self._fs.volume_label).replace("NO NAME", "").strip()
             self._data = self._fs.first_data_sector * self._fs.sector_size

@@ -17,7 +17,7 @@ from dissect.ntfs.c_ntfs import ATTRIBUTE_TYPE_CODE
 from dissect.ntfs.index import Index
 
 from .contract import Content, Entry, Kind, Stream
-from .sources import FileContent, Runs, Source, SourceFile
+from .sources import FileContent, Runs, Source, file_of
 from .translation import Translated, entry_or_why, reading
 
 _ROOT: Final = 5
@@ -51,7 +51,7 @@ class Ntfs:
         self._source, self._title = source, title
         with reading(source, f"The NTFS of {title}"):
             _check_sizes(source.read_at(0, 512))
-            self._fs = NTFS(SourceFile(source))
+            self._fs: Any = NTFS(file_of(source))
             self.label = str(self._fs.volume_name or "")
 
     def root(self) -> Entry:
@@ -108,7 +108,8 @@ class Ntfs:
             return str(target).replace("\\", "/")
 
     def _names(self, directory: Entry) -> Iterator[tuple[str, int]]:
-        index = Index(directory.node, "$I30")
+        record: Any = directory.node
+        index = Index(record, "$I30")
         is_root = directory.identity == _ROOT
         seen: set[int] = set()
         for row in self._rows(index, index.root.entries(), seen, 0):
@@ -142,7 +143,7 @@ class Ntfs:
         return sorted(found, key=lambda each: each.header.lowest_vcn or 0)
 
     def _entry(self, name: str, segment: int) -> Entry:
-        record = self._fs.mft.get(segment)
+        record: Any = self._fs.mft.get(segment)
         if not record.header.Flags & _IN_USE:
             raise ValueError(f"{name!r} names record {segment}, which is not in use")
         types = ATTRIBUTE_TYPE_CODE

@@ -167,6 +167,11 @@ class SourceFile(io.RawIOBase):
         return len(content)
 
 
+def file_of(source: Source) -> Any:  # noqa: ANN401 - what the libraries call BinaryIO, which it is in part
+    """A source as a file object of a library."""
+    return SourceFile(source)
+
+
 class Runs:
     """The content of a file by its runs.
 

@@ -89,7 +89,7 @@ class Directory:
 
     def directory(self, name: bytes) -> tuple[Directory, bytes]:
         """Make a directory, or with `force` open the one that is there. Returns its name too. Raises SinkError."""
-        path = self._path(name)
+        path, each = self._path(name), name
         with _told(path):
             for each in self._free_names(name):
                 with suppress(FileExistsError):

@@ -18,7 +18,7 @@ from dissect.xfs import xfs
 
 from .contract import Content, Entry, Kind
 from .ext import KINDS
-from .sources import FileContent, Runs, Source, SourceFile
+from .sources import FileContent, Runs, Source, file_of
 from .translation import Translated, entry_or_why, reading
 
 _LOCAL: Final = 1  # a format of an inode's data: inside the inode
@@ -40,7 +40,7 @@ class Xfs:
         self._source, self._title = source, title
         with reading(source, f"The XFS of {title}"):
             _check_sizes(source.read_at(0, 512))
-            self._fs = xfs.XFS(SourceFile(source))
+            self._fs = xfs.XFS(file_of(source))
             self.label = str(self._fs.name)
             self._directory_block = self._fs.block_size << self._fs.sb.sb_dirblklog
 
