@@ -1,5 +1,6 @@
 """What the tests of file systems share: images made by the usual tools, and disks as files."""
 
+import gzip
 import lzma
 import os
 import re
@@ -8,6 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from pipeline import KiB, MiB
 
 GOLDEN = Path(__file__).parent / "golden"
 TOOLS = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -55,6 +58,32 @@ def debugfs(path, commands):
     said = tool("debugfs", "-w", "-f", file.name, path)
     assert not re.search(r"^(?!debugfs)[a-z0-9_]+: ", said, re.MULTILINE), said
     return said
+
+
+def lvm_disks(directory, commands):
+    """Two physical volumes of the group `vgtest`, with the same files in two ext4.
+
+    `root` has two segments, one on each; `data` has stripes of 64 KiB.
+    """
+    root = ext_image(directory / "root", commands, "60M", ("-t", "ext4", "-L", "root")).read_bytes()
+    data = ext_image(directory / "data", commands, "80M", ("-t", "ext4", "-L", "data")).read_bytes()
+    pieces = {0: [], 1: []}  # where on each, and what
+    for at in range(0, len(root), 64 * KiB):
+        place = (0, MiB + at) if at < 40 * MiB else (1, MiB + at)
+        pieces[place[0]].append((place[1], root[at : at + 64 * KiB]))
+    for number, at in enumerate(range(0, len(data), 64 * KiB)):
+        row, column = divmod(number, 2)
+        pieces[column].append(((41 * MiB, MiB)[column] + row * 64 * KiB, data[at : at + 64 * KiB]))
+    disks = [directory / "pv0", directory / "pv1"]
+    for number, disk in enumerate(disks):
+        with disk.open("wb") as file:
+            file.truncate(300 * MiB)
+            file.write(gzip.decompress((GOLDEN / f"lvm-pv{number}.gz").read_bytes()))
+            for place, piece in pieces[number]:
+                if any(piece):
+                    file.seek(place)
+                    file.write(piece)
+    return disks
 
 
 def golden(name, path):

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import trio
 
-from tests.vadpipe.filesystems.filesystems_kit import ext_image
-from tests.vadpipe.filesystems.test_point import back_up
+from pipeline import MiB
+from tests.vadpipe.filesystems.filesystems_kit import ext_image, lvm_disks
+from tests.vadpipe.filesystems.test_point import back_up, disk_of
+from tests.vadpipe.repository.repository_kit import backup
 from vadpipe.filesystems import guestfish as module
 from vadpipe.filesystems.contract import Kind, Unreadable, resolve
 from vadpipe.filesystems.copying import copy
@@ -82,6 +84,32 @@ async def test_guestfish_reads_what_the_libraries_read(linux, tmp_path):
     whole = bytes(range(256)) * 5000
     assert (tmp_path / "root/d/file").read_bytes() == whole
     assert (tmp_path / 'root/d/a "\n;').read_bytes() == whole
+
+
+@pytest.mark.slow
+@pytest.mark.campaign
+async def test_guestfish_and_the_libraries_read_the_same_logical_volumes(repository, tmp_path):
+    if shutil.which("guestfish") is None:
+        pytest.skip("guestfish is not installed")
+    (tmp_path / "big").write_bytes(os.urandom(50 * MiB))
+    one, two = lvm_disks(tmp_path, [f"write {tmp_path / 'big'} big"])
+    await backup(repository, [disk_of(one, "scsi0:0"), disk_of(two, "scsi0:1")])
+    async with open_repository(repository.backend()) as reader:
+        point = reader.resolve("latest")
+        for wanted in ("libraries", "libguestfs"):
+            async with (
+                open_volumes(reader, point, point.disks) as opened,
+                readers(reader, point, point.disks, wanted) as chosen,
+            ):
+
+                def work(chosen=chosen, opened=opened, wanted=wanted):
+                    for name in ("root", "data"):
+                        place = find_place(opened.volumes, f"vgtest/{name}:/big", chosen.open)
+                        copy(place.files, place.entry, "/big", tmp_path / f"{wanted}-{name}")
+
+                await opened.run(work)
+            for name in ("root", "data"):
+                assert (tmp_path / f"{wanted}-{name}").read_bytes() == (tmp_path / "big").read_bytes()
 
 
 @pytest.mark.slow

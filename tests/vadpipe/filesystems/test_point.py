@@ -172,6 +172,27 @@ def test_mistakes_are_told_with_their_remedy(two_disks, tmp_path):
 
 
 @pytest.mark.slow
+def test_damage_of_the_repository_costs_the_file_that_it_hits(repository, tmp_path):
+    commands = []
+    for name in ("good", "hit"):
+        (tmp_path / name).write_bytes(random.Random(name).randbytes(3 * MiB))
+        commands.append(f"write {tmp_path / name} {name}")
+    back_up(repository, scsi0_0=ext_image(tmp_path / "image", commands, "16M"))
+    wanted = (tmp_path / "hit").read_bytes()[MiB : MiB + 64]
+    packs = [path for path in (repository.path / "packs").rglob("*") if path.is_file()]
+    (pack,) = [path for path in packs if wanted in path.read_bytes()]
+    content = bytearray(pack.read_bytes())
+    content[content.index(wanted)] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(content)
+    done = files(repository, "get", "/", tmp_path / "got", code=1)
+    assert "Not readable: /hit: " in done.stderr
+    assert pack.name in done.stderr
+    assert (tmp_path / "got/good").read_bytes() == (tmp_path / "good").read_bytes()
+    assert sorted(os.listdir(tmp_path / "got")) == ["good", "lost+found"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 5, 9])
 async def test_a_cancelled_copy_leaves_whole_files_only(two_disks, tmp_path, after):
     scope = trio.CancelScope()

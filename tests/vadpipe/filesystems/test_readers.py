@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from pipeline import IntegrityError, KiB, MiB
-from tests.vadpipe.filesystems.filesystems_kit import DiskFile, debugfs, ext_image, golden, tool
+from tests.vadpipe.filesystems.filesystems_kit import DiskFile, debugfs, ext_image, golden, lvm_disks, tool
 from vadpipe.filesystems.contract import Kind, NotThere, Unreadable, resolve
 from vadpipe.filesystems.volumes import find_place, open_volume, volumes_of
 
@@ -360,6 +360,24 @@ def test_a_path_is_looked_for_on_every_volume(tmp_path):
         find_place(volumes, "C:/both")
     with pytest.raises(Unreadable, match="scsi0:2 is empty"):
         find_place(volumes, "scsi0:2:/x")
+
+
+@pytest.mark.slow
+def test_logical_volumes_over_two_disks_are_read(tmp_path):
+    (tmp_path / "big").write_bytes(pattern(MiB, 17) * 45)
+    one, two = lvm_disks(tmp_path, [f"write {tmp_path / 'big'} big"])
+    volumes = volumes_of({"scsi0:0": DiskFile(one), "scsi0:1": DiskFile(two)})
+    assert [(each.name, each.disk, each.type) for each in volumes] == [
+        ("scsi0:0", "scsi0:0", "LVM2"),
+        ("scsi0:1", "scsi0:1", "LVM2"),
+        ("vgtest/root", "LVM", "ext4"),
+        ("vgtest/data", "LVM", "ext4"),
+    ]
+    for volume in ("root", "vgtest/data"):
+        place = find_place(volumes, f"{volume}:/big")
+        assert content(place.files, "/big") == (tmp_path / "big").read_bytes()
+    with pytest.raises(Unreadable, match="its physical volume pv1 is on no disk of the point"):
+        find_place(volumes_of({"scsi0:0": DiskFile(one)}), "vgtest/root:/big")
 
 
 def test_a_point_that_holds_only_what_is_encrypted_says_so(tmp_path):
