@@ -17,7 +17,7 @@ from sinks.restoring import disks_of
 from vadpipe.filesystems.contract import Entry, FileSystem, Kind
 from vadpipe.filesystems.copying import Copied, copy
 from vadpipe.filesystems.point import CountedReads, PointVolumes, open_volumes
-from vadpipe.filesystems.readers import Readers, readers
+from vadpipe.filesystems.readers import Readers, volume_readers
 from vadpipe.filesystems.volumes import Place, Volume, find_place
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.format.restore_point import RestorePoint
@@ -106,7 +106,7 @@ def files(
             disks = disks_of(found, keys)
             async with (
                 open_volumes(reader, found, disks) as opened,
-                readers(reader, found, disks, wanted) as chosen,
+                volume_readers(reader, found, disks, wanted) as chosen,
             ):
                 if path is None:
                     volumes = await opened.run(_labels, opened.volumes, chosen)

@@ -7,3 +7,28 @@ lvm         logical volumes of LVM               translation          errors of 
 signatures  what a volume is                     copying              files and trees to a target
 sources     bytes for libraries                  target               directories that nothing is written outside of
 """
+
+from .contract import Content, Entry, FileSystem, Kind, NotThere, Stream, Unreadable
+from .copying import Copied, copy
+from .point import PointVolumes, open_volumes
+from .readers import Readers, volume_readers
+from .volumes import Place, Volume, find_place
+
+__all__ = [
+    "Content",
+    "Copied",
+    "Entry",
+    "FileSystem",
+    "Kind",
+    "NotThere",
+    "Place",
+    "PointVolumes",
+    "Readers",
+    "Stream",
+    "Unreadable",
+    "Volume",
+    "copy",
+    "find_place",
+    "open_volumes",
+    "volume_readers",
+]

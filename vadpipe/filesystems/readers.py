@@ -17,7 +17,7 @@ AUTO, LIBRARIES, LIBGUESTFS = "auto", "libraries", "libguestfs"
 
 
 class Readers:
-    """Opens volumes, each once. For one thread at a time; see `readers`."""
+    """Opens volumes, each once. For one thread at a time; see `volume_readers`."""
 
     def __init__(self, wanted: str, start: Callable[[], Guestfish]) -> None:
         self._wanted, self._start = wanted, start
@@ -49,7 +49,7 @@ class Readers:
 
 
 @asynccontextmanager
-async def readers(
+async def volume_readers(
     reader: RepositoryReader, point: RestorePoint, disks: Sequence[StoredDisk], wanted: str = AUTO
 ) -> AsyncIterator[Readers]:
     """What reads the volumes of some disks.

@@ -15,7 +15,7 @@ from vadpipe.filesystems.contract import Kind, Unreadable, resolve
 from vadpipe.filesystems.copying import copy
 from vadpipe.filesystems.guestfish import _quoted, guestfish
 from vadpipe.filesystems.point import open_volumes
-from vadpipe.filesystems.readers import readers
+from vadpipe.filesystems.readers import volume_readers
 from vadpipe.filesystems.volumes import find_place
 from vadpipe.repository.reader import open_repository
 
@@ -63,7 +63,7 @@ async def test_guestfish_reads_what_the_libraries_read(linux, tmp_path):
         point = reader.resolve("latest")
         async with (
             open_volumes(reader, point, point.disks) as opened,
-            readers(reader, point, point.disks, "libguestfs") as chosen,
+            volume_readers(reader, point, point.disks, "libguestfs") as chosen,
         ):
 
             def work():
@@ -99,7 +99,7 @@ async def test_guestfish_and_the_libraries_read_the_same_logical_volumes(reposit
         for wanted in ("libraries", "libguestfs"):
             async with (
                 open_volumes(reader, point, point.disks) as opened,
-                readers(reader, point, point.disks, wanted) as chosen,
+                volume_readers(reader, point, point.disks, wanted) as chosen,
             ):
 
                 def work(chosen=chosen, opened=opened, wanted=wanted):
