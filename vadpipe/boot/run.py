@@ -6,7 +6,6 @@ import logging
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from typing import Final
 import trio
 
 from pipeline.errors import ConfigError, SinkError
+from vadpipe.files import write_durably
 from vadpipe.nbd.server import Server
 from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.reader import RepositoryReader
@@ -26,6 +26,7 @@ from .machine import QEMU, BootDisk, BootPlan, Choices, boot_plan, find_firmware
 log = logging.getLogger(__name__)
 
 SOCKET: Final = "nbd.sock"
+_POINT: Final = "point"
 _ENDS_S: Final = 20.0  # QEMU flushes its overlays when it is told to end
 
 
@@ -52,18 +53,37 @@ def plan_for(point: RestorePoint, disks: Sequence[BootDisk], directory: Path, ch
     return boot_plan(point.machine.name, point.configuration, disks, choices, firmware)
 
 
+def claim(directory: Path, point: RestorePoint) -> None:
+    """Note in a directory for overlays which point they belong to. Blocks.
+
+    Raises:
+        ConfigError: They belong to another point, or the directory cannot be used.
+    """
+    note = directory / _POINT
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not note.exists():
+            write_durably(note, f"{point.id}\n".encode())
+        owner = note.read_text().strip()
+    except OSError as exc:
+        raise ConfigError(
+            f"{directory} cannot be used for overlays: {exc.strerror}.", remedy="Name another directory."
+        ) from exc
+    if owner != point.id:
+        raise ConfigError(
+            f"{directory} has what a guest wrote over point {owner}, not over {point.id}.",
+            remedy="Name another directory, or empty this one.",
+        )
+
+
 @asynccontextmanager
 async def served_for_boot(
-    reader: RepositoryReader, point: RestorePoint, disks: Sequence[StoredDisk]
+    reader: RepositoryReader, point: RestorePoint, disks: Sequence[StoredDisk], directory: Path
 ) -> AsyncIterator[Server]:
-    """The disks on a Unix socket in a directory that only this user may enter."""
-    directory = Path(tempfile.mkdtemp(prefix="vadpipe-boot-"))
-    try:
-        keys = [disk.key for disk in disks]
-        async with serve_point(reader, point, keys=keys, listen=directory / SOCKET) as server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    """The disks on a Unix socket in the directory of the overlays, which name it; only this user may use it."""
+    keys = [disk.key for disk in disks]
+    async with serve_point(reader, point, keys=keys, listen=directory / SOCKET) as server:
+        yield server
 
 
 async def run_plan(plan: BootPlan) -> None:
@@ -95,8 +115,11 @@ async def run_plan(plan: BootPlan) -> None:
         list(plan.qemu), stdin=None, check=False, deliver_cancel=_end, start_new_session=False
     )
     log.debug("%s ran for %.1f s", QEMU, time.monotonic() - begun)
-    if ended.returncode > 0:
-        raise SinkError(f"{QEMU} ended with exit status {ended.returncode}; what it says is above.")
+    if ended.returncode:
+        raise SinkError(
+            f"{QEMU} ended with exit status {ended.returncode}; what it said is above.",
+            remedy="Where it is about KVM, try --emulate.",
+        )
 
 
 async def _end(process: trio.Process) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import trio
 
 from pipeline.errors import EXIT_DONE, ConfigError
 from sinks.images import image_name
 from sinks.restoring import disks_of
 from vadpipe.boot.machine import BUSES, BootDisk, BootPlan, Choices, shell_lines
-from vadpipe.boot.run import SOCKET, plan_for, run_plan, served_for_boot
+from vadpipe.boot.run import SOCKET, claim, plan_for, run_plan, served_for_boot
 from vadpipe.nbd.server import Server
 from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
 from vadpipe.repository.reader import open_repository
@@ -98,12 +99,11 @@ def boot(
                 plan = plan_for(found, _images(disks, server, directory), directory, choices)
                 _print(repository, found, keys, directory, plan, as_json)
                 return
-            with tempfile.TemporaryDirectory(
-                prefix="vadpipe-overlay-", dir=os.environ.get("TMPDIR", "/var/tmp")
-            ) as own:
+            place = os.environ.get("TMPDIR", "/var/tmp")
+            with tempfile.TemporaryDirectory(prefix="vadpipe-boot-", dir=place) as own:
                 directory = Path(own) if overlay is None else overlay
-                directory.mkdir(parents=True, exist_ok=True)
-                async with served_for_boot(reader, found, disks) as running:
+                await trio.to_thread.run_sync(claim, directory, found)
+                async with served_for_boot(reader, found, disks, directory) as running:
                     plan = plan_for(found, _images(disks, running, directory), directory, choices)
                     for note in plan.notes:
                         report(note)
@@ -136,14 +136,14 @@ def _print(
     document = {
         "point": point.id,
         "serve": serve,
-        "prepare": [["mkdir", "-p", str(directory)], *copied],
+        "prepare": [["mkdir", "-p", "-m", "700", str(directory)], *copied],
         "overlays": plan.overlays,
         "qemu": plan.qemu,
         "notes": plan.notes,
     }
     lines = [
         *(f"# {note}" for note in plan.notes),
-        shlex.join(["mkdir", "-p", str(directory)]),
+        shlex.join(["mkdir", "-p", "-m", "700", str(directory)]),
         *map(shlex.join, copied),
         f"{shlex.join(serve)} &  # as long as the machine runs",
         *map(shlex.join, plan.overlays),

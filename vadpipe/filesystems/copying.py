@@ -12,7 +12,7 @@ from pipeline.errors import MoverError, SinkError
 from .contract import Entry, FileSystem, Kind, Unreadable
 from .target import Directory, encoded, safe_name
 
-_DEEPEST: Final = 500  # directories inside one another; each takes a descriptor
+_DEEPEST: Final = 200  # directories inside one another; each takes a descriptor, and frames of Python
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from pipeline.errors import MoverError
+from pipeline.errors import MoverError, SinkError
 from pipeline.units import KiB, MiB
 from vadpipe.nbd.export import Export
 
@@ -79,6 +79,9 @@ class ExportSource:
         except MoverError as exc:
             self.failure = exc
             raise
+        except OSError as exc:
+            self.failure = SinkError(f"The repository cannot be read: {exc.strerror or exc}.")
+            raise self.failure from exc
         return b"".join(bytes(part) if isinstance(part, int) else part for part in parts)
 
 

@@ -263,6 +263,15 @@ def test_a_directory_that_contains_itself_ends(tmp_path):
     assert done.failed == [("/loop/loop", "Directory /loop/loop contains itself.")]
 
 
+def test_a_tree_that_is_too_deep_ends_there(tmp_path):
+    tree: dict = {"f": b"1"}
+    for _ in range(300):
+        tree = {"d": tree}
+    done = copied(tree, tmp_path / "new")
+    assert done.directories == 200
+    assert "more than 200 levels deep" in done.failed[0][1]
+
+
 def rename_on_disk(image, old, new):
     """Change names inside an image; they have the same length."""
     raw = image.read_bytes()
