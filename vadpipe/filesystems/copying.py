@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from typing import Final
 from pipeline.errors import MoverError, SinkError
 
 from .contract import Entry, FileSystem, Kind, Unreadable
-from .target import Directory, encoded, safe_name
+from .target import Directory, encoded, exists, safe_name
 
 _DEEPEST: Final = 200  # directories inside one another; each takes a descriptor, and frames of Python
 
@@ -68,6 +69,8 @@ def copy(
         place, name = target.parent, safe_name(target.name)
     if not place.is_dir():
         raise SinkError(f"{place} is no directory.", remedy="Make it, or name another target.")
+    if not force and os.path.lexists(place / os.fsdecode(name)):
+        raise exists(place / os.fsdecode(name))  # before anything is read
     work = _Copy(files, Copied(target), streams, check, path)
     with Directory.open(place, force=force) as directory:
         made = work.entry(directory, entry, name, PurePosixPath(path), ())

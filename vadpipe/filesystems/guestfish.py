@@ -94,9 +94,9 @@ class Guestfish:
             device = self._disks.get(volume.name, f"/dev/{volume.name}")
         place = f"/v{self._mounted}"
         self._mounted += 1
+        label = self.run("-vfs-label", device).strip()  # first: of a mounted NTFS it cannot be asked
         self.run("mkmountpoint", place)
         self.run("mount-ro", device, place)
-        label = self.run("-vfs-label", device).strip()
         return _Mounted(self, place, "" if _ERROR.search(label) else label)
 
     def run(self, command: str, *arguments: str | bytes, limit_s: float = _ANSWER_S) -> str:

@@ -99,7 +99,7 @@ class Directory:
                 if self._is_mine(each):
                     continue
                 if not self._force:
-                    raise _exists(path)
+                    raise exists(path)
                 self._note(each)
                 break
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -184,13 +184,13 @@ class Directory:
                         os.link(temporary, each, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
                         os.unlink(temporary, dir_fd=here)
                     except FileExistsError:
-                        raise _exists(self._path(name)) from None
+                        raise exists(self._path(name)) from None
                     except OSError as exc:
                         if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                             raise
                         # No hard links here: the name was free a moment ago, and the directory is ours.
                         if _there(each, here):
-                            raise _exists(self._path(name)) from None
+                            raise exists(self._path(name)) from None
                         os.rename(temporary, each, src_dir_fd=here, dst_dir_fd=here)
                 self._note(each)
                 return each
@@ -268,7 +268,8 @@ def _there(name: bytes, directory: int) -> bool:
         return False
 
 
-def _exists(path: Path) -> SinkError:
+def exists(path: Path) -> SinkError:
+    """The error for what is there already."""
     return SinkError(
         f"{path} exists already.",
         remedy="Choose another target, or replace files with --force.",
