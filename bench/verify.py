@@ -6,6 +6,7 @@ Two repositories. `image`: one backup of a file system with files of this machin
 backed up many times, one block of 64 KiB and one document changed each time. In turns: `verify` as the command does
 it, from opening the repository on; a restore of the newest point that keeps nothing; and their floors, bare loops
 that read the packs, decode each frame and digest each chunk: of all packs, and of the frames of that point.
+`objects` is verify beside a floor that reads the other objects, too, parses JSON documents and digests all of them.
 CPU-seconds of this process, all threads together; a ratio is the median of the rounds' ratios.
 """
 
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from struct import Struct
@@ -80,12 +82,24 @@ async def points(place: Path, count: int) -> None:
 
 @dataclass(frozen=True)
 class Bare:
-    """The bare loop: some frames by pack, as (offset, size), and the keys."""
+    """The bare loop: some frames by pack, as (offset, size), and the keys.
+
+    `others`: objects that are read, too.
+    """
 
     frames: Sequence[tuple[Path, Sequence[tuple[int, int]]]]
     keys: dict[int, bytes]
+    others: Sequence[Path] = ()
 
     def __call__(self) -> None:
+        self._read_packs()
+        for other in self.others:
+            content = other.read_bytes()
+            if other.suffix == ".json":
+                json.loads(content)
+            blake3(content).digest()
+
+    def _read_packs(self) -> None:
         decompressor = zstandard.ZstdDecompressor()
         for pack, frames in self.frames:
             content = memoryview(pack.read_bytes())
@@ -134,7 +148,7 @@ async def verify_all(place: Path) -> None:
 
 
 async def restore_newest(place: Path) -> None:
-    async with open_repository(place) as reader:
+    async with open_repository(place, wanted="latest") as reader:
         point = reader.points[-1]
         for disk in point.disks:
             await (ReadPoint(reader, point, disk.key) | NullSink()).run()
@@ -151,8 +165,10 @@ def compare(name: str, place: Path, rounds: int) -> Iterable[str]:
     stored = sum(pack.stat().st_size for pack in place.rglob("*.pack"))
     yield f"{name}: {stored / MiB:.1f} MiB in packs"
     whole, newest = floors(RepositoryReader.of(Repository(place).backend()))
+    others = [path for path in place.rglob("*") if path.is_file() and path.suffix != ".pack"]
     cases: dict[str, tuple[Callable[[], object], Bare]] = {
         "verify": (lambda: trio.run(verify_all, place), whole),
+        "objects": (lambda: trio.run(verify_all, place), replace(whole, others=others)),
         "restore": (lambda: trio.run(restore_newest, place), newest),
     }
     costs: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}

@@ -17,6 +17,7 @@ LIBRARIES = {
     "vadpipe/vmdk": {"trio", "numpy"},
     "vadpipe/vddk": {"trio", "numpy", "xxhash"},
     "vadpipe/nbd": {"trio", "numpy"},
+    "vadpipe/serve": {"trio", "numpy"},
 }
 
 # The child shares a process with a library that brings its own OpenSSL, and has to start fast.

@@ -129,7 +129,7 @@ PATHS = {
     ),
     "an impossible level": (
         f"{CUT} | Digest(point) | Dedupe(point) | Compress(Zstd(99)) | {END}",
-        "Zstd has no level 99. Choose one from -7 to 22.",
+        'Zstd has no level 99. Choose one from -7 to 22, or "auto".',
     ),
     "a level instead of a codec": (
         f"{CUT} | Digest(point) | Dedupe(point) | Compress(3) | {END}",

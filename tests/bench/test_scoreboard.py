@@ -19,6 +19,7 @@ from pipeline import GiB, KiB, MiB
 from pipeline.testing.fakes import MemoryDisk
 from sinks import NullSink
 from stages import MemoryIndex, Zstd
+from vadpipe.bench import images
 from vadpipe.bench.documents import read_document
 from vadpipe.bench.path import stored_path
 
@@ -213,3 +214,20 @@ def test_a_disk_of_four_tebibytes_holds_the_pieces_apart(tmp_path):
         assert os.lseek(file.fileno(), 0, os.SEEK_DATA) == 1 * GiB
         assert os.pread(file.fileno(), 1, 3 * GiB) == b"\x03"
     assert "RW 8589934592 FLAT" in (tmp_path / "new" / "disk.vmdk").read_text()
+
+
+def test_a_directory_that_comes_leaves_the_order_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "ROOTS", (str(tmp_path),))
+
+    def add(name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(bytes(5000))
+
+    for number in range(20):
+        add(f"directory {number}")
+    before = list(images._chosen(MiB, 1))
+    add("another directory")
+    after = list(images._chosen(MiB, 1))
+    assert [found for found in after if found in before] == before
+    assert len(after) == 21
+    assert list(images._chosen(MiB, 2)) != after

@@ -71,10 +71,13 @@ def describe(image: Path, size: int) -> None:
 
 
 def _chosen(fill: int, seed: int) -> Iterator[tuple[Path, int]]:
-    """Whole directories in an order by seed, so that files keep the neighbours they have."""
+    """Whole directories in an order by seed, so that files keep the neighbours they have.
+
+    Each directory has its own place in that order: one that comes or goes leaves the others where they are, and an
+    image that is made later holds nearly the same files.
+    """
     directories = sorted({Path(found) for root in ROOTS for found, _, _ in os.walk(root)})
-    random.Random(seed).shuffle(directories)
-    for directory in directories:
+    for directory in sorted(directories, key=lambda found: random.Random(f"{seed} {found}").random()):
         if fill < CLUSTER:
             return
         for entry in sorted(_entries(directory), key=lambda entry: entry.name):

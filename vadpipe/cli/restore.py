@@ -128,7 +128,7 @@ def restore(
         raise ConfigError(f"{target} and --json both write to standard output.", remedy="Leave --json out.")
 
     async def work() -> RestoreReceipt:
-        async with open_repository(repository) as reader:
+        async with open_repository(repository, wanted=None if vm else point) as reader:
             found = named_point(reader, point, vm)
             async with show_progress(as_json) as progress:
                 return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
@@ -204,7 +204,7 @@ def _show_plan(
     planning: Any = place
 
     async def work() -> RestorePlan:
-        async with open_repository(repository) as reader:
+        async with open_repository(repository, wanted=None if vm else point) as reader:
             found = named_point(reader, point, vm)
             plan: RestorePlan = await planning.plan(Contents(reader, found, disks_of(found, keys)))
             return plan

@@ -76,6 +76,19 @@ class Zstd:
         _check_length(data, length)
         return data
 
+    def decode_into(self, payload: bytes | memoryview, target: memoryview) -> None:
+        """As `decode`, into memory of the length that the payload decodes to. Raises ValueError."""
+        try:
+            promised = zstandard.get_frame_parameters(payload).content_size
+            if promised != len(target):  # otherwise it would be decoded beside the target, and be copied
+                target[:] = self.decode(payload, len(target))
+                return
+            length = _contexts.decompressor.stream_reader(payload).readinto(target)
+        except zstandard.ZstdError as exc:
+            raise ValueError(f"it cannot be decompressed ({exc})") from exc
+        if length != promised:
+            raise ValueError(f"it decodes to {length} bytes instead of {promised}")
+
 
 @dataclass(frozen=True)
 class Uncompressed:

@@ -116,21 +116,28 @@ class Link:
             for part in parts:
                 await self.send_all(part)
             return
-        left = list(parts)
-        first = 0
-        while first < len(left):
+        for start in range(0, len(parts), _BUFFERS):
+            await self._send_some(list(parts[start : start + _BUFFERS]))
+
+    async def _send_some(self, left: list[bytes | memoryview]) -> None:
+        size = sum(map(len, left))
+        while True:
             try:
-                sent = self._socket.sendmsg(left[first : first + _BUFFERS])
+                sent = self._socket.sendmsg(left)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
             except OSError as exc:
                 raise LinkLost(f"the connection broke ({exc})") from exc
-            while first < len(left) and sent >= len(left[first]):
-                sent -= len(left[first])
-                first += 1
-            if sent:
-                left[first] = memoryview(left[first])[sent:]
+            size -= sent
+            if not size:
+                return
+            gone = 0
+            while sent >= len(left[gone]):
+                sent -= len(left[gone])
+                gone += 1
+            left = left[gone:]
+            left[0] = memoryview(left[0])[sent:]
 
     def close(self) -> None:
         """Close it; whoever waits for it gets LinkLost."""

@@ -35,7 +35,8 @@ class Outbox:
             more: Sends the rest of the reply, before anything else is sent.
         """
         self._waiting.append((content, sum(map(len, content)), sent, more))
-        self._added.unpark()
+        if self._added:  # it waits
+            self._added.unpark()
 
     async def put_and_wait(self, content: Content) -> None:
         """Send this, and wait until the socket has taken it."""

@@ -8,6 +8,7 @@ being loaded. Rows are kept as columns until their page is complete: work is don
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import trio
@@ -242,7 +243,7 @@ class _DiskWriter:
             raise self._broken(f"extents after {offset} are no whole clusters")
         parent = await self._parent_rows(offset, unchanged) if len(unchanged) else PageMap.empty()
         if len(data) or len(parent):
-            content = await trio.to_thread.run_sync(self._page, offset, data, rows, parent)
+            content = partial(self._page, offset, data, rows, parent)
             digest, stored = await self._point.store_object(Kind.MAP, content)
             self._pages[offset // PAGE] = np.frombuffer(digest, np.uint8)
             self._count(stored=stored)

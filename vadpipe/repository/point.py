@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -179,13 +179,14 @@ class Point:
         async with self._opened.turn:
             return await trio.to_thread.run_sync(self._store_frames, frames)
 
-    async def store_object(self, kind: Kind, content: bytes) -> tuple[bytes, int]:
-        """Write a map page or a document unless it is stored already. Returns its digest and the growth."""
-        digest, number, new = await trio.to_thread.run_sync(self._promise_object, kind, content)
-        if new is None:
-            return digest, 0
+    async def store_object(self, kind: Kind, content: bytes | Callable[[], bytes]) -> tuple[bytes, int]:
+        """Write a map page or a document unless it is stored already. Returns its digest and the growth.
+
+        Args:
+            content: Its bytes, or what makes them on the worker thread.
+        """
         async with self._opened.turn:
-            return digest, await trio.to_thread.run_sync(self._append, [number], [new])
+            return await trio.to_thread.run_sync(self._store_object, kind, content)
 
     async def load_object(self, digest: bytes, purpose: str) -> memoryview:
         """A map page of an older point. Raises IntegrityError; `purpose` says what it was wanted for."""
@@ -296,19 +297,19 @@ class Point:
             )
         return self._append([frame.number for frame in frames], records)
 
-    def _promise_object(self, kind: Kind, content: bytes) -> tuple[bytes, int, Record | None]:
-        """On a worker thread: an object's digest, and what has to be written; None when it is stored already."""
+    def _store_object(self, kind: Kind, content: bytes | Callable[[], bytes]) -> tuple[bytes, int]:
+        """On a worker thread, in turn: nobody else promises an object meanwhile."""
         run = self._opened
         run.run.beat()
-        digest = object_digest(kind, content, run.config)
+        data = content() if callable(content) else content
+        digest = object_digest(kind, data, run.config)
         row = _one_row(digest)
         if run.index.lookup(row)[0][0] != NO_FRAME:  # most maps and documents are those of the previous point
-            return digest, 0, None
-        new = object_record(kind, content, digest, run.config)
+            return digest, 0
+        new = object_record(kind, data, digest, run.config)
         with run.index.lock:
-            if run.index.lookup(row)[0][0] != NO_FRAME:
-                return digest, 0, None
-            return digest, run.index.add_frame(np.array([len(content)]), row, new.id), new
+            number = run.index.add_frame(np.array([len(data)]), row, new.id)
+        return digest, self._append([number], [new])
 
     def _append(self, numbers: Sequence[int], records: Sequence[Record]) -> int:
         """On a worker thread: write, note where the frames lie, and give the memory of full drafts back."""

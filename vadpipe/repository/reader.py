@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -49,7 +49,7 @@ from .format.disk_map import (
 from .format.frame_cache import FrameCache
 from .format.objects import Damage, Missing, Objects
 from .format.packs import FrameAddress, damaged_frame, read_chunks, read_object
-from .format.restore_point import RestorePoint, StoredDisk, read_points
+from .format.restore_point import RestorePoint, StoredDisk, read_points, read_wanted
 from .index.lookup import Index
 from .removal import readable_removed
 
@@ -73,19 +73,21 @@ A = TypeVar("A", bound=Span | Zeros | Unchanged)
 
 @asynccontextmanager
 async def open_repository(
-    place: str | Path | Backend, *, unlock: Sequence[Way] = ()
+    place: str | Path | Backend, *, unlock: Sequence[Way] = (), wanted: str | None = None
 ) -> AsyncIterator[RepositoryReader]:
     """Read what is published now. Nothing that is published is ever changed; what is removed meanwhile is missing.
 
     Args:
         place: A path, `s3://bucket/prefix`, or a backend.
         unlock: What may open a sealed repository; by default what the environment names.
+        wanted: The only point that is needed, as `resolve` takes it: the others are not read where it can be told
+            without them.
 
     Raises SinkError for what is no repository, IntegrityError for an altered config, ConfigError where it is sealed
     and nothing opens it.
     """
     backend = backend_at(str(place)) if isinstance(place, str | Path) else place
-    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock)
+    reader = await trio.to_thread.run_sync(RepositoryReader.of, backend, unlock, wanted)
     try:
         yield reader
     finally:
@@ -119,10 +121,12 @@ class RepositoryReader:
         self.read_chunks = lru_cache(CHUNK_TABLES)(partial(read_chunks, objects, config))
 
     @classmethod
-    def of(cls, backend: Backend, unlock: Sequence[Way] = ()) -> RepositoryReader:
-        """Open the repository that is there. Raises: see `open_repository`."""
+    def of(cls, backend: Backend, unlock: Sequence[Way] = (), wanted: str | None = None) -> RepositoryReader:
+        """Open the repository that is there. Args, Raises: see `open_repository`."""
         config = read_config(backend, unlock)
-        return cls(Objects(backend, config.version), config)
+        objects = Objects(backend, config.version)
+        point = None if wanted is None else read_wanted(objects, config, wanted)
+        return cls(objects, config, None if point is None else [point])
 
     def __repr__(self) -> str:
         return f"RepositoryReader({self.objects.place()!r})"
@@ -174,25 +178,37 @@ class RepositoryReader:
         parts = [self._object(bytes.fromhex(part), purpose) for part in point.documents[name].parts]
         return b"".join(parts)
 
-    def page_digests(self, point: RestorePoint, disk: StoredDisk) -> Digests:
-        """The page list of a disk, proved by its root. All zeros is an empty page."""
-        purpose = f"Disk {disk.key} of point {point.id}"
-        listed = self._object(bytes.fromhex(disk.pages), purpose)
+    def page_list(self, point: RestorePoint, disk: StoredDisk) -> memoryview:
+        """The digests of a disk's pages, one after the other, proved by its root. All zeros is an empty page."""
+        digest = bytes.fromhex(disk.pages)
+        listed = self._proved.get(digest)
+        if listed is None:
+            listed = self._object(digest, f"Disk {disk.key} of point {point.id}")
         root = root_of(disk.capacity, listed, self.config.keys)
         if root.hex() != disk.receipt.root or len(listed) != page_count(disk.capacity) * DIGEST_SIZE:
             raise IntegrityError(
-                f"{purpose}: its page list does not have its root.",
+                f"Disk {disk.key} of point {point.id}: its page list does not have its root.",
                 remedy="Use another point.",
                 disk=disk.key,
             )
-        return np.frombuffer(listed, np.uint8).reshape(-1, DIGEST_SIZE)
+        return listed
+
+    def page_digests(self, point: RestorePoint, disk: StoredDisk) -> Digests:
+        """The same as rows of bytes."""
+        return np.frombuffer(self.page_list(point, disk), np.uint8).reshape(-1, DIGEST_SIZE)
 
     def page(self, point: RestorePoint, disk: StoredDisk, number: int, digest: bytes) -> PageMap:
         """A map page, proved by its digest."""
-        low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
-        purpose = f"Disk {disk.key} of point {point.id}, bytes {low} to {high}, map page"
-        facts = {"disk": disk.key, "offset": low, "length": high - low}
-        return parse_page(self._object(digest, purpose, **facts), purpose)
+        return parse_page(self.stored_page(point, disk, number, digest), _purpose(point, disk, number))
+
+    def stored_page(self, point: RestorePoint, disk: StoredDisk, number: int, digest: bytes) -> memoryview:
+        """The same, as it is stored."""
+        content = self._proved.get(digest)
+        if content is None:
+            low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
+            facts = {"disk": disk.key, "offset": low, "length": high - low}
+            content = self._object(digest, _purpose(point, disk, number), **facts)
+        return content
 
     def addresses(self, page: PageMap) -> list[FrameAddress | None]:
         """Where the frames of a page lie; None for one that the index does not know."""
@@ -423,7 +439,7 @@ async def _send(
                         buffer=await pool.acquire(),
                     )
                     held[part.offset] = span
-                    await send.send(_Piece(span, part.rows, part.addresses))
+                    await send.send(_Piece(span, part))
             if reached < capacity:
                 await send.send(gap(reached, capacity - reached))
 
@@ -435,6 +451,12 @@ async def _send(
     finally:
         for span in held.values():
             span.release()
+
+
+def _purpose(point: RestorePoint, disk: StoredDisk, number: int) -> str:
+    """What a map page is wanted for."""
+    low, high = number * PAGE, min((number + 1) * PAGE, disk.capacity)
+    return f"Disk {disk.key} of point {point.id}, bytes {low} to {high}, map page"
 
 
 def disk_of(point: RestorePoint, key: str) -> StoredDisk:
@@ -466,11 +488,10 @@ class HandingOver(SendChannel[A]):
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A span to be filled, and the rows of the map that say from where."""
+    """A span to be filled, and the part of the map that says from where."""
 
     span: Span
-    rows: PageMap
-    addresses: Sequence[FrameAddress | None]
+    part: _Part
 
 
 @dataclass(frozen=True, eq=False)
@@ -482,7 +503,7 @@ class _Part:
     data: Extents
     zeros: Extents
     rows: PageMap
-    addresses: Sequence[FrameAddress | None]
+    page: ContentPage
 
 
 @dataclass(frozen=True, eq=False)
@@ -492,6 +513,12 @@ class ContentPage:
     offset: int
     rows: PageMap
     addresses: Sequence[FrameAddress | None]
+
+    @cached_property
+    def used_once(self) -> NDArray[np.bool_]:
+        """For each frame, whether one row has all that the page has of it."""
+        used: NDArray[np.bool_] = np.bincount(self.rows.frame, minlength=len(self.addresses)) == 1
+        return used
 
     def spans(self, capacity: int) -> Iterator[tuple[int, Extents, PageMap]]:
         """The spans that hold data: offset, data extents, rows."""
@@ -542,7 +569,7 @@ class DiskContent:
         found: list[_Part] = []
         for start, data, rows in page.spans(self.capacity):
             length = min(SPAN, self.capacity - start)
-            found.append(_Part(start, length, data, data.inverted(start, length), rows, page.addresses))
+            found.append(_Part(start, length, data, data.inverted(start, length), rows, page))
         return found
 
     def changed_parts(self, offset: int, digest: bytes, before: PageMap) -> list[_Part]:
@@ -562,32 +589,43 @@ class DiskContent:
             length = min(SPAN, self.capacity - low)
             if len(inside := changed.within(low, length)):
                 extents, part = data.get(low, (Extents.empty(), PageMap.empty()))
-                found.append(_Part(low, length, extents, inside - extents, part, page.addresses))
+                found.append(_Part(low, length, extents, inside - extents, part, page))
         return found
 
     def fill(self, piece: _Piece) -> None:
-        """Decode what the span needs, and copy it to its places."""
-        memory, rows, low = piece.span.buffer.array, piece.rows, piece.span.offset % PAGE
-        frame = np.unique(rows.frame)
-        for number in frame.tolist():
-            mine = np.flatnonzero(rows.frame == number)
-            columns = (
-                rows.offset[mine] * CLUSTER - low,
-                rows.count[mine] * CLUSTER,
-                rows.place[mine] * CLUSTER,
-            )
-            where = piece.span.offset + int(columns[0][0])
-            address = piece.addresses[number]
-            data = self.frame(address, where, int(columns[1][0]), rows.frame_ids[number].tobytes())
-            for start, length, place in zip(*(column.tolist() for column in columns), strict=True):
-                length = min(length, piece.span.length - start)  # the tail of a disk is no whole cluster
-                if place + length > len(data):
-                    raise self.damaged(start + piece.span.offset, length, "the map reads beyond its frame")
-                memory[start : start + length] = np.frombuffer(data[place : place + length], np.uint8)
+        """Decode what the span needs, and put it in its places."""
+        span, rows, page = piece.span, piece.part.rows, piece.part.page
+        memory, low = span.buffer.memory, span.offset % PAGE
+        order = np.argsort(rows.frame, kind="stable")
+        starts = (rows.offset[order] * CLUSTER - low).tolist()
+        lengths = (rows.count[order] * CLUSTER).tolist()
+        places = (rows.place[order] * CLUSTER).tolist()
+        frames = rows.frame[order].tolist()
+        decoded, data = -1, memoryview(b"")
+        for number, start, length, place in zip(frames, starts, lengths, places, strict=True):
+            length = min(length, span.length - start)  # the tail of a disk is no whole cluster
+            target = memory[start : start + length]
+            if number != decoded:
+                address, identity = page.addresses[number], rows.frame_ids[number].tobytes()
+                if address is not None and address.length == length and page.used_once[number]:
+                    read = partial(self._reader.frames.read_into, target=target)
+                    self._read(read, address, span.offset + start, length, identity)
+                    continue
+                data = self.frame(address, span.offset + start, length, identity)
+                decoded = number
+            if place + length > len(data):
+                raise self.damaged(span.offset + start, length, "the map reads beyond its frame")
+            target[:] = data[place : place + length]
 
     def frame(self, address: FrameAddress | None, offset: int, length: int, identity: bytes) -> memoryview:
         """The bytes of a frame, which the map names for `length` bytes at `offset` of the disk."""
         return self._read(self._reader.frames.read, address, offset, length, identity)
+
+    def frame_into(
+        self, address: FrameAddress, offset: int, length: int, identity: bytes, target: memoryview
+    ) -> None:
+        """As `frame`, into `address.length` bytes of memory; the frame is not kept here."""
+        self._read(partial(self._reader.frames.read_into, target=target), address, offset, length, identity)
 
     def chunks(
         self, address: FrameAddress | None, offset: int, length: int, identity: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -36,8 +36,9 @@ _MOST_EXTENTS: Final = 8192
 _HOLE: Final = int(State.HOLE | State.ZERO)
 
 # Where the bytes of a reply keep frames in memory that are many times as long, the bytes are copied.
-_MOST_PINNED: Final = 4
+_MOST_PINNED: Final = 8
 _COPIED: Final = 64 * 1024
+_MOST_FRAMES: Final = 8  # that are waited for at once, for one read
 
 _LOGGED: Final = 1000  # different failures; each is told once
 
@@ -70,6 +71,7 @@ class _Run(NamedTuple):
 
     page: _Page
     frame: int
+    identity: bytes
     place: int
     offset: int
     length: int
@@ -96,6 +98,7 @@ class PointDisk:
         frames: Decoded frames, which several disks may share.
         nursery: For reading ahead.
         pages: Offset and digest of the map pages that are not empty.
+        tell: Is called with what cannot be read, once for each; it is in the log anyway.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class PointDisk:
         frames: DecodedFrames,
         nursery: trio.Nursery,
         pages: Sequence[tuple[int, bytes]],
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         self._content = DiskContent(reader, point, disk)
         self._point, self._disk, self._frames, self._nursery = point, disk, frames, nursery
@@ -115,6 +119,7 @@ class PointDisk:
         self._loading: dict[int, trio.Event] = {}
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._told: set[str] = set()
+        self._tell_others = tell
 
     @classmethod
     async def open(
@@ -124,10 +129,11 @@ class PointDisk:
         disk: StoredDisk,
         frames: DecodedFrames,
         nursery: trio.Nursery,
+        tell: Callable[[str], object] | None = None,
     ) -> PointDisk:
         """Prove the list of the disk's map pages by its root. Raises IntegrityError, SinkError."""
         pages = await trio.to_thread.run_sync(DiskContent(reader, point, disk).pages)
-        return cls(reader, point, disk, frames, nursery, pages)
+        return cls(reader, point, disk, frames, nursery, pages, tell)
 
     @property
     def name(self) -> str:
@@ -143,18 +149,18 @@ class PointDisk:
         return self._disk.capacity
 
     def read_nowait(self, offset: int, length: int) -> Parts | None:
-        runs = self._runs_nowait(offset, length)
+        runs = self._runs_of_range(offset, length, self._loaded)
         if runs is None:
             return None
         self._follow(offset, length)
-        frames: list[memoryview] = []
+        frames: dict[bytes, memoryview] = {}
         at_hand = self._frames.at_hand
         for run in runs:
-            if not isinstance(run, int):
-                data = at_hand(run.page.ids[run.frame])
+            if not isinstance(run, int) and run.identity not in frames:
+                data = at_hand(run.identity)
                 if data is None:
                     return None
-                frames.append(data)
+                frames[run.identity] = data
         try:
             return self._parts(runs, frames)
         except MoverError:
@@ -163,11 +169,16 @@ class PointDisk:
     async def read(self, offset: int, length: int) -> Parts:
         """Raises IntegrityError, SinkError."""
         try:
-            runs = self._runs_nowait(offset, length)
+            runs = self._runs_of_range(offset, length, self._loaded)
             if runs is None:
                 runs = await self._runs(offset, length)
                 self._follow(offset, length)
-            return self._parts(runs, await self._frames.get(self._wanted(runs)))
+            parts: list[memoryview | int] = []
+            for some in _by_frames(runs):
+                wanted = self._wanted(some)
+                frames = await self._frames.get(list(wanted.values()))
+                parts += self._parts(some, dict(zip(wanted, frames, strict=True)))
+            return parts
         except (MoverError, OSError) as exc:
             self._tell(exc)
             raise
@@ -207,7 +218,15 @@ class PointDisk:
                 raise
         return found
 
-    def _runs_nowait(self, offset: int, length: int) -> list[_Run | int] | None:
+    def _loaded(self, low: int) -> _Page | None:
+        page = self._pages.get(low)
+        if page is not None:
+            self._pages.move_to_end(low)
+        return page
+
+    def _runs_of_range(
+        self, offset: int, length: int, page_at: Callable[[int], _Page | None]
+    ) -> list[_Run | int] | None:
         """What a range consists of; numbers are zeros. None: a map page has to be loaded first."""
         found: list[_Run | int] = []
         place, end = offset, offset + length
@@ -217,19 +236,21 @@ class PointDisk:
             if low not in self._digests:
                 found.append(stop - place)
             else:
-                page = self._pages.get(low)
+                page = page_at(low)
                 if page is None:
                     return None
-                self._pages.move_to_end(low)
                 self._runs_of(page, low, place, stop, found)
             place = stop
         return found
 
     async def _runs(self, offset: int, length: int) -> list[_Run | int]:
-        while (runs := self._runs_nowait(offset, length)) is None:
-            for low in range(offset // PAGE * PAGE, offset + length, PAGE):
-                if low in self._digests:
-                    await self._page(low)
+        """The same, with the map pages that it takes. Raises IntegrityError, SinkError."""
+        pages: dict[int, _Page] = {}
+        for low in range(offset // PAGE * PAGE, offset + length, PAGE):
+            if low in self._digests:
+                pages[low] = await self._page(low)
+        runs = self._runs_of_range(offset, length, pages.get)
+        assert runs is not None
         return runs
 
     def _runs_of(self, page: _Page, low: int, place: int, stop: int, found: list[_Run | int]) -> None:
@@ -243,35 +264,34 @@ class PointDisk:
                 place += gap
                 continue
             length = min(page.end[row] + low, stop) - place
-            found.append(_Run(page, page.frame[row], page.place[row] + place - first, place, length))
+            frame = page.frame[row]
+            found.append(_Run(page, frame, page.ids[frame], page.place[row] + place - first, place, length))
             place += length
             row += 1
 
-    def _wanted(self, runs: Sequence[_Run | int]) -> list[Wanted]:
-        return [
-            Wanted(
-                self._content, run.page.addresses[run.frame], run.page.ids[run.frame], run.offset, run.length
-            )
-            for run in runs
-            if not isinstance(run, int)
-        ]
+    def _wanted(self, runs: Iterable[_Run | int]) -> dict[bytes, Wanted]:
+        """The frames of these runs, each once."""
+        found: dict[bytes, Wanted] = {}
+        for run in runs:
+            if not isinstance(run, int) and run.identity not in found:
+                address = run.page.addresses[run.frame]
+                found[run.identity] = Wanted(self._content, address, run.identity, run.offset, run.length)
+        return found
 
-    def _parts(self, runs: Sequence[_Run | int], frames: Sequence[memoryview]) -> Parts:
+    def _parts(self, runs: Sequence[_Run | int], frames: Mapping[bytes, memoryview]) -> Parts:
         parts: list[memoryview | int] = []
-        data = pinned = number = 0
+        data = 0
         for run in runs:
             if isinstance(run, int):
                 parts.append(run)
                 continue
-            frame = frames[number]
-            number += 1
+            frame = frames[run.identity]
             end = run.place + run.length
             if end > len(frame):
                 raise self._content.damaged(run.offset, run.length, "the map reads beyond its frame")
             parts.append(frame[run.place : end])
             data += run.length
-            pinned += len(frame)
-        if data <= _COPIED or pinned > _MOST_PINNED * data:
+        if data <= _COPIED or sum(map(len, frames.values())) > _MOST_PINNED * data:
             return [part if isinstance(part, int) else memoryview(bytes(part)) for part in parts]
         return parts
 
@@ -320,7 +340,7 @@ class PointDisk:
             runs = await self._runs(offset, length)
         except Exception:
             return  # whoever reads it is told
-        self._frames.expect(self._wanted(runs))
+        self._frames.expect(list(self._wanted(runs).values()))
 
     def _tell(self, exc: MoverError | OSError) -> None:
         """Log what cannot be read, once."""
@@ -330,6 +350,21 @@ class PointDisk:
         if text not in self._told and len(self._told) < _LOGGED:
             self._told.add(text)
             log.warning("%s", text)
+            if self._tell_others is not None:
+                self._tell_others(text)
+
+
+def _by_frames(runs: Sequence[_Run | int]) -> Iterator[Sequence[_Run | int]]:
+    """The runs in order, cut where they need too many frames at once."""
+    begin = 0
+    seen: set[bytes] = set()
+    for number, run in enumerate(runs):
+        if not isinstance(run, int) and run.identity not in seen:
+            if len(seen) == _MOST_FRAMES:
+                yield runs[begin:number]
+                begin, seen = number, set()
+            seen.add(run.identity)
+    yield runs[begin:]
 
 
 def _add(found: list[tuple[int, int]], length: int, flags: int) -> None:

@@ -171,7 +171,7 @@ def test_verify_prints_a_line_per_damaged_file_up_to_a_limit(repository, monkeyp
 
 def test_verify_shows_its_progress(repository, monkeypatch):
     monkeypatch.setattr(progress, "LINE_S", 0.001)
-    monkeypatch.setattr(verification, "check_pack", slowly(verification.check_pack))
+    monkeypatch.setattr(verification, "check_packs", slowly(verification.check_packs))
     assert "packs: " in call("verify", repository)
 
 

@@ -242,5 +242,5 @@ def test_a_frame_in_the_place_of_another_is_damage(repository):
     pack = min(repository.path.rglob("*.pack"), key=os.path.getmtime).stem
     first, second, *_ = addresses(read_table(objects, config.id, pack), pack)
     with pytest.raises(Damage, match="another frame is stored in its place"):
-        read_frame(objects, config, replace(first, id=second.id))
+        read_frame(objects, config, first._replace(id=second.id))
     assert read_frame(objects, config, first).id == first.id

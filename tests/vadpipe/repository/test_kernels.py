@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import CLUSTER, DIGEST_SIZE, Extents
 from tests.vadpipe.repository.repository_kit import digests
+from vadpipe.kernels.codecs import Zstd
 from vadpipe.repository.format import frames
 from vadpipe.repository.format.config import Config, Keys, seal, unseal
 from vadpipe.repository.format.disk_map import PAGE, PageMap, clusters, joined, page_list, root_of
@@ -41,6 +42,35 @@ def test_a_frame_gives_its_bytes_back(codec):
     assert frame.chunk["length"].tolist() == [CLUSTER, 3 * CLUSTER, 4]
 
 
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_a_frame_is_decoded_into_memory_of_its_length(codec):
+    chunks = b"a" * CLUSTER, b"b" * 3 * CLUSTER, b"tail"
+    frame = frames.parse(frame_of(*chunks, codec=codec), CONFIG)
+    around = bytearray(frame.length + 16)
+    frames.decode(frame, KEYS, memoryview(around)[8:-8])
+    assert bytes(around) == bytes(8) + b"".join(chunks) + bytes(8)
+
+
+def test_a_payload_that_does_not_say_its_length_is_decoded_into_memory():
+    data = b"a" * 3 * CLUSTER
+    payload = zstandard.ZstdCompressor(write_content_size=False).compress(data)
+    target = bytearray(len(data))
+    Zstd().decode_into(payload, memoryview(target))
+    assert target == data
+
+
+@pytest.mark.parametrize("length", [CLUSTER - 1, CLUSTER + 1])
+def test_a_payload_of_another_length_is_not_decoded_into_memory(length):
+    with pytest.raises(ValueError, match=f"promises {CLUSTER} bytes instead of {length}"):
+        Zstd().decode_into(zstandard.compress(b"a" * CLUSTER), memoryview(bytearray(length)))
+
+
+def test_a_payload_that_is_cut_off_is_not_decoded_into_memory():
+    payload = zstandard.compress(bytes(range(256)) * 64)
+    with pytest.raises(ValueError, match="decode"):
+        Zstd().decode_into(payload[:-20], memoryview(bytearray(256 * 64)))
+
+
 @pytest.mark.slow
 @given(st.data())
 def test_every_altered_byte_of_a_frame_is_found(data):
@@ -49,6 +79,8 @@ def test_every_altered_byte_of_a_frame_is_found(data):
     content[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(Damage):
         frames.decode(frames.parse(content, CONFIG), KEYS)
+    with pytest.raises(Damage):
+        frames.decode(frames.parse(content, CONFIG), KEYS, memoryview(bytearray(507)))
 
 
 @pytest.mark.slow

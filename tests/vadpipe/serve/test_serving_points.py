@@ -17,6 +17,7 @@ from vadpipe.nbd.protocol import Command
 from vadpipe.nbd.server import Limits
 from vadpipe.repository.reader import DiskContent, open_repository
 from vadpipe.repository.store import Repository
+from vadpipe.serve import disk as disk_of_serving
 from vadpipe.serve import frames as frames_of_serving
 from vadpipe.serve import serve_point
 from vadpipe.serve.disk import PointDisk
@@ -334,3 +335,32 @@ async def test_an_error_of_the_body_comes_out_bare_and_the_server_is_gone(reposi
                 raise RuntimeError("mine")
         await stream.aclose()
     assert not place.exists()
+
+
+async def test_a_read_of_many_frames_waits_for_few_at_once(repository, disks, monkeypatch):
+    """Scattered changes: a MiB has clusters of many frames."""
+    asked = []
+    get = frames_of_serving.DecodedFrames.get
+
+    async def watched(self, wanted):
+        asked.append(len(wanted))
+        return await get(self, wanted)
+
+    monkeypatch.setattr(frames_of_serving.DecodedFrames, "get", watched)
+    monkeypatch.setattr(disk_of_serving, "_MOST_FRAMES", 1)
+    async with first_export(repository) as (disk, _):
+        for offset in range(0, SIZE, MiB):
+            length = min(MiB, SIZE - offset)
+            parts = await disk.read(offset, length)
+            found = b"".join(bytes(part) for part in parts)
+            assert found == disks[0].content[offset : offset + length].tobytes()
+    assert max(asked) == 1
+    assert len(asked) > 40
+
+
+async def test_a_reply_keeps_frames_in_memory_only_where_it_is_much_of_them(repository, disks):
+    async with first_export(repository) as (disk, frames):
+        for offset, length, kept in ((12 * MiB, MiB, True), (12 * MiB, 4 * KiB, False)):
+            parts = await disk.read(offset, length)
+            held = {id(frame.obj) for frame in frames._frame.values()}
+            assert all((id(part.obj) in held) == kept for part in parts if not isinstance(part, int))

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Final, Protocol
 
 Parts = Sequence[bytes | memoryview]
@@ -20,6 +21,7 @@ Parts = Sequence[bytes | memoryview]
 NAME_LIMIT: Final = 900  # an S3 key has at most 1024 bytes; the rest is for the prefix of the repository
 
 _PART = re.compile(r"[A-Za-z0-9_.~%-]+")
+_CHARACTERS: Final = (ascii_letters + digits + "_.~%-").encode()  # the same
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,10 @@ def checked_name(name: str) -> str:
 
 def having_names(directory: str, parts: Sequence[str]) -> Sequence[str]:
     """Those of the entries of a directory, given with its slash or empty for the root, that objects may have."""
-    # One match for a whole directory, which may hold thousands.
-    if not _PART.fullmatch("".join(parts)) or len(directory) + max(map(len, parts)) > NAME_LIMIT:
+    # All at once: a directory may hold thousands.
+    together = "".join(parts)
+    foreign = not together.isascii() or together.encode().translate(None, _CHARACTERS)
+    if foreign or not together or len(directory) + max(map(len, parts)) > NAME_LIMIT:
         parts = [part for part in parts if _is_part(part) and len(directory) + len(part) <= NAME_LIMIT]
     return parts if directory else [part for part in parts if part != "tmp"]
 

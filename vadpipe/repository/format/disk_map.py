@@ -132,20 +132,46 @@ class PageMap:
     @classmethod
     def parse(cls, content: bytes | memoryview) -> PageMap:
         """Raises Damage for what `encode` does not make."""
-        if len(content) < _HEADER.size:
-            raise Damage("the map page is cut off")
-        magic, frames, rows, zero = _HEADER.unpack_from(content)
-        size = _HEADER.size + frames * DIGEST_SIZE + rows * _ROW.itemsize
-        if magic != _MAGIC or zero or size != len(content):
-            raise Damage("the map page has no valid header")
-        ids = np.frombuffer(content, np.uint8, frames * DIGEST_SIZE, _HEADER.size).reshape(-1, DIGEST_SIZE)
-        table = np.frombuffer(content, _ROW, rows, size - rows * _ROW.itemsize)
-        offset, count, frame, place = (table[name].astype(np.int64) for name in _ROW.names or ())
-        page = cls(offset, count, frame, place, ids)
-        sound = (count > 0).all() and (offset[1:] >= page.end[:-1]).all() and (frame < frames).all()
-        if not sound or (rows and int(page.end[-1]) > PAGE_CLUSTERS):
-            raise Damage("the map page has impossible rows")
+        page, _ = cls.parse_all([content])
         return page
+
+    @classmethod
+    def parse_all(cls, contents: Sequence[bytes | memoryview]) -> tuple[PageMap, Column]:
+        """Several pages at once, and how many rows each has. Raises Damage where one of them is not what `encode`
+        makes.
+
+        Returns:
+            The rows of all of them, page after page. `frame` are row numbers of all `frame_ids` together; a frame
+            has one in each page that uses it. So it is a map only where it is one page.
+        """
+        ids: list[bytes | memoryview] = []
+        tables: list[bytes | memoryview] = []
+        for content in contents:
+            if len(content) < _HEADER.size:
+                raise Damage("the map page is cut off")
+            magic, frames, rows, zero = _HEADER.unpack_from(content)
+            end = _HEADER.size + frames * DIGEST_SIZE
+            if magic != _MAGIC or zero or end + rows * _ROW.itemsize != len(content):
+                raise Damage("the map page has no valid header")
+            ids.append(content[_HEADER.size : end])
+            tables.append(content[end:])
+        one = len(contents) == 1
+        identity = np.frombuffer(ids[0] if one else b"".join(ids), np.uint8).reshape(-1, DIGEST_SIZE)
+        table = np.frombuffer(tables[0] if one else b"".join(tables), _ROW)
+        offset, count, frame, place = (table[name].astype(np.int64) for name in _ROW.names or ())
+        many = np.array([len(each) for each in tables]) // _ROW.itemsize
+        known = np.array([len(each) for each in ids]) // DIGEST_SIZE
+        end = offset + count
+        begins = np.ones(len(table) + 1, np.bool_)  # where another page begins, and behind the last one
+        begins[1:-1] = False
+        begins[np.cumsum(many)] = True
+        follows = (offset[1:] >= end[:-1]) | begins[1:-1]
+        sound = (count > 0).all() and follows.all() and (frame < np.repeat(known, many)).all()
+        if not sound or (end > PAGE_CLUSTERS).any():
+            raise Damage("the map page has impossible rows")
+        if not one:
+            frame += np.repeat(np.cumsum(known) - known, many)
+        return cls(offset, count, frame, place, identity), many
 
 
 def parse_page(content: memoryview, purpose: str) -> PageMap:

@@ -59,7 +59,8 @@ class FrameCache:
             if address.id in self._frame:
                 self._frame.move_to_end(address.id)
                 return self._frame[address.id]
-        stored = frame_of(self._stored(address), address, self._config)
+        # A copy: a frame that is not compressed stays in memory as it is, and would keep its whole group there.
+        stored = frame_of(bytes(self._stored(address)), address, self._config)
         data = frames.decode(stored, self._config.keys)
         with self._turn:
             if address.id not in self._frame:
@@ -69,7 +70,17 @@ class FrameCache:
                 self._held -= len(self._frame.popitem(last=False)[1])
         return data
 
-    def _stored(self, address: FrameAddress) -> bytes:
+    def read_into(self, address: FrameAddress, target: memoryview) -> None:
+        """The bytes of a frame, all proved, into memory of its length; it is not kept. Raises Damage, SinkError."""
+        with self._turn:
+            data = self._frame.get(address.id)
+        if data is not None:
+            target[:] = data
+            return
+        stored = frame_of(self._stored(address), address, self._config)
+        frames.decode(stored, self._config.keys, target)
+
+    def _stored(self, address: FrameAddress) -> bytes | memoryview:
         """The stored bytes of a frame, by the request for its group where it is expected."""
         with self._turn:
             group = self._expected.pop((address.pack, address.offset), None)
@@ -91,8 +102,7 @@ class FrameCache:
             self._fetch(group, content)
         try:
             begin = address.offset - group.offset
-            # A copy: a frame that is not compressed stays in memory as it is, and would keep its whole group there.
-            return content.result()[begin : begin + address.size]
+            return memoryview(content.result())[begin : begin + address.size]
         except Damage:  # this frame may be whole
             return read_stored(self._objects, address)
 

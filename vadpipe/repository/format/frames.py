@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import xxhash
@@ -25,7 +25,7 @@ from pipeline import (
     Digests,
     MiB,
 )
-from vadpipe.kernels.codecs import codec_named
+from vadpipe.kernels.codecs import Zstd, codec_named
 
 from .config import Config, Keys
 from .objects import Damage
@@ -44,6 +44,7 @@ HEADER_SIZE: Final = HEADER.size + CHECKSUM.size
 CHUNK: Final = np.dtype([("length", "<u4"), ("digest", "u1", (DIGEST_SIZE,))])
 _CHUNK: Final = struct.Struct(f"<I{DIGEST_SIZE}s")  # the same
 _SEALED_HEAD: Final = HEADER_SIZE + SALT_SIZE
+_Fields = tuple[bytes, int, int, int, int, int, int, int, bytes]
 assert HEADER_SIZE == 64
 assert CHUNK.itemsize == _CHUNK.size == 36
 
@@ -56,8 +57,12 @@ class Kind(IntEnum):
     DOCUMENT = 3
 
     def key(self, keys: Keys) -> bytes:
-        return {Kind.DATA: keys.chunk, Kind.MAP: keys.page, Kind.DOCUMENT: keys.document}[self]
+        if self is Kind.DATA:
+            return keys.chunk
+        return keys.page if self is Kind.MAP else keys.document
 
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
 
 CODECS: Final = {"raw": 0, "zstd": 1}
 _NAMES: Final = {number: name for name, number in CODECS.items()}
@@ -79,16 +84,22 @@ class Record:
         return len(self.head) + len(self.payload)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A frame as read, its checksum and its id proved. `length` is that of the decoded payload."""
+class Frame(NamedTuple):
+    """A frame as read, its checksum and its id proved. `length` is that of the decoded payload.
+
+    `table`: its chunk table, as it is stored.
+    """
 
     kind: Kind
     codec: str
     length: int
     id: bytes
-    chunk: NDArray[np.void]
+    table: bytes
     payload: memoryview
+
+    @property
+    def chunk(self) -> NDArray[np.void]:
+        return np.frombuffer(self.table, dtype=CHUNK)
 
 
 def chunk_table(length: NDArray[np.int64], digest: Digests) -> bytes:
@@ -168,6 +179,11 @@ def object_record(kind: Kind, data: bytes, digest: bytes, config: Config) -> Rec
 def size_at(header: bytes | memoryview) -> int:
     """The size of the record that begins with these HEADER_SIZE bytes. Raises Damage."""
     magic, _, _, _, length, stored, chunks, _, _ = HEADER.unpack_from(header)
+    return _size(magic, length, stored, chunks)
+
+
+def _size(magic: bytes, length: int, stored: int, chunks: int) -> int:
+    """The size of a record. Raises Damage."""
     if magic not in (MAGIC, SEALED):
         raise Damage("no frame begins here")
     size: int = _table_end(magic, chunks) + stored + (TAG_SIZE if magic == SEALED else 0)
@@ -190,30 +206,38 @@ def length_and_id(header: bytes | memoryview) -> tuple[int, bytes]:
 
 def check(content: bytes | memoryview) -> None:
     """Prove the checksum of a whole record; needs no key. Raises Damage."""
-    view = memoryview(content)
-    if len(view) < HEADER_SIZE or size_at(view) != len(view):
+    _checked_fields(memoryview(content))
+
+
+def _checked_fields(view: memoryview) -> _Fields:
+    """The fields of the header of a whole record, its checksum proved. Raises Damage."""
+    if len(view) < HEADER_SIZE:
+        raise Damage("its size is wrong")
+    fields: _Fields = HEADER.unpack_from(view)
+    magic, _, _, _, length, stored, chunks, _, _ = fields
+    if _size(magic, length, stored, chunks) != len(view):
         raise Damage("its size is wrong")
     if CHECKSUM.unpack_from(view, HEADER.size)[0] != _checksum(view[: HEADER.size], view[HEADER_SIZE:]):
         raise Damage("its checksum is wrong")
+    return fields
 
 
 def parse(content: bytes | memoryview, config: Config) -> Frame:
     """The frame of a whole record. Raises Damage."""
     view = memoryview(content)
-    check(view)
-    magic, kind, codec, _, length, _, chunks, _, identity = HEADER.unpack_from(view)
+    magic, kind, codec, _, length, _, chunks, _, identity = _checked_fields(view)
     end = _table_end(magic, chunks)
-    table, payload = _table_of(view[:end], config), view[end:]
-    if frame_id(table, config.keys) != identity:
+    payload = view[end:]
+    table = bytes(view[HEADER_SIZE:end]) if magic == MAGIC else _table_of(view[:end], config)
+    if blake3(table, key=config.keys.frame).digest() != identity:
         raise Damage("its id is not that of its chunks")
     if magic == SEALED:
         header, salt = bytes(view[: HEADER.size]), bytes(view[HEADER_SIZE:_SEALED_HEAD])
         payload = memoryview(open_frame_payload(config.sealing, header, salt, payload))
-    chunk = np.frombuffer(table, dtype=CHUNK)
     name, payload = _codec_of(codec, payload)
-    if kind not in Kind.__members__.values() or int(chunk["length"].sum(dtype=np.int64)) != length:
+    if kind not in _KINDS or sum([chunk for chunk, _ in _CHUNK.iter_unpack(table)]) != length:
         raise Damage("its header is impossible")
-    return Frame(Kind(kind), name, length, identity, chunk, payload)
+    return Frame(_KINDS[kind], name, length, identity, table, payload)
 
 
 def _table_of(head: memoryview, config: Config) -> bytes:
@@ -254,30 +278,40 @@ def parse_chunks(head: bytes, identity: bytes, config: Config) -> NDArray[np.voi
     return np.frombuffer(table, dtype=CHUNK)
 
 
-def decode(frame: Frame, keys: Keys) -> memoryview:
-    """The bytes of a frame, each chunk proved by its digest. Raises Damage."""
+def decode(frame: Frame, keys: Keys, target: memoryview | None = None) -> memoryview:
+    """The bytes of a frame, each chunk proved by its digest. Raises Damage.
+
+    Args:
+        target: `frame.length` bytes of memory to decode into; after Damage they are anything.
+    """
     try:
         codec = codec_named(frame.codec)
     except LookupError as exc:
         raise Damage(f"it was written with the codec {frame.codec!r}, which is not registered") from exc
     try:
-        view = memoryview(codec.decode(frame.payload, frame.length))
+        if target is not None and isinstance(codec, Zstd):
+            codec.decode_into(frame.payload, target)
+            view = target
+        else:
+            view = memoryview(codec.decode(frame.payload, frame.length))
     except ValueError as exc:
         raise Damage(str(exc)) from exc
     if len(view) != frame.length:
         raise Damage(f"it decodes to {len(view)} bytes instead of {frame.length}")
     key, start = frame.kind.key(keys), 0
-    for number, (length, digest) in enumerate(_CHUNK.iter_unpack(frame.chunk.tobytes())):
+    for number, (length, digest) in enumerate(_CHUNK.iter_unpack(frame.table)):
         end = start + length
         if blake3(view[start:end], key=key).digest() != digest:
             raise Damage(f"the digest of its chunk {number} (bytes {start} to {end}) is wrong")
         start = end
+    if target is not None and view is not target:
+        target[:] = view
     return view
 
 
-def _checksum(*parts: bytes | memoryview) -> int:
+def _checksum(header: bytes | memoryview, *parts: bytes | memoryview) -> int:
     """Of the header and of all that comes after the checksum."""
-    state = xxhash.xxh3_64()
+    state = xxhash.xxh3_64(header)
     for part in parts:
         state.update(part)
     return state.intdigest()

@@ -10,8 +10,7 @@ import logging
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import xxhash
@@ -61,8 +60,7 @@ _MOST_FRAMES: Final = LARGEST_PACK // frames.HEADER_SIZE
 _USUAL_HEAD: Final = frames.HEADER_SIZE + 64 * frames.CHUNK.itemsize  # 1 MiB in chunks of 16 KiB
 
 
-@dataclass(frozen=True)
-class FrameAddress:
+class FrameAddress(NamedTuple):  # there are thousands of them: a data class takes three times as long to make
     """Where a frame is stored: `size` bytes at `offset` of a pack. `id` is what must be found there."""
 
     pack: str
@@ -215,12 +213,42 @@ def read_table(objects: Objects, repository_id: bytes, name: str) -> NDArray[np.
         raise Damage("the pack is cut off")
     head = objects.read(path, 0, HEADER_SIZE)
     footer = objects.read(path, end - FOOTER_SIZE, FOOTER_SIZE)
+    start, size = _place_of_table(footer, end)
+    table = objects.read(path, start, size)
+    _prove_table(head, table, footer, repository_id, name)
+    rows = np.frombuffer(table, dtype=FRAME_ROW)
+    if not side_by_side(rows, [len(rows)], [start]):
+        raise Damage("the frames of the pack's table do not lie side by side")
+    return rows
+
+
+def table_in(content: bytes, repository_id: bytes, name: str) -> tuple[bytes, int]:
+    """The table of a whole pack as it is stored, and where it begins. Raises Damage.
+
+    Proves what `read_table` proves, but for whether the frames lie `side_by_side`.
+    """
+    if len(content) < HEADER_SIZE + FOOTER_SIZE:
+        raise Damage("the pack is cut off")
+    footer = content[-FOOTER_SIZE:]
+    start, size = _place_of_table(footer, len(content))
+    table = content[start : start + size]
+    _prove_table(content[:HEADER_SIZE], table, footer, repository_id, name)
+    return table, start
+
+
+def _place_of_table(footer: bytes, end: int) -> tuple[int, int]:
+    """Where the table of a pack of `end` bytes begins, and its size. Raises Damage."""
     magic, count, zero, start = _FOOTER.unpack_from(footer)
-    if magic != _END or zero or start + count * FRAME_ROW.itemsize + FOOTER_SIZE != end:
+    size: int = count * FRAME_ROW.itemsize
+    if magic != _END or zero or start + size + FOOTER_SIZE != end:
         raise Damage("the pack is cut off or its end is damaged")
     if start > LARGEST_PACK or count > _MOST_FRAMES:
         raise Damage("the pack is larger than any that was written")
-    table = objects.read(path, start, count * FRAME_ROW.itemsize)
+    return start, size
+
+
+def _prove_table(head: bytes, table: bytes, footer: bytes, repository_id: bytes, name: str) -> None:
+    """Header, table and footer. Raises Damage."""
     if head != pack_header(repository_id, name):
         raise Damage("the pack's header is wrong")
     if (
@@ -228,11 +256,25 @@ def read_table(objects: Objects, repository_id: bytes, name: str) -> NDArray[np.
         != _CHECKSUM.unpack_from(footer, _FOOTER.size)[0]
     ):
         raise Damage("the checksum of the pack's table is wrong")
-    rows = np.frombuffer(table, dtype=FRAME_ROW)
-    ends = np.concatenate(([HEADER_SIZE], rows["offset"] + rows["size"]))
-    if not np.array_equal(np.append(rows["offset"], start), ends):
-        raise Damage("the frames of the pack's table do not lie side by side")
-    return rows
+
+
+def side_by_side(rows: NDArray[np.void], counts: Sequence[int], ends: Sequence[int]) -> bool:
+    """Whether the frames of some packs fill them without gaps.
+
+    Args:
+        rows: Their tables, one after the other.
+        counts: How many frames each of the packs has.
+        ends: Where the frames of each of them end.
+    """
+    begin = rows["offset"].astype(np.int64)
+    end = begin + rows["size"]
+    count = np.array(counts)
+    last = np.cumsum(count)[count > 0] - 1
+    expected = np.roll(end, 1)
+    expected[last - count[count > 0] + 1] = HEADER_SIZE
+    reached = np.full(len(count), HEADER_SIZE)
+    reached[count > 0] = end[last]
+    return bool((begin == expected).all()) and reached.tolist() == list(ends)
 
 
 def sound_frames(objects: Objects, pack: str) -> Iterator[tuple[FrameAddress, memoryview]]:

@@ -174,6 +174,24 @@ def point_names(objects: Objects, directory: str = "") -> Iterator[str]:
     return (name for name in objects.backend.names(prefix) if name.endswith(_ENDING))
 
 
+def read_wanted(objects: Objects, config: Config, wanted: str) -> RestorePoint | None:
+    """A point by its id or the begin of one, or `latest`, without reading the others; None where that needs them.
+
+    The latest point of several VMs is told by their clocks, and so is that of a repository of format 1.
+    """
+    names = list(point_names(objects))
+    if wanted == "latest":
+        directories = {name.split("/")[1] for name in names}
+        if len(directories) != 1 or config.version == READ_ONLY:
+            return None
+        return PointsOf(objects, config, directories.pop()).newest()
+    found = [name for name in names if wanted and name.rpartition("/")[2].startswith(wanted)]
+    try:
+        return read_point(objects, config, found[0]) if len(found) == 1 else None
+    except IntegrityError:
+        return None
+
+
 def read_hold(objects: Objects, config: Config, point: RestorePoint) -> str | None:
     """Why retention must not remove a point; None where nothing holds it. Raises Damage."""
     name = hold_name(config.directory(point.machine.uuid), point.id)
@@ -225,10 +243,14 @@ class PointsOf:
     nothing.
     """
 
-    def __init__(self, objects: Objects, config: Config, machine: MachineId) -> None:
+    def __init__(self, objects: Objects, config: Config, machine: MachineId | str) -> None:
+        """
+        Args:
+            machine: The VM, or the directory of its points.
+        """
         self._objects = objects
         self._config = config
-        self._directory = config.directory(machine.uuid)
+        self._directory = machine if isinstance(machine, str) else config.directory(machine.uuid)
         self._note = f"{POINTS}{self._directory}/{_NEWEST}"
         self._before: list[str] | None = None  # the ids that `newest` chose from, ascending
 

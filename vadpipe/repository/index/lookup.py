@@ -141,7 +141,8 @@ class Index:
                 self._table.append(segment)
             self._table[known[name]].leave_out(self._removed.packs)
             used.append(known[name])
-        self._used = used
+        # What is searched is most likely in the largest: so few are opened for a point's maps.
+        self._used = sorted(used, key=lambda number: self._table[number].size, reverse=True)
 
     def _opened(self, name: str, size: int) -> AnySegment | None:
         """A segment, unless it is none, gone or damaged."""
@@ -174,7 +175,7 @@ class Index:
         number = np.full(len(digest), NO_FRAME, dtype=np.uint64)
         place = np.zeros(len(digest), dtype=np.int64)
         for removed in (False, True):
-            for table in reversed(self._used):  # what is new is most likely to be met again
+            for table in self._used:
                 missing = np.flatnonzero(number == NO_FRAME)
                 if not len(missing):
                     return number, place
@@ -232,7 +233,7 @@ class Index:
         found: dict[FrameAddress, None] = {}
         damage: IntegrityError | None = None
         for removed in (False, True):
-            for table in reversed(self._used):
+            for table in self._used:
                 segment = self._table[table]
                 try:
                     if of_chunk:
@@ -399,7 +400,7 @@ class RunIndex(Index):
         """Positions in `digest`, tables and rows of what is found in packs that stay."""
         table = np.full(len(digest), -1, np.int64)
         row = np.zeros(len(digest), np.int64)
-        for each in tables[::-1].tolist():  # what is new is most likely to be met again
+        for each in sorted(tables.tolist(), key=lambda number: -self._published[number].size):
             wanted = np.flatnonzero(maybe[each] & (table < 0))
             if not len(wanted):
                 continue

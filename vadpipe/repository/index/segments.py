@@ -316,10 +316,15 @@ _NEAR: Final = 64
 _TOGETHER: Final = 512  # searches whose entries are in memory at a time: 512 KiB
 
 
+_FEW: Final = 4096  # entries: they take no longer to read than a bucket of them
+_MANY: Final = 64  # searches in a table: from there on reading all of it costs less than reading buckets
+
+
 class _Table:
     """The sorted entries of a segment.
 
-    Memory: where its buckets begin, 4 bytes for 512 entries or more. A small table stays in memory as a whole.
+    Memory: where its buckets begin, 4 bytes for 512 entries or more. A small table in which much is searched stays
+    in memory as a whole.
     """
 
     def __init__(self, segment: Segment, section: int, cells: Cells) -> None:
@@ -333,11 +338,23 @@ class _Table:
         self._mask = known_bits(self._bits)
         self._key: NDArray[np.uint64] | None = None
         self._row = _NO_ROWS
-        if cells.reserve(16 * count):
+        self._cells = cells
+        self._asked = 0
+        self._may_stay = True
+        if count <= _FEW:
+            self._load()
+
+    def _load(self) -> None:
+        """Take the whole table into memory, where there is room."""
+        segment, section = self._segment, self._section
+        count = segment.count(section)
+        self._may_stay = self._cells.reserve(16 * count)
+        if self._may_stay:
             entry = segment.column(section, 0, count)
             bucket = np.repeat(np.arange(1 << self._bits, dtype=np.uint64), np.diff(self._starts))
             self._key = self._key_of(bucket, entry)
             self._row = (entry & _LOW).astype(np.int64)
+            self._may_stay = False
 
     def is_made_of(self, expected: _Multiset) -> bool:
         """Whether its entries are these, and ascending."""
@@ -361,6 +378,9 @@ class _Table:
 
     def candidates(self, head: NDArray[np.uint64], proved: bool) -> tuple[Rows, Rows]:
         """See Segment._candidates."""
+        self._asked += len(head)
+        if self._may_stay and self._asked > _MANY:
+            self._load()
         if self._key is not None:
             key = head & self._mask
             low = np.searchsorted(self._key, key)

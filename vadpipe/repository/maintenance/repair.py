@@ -23,7 +23,7 @@ from ..index.lookup import AnySegment, Removed, RunIndex
 from ..reader import RepositoryReader
 from ..removal import read_removed, replace_segments
 from ..runs import Run, maintenance, unended_runs
-from .verify import PackToRead, check_pack
+from .reading_packs import PackToRead, check_pack
 
 log = logging.getLogger(__name__)
 

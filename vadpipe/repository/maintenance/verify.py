@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from struct import Struct
 
 import numpy as np
 import trio
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline import (
     CLUSTER,
+    DIGEST_SIZE,
     ConfigError,
     Digests,
     IntegrityError,
@@ -33,11 +35,9 @@ from pipeline import (
 from pipeline.units import UNITS
 from vadpipe.words import counted
 
-from ..format.config import Config
-from ..format.disk_map import PAGE, PageMap
-from ..format.frames import Kind, decode
-from ..format.objects import INDEX, PACKS, Damage, Missing, Objects, ReadAhead, point_name, run_of, stem
-from ..format.packs import FRAME_ROW, FrameAddress, addresses, frame_of, read_table
+from ..format.disk_map import EMPTY_PAGE, PAGE, PageMap
+from ..format.objects import INDEX, PACKS, Damage, Missing, point_name, run_of, stem
+from ..format.packs import FRAME_ROW, FrameAddress
 from ..format.restore_point import RestorePoint, StoredDisk, name_of
 from ..index.cells import Rows
 from ..index.lookup import AnySegment, Index
@@ -46,6 +46,7 @@ from ..reader import RepositoryReader
 from ..removal import read_removed, readable_removed
 from ..runs import unended_runs
 from .forgetting import forgotten
+from .reading_packs import TRIP_S, PackReport, PackToRead, check_packs, in_batches
 
 _Listing = tuple[AnySegment, Rows]  # some frames of a segment
 _Page = tuple[bytes, memoryview]  # digest and content of a map page or a page list
@@ -163,14 +164,14 @@ async def verify(
     await trio.to_thread.run_sync(work.check_index)
     chosen = await trio.to_thread.run_sync(work.choose, points, budget, after)
     total, done = sum(pack.size for pack in chosen), 0
-    packs = iter(chosen)
+    batches = iter(in_batches(chosen))
 
-    async def check_packs() -> None:
+    async def check() -> None:
         nonlocal done
-        while reports := await trio.to_thread.run_sync(_check_some, reader.objects, reader.config, packs):
-            for pack, report in reports:
+        while reports := await trio.to_thread.run_sync(check_packs, reader.objects, reader.config, batches):
+            for packs, report in reports:
                 work.add(report)
-                done += pack.size
+                done += sum(pack.size for pack in packs)
             if progress is not None:
                 progress(done, total)
 
@@ -178,7 +179,7 @@ async def verify(
         progress(0, total)
     async with trio.open_nursery() as nursery:
         for _ in range(workers):
-            nursery.start_soon(check_packs)
+            nursery.start_soon(check)
     await trio.to_thread.run_sync(work.look_again)
     if points is None:
         await trio.to_thread.run_sync(work.check_rows)
@@ -190,188 +191,13 @@ async def verify(
     return work.report(budget)
 
 
-@dataclass
-class PackToRead:
-    """A pack to be read: what the index lists in it, and its size in bytes.
-
-    `needed`: offsets of the frames to be read, and `size` is theirs; None: all frames.
-    """
-
-    name: str
-    listed: list[_Listing] = field(default_factory=list)
-    size: int = 0
-    needed: set[int] | None = None
-
-
-@dataclass
-class _PackReport:
-    """What reading one pack gave; `damaged` are addresses of frames and what is wrong with them.
-
-    `misplaced`: segments, and addresses that they have of frames where the pack has another one, or none.
-    `unlisted`: how many frames of the pack's own table no segment lists.
-    `rows`: for each segment, how many of its chunk rows agree with the frames, and how many could not be compared.
-    `pages`: digests and contents of map pages and page lists that are sound and that the index leads to; not of
-    all, where they are many. `documents`: digests of such pieces of documents.
-    """
-
-    path: str
-    pack: str = ""
-    frames: int = 0
-    bytes: int = 0
-    missing: bool = False
-    damaged: list[tuple[FrameAddress, str]] = field(default_factory=list)
-    misplaced: list[tuple[AnySegment, FrameAddress]] = field(default_factory=list)
-    unlisted: int = 0
-    problem: str = ""
-    rows: dict[AnySegment, tuple[int, int]] = field(default_factory=dict)
-    pages: list[_Page] = field(default_factory=list)
-    documents: list[_Digest] = field(default_factory=list)
-
-    def count(self, segment: AnySegment, right: int, unknown: int) -> None:
-        before = self.rows.get(segment, (0, 0))
-        self.rows[segment] = before[0] + right, before[1] + unknown
-
-
 _LOOKS = 3  # at the index, while others merge its segments
 
-# A trip to a worker thread costs 0.1 ms of CPU, as much as a small pack or point. After so many seconds it comes
-# back: a trip cannot be cancelled.
-_TRIP_S = 0.05
+_PAGES_TOGETHER = MiB
 
-# Frames that lie side by side are read together, up to this size: a request costs as much as 1 MiB, or more.
-_READ_AT_ONCE = 8 * MiB
-
-_PAGES_OF_PACK = 8 * MiB
+_LISTED = Struct(f"{DIGEST_SIZE}s")
 
 _FRAMES_IN_TABLE = 256 * KiB  # 256 GiB that were stored in order
-
-
-def _check_some(
-    objects: Objects, config: Config, packs: Iterator[PackToRead]
-) -> list[tuple[PackToRead, _PackReport]]:
-    """On a worker thread: check the next packs, for a short while."""
-    until = time.monotonic() + _TRIP_S
-    reports: list[tuple[PackToRead, _PackReport]] = []
-    for pack in packs:
-        reports.append((pack, check_pack(objects, config, pack)))
-        if time.monotonic() >= until:
-            break
-    return reports
-
-
-def check_pack(objects: Objects, config: Config, pack: PackToRead) -> _PackReport:
-    """Read the frames of a pack: those of its own table, and those that the index expects in it.
-
-    Every frame is compared with the rows that the index has of its chunks.
-    """
-    name, report = pack.name, _PackReport(objects.place(objects.pack(pack.name)), pack.name)
-    if pack.needed is None:
-        objects = ReadAhead(objects, _READ_AT_ONCE, most=1)  # a small pack takes one request
-    frames: dict[int, FrameAddress] = {}
-    listed: dict[int, list[tuple[AnySegment, int]]] = {}
-    own: dict[int, FrameAddress] | None = None
-    table: NDArray[np.void] | None = None
-    try:
-        table = read_table(objects, config.id, name)
-        own = {each.offset: each for each in addresses(table, name)}
-    except Damage as damage:
-        report.problem, report.missing = str(damage), isinstance(damage, Missing)
-        if report.missing and pack.listed:  # or these are wrong
-            report.problem += f"; it is named by {', '.join(segment.name for segment, _ in pack.listed)}"
-    frames.update(own or {})
-    for segment, rows in pack.listed:
-        if table is not None and _lists(segment, rows, table):
-            for row, offset in zip(rows.tolist(), own or (), strict=True):
-                listed.setdefault(offset, []).append((segment, row))
-            continue
-        for row, address in zip(rows.tolist(), segment.addresses(rows), strict=True):
-            # The table of the pack has a checksum, and its frames prove it: a row that differs is wrong itself.
-            if own is not None and own.get(address.offset) != address:
-                report.misplaced.append((segment, address))
-                report.count(segment, 0, segment.chunks_of(np.array([row])))
-                continue
-            listed.setdefault(address.offset, []).append((segment, row))
-            if frames.setdefault(address.offset, address) != address:
-                report.problem = f"the index has two frames at byte {address.offset}"
-    report.unlisted = len((own or {}).keys() - listed.keys())
-    wanted = [
-        address for offset, address in sorted(frames.items()) if pack.needed is None or offset in pack.needed
-    ]
-    found: dict[AnySegment, list[tuple[int, NDArray[np.void]]]] = {}
-    pages: list[_Page] = []
-    documents: list[bytes] = []
-    held = 0
-    for address, content in _contents(objects, wanted):
-        try:
-            if isinstance(content, Damage):
-                raise content
-            frame = frame_of(content, address, config)
-            data = decode(frame, config.keys)
-            report.bytes += len(data)
-            report.frames += 1
-        except Damage as damage:
-            report.damaged.append((address, str(damage)))
-            for segment, row in listed.get(address.offset, ()):
-                report.count(segment, 0, segment.chunks_of(np.array([row])))
-            continue
-        for segment, row in listed.get(address.offset, ()):
-            found.setdefault(segment, []).append((row, frame.chunk))
-        if frame.kind != Kind.DATA and len(frame.chunk) == 1 and address.offset in listed:
-            digest = frame.chunk["digest"].tobytes()
-            if frame.kind == Kind.DOCUMENT:
-                documents.append(digest)
-            elif held < _PAGES_OF_PACK:
-                held += len(data)
-                pages.append((digest, data))
-    wrong = 0
-    for segment, tables in found.items():  # all chunks of the pack at once: a comparison costs by the call
-        chunk = np.concatenate([chunk for _, chunk in tables])
-        many = np.array([len(chunk) for _, chunk in tables])
-        end = np.cumsum(chunk["length"], dtype=np.int64)
-        place = end - chunk["length"]
-        place -= np.repeat(place[np.cumsum(many) - many], many)
-        right = segment.agreeing(np.array([row for row, _ in tables]), many, chunk["digest"], place)
-        report.count(segment, right, 0)
-        wrong += len(chunk) - right
-    if not wrong:
-        report.pages, report.documents = pages, documents
-    return report
-
-
-def _lists(segment: AnySegment, rows: Rows, table: NDArray[np.void]) -> bool:
-    """Whether rows of a segment are the whole table of a pack, as they are for most packs."""
-    if len(rows) != len(table):
-        return False
-    frames = segment.take(segment.frame_section, rows).copy()
-    frames["pack"] = 0
-    return bool(frames.tobytes() == table.tobytes())
-
-
-def _contents(
-    objects: Objects, wanted: Sequence[FrameAddress]
-) -> Iterator[tuple[FrameAddress, memoryview | Damage]]:
-    """The stored bytes of frames, which ascend; what lies side by side is read together."""
-    low = 0
-    while low < len(wanted):
-        high, begin = low + 1, wanted[low].offset
-        while (
-            high < len(wanted)
-            and wanted[high].offset == wanted[high - 1].offset + wanted[high - 1].size
-            and wanted[high].offset + wanted[high].size - begin <= _READ_AT_ONCE
-        ):
-            high += 1
-        together = wanted[low:high]
-        try:
-            end = together[-1].offset + together[-1].size
-            content = memoryview(objects.read(objects.pack(together[0].pack), begin, end - begin))
-            yield from ((each, content[each.offset - begin :][: each.size]) for each in together)
-        except Damage as damage:
-            if len(together) == 1:
-                yield together[0], damage
-            else:  # one of them alone may be whole
-                for each in together:
-                    yield from _contents(objects, [each])
-        low = high
 
 
 @dataclass
@@ -408,6 +234,25 @@ class _Lengths:
         return self._length[at] if same(self._id[at], identity).all() else None
 
 
+class _NewPages:
+    """Map pages that are looked at together: digests, stored bytes, and how many bytes of a disk each is of."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def add(self, digest: bytes, content: memoryview, length: int) -> None:
+        self.digests.add(digest)
+        self.contents.append(content)
+        self.lengths.append(length)
+        self.size += len(content)
+
+    def clear(self) -> None:
+        self.digests: set[bytes] = set()
+        self.contents: list[memoryview] = []
+        self.lengths: list[int] = []
+        self.size = 0
+
+
 class _Verification:
     """What is known so far. Its methods run on one worker thread at a time, but for `add`."""
 
@@ -421,10 +266,11 @@ class _Verification:
             tuple[object, object], _Wound
         ] = {}  # by the pack and the place that a row names
         self._rows: dict[AnySegment, tuple[int, int]] = {}
+        self._there: list[str] = []  # packs that lay there when verifying began
         self._segments: list[AnySegment] = []  # whose rows are compared
         self._gone: dict[bytes, FrameAddress] = {}  # frames of packs that were removed meanwhile
         self._lengths: _Lengths | None = None
-        self._sound: set[bytes] = set()  # digests of pages that lead to sound frames only
+        self._sound = {EMPTY_PAGE}  # digests of pages that lead to sound frames only
         self._documents: set[bytes] = set()  # digests of pieces that are sound
         self._reached, self._covered = "", 1.0
 
@@ -458,6 +304,7 @@ class _Verification:
             packs = {name: pack for name, pack in packs.items() if pack.needed}
         else:
             sizes = {found.name: found.size for found in self._reader.objects.backend.list(PACKS)}
+            self._there = list(sizes)
             for pack in packs.values():
                 pack.size = sizes.get(self._reader.objects.pack(pack.name), 0)
         chosen = [pack for _, pack in sorted(packs.items())]
@@ -513,8 +360,8 @@ class _Verification:
         for segment, frames in pack.listed:
             self._count(segment, 0, segment.chunks_of(frames))
 
-    def add(self, report: _PackReport) -> None:
-        self._packs += 1
+    def add(self, report: PackReport) -> None:
+        self._packs += report.packs
         self._frames += report.frames
         self._bytes += report.bytes
         for segment, (right, unknown) in report.rows.items():
@@ -566,10 +413,9 @@ class _Verification:
         objects, config = self._reader.objects, self._reader.config
         if self._reader.index.damaged:
             return  # a segment that cannot be read may name any pack
-        packs = [found.name for found in objects.backend.list(PACKS)]
-        # A run that ended since then has no object any more, and its segments are in the index by now.
+        # A run that ended since they were listed has no object any more, and its segments are in the index by now.
         running = set(unended_runs(objects))
-        unknown = [name for name in packs if run_of(name) not in running]
+        unknown = [name for name in self._there if run_of(name) not in running]
         removed, unread = readable_removed(objects, config)
         index = Index(objects, config.id, sealing=config.sealing, removed=removed)
         if index.damaged or unread:
@@ -601,19 +447,69 @@ class _Verification:
                 self._wound(file, 0, problem)
 
     def check_some(self, points: Iterator[RestorePoint]) -> bool:
-        """Check the next points, for a short while. Returns whether some may be left."""
-        until = time.monotonic() + _TRIP_S
+        """Check the next points, for a short while. Returns whether some may be left.
+
+        The new map pages of all of them are looked at together. Where not all is sound, each point is checked by
+        itself, to say what is wrong with it.
+        """
+        until = time.monotonic() + TRIP_S
+        some: list[RestorePoint] = []
+        new, sound = _NewPages(), not (self._of_frame or self._gone)
         for point in points:
+            some.append(point)
+            sound = sound and self._is_sound(point, new)
+            if not sound or time.monotonic() >= until:
+                break
+        if sound and self._fit(new):
+            self._points += len(some)
+            return time.monotonic() >= until
+        for point in some:
             self.check_point(point)
-            if time.monotonic() >= until:
-                return True
-        return False
+        return bool(some)
+
+    def _is_sound(self, point: RestorePoint, new: _NewPages) -> bool:
+        """Follow the maps of a point's disks, and read its documents.
+
+        Pages that are not known to be sound are added to `new`. False: `check_point` will tell.
+        """
+        try:
+            for disk in point.disks:
+                listed = self._reader.page_list(point, disk)
+                for number, (digest,) in enumerate(_LISTED.iter_unpack(listed)):
+                    if digest not in self._sound and digest not in new.digests:
+                        content = self._reader.stored_page(point, disk, number, digest)
+                        new.add(digest, content, min(PAGE, disk.capacity - number * PAGE))
+                        if new.size > _PAGES_TOGETHER and not self._fit(new):
+                            return False
+        except IntegrityError:
+            return False
+        self._check_documents(point)
+        return True
+
+    def _fit(self, new: _NewPages) -> bool:
+        """Whether all rows of some pages lead to sound frames; then the pages are sound, and `new` is empty."""
+        if new.digests:
+            try:
+                page, many = PageMap.parse_all(new.contents)
+                longest = self._sound_lengths(page)
+            except (Damage, IntegrityError):
+                return False
+            left = np.repeat(np.array(new.lengths), many) - page.offset * CLUSTER
+            needed = np.minimum(page.count * CLUSTER, left)
+            if longest is None or (page.place * CLUSTER + needed > longest[page.frame]).any():
+                return False
+            self._sound.update(new.digests)
+            new.clear()
+        return True
 
     def check_point(self, point: RestorePoint) -> None:
         """Follow the maps of a point's disks, and read its documents."""
         self._points += 1
         for disk in point.disks:
             self._check_disk(point, disk)
+        self._check_documents(point)
+
+    def _check_documents(self, point: RestorePoint) -> None:
         for name, document in point.documents.items():
             if self._documents.issuperset(map(bytes.fromhex, document.parts)):
                 continue

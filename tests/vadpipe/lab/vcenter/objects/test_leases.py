@@ -139,10 +139,10 @@ def test_a_lease_that_fails_takes_its_vm_along(importing, site, vcenter, end):
 
 
 def test_progress_keeps_a_lease(importing, vcenter):
-    vcenter.leases.timeout_s = 0.4
+    vcenter.leases.timeout_s = 2.0
     lease = importing.start()
     for percent in range(5):
-        time.sleep(0.15)
+        time.sleep(0.5)
         lease.HttpNfcLeaseProgress(percent)
     assert lease.state == "ready"
 
