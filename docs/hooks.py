@@ -24,12 +24,14 @@ ROOMS = {
     "vadpipe.repository": "Repository",
     "vadpipe.vmdk": "VMDK files",
     "vadpipe.nbd": "NBD",
+    "vadpipe.replica": "Replicas",
     "vadpipe.serve": "Serving points",
     "vadpipe.vddk": "VDDK",
     "vadpipe.vsphere": "vSphere",
     "vadpipe.vss": "VSS manifests",
     "vadpipe.preflight": "Preflight",
     "vadpipe.proxy": "Backup proxies",
+    "vadpipe.fleet": "Scheduling",
 }
 
 

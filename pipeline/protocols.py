@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from .buffers import Buffer, BufferPool
 from .extents import Extents
+from .units import CLUSTER
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,17 @@ class Examiner(Protocol[C_contra]):
 
 @dataclass(frozen=True)
 class PreviousDisk:
-    """What the previous point knows of a disk."""
+    """What the previous point knows of a disk.
+
+    `doubtful`: ranges that are read as if they had changed, whatever change tracking says. `unit`: what changed is
+    widened to multiples of so many bytes.
+    """
 
     point: str
     capacity: int
     change_id: str | None
+    doubtful: Extents = field(default_factory=Extents.empty)
+    unit: int = CLUSTER
 
 
 @dataclass(frozen=True)

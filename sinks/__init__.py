@@ -8,6 +8,8 @@ ova          a VM and its disks in one file       blocks      an export of an NB
 new_vm       a new VM of a vCenter                in_place    the original VM
 vddk_disk    a disk that is open for writing      lease       a new VM without VDDK
 null         NullSink: keeps nothing, for measuring
+replica      a replica of a running VM; its places in replica_places, its proof in replica_proof
+migrate      increments into a replica, and the cut-over
 
 The repository lies in `vadpipe.repository`. The names below are loaded when they are used.
 """

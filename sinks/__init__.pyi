@@ -12,6 +12,8 @@ from .blocks import NbdTarget as NbdTarget
 from .in_place import OverDisk as OverDisk
 from .in_place import OverDiskReceipt as OverDiskReceipt
 from .in_place import OverVm as OverVm
+from .migrate import CutOver as CutOver
+from .migrate import Migrate as Migrate
 from .new_vm import NewVm as NewVm
 from .null import Nowhere as Nowhere
 from .null import NullSink as NullSink
@@ -22,6 +24,11 @@ from .qemu import Qcow2Directory as Qcow2Directory
 from .raw import RawDirectory as RawDirectory
 from .raw import RawFile as RawFile
 from .raw import RawReceipt as RawReceipt
+from .replica import IntoReplica as IntoReplica
+from .replica import Replica as Replica
+from .replica import ReplicaWriter as ReplicaWriter
+from .replica_proof import ReplicaProof as ReplicaProof
+from .replica_proof import prove_replica as prove_replica
 from .restore_job import Restore as Restore
 from .restoring import Contents as Contents
 from .restoring import OpenTarget as OpenTarget

@@ -236,14 +236,14 @@ class DeviceTarget:
         """Raises ConfigError, SinkError."""
         disk = only_disk(contents, "device:")
         needs_force(str(self.path), contents)
-        async with _opened(self.path) as descriptor:
+        async with exclusive_device(self.path) as descriptor:
             size = os.lseek(descriptor, 0, os.SEEK_END)
             check_size(str(self.path), size, disk)
             yield _OpenDevice(contents, self.path, descriptor, size)
 
 
 @asynccontextmanager
-async def _opened(path: Path) -> AsyncIterator[int]:
+async def exclusive_device(path: Path) -> AsyncIterator[int]:
     """The device, for us alone: what is mounted, or part of a volume, cannot be opened. Raises SinkError."""
     try:
         if not stat.S_ISBLK((await trio.to_thread.run_sync(path.stat)).st_mode):

@@ -17,7 +17,7 @@ from typing import IO, Final
 import trio
 
 from pipeline import BufferPool, ConfigError, Pipeline, SinkError
-from vadpipe.nbd import Nbd
+from vadpipe.nbd import Nbd, NbdDisk
 from vadpipe.nbd.client import NbdError
 from vadpipe.nbd.writer import NbdWriter, open_for_writing
 from vadpipe.repository.format.restore_point import StoredDisk
@@ -71,29 +71,66 @@ async def served(
 ) -> AsyncIterator[NbdWriter]:
     """An image, open for writing through a qemu-nbd of our own; it is closed and whole after the block.
 
-    `name` names it in messages.
+    `name` names it in messages. Zeros become holes where the image can have them.
 
     The server ends with the connection, also when this process is killed. Raises ConfigError, SinkError.
     """
+    try:
+        async with (
+            _serving(image, form) as server,
+            open_for_writing(
+                server, pool, name=name, remedy="Check the free space and the limits there."
+            ) as writer,
+        ):
+            yield writer
+    except NbdError as exc:
+        raise SinkError(exc.problem, remedy=exc.remedy, **exc.facts) from exc
+
+
+@asynccontextmanager
+async def read_back(
+    image: str, form: str, pool: BufferPool | None = None, *, name: str = ""
+) -> AsyncIterator[NbdDisk]:
+    """An image, open for reading through a qemu-nbd of our own. Raises ConfigError, SinkError, NbdError."""
+    async with (
+        _serving(image, form, "--read-only") as server,
+        server.open(pool=pool, key=name) as disk,
+    ):
+        yield disk
+
+
+@asynccontextmanager
+async def _serving(image: str, form: str, *options: str) -> AsyncIterator[Nbd]:
+    """An image served by a qemu-nbd for one connection, after which it ends. Raises ConfigError, SinkError."""
     program = tool("qemu-nbd")
     with tempfile.TemporaryDirectory(prefix="vadpipe-") as directory, tempfile.TemporaryFile() as errors:
         socket = os.path.join(directory, "nbd")
-        command = [program, f"--socket={socket}", f"--format={form}", "--cache=writeback", image]
+        command = [
+            program,
+            f"--socket={socket}",
+            f"--format={form}",
+            "--cache=writeback",
+            "--discard=unmap",  # zeros that are written over data give its space back
+            *options,
+            image,
+        ]
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
         )
         try:
             await _wait_ready(socket, process, errors)
-            async with open_for_writing(
-                Nbd(socket), pool, name=name, remedy="Check the free space and the limits there."
-            ) as writer:
-                yield writer
+            try:
+                yield Nbd(socket)
+            except (NbdError, SinkError) as exc:  # it listens before it opens the image
+                with trio.move_on_after(_POLL_S * 100):
+                    await process.wait()
+                if process.returncode:
+                    raise _failed("qemu-nbd", _text(errors)) from exc
+                raise
             with trio.move_on_after(_ENDING_S):
                 await process.wait()
             if process.returncode != 0:
                 raise _failed("qemu-nbd", _text(errors))
-        except NbdError as exc:
-            raise SinkError(exc.problem, remedy=exc.remedy, **exc.facts) from exc
         finally:
             if process.returncode is None:
                 process.kill()

@@ -6,7 +6,7 @@ preflight            checks before the snapshot          dedupe    Dedupe: which
 extents              which bytes to read                 compress  Compress: new frames, encoded
 read                 ReadSpans: the bytes                vss_manifest  VssManifest: judges the quiescing
 zeros                MarkZeros: what holds zeros only    refine    Refine: clusters that really changed
-                                                         differences  Differences: a disk against a point
+remember             RememberRanges: for a replica       differences  Differences: a disk against a point
 
 What they are made of lies in `vadpipe`. The names below are loaded when they are used.
 """

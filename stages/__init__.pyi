@@ -1,4 +1,6 @@
+from vadpipe.nbd import Bitmaps as Bitmaps
 from vadpipe.nbd import Nbd as Nbd
+from vadpipe.nbd import new_bitmap as new_bitmap
 from vadpipe.vddk import DiskAccess as DiskAccess
 from vadpipe.vddk import Vddk as Vddk
 from vadpipe.vddk.errors import VddkError as VddkError
@@ -37,6 +39,7 @@ from .preflight import NotReady as NotReady
 from .preflight import Preflight as Preflight
 from .read import ReadSpans as ReadSpans
 from .refine import Refine as Refine
+from .remember import RememberRanges as RememberRanges
 from .vcenter_vm import VcenterVm as VcenterVm
 from .vss_manifest import VssManifest as VssManifest
 from .zeros import MarkZeros as MarkZeros

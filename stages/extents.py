@@ -114,7 +114,8 @@ async def changed_since(disk: Disk, previous: PreviousDisk | None) -> Extents:
         offset = end
     start = np.concatenate([page.start for page in pages])
     length = np.concatenate([page.length for page in pages])
-    return Extents.from_columns(start, length).aligned(CLUSTER, disk.capacity)
+    changed = Extents.from_columns(start, length).aligned(CLUSTER, disk.capacity)
+    return (changed | previous.doubtful).aligned(previous.unit, disk.capacity)
 
 
 def windows(capacity: int) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pipeline import BufferPool, ConfigError, MachineId
 from pipeline.buffers import DEFAULT_POOL
-from vadpipe.nbd import Nbd, NbdDisk
+from vadpipe.nbd import Bitmaps, Nbd, NbdDisk
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class NbdVm:
         name: Names the VM in the repository; the same name continues its restore points.
         disks: The settings of each disk, by a name that stays the same from run to run.
         pool_size: Bytes of the buffers that its disks are read into.
+        bitmaps: QEMU's dirty bitmaps, which tell what changed since the previous point; None: every disk is read in
+            full each time.
 
     Raises:
         ConfigError: There is no disk.
@@ -47,6 +49,7 @@ class NbdVm:
     name: str
     disks: Mapping[str, Nbd]
     pool_size: int = DEFAULT_POOL
+    bitmaps: Bitmaps | None = None
 
     def __post_init__(self) -> None:
         if not self.name or not self.disks:
@@ -62,7 +65,7 @@ class NbdVm:
         pool = BufferPool(self.pool_size)
         async with AsyncExitStack() as stack:
             disks = [
-                await stack.enter_async_context(settings.open(pool=pool, key=key))
+                await stack.enter_async_context(settings.open(pool=pool, key=key, bitmaps=self.bitmaps))
                 for key, settings in self.disks.items()
             ]
             exports = {key: {"server": nbd.server, "export": nbd.export} for key, nbd in self.disks.items()}

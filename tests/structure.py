@@ -23,11 +23,19 @@ Graph = Mapping[str, set[str]]
 # From the lowest to the highest. A room imports rooms below it, and rooms beside it where that makes no circle.
 FLOORS = [
     ["pipeline", "pipeline/testing"],
-    ["vadpipe", "vadpipe/kernels"],
+    ["vadpipe", "vadpipe/kernels", "vadpipe/fleet"],
     ["vadpipe/repository/backends"],
     ["vadpipe/repository/format"],
     ["vadpipe/repository/index"],
-    ["vadpipe/vmdk", "vadpipe/vddk", "vadpipe/nbd", "vadpipe/vss", "vadpipe/repository", "vadpipe/proxy"],
+    [
+        "vadpipe/vmdk",
+        "vadpipe/vddk",
+        "vadpipe/nbd",
+        "vadpipe/vss",
+        "vadpipe/repository",
+        "vadpipe/replica",
+        "vadpipe/proxy",
+    ],
     ["vadpipe/repository/maintenance", "vadpipe/serve"],
     ["vadpipe/filesystems", "vadpipe/boot"],
     [

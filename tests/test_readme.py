@@ -122,6 +122,7 @@ PRINTED = [
     "crash|file-system|application",
     r"web01 1048576 0707\n",
     "web01",
+    r"qemu:dirty-bitmap:vadpipe-[0-9a-f-]{36}",
     "1048576 bytes read",
     "web01 1048576 bytes of data",
     r"LimitRate\(mib_per_s=100\)",

@@ -21,7 +21,10 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], object], Callab
             module = "." * node.level + (node.module or "")
             origin.update({alias.asname or alias.name: (module, alias.name) for alias in node.names})
     names = sorted(origin)
-    shadowed = [name for name in names if Path(file).with_name(f"{name}.py").exists()]
+    beside = {
+        path.name for path in Path(file).parent.iterdir()
+    }  # `Point` beside point.py is fine on any system
+    shadowed = [name for name in names if f"{name}.py" in beside]
     assert not shadowed, (
         f"{shadowed} in {package} would be hidden by modules of the same name once those are imported"
     )

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.sinks.new_vm_kit import Backed, filled
+from tests.vadpipe.nbd.conftest import serve as serve
 from tests.vadpipe.vsphere.vsphere_kit import settings_of
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.vsphere.journal.intents import Journal

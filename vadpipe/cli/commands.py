@@ -55,6 +55,9 @@ BUILT_IN = {
         "vadpipe.cli.files:files",
         "List and fetch single files and trees out of the disks of a restore point.",
     ),
+    "fleet": BuiltIn(
+        "vadpipe.cli.fleet:fleet", "Plan many backups on several machines: what a site allows, simulated."
+    ),
     "forget": BuiltIn(
         "vadpipe.cli.retention:forget", "Remove restore points by rules, per VM, or by their ids."
     ),
@@ -80,6 +83,10 @@ BUILT_IN = {
     "manifest": BuiltIn(
         "vadpipe.cli.manifest:manifest",
         "Classify a VSS manifest: a zip, one XML document, a directory of loose documents, or a directory of zips.",
+    ),
+    "migrate": BuiltIn(
+        "vadpipe.cli.migrate:migrate",
+        "Bring the replica of a running VM up to date, and cut over to it.",
     ),
     "object-lock": BuiltIn(
         "vadpipe.cli.object_lock:object_lock",

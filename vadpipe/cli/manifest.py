@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, SinkError, SourceError
 from sinks.restoring import sheet_image, sheet_of
@@ -82,6 +81,8 @@ def manifest(path: Path | None, level: str, rules: bool, as_json: bool) -> int:
     required = Level(level)
     found = list(_classified(path))
     if sys.stdout.isatty() and not as_json:
+        from rich.console import Console
+
         for one in found:
             if one.verdict:
                 Console().print(verdict_table(str(one.path), one.verdict))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ import click
 from pipeline.composition import has_methods
 from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, EXIT_FAILED, ConfigError
 from pipeline.units import MiB, format_size
-from sinks.in_place import OverVm
 from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget, disks_of
 from sinks.restoring import restore as restore_point
 from sinks.targets import parse_target
@@ -160,7 +160,8 @@ def target_of(text: str, changes: dict[str, Any], *, in_place: bool = False) -> 
         found = read_target_in_place(Path(place))
     else:
         found = read_target(Path(place)) if is_config else parse_target(text)
-        if isinstance(found, OverVm):
+        loaded = sys.modules.get("sinks.in_place")  # what a configuration makes of it has loaded it
+        if loaded is not None and isinstance(found, loaded.OverVm):
             raise ConfigError(
                 f"The target of {place} writes over the VM itself.", remedy="Add --in-place if that is meant."
             )

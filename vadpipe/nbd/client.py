@@ -9,7 +9,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +23,7 @@ from pipeline.protocols import ChangedAreas
 from pipeline.units import CLUSTER, SPAN
 
 from . import protocol
+from .bitmaps import DIRTY, Bitmaps
 from .connection import Connection, Request, shake_hands
 from .link import Link, LinkLost
 from .protocol import Command, Export, ProtocolError, State
@@ -96,7 +97,11 @@ class Nbd:
 
     @asynccontextmanager
     async def open(
-        self, access: HasPath | None = None, pool: BufferPool | None = None, key: str = ""
+        self,
+        access: HasPath | None = None,
+        pool: BufferPool | None = None,
+        key: str = "",
+        bitmaps: Bitmaps | None = None,
     ) -> AsyncIterator[NbdDisk]:
         """Open an export for reading, and disconnect at the end.
 
@@ -104,6 +109,7 @@ class Nbd:
             access: Names the export where the settings do not.
             pool: The disk is read into buffers of this pool; None: a pool of its own.
             key: Names the disk; empty: the export's name does, or the server's.
+            bitmaps: QEMU's dirty bitmaps in the place of change tracking; None: there is none.
 
         Raises:
             NbdError: The server cannot be reached, or has no such export.
@@ -111,7 +117,7 @@ class Nbd:
         name = self.export or (access.path if access is not None else "")
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            disk = NbdDisk(self, name, pool or BufferPool(), nursery, key)
+            disk = NbdDisk(self, name, pool or BufferPool(), nursery, key, bitmaps)
             try:
                 await disk.connect()
                 yield disk
@@ -127,18 +133,24 @@ class Nbd:
 
 
 class NbdDisk:
-    """An open export; a `pipeline.Disk` without change tracking."""
-
-    change_id: None = None
+    """An open export; a `pipeline.Disk` with change tracking where it has dirty bitmaps."""
 
     def __init__(
-        self, settings: Nbd, name: str, pool: BufferPool, nursery: trio.Nursery, key: str = ""
+        self,
+        settings: Nbd,
+        name: str,
+        pool: BufferPool,
+        nursery: trio.Nursery,
+        key: str = "",
+        bitmaps: Bitmaps | None = None,
     ) -> None:
         self.key = key or name or settings.server
         self.label = key or name.rpartition("/")[2] or settings.server
         self.pool = pool
         self.capacity = 0
+        self.change_id = bitmaps.change_id if bitmaps else None
         self.reconnects = 0
+        self._bitmaps = bitmaps
         self._settings, self._name, self._nursery = settings, name, nursery
         self._connection: Connection | None = None
         self._connecting = trio.Lock()
@@ -162,29 +174,57 @@ class NbdDisk:
         if self.allocation == "unavailable":
             await trio.lowlevel.checkpoint()
             return Extents.whole(max(end - offset, 0), offset) if end > offset else Extents.empty()
+        clean = State.ZERO
+        found = await self._extents(protocol.ALLOCATION, offset, end, lambda state: not state & clean)
+        return found.within(offset, end - offset)
+
+    async def changed(self, since: str, offset: int) -> ChangedAreas:
+        """What changed since a change id, from the offset to the end of the disk, by its dirty bitmaps.
+
+        Raises:
+            ChangeTrackingInvalid: There is no bitmap that was started at the moment of that change id, or the
+                server does not offer it.
+            NbdError: The server cannot be reached.
+        """
+        if self._bitmaps is None:
+            raise ChangeTrackingInvalid(
+                f"{self.key} is read over NBD without dirty bitmaps, so there is no change tracking.",
+                disk=self.key,
+            )
+        found = Extents.empty()
+        for context in self._bitmaps.since(since):
+            try:
+                if context not in (await self._ready()).export.contexts:
+                    raise ChangeTrackingInvalid(
+                        f"The server does not offer the bitmap {context!r}.", disk=self.key
+                    )
+                found |= await self._extents(
+                    context, offset, self.capacity, lambda state: bool(state & DIRTY)
+                )
+            except NbdError as exc:
+                if exc.transient:
+                    raise
+                raise ChangeTrackingInvalid(
+                    f"The bitmap {context!r} cannot be read: {exc.problem}", disk=self.key
+                ) from exc
+        length = self.capacity - offset
+        return ChangedAreas(offset, length, found.within(offset, length))
+
+    async def _extents(self, context: str, offset: int, end: int, wanted: Callable[[State], bool]) -> Extents:
+        """The extents of [offset, end) with a wanted state; the first may begin before. Raises NbdError."""
         found: list[tuple[int, int]] = []
         place = offset // CLUSTER * CLUSTER
         while place < end:
             size = min(STATUS_SPAN, -(-(end - place) // CLUSTER) * CLUSTER, self.capacity - place)
-            asked = await self._run(Command.BLOCK_STATUS, place, size, None)
+            asked = await self._run(Command.BLOCK_STATUS, place, size, None, context=context)
             before = place
             for extent, state in asked.status:
-                if not state & State.ZERO:
+                if wanted(state):
                     found.append((place, min(extent, self.capacity - place)))
                 place = min(place + extent, self.capacity)
             if place == before:
                 raise self._error("The server told no extents", place, size)
-        return Extents.of(found).within(offset, end - offset)
-
-    async def changed(self, since: str, offset: int) -> ChangedAreas:
-        """NBD has no change tracking.
-
-        Raises:
-            ChangeTrackingInvalid: Always.
-        """
-        raise ChangeTrackingInvalid(
-            f"{self.key} is read over NBD, which has no change tracking.", disk=self.key
-        )
+        return Extents.of(found)
 
     async def read(self, buffer: Buffer, offset: int, wanted: Extents) -> None:
         """Read the `wanted` extents; the byte at disk offset `o` goes to `buffer.array[o - offset]`.
@@ -244,13 +284,14 @@ class NbdDisk:
         length: int,
         target: memoryview | None,
         content: memoryview | None = None,
+        context: str = protocol.ALLOCATION,
     ) -> Request:
         """Run one request, over new connections when the connection is lost."""
         async with self._places:
             while True:
                 connection = await self._ready()
                 reads = command in (Command.READ, Command.BLOCK_STATUS)
-                asked = Request(offset, length, target, content=content, reads=reads)
+                asked = Request(offset, length, target, content=content, reads=reads, context=context)
                 try:
                     await connection.run(command, asked)
                 except LinkLost as exc:
@@ -303,7 +344,8 @@ class NbdDisk:
                 link = await Link.open(settings.host, settings.port)
                 try:
                     name = None if settings.host.startswith("/") else settings.host
-                    export = await shake_hands(link, self._name, settings.tls, name)
+                    contexts = self._bitmaps.contexts if self._bitmaps else []
+                    export = await shake_hands(link, self._name, settings.tls, name, contexts)
                 except BaseException:
                     link.close()
                     raise

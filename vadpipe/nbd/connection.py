@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import ssl
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ _DISCARDED = 1 << 16  # bytes of a reply nobody wants that are received at once
 class Request:
     """A request in flight. Its bytes go to `target`, which is as long; None: they are thrown away.
 
-    `content`: what is sent with it. `reads`: whether a simple reply brings bytes.
+    `content`: what is sent with it. `reads`: whether a simple reply brings bytes. `context`: whose block status is
+    kept.
     """
 
     offset: int
@@ -38,6 +40,7 @@ class Request:
     ended: trio.Event = field(default_factory=trio.Event)
     content: memoryview | None = None
     reads: bool = True
+    context: str = protocol.ALLOCATION
 
 
 class Connection:
@@ -134,7 +137,7 @@ class Connection:
                 place = offset - asked.offset
                 asked.target[place : place + size] = bytes(size)
         elif kind == Chunk.BLOCK_STATUS:
-            asked.status += protocol.block_status(content, self.export.contexts.get(protocol.ALLOCATION, 0))
+            asked.status += protocol.block_status(content, self.export.contexts.get(asked.context, 0))
         elif kind & 0x8000:
             asked.error = int.from_bytes(content[:4], "big") or 5
         elif kind != Chunk.NONE:
@@ -184,9 +187,15 @@ class Connection:
                 await self._link.send_all(protocol.request(Command.DISCONNECT, 0))
 
 
-async def shake_hands(link: Link, name: str, tls: ssl.SSLContext | None, server_name: str | None) -> Export:
+async def shake_hands(
+    link: Link,
+    name: str,
+    tls: ssl.SSLContext | None,
+    server_name: str | None,
+    contexts: Sequence[str] = (),
+) -> Export:
     """The handshake for an export. Raises ProtocolError, LinkLost, ssl.SSLError."""
-    steps = protocol.handshake(name, tls=tls is not None)
+    steps = protocol.handshake(name, tls=tls is not None, contexts=contexts)
     step = next(steps)
     while True:
         answer = b""

@@ -6,7 +6,7 @@ Source: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 from __future__ import annotations
 
 import struct
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Final, NoReturn
@@ -177,12 +177,13 @@ class Export:
 Steps = Generator[Send | Receive | StartTls, bytes, Export]
 
 
-def handshake(name: str, *, tls: bool) -> Steps:
+def handshake(name: str, *, tls: bool, contexts: Sequence[str] = ()) -> Steps:
     """The client's handshake as a generator: it yields steps and is sent the bytes of each `Receive`.
 
     Args:
         name: The export.
         tls: Whether TLS is required; without it the server is not asked for it.
+        contexts: Meta contexts to ask for beside base:allocation; `Export.contexts` says which there are.
 
     Returns:
         The export, ready for requests.
@@ -204,8 +205,9 @@ def handshake(name: str, *, tls: bool) -> Steps:
     export.structured = (yield from _ask(Option.STRUCTURED_REPLY, b"")) is not None
     encoded = name.encode()
     if export.structured:
-        context = ALLOCATION.encode()
-        query = struct.pack(">I", len(encoded)) + encoded + struct.pack(">II", 1, len(context)) + context
+        wanted = [context.encode() for context in (ALLOCATION, *contexts)]
+        query = struct.pack(">I", len(encoded)) + encoded + struct.pack(">I", len(wanted))
+        query += b"".join(struct.pack(">I", len(context)) + context for context in wanted)
         for kind, content in (yield from _ask(Option.SET_META_CONTEXT, query)) or ():
             if kind == OptionReply.META_CONTEXT and len(content) > 4:
                 number = int.from_bytes(content[:4], "big")

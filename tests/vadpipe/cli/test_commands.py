@@ -61,6 +61,14 @@ def test_help_and_version_load_no_large_library(option):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["restore", "repository"])
+def test_commands_of_a_repository_load_no_library_for_vsphere_or_a_terminal(command):
+    program = f"import sys, vadpipe.cli.{command}; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not set(eval(done.stdout)) & {"rich", "pyVmomi", "sinks.in_place"}
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="this system does not list threads in /proc")
 def test_numpy_starts_no_threads_of_its_own(tmp_path):
     program = (

@@ -95,13 +95,58 @@ async def powered_off(
         PowerNotRestored: The VM could not be powered on again; in a group with the error of the body when both
             failed.
     """
+    async with held_off(
+        session,
+        vm,
+        journal,
+        shutdown_within_s=shutdown_within_s,
+        restore_within_s=restore_within_s,
+        late_s=late_s,
+    ) as held:
+        yield held.was_on
+
+
+@dataclass
+class HeldOff:
+    """A VM that is off. Where it was on before, it is powered on at the end, unless it is to stay off."""
+
+    session: VcenterSession
+    vm: Vm
+    was_on: bool
+    stays_off: bool = False
+
+    def stay_off(self) -> None:
+        """Leave it off at the end."""
+        self.stays_off = True
+
+    async def confirm(self) -> None:
+        """Raises SourceError when the VM is not off any more."""
+        if (state := await power_state(self.session, self.vm.moref)) != "poweredOff":
+            raise SourceError(
+                f"{self.vm.name} was to be off and is {state}: somebody else powered it on.",
+                remedy="See who did (DRS, HA, a schedule, a person), and run again.",
+                vm=self.vm.name,
+            )
+
+
+@asynccontextmanager
+async def held_off(
+    session: VcenterSession,
+    vm: Vm,
+    journal: Journal,
+    *,
+    shutdown_within_s: float = SHUTDOWN_WITHIN_S,
+    restore_within_s: float = RESTORE_WITHIN_S,
+    late_s: float = LATE_S,
+) -> AsyncIterator[HeldOff]:
+    """The VM is off inside, as with `powered_off`; what is yielded can leave it off for good. Raises the same."""
     before = await power_state(session, vm.moref)
     if before == "suspended":
         raise SourceError(
             f"{vm.name} is suspended.", remedy="Resume it or shut it down, then run again.", vm=vm.name
         )
     if before == "poweredOff":
-        yield False
+        yield HeldOff(session, vm, was_on=False)
         return
     async with journaled(session, vm, journal, IntentKind.POWER, run=new_run()) as entry:
         down = _ShutDown(session, vm, trio.current_time() + shutdown_within_s + late_s, restore_within_s)
@@ -109,8 +154,14 @@ async def powered_off(
         entry.undo_with(down.restore, within_s=watched_s, or_else=down.not_restored)
         await down.ask()
         await down.wait(shutdown_within_s)
-        entry.undo_with(down.restore, within_s=restore_within_s, or_else=down.not_restored)
-        yield True
+        held = HeldOff(session, vm, was_on=True)
+
+        async def restore(failure: BaseException | None) -> None:
+            if failure is not None or not held.stays_off:
+                await down.restore(failure)
+
+        entry.undo_with(restore, within_s=restore_within_s, or_else=down.not_restored)
+        yield held
 
 
 @dataclass

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import get_args
 
 from pipeline.buffers import DEFAULT_POOL
 from pipeline.errors import ConfigError, MoverError
-from vadpipe.exclude import expect_patterns
+from vadpipe.exclude import expect_patterns, matching_keys
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
-from ..inventory.lookup import Vm
-from ..inventory.placement import Place, places_of
+from ..inventory.lookup import Vm, find_vm
+from ..inventory.placement import Placement, placements_of
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
 from ..manifest.fetch import LATE_S, ManifestFetcher
@@ -26,6 +26,7 @@ from ..snapshot.snapshot import REMOVE_WITHIN_S
 from .capture import VsphereCapture, captured
 from .check import Check
 from .disk import DiskReader
+from .power import HeldOff, held_off, power_state
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,32 @@ class VsphereVm:
         """
         return captured(self)
 
+    @asynccontextmanager
+    async def stopped(self, *, power_off: bool, within_s: float) -> AsyncIterator[HeldOff]:
+        """The VM is off inside, for a cut-over. One that was on is powered on at the end, unless it is to stay off.
+
+        The order is in the journal: the next run powers the VM on for one that was killed.
+
+        Args:
+            power_off: Its guest may be shut down, through VMware Tools, never by force.
+            within_s: How long the guest may take for that.
+
+        Raises:
+            ConfigError: It is on, and may not be shut down.
+            SourceError: It did not shut down in time; or it could not be powered on again.
+        """
+        async with self.vcenter.connect() as session:
+            vm = await find_vm(session, self.vm)
+            if not power_off and await power_state(session, vm.moref) != "poweredOff":
+                raise ConfigError(
+                    f"{vm.name} runs, and the cut-over needs it off.",
+                    remedy="Shut it down and cut over then, or allow it with Migrate(power_off=True).",
+                    vm=vm.name,
+                )
+            journal = self.journal or Journal()
+            async with held_off(session, vm, journal, shutdown_within_s=within_s) as held:
+                yield held
+
     def effects(self) -> Sequence[str]:
         where = f"{self.name} on {self.vcenter.server}"
         quiesced = {"none": "without quiescing"}.get(self.quiesce.kind, f"with {self.quiesce.kind} quiescing")
@@ -120,18 +147,24 @@ class VsphereVm:
         return sentences
 
 
-async def places_of_machines(machines: Sequence[VsphereVm]) -> list[frozenset[Place]]:
-    """The host and the datastores of each machine now; none where its server cannot tell."""
-    found: dict[int, frozenset[Place]] = {}
+async def placements_of_machines(machines: Sequence[VsphereVm]) -> list[Placement | None]:
+    """Where each machine is now, without the disks that it leaves out; None where its server cannot tell."""
+    found: dict[int, Placement | None] = {}
     for server, there in by_server(machines):
         try:
             async with server.connect() as session:
-                places = await places_of(session, [machine.vm for machine in there])
+                placements = await placements_of(session, [machine.vm for machine in there])
         except MoverError as exc:
             log.info("%s: where its VMs are is not known: %s", server.server, exc)
             continue
-        found |= {id(machine): place for machine, place in zip(there, places, strict=True)}
-    return [found.get(id(machine), frozenset()) for machine in machines]
+        for machine, placement in zip(there, placements, strict=True):
+            found[id(machine)] = placement and _without_excluded(machine, placement)
+    return [found.get(id(machine)) for machine in machines]
+
+
+def _without_excluded(machine: VsphereVm, placement: Placement) -> Placement:
+    out = {key for pattern in machine.exclude for key in matching_keys(placement.disks, pattern)}
+    return replace(placement, disks=[disk for disk in placement.disks if disk.key not in out])
 
 
 def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:
