@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-EXTRAS = ("keyring", "s3", "lab", "test")
+EXTRAS = ("keyring", "s3", "files", "lab", "test")
 
 
 def lowest() -> list[str]:

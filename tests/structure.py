@@ -37,6 +37,7 @@ FLOORS = [
         "vadpipe/proxy",
     ],
     ["vadpipe/repository/maintenance", "vadpipe/serve"],
+    ["vadpipe/filesystems", "vadpipe/boot"],
     [
         f"vadpipe/vsphere{room}"
         for room in ("", "/api", "/inventory", "/journal", "/snapshot", "/manifest", "/guest", "/plan")

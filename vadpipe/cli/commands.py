@@ -36,6 +36,10 @@ class BuiltIn(NamedTuple):
 
 BUILT_IN = {
     "bench": BuiltIn("vadpipe.bench.commands:bench", "Measure throughput."),
+    "boot": BuiltIn(
+        "vadpipe.cli.boot:boot",
+        "Print the command that boots a restore point under QEMU, or run it; the point stays as it is.",
+    ),
     "cleanup": BuiltIn(
         "vadpipe.cli.cleanup:cleanup", "Undo what killed runs left on the servers of a configuration."
     ),
@@ -46,6 +50,10 @@ BUILT_IN = {
     "diff": BuiltIn(
         "vadpipe.cli.retention:diff",
         "Show what changed on the disks from restore point A to restore point B.",
+    ),
+    "files": BuiltIn(
+        "vadpipe.cli.files:files",
+        "List and fetch single files and trees out of the disks of a restore point.",
     ),
     "fleet": BuiltIn(
         "vadpipe.cli.fleet:fleet", "Plan many backups on several machines: what a site allows, simulated."
