@@ -10,28 +10,28 @@ WORKERS := $(shell cores=$$(nproc 2>/dev/null || echo 2); workers=$$((cores * 3 
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 FAST := -m 'not slow and not campaign' --ignore tests/vadpipe/lab
 
-.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench scoreboard campaign mutants tools clean
+.PHONY: demo test test-fast cases test-minimum coverage check docs dist bench scoreboard campaign mutants tools test-tools clean
 
 demo: .venv/installed tools
 	$(BIN)/vadpipe lab demo build/demo
 
-test: .venv/installed tools
+test: .venv/installed test-tools
 	$(PYTEST)
 
 # The product's tests without the slow ones: under a minute on two cores.
-test-fast: .venv/installed tools
+test-fast: .venv/installed test-tools
 	$(PYTEST) $(FAST)
 
 # Small inputs that once gave a wrong answer, through the real command.
-cases: .venv/installed tools
+cases: .venv/installed test-tools
 	$(BIN)/python -m pytest tests/cases
 
 # The fast tests with the lowest versions of the libraries that pyproject.toml allows.
-test-minimum: build/minimum/installed tools
+test-minimum: build/minimum/installed test-tools
 	build/minimum/bin/python -m pytest -n $(WORKERS) --dist worksteal $(FAST)
 
 # Branch coverage of the product by the fast tests; `build/coverage` has it line by line.
-coverage: .venv/installed tools
+coverage: .venv/installed test-tools
 	$(PYTEST) $(FAST) --cov --cov-report=term --cov-report=html:build/coverage
 
 check: .venv/installed
@@ -60,7 +60,7 @@ scoreboard: .venv/installed tools
 	$(BIN)/python bench/scoreboard.py $(SCOREBOARD) --seed $(SEED) --json build/scoreboard.json --pictures docs --release
 
 # Slow campaigns; `make test` runs a short version of each.
-campaign: .venv/installed tools
+campaign: .venv/installed test-tools
 	$(BIN)/python -m pytest -m campaign
 	$(BIN)/python -m vadpipe.lab.vss_fuzz --minutes 20 --seed $(SEED)
 
@@ -83,6 +83,9 @@ build/minimum/installed: pyproject.toml tests/minimum.py
 
 tools:
 	@vadpipe/lab/install_tools
+
+test-tools:
+	@vadpipe/lab/install_tools tests
 
 clean:
 	rm -rf build .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
