@@ -31,6 +31,7 @@ ROOMS = {
     "vadpipe.vss": "VSS manifests",
     "vadpipe.preflight": "Preflight",
     "vadpipe.proxy": "Backup proxies",
+    "vadpipe.fleet": "Scheduling",
 }
 
 

@@ -23,7 +23,7 @@ Graph = Mapping[str, set[str]]
 # From the lowest to the highest. A room imports rooms below it, and rooms beside it where that makes no circle.
 FLOORS = [
     ["pipeline", "pipeline/testing"],
-    ["vadpipe", "vadpipe/kernels"],
+    ["vadpipe", "vadpipe/kernels", "vadpipe/fleet"],
     ["vadpipe/repository/backends"],
     ["vadpipe/repository/format"],
     ["vadpipe/repository/index"],

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = {
     "pipeline": {"trio", "numpy"},
     "pipeline/testing": {"trio", "numpy"},
+    "vadpipe/fleet": set(),
     "vadpipe/vss": {"defusedxml"},
     "vadpipe/vmdk": {"trio", "numpy"},
     "vadpipe/vddk": {"trio", "numpy", "xxhash"},

@@ -47,6 +47,9 @@ BUILT_IN = {
         "vadpipe.cli.retention:diff",
         "Show what changed on the disks from restore point A to restore point B.",
     ),
+    "fleet": BuiltIn(
+        "vadpipe.cli.fleet:fleet", "Plan many backups on several machines: what a site allows, simulated."
+    ),
     "forget": BuiltIn(
         "vadpipe.cli.retention:forget", "Remove restore points by rules, per VM, or by their ids."
     ),

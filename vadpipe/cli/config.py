@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from pipeline.composition import has_methods, readable
 from pipeline.errors import ConfigError, MoverError, are_ours
 from pipeline.job import Job, JobSource
+from vadpipe.fleet.limits import Limits
 
 from .process import run_async
 
@@ -78,6 +79,19 @@ def read_config(path: Path, only: str | None = None) -> Sequence[Entry]:
     if not named:
         raise _no_such_job(path, only, jobs)
     return named
+
+
+def limits_of(path: Path) -> Limits:
+    """What a configuration file that was read assigns to `limits`; by default `Limits()`. Raises ConfigError."""
+    found = getattr(sys.modules.get(_module_name(path)), "limits", None)
+    if found is None:
+        return Limits()
+    if not isinstance(found, Limits):
+        raise ConfigError(
+            f"{path}: `limits` is {readable(found)}, which is no Limits.",
+            remedy="Assign one to it: limits = Limits(connections=20).",
+        )
+    return found
 
 
 def read_target(path: Path) -> RestoreTarget:
@@ -202,10 +216,14 @@ def _failure(resolved: Resolved) -> Exception:
     return failures[0] if len(failures) == 1 else ExceptionGroup("The jobs are not known.", failures)
 
 
+def _module_name(path: Path) -> str:
+    return f"vadpipe_config:{path.resolve()}"
+
+
 def _execute(path: Path) -> ModuleType:
     """Execute the file as a module. Modules beside it can be imported, after everything that is installed."""
     place = path.resolve()
-    name = f"vadpipe_config:{place}"  # registered, because dataclasses look up their module by its name
+    name = _module_name(path)  # registered, because dataclasses look up their module by its name
     spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is no Python file.", remedy="Its name must end in .py.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,11 +18,12 @@ from pipeline.meters import PipelineReport
 from pipeline.plan import Plan
 from pipeline.plan import plan as plan_job
 from pipeline.units import MiB, format_size
+from vadpipe.fleet.limits import Limits
 from vadpipe.vsphere.journal.intents import WHOLE
 
 from . import EXIT_INTERRUPTED
 from .commands import config_argument, job_option, json_option
-from .config import Entry, read_config, resolve
+from .config import Entry, limits_of, read_config, resolve
 from .findings import quiescing_lines
 from .output import echo, error_lines, exit_code, is_verbose, report, report_defect, show, table
 from .process import Interrupted, run_async
@@ -84,10 +84,14 @@ def run(
 
     A job that fails does not keep the others from running. A signal stops all of them in order: snapshots are
     removed, what was stored for unfinished points is discarded, and VMs that are not complete are destroyed.
+
+    With --jobs, a job starts when its ESXi host, datastores and server have room for it: see `limits` in
+    docs/fleet.md. Jobs that read the most the last time start first.
     """
     entries = read_config(config)  # outside of the event loop: a signal ends it at once
-    limits = {"server": per_server, "host": per_host, "datastore": per_datastore}
-    running = Run(config, at_once, {kind: limit for kind, limit in limits.items() if limit}, as_json)
+    options = {"server": per_server, "host": per_host, "datastore": per_datastore}
+    most_at = {kind: most for kind, most in options.items() if most}
+    running = Run(config, at_once, most_at, as_json, limits=limits_of(config))
     with events_to(events):
         try:
             run_async(running.work, entries, only, cleaning=running.cleaning)
@@ -165,13 +169,14 @@ class AtWork:
 class Run:
     """The jobs of a configuration while they run.
 
-    `limits`: how many jobs may be at work at one place, by its kind.
+    `most_at`: how many jobs may be at work at one place, by its kind; `limits`: those of hosts and datastores.
     """
 
     config: Path
     at_once: int
-    limits: Mapping[str, int]
+    most_at: Mapping[str, int]
     as_json: bool
+    limits: Limits = field(default_factory=Limits)
     id: str = field(default_factory=lambda: uuid4().hex[:12])
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: int = 0
@@ -192,33 +197,28 @@ class Run:
                 emit("run finished", exit_code=code_of_all(codes), not_run=self.not_run)
 
     async def _run_all(self, jobs: Sequence[Job[Any, Any] | Restore], watch: Watch) -> None:
-        """Run the jobs in their order, as many at once as the limits allow."""
-        waiting = list(zip(jobs, await places_of_jobs(jobs, self.limits), strict=True))
-        at_work: Counter[tuple[str, ...]] = Counter()
-        ended = trio.Event()
-
-        async def worker() -> None:
-            nonlocal ended
-            while waiting:
-                free = (
-                    at
-                    for at, (_, places) in enumerate(waiting)
-                    if all(at_work[place] < self.limits.get(place[0], self.at_once) for place in places)
-                )
-                if (at := next(free, None)) is None:
-                    await ended.wait()
-                    continue
-                job, places = waiting.pop(at)
-                at_work.update(places)
+        """Run the jobs: one after the other, or several at once as the limits allow."""
+        if self.at_once == 1 or len(jobs) < 2:
+            for job in jobs:
                 self.not_run -= 1
                 await self._run_job(job, watch)
-                at_work.subtract(places)
-                ended.set()
-                ended = trio.Event()
+            return
+        from .admission import admission
+
+        admitted = await admission(jobs, self.at_once, self.limits, self.most_at)
+
+        async def run_job(job: Job[Any, Any] | Restore) -> None:
+            self.not_run -= 1
+            await self._run_job(job, watch)
+            start(admitted.ended(job))  # not when it was cancelled: then nothing else starts
 
         async with trio.open_nursery() as nursery:
-            for _ in range(min(self.at_once, len(waiting))):
-                nursery.start_soon(worker)
+
+            def start(some: Sequence[Job[Any, Any] | Restore]) -> None:
+                for job in some:
+                    nursery.start_soon(run_job, job)
+
+            start(admitted.begin())
 
     async def _run_job(self, job: Job[Any, Any] | Restore, watch: Watch) -> None:
         """Run one job and print what became of it. Its failure is raised only when it was cancelled."""
@@ -245,34 +245,6 @@ class Run:
     def cleaning(self) -> list[str]:
         """What is cleaned up when a signal ends the jobs at work."""
         return [job.ending() for job in self.at_work]
-
-
-async def places_of_jobs(
-    jobs: Sequence[Job[Any, Any] | Restore], limits: Mapping[str, int]
-) -> list[frozenset[tuple[str, ...]]]:
-    """For each job, the places that its VM burdens; each begins with its kind, one of those in `limits`.
-
-    The server is known from the settings. Hosts and datastores are asked for only when they are limited; those of a
-    server that cannot be asked stay unknown, and its jobs report why.
-    """
-    places = [_server(job) for job in jobs]
-    if limits.keys() & {"host", "datastore"}:
-        from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
-
-        machines = {
-            at: job.machine
-            for at, job in enumerate(jobs)
-            if isinstance(job, Job) and isinstance(job.machine, VsphereVm)
-        }
-        for at, found in zip(machines, await places_of_machines(list(machines.values())), strict=True):
-            places[at] |= found
-    return places
-
-
-def _server(job: Job[Any, Any] | Restore) -> frozenset[tuple[str, ...]]:
-    """The server that the VM of a job is on, or will be on, if any."""
-    vcenter = getattr(job.machine if isinstance(job, Job) else job.into, "vcenter", None)
-    return frozenset() if vcenter is None else frozenset({("server", vcenter.server)})
 
 
 def _failure(title: str, exc: BaseException, found: Mapping[str, Any]) -> Outcome:

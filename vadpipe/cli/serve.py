@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from pipeline.errors import EXIT_DONE, ConfigError
+from pipeline.errors import EXIT_ATTENTION, EXIT_DONE, ConfigError
 from pipeline.units import format_size
 from sinks.images import image_name
 from sinks.restoring import disks_of
@@ -20,7 +20,7 @@ from vadpipe.serve import serve_point
 
 from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
 from .maintenance import parse_size
-from .output import show
+from .output import is_verbose, report, show
 from .process import Interrupted, run_async
 from .repository import named_point
 
@@ -93,7 +93,7 @@ def serve(
 
     POINT is an id, a unique prefix of one, or `latest`. Each disk has a URI, which is printed; qemu, nbd-client,
     nbdcopy and guestfish read it. Every byte is proved as in a restore; what is damaged is an I/O error, and is
-    named in the log. It ends on SIGINT or SIGTERM, with exit code 0.
+    named on standard error. It ends on SIGINT or SIGTERM, with exit code 0, or 3 after such an error.
 
     \b
     vadpipe serve /srv/backup latest --vm web01
@@ -106,9 +106,15 @@ def serve(
     where = socket if socket is not None else Address.parse(listen) if listen is not None else Address()
     tls = _tls(tls_certificate, tls_key, tls_ca, tls_psk)
     size = parse_size(cache)
+    unread: list[str] = []
+
+    def tell(text: str) -> None:
+        unread.append(text)
+        if not is_verbose():  # then the log has it
+            report(text)
 
     async def work() -> None:
-        async with open_repository(repository) as reader:
+        async with open_repository(repository, wanted=None if vm else point) as reader:
             found = named_point(reader, point, vm)
             disks = disks_of(found, keys)
             async with serve_point(
@@ -120,13 +126,14 @@ def serve(
                 writable=writable,
                 keep=_images(disks, keep),
                 cache=size,
+                tell=tell,
             ) as server:
                 _show(server, found, disks, as_json)
                 await trio.sleep_forever()
 
     with suppress(Interrupted):  # the ordinary end
         run_async(work)
-    return EXIT_DONE
+    return EXIT_ATTENTION if unread else EXIT_DONE
 
 
 def _show(server: Server, point: RestorePoint, disks: list[StoredDisk], as_json: bool) -> None:

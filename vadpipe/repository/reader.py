@@ -621,6 +621,12 @@ class DiskContent:
         """The bytes of a frame, which the map names for `length` bytes at `offset` of the disk."""
         return self._read(self._reader.frames.read, address, offset, length, identity)
 
+    def frame_into(
+        self, address: FrameAddress, offset: int, length: int, identity: bytes, target: memoryview
+    ) -> None:
+        """As `frame`, into `address.length` bytes of memory; the frame is not kept here."""
+        self._read(partial(self._reader.frames.read_into, target=target), address, offset, length, identity)
+
     def chunks(
         self, address: FrameAddress | None, offset: int, length: int, identity: bytes
     ) -> NDArray[np.void]:

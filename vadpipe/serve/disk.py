@@ -98,6 +98,7 @@ class PointDisk:
         frames: Decoded frames, which several disks may share.
         nursery: For reading ahead.
         pages: Offset and digest of the map pages that are not empty.
+        tell: Is called with what cannot be read, once for each; it is in the log anyway.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class PointDisk:
         frames: DecodedFrames,
         nursery: trio.Nursery,
         pages: Sequence[tuple[int, bytes]],
+        tell: Callable[[str], object] | None = None,
     ) -> None:
         self._content = DiskContent(reader, point, disk)
         self._point, self._disk, self._frames, self._nursery = point, disk, frames, nursery
@@ -117,6 +119,7 @@ class PointDisk:
         self._loading: dict[int, trio.Event] = {}
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._told: set[str] = set()
+        self._tell_others = tell
 
     @classmethod
     async def open(
@@ -126,10 +129,11 @@ class PointDisk:
         disk: StoredDisk,
         frames: DecodedFrames,
         nursery: trio.Nursery,
+        tell: Callable[[str], object] | None = None,
     ) -> PointDisk:
         """Prove the list of the disk's map pages by its root. Raises IntegrityError, SinkError."""
         pages = await trio.to_thread.run_sync(DiskContent(reader, point, disk).pages)
-        return cls(reader, point, disk, frames, nursery, pages)
+        return cls(reader, point, disk, frames, nursery, pages, tell)
 
     @property
     def name(self) -> str:
@@ -346,6 +350,8 @@ class PointDisk:
         if text not in self._told and len(self._told) < _LOGGED:
             self._told.add(text)
             log.warning("%s", text)
+            if self._tell_others is not None:
+                self._tell_others(text)
 
 
 def _by_frames(runs: Sequence[_Run | int]) -> Iterator[Sequence[_Run | int]]:

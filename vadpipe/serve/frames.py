@@ -13,14 +13,16 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+import numpy as np
 import trio
 
 from pipeline.units import MiB
 from vadpipe.background import in_background
+from vadpipe.repository.format.frames import LARGEST_FRAME
 from vadpipe.repository.format.packs import FrameAddress
-from vadpipe.repository.reader import RepositoryReader
+from vadpipe.repository.reader import DiskContent, RepositoryReader
 
 CACHE: Final = 256 * MiB
 _PROCESSORS: Final = max(2, min(8, os.cpu_count() or 2))
@@ -31,18 +33,10 @@ _GROUP: Final = 4 * MiB  # decoded on one trip: as a restore does it
 _REACH: Final = 8 * MiB  # of a pack, from the first frame of a group to its last: one request to a store
 
 
-class Readable(Protocol):
-    """What reads a frame and proves it: `vadpipe.repository.reader.DiskContent`."""
-
-    def frame(
-        self, address: FrameAddress | None, offset: int, length: int, identity: bytes
-    ) -> memoryview: ...
-
-
 class Wanted(NamedTuple):
     """A frame, and the bytes of a disk that it is wanted for."""
 
-    content: Readable
+    content: DiskContent
     address: FrameAddress | None
     identity: bytes
     offset: int
@@ -169,9 +163,8 @@ class DecodedFrames:
         """Runs on a thread."""
         self._reader.frames.expect([job.wanted.address for job in group if job.wanted.address is not None])
         for job in group:
-            wanted = job.wanted
             try:
-                job.data = wanted.content.frame(wanted.address, wanted.offset, wanted.length, wanted.identity)
+                job.data = _decoded(job.wanted)
             except Exception as exc:  # for those who wait for it
                 job.error = exc
 
@@ -185,6 +178,16 @@ class DecodedFrames:
             while self._held > self._size and len(self._frame) > 1:
                 self._held -= len(self._frame.popitem(last=False)[1])
         job.done.set()
+
+
+def _decoded(wanted: Wanted) -> memoryview:
+    """The bytes of a frame. Raises MoverError."""
+    content, address = wanted.content, wanted.address
+    if address is None or address.length > LARGEST_FRAME:  # whose reader says what is wrong
+        return content.frame(address, wanted.offset, wanted.length, wanted.identity)
+    data = np.empty(address.length, np.uint8).data
+    content.frame_into(address, wanted.offset, wanted.length, wanted.identity, data)
+    return data.toreadonly()
 
 
 def _behind(first: _Job, jobs: Sequence[_Job]) -> list[_Job]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -30,6 +30,7 @@ async def serve_point(
     keep: Mapping[str, Path] | None = None,
     cache: int = CACHE,
     limits: Limits | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> AsyncIterator[Server]:
     """Serve the disks of a point, each as an export with its key as name, until the block ends.
 
@@ -46,6 +47,7 @@ async def serve_point(
             the export as its backing file.
         cache: Bytes of decoded frames that are kept for all disks and clients.
         limits: What clients may take.
+        tell: Is called with what cannot be read, once for each; it is in the log anyway.
 
     Raises:
         ConfigError: The point has no such disk, or the address or a file cannot be used.
@@ -59,7 +61,7 @@ async def serve_point(
         exports: list[Export] = []
         kept: list[KeptOverlay] = []
         for disk in disks:
-            export: Export = await PointDisk.open(reader, point, disk, frames, nursery)
+            export: Export = await PointDisk.open(reader, point, disk, frames, nursery, tell)
             path = (keep or {}).get(disk.key)
             if path is not None:
                 made = await stack.enter_async_context(kept_overlay(export, path))

@@ -118,6 +118,22 @@ def test_what_clients_wrote_is_kept_as_an_image_over_the_disk(repository, disks,
     assert (tmp_path / "raw").read_bytes() == expected.tobytes()
 
 
+def test_damage_is_named_on_standard_error_and_in_the_exit_code(repository, disks, tmp_path):
+    pack = max(repository.path.rglob("*.pack"), key=lambda path: path.stat().st_size)
+    content = bytearray(pack.read_bytes())
+    for place in range(4 * KiB, len(content) - 4 * KiB, 64 * KiB):
+        content[place] ^= 1
+    pack.write_bytes(content)
+    with Serving(repository, "--socket", tmp_path / "nbd.sock") as serving:
+        uri = serving.lines(2)[0].rpartition(" ")[2]
+        done = subprocess.run([tool("nbdcopy"), uri, tmp_path / "copy"], check=False, capture_output=True)
+        assert done.returncode
+        _, errors = serving.end()
+    assert serving.process.returncode == 3, errors
+    assert "vadpipe: Disk scsi0:0 of point" in errors
+    assert ".pack is damaged: its checksum is wrong." in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

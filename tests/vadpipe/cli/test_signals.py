@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.conftest import NIGHTLY, Running, command
+from vadpipe.lab.disks import LabDisk
 
 pytestmark = pytest.mark.slow
 
@@ -20,6 +21,15 @@ from dataclasses import replace
 
 found = runpy.run_path({nightly!r})["job"]
 jobs = [found, replace(found, name="second")]
+"""
+
+TWO_VMS = """
+import runpy
+from dataclasses import replace
+
+found = runpy.run_path({nightly!r})["job"]
+jobs = [found, replace(found, machine=replace(found.machine, vm="web02", quiesce=found.machine.quiesce.none()))]
+jobs[1] = replace(jobs[1], finish=())
 """
 
 
@@ -97,6 +107,43 @@ def test_a_signal_after_publishing_names_the_point_and_starts_no_further_job(sma
     assert others == []
     assert small_lab.snapshots == 0
     assert "second" not in {event.get("job") for event in running.told()}
+
+
+def test_a_signal_ends_all_jobs_that_run_at_the_same_time(small_lab, start, tmp_path):
+    other = small_lab.vcenter.datastore("datastore1") / "web02"
+    disk = LabDisk.create(other, "web02", 8 << 20)
+    small_lab.vcenter.register_vm(other, "web02", [disk])
+    config = tmp_path / "two.py"
+    config.write_text(TWO_VMS.format(nightly=str(NIGHTLY)))
+    small_lab.vcenter._service.tasks._task_s = 0.5
+    running = start("--json", "--jobs", "2", config=config)
+    wait_for_both(running)
+    running.process.send_signal(signal.SIGTERM)
+    output, errors = running.end()
+    assert running.process.returncode == 130, errors
+    jobs = json.loads(output)["jobs"]
+    assert {job["job"]: job["exit_code"] for job in jobs} == {"web01": 130, "web02": 130}
+    assert "web01: " in errors
+    assert "web02: " in errors
+    assert small_lab.snapshots == 0
+    assert small_lab.vcenter.snapshots(small_lab.vcenter.moref("web02")) == {}
+    # The small VM may have been published while the other was being quiesced.
+    points = json.loads(small_lab("points", small_lab.repository, "--json").stdout)["points"]
+    assert {point["id"] for point in points} == {job["point"] for job in jobs if job.get("point")}
+    left = leftovers(small_lab)
+    assert left == {**NOTHING, "packs": left["packs"] if points else []}
+
+
+def wait_for_both(running, within_s=30):
+    """Until each of the two jobs makes its snapshot."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        begun = running.told() if running.events.exists() else []
+        if {event.get("job") for event in begun if event["event"] == "snapshot begun"} == {"web01", "web02"}:
+            return
+        assert running.process.poll() is None, running.process.communicate()
+        time.sleep(0.02)
+    pytest.fail("the jobs did not begin together")
 
 
 def test_a_hang_up_that_is_ignored_at_the_start_does_not_end_the_run(small_lab, tmp_path):

@@ -80,7 +80,7 @@ def test_every_altered_byte_of_a_frame_is_found(data):
     with pytest.raises(Damage):
         frames.decode(frames.parse(content, CONFIG), KEYS)
     with pytest.raises(Damage):
-        frames.decode(frames.parse(content, CONFIG), KEYS, memoryview(bytearray(507)))
+        frames.decode(frames.parse(bytes(content), CONFIG), KEYS, memoryview(bytearray(507)))
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from vadpipe.nbd.protocol import Command
 from vadpipe.repository.backends.wrappers import Fault, Faulty
 from vadpipe.repository.reader import RepositoryReader, open_repository
 from vadpipe.repository.store import Repository
+from vadpipe.serve import frames as frames_of_serving
 from vadpipe.serve import serve_point
 
 SIZE = 12 * MiB
@@ -68,15 +69,17 @@ def in_memory():
     return empty_repository()
 
 
-async def test_frames_that_lie_side_by_side_are_read_with_few_requests(backed_up, place):
+async def test_frames_that_lie_side_by_side_are_read_with_few_requests(backed_up, place, monkeypatch):
     repository, disk = backed_up
+    monkeypatch.setattr(frames_of_serving, "_PROCESSORS", 2)  # frames are spread over them
     calls = []
     watched = Watched(repository.place, lambda what, name: calls.append((what, name.partition("/")[0])))
     async with open_repository(watched) as reader, asked(reader, place, "scsi0:0") as client:
         calls.clear()
-        for offset in range(0, SIZE, 2 * MiB):
-            reply = await client.run(Command.READ, offset, 2 * MiB)
-            assert reply.data == disk.content[offset : offset + 2 * MiB].tobytes()
+        await client.run(Command.CACHE, 0, SIZE)
+        for offset in range(0, SIZE, MiB):
+            reply = await client.run(Command.READ, offset, MiB)
+            assert reply.data == disk.content[offset : offset + MiB].tobytes()
     frames = SIZE // MiB
     assert calls.count(("read", "packs")) <= frames * 2 // 3
 

@@ -274,6 +274,11 @@ class LabVcenter:
         return list(self._inventory.disks[moref].values())
 
     @property
+    def hosts(self) -> dict[str, HostTraits]:
+        """The hosts by moref."""
+        return dict(self._inventory.hosts)
+
+    @property
     def vms(self) -> list[VmState]:
         """The state of every VM, to be looked at."""
         return list(self._inventory.vms.values())

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import get_args
 
 from pipeline.buffers import DEFAULT_POOL
 from pipeline.errors import ConfigError, MoverError
-from vadpipe.exclude import expect_patterns
+from vadpipe.exclude import expect_patterns, matching_keys
 
 from ..api.session import Vcenter
 from ..guest.expectations import GuestControl
 from ..inventory.lookup import Vm, find_vm
-from ..inventory.placement import Place, places_of
+from ..inventory.placement import Placement, placements_of
 from ..journal.access import AccessReader
 from ..journal.intents import Journal
 from ..manifest.fetch import LATE_S, ManifestFetcher
@@ -147,18 +147,24 @@ class VsphereVm:
         return sentences
 
 
-async def places_of_machines(machines: Sequence[VsphereVm]) -> list[frozenset[Place]]:
-    """The host and the datastores of each machine now; none where its server cannot tell."""
-    found: dict[int, frozenset[Place]] = {}
+async def placements_of_machines(machines: Sequence[VsphereVm]) -> list[Placement | None]:
+    """Where each machine is now, without the disks that it leaves out; None where its server cannot tell."""
+    found: dict[int, Placement | None] = {}
     for server, there in by_server(machines):
         try:
             async with server.connect() as session:
-                places = await places_of(session, [machine.vm for machine in there])
+                placements = await placements_of(session, [machine.vm for machine in there])
         except MoverError as exc:
             log.info("%s: where its VMs are is not known: %s", server.server, exc)
             continue
-        found |= {id(machine): place for machine, place in zip(there, places, strict=True)}
-    return [found.get(id(machine), frozenset()) for machine in machines]
+        for machine, placement in zip(there, placements, strict=True):
+            found[id(machine)] = placement and _without_excluded(machine, placement)
+    return [found.get(id(machine)) for machine in machines]
+
+
+def _without_excluded(machine: VsphereVm, placement: Placement) -> Placement:
+    out = {key for pattern in machine.exclude for key in matching_keys(placement.disks, pattern)}
+    return replace(placement, disks=[disk for disk in placement.disks if disk.key not in out])
 
 
 def by_server(machines: Sequence[VsphereVm]) -> list[tuple[Vcenter, list[VsphereVm]]]:

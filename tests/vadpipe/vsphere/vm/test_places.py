@@ -20,7 +20,7 @@ from vadpipe.lab.disks import LabDisk
 from vadpipe.lab.vcenter.server import LabVcenter
 from vadpipe.lab.vcenter.state.inventory import HostTraits
 from vadpipe.vsphere.api.session import Vcenter
-from vadpipe.vsphere.vm.vm import VsphereVm, places_of_machines
+from vadpipe.vsphere.vm.vm import VsphereVm, placements_of_machines
 
 AddVm = Callable[..., str]
 
@@ -99,8 +99,12 @@ def test_jobs_of_a_server_that_cannot_be_asked_start_all_the_same(vcenter, run_a
 @pytest.mark.usefixtures("vms")
 async def test_places_are_read_in_one_pass_per_server(lab, vcenter):
     machines = [VsphereVm(vcenter, name, reader=None) for name in ("a0", "b0", "b1")]
-    a0, b0, b1 = await places_of_machines(machines)
-    assert ([place.kind for place in sorted(a0)], b0) == (["datastore", "host"], b1)
-    assert len(b0) == 3
-    assert not a0 & b0
-    assert lab.calls["RetrievePropertiesEx"] == 1
+    a0, b0, b1 = await placements_of_machines(machines)
+    assert a0 is not None
+    assert (a0.host, a0.version) == ("esxi01.lab.local", "8.0.3")
+    assert [disk.datastore for disk in a0.disks] == ["datastore1"]
+    assert b0 is not None
+    assert b1 is not None
+    assert b0.host == b1.host == "esxi02.lab.local"
+    assert [disk.datastore for disk in b0.disks] == ["datastore2", "datastore3"]
+    assert lab.calls["RetrievePropertiesEx"] == 2  # the inventory, and the devices of these VMs

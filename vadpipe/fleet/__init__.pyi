@@ -1,0 +1,11 @@
+from .brake import LatencyBrake as LatencyBrake
+from .limits import Limits as Limits
+from .scheduler import Policy as Policy
+from .scheduler import Scheduler as Scheduler
+from .simulation import Simulated as Simulated
+from .simulation import simulate as simulate
+from .site import Site as Site
+from .site import random_site as random_site
+from .values import Proxy as Proxy
+from .values import Request as Request
+from .values import Way as Way
