@@ -31,6 +31,7 @@ log = logging.getLogger("vadpipe." + __name__)
 
 _STARTING_S: Final = 30.0
 _ENDING_S: Final = 120.0  # it writes its tables
+_STOPPING_S: Final = 10.0  # after a failure or a signal
 _POLL_S: Final = 0.01
 
 
@@ -132,10 +133,19 @@ async def _serving(image: str, form: str, *options: str) -> AsyncIterator[Nbd]:
             if process.returncode != 0:
                 raise _failed("qemu-nbd", _text(errors))
         finally:
-            if process.returncode is None:
-                process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            await _stop(process)
+
+
+async def _stop(process: trio.Process) -> None:
+    """End a server that still runs: in order, so that an image which stays has no lost clusters; else by force."""
+    if process.returncode is None:
+        process.terminate()
+        with trio.move_on_after(_STOPPING_S, shield=True):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
 
 
 async def _wait_ready(socket: str, process: trio.Process, errors: IO[bytes]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,30 +32,6 @@ def disk(repository):
     disk = MemoryDisk(content, pool=BufferPool())
     trio.run(backup, repository, [disk])
     return disk
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Start a server of an image, with arguments; returns its socket."""
-    servers = []
-
-    def start(*command: object) -> Path:
-        socket = tmp_path / f"{len(servers)}.sock"
-        program = tool(str(command[0]))
-        servers.append(
-            subprocess.Popen([program, *(str(word).replace("SOCKET", str(socket)) for word in command[1:])])
-        )
-        deadline = time.monotonic() + 20
-        while not socket.exists():
-            assert time.monotonic() < deadline
-            assert servers[-1].poll() is None
-            time.sleep(0.01)
-        return socket
-
-    yield start
-    for server in servers:
-        server.terminate()
-        server.wait()
 
 
 def used(tmp_path, size=SIZE):

@@ -524,3 +524,24 @@ async def test_a_block_device_is_overwritten_unless_it_is_in_use(tmp_path, devic
     content = np.fromfile(device, np.uint8)
     assert np.array_equal(content[:CAPACITY], disk.bytes_at(0, CAPACITY))
     assert (content[CAPACITY + 4096 :] == 0xAA).all()
+
+
+async def test_a_cancelled_increment_leaves_a_sound_image(moving):
+    def slow(disk, replica):
+        return path(disk, replica).flow | Stalled(replica, disk)
+
+    class Stalled(IntoReplica):
+        async def run(self, inbox):
+            self.replica.settle = cancelled
+            return await super().run(inbox)
+
+    async def cancelled(*_):
+        scope.cancel()
+        await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        await moving.increment(path=slow)
+    qemu("qemu-img", "check", "-f", "qcow2", moving.image)
+    assert len(doubt(moving))
+    await moving.increment()
+    assert moving.matches()

@@ -16,13 +16,14 @@ from pipeline.errors import (
     EXIT_ATTENTION,
     EXIT_DONE,
     ConfigError,
+    SourceError,
     are_ours,
     failures,
     leaves,
 )
 from pipeline.events import within
 from pipeline.job import JobReceipt
-from pipeline.units import UNITS
+from pipeline.units import UNITS, format_size
 
 from .commands import config_argument, job_option, json_option
 from .config import read_config
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 # Increments in a row that may fail before a loop ends: what fails for so long does not pass by itself.
 _FAILURES: Final = 3
+# Increments in a row that each have at least nine tenths of the changes of the one before: it will not get less.
+_STEADY: Final = 5
 _TIMES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -146,6 +149,8 @@ class Migration:
     document: dict[str, object] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     stopping: bool = False
+    _steady: int = 0
+    _before: int | None = None
     _increments: list[dict[str, object]] = field(default_factory=list)
 
     async def work(self) -> None:
@@ -197,9 +202,19 @@ class Migration:
         return receipt
 
     def _is_enough(self, receipt: JobReceipt) -> bool:
+        """Whether to stop making increments. Raises SourceError when more of them lead nowhere."""
         if self.until_below is None:
             return self.every is None
-        return changed(receipt) < self.until_below
+        size = changed(receipt)
+        steady = self._before is not None and size >= 0.9 * self._before
+        self._steady, self._before = (self._steady + 1 if steady else 0), size
+        if size >= self.until_below and self.every is None and self._steady >= _STEADY:
+            raise SourceError(
+                f"{self.job.title} does not get below {format_size(self.until_below)}: its last increments have "
+                f"{format_size(size)} each, as it changes as fast as it is copied.",
+                remedy="Cut over at a quieter time, give a larger --until-below, or wait with --every 10m.",
+            )
+        return size < self.until_below
 
     async def _cut_over(self, watch: Watch) -> None:
         self.stopping = True

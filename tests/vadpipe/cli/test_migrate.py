@@ -71,6 +71,12 @@ def test_increments_repeat_until_one_is_small_and_then_comes_the_cut_over(config
     assert found["ok"]
 
 
+def test_a_vm_that_changes_as_fast_as_it_is_copied_ends_the_loop(config):
+    done = vadpipe("migrate", config, "--until-below", "1KiB", "--cut-over")
+    assert done.returncode == 1
+    assert "does not get below 1.0 KiB" in done.stderr
+
+
 def test_run_makes_one_increment_and_prove_reads_it_back(config):
     done = vadpipe("run", config)
     assert done.returncode == 0, done.stderr
