@@ -76,7 +76,9 @@ def simulate(
         assert site is not None
         model = _read(site)
     policy = Policy(latency_s=None if latency_ms is None else latency_ms / 1000)
-    found = {scheme: simulate_site(model, scheme=scheme, policy=policy) for scheme in _SCHEMES}
+    found: dict[Scheme, Simulated] = {
+        scheme: simulate_site(model, scheme=scheme, policy=policy) for scheme in _SCHEMES
+    }
     ours = found["tokens"]
     grown, added = with_one_more_proxy(model, busiest_proxy(ours))
     more = simulate_site(grown, policy=policy)

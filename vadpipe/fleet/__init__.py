@@ -2,8 +2,8 @@
 
 values      jobs, proxies, events and decisions   limits      of one configuration, and what a VM needs
 scheduler   events in, decisions out: a kernel    site        a model of a site, from and to JSON
-tokens      what the scheduler keeps              simulation  the scheduler against that model
-brake       streams of a datastore by latency
+book        who holds what: its account           simulation  the scheduler against that model
+tokens      what it keeps of each                 brake       streams of a datastore by latency
 """
 
 from vadpipe.lazy import lazy_names

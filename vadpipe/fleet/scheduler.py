@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from .book import Book
 from .brake import LatencyBrake
 from .tokens import (
     UNIT,
@@ -34,13 +35,11 @@ from .tokens import (
     Heap,
     Key,
     Machine,
-    Needs,
-    Pool,
     Queue,
     Resource,
     Route,
     Waiting,
-    needed,
+    is_at,
     offered,
 )
 from .values import (
@@ -113,9 +112,7 @@ class Scheduler:
         self._weights = dict(tenants or {})
         self._served: dict[str, float] = {}  # of each tenant: the work it got, divided by its weight
         self._waits_of: dict[str, int] = {}  # of each tenant: jobs that wait
-        self._resources: dict[str, Resource] = {}
-        self._machines = {proxy.name: Machine(proxy) for proxy in proxies}
-        self._pools: dict[tuple[str, tuple[str, ...]], Pool] = {}
+        self._book = Book(limits, proxies)
         self._jobs: dict[str, Waiting] = {}
         self._numbers, self._batches, self._entries = count(), count(), count()
         self._fifo: deque[Waiting] = deque()
@@ -124,12 +121,8 @@ class Scheduler:
         self._impossible: dict[str, Waiting] = {}
         self._removing: list[Waiting] = []
         self._moments: list[tuple[float, int, Waiting]] = []
-        self._touched: dict[Queue, None] = {}  # may have a job that can start
-        self._freed = False  # something came free since it was last set
         self._new: list[Waiting] = []
         self._decisions: list[Decision] = []
-        for name, capacity in limits.items():
-            self._resource(name).capacity = offered(capacity)
 
     def take(self, event: Event) -> list[Decision]:
         """Take an event, and return what is to be done now. An event of a job that is not known changes nothing.
@@ -154,7 +147,7 @@ class Scheduler:
             case Cancelled():
                 self._cancel(event.job)
             case LimitChanged():
-                self._change_limit(self._resource(event.resource), event.capacity)
+                self._change_limit(self._book.resource(event.resource), event.capacity)
             case ProxyChanged():
                 self._change_proxy(event.proxy)
             case LatencyObserved():
@@ -168,21 +161,7 @@ class Scheduler:
 
     def uses(self) -> list[Use]:
         """Each resource that has a limit or is in use, and the slots of each proxy."""
-        found = [
-            Use(
-                resource.name,
-                resource.used / UNIT,
-                None if resource.capacity is None else resource.limit() / UNIT,
-                None if resource.capacity is None else resource.capacity / UNIT,
-                resource.claimed / UNIT,
-                sum(1 for heap in resource.heaps.values() for entry in heap if _is_at(entry[3], resource)),
-            )
-            for resource in self._resources.values()
-        ]
-        for name, machine in self._machines.items():
-            slots = float(machine.proxy.slots)
-            found.append(Use(f"proxy:{name}/slots", machine.used, slots, slots, machine.claimed, 0))
-        return found
+        return self._book.uses()
 
     def running(self) -> list[str]:
         """The jobs that hold tokens."""
@@ -220,7 +199,7 @@ class Scheduler:
         if not request.ways:
             self._hold(job, "")
             return
-        self._compile(job)
+        self._book.compile(job)
         job.state = "waiting"
         if not self._waits_of.get(request.tenant):
             others = [self._served.get(one, 0.0) for one, waits in self._waits_of.items() if waits]
@@ -255,10 +234,10 @@ class Scheduler:
             return
         _check(event.request)
         job = self._jobs[event.request.job] = Waiting(event.request, next(self._numbers), next(self._batches))
-        self._compile(job)
+        self._book.compile(job)
         route = next((one for one in job.routes if one.transport == event.transport), None)
-        machine = self._machines.setdefault(event.proxy, Machine(Proxy(event.proxy, 0)))
-        self._hold_tokens(job, route.needs if route else job.whole, machine, job.request.expected_s)
+        machine = self._book.machines.setdefault(event.proxy, Machine(Proxy(event.proxy, 0)))
+        self._book.hold(job, route.needs if route else job.whole, machine, self.now + job.request.expected_s)
         if job.request.deadline is not None:
             self._note_moment(job.request.deadline, job)
 
@@ -267,7 +246,7 @@ class Scheduler:
         if job is None or job.state != "running":
             return
         job.state = "removing"
-        self._release(job.held, keep=job.whole)
+        self._book.release(job.held, keep=job.whole)
         job.held = job.whole
         self._removing.append(job)
 
@@ -276,12 +255,9 @@ class Scheduler:
         if job is None:
             return
         if job.state in ("running", "removing"):
-            self._release(job.held)
+            self._book.release(job.held)
             job.held = ()
-            assert job.machine is not None
-            job.machine.used -= 1
-            del job.machine.jobs[job]
-            self._touch_machine(job.machine)
+            self._book.release_slot(job)
             if job in self._removing:
                 self._removing.remove(job)
         elif job.state == "waiting":
@@ -301,14 +277,14 @@ class Scheduler:
     def _change_limit(self, resource: Resource, capacity: float | None) -> None:
         resource.capacity = offered(capacity)
         resource.brake = None  # one of the new capacity is made by the next observation
-        self._touched[resource] = None
+        self._book.touched[resource] = None
         self._reconsider()
 
     def _change_proxy(self, proxy: Proxy) -> None:
-        machine = self._machines.setdefault(proxy.name, Machine(proxy))
+        machine = self._book.machines.setdefault(proxy.name, Machine(proxy))
         machine.proxy = proxy
-        for pool in self._pools.values():
-            self._find_machines(pool)
+        for pool in self._book.pools.values():
+            self._book.find_machines(pool)
         self._reconsider()
 
     def _reconsider(self) -> None:
@@ -323,7 +299,7 @@ class Scheduler:
             self._line_up(job)
         if impossible:
             self._sort_fifo()
-        self._touched |= dict.fromkeys(self._pools.values())
+        self._book.touched |= dict.fromkeys(self._book.pools.values())
 
     def _sort_fifo(self) -> None:
         oldest = self._fifo[0] if self._fifo else None
@@ -332,13 +308,13 @@ class Scheduler:
             self._overtaken = 0
 
     def _observe(self, event: LatencyObserved) -> None:
-        resource = self._resource(streams(event.datastore))
+        resource = self._book.resource(streams(event.datastore))
         if resource.brake is None:
             if self.policy.latency_s is None or not resource.capacity:
                 return
             resource.brake = LatencyBrake(self.policy.latency_s, most=max(1.0, resource.capacity / UNIT))
         resource.brake.observe(event.latency_s, resource.used / UNIT)
-        self._touched[resource] = None
+        self._book.touched[resource] = None
 
     def _note_moment(self, moment: float, job: Waiting) -> None:
         heapq.heappush(self._moments, (moment, next(self._entries), job))
@@ -355,7 +331,7 @@ class Scheduler:
                     for route in job.routes:
                         if route.at is not None:
                             self._push(job, route.at, route.amount(route.at))
-                            self._touched[route.at] = None
+                            self._book.touched[route.at] = None
                 by_s = self.now - job.latest_start
             else:
                 by_s = self.now - job.request.deadline
@@ -388,8 +364,8 @@ class Scheduler:
         self._reserve_oldest()
         for job in list(self._reserved):
             self._start_reserved(job)
-        while self._touched and self._has_slot():
-            self._freed = False
+        while self._book.touched and self._has_slot():
+            self._book.freed = False
             heads = list(self._heads())
             heapq.heapify(heads)
             again = False
@@ -404,8 +380,8 @@ class Scheduler:
                     again = started and len(self._waits_of) > 1
                 if (head := self._head(queue, heap)) is not None:
                     heapq.heappush(heads, (*head, at, queue, heap, amount))
-            if not heads and not again and not self._freed:
-                self._touched.clear()
+            if not heads and not again and not self._book.freed:
+                self._book.touched.clear()
 
     def _tell_new(self) -> None:
         """Say of jobs that came with this event and did not start what they wait for."""
@@ -416,12 +392,12 @@ class Scheduler:
         self._new.clear()
 
     def _has_slot(self) -> bool:
-        return any(machine.free() > 0 for machine in self._machines.values())
+        return any(machine.free() > 0 for machine in self._book.machines.values())
 
     def _heads(self) -> Iterator[tuple[Key, int, int, Queue, Heap, int]]:
         """The best job of each heap at which what came free suffices for one."""
         at = 0
-        for queue in self._touched:
+        for queue in self._book.touched:
             if not queue.heaps:
                 continue
             free = queue.free()
@@ -438,7 +414,7 @@ class Scheduler:
         """The best job of a heap: the key by which it stands against those of other heaps, and its number."""
         while heap:
             key, number, entry, job = heap[0]
-            if not _is_at(job, queue) or (job.risks and key[0] != 0):
+            if not is_at(job, queue) or (job.risks and key[0] != 0):
                 heapq.heappop(heap)
                 continue
             if key[0] == 0 or self.policy.order == "fifo":
@@ -535,34 +511,12 @@ class Scheduler:
         share = max(
             (need / resource.capacity for resource, need in route.needs if resource.capacity), default=0.0
         )
-        slots = sum(one.proxy.slots for one in self._machines.values())
+        slots = sum(one.proxy.slots for one in self._book.machines.values())
         cost = max(job.request.expected_s, 1.0) * max(share, 1 / max(slots, 1))
         tenant = job.request.tenant
         self._served[tenant] = self._served.get(tenant, 0.0) + cost / self._weights.get(tenant, 1.0)
-        self._hold_tokens(job, route.needs, machine, route.expected_s)
+        self._book.hold(job, route.needs, machine, self.now + route.expected_s)
         self._decisions.append(Start(job.request.job, machine.proxy.name, route.transport))
-
-    def _hold_tokens(self, job: Waiting, needs: Needs, machine: Machine, expected_s: float) -> None:
-        job.state = "running"
-        job.expected_end = self.now + expected_s
-        machine.jobs[job] = None
-        job.held, job.machine = needs, machine
-        machine.used += 1
-        for resource, need in needs:
-            resource.used += need
-
-    def _release(self, held: Needs, keep: Needs = ()) -> None:
-        kept = dict(keep)
-        self._freed = True
-        for resource, need in held:
-            resource.used -= need - kept.get(resource, 0)
-            if resource.heaps:
-                self._touched[resource] = None
-
-    def _touch_machine(self, machine: Machine) -> None:
-        for pool in machine.pools:
-            if pool.heaps:
-                self._touched[pool] = None
 
     def _leave(self, job: Waiting) -> None:
         """A job waits no longer."""
@@ -635,12 +589,12 @@ class Scheduler:
     def _unclaim(self, job: Waiting) -> None:
         assert job.reserved is not None
         assert job.reserved_slot is not None
-        self._freed = True
+        self._book.freed = True
         job.reserved_slot.claimed -= 1
-        self._touch_machine(job.reserved_slot)
+        self._book.touch(job.reserved_slot)
         for resource, need in job.reserved.needs:
             resource.claimed -= need
-            self._touched[resource] = None
+            self._book.touched[resource] = None
         job.reserved = job.reserved_slot = None
         job.passed = 0
 
@@ -676,7 +630,7 @@ class Scheduler:
             queue: Queue = max(limited, key=Resource.drain_s) if limited else route.pool
             route.at = queue
             self._push(job, queue, route.amount(queue))
-            self._touched[queue] = None
+            self._book.touched[queue] = None
 
     def _push(self, job: Waiting, queue: Queue, amount: int) -> None:
         if job.risks:
@@ -702,58 +656,9 @@ class Scheduler:
             job.told = name
             self._decisions.append(Hold(job.request.job, name, impossible))
 
-    # Names to objects.
-
-    def _compile(self, job: Waiting) -> None:
-        request = job.request
-        job.whole = self._needs(request.tokens)
-        job.removal = self._needs(request.removal)
-        job.routes = tuple(
-            Route(
-                way.transport,
-                self._joined(job.whole, way.tokens),
-                self._pool(way.transport, way.sees),
-                request.expected_s if way.expected_s is None else way.expected_s,
-            )
-            for way in request.ways
-        )
-
-    def _joined(self, whole: Needs, tokens: Tokens) -> Needs:
-        """The needs of a way: first what is held to the end, then what is its own; a name in both counts twice."""
-        own = dict(self._needs(tokens))
-        return (*((one, need + own.pop(one, 0)) for one, need in whole), *own.items())
-
-    def _needs(self, tokens: Tokens) -> Needs:
-        return tuple((self._resource(name), needed(amount)) for name, amount in tokens.items() if amount)
-
-    def _resource(self, name: str) -> Resource:
-        if (found := self._resources.get(name)) is None:
-            found = self._resources[name] = Resource(name)
-        return found
-
-    def _pool(self, transport: str, sees: Sequence[str]) -> Pool:
-        key = transport, tuple(sorted(set(sees)))
-        if (found := self._pools.get(key)) is None:
-            found = self._pools[key] = Pool(
-                f"slots of proxies with {transport}", transport=transport, sees=key[1]
-            )
-            self._find_machines(found)
-        return found
-
-    def _find_machines(self, pool: Pool) -> None:
-        for machine in pool.machines:
-            machine.pools.remove(pool)
-        pool.machines = [machine for machine in self._machines.values() if pool.fits(machine.proxy)]
-        for machine in pool.machines:
-            machine.pools.append(pool)
-
 
 def _check(request: Request) -> None:
     for tokens in (request.tokens, request.removal, *(way.tokens for way in request.ways)):
         for name, amount in tokens.items():
             if not 0 <= amount < math.inf:
                 raise ValueError(f"The job {request.job!r} needs {amount} of {name}, which is impossible.")
-
-
-def _is_at(job: Waiting, queue: Queue) -> bool:
-    return job.state == "waiting" and any(route.at is queue for route in job.routes)

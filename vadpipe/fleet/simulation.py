@@ -138,7 +138,7 @@ class _Simulation:
 
     def __init__(self, site: Site, policy: Policy, scheme: Scheme, clock: Callable[[], float]) -> None:
         self.site = site
-        self.scheme = scheme
+        self.scheme: Scheme = scheme
         self.clock = clock
         self.policy = policy if scheme == "tokens" else replace(policy, order="fifo", latency_s=None)
         self.limits = site.limits()

@@ -163,3 +163,8 @@ class Waiting:
     def latest_start(self) -> float:
         assert self.request.deadline is not None
         return self.request.deadline - self.request.expected_s
+
+
+def is_at(job: Waiting, queue: Queue) -> bool:
+    """Whether a job waits in a queue; entries of jobs that do not are out of date."""
+    return job.state == "waiting" and any(route.at is queue for route in job.routes)

@@ -426,7 +426,7 @@ def test_a_job_waits_for_its_best_way_when_that_is_over_sooner():
 def test_jobs_go_to_the_proxy_with_the_least_to_do():
     kernel = Scheduler({}, [Proxy("p1", 4), Proxy("p2", 2)])
     decisions = kernel.take(Submitted(0, [simple(f"j{n}", {}) for n in range(3)]))
-    assert [one.proxy for one in decisions] == ["p1", "p2", "p1"]
+    assert decisions == [Start(f"j{n}", proxy, "nbdssl") for n, proxy in enumerate(["p1", "p2", "p1"])]
 
 
 def test_a_proxy_that_leaves_gets_no_job_and_one_that_comes_does():
@@ -477,6 +477,8 @@ def test_the_brake_lowers_the_streams_of_a_slow_datastore_but_never_holds_one_jo
         kernel.take(LatencyObserved(at, "d1", 0.2))
     assert started(kernel.take(Ended(11, "j0"))) == []
     [use] = [use for use in kernel.uses() if use.resource == name]
+    assert use.allowed is not None
+    assert use.capacity is not None
     assert use.allowed < use.used < use.capacity
     for number in range(1, 4):
         assert started(kernel.take(Ended(12, f"j{number}"))) == []
