@@ -278,7 +278,7 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestAnySequence = Machine.TestCase
+TestAnySequence = pytest.mark.slow(Machine.TestCase)
 
 
 def test_the_longest_job_of_a_batch_starts_first():
@@ -376,6 +376,18 @@ def test_a_job_that_needs_much_is_not_passed_for_ever(same_batch):
         running += started(kernel.take(Submitted(after, [next(small)])))
         running += started(kernel.take(Ended(after, running.pop(0))))
     assert running == ["large"]
+
+
+def test_a_short_job_is_not_passed_for_ever_by_longer_ones():
+    kernel = scheduler({}, slots=1, policy=Policy(passes=20))
+    [running] = started(kernel.take(Submitted(0, [simple("first", {}, expected_s=100)])))
+    kernel.take(Submitted(0, [simple("short", {}, expected_s=1)]))
+    for at in range(1, 30):
+        kernel.take(Submitted(at, [simple(f"long{at}", {}, expected_s=100)]))
+        [running] = started(kernel.take(Ended(at, running)))
+        if running == "short":
+            break
+    assert (running, at) == ("short", 21)
 
 
 def test_a_reservation_keeps_nobody_from_what_it_does_not_need():
