@@ -8,7 +8,8 @@ vddk        disks read through VDDK, in a child process           preflight   wh
 vss         the VSS manifest: bytes in, verdict out               proxy       whether this machine can be a proxy
 repository  deduplicated restore points in a directory            kernels     what the stages compute
 nbd         disks of NBD servers, and a server                    serve       points as block devices
-fleet       which job starts when, within vSphere's limits           replica     what a warm migration remembers
+filesystems files out of a point                                  boot        a point that runs under QEMU
+fleet       which job starts when, within vSphere's limits        replica     what a warm migration remembers
 cli         the command                                           lab, bench  stand-ins, and measurements
 """
 
