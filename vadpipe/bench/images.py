@@ -59,7 +59,8 @@ def ext4_image(directory: Path, size: int, fill: int, seed: int, *, layout: int 
             _take(path, tree / str(dealt) if layout else tree)
         with raw.open("wb") as file:
             file.truncate(size)
-        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-d", tree, raw], check=True)
+        # Blocks of 4 KiB, as on any disk of 512 MiB or more; mke2fs would take 1 KiB for a small one.
+        subprocess.run([mke2fs, "-q", "-F", "-t", "ext4", "-b", "4096", "-d", tree, raw], check=True)
         describe(image, size)
         raw.rename(image)
     return image

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -131,18 +132,18 @@ def test_an_overlay_is_kept_for_the_next_run_and_for_its_point_alone(sector, tmp
     assert "what a guest wrote over point another, not over" in done.stderr
 
 
-def test_a_signal_ends_the_machine_and_leaves_nothing(sector, tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "own"))
-    (tmp_path / "own").mkdir()
-    with Guest(sector) as guest:
-        guest.wait_for("the sector runs")
-        (own,) = (tmp_path / "own").iterdir()
-        assert sorted(os.listdir(own)) == ["nbd.sock", "point", "scsi0-0.qcow2"]
-        assert own.stat().st_mode & 0o777 == 0o700
-        guest.process.terminate()
-        code, errors = guest.end()
-    assert code == 130, errors
-    assert os.listdir(tmp_path / "own") == []
+def test_a_signal_ends_the_machine_and_leaves_nothing(sector, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="v") as place:  # the path of a Unix socket has at most 107 bytes
+        monkeypatch.setenv("TMPDIR", place)
+        with Guest(sector) as guest:
+            guest.wait_for("the sector runs")
+            (own,) = Path(place).iterdir()
+            assert sorted(os.listdir(own)) == ["nbd.sock", "point", "scsi0-0.qcow2"]
+            assert own.stat().st_mode & 0o777 == 0o700
+            guest.process.terminate()
+            code, errors = guest.end()
+        assert code == 130, errors
+        assert os.listdir(place) == []
 
 
 def test_the_commands_are_printed_for_a_shell(sector, tmp_path):
