@@ -277,7 +277,7 @@ class Machine(RuleBasedStateMachine):
         assert not any(use.used or use.reserved for use in self.kernel.uses())
 
 
-# Known to fail for other sequences: a job that became impossible by a lower limit may miss a proxy that comes later.
+# Known to fail for others: a job that a lower limit made impossible may miss a proxy that comes later.
 Machine.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )
