@@ -288,17 +288,18 @@ class Scheduler:
         self._reconsider()
 
     def _reconsider(self) -> None:
-        """Limits changed: reservations are made anew, and what was impossible is tried again."""
+        """Limits changed: reservations are made anew, and jobs wait for the ways that are possible now."""
         for job in self._reserved:
             self._unclaim(job)
         self._reserved.clear()
-        impossible, self._impossible = self._impossible, {}
-        for job in impossible.values():
-            job.told = None
-            self._fifo.append(job)
+        for job in self._jobs.values():
+            if job.state != "waiting" or not job.lined_up_wrongly():
+                continue
+            if self._impossible.pop(job.request.job, None):
+                job.told = None
+                self._fifo.append(job)
             self._line_up(job)
-        if impossible:
-            self._sort_fifo()
+        self._sort_fifo()
         self._book.touched |= dict.fromkeys(self._book.pools.values())
 
     def _sort_fifo(self) -> None:
@@ -625,6 +626,9 @@ class Scheduler:
         self._new.append(job)
         for route in job.routes:
             if not route.feasible():
+                route.at = None
+                continue
+            if route.at is not None:  # it waits for this way already
                 continue
             limited = [resource for resource, _ in route.needs if resource.capacity is not None]
             queue: Queue = max(limited, key=Resource.drain_s) if limited else route.pool

@@ -159,6 +159,10 @@ class Waiting:
     late: bool = False
     stopping: bool = False
 
+    def lined_up_wrongly(self) -> bool:
+        """Whether it waits for a way that is impossible, or not for one that is possible."""
+        return any(route.feasible() != (route.at is not None) for route in self.routes)
+
     @property
     def latest_start(self) -> float:
         assert self.request.deadline is not None
