@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, Final
 
 from dissect.extfs import extfs
 
 from .contract import Content, Entry, Kind
 from .sources import FileContent, Runs, Source, file_of
-from .translation import Translated, entry_or_why, reading
+from .translation import RecordFileSystem, reading
 
 _ROOT: Final = 2
 _EXTENTS, _INLINE, _ENCRYPTED = 0x80000, 0x10000000, 0x800  # flags of an inode
@@ -31,7 +30,7 @@ _INITIALIZED: Final = 0x8000  # extents that are longer are allocated, but not w
 KINDS: Final = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.LINK}
 
 
-class Ext:
+class Ext(RecordFileSystem):
     """An ext file system. Raises Unreadable, MoverError."""
 
     reader = "dissect.extfs"
@@ -47,29 +46,6 @@ class Ext:
             dirty = self._fs.sb.s_feature_incompat & _RECOVER
             self.notes = ["Its journal was not replayed: what changed last may be missing."] if dirty else []
 
-    def root(self) -> Entry:
-        with reading(self._source, f"The root of {self._title}"):
-            return self._entry("/", _ROOT)
-
-    def entries(self, directory: Entry) -> Sequence[Entry]:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            return [
-                entry_or_why(self._source, name, partial(self._entry, name, number))
-                for name, number in self._names(directory)
-            ]
-
-    def find(self, directory: Entry, name: str) -> Entry | None:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            for each, number in self._names(directory):
-                if each == name:
-                    return entry_or_why(self._source, name, partial(self._entry, name, number))
-        return None
-
-    def open(self, entry: Entry, stream: str = "") -> Content:
-        what = f"File {entry.name!r} of {self._title}"
-        with reading(self._source, what):
-            return Translated(self._content(entry.node), self._source, what)
-
     def link(self, entry: Entry) -> str:
         with reading(self._source, f"Link {entry.name!r} of {self._title}"):
             inode: Any = entry.node
@@ -80,6 +56,9 @@ class Ext:
             else:
                 target = self._content(inode).read(0, inode.size)
             return target.decode("utf-8", "surrogateescape")
+
+    def _root(self) -> int:
+        return _ROOT
 
     def _entry(self, name: str, number: int) -> Entry:
         inode = self._fs.get_inode(number, name)
@@ -124,18 +103,18 @@ class Ext:
                 yield name.decode("utf-8", "surrogateescape"), number
             at += step
 
-    def _content(self, inode: Any) -> Content:  # noqa: ANN401 - of a library without types
-        raw, size = inode.inode, inode.size
+    def _content(self, node: Any, stream: str = "") -> Content:  # noqa: ANN401 - of a library without types
+        raw, size = node.inode, node.size
         block = self._fs.block_size
         if raw.i_flags & _INLINE:
             whole = bytes(raw.i_block)
             if size > _IN_INODE:
-                whole += next(each.value for each in inode.xattr if each.name == "system.data")
+                whole += next(each.value for each in node.xattr if each.name == "system.data")
             return FileContent(file_of(_Held(whole[:size])), size)
         if raw.i_flags & _EXTENTS:
             runs: list[tuple[int | None, int]] = []
             end = 0
-            for extent in extfs._parse_extents(inode, file_of(_Held(bytes(raw.i_block)))):
+            for extent in extfs._parse_extents(node, file_of(_Held(bytes(raw.i_block)))):
                 count = extent.ee_len
                 written = count <= _INITIALIZED
                 count -= 0 if written else _INITIALIZED

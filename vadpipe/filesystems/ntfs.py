@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Final
 
 from dissect.ntfs import NTFS
@@ -18,7 +17,7 @@ from dissect.ntfs.index import Index
 
 from .contract import Content, Entry, Kind, Stream
 from .sources import FileContent, Runs, Source, file_of
-from .translation import Translated, entry_or_why, reading
+from .translation import RecordFileSystem, reading
 
 _ROOT: Final = 5
 _FIRST_OF_USERS: Final = 24  # records before it are the volume's own files
@@ -41,7 +40,7 @@ _NOT_HERE: Final = {
 }
 
 
-class Ntfs:
+class Ntfs(RecordFileSystem):
     """An NTFS volume. Raises Unreadable, MoverError."""
 
     reader = "dissect.ntfs"
@@ -54,30 +53,17 @@ class Ntfs:
             self._fs: Any = NTFS(file_of(source))
             self.label = str(self._fs.volume_name or "")
 
-    def root(self) -> Entry:
-        with reading(self._source, f"The root of {self._title}"):
-            return self._entry("/", _ROOT)
-
-    def entries(self, directory: Entry) -> Sequence[Entry]:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            return [
-                entry_or_why(self._source, name, partial(self._entry, name, segment))
-                for name, segment in self._names(directory)
-            ]
-
     def find(self, directory: Entry, name: str) -> Entry | None:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
+        with self._reading_directory(directory):
             like = [found for found in self._names(directory) if found[0].upper() == name.upper()]
             exact = [found for found in like if found[0] == name]
             return self._entry(*(exact or like)[0]) if like else None
 
-    def open(self, entry: Entry, stream: str = "") -> Content:
-        what = f"File {entry.name!r} of {self._title}"
-        with reading(self._source, what):
-            return Translated(self._content(entry.node, stream), self._source, what)
+    def _root(self) -> int:
+        return _ROOT
 
-    def _content(self, record: Any, stream: str) -> Content:  # noqa: ANN401 - of a library without types
-        attributes = self._data(record, stream)
+    def _content(self, node: Any, stream: str = "") -> Content:  # noqa: ANN401 - of a library without types
+        attributes = self._data(node, stream)
         if not attributes:
             if stream:
                 raise ValueError(f"it has no stream {stream!r}")
@@ -88,7 +74,7 @@ class Ntfs:
         first = attributes[0].header
         valid = min(first.header.Form.Nonresident.ValidDataLength, first.size)
         if first.flags & _COMPRESSED:
-            file = record.attributes.find(stream, ATTRIBUTE_TYPE_CODE.DATA).open()
+            file = node.attributes.find(stream, ATTRIBUTE_TYPE_CODE.DATA).open()
             return FileContent(file, first.size, [(0, valid)] if valid else [])
         cluster = self._fs.cluster_size
         runs = [
@@ -142,10 +128,10 @@ class Ntfs:
         found = [each for each in record.attributes[ATTRIBUTE_TYPE_CODE.DATA] if each.header.name == stream]
         return sorted(found, key=lambda each: each.header.lowest_vcn or 0)
 
-    def _entry(self, name: str, segment: int) -> Entry:
-        record: Any = self._fs.mft.get(segment)
+    def _entry(self, name: str, number: int) -> Entry:
+        record: Any = self._fs.mft.get(number)
         if not record.header.Flags & _IN_USE:
-            raise ValueError(f"{name!r} names record {segment}, which is not in use")
+            raise ValueError(f"{name!r} names record {number}, which is not in use")
         types = ATTRIBUTE_TYPE_CODE
         standard = record.attributes[types.STANDARD_INFORMATION]
         modified = (int(standard.attr.LastModificationTime) - _EPOCH) * 100 if standard else None
@@ -176,7 +162,7 @@ class Ntfs:
             size,
             modified,
             None,
-            segment,
+            number,
             tuple(Stream(*each) for each in streams.items()),
             why,
             record,

@@ -1,9 +1,12 @@
-"""Errors of the libraries that read file systems, in words of ours."""
+"""What the libraries that read file systems have in common, and their errors in words of ours."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 from pipeline.errors import IntegrityError, MoverError
 
@@ -59,3 +62,52 @@ class Translated:
     def read(self, offset: int, length: int) -> bytes:
         with reading(self._source, self._what):
             return self._content.read(offset, length)
+
+
+class RecordFileSystem(ABC):
+    """A file system whose directories hold names and numbers of records, as ext, XFS and NTFS do."""
+
+    _source: Source
+    _title: str
+
+    def root(self) -> Entry:
+        with reading(self._source, f"The root of {self._title}"):
+            return self._entry("/", self._root())
+
+    def entries(self, directory: Entry) -> Sequence[Entry]:
+        with self._reading_directory(directory):
+            return [self._entry_or_why(*row) for row in self._names(directory)]
+
+    def find(self, directory: Entry, name: str) -> Entry | None:
+        with self._reading_directory(directory):
+            for row in self._names(directory):
+                if row[0] == name:
+                    return self._entry_or_why(*row)
+        return None
+
+    def open(self, entry: Entry, stream: str = "") -> Content:
+        what = f"File {entry.name!r} of {self._title}"
+        with reading(self._source, what):
+            return Translated(self._content(entry.node, stream), self._source, what)
+
+    @abstractmethod
+    def _root(self) -> int:
+        """The number of the root's record."""
+
+    @abstractmethod
+    def _names(self, directory: Entry) -> Iterator[tuple[str, int]]:
+        """Names and record numbers of a directory."""
+
+    @abstractmethod
+    def _entry(self, name: str, number: int) -> Entry:
+        """The entry that a record makes."""
+
+    @abstractmethod
+    def _content(self, node: Any, stream: str = "") -> Content:  # noqa: ANN401 - of a library without types
+        """The content of a record, or one of its streams."""
+
+    def _entry_or_why(self, name: str, number: int) -> Entry:
+        return entry_or_why(self._source, name, partial(self._entry, name, number))
+
+    def _reading_directory(self, directory: Entry) -> AbstractContextManager[None]:
+        return reading(self._source, f"Directory {directory.name!r} of {self._title}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Final
 
 from dissect.xfs import xfs
@@ -19,7 +18,7 @@ from dissect.xfs import xfs
 from .contract import Content, Entry, Kind
 from .ext import KINDS
 from .sources import FileContent, Runs, Source, file_of
-from .translation import Translated, entry_or_why, reading
+from .translation import RecordFileSystem, reading
 
 _LOCAL: Final = 1  # a format of an inode's data: inside the inode
 _REALTIME: Final = 1  # a flag of an inode
@@ -30,7 +29,7 @@ _LARGEST_BLOCK: Final = 65536
 _LARGEST_DIRECTORY: Final = 32 << 30  # what lies behind is the index of the names (XFS_DIR2_LEAF_OFFSET)
 
 
-class Xfs:
+class Xfs(RecordFileSystem):
     """An XFS file system. Raises Unreadable, MoverError."""
 
     reader = "dissect.xfs"
@@ -44,35 +43,15 @@ class Xfs:
             self.label = str(self._fs.name)
             self._directory_block = self._fs.block_size << self._fs.sb.sb_dirblklog
 
-    def root(self) -> Entry:
-        with reading(self._source, f"The root of {self._title}"):
-            return self._entry("/", self._fs.sb.sb_rootino)
-
-    def entries(self, directory: Entry) -> Sequence[Entry]:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            return [
-                entry_or_why(self._source, name, partial(self._entry, name, number))
-                for name, number in self._names(directory)
-            ]
-
-    def find(self, directory: Entry, name: str) -> Entry | None:
-        with reading(self._source, f"Directory {directory.name!r} of {self._title}"):
-            for each, number in self._names(directory):
-                if each == name:
-                    return entry_or_why(self._source, name, partial(self._entry, name, number))
-        return None
-
-    def open(self, entry: Entry, stream: str = "") -> Content:
-        what = f"File {entry.name!r} of {self._title}"
-        with reading(self._source, what):
-            return Translated(self._content(entry.node), self._source, what)
-
     def link(self, entry: Entry) -> str:
         with reading(self._source, f"Link {entry.name!r} of {self._title}"):
             inode: Any = entry.node
             if inode.size > 4096:
                 raise ValueError(f"it is {inode.size} bytes long")
             return str(inode.link)
+
+    def _root(self) -> int:
+        return int(self._fs.sb.sb_rootino)
 
     def _entry(self, name: str, number: int) -> Entry:
         inode: Any = self._fs.get_inode(number, name)
@@ -90,13 +69,13 @@ class Xfs:
             node=inode,
         )
 
-    def _content(self, inode: Any) -> Content:  # noqa: ANN401 - of a library without types
-        if int(inode.inode.di_format) == _LOCAL:
-            return FileContent(inode.datafork(), inode.size)
+    def _content(self, node: Any, stream: str = "") -> Content:  # noqa: ANN401 - of a library without types
+        if int(node.inode.di_format) == _LOCAL:
+            return FileContent(node.datafork(), node.size)
         block = self._fs.block_size
         runs: list[tuple[int | None, int]] = []
         end = 0
-        for offset, place, count, unwritten in inode._iter_blocks():
+        for offset, place, count, unwritten in node._iter_blocks():
             if offset < end:
                 raise ValueError(f"its extents overlap at block {offset}")
             group, number = xfs.fsb_to_bb(place, self._fs.sb.sb_agblklog)
@@ -104,7 +83,7 @@ class Xfs:
             runs.append((None, (offset - end) * block))
             runs.append((None if unwritten else start, count * block))
             end = offset + count
-        return Runs(self._source, runs, inode.size)
+        return Runs(self._source, runs, node.size)
 
     def _names(self, directory: Entry) -> Iterator[tuple[str, int]]:
         inode: Any = directory.node
