@@ -18,13 +18,12 @@ from vadpipe.boot.machine import BUSES, BootDisk, BootPlan, Choices, shell_lines
 from vadpipe.boot.run import SOCKET, claim, plan_for, run_plan, served_for_boot
 from vadpipe.nbd.server import Server
 from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
-from vadpipe.repository.reader import open_repository
 
-from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
+from .commands import OnRepository, disk_option, json_option, point_argument, repository_argument, vm_option
 from .maintenance import parse_size
 from .output import report, show
 from .process import run_async
-from .repository import named_point
+from .repository import opened_point
 
 _KVM = "/dev/kvm"
 
@@ -35,7 +34,7 @@ _KVM = "/dev/kvm"
 @vm_option
 @click.option("--kvm", is_flag=True, help="Boot it here, under QEMU; with KVM where the machine has it.")
 @click.option("--run", "run_it", is_flag=True, help="Run it; the point is served as long as it runs.")
-@click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
+@disk_option
 @click.option(
     "--overlay",
     type=click.Path(file_okay=False, path_type=Path),
@@ -90,8 +89,7 @@ def boot(
     choices = Choices(network, size, bus, emulate, console, further)
 
     async def work() -> None:
-        async with open_repository(repository) as reader:
-            found = named_point(reader, point, vm)
+        async with opened_point(repository, point, vm) as (reader, found):
             disks = disks_of(found, keys)
             if not run_it:
                 directory = overlay or Path("/var/tmp") / f"vadpipe-{found.id}"

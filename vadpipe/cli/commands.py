@@ -402,6 +402,9 @@ job_option = click.option(
 # A path, or s3://bucket/prefix.
 repository_argument = click.argument("repository", shell_complete=_repositories)
 point_argument = click.argument("point", shell_complete=_quietly(_points))
+disk_option = click.option(
+    "--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated."
+)
 vm_option = click.option(
     "--vm", metavar="NAME", help="Only points of this VM (name or UUID).", shell_complete=_quietly(_vms)
 )

@@ -21,13 +21,20 @@ from vadpipe.filesystems.readers import Readers, volume_readers
 from vadpipe.filesystems.volumes import Place, Volume, find_place
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.format.restore_point import RestorePoint
-from vadpipe.repository.reader import open_repository
 from vadpipe.words import counted
 
-from .commands import REPOSITORY, OnRepository, json_option, point_argument, repository_argument, vm_option
+from .commands import (
+    REPOSITORY,
+    OnRepository,
+    disk_option,
+    json_option,
+    point_argument,
+    repository_argument,
+    vm_option,
+)
 from .output import report, show, table
 from .process import run_async
-from .repository import named_point
+from .repository import opened_point
 
 _TOLD = 20  # lines of what was not copied
 _SIGNS = {Kind.FILE: "-", Kind.DIRECTORY: "d", Kind.LINK: "l", Kind.SPECIAL: "s"}
@@ -54,7 +61,7 @@ class _WithAction(OnRepository):
 @click.argument("path", required=False)
 @click.argument("target", required=False, type=click.Path(path_type=Path))
 @vm_option
-@click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
+@disk_option
 @click.option(
     "--reader",
     "wanted",
@@ -101,8 +108,7 @@ def files(
     backend = CountedReads(backend_at(repository))
 
     async def work() -> int:
-        async with open_repository(backend) as reader:
-            found = named_point(reader, point, vm)
+        async with opened_point(backend, point, vm) as (reader, found):
             disks = disks_of(found, keys)
             async with (
                 open_volumes(reader, found, disks) as opened,

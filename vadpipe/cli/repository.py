@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sinks.restore_job import resolve_point
 from vadpipe.files import state_directory, write_durably
 from vadpipe.repository import verify as verify_repository
 from vadpipe.repository.backends.cached import drop_copies
+from vadpipe.repository.backends.contract import Backend
 from vadpipe.repository.backends.location import backend_at
 from vadpipe.repository.format.restore_point import RestorePoint
 from vadpipe.repository.format.ways import NewWay
@@ -287,6 +288,15 @@ def named_point(reader: RepositoryReader, name: str, vm: str | None) -> RestoreP
     """The point of that name. `latest` needs a VM where there are several, or it would depend on who ran last."""
     points_of(reader, vm)  # an unknown VM is named with its likes
     return resolve_point(reader, name, vm)
+
+
+@asynccontextmanager
+async def opened_point(
+    repository: str | Backend, name: str, vm: str | None
+) -> AsyncIterator[tuple[RepositoryReader, RestorePoint]]:
+    """A repository and the point of that name; other points are not read where it is known without them."""
+    async with open_repository(repository, wanted=None if vm else name) as reader:
+        yield reader, named_point(reader, name, vm)
 
 
 def _summary(point: RestorePoint) -> dict[str, object]:

@@ -16,14 +16,13 @@ from pipeline.units import MiB, format_size
 from sinks.restoring import Contents, RestoredDisk, RestoreReceipt, RestoreTarget, disks_of
 from sinks.restoring import restore as restore_point
 from sinks.targets import parse_target
-from vadpipe.repository.reader import open_repository
 
-from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
+from .commands import OnRepository, disk_option, json_option, point_argument, repository_argument, vm_option
 from .config import read_target, read_target_in_place
 from .output import error_lines, report, show, table
 from .process import run_async
 from .progress import show_progress
-from .repository import force_option, named_point
+from .repository import force_option, opened_point
 
 if TYPE_CHECKING:
     from vadpipe.vsphere.plan.values import RestorePlan
@@ -36,7 +35,7 @@ _PLACES = ("folder", "pool", "host", "datastore")
 @point_argument
 @click.argument("target")
 @vm_option
-@click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
+@disk_option
 @force_option
 @click.option("--name", metavar="NAME", help="vsphere: the name of the new VM.")
 @click.option(
@@ -128,10 +127,11 @@ def restore(
         raise ConfigError(f"{target} and --json both write to standard output.", remedy="Leave --json out.")
 
     async def work() -> RestoreReceipt:
-        async with open_repository(repository, wanted=None if vm else point) as reader:
-            found = named_point(reader, point, vm)
-            async with show_progress(as_json) as progress:
-                return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
+        async with (
+            opened_point(repository, point, vm) as (reader, found),
+            show_progress(as_json) as progress,
+        ):
+            return await restore_point(reader, found, place, keys=keys, force=force, watch=progress.of())
 
     receipt = run_async(work)
     errors = [line for failure in receipt.failures for line in error_lines(failure)]
@@ -205,8 +205,7 @@ def _show_plan(
     planning: Any = place
 
     async def work() -> RestorePlan:
-        async with open_repository(repository, wanted=None if vm else point) as reader:
-            found = named_point(reader, point, vm)
+        async with opened_point(repository, point, vm) as (reader, found):
             plan: RestorePlan = await planning.plan(Contents(reader, found, disks_of(found, keys)))
             return plan
 

@@ -15,14 +15,13 @@ from sinks.images import image_name
 from sinks.restoring import disks_of
 from vadpipe.nbd.server import Address, Server, tls_server, tls_with_shared_keys
 from vadpipe.repository.format.restore_point import RestorePoint, StoredDisk
-from vadpipe.repository.reader import open_repository
 from vadpipe.serve import serve_point
 
-from .commands import OnRepository, json_option, point_argument, repository_argument, vm_option
+from .commands import OnRepository, disk_option, json_option, point_argument, repository_argument, vm_option
 from .maintenance import parse_size
 from .output import is_verbose, report, show
 from .process import Interrupted, run_async
-from .repository import named_point
+from .repository import opened_point
 
 _QCOW2 = ".qcow2"
 
@@ -31,7 +30,7 @@ _QCOW2 = ".qcow2"
 @repository_argument
 @point_argument
 @vm_option
-@click.option("--disk", "keys", multiple=True, metavar="KEY", help="Only this disk; may be repeated.")
+@disk_option
 @click.option(
     "--listen",
     metavar="HOST[:PORT]",
@@ -114,8 +113,7 @@ def serve(
             report(text)
 
     async def work() -> None:
-        async with open_repository(repository, wanted=None if vm else point) as reader:
-            found = named_point(reader, point, vm)
+        async with opened_point(repository, point, vm) as (reader, found):
             disks = disks_of(found, keys)
             async with serve_point(
                 reader,
