@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,58 @@ _ZEROING: Final = 256 * MiB  # bytes per call, so that a cancelled restore ends 
 _SPANS_AT_ONCE: Final = 2  # 8 requests of 1 MiB, what `Nbd` keeps in flight
 
 
+class Writes:
+    """Items that are being written, several at once; see `several_writes`."""
+
+    def __init__(self, put: Callable[[Span | Zeros], Awaitable[object]], nursery: trio.Nursery) -> None:
+        self.failures: list[SinkError | ContractError] = []
+        self._put, self._nursery = put, nursery
+        self._places = trio.Semaphore(_SPANS_AT_ONCE)
+
+    async def start(self, item: Span | Zeros) -> None:
+        """Begin to write an item, which is released afterwards; returns when there is a place for the next one."""
+        await self._places.acquire()
+        self._nursery.start_soon(self._write, item)
+        del item
+        async with self._places:
+            return
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """All that was begun is written, and nothing begins, until the block ends."""
+        for _ in range(_SPANS_AT_ONCE):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(_SPANS_AT_ONCE):
+                self._places.release()
+
+    async def _write(self, item: Span | Zeros) -> None:
+        try:
+            await self._put(item)
+        except (SinkError, ContractError) as exc:
+            self.failures.append(exc)
+            self._nursery.cancel_scope.cancel()
+        finally:
+            if isinstance(item, Span):
+                item.release()
+            self._places.release()
+
+
+@asynccontextmanager
+async def several_writes(put: Callable[[Span | Zeros], Awaitable[object]]) -> AsyncIterator[Writes]:
+    """Write items with `put`, so many at once as an NBD connection takes; all are written when the block ends.
+
+    The first that fails ends the block, and its error comes out bare.
+    """
+    async with trio.open_nursery() as nursery:
+        writes = Writes(put, nursery)
+        yield writes
+    if writes.failures:
+        raise writes.failures[0]
+
+
 @dataclass(frozen=True)
 class NbdReceipt:
     """A disk that is written and durable. Bytes: `written` as data, `zeroed` as zeros; `capacity` is the disk's."""
@@ -76,38 +128,24 @@ class IntoNbd(Sink[Span | Zeros, NbdReceipt]):
 
     async def run(self, inbox: ReceiveChannel[Span | Zeros]) -> NbdReceipt:
         reached = written = zeroed = 0
-        places = trio.Semaphore(_SPANS_AT_ONCE)
-        failures: list[SinkError] = []
 
         async def put(item: Span | Zeros) -> None:
-            try:
-                if isinstance(item, Span):
-                    await self.disk.write(item.buffer, item.offset, item.data)
-                if not self.fresh:
-                    for offset, length in _zeros(item):
-                        await self.disk.write_zeros(offset, length)
-            except SinkError as exc:
-                failures.append(exc)
-                nursery.cancel_scope.cancel()
-            finally:
-                if isinstance(item, Span):
-                    item.release()
-                places.release()
+            if isinstance(item, Span):
+                await self.disk.write(item.buffer, item.offset, item.data)
+            if not self.fresh:
+                for offset, length in _zeros(item):
+                    await self.disk.write_zeros(offset, length)
 
-        async with trio.open_nursery() as nursery:
-            await places.acquire()
+        async with several_writes(put) as writes:
             async for item in inbox:
                 if isinstance(item, Unchanged):
                     raise ContractError(f"The whole disk is needed; got {item!r}.")
                 reached = whole_disk(item, reached)
                 written += item.data.total if isinstance(item, Span) else 0
                 zeroed += 0 if self.fresh else sum(length for _, length in _zeros(item))
-                nursery.start_soon(put, item)
+                await writes.start(item)
                 del item
-                await places.acquire()
             check_end(reached, self.capacity)
-        if failures:
-            raise failures[0]
         await self.disk.flush()
         return NbdReceipt(self.capacity, written, zeroed)
 

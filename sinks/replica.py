@@ -50,6 +50,7 @@ from vadpipe.replica.state import (
     expect_directory,
 )
 
+from .blocks import several_writes
 from .replica_places import PlaceText, ReplicaPlace, check_place, need_tools, places_of
 
 log = logging.getLogger("vadpipe." + __name__)
@@ -59,7 +60,6 @@ T = TypeVar("T")
 CHECKPOINT: Final = 1 * GiB  # bytes written between two flushes: what a crash costs at most to write again
 
 _POLL_S: Final = 1.0
-_SPANS_AT_ONCE: Final = 2  # 8 requests of 1 MiB, what `Nbd` keeps in flight
 _ZEROS_AT_ONCE: Final = 16 * GiB  # bytes of the disk whose digests are looked at together: 4 MiB
 
 
@@ -586,44 +586,27 @@ async def _copy(
 ) -> _Counts:
     """Write what comes; settle every `checkpoint` bytes. Raises SinkError, ContractError."""
     counts, begun = _Counts(), trio.current_time()
-    places = trio.Semaphore(_SPANS_AT_ONCE)
-    failures: list[SinkError | ContractError] = []
     settled = 0
 
     async def put(item: Span | Zeros) -> None:
-        try:
-            if isinstance(item, Span):
-                await opened.put_span(item)
-            else:
-                await opened.put_zeros(item.offset, item.length)
-        except (SinkError, ContractError) as exc:
-            failures.append(exc)
-            nursery.cancel_scope.cancel()
-        finally:
-            if isinstance(item, Span):
-                item.release()
-            places.release()
+        if isinstance(item, Span):
+            await opened.put_span(item)
+        else:
+            await opened.put_zeros(item.offset, item.length)
 
-    async with trio.open_nursery() as nursery:
-        await places.acquire()
+    async with several_writes(put) as writes:
         async for item in inbox:
             counts.take(item)
             if isinstance(item, Unchanged):
                 opened.unchanged(item.offset, item.length)
                 continue
-            nursery.start_soon(put, item)
+            await writes.start(item)
             del item
-            await places.acquire()
             if opened.written - settled >= checkpoint:
-                for _ in range(_SPANS_AT_ONCE - 1):
-                    await places.acquire()
-                settled = opened.written
-                await opened.settle(counts.reached)
-                for _ in range(_SPANS_AT_ONCE - 1):
-                    places.release()
+                async with writes.paused():
+                    settled = opened.written
+                    await opened.settle(counts.reached)
         if counts.reached != opened.disk.capacity:
             raise ContractError(f"The disk has {opened.disk.capacity} bytes; {counts.reached} arrived.")
-    if failures:
-        raise failures[0]
     counts.wall_s = trio.current_time() - begun
     return counts

@@ -117,16 +117,10 @@ class ImagePlace:
             yield disk
 
 
-@dataclass(frozen=True)
-class DevicePlace:
-    """A block device: an LVM volume, a mapped RBD image, a LUN."""
+class _Given:
+    """A place that somebody else made."""
 
-    path: Path
-    made_by_us: bool = False
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+    made_by_us = False
 
     async def exists(self) -> bool:
         return False
@@ -136,6 +130,17 @@ class DevicePlace:
 
     async def make(self, capacity: int) -> None:
         """It is there already, or the first write says so."""
+
+
+@dataclass(frozen=True)
+class DevicePlace(_Given):
+    """A block device: an LVM volume, a mapped RBD image, a LUN."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
 
     @asynccontextmanager
     async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:
@@ -165,24 +170,14 @@ def _drop_cached(path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class NbdPlace:
+class NbdPlace(_Given):
     """An export of an NBD server."""
 
     server: Nbd
-    made_by_us: bool = False
 
     @property
     def name(self) -> str:
         return f"{self.server.export or 'the export'} of {self.server.server}"
-
-    async def exists(self) -> bool:
-        return False
-
-    async def seen(self) -> str:
-        return ""
-
-    async def make(self, capacity: int) -> None:
-        """It is there already, or the first write says so."""
 
     @asynccontextmanager
     async def writing(self, pool: BufferPool, key: str) -> AsyncIterator[NbdWriter]:

@@ -21,6 +21,7 @@ from pipeline.errors import ChangeTrackingInvalid, ConfigError, SourceError
 from pipeline.extents import Extents
 from pipeline.protocols import ChangedAreas
 from pipeline.units import CLUSTER, SPAN
+from vadpipe.background import in_background
 
 from . import protocol
 from .bitmaps import DIRTY, Bitmaps
@@ -115,21 +116,13 @@ class Nbd:
             NbdError: The server cannot be reached, or has no such export.
         """
         name = self.export or (access.path if access is not None else "")
-        failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
+        async with in_background() as nursery:
             disk = NbdDisk(self, name, pool or BufferPool(), nursery, key, bitmaps)
             try:
                 await disk.connect()
                 yield disk
-            except BaseException as exc:  # raised again outside of the nursery: bare, not in a group
-                failure = exc
-            await disk.close()
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            try:
-                raise failure
             finally:
-                del failure
+                await disk.close()
 
 
 class NbdDisk:

@@ -75,37 +75,6 @@ async def came_true(is_so: Callable[[], Awaitable[bool]], within_s: float) -> bo
     return False
 
 
-@asynccontextmanager
-async def powered_off(
-    session: VcenterSession,
-    vm: Vm,
-    journal: Journal,
-    *,
-    shutdown_within_s: float = SHUTDOWN_WITHIN_S,
-    restore_within_s: float = RESTORE_WITHIN_S,
-    late_s: float = LATE_S,
-) -> AsyncIterator[bool]:
-    """The VM is off inside, by a shutdown of its guest, never by force. The value says whether it was on before.
-
-    A cancellation while the guest goes down waits until it is down, as long as without the cancellation, and then
-    powers it on again.
-
-    Raises:
-        SourceError: The guest does not shut down in time, or the VM is suspended.
-        PowerNotRestored: The VM could not be powered on again; in a group with the error of the body when both
-            failed.
-    """
-    async with held_off(
-        session,
-        vm,
-        journal,
-        shutdown_within_s=shutdown_within_s,
-        restore_within_s=restore_within_s,
-        late_s=late_s,
-    ) as held:
-        yield held.was_on
-
-
 @dataclass
 class HeldOff:
     """A VM that is off. Where it was on before, it is powered on at the end, unless it is to stay off."""
@@ -139,7 +108,16 @@ async def held_off(
     restore_within_s: float = RESTORE_WITHIN_S,
     late_s: float = LATE_S,
 ) -> AsyncIterator[HeldOff]:
-    """The VM is off inside, as with `powered_off`; what is yielded can leave it off for good. Raises the same."""
+    """The VM is off inside, by a shutdown of its guest, never by force.
+
+    A cancellation while the guest goes down waits until it is down, as long as without the cancellation, and then
+    powers it on again.
+
+    Raises:
+        SourceError: The guest does not shut down in time, or the VM is suspended.
+        PowerNotRestored: The VM could not be powered on again; in a group with the error of the body when both
+            failed.
+    """
     before = await power_state(session, vm.moref)
     if before == "suspended":
         raise SourceError(

@@ -19,7 +19,7 @@ from ..api.tasks import wait_for_task
 from ..inventory.lookup import Vm
 from ..journal.intents import Journal
 from ..snapshot.changes import enable_change_tracking
-from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, came_true, power_state, powered_off, step
+from .power import RESTORE_WITHIN_S, SHUTDOWN_WITHIN_S, came_true, held_off, power_state, step
 
 TOOLS_WITHIN_S = 900.0
 
@@ -59,7 +59,7 @@ async def enable_uuid(
     Raises:
         ConfigError: The guest runs, and may not be shut down.
         SourceError: The guest does not shut down in time, or the server refuses.
-        PowerNotRestored: See `powered_off`.
+        PowerNotRestored: See `held_off`.
     """
     if await uuid_enabled(session, vm):
         return Prepared(vm.name, ["disk.EnableUUID was TRUE already."], [])
@@ -69,9 +69,9 @@ async def enable_uuid(
             remedy="Allow that with --allow-power-off, or shut it down by hand first.",
             vm=vm.name,
         )
-    async with powered_off(
+    async with held_off(
         session, vm, journal, shutdown_within_s=shutdown_within_s, restore_within_s=restore_within_s
-    ) as was_on:
+    ) as held:
         step(vm, "setting disk.EnableUUID")
         await _set_uuid(session, vm)
     if not await uuid_enabled(session, vm):
@@ -81,7 +81,7 @@ async def enable_uuid(
             vm=vm.name,
         )
     done = ["disk.EnableUUID is TRUE now."]
-    if not was_on:
+    if not held.was_on:
         return Prepared(vm.name, [*done, "The VM was off and stays off."], [])
     if await _tools_run(session, vm, tools_within_s):
         return Prepared(vm.name, [*done, "Its guest was restarted, and VMware Tools run."], [])

@@ -14,7 +14,7 @@ from vadpipe.lab.vcenter.objects.vm import VirtualMachine
 from vadpipe.vsphere.inventory.lookup import find_vm
 from vadpipe.vsphere.journal.intents import IntentKind, Journal
 from vadpipe.vsphere.vm import power
-from vadpipe.vsphere.vm.power import PowerNotRestored, powered_off
+from vadpipe.vsphere.vm.power import PowerNotRestored, held_off
 from vadpipe.vsphere.vm.prepare import enable_uuid, track_changes
 from vadpipe.vsphere.vm.sweep import Outcome, look_ahead, sweep
 
@@ -112,7 +112,7 @@ async def test_a_guest_that_does_not_go_down_is_left_running(lab, vcenter, add_v
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, Journal(), shutdown_within_s=0.1, late_s=0.1):
+            async with held_off(session, vm, Journal(), shutdown_within_s=0.1, late_s=0.1):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert not {"ReconfigVM_Task", "PowerOnVM_Task"} & lab.calls.keys()
@@ -134,7 +134,7 @@ async def test_a_guest_that_goes_down_too_late_is_powered_on_again(
     async with vcenter.connect() as session:
         vm = await find_vm(session, "web01")
         with pytest.raises(SourceError, match="did not shut down within"):
-            async with powered_off(session, vm, Journal(), shutdown_within_s=0.05, late_s=30):
+            async with held_off(session, vm, Journal(), shutdown_within_s=0.05, late_s=30):
                 pytest.fail("it is not off")
     assert state(moref).power == "poweredOn"
     assert lab.calls["PowerOnVM_Task"] == 1
