@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Step:
         return "tiny" if self.vm == "tiny" else "full"
 
 
-class Tool:
+class Tool(ABC):
     """A program that backs up images. Each method gives the commands of an action; none: it does not do that.
 
     `one_core` pins it to one core. `programs` have to be installed. `reads_holes`: a hole costs it as much as data.
@@ -74,9 +75,9 @@ class Tool:
         """Make the store; it costs nothing."""
         return []
 
+    @abstractmethod
     def commands(self, step: Step, store: Path, target: Path) -> Sequence[Command]:
         """The commands of a step. They run in the empty directory `target`; a restore writes one image below it."""
-        raise NotImplementedError
 
 
 # ---- ours

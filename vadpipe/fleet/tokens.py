@@ -6,6 +6,7 @@ So that sums of shares such as 0.1 come back to exactly nothing, needs are round
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -30,15 +31,15 @@ def offered(capacity: float | None) -> int | None:
 
 
 @dataclass(eq=False, slots=True)
-class Queue:
+class Queue(ABC):
     """Jobs that wait at one place, by tenant and by how much they need there: the best of each is found at once."""
 
     name: str
     heaps: dict[tuple[str, int], Heap] = field(default_factory=dict)
 
+    @abstractmethod
     def free(self) -> float:
         """What a further job can have here."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ def disk_key(planned: PlannedDisk) -> str:
 
 
 @dataclass
-class Making:
+class Making(ABC):
     """A VM on its way. `in_doubt`: it may have been made, or may still be made, unseen."""
 
     session: VcenterSession
@@ -113,9 +114,9 @@ class Making:
         await self.entry.write(vm_moref=moref, vm_uuid=uuid_now, phase=phase)
         return MadeVm(self.session, self.vm, str(row.get("config.files.vmPathName")), {}, self.entry)
 
+    @abstractmethod
     async def settle(self) -> bool:
         """End, or wait for, what may still make the VM; returns whether the VM goes with it. Raises MoverError."""
-        raise NotImplementedError
 
     async def undo(self, failure: BaseException | None) -> None:
         """Destroy the VM unless it is whole."""
