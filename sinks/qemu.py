@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,19 @@ _STARTING_S: Final = 30.0
 _ENDING_S: Final = 120.0  # it writes its tables
 _STOPPING_S: Final = 10.0  # after a failure or a signal
 _POLL_S: Final = 0.01
+
+# A qemu-nbd to which nobody has connected yet waits for ever, and holds the lock of its image. So a shell ends it
+# when our end of its standard input closes, which happens however this process ends. (The kernel's signal for the
+# death of a parent comes when the thread ends that started the child.)
+_GUARD: Final = """
+exec 3<&0
+"$@" 3<&- </dev/null & server=$!
+{ read -r _ <&3; kill "$server"; } 2>/dev/null & guard=$!
+trap 'kill "$server" 2>/dev/null' TERM
+while wait "$server"; code=$?; kill -0 "$server" 2>/dev/null; do :; done
+kill "$guard" 2>/dev/null
+exit "$code"
+"""
 
 
 def tool(name: str) -> str:
@@ -116,7 +130,11 @@ async def _serving(image: str, form: str, *options: str) -> AsyncIterator[Nbd]:
             image,
         ]
         process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+            ["/bin/sh", "-c", _GUARD, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,  # the whole group can be ended by force
         )
         try:
             await _wait_ready(socket, process, errors)
@@ -143,9 +161,11 @@ async def _stop(process: trio.Process) -> None:
         with trio.move_on_after(_STOPPING_S, shield=True):
             await process.wait()
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
     with trio.CancelScope(shield=True):
         await process.wait()
+        assert process.stdin is not None
+        await process.stdin.aclose()
 
 
 async def _wait_ready(socket: str, process: trio.Process, errors: IO[bytes]) -> None:

@@ -210,10 +210,6 @@ def small(machine, tmp_path):
     return SmallMigration(machine, tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="open: the qemu-nbd of a killed run may keep the lock of its image for longer than 20 s",
-)
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_kill_in_an_increment_costs_no_write(small, phase):
     trio.run(small.job().run)
